@@ -1,0 +1,42 @@
+"""Energy-based joint inference: a small Swift answers what it can be trusted with, a large Super the rest.
+
+Names are imported when they are first used, so that ``import elang`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from elang._version import __version__
+
+_HOME = {
+    "FinetuneModule": "elang.models.finetune",
+    "InputError": "elang.errors",
+    "JointModule": "elang.models.joint",
+    "JointPredictor": "elang.predictor",
+    "RoutingCurve": "elang.metrics",
+    "SCORES": "elang.scores",
+    "ScoreModule": "elang.models.evaluation",
+    "SwiftModule": "elang.models.swift",
+    "TextClassificationData": "elang.data.text_classification",
+    "operating_curve": "elang.curve",
+    "route": "elang.scores",
+}
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from elang.curve import operating_curve
+    from elang.data.text_classification import TextClassificationData
+    from elang.errors import InputError
+    from elang.metrics import RoutingCurve
+    from elang.models.evaluation import ScoreModule
+    from elang.models.finetune import FinetuneModule
+    from elang.models.joint import JointModule
+    from elang.models.swift import SwiftModule
+    from elang.predictor import JointPredictor
+    from elang.scores import SCORES, route
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'elang' has no attribute '{name}'")

@@ -1,0 +1,8 @@
+"""``python -m elang``."""
+
+import sys
+
+from elang.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The command line. Nothing heavy is imported before the verb is known."""
+
+import sys
+from typing import Any
+
+from elang._version import __version__
+from elang.errors import InputError
+
+_HELP = """usage: elang <verb> [options]
+
+Joint inference of a small (Swift) and a large (Super) language model.
+
+verbs:
+  demo      fine-tune and evaluate a real pair on real text, in minutes on a CPU
+  fit       fine-tune a model: a Super (FinetuneModule) or a Swift (SwiftModule)
+  score     run one model over a data set and keep its answers as records
+  validate  evaluate a pair at every threshold (JointModule), or one model
+  test      the same on the test split
+  predict   answer texts with a pair, from a file or standard input
+
+options:
+  -h, --help  show this message; `elang <verb> --help` shows a verb's options
+  --version   show the version
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; by default the process's own.
+
+    Returns:
+        0, or 2 after bad input, which is explained in one paragraph on standard error.
+    """
+    args = sys.argv[1:] if argv is None else argv
+    verb, rest = (args[0], args[1:]) if args else ("--help", [])
+    try:
+        if verb in ("-h", "--help"):
+            print(_HELP, end="")
+        elif verb == "--version":
+            print(f"elang {__version__}")
+        elif verb in ("fit", "validate", "test", "score"):
+            from elang.lightning_cli import run
+
+            run(verb, None if argv is None else rest)
+        elif verb in ("predict", "demo"):
+            _run_function(verb, rest)
+        else:
+            raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
+    except InputError as error:
+        print(f"elang: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run_function(verb: str, args: list[str]) -> None:
+    """Parse the arguments of a plain function and call it."""
+    from jsonargparse import ArgumentParser
+
+    if verb == "predict":
+        from elang.predictor import predict as function
+    else:
+        from elang.data.demo import demo as function  # type: ignore[assignment]
+    parser = ArgumentParser(prog=f"elang {verb}", description=(function.__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--config", action="config", help="YAML file with these options.")
+    parser.add_function_arguments(function)
+    options: dict[str, Any] = parser.parse_args(args).as_dict()
+    options.pop("config")
+    function(**options)

@@ -1,0 +1,127 @@
+"""Tokenised texts without padding, and batches of like lengths shared out over processes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DistributedSampler
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Token columns of many texts, each flat, with the offsets of the texts.
+
+    Attributes:
+        columns: ``input_ids`` and, for some models, ``token_type_ids``, int32 ``(total tokens,)``.
+        offsets: int64 ``(N + 1,)``.
+        pad: The value that pads each column.
+        truncated: How many texts were longer than the limit and were cut.
+    """
+
+    columns: dict[str, Tensor]
+    offsets: Tensor
+    pad: dict[str, int]
+    truncated: int
+
+    @property
+    def lengths(self) -> Tensor:
+        """Token lengths, int64 ``(N,)``."""
+        return self.offsets.diff()
+
+    def batch(self, rows: list[int]) -> dict[str, Tensor]:
+        """Model inputs for some rows, padded on the right to the longest of them."""
+        spans = [(int(self.offsets[r]), int(self.offsets[r + 1])) for r in rows]
+        out = {
+            name: pad_sequence(
+                [column[a:b].long() for a, b in spans], batch_first=True, padding_value=self.pad[name]
+            )
+            for name, column in self.columns.items()
+        }
+        lengths = torch.tensor([b - a for a, b in spans])
+        out["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        return out
+
+
+def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int) -> EncodedTexts:
+    """Tokenise texts or pairs, cutting (and counting) those over ``max_length`` tokens.
+
+    Padding and truncation are set in every call, for a tokenizer's own file can fix both.
+    """
+    pair = len(texts[0]) == 2
+
+    def tokens(some: list[tuple[str, ...]], **options: Any) -> Any:
+        second = {"text_pair": [t[1] for t in some]} if pair else {}
+        return tokenizer(
+            [t[0] for t in some], **second, padding=False, return_attention_mask=False, verbose=False, **options
+        )
+
+    found = dict(tokens(texts, truncation=False))
+    over = [i for i, ids in enumerate(found["input_ids"]) if len(ids) > max_length]
+    if over:
+        cut = tokens([texts[i] for i in over], truncation=True, max_length=max_length)
+        for name, rows in found.items():
+            for place, row in zip(over, cut[name], strict=True):
+                rows[place] = row
+    lengths = torch.tensor([len(ids) for ids in found["input_ids"]])
+    columns = {
+        name: torch.tensor([token for row in rows for token in row], dtype=torch.int32)
+        for name, rows in found.items()
+    }
+    pad_id = tokenizer.pad_token_id
+    pad = {"input_ids": 0 if pad_id is None else pad_id, "token_type_ids": tokenizer.pad_token_type_id}
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return EncodedTexts(columns, offsets, pad, len(over))
+
+
+class LengthBatches(DistributedSampler[Any]):
+    """Yields whole batches of like lengths; each process takes every ``world_size``-th of them.
+
+    The batches themselves do not depend on the number of processes, so neither do the answers to them. It is a
+    ``DistributedSampler`` so that Lightning does not put one of its own, which pads, in its place. Give it to a
+    ``DataLoader`` as ``sampler`` with ``batch_size=None``.
+
+    Args:
+        lengths: Token lengths, ``(N,)``.
+        batch_size: Examples in a batch.
+        shuffle: For training: batches are drawn anew each epoch, of like lengths within a window of 50 batches,
+            and the first ones are repeated where needed so that all processes take equally many steps.
+            Otherwise every example comes exactly once, and processes may have unequal shares.
+        seed: Of the shuffle.
+    """
+
+    _WINDOW = 50
+
+    def __init__(
+        self,
+        lengths: Tensor,
+        batch_size: int,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(range(len(lengths)), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
+        self.lengths, self.batch_size = lengths, batch_size
+
+    def _batches(self) -> list[list[int]]:
+        n = len(self.lengths)
+        if not self.shuffle:
+            order = self.lengths.argsort(descending=True, stable=True)
+            return [part.tolist() for part in order.split(self.batch_size)]
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        batches = []
+        for window in torch.randperm(n, generator=generator).split(self._WINDOW * self.batch_size):
+            window = window[self.lengths[window].argsort(stable=True)]
+            batches += [part.tolist() for part in window.split(self.batch_size)]
+        batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return batches + [batches[i % len(batches)] for i in range(-len(batches) % self.num_replicas)]
+
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+        return iter(self._batches()[self.rank :: self.num_replicas])
+
+    def __len__(self) -> int:
+        batches = -(-len(self.lengths) // self.batch_size)
+        return -(-batches // self.num_replicas) if self.shuffle else len(range(self.rank, batches, self.num_replicas))

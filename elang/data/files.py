@@ -1,0 +1,178 @@
+"""Reading labelled text from local files and from the hub, with every value kept as it is written."""
+
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elang.errors import InputError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+@dataclass
+class Examples:
+    """The labelled texts of one split.
+
+    Attributes:
+        texts: One or two texts an example.
+        id: Row in the source, int64 ``(N,)``.
+        key: Hash of the texts, int64 ``(N,)``.
+        label: Class indices, int64 ``(N,)``.
+    """
+
+    texts: list[tuple[str, ...]]
+    id: Tensor
+    key: Tensor
+    label: Tensor
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, mask: Tensor) -> "Examples":
+        """The examples where ``mask`` is true, in order."""
+        texts = [text for text, keep in zip(self.texts, mask.tolist(), strict=True) if keep]
+        return Examples(texts, self.id[mask], self.key[mask], self.label[mask])
+
+
+def content_key(texts: tuple[str, ...]) -> int:
+    """A 64-bit signed hash of an example's texts, the same on every machine.
+
+    >>> content_key(("a", "b")) == content_key(("ab",))
+    False
+    """
+    joined = "\x00".join(texts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(joined, digest_size=8).digest(), "big", signed=True)
+
+
+def in_slice(key: Tensor, fraction: float) -> Tensor:
+    """Which examples fall into a slice of about ``fraction`` of all, by their text alone.
+
+    Equal texts fall on the same side, order and file do not matter, and a smaller slice lies inside a larger.
+
+    Args:
+        key: From :func:`content_key`, int64 ``(N,)``.
+        fraction: 0 to 1.
+
+    Returns:
+        Boolean, ``(N,)``.
+    """
+    return (key & 0xFFFFFFFF) < round(fraction * 2**32)
+
+
+def read_frame(source: str, hub: str | None = None, hub_config: str | None = None) -> Any:
+    """Read a split as a data frame.
+
+    Args:
+        source: A file, or the name of a split where ``hub`` is given. In ``.tsv`` files quotes are ordinary
+            characters, as in GLUE's own; in ``.csv`` files they quote.
+        hub: A data set on the hub, ``owner/name@revision``.
+        hub_config: Its configuration.
+
+    Raises:
+        InputError: If it does not exist or cannot be read.
+    """
+    import pandas as pd
+
+    if hub is not None:
+        return _read_hub(source, hub, hub_config)
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"There is no file '{path}'. Give the path of a {', '.join(SUFFIXES)} file.")
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        if path.suffix == ".jsonl":
+            return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+        if path.suffix in (".csv", ".tsv"):
+            tabs = path.suffix == ".tsv"
+            # Plain strings: "NA" and "null" are texts, "007" is a label.
+            return pd.read_csv(
+                path,
+                sep="\t" if tabs else ",",
+                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                index_col=False,
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(f"The file '{path}' cannot be read: {str(error).strip()}. Mend or re-save it.") from error
+    raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.")
+
+
+def _read_hub(split: str, hub: str, config: str | None) -> Any:
+    import datasets
+
+    name, _, revision = hub.partition("@")
+    if not revision:
+        raise InputError(f"The hub data set '{hub}' may change under you: pin it, as in '{name}@<commit hash>'.")
+    try:
+        return datasets.load_dataset(name, config, split=split, revision=revision).to_pandas()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Split '{split}' of the hub data set '{hub}' ({config}) cannot be loaded: {error}. Check its name, or "
+            "the network, or give local files."
+        ) from error
+
+
+def texts_of(frame: Any, columns: list[str], where: str) -> list[tuple[str, ...]]:
+    """Take the text columns of a frame, refusing what cannot be classified.
+
+    Raises:
+        InputError: If a column is missing, there are no rows, or a text is empty.
+    """
+    for column in columns:
+        if column not in frame:
+            raise InputError(
+                f"{where} has no column '{column}'; it has {list(frame.columns)}. Set --data.text to the text columns."
+            )
+    if len(frame) == 0:
+        raise InputError(f"{where} is an empty data set: it has a header but no rows.")
+    texts = list(zip(*(frame[column].astype(object).tolist() for column in columns), strict=True))
+    bad = [i for i, row in enumerate(texts) if any(not isinstance(t, str) or not t.strip() for t in row)]
+    if bad:
+        raise InputError(
+            f"{where} has {len(bad)} rows with an empty text, first row {bad[0]} (counted from 0): {texts[bad[0]]!r}. "
+            "Remove or fill those rows."
+        )
+    return texts
+
+
+def label_values(frame: Any, column: str, where: str) -> list[str]:
+    """Take the label column of a frame as strings.
+
+    Raises:
+        InputError: If the column is missing or a label is.
+    """
+    if column not in frame:
+        raise InputError(f"{where} has no column '{column}'; it has {list(frame.columns)}. Set --data.label.")
+    if frame[column].isna().any():
+        row = int(frame[column].isna().to_numpy().nonzero()[0][0])
+        raise InputError(f"{where} has no label in row {row} (counted from 0). Remove or fill it.")
+    return [str(value) for value in frame[column].tolist()]
+
+
+def label_index(values: list[str], label_names: list[str], where: str) -> Tensor:
+    """Map labels to class indices: by name, or by number where no name is one.
+
+    Raises:
+        InputError: If a label is not known.
+
+    >>> label_index(["1", "0"], ["negative", "positive"], "x")
+    tensor([1, 0])
+    """
+    index = {name: i for i, name in enumerate(label_names)}
+    if not any(name.isdigit() for name in label_names):
+        index |= {str(i): i for i in range(len(label_names))}
+    for row, value in enumerate(values):
+        if value not in index:
+            raise InputError(
+                f"{where} has the unknown label '{value}' in row {row} (counted from 0); known are {label_names}. "
+                "Mend the row or set --data.label_names."
+            )
+    return torch.tensor([index[value] for value in values], dtype=torch.int64)

@@ -1,0 +1,135 @@
+"""The verbs that Lightning runs: ``fit``, ``validate``, ``test`` and ``score``."""
+
+import sys
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from typing_extensions import override
+
+from elang.data.text_classification import TextClassificationData
+from elang.errors import InputError
+from elang.models.backbones import CHECKPOINT_KEY, read_checkpoint
+from elang.models.evaluation import ScoreModule
+from elang.models.finetune import FinetuneModule
+from elang.models.joint import JointModule
+from elang.models.swift import SwiftModule
+
+_DEFAULT_MODELS: dict[str, type] = {
+    "fit": FinetuneModule,
+    "validate": JointModule,
+    "test": JointModule,
+    "score": ScoreModule,
+}
+_NOT_ARGUMENTS = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+_LOGGERS = [
+    {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": "runs", "name": None}}
+    for name in ("CSVLogger", "TensorBoardLogger")
+]
+
+
+class Trainer(pl.Trainer):
+    """Lightning's trainer, with one more verb."""
+
+    def score(self, model: pl.LightningModule, datamodule: Any = None, verbose: bool = False) -> None:
+        """Run one model over every example of every split and write its records."""
+        datamodule.all_splits = True
+        self.validate(model, datamodule=datamodule, verbose=verbose)
+
+
+class ElangCLI(LightningCLI):
+    """A LightningCLI that builds only the parser of the verb that was asked for."""
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        verb = next(iter(self.subcommands()))
+        parser.set_defaults(
+            {
+                "model": {"class_path": _path(_DEFAULT_MODELS[verb])},
+                "data": {"class_path": _path(TextClassificationData)},
+                "trainer.num_sanity_val_steps": 0,
+                "trainer.logger": _LOGGERS if verb == "fit" else False,
+            }
+        )
+        if verb != "fit":
+            parser.set_defaults({"verbose": False})  # our own table says it better
+        parser.link_arguments("data.label_names", "model.init_args.label_names", apply_on="instantiate")
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        super().parse_arguments(parser, args)
+        self._args = args
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Take from a checkpoint what was not said explicitly, and say every difference."""
+        config = self.config[self.config.subcommand]
+        ckpt_path = config.get("ckpt_path")
+        if not ckpt_path or ckpt_path in ("best", "last", "hpc"):
+            return
+        checkpoint = read_checkpoint(ckpt_path)
+        model = config["model"]
+        theirs, ours = checkpoint[CHECKPOINT_KEY]["class"], model["class_path"].rsplit(".", 1)[-1]
+        if theirs != ours:
+            raise InputError(
+                f"'{ckpt_path}' is a checkpoint of another class, {theirs}, and {ours} was asked for. Set --model "
+                f"{theirs} to go on with it; to evaluate it, give its path as --model.swift_model, "
+                "--model.super_model or --model.model."
+            )
+        explicit = self.parser.parse_args(self._args, defaults=False, _skip_validation=True)
+        said = (explicit[self.config.subcommand].get("model") or {}).get("init_args") or {}
+        known = model["init_args"]
+        for name, value in checkpoint.get("hyper_parameters", {}).items():
+            if name not in known or known[name] == value:
+                continue
+            if name in said:
+                _note(f"{name} is {known[name]!r}, as given; the checkpoint has {value!r}")
+            else:
+                _note(f"{name} is {value!r}, as in the checkpoint; the default is {known[name]!r}")
+                known[name] = value
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Keeps the parsed configuration with a training run, where the run has a folder."""
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.loggers:
+            super().setup(trainer, pl_module, stage)
+
+
+def run(verb: str, args: list[str] | None) -> None:
+    """Parse a verb's arguments, by default the process's own, and run it."""
+    # Lightning's own use of torch and of its loaders; nothing a user could act on.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+    class VerbCLI(ElangCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {verb: _NOT_ARGUMENTS}
+
+    VerbCLI(
+        pl.LightningModule,
+        pl.LightningDataModule,
+        trainer_class=Trainer,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        save_config_callback=_SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "elang", verb: {"prog": f"elang {verb}"}},
+        args=None if args is None else [verb, *args],
+    )
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"elang: {text}\n")
+
+
+__all__ = ["FinetuneModule", "JointModule", "ScoreModule", "SwiftModule", "run"]

@@ -1,0 +1,133 @@
+"""``elang.json``: how a Swift is to be used, kept beside its weights."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elang._version import __version__
+from elang.curve import Point
+from elang.errors import InputError
+from elang.records import written_aside
+
+FILENAME = "elang.json"
+_FORMAT = 1
+
+
+@dataclass
+class Manifest:
+    """The contents of ``elang.json``.
+
+    Attributes:
+        label_names: Classes in the order of the logits.
+        score: The score that routes by default.
+        temperature: Its temperature.
+        weights_sha256: Hash of the weights that the thresholds belong to.
+        routing_fraction: Share of the training file that was held out from training.
+        max_length: Longest input in tokens that it was trained on.
+        thresholds: ``{score: {name: entry}}``; an entry has ``threshold`` and how it was chosen.
+        versions: Of the libraries that made it.
+    """
+
+    label_names: list[str]
+    score: str = "free_energy"
+    temperature: float = 1.0
+    weights_sha256: str = ""
+    routing_fraction: float = 0.0
+    max_length: int = 512
+    thresholds: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def write(self, path: str | Path) -> None:
+        """Write to the file ``path``; infinities become strings, for JSON has none."""
+        import torch
+        import transformers
+
+        self.versions = {"elang": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps({"format": _FORMAT, **plain(asdict(self))}, indent=2) + "\n", "utf-8")
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Manifest":
+        """Read the file ``path``, or the one in the folder ``path``.
+
+        Raises:
+            InputError: If it is missing, not JSON, or of another format.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / FILENAME
+        try:
+            data = json.loads(path.read_text("utf-8"))
+            if data.pop("format") != _FORMAT:
+                raise ValueError("another format")
+            return cls(**data)
+        except FileNotFoundError as error:
+            raise InputError(f"There is no threshold file '{path}'. `elang fit` and `elang validate` write it.") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"'{path}' is not a threshold file of this version ({error}). Make it anew.") from error
+
+    def threshold(self, name: str, score: str | None = None) -> float:
+        """Return the threshold called ``name`` (``parity``, ``99%``, ``defer 30%``) of a score.
+
+        Raises:
+            InputError: If there is no such threshold.
+        """
+        score = score or self.score
+        known = self.thresholds.get(score, {})
+        if name not in known:
+            raise InputError(
+                f"There is no threshold '{name}' for the score '{score}'; there are "
+                f"{', '.join(repr(k) for k in known) or 'none'}. Give a number, or run `elang validate` with a "
+                "held-out slice."
+            )
+        return float(known[name]["threshold"])
+
+    def check_weights(self, digest: str, who: str) -> None:
+        """Refuse thresholds that were chosen for other weights.
+
+        Raises:
+            InputError: If the hashes differ.
+        """
+        if self.weights_sha256 and digest != self.weights_sha256:
+            raise InputError(
+                f"The thresholds were chosen for another Swift (weights {self.weights_sha256[:12]}…) than {who} "
+                f"(weights {digest[:12]}…), and scores of two models are not on one scale. Choose them anew with "
+                "`elang validate`."
+            )
+
+
+def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int) -> dict[str, Any]:
+    """One entry of :attr:`Manifest.thresholds`: a threshold with how it came about."""
+    return {
+        "threshold": point.threshold,
+        "rule": rule,
+        "chosen_on": chosen_on,
+        "num_examples": num_examples,
+        "deferred_share": point.deferred_share,
+        "quality": point.quality,
+    }
+
+
+def file_sha256(*paths: str | Path) -> str:
+    """Hash of the contents of files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Replace what JSON cannot hold: infinities by strings, NaN by null."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return str(value)
+    return value

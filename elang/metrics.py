@@ -1,0 +1,97 @@
+"""torchmetrics shells: state that survives batches and processes, around :mod:`elang.curve`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from elang.curve import OperatingCurve, operating_curve
+from elang.errors import InputError
+from elang.quality import QUALITIES, QualityName
+
+
+class ExampleTable(Metric):
+    """Collects one row for every example, over batches and processes, in the order of the data set.
+
+    Args:
+        columns: The names of the columns besides ``id``, each with the trailing shape and dtype of a row. They
+            must be known in advance so that a process without examples can take part in the gather.
+    """
+
+    full_state_update = False
+
+    def __init__(self, columns: dict[str, tuple[tuple[int, ...], torch.dtype]], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.columns = {"id": ((), torch.int64), **columns}
+        for name in self.columns:
+            # "cat" states survive a process without rows; None states can deadlock.
+            self.add_state(f"column_{name}", [], dist_reduce_fx="cat")
+
+    def update(self, **columns: Tensor) -> None:
+        """Add the rows of a batch: ``id`` (int64, unique over the data set) and every declared column."""
+        if columns.keys() != self.columns.keys():
+            raise ValueError(f"columns {sorted(columns)} were given, {sorted(self.columns)} were declared")
+        for name, value in columns.items():
+            shape, dtype = self.columns[name]
+            if value.shape != (len(columns["id"]), *shape):
+                raise ValueError(f"column '{name}' has shape {tuple(value.shape)}, its rows must be {shape}")
+            getattr(self, f"column_{name}").append(value.detach().to(dtype))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return all columns on the CPU, sorted by ``id``.
+
+        Raises:
+            RuntimeError: If an id came twice: the sampler gave an example to two processes.
+        """
+        table: dict[str, Tensor] = {}
+        for name, (shape, dtype) in self.columns.items():
+            state = getattr(self, f"column_{name}")
+            empty = isinstance(state, list) and not state
+            table[name] = (torch.empty(0, *shape, dtype=dtype) if empty else dim_zero_cat(state)).cpu()
+        order = table["id"].argsort()
+        table = {name: column[order] for name, column in table.items()}
+        ids = table["id"]
+        if (ids[1:] == ids[:-1]).any():
+            twice = int(ids[1:][ids[1:] == ids[:-1]][0])
+            raise RuntimeError(f"Example {twice} was counted twice: evaluate with a sampler that does not pad.")
+        return table
+
+
+class RoutingCurve(Metric):
+    """The exact operating curve over all batches and processes.
+
+    Args:
+        num_labels: Number of classes.
+        quality: A name from :data:`elang.quality.QUALITIES`.
+
+    >>> metric = RoutingCurve(num_labels=2)
+    >>> metric.update(torch.tensor([0., 1.]), torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    >>> metric.compute().quality.tolist()
+    [0.5, 1.0, 1.0]
+    """
+
+    full_state_update = False
+    score: list[Tensor]
+    swift: list[Tensor]
+    super_: list[Tensor]
+
+    def __init__(self, num_labels: int, quality: QualityName = "accuracy", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if quality not in QUALITIES:
+            raise InputError(f"Unknown quality '{quality}'; choose one of {', '.join(QUALITIES)}.")
+        self.quality = QUALITIES[quality](num_labels)
+        for name in ("score", "swift", "super_"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, score: Tensor, swift: Tensor, super_: Tensor, target: Tensor) -> None:
+        """Add a batch: scores (larger is harder) and both models' predictions, each of shape ``(N,)``."""
+        self.score.append(score)
+        self.swift.append(self.quality.statistics(swift, target))
+        self.super_.append(self.quality.statistics(super_, target))
+
+    def compute(self) -> OperatingCurve:
+        """Return the curve over everything seen."""
+        score, swift, super_ = (dim_zero_cat(x) for x in (self.score, self.swift, self.super_))
+        return operating_curve(score, swift, super_, self.quality.value)

@@ -1,0 +1,191 @@
+"""Fine-tuning a sequence classifier: how a Super is made, and what the Swift's training builds on."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from elang.errors import InputError
+from elang.manifest import Manifest
+from elang.metrics import ExampleTable
+from elang.models.backbones import CHECKPOINT_KEY, Answer, check_output_folder, load_classifier
+from elang.quality import QUALITIES, QualityName
+
+
+class FinetuneModule(LightningModule):
+    """Fine-tunes any ``AutoModelForSequenceClassification`` with cross-entropy and AdamW.
+
+    After training it writes a folder that loads with plain ``transformers`` and into every ``elang`` module.
+
+    Args:
+        model: A folder or a hub id (``owner/name@revision``) of a pretrained model.
+        label_names: Class names in order; the command line takes them from the data.
+        layers: Keep only the first so many layers of it.
+        lr: Peak learning rate; it rises over ``warmup`` of the steps and then falls linearly to 0.
+        weight_decay: Decoupled weight decay, on matrices only.
+        warmup: Share of all steps.
+        freeze_embeddings: Leave the embedding tables as they are: much faster on a CPU, and no worse on small data.
+        quality: Task metric that is logged.
+        output: Folder to write after training; by default ``export`` in the run's log folder.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        label_names: list[str],
+        layers: int | None = None,
+        lr: float = 5e-5,
+        weight_decay: float = 0.01,
+        warmup: float = 0.1,
+        freeze_embeddings: bool = False,
+        quality: QualityName = "accuracy",
+        output: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if output is not None:
+            check_output_folder(Path(output))
+        self.classifier = load_classifier(model, label_names, layers, router=self._wants_router())
+        # from_pretrained leaves evaluation mode on, Lightning keeps it, and training would run without dropout.
+        self.classifier.train()
+        # Scores of fine-tuned weights are not those that the loaded thresholds were chosen for.
+        self.classifier.manifest = None
+        self.classifier.backbone.get_input_embeddings().requires_grad_(not freeze_embeddings)
+        self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
+        self.quality = QUALITIES[quality](len(label_names))
+        self.output = output
+        self.label_names = label_names
+        self._tables = nn.ModuleDict()
+
+    def _wants_router(self) -> bool:
+        return False
+
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """The tokenizer under the name that its inputs have in a batch."""
+        return {"model": self.classifier.tokenizer}
+
+    def loss(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
+        """Return the weighted terms of the training loss, each a scalar; they are added up and logged."""
+        return {"task": F.cross_entropy(answer.logits, batch["label"])}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One step of training."""
+        terms = self.loss(batch, self.classifier(batch["model"]))
+        total = torch.stack(list(terms.values())).sum()
+        self.log("train/loss", total, prog_bar=True, batch_size=len(batch["label"]))
+        if len(terms) > 1:
+            self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=len(batch["label"]))
+        return total
+
+    def on_validation_epoch_start(self) -> None:
+        """Make an empty table for each split."""
+        shape = ((len(self.label_names),), torch.float32)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        self.split_names = list(data.eval_splits) if data is not None else ["validation"]
+        self._tables = nn.ModuleDict(
+            {name: ExampleTable(self._columns() | {"logits": shape}) for name in self.split_names}
+        ).to(self.device)
+
+    def _columns(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"label": ((), torch.int64), "key": ((), torch.int64), "tokens": ((), torch.int64)}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Answer a batch of one of the splits."""
+        answer = self.classifier(batch["model"])
+        self._add_rows(self.split_names[dataloader_idx], batch, answer)
+
+    def _add_rows(self, split: str, batch: dict[str, Any], answer: Answer, **columns: Tensor) -> None:
+        tokens = batch["model"]["attention_mask"].sum(-1)
+        row = {name: batch[name] for name in ("id", "label", "key")}
+        self._tables[split].update(**row, tokens=tokens, logits=answer.logits, **columns)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the task metric of each split over all processes."""
+        self.tables = {split: table.compute() for split, table in self._tables.items()}
+        for split, table in self.tables.items():
+            if len(table["id"]):
+                value = self.quality(table["logits"].argmax(-1), table["label"])
+                self.log(f"{split}/{self.quality.name}", value, prog_bar=True, sync_dist=True)
+                if self.trainer.state.fn != TrainerFn.FITTING:
+                    self.print(f"{self.quality.name} on {len(table['id'])} examples of {split}: {value:.4f}")
+        self._tables = nn.ModuleDict()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with linear warm-up and decay; no weight decay on biases and norms."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=self.device.type == "cpu" or None)
+        steps = int(self.trainer.estimated_stepping_batches)
+        rise = max(1, round(self.warmup * steps))
+
+        def factor(step: int) -> float:
+            return min((step + 1) / rise, max(0.0, (steps - step) / max(1, steps - rise)))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what rebuilds the model without the folder that it came from."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "class": type(self).__name__,
+            "config": self.classifier.backbone.config.to_dict() | {"dtype": None},
+            "tokenizer": self.hparams["model"],
+            "router": self.classifier.router is not None,
+            "label_names": self.label_names,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another class or of other labels.
+
+        Raises:
+            InputError: Naming both.
+        """
+        about = checkpoint.get(CHECKPOINT_KEY, {"class": "something else"})
+        if about["class"] != type(self).__name__:
+            raise InputError(
+                f"The checkpoint is of another class: {about['class']}, not {type(self).__name__}. Give its path as "
+                "--model.model or --model.swift_model instead of --ckpt_path."
+            )
+        if about["label_names"] != self.label_names:
+            raise InputError(
+                f"The checkpoint has the labels {about['label_names']}, the data has {self.label_names}. Resume with "
+                "the data that it was trained on."
+            )
+
+    def thresholds(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """What goes into the manifest's thresholds; a Super has none."""
+        return {}
+
+    def manifest(self) -> Manifest:
+        """Describe the finished model."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        return Manifest(
+            label_names=self.label_names,
+            routing_fraction=getattr(data, "routing_fraction", 0.0),
+            max_length=getattr(data, "max_length", 512),
+            thresholds=self.thresholds(),
+        )
+
+    def on_fit_end(self) -> None:
+        """Write the folder, unless training was interrupted or only tried out."""
+        if self.trainer.interrupted or self.trainer.fast_dev_run:
+            return
+        for name, parameter in self.classifier.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise InputError(
+                    f"Training diverged: the weights '{name}' are NaN or infinite, so no model was written. Lower "
+                    "--model.lr, or clip gradients with --trainer.gradient_clip_val 1."
+                )
+        if self.trainer.is_global_zero:
+            folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
+            self.classifier.save(folder, self.manifest())
+            rank_zero_info(f"the model is in {folder}")

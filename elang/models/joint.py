@@ -1,0 +1,195 @@
+"""Joint inference, evaluated: a Swift and a Super over a whole data set, at every threshold at once."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from elang.cost import FlopsConvention, measure_latency
+from elang.errors import InputError
+from elang.evaluate import PairAnswers, choose_thresholds, share_near_threshold, summarize
+from elang.manifest import Manifest
+from elang.models.evaluation import EvaluationModule
+from elang.quality import QUALITIES, QualityName
+from elang.report import print_summary, write_report
+from elang.scores import SCORES
+
+
+class JointModule(EvaluationModule):
+    """Evaluates a pair: exact curves for all scores, thresholds from a held-out slice, records, table and plot.
+
+    Args:
+        swift_model: The Swift: a folder, a ``.ckpt``, a hub id (``owner/name@revision``), or a records file with
+            logits.
+        super_model: The Super: the same; as records it may be any black box.
+        label_names: The data's classes; the command line takes them from the data.
+        quality: Task metrics; the first one chooses the thresholds.
+        output: Folder for all that is written.
+        thresholds: A threshold file (``elang.json``) to report on, where the data has no held-out slice. By default
+            the Swift's own.
+        temperature: Of the scores; by default the Swift's own.
+        flops_convention: ``exact`` (true lengths, attention counted) or ``paper`` (2 x weights x 128 tokens).
+        super_flops: FLOPs of one answer of a black-box Super whose records do not say.
+        latency: Measure the seconds of one input and of 32, too.
+    """
+
+    def __init__(
+        self,
+        swift_model: str,
+        super_model: str,
+        label_names: list[str],
+        quality: list[QualityName] | QualityName = "accuracy",
+        output: str = "joint",
+        thresholds: str | None = None,
+        temperature: float | None = None,
+        flops_convention: FlopsConvention = "exact",
+        super_flops: float | None = None,
+        latency: bool = False,
+    ) -> None:
+        super().__init__({"swift": swift_model, "super": super_model}, label_names, flops_convention)
+        self.save_hyperparameters()
+        names: list[QualityName] = [quality] if isinstance(quality, str) else quality
+        unknown = [name for name in names if name not in QUALITIES]
+        if unknown or not names:
+            raise InputError(f"Unknown quality {unknown or names}; choose from {', '.join(QUALITIES)}.")
+        self.qualities = [QUALITIES[name](len(label_names)) for name in names]
+        self.output = Path(output)
+        if self.output.exists() and not self.output.is_dir():
+            raise InputError(f"'{output}' is a file; --model.output must be a folder.")
+        self.super_flops, self.latency = super_flops, latency
+        swift = self.model("swift") if "swift" in self.models else None
+        self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None
+        if self.manifest is not None and swift is not None and swift.weights_sha256:
+            self.manifest.check_weights(swift.weights_sha256, f"'{swift_model}'")
+        own = self.manifest.temperature if self.manifest is not None else 1.0
+        self.temperature = own if temperature is None else temperature
+
+    def on_validation_start(self) -> None:
+        """Refuse a routing slice that a model was trained on."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        fraction = getattr(data, "routing_fraction", 0.0)
+        for name in self.models:
+            manifest = self.model(name).manifest
+            if manifest is not None and data is not None and "routing" in data.splits:
+                if fraction > manifest.routing_fraction:
+                    raise InputError(
+                        f"--data.routing_fraction is {fraction}, but '{self.paths[name]}' was trained with "
+                        f"{manifest.routing_fraction}: part of the slice was trained on. Give "
+                        f"--data.routing_fraction {manifest.routing_fraction} or less."
+                    )
+
+    on_test_start = on_validation_start
+
+    def on_validation_epoch_end(self) -> None:
+        """Gather, sweep, choose thresholds on the routing slice, and write everything."""
+        tables = self._gather()
+        evaluated = next((split for split in ("test", "validation") if split in tables), None)
+        if evaluated is None:
+            raise InputError("There is no evaluation data. Set --data.validation (or --data.test for `elang test`).")
+        pairs = {split: self.pair(split, table) for split, table in tables.items() if len(table["id"])}
+        self.summary = self._summarize(pairs, evaluated)
+        for quality in self.qualities:
+            for model in ("swift", "super"):
+                self.log(f"{model}/{quality.name}", self.summary["qualities"][quality.name][model]["quality"], sync_dist=True)
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            write_report(self.output, pairs, evaluated, self.qualities, self.summary, self.label_names)
+            if self.summary["thresholds"] and self.thresholds_manifest is not None:
+                self.thresholds_manifest.write(self.output / "elang.json")
+            print_summary(self.summary, self.output)
+        self.trainer.strategy.barrier()
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def pair(self, split: str, table: dict[str, Tensor]) -> PairAnswers:
+        """Bring both models' answers to one split together."""
+        swift, super_ = self.answers("swift", split, table), self.answers("super", split, table)
+        if swift.logits is None:
+            raise InputError(
+                f"'{self.paths['swift']}' has no logits, and a Swift's scores are read off its logits. Only a Super "
+                "may be a table of bare answers."
+            )
+        scores = {name: score(swift.logits, self.temperature) for name, score in SCORES.items()}
+        if "swift_router" in table:
+            scores["router"] = table["swift_router"]
+        unknown = torch.full((len(table["id"]),), math.nan, dtype=torch.float64)
+        given = unknown if self.super_flops is None else torch.full_like(unknown, self.super_flops)
+        more: dict[str, Tensor] = {"swift_logits": swift.logits}
+        for name, found in (("swift", swift), ("super", super_)):
+            if found.tokens is not None:
+                more[f"{name}_tokens"] = found.tokens
+        if super_.logits is not None:
+            more["super_logits"] = super_.logits
+        return PairAnswers(
+            table["id"],
+            table["key"],
+            table["label"],
+            swift.prediction,
+            super_.prediction,
+            scores,
+            unknown if swift.flops is None else swift.flops,
+            given if super_.flops is None else super_.flops,
+            more,
+        )
+
+    def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str) -> dict[str, Any]:
+        primary = self.qualities[0]
+        self.thresholds_manifest: Manifest | None = None
+        if "routing" in pairs:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            source = f"routing slice, {len(pairs['routing'])} examples held out from training"
+            swift = self.model("swift") if "swift" in self.models else None
+            self.thresholds_manifest = Manifest(
+                label_names=swift.label_names if swift else self.label_names,
+                score=self.manifest.score if self.manifest else "free_energy",
+                temperature=self.temperature,
+                weights_sha256=swift.weights_sha256 if swift else "",
+                routing_fraction=data.routing_fraction,
+                max_length=data.max_length,
+                thresholds=choose_thresholds(pairs["routing"], primary, "routing slice"),
+            )
+            thresholds = self.thresholds_manifest.thresholds
+        elif self.manifest is not None and self.manifest.thresholds:
+            thresholds, source = self.manifest.thresholds, "the threshold file of the Swift"
+        else:
+            thresholds, source = {}, "none: there is no held-out slice and no threshold file"
+        answers = pairs[evaluated]
+        summary: dict[str, Any] = {
+            "evaluated_on": evaluated,
+            "num_examples": len(answers),
+            "swift_model": self.paths["swift"],
+            "super_model": self.paths["super"],
+            "score": self.manifest.score if self.manifest else "free_energy",
+            "temperature": self.temperature,
+            "flops_convention": self.flops_convention,
+            "thresholds": source if thresholds else "",
+            "thresholds_from": source,
+            "qualities": {q.name: summarize(answers, q, thresholds) for q in self.qualities},
+        }
+        chosen = thresholds.get("free_energy", {}).get("parity")
+        if chosen is not None and abs(float(chosen["threshold"])) != math.inf:
+            distance = 4e-7 if str(self.trainer.precision).startswith(("32", "64")) else 4e-3
+            share = share_near_threshold(answers.scores["free_energy"], float(chosen["threshold"]), distance)
+            summary["within_rounding_of_threshold"] = {"distance": distance, "share": share}
+        if self.latency and len(self.models) == 2:
+            summary["latency"] = self._latency(answers)
+        elif self.latency:
+            rank_zero_info("latency is measured only where both models run here")
+        return summary
+
+    def _latency(self, answers: PairAnswers) -> dict[str, Any]:
+        """Median seconds of each model on random tokens of the median length."""
+        found: dict[str, Any] = {}
+        for name in ("swift", "super"):
+            model = self.model(name)
+            length = int(answers.more[f"{name}_tokens"].median())
+            vocabulary = int(model.backbone.config.vocab_size)
+            for size in (1, 32):
+                ids = torch.randint(vocabulary, (size, length), device=self.device)
+                inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+                with torch.inference_mode():
+                    seconds = measure_latency(lambda: model(inputs))  # noqa: B023 - called at once
+                found[f"{name}, batch {size}, {length} tokens"] = seconds
+        return found

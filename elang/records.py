@@ -1,0 +1,218 @@
+"""The per-example record: what one model answered, once, so that it need not be asked again.
+
+A table with one row an example (parquet, or CSV or JSONL for a model that others run):
+
+| column | type | meaning |
+|---|---|---|
+| ``split`` | string | the file that the example is from: ``train``, ``validation`` or ``test`` |
+| ``id`` | int64 | its row in that file, counted from 0 |
+| ``key`` | int64 | hash of its text; optional, checked where present |
+| ``logits`` | list of float32 | one a class, in the order of the label names; or instead of it |
+| ``prediction`` | string | the answered label's name |
+| ``tokens`` | int64 | true token length; optional |
+| ``flops`` | float64 | cost of the answer; optional |
+
+Parquet files of ours carry label names and the model's identity in their metadata.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elang.errors import InputError
+
+SUFFIXES = (".parquet", ".jsonl", ".csv")
+_METADATA = b"elang"
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside ``path``; what is written there takes its name only if all went well."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@dataclass
+class Records:
+    """One model's answers to one split, as columns.
+
+    Attributes:
+        id: int64 ``(N,)``, unique.
+        prediction: int64 ``(N,)``, in the order of ``label_names``.
+        logits: float32 ``(N, C)``, or ``None`` for a model that only answers.
+        key: int64 ``(N,)`` or ``None``.
+        tokens: int64 ``(N,)`` or ``None``.
+        flops: float64 ``(N,)`` or ``None``.
+    """
+
+    id: Tensor
+    prediction: Tensor
+    logits: Tensor | None = None
+    key: Tensor | None = None
+    tokens: Tensor | None = None
+    flops: Tensor | None = None
+    _row: dict[int, int] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._row = {int(v): i for i, v in enumerate(self.id.tolist())}
+        if len(self._row) != len(self.id):
+            raise InputError(f"The records have {len(self.id)} rows but only {len(self._row)} distinct ids.")
+
+    def rows(self, ids: Tensor, keys: Tensor | None = None, what: str = "The records") -> Tensor:
+        """Return the row of each id.
+
+        Raises:
+            InputError: If an id is missing, or its key differs: the records are of other data.
+        """
+        missing = [i for i in ids.tolist() if i not in self._row]
+        if missing:
+            raise InputError(
+                f"{what} lack {len(missing)} of {len(ids)} examples, first id {missing[0]}. Score the same "
+                "files again with `elang score`."
+            )
+        rows = torch.tensor([self._row[i] for i in ids.tolist()], dtype=torch.int64)
+        if keys is not None and self.key is not None and not torch.equal(self.key[rows], keys.cpu()):
+            first = int(ids[(self.key[rows] != keys.cpu()).nonzero()[0]])
+            raise InputError(
+                f"{what} were made for other data: the text of example {first} differs. Score this data again "
+                "with `elang score`."
+            )
+        return rows
+
+
+def write_records(path: str | Path, splits: dict[str, Records], label_names: list[str], **about: Any) -> None:
+    """Write the records of one model as one parquet file, whole or not at all.
+
+    Args:
+        path: The file.
+        splits: The records of each source split.
+        label_names: The classes, in the order of the logits.
+        about: What else to keep in the file's metadata (the model's hash, its path); must fit JSON.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for split, records in splits.items():
+        n = len(records.id)
+        names = [label_names[i] for i in records.prediction.tolist()]
+        columns: dict[str, Any] = {"split": pa.array([split] * n, pa.string()), "id": records.id.numpy()}
+        columns["prediction"] = pa.array(names, pa.string())
+        if records.logits is not None:
+            columns["logits"] = pa.array(list(records.logits.numpy()), pa.list_(pa.float32()))
+        for name in ("key", "tokens", "flops"):
+            values = getattr(records, name)
+            if values is not None:
+                columns[name] = values.numpy()
+        tables.append(pa.table(columns))
+    metadata = {_METADATA: json.dumps({"label_names": label_names, **about}).encode()}
+    with written_aside(path) as aside:
+        pq.write_table(pa.concat_tables(tables).replace_schema_metadata(metadata), aside)
+
+
+def read_records(path: str | Path, label_names: list[str]) -> tuple[dict[str, Records], dict[str, Any]]:
+    """Read the records of one model, ours or a stranger's.
+
+    Args:
+        path: A parquet, JSONL or CSV file with the columns that the module lists.
+        label_names: The classes of the data set; the answers come back in this order.
+
+    Returns:
+        The records of each split, and the file's metadata (empty for files that are not ours).
+
+    Raises:
+        InputError: If the file cannot be read, lacks a column, or names other labels.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no records file '{path}'. Make it with `elang score`.")
+    about: dict[str, Any] = {}
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            about = json.loads((pq.read_schema(path).metadata or {}).get(_METADATA, b"{}"))
+            frame = pd.read_parquet(path)
+        elif path.suffix == ".jsonl":
+            frame = pd.read_json(path, lines=True, dtype={"prediction": str, "split": str})
+        elif path.suffix == ".csv":
+            frame = pd.read_csv(path, dtype={"prediction": str, "split": str}, keep_default_na=False)
+        else:
+            raise InputError(f"Records are read from {', '.join(SUFFIXES)}, but the file is '{path}'.")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The records file '{path}' cannot be read ({error}). Make it anew.") from error
+    if "id" not in frame or not ("logits" in frame or "prediction" in frame):
+        raise InputError(
+            f"The records file '{path}' has the columns {list(frame.columns)}; it needs 'id' and either 'logits' "
+            "or 'prediction'."
+        )
+    if "split" not in frame:
+        frame["split"] = "validation"
+    order = align_labels(about.get("label_names", label_names), label_names, str(path))
+    splits = {
+        str(split): _from_frame(part, label_names, order, str(path)) for split, part in frame.groupby("split")
+    }
+    return splits, about
+
+
+def _from_frame(frame: Any, label_names: list[str], order: list[int], path: str) -> Records:
+    columns: dict[str, Tensor | None] = {}
+    for name, dtype in (("key", torch.int64), ("tokens", torch.int64), ("flops", torch.float64)):
+        columns[name] = torch.tensor(frame[name].to_numpy(), dtype=dtype) if name in frame else None
+    if "logits" in frame:
+        rows = [list(row) for row in frame["logits"]]
+        wrong = next((len(row) for row in rows if len(row) != len(label_names)), None)
+        if wrong is not None:
+            raise InputError(f"'{path}' has a row of {wrong} logits for {len(label_names)} labels {label_names}.")
+        logits = torch.tensor(rows, dtype=torch.float32)[:, order]
+        prediction = logits.argmax(-1)
+    else:
+        logits = None
+        index = {name: i for i, name in enumerate(label_names)}
+        unknown = sorted(set(frame["prediction"]) - index.keys())
+        if unknown:
+            raise InputError(
+                f"'{path}' answers with the unknown label '{unknown[0]}'; the data's labels are {label_names}."
+            )
+        prediction = torch.tensor([index[name] for name in frame["prediction"]], dtype=torch.int64)
+    ids = torch.tensor(frame["id"].to_numpy(), dtype=torch.int64)
+    return Records(ids, prediction, logits, **columns)
+
+
+def align_labels(theirs: list[str], ours: list[str], who: str) -> list[int]:
+    """Return, for each of ``ours``, its place among ``theirs``: label orders differ, names do not.
+
+    Raises:
+        InputError: If the two are not the same set of names.
+
+    >>> align_labels(["yes", "no"], ["no", "yes"], "the Super")
+    [1, 0]
+    """
+    if sorted(theirs) != sorted(ours):
+        raise InputError(
+            f"The label names {_some(theirs)} of {who} do not match the data's {_some(ours)}. Fine-tune it on "
+            "this data, or rename its labels (id2label in its config.json, or --data.label_names)."
+        )
+    place = {name: i for i, name in enumerate(theirs)}
+    return [place[name] for name in ours]
+
+
+def _some(names: list[str]) -> str:
+    return str(names) if len(names) <= 8 else f"{names[:8]} and {len(names) - 8} more"

@@ -1,0 +1,179 @@
+"""What an evaluation leaves behind: records, curve and summary files, a plot, and a table in the terminal."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elang.curve import OperatingCurve
+from elang.evaluate import PairAnswers, pair_curves
+from elang.manifest import plain
+from elang.quality import Quality
+from elang.records import written_aside
+
+_MAX_CURVE_POINTS = 20_001
+
+
+def write_report(
+    folder: Path,
+    pairs: dict[str, PairAnswers],
+    evaluated: str,
+    qualities: list[Quality],
+    summary: dict[str, Any],
+    label_names: list[str],
+) -> None:
+    """Write ``records.parquet``, ``curve.csv``, ``summary.json`` and ``curve.png``.
+
+    Args:
+        folder: Made if missing.
+        pairs: The answers to each split.
+        evaluated: The split that curves are drawn for.
+        qualities: The task metrics, the first one is plotted.
+        summary: From :class:`elang.JointModule`; the number of points left out of ``curve.csv`` is added.
+        label_names: The classes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_pair_records(folder / "records.parquet", pairs, label_names)
+    curves = {quality.name: pair_curves(pairs[evaluated], quality) for quality in qualities}
+    summary["curve_points"] = _write_curves(folder / "curve.csv", curves)
+    with written_aside(folder / "summary.json") as aside:
+        aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
+    name = qualities[0].name
+    plot_curves(folder / "curve.png", curves[name], summary["qualities"][name], summary["score"])
+
+
+def write_pair_records(path: Path, pairs: dict[str, PairAnswers], label_names: list[str]) -> None:
+    """Write one row an example: both answers, scores, costs and token counts, in the order of the data."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = []
+    for split, pair in pairs.items():
+        columns: dict[str, Any] = {"split": pa.array([split] * len(pair), pa.string())}
+        columns |= {"id": pair.id.numpy(), "key": pair.key.numpy(), "label": pair.label.numpy()}
+        columns |= {"swift_prediction": pair.swift.numpy(), "super_prediction": pair.super_.numpy()}
+        columns |= {"swift_flops": pair.swift_flops.numpy(), "super_flops": pair.super_flops.numpy()}
+        columns |= {f"score_{name}": score.numpy() for name, score in pair.scores.items()}
+        for name, values in pair.more.items():
+            columns[name] = (
+                values.numpy() if values.ndim == 1 else pa.array(list(values.numpy()), pa.list_(pa.float32()))
+            )
+        parts.append(pa.table(columns))
+    metadata = {"elang": json.dumps({"label_names": label_names})}
+    with written_aside(path) as aside:
+        pq.write_table(pa.concat_tables(parts).replace_schema_metadata(metadata), aside)
+
+
+def _write_curves(path: Path, curves: dict[str, dict[str, OperatingCurve]]) -> dict[str, int]:
+    """Write every curve; very long ones are thinned evenly, and how much is returned."""
+    names = list(curves)
+    written = total = 0
+    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["score", "threshold", "deferred", "deferred_share", *names, "flops", "speedup"])
+        for score, curve in curves[names[0]].items():
+            rows = torch.linspace(0, len(curve) - 1, min(len(curve), _MAX_CURVE_POINTS)).round().long().tolist()
+            written, total = written + len(rows), total + len(curve)
+            columns = [
+                curve.threshold[rows].tolist(),
+                curve.deferred[rows].tolist(),
+                curve.deferred_share[rows].tolist(),
+                *(curves[name][score].quality[rows].tolist() for name in names),
+                curve.cost[rows].tolist(),
+                curve.speedup[rows].tolist(),
+            ]
+            out.writerows([score, *row] for row in zip(*columns, strict=True))
+    return {"written": written, "of": total}
+
+
+_COLORS = {
+    "free_energy": "#0072B2",
+    "softmax_energy": "#56B4E9",
+    "max_softmax": "#E69F00",
+    "entropy": "#009E73",
+    "margin": "#CC79A7",
+    "max_logit_pnorm": "#8C6D31",
+    "router": "#D55E00",
+}
+
+
+def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str, Any], chosen: str) -> None:
+    """Draw quality over deferred share and over compute for all scores, with random, oracle and both models."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    known = bool(torch.isfinite(curves["random"].cost).all())
+    axes = figure.subplots(1, 2 if known else 1, sharey=True, squeeze=False)[0]
+    for axis, by_cost in zip(axes, (False, True), strict=False):
+        for name, curve in curves.items():
+            x = curve.cost / curve.super_cost if by_cost else curve.deferred_share
+            style: dict[str, Any] = {"color": _COLORS.get(name, "#666666"), "linewidth": 1.1, "label": name}
+            if name in ("random", "oracle"):
+                style |= {"color": "#888888", "linestyle": ":" if name == "random" else "--"}
+            if name == chosen:
+                style |= {"linewidth": 2.6, "zorder": 5}
+            axis.plot(x.numpy(), curve.quality.numpy(), **style)
+        axis.axhline(summary["super"]["quality"], color="black", linewidth=0.8)
+        axis.annotate("Super", (1, summary["super"]["quality"]), xytext=(-4, 4), textcoords="offset points", ha="right")
+        point = summary["scores"].get(chosen, {}).get("held_out", {}).get("parity")
+        if point:
+            x0 = point["cost"] / summary["super"]["cost"] if by_cost else point["deferred_share"]
+            axis.plot([x0], [point["quality"]], "o", color="black", zorder=6, label=f"{chosen}: threshold for parity")
+        axis.set_xlabel("compute, as a share of the Super's FLOPs" if by_cost else "share deferred to the Super")
+        axis.grid(alpha=0.25)
+    axes[0].set_ylabel(summary["quality_name"])
+    axes[-1].legend(fontsize=8, loc="lower right")
+    figure.suptitle(f"Joint inference on {summary['num_examples']:,} examples")
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=130, format="png")
+
+
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """Print the table of every quality."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=118)
+    for name, found in summary["qualities"].items():
+        swift, super_ = found["swift"], found["super"]
+        table = Table(
+            title=f"{name} on {found['num_examples']:,} examples of {summary['evaluated_on']}: "
+            f"Swift {swift['quality']:.4f} ({_flops(swift['cost'])}), Super {super_['quality']:.4f} ({_flops(super_['cost'])})",
+            caption="area: between random (0) and oracle (1). Held out: threshold chosen on "
+            f"{summary['thresholds_from']}.\nRead here: least deferral that reaches the Super on this very set; it "
+            "flatters, and is no promise.",
+        )
+        table.add_column("score")
+        table.add_column("area", justify="right")
+        for title in ("held out, parity", "held out, 99%", "read here, parity", "read here, 99%"):
+            table.add_column(f"{title}\n{name} / deferred / speed-up", justify="right")
+        for score, row in found["scores"].items():
+            cells = [row["held_out"].get("parity"), row["held_out"].get("99%")]
+            cells += [row["on_this_set"]["parity"], row["on_this_set"]["99%"]]
+            mark = "*" if score == summary["score"] else ""
+            table.add_row(score + mark, _number(row["area"]), *(_point(cell) for cell in cells))
+        console.print(table)
+    for what, seconds in summary.get("latency", {}).items():
+        console.print(f"latency, {what}: {1e3 * seconds:.2f} ms")
+    console.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")
+
+
+def _point(point: dict[str, float] | None) -> str:
+    if point is None:
+        return "-"
+    return f"{point['quality']:.4f} {point['deferred_share']:>6.1%} {_number(point['speedup'], 2)}x"
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _flops(value: float) -> str:
+    return "FLOPs unknown" if math.isnan(value) else f"{value / 1e9:.3g} GFLOPs"

@@ -1,0 +1,183 @@
+"""Difficulty scores of the Swift's logits, and the rule that routes by them.
+
+One orientation for every score: **larger = harder = goes to the Super; a tie stays with the Swift.**
+The paper keeps an input when ``-F(x) >= t``; here the score is ``F`` itself and ``threshold = -t``.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from elang.errors import InputError
+
+ScoreName = Literal["free_energy", "softmax_energy", "max_softmax", "entropy", "margin", "max_logit_pnorm"]
+
+
+def _prepare(logits: Tensor, temperature: float) -> Tensor:
+    """Return ``logits / temperature`` in at least float32, for half precision moves energies by up to 0.004."""
+    if logits.ndim == 0 or logits.shape[-1] < 2:
+        raise InputError(
+            f"A score needs logits over at least 2 classes, but the shape is {tuple(logits.shape)}. Energy means "
+            "nothing for a regression output; use the router's score there."
+        )
+    if not temperature > 0:
+        raise InputError(f"The temperature must be positive, but it is {temperature}.")
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+
+def free_energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Free energy ``F(x) = -T logsumexp(f(x) / T)``; sure inputs have low ``F``.
+
+    Not invariant to a shift of the logits, unlike the scores on probabilities.
+
+    Args:
+        logits: Shape ``(..., C)``, with ``C >= 2``.
+        temperature: ``T > 0``.
+
+    Returns:
+        Shape ``(...)``; larger is harder.
+
+    Source:
+        Akbari et al., ACL 2022, after Liu et al., NeurIPS 2020.
+
+    >>> free_energy(torch.tensor([[4.0, 0.0], [0.0, 0.0]]))
+    tensor([-4.0181, -0.6931])
+    """
+    return -temperature * torch.logsumexp(_prepare(logits, temperature), dim=-1)
+
+
+def softmax_energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """``-logsumexp(softmax(f / T))``: what the released code of the paper computes as its energy.
+
+    For two classes an exact monotone function of the maximum probability, with range
+    ``[-log(e + 1), -log(2 sqrt(e))]``.
+
+    Args:
+        logits: Shape ``(..., C)``.
+        temperature: ``T > 0``.
+
+    Returns:
+        Shape ``(...)``; larger is harder.
+
+    >>> softmax_energy(torch.tensor([[9.0, -9.0], [0.0, 0.0]]))
+    tensor([-1.3133, -1.1931])
+    """
+    return -torch.logsumexp(_prepare(logits, temperature).softmax(-1), dim=-1)
+
+
+def max_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Negative maximum probability ``-max p``, the baseline that is hard to beat.
+
+    Args:
+        logits: Shape ``(..., C)``.
+        temperature: ``T > 0``.
+
+    Returns:
+        Shape ``(...)`` in ``[-1, -1/C]``; larger is harder.
+
+    >>> max_softmax(torch.tensor([[0.0, 0.0]]))
+    tensor([-0.5000])
+    """
+    return -_prepare(logits, temperature).softmax(-1).amax(-1)
+
+
+def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy ``-sum p log p`` of the predicted distribution, in nats.
+
+    Args:
+        logits: Shape ``(..., C)``.
+        temperature: ``T > 0``.
+
+    Returns:
+        Shape ``(...)`` in ``[0, log C]``; larger is harder.
+
+    >>> entropy(torch.tensor([[0.0, 0.0]]))
+    tensor([0.6931])
+    """
+    return torch.special.entr(_prepare(logits, temperature).softmax(-1)).sum(-1)
+
+
+def margin(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Negative gap ``-(p1 - p2)`` between the two largest probabilities.
+
+    Args:
+        logits: Shape ``(..., C)``.
+        temperature: ``T > 0``.
+
+    Returns:
+        Shape ``(...)`` in ``[-1, 0]``; larger is harder.
+
+    >>> margin(torch.tensor([[1.0, 1.0, -9.0]])).abs()
+    tensor([0.])
+    """
+    top = _prepare(logits, temperature).softmax(-1).topk(2, dim=-1).values
+    return top[..., 1] - top[..., 0]
+
+
+def max_logit_pnorm(logits: Tensor, temperature: float = 1.0, p: float = 2.0) -> Tensor:
+    """Negative maximum logit over the logits' p-norm, ``-max f / ||f||_p``.
+
+    The temperature cancels; it is accepted so that every score has one signature.
+
+    Args:
+        logits: Shape ``(..., C)``.
+        temperature: Without effect.
+        p: Order of the norm.
+
+    Returns:
+        Shape ``(...)``; larger is harder. Logits that are all zero score 0, the hardest.
+
+    Source:
+        Cattelan and Silva, UAI 2024, arXiv 2305.15508.
+
+    >>> max_logit_pnorm(torch.tensor([[3.0, 4.0]]))
+    tensor([-0.8000])
+    """
+    scaled = _prepare(logits, temperature)
+    norm = torch.linalg.vector_norm(scaled, ord=p, dim=-1)
+    return -scaled.amax(-1) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+
+
+SCORES: dict[ScoreName, Callable[[Tensor, float], Tensor]] = {
+    "free_energy": free_energy,
+    "softmax_energy": softmax_energy,
+    "max_softmax": max_softmax,
+    "entropy": entropy,
+    "margin": margin,
+    "max_logit_pnorm": max_logit_pnorm,
+}
+
+
+def route(score: Tensor, threshold: float) -> Tensor:
+    """Decide which inputs the Super answers.
+
+    Args:
+        score: Shape ``(N,)``; larger is harder.
+        threshold: Inputs *above* it are deferred; a tie stays with the Swift. ``inf`` keeps everything with
+            the Swift, ``-inf`` defers everything.
+
+    Returns:
+        Boolean, shape ``(N,)``; true where the Super answers.
+
+    Raises:
+        InputError: If a score is NaN: no rule can place it.
+
+    >>> route(torch.tensor([-3.0, -1.0, 0.5]), -1.0)
+    tensor([False, False,  True])
+    """
+    check_finite(score, "score")
+    return score > threshold
+
+
+def check_finite(values: Tensor, name: str) -> None:
+    """Raise :class:`~elang.errors.InputError` naming the first row of ``values`` that is NaN or infinite."""
+    bad = ~torch.isfinite(values)
+    if bad.any():
+        row = int(bad.flatten(1).any(1).nonzero()[0]) if values.ndim > 1 else int(bad.nonzero()[0])
+        raise InputError(
+            f"{int(bad.sum())} of {values.numel()} values of '{name}' are NaN or infinite, first in row {row}. "
+            "The model's output cannot be scored: look for a diverged training run or an overflow in half "
+            "precision, and evaluate with --trainer.precision 32-true."
+        )
