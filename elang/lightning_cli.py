@@ -52,9 +52,14 @@ class ElangCLI(LightningCLI):
                 "trainer.logger": _LOGGERS if verb == "fit" else False,
             }
         )
-        if verb != "fit":
-            parser.set_defaults({"verbose": False})  # our own table says it better
         parser.link_arguments("data.label_names", "model.init_args.label_names", apply_on="instantiate")
+
+    @override
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            parser.set_defaults({"verbose": False})  # our own table says more
+        return parser
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -104,6 +109,7 @@ def run(verb: str, args: list[str] | None) -> None:
     # Lightning's own use of torch and of its loaders; nothing a user could act on.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
 
     class VerbCLI(ElangCLI):
         @staticmethod
