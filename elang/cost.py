@@ -15,8 +15,7 @@ from torch import Tensor
 
 FlopsConvention = Literal["exact", "paper"]
 PAPER_LENGTH = 128
-# A quadratic is exact where attention is global; the last length checks it.
-_PROBES = (8, 40, 104, 72)
+_LONGEST_PROBE = 104
 
 
 def _meta_model(config: Any) -> torch.nn.Module:
@@ -69,8 +68,11 @@ def _length_law(config_json: str) -> tuple[Callable[[int], int], tuple[float, fl
     fields = json.loads(config_json)
     model = _meta_model(AutoConfig.for_model(fields.pop("model_type"), **fields))
     exact = lru_cache(maxsize=None)(lambda length: _count(model, length))
-    counted = [exact(length) for length in _PROBES]
-    powers = torch.tensor([[1.0, x, x * x] for x in _PROBES], dtype=torch.float64)
+    top = min(_LONGEST_PROBE, (getattr(model.config, "max_position_embeddings", None) or _LONGEST_PROBE + 4) - 4)
+    # A quadratic is exact where attention is global; the last length checks it.
+    probes = (4, top // 2, top, 3 * top // 4)
+    counted = [exact(length) for length in probes]
+    powers = torch.tensor([[1.0, x, x * x] for x in probes], dtype=torch.float64)
     solved = torch.linalg.solve(powers[:3], torch.tensor(counted[:3], dtype=torch.float64))
     if abs(float(powers[3] @ solved) - counted[3]) > 1e-6 * counted[3]:
         return exact, None

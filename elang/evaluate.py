@@ -22,6 +22,7 @@ from elang.manifest import threshold_entry
 from elang.quality import Quality
 
 FRACTIONS = {"parity": 1.0, "99.5%": 0.995, "99%": 0.99}
+ROUTING_SLICE = "routing slice, held out from training"
 SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5}
 
 

@@ -161,7 +161,8 @@ class TextClassificationData(LightningDataModule):
         sizes = ", ".join(f"{split} {len(found)}" for split, found in self._examples.items())
         rank_zero_info(f"examples: {sizes}")
 
-    def _loader(self, split: SplitName, shuffle: bool) -> DataLoader[Any]:
+    def loader(self, split: SplitName, shuffle: bool = False) -> DataLoader[Any]:
+        """This process's batches of a split: every example once, or a training epoch's where shuffled."""
         examples = self.examples(split)
         encoded = {name: found for (of, name), found in self._encoded.items() if of == split}
         lengths = next(iter(encoded.values())).lengths if encoded else torch.zeros(len(examples))
@@ -178,15 +179,15 @@ class TextClassificationData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled batches of the training slice."""
-        return self._loader("train", shuffle=True)
+        return self.loader("train", shuffle=True)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each of :attr:`eval_splits`."""
-        return [self._loader(split, shuffle=False) for split in self.eval_splits]
+        return [self.loader(split, shuffle=False) for split in self.eval_splits]
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each of :attr:`test_splits`."""
-        return [self._loader(split, shuffle=False) for split in self.test_splits]
+        return [self.loader(split, shuffle=False) for split in self.test_splits]
 
 
 class _Batches(Dataset[dict[str, Any]]):

@@ -8,13 +8,14 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from elang.errors import InputError
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
 from elang.models.backbones import CHECKPOINT_KEY, Answer, check_output_folder, load_classifier
 from elang.quality import QUALITIES, QualityName
+from elang.scores import check_finite
 
 
 class FinetuneModule(LightningModule):
@@ -60,7 +61,7 @@ class FinetuneModule(LightningModule):
         self.quality = QUALITIES[quality](len(label_names))
         self.output = output
         self.label_names = label_names
-        self._tables = nn.ModuleDict()
+        self._tables: dict[str, ExampleTable] = {}
 
     def _wants_router(self) -> bool:
         return False
@@ -85,36 +86,28 @@ class FinetuneModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Make an empty table for each split."""
-        shape = ((len(self.label_names),), torch.float32)
         data: Any = getattr(self.trainer, "datamodule", None)
         self.split_names = list(data.eval_splits) if data is not None else ["validation"]
-        self._tables = nn.ModuleDict(
-            {name: ExampleTable(self._columns() | {"logits": shape}) for name in self.split_names}
-        ).to(self.device)
-
-    def _columns(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return {"label": ((), torch.int64), "key": ((), torch.int64), "tokens": ((), torch.int64)}
+        columns = {"label": ((), torch.int64), "logits": ((len(self.label_names),), torch.float32)}
+        self._tables = {name: ExampleTable(columns).to(self.device) for name in self.split_names}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer a batch of one of the splits."""
-        answer = self.classifier(batch["model"])
-        self._add_rows(self.split_names[dataloader_idx], batch, answer)
-
-    def _add_rows(self, split: str, batch: dict[str, Any], answer: Answer, **columns: Tensor) -> None:
-        tokens = batch["model"]["attention_mask"].sum(-1)
-        row = {name: batch[name] for name in ("id", "label", "key")}
-        self._tables[split].update(**row, tokens=tokens, logits=answer.logits, **columns)
+        logits = self.classifier(batch["model"]).logits
+        self._tables[self.split_names[dataloader_idx]].update(id=batch["id"], label=batch["label"], logits=logits)
 
     def on_validation_epoch_end(self) -> None:
         """Log the task metric of each split over all processes."""
-        self.tables = {split: table.compute() for split, table in self._tables.items()}
-        for split, table in self.tables.items():
-            if len(table["id"]):
-                value = self.quality(table["logits"].argmax(-1), table["label"])
-                self.log(f"{split}/{self.quality.name}", value, prog_bar=True, sync_dist=True)
-                if self.trainer.state.fn != TrainerFn.FITTING:
-                    self.print(f"{self.quality.name} on {len(table['id'])} examples of {split}: {value:.4f}")
-        self._tables = nn.ModuleDict()
+        for split, collected in self._tables.items():
+            table = collected.compute()
+            if not len(table["id"]):
+                continue
+            check_finite(table["logits"], f"the model's logits on '{split}'")
+            value = self.quality(table["logits"].argmax(-1), table["label"])
+            self.log(f"{split}/{self.quality.name}", value, prog_bar=True, sync_dist=True)
+            if self.trainer.state.fn != TrainerFn.FITTING:
+                self.print(f"{self.quality.name} on {len(table['id'])} examples of {split}: {value:.4f}")
+        self._tables = {}
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and decay; no weight decay on biases and norms."""
@@ -185,7 +178,8 @@ class FinetuneModule(LightningModule):
                     f"Training diverged: the weights '{name}' are NaN or infinite, so no model was written. Lower "
                     "--model.lr, or clip gradients with --trainer.gradient_clip_val 1."
                 )
+        manifest = self.manifest()
         if self.trainer.is_global_zero:
             folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
-            self.classifier.save(folder, self.manifest())
+            self.classifier.save(folder, manifest)
             rank_zero_info(f"the model is in {folder}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elang.cost import FlopsConvention, measure_latency
 from elang.errors import InputError
-from elang.evaluate import PairAnswers, choose_thresholds, share_near_threshold, summarize
+from elang.evaluate import ROUTING_SLICE, PairAnswers, choose_thresholds, share_near_threshold, summarize
 from elang.manifest import Manifest
 from elang.models.evaluation import EvaluationModule
 from elang.quality import QUALITIES, QualityName
@@ -139,7 +139,7 @@ class JointModule(EvaluationModule):
         self.thresholds_manifest: Manifest | None = None
         if "routing" in pairs:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            source = f"routing slice, {len(pairs['routing'])} examples held out from training"
+            source = f"the {ROUTING_SLICE}: {len(pairs['routing'])} examples"
             swift = self.model("swift") if "swift" in self.models else None
             self.thresholds_manifest = Manifest(
                 label_names=swift.label_names if swift else self.label_names,
@@ -148,7 +148,7 @@ class JointModule(EvaluationModule):
                 weights_sha256=swift.weights_sha256 if swift else "",
                 routing_fraction=data.routing_fraction,
                 max_length=data.max_length,
-                thresholds=choose_thresholds(pairs["routing"], primary, "routing slice"),
+                thresholds=choose_thresholds(pairs["routing"], primary, ROUTING_SLICE),
             )
             thresholds = self.thresholds_manifest.thresholds
         elif self.manifest is not None and self.manifest.thresholds:

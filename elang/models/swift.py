@@ -8,9 +8,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.evaluate import PairAnswers, choose_thresholds, share_thresholds
+from elang.evaluate import ROUTING_SLICE, PairAnswers, choose_thresholds, share_thresholds
 from elang.losses import MARGINS, MarginKind, distillation
 from elang.manifest import Manifest
+from elang.metrics import ExampleTable
 from elang.models.backbones import Answer
 from elang.models.finetune import FinetuneModule
 from elang.quality import QualityName
@@ -137,42 +138,48 @@ class SwiftModule(FinetuneModule):
             terms["router"] = self.weights["router"] * router_loss
         return terms
 
-    def _columns(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        return super()._columns() | ({"router": ((), torch.float32)} if self._has_router else {})
-
-    def _add_rows(self, split: str, batch: dict[str, Any], answer: Answer, **columns: Tensor) -> None:
-        if self._has_router:
-            columns["router"] = self.classifier.scores(answer)["router"]
-        super()._add_rows(split, batch, answer, **columns)
-
     def thresholds(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Choose thresholds for every score on the routing slice as last validated."""
-        table = getattr(self, "tables", {}).get("routing")
-        if table is None or not len(table["id"]):
+        """Choose thresholds for every score on the routing slice, answered by the final weights in float32."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None or "routing" not in getattr(data, "splits", ()):
             rank_zero_info("there is no routing slice: no thresholds were chosen")
             return {}
-        logits = table["logits"]
-        scores = {name: score(logits, self.temperature) for name, score in SCORES.items()}
-        if "router" in table:
+        table = self._answer(data.loader("routing"))
+        scores = {name: score(table["logits"], self.temperature) for name, score in SCORES.items()}
+        if self._has_router:
             scores["router"] = table["router"]
-        chosen_on = "routing slice"
         if self.records is None:
-            return share_thresholds(scores, chosen_on)
+            return share_thresholds(scores, ROUTING_SLICE)
         rows = self.records.rows(table["id"], table["key"])
         swift_flops = self.classifier.flops(table["tokens"])
-        super_flops = self.records.flops
+        unknown = torch.full_like(swift_flops, torch.nan)
         answers = PairAnswers(
             table["id"],
             table["key"],
             table["label"],
-            logits.argmax(-1),
+            table["logits"].argmax(-1),
             self.records.prediction[rows],
             scores,
             swift_flops,
-            torch.full_like(swift_flops, torch.nan) if super_flops is None else super_flops[rows],
+            unknown if self.records.flops is None else self.records.flops[rows],
             {},
         )
-        return choose_thresholds(answers, self.quality, chosen_on)
+        return choose_thresholds(answers, self.quality, ROUTING_SLICE)
+
+    @torch.no_grad()
+    def _answer(self, loader: Any) -> dict[str, Tensor]:
+        """This process's batches of a split, gathered with those of all others."""
+        integers = dict.fromkeys(("key", "label", "tokens"), ((), torch.int64))
+        columns = integers | {"logits": ((len(self.label_names),), torch.float32), "router": ((), torch.float32)}
+        table = ExampleTable(columns).to(self.device)
+        self.classifier.eval()
+        for batch in loader:
+            inputs = {name: value.to(self.device) for name, value in batch["model"].items()}
+            answer = self.classifier(inputs)
+            router = self.classifier.scores(answer).get("router", answer.logits[:, 0])
+            row = {name: batch[name].to(self.device) for name in ("id", "key", "label")}
+            table.update(**row, tokens=inputs["attention_mask"].sum(-1), logits=answer.logits, router=router)
+        return table.compute()
 
     def manifest(self) -> Manifest:
         """Describe the finished Swift."""

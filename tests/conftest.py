@@ -1,0 +1,166 @@
+"""Tiny models, tokenizers and data, made afresh; nothing is downloaded."""
+
+import csv
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+GOOD, BAD = ["good", "great", "fine", "superb"], ["bad", "poor", "awful", "dull"]
+FILLER = ["the", "film", "was", "a", "plot", "actor", "scene", "and", "very", "with", "music", "story"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILLER]
+
+
+def write_model(folder: Path, layers: int = 2, labels: tuple[str, ...] = (), vocabulary=VOCABULARY, seed: int = 0):
+    """A tiny BERT with a word-level vocabulary, as a folder of transformers."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    torch.manual_seed(seed)
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [(t, vocabulary.index(t)) for t in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=special
+    )
+    # As in the wild: a tokenizer file that pads and cuts everything to one length.
+    tokenizer.enable_padding(length=64, pad_id=vocabulary.index("[PAD]"))
+    tokenizer.enable_truncation(64)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        pad_token_id=vocabulary.index("[PAD]"),
+        **names,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def write_data(path: Path, rows: int, seed: int, names=("bad", "good"), noise: float = 0.05):
+    """Sentences whose sentiment word decides the label, with some labels flipped; all texts differ."""
+    rng = random.Random(seed)
+    seen = set()
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["text", "label"])
+        while len(seen) < rows:
+            positive = rng.random() < 0.5
+            words = rng.choices(FILLER, k=rng.randint(3, 14))
+            words.insert(rng.randrange(len(words)), rng.choice(GOOD if positive else BAD))
+            text = " ".join(words)
+            if text not in seen:
+                seen.add(text)
+                out.writerow([text, names[positive != (rng.random() < noise)]])
+    return path
+
+
+@pytest.fixture(scope="session")
+def base_model(tmp_path_factory):
+    """An untrained two-layer model."""
+    return write_model(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory):
+    """Training and validation files, the latter of an odd length."""
+    folder = tmp_path_factory.mktemp("data")
+    return write_data(folder / "train.csv", 240, 1), write_data(folder / "validation.csv", 61, 2)
+
+
+@pytest.fixture(scope="session")
+def data_args(files):
+    """The data's options."""
+    return [
+        *("--data.train", str(files[0]), "--data.validation", str(files[1])),
+        *("--data.routing_fraction", "0.25", "--data.batch_size", "16", "--data.eval_batch_size", "8"),
+    ]
+
+
+QUIET = [
+    *("--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.enable_model_summary", "false"),
+]
+FAST = [*QUIET, "--trainer.enable_checkpointing", "false", "--model.lr", "5e-3"]
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory, base_model, data_args):
+    """A fine-tuned Super, its records and a trained Swift of one layer: paths by name."""
+    from elang.cli import main
+
+    root = tmp_path_factory.mktemp("pair")
+    paths = {"root": root, "super": root / "super", "records": root / "super.parquet", "swift": root / "swift"}
+    for command in (
+        ["fit", "--model.model", str(base_model), "--model.output", str(paths["super"]), "--trainer.max_epochs", "3"],
+        ["score", "--model.model", str(paths["super"]), "--model.output", str(paths["records"])],
+        [
+            *("fit", "--model", "SwiftModule", "--model.model", str(base_model), "--model.layers", "1"),
+            *("--model.super_records", str(paths["records"]), "--model.output", str(paths["swift"])),
+            *("--trainer.max_epochs", "2"),
+        ],
+    ):
+        options = FAST if command[0] == "fit" else QUIET
+        assert main([*command, *data_args, *options, "--trainer.default_root_dir", str(root)]) == 0
+    return paths
+
+
+@pytest.fixture(scope="session")
+def joint_args(pair, data_args):
+    """The options of `validate` on the pair, without the output folder."""
+    return [
+        *("--model.swift_model", str(pair["swift"]), "--model.super_model", str(pair["super"])),
+        *data_args,
+        *QUIET,
+    ]
+
+
+@pytest.fixture
+def fails(capfd):
+    """Runs a command that must end with our error: one paragraph, exit code 2, and all the given words."""
+    from elang.cli import main
+
+    def run(args, *words):
+        capfd.readouterr()
+        code = main([str(a) for a in args])
+        said = capfd.readouterr().err
+        error = [line for line in said.splitlines() if line.startswith("elang: error: ")]
+        assert code == 2, said
+        assert len(error) == 1, said
+        for word in words:
+            assert str(word) in error[0], (word, error[0])
+        assert "Traceback" not in said
+        return error[0]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real data named by ELANG_TEST_DATA: skipped where it is not set, required in CI."""
+    folder = os.environ.get("ELANG_TEST_DATA", "")
+    if Path(folder, "data").is_dir():
+        return Path(folder)
+    if os.environ.get("CI"):
+        pytest.fail("ELANG_TEST_DATA must name the folder of real data in CI")
+    pytest.skip("ELANG_TEST_DATA does not name the folder of real data")
