@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from elang._version import __version__
-from elang.errors import InputError
+from elang.errors import InputError, input_error_behind
 
 _HELP = """usage: elang <verb> [options]
 
@@ -48,8 +48,11 @@ def main(argv: list[str] | None = None) -> int:
             _run_function(verb, rest)
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
-    except InputError as error:
-        print(f"elang: error: {error}", file=sys.stderr)
+    except Exception as error:
+        bad_input = input_error_behind(error)
+        if bad_input is None:
+            raise
+        print(f"elang: error: {bad_input}", file=sys.stderr)
         return 2
     return 0
 

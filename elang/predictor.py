@@ -1,5 +1,7 @@
 """Using a pair: the Swift answers, and only hard inputs go to the Super. Needs no Lightning."""
 
+import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from elang.data.batches import EncodedTexts, encode
 from elang.errors import InputError
 from elang.manifest import Manifest
 from elang.models.backbones import Classifier, load_classifier
-from elang.records import SUFFIXES
+from elang.records import SUFFIXES, written_aside
 from elang.scores import SCORES, check_finite, route
 
 
@@ -78,9 +80,10 @@ class JointPredictor:
         known = [*SCORES, *(["router"] if self.swift.router is not None else [])]
         if self.score not in known:
             raise InputError(f"The Swift has no score '{self.score}'; choose one of {', '.join(known)}.")
-        self.threshold = _number(threshold)
-        if self.threshold is None:
-            self.threshold = manifest.threshold(str(threshold), self.score)
+        number = _number(threshold)
+        self.threshold = manifest.threshold(str(threshold), self.score) if number is None else number
+        if math.isnan(self.threshold):
+            raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as parity.")
         self.temperature, self.max_length, self.batch_size = manifest.temperature, manifest.max_length, batch_size
         self.truncated = 0
 
@@ -99,7 +102,7 @@ class JointPredictor:
         if not rows:
             return []
         logits, score = self._swift_pass(rows)
-        hard = route(score, self.threshold or 0.0)
+        hard = route(score, self.threshold)
         answer = logits.argmax(-1)
         deferred = hard.nonzero().squeeze(1).tolist()
         if deferred:
@@ -172,20 +175,23 @@ def predict(
         batch_size: Inputs in a batch.
         chunk: Inputs that are read and answered at a time.
     """
-    from elang.records import written_aside
-
     predictor = JointPredictor(swift_model, super_model, threshold, score, thresholds, device, batch_size)
-    source = _chunks(input, text, max(1, chunk))
     total = deferred = 0
+
+    def answer(file: Any) -> None:
+        nonlocal total, deferred
+        for found in map(predictor, _chunks(input, text, max(1, chunk))):
+            for one in found:
+                file.write(json.dumps(vars(one), ensure_ascii=False) + "\n")
+            total, deferred = total + len(found), deferred + sum(one.answered_by == "super" for one in found)
+        if total == 0:
+            raise InputError(f"The input '{input}' is empty: there is nothing to predict. Give one input a line.")
+
     if output == "-":
-        for found in map(predictor, source):
-            total, deferred = total + len(found), deferred + _write(found, sys.stdout)
+        answer(sys.stdout)
     else:
         with written_aside(output) as aside, aside.open("w", encoding="utf-8") as file:
-            for found in map(predictor, source):
-                total, deferred = total + len(found), deferred + _write(found, file)
-    if total == 0:
-        raise InputError(f"The input '{input}' is empty: there is nothing to predict.")
+            answer(file)
     said = f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super"
     if predictor.truncated:
         said += f", {predictor.truncated} cut to {predictor.max_length} tokens"
@@ -214,11 +220,3 @@ def _chunks(source: str, columns: list[str] | None, size: int) -> Iterator[list[
                 yield part
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The input '{source}' cannot be read as UTF-8 text: {error}.") from error
-
-
-def _write(found: list[Prediction], file: Any) -> int:
-    import json
-
-    for one in found:
-        file.write(json.dumps(vars(one), ensure_ascii=False) + "\n")
-    return sum(one.answered_by == "super" for one in found)

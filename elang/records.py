@@ -155,8 +155,6 @@ def read_records(path: str | Path, label_names: list[str]) -> tuple[dict[str, Re
         else:
             raise InputError(f"Records are read from {', '.join(SUFFIXES)}, but the file is '{path}'.")
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"The records file '{path}' cannot be read ({error}). Make it anew.") from error
     if "id" not in frame or not ("logits" in frame or "prediction" in frame):
         raise InputError(

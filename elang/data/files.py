@@ -132,7 +132,7 @@ def texts_of(frame: Any, columns: list[str], where: str) -> list[tuple[str, ...]
                 f"{where} has no column '{column}'; it has {list(frame.columns)}. Set --data.text to the text columns."
             )
     if len(frame) == 0:
-        raise InputError(f"{where} is an empty data set: it has a header but no rows.")
+        raise InputError(f"{where} is an empty data set: it has a header but no rows. Give another file.")
     texts = list(zip(*(frame[column].astype(object).tolist() for column in columns), strict=True))
     bad = [i for i, row in enumerate(texts) if any(not isinstance(t, str) or not t.strip() for t in row)]
     if bad:

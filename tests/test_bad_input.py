@@ -1,0 +1,279 @@
+"""Bad input ends in one paragraph that names the value and the remedy, exit code 2, and nothing half-written."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from conftest import FAST, QUIET, VOCABULARY, write_model
+from safetensors.torch import load_file, save_file
+
+from elang.cli import main
+from elang.errors import InputError
+from elang.predictor import JointPredictor
+
+
+def replaced(args, option, value):
+    """The arguments with one option's value exchanged or added."""
+    args = list(args)
+    if option in args:
+        args[args.index(option) + 1] = str(value)
+        return args
+    return [*args, option, str(value)]
+
+
+@pytest.fixture
+def fit_args(base_model, data_args, tmp_path):
+    model = ["--model.model", str(base_model), "--model.output", str(tmp_path / "model")]
+    return ["fit", *model, *data_args, *FAST, "--trainer.max_steps", "1"]
+
+
+def test_no_verb_of_that_name(fails):
+    fails(["translate"], "translate", "elang --help")
+
+
+def test_missing_file(fails, fit_args, tmp_path):
+    fails(replaced(fit_args, "--data.train", tmp_path / "none.csv"), "none.csv", "Give the path")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(("option", "remedy"), [("--data.text", "--data.text"), ("--data.label", "--data.label")])
+def test_missing_column(fails, fit_args, option, remedy):
+    fails(replaced(fit_args, option, "sentense"), "sentense", "['text', 'label']", remedy)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("text,label\n", ["empty data set", "another file"]),
+        ("", ["cannot be read"]),
+        ("text,label\ngood film,good\n  ,bad\n", ["empty text", "row 1"]),
+        ("text,label\ngood film,good\nbad,meh\n", ["unknown label 'meh'", "row 1", "--data.label_names"]),
+        ("text,label\ngood film\n\"bad", ["cannot be read"]),
+        ("text,label\n\xff\xfe", ["cannot be read"]),
+    ],
+)
+def test_bad_rows(fails, fit_args, tmp_path, content, words):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(content.encode("latin-1"))
+    fails([*replaced(fit_args, "--data.validation", path), "--data.label_names", "[bad,good]"], *words)
+
+
+def test_one_label_only(fails, fit_args, tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text("text,label\ngood film,good\nfine film,good\n")
+    fails(replaced(fit_args, "--data.train", path), "at least 2 distinct labels", "good")
+
+
+def test_another_kind_of_file(fails, fit_args, tmp_path):
+    path = tmp_path / "train.xlsx"
+    path.write_text("x")
+    fails(replaced(fit_args, "--data.train", path), "train.xlsx", ".csv")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--data.routing_fraction", "1.5"), ("--data.batch_size", "0"), ("--data.text", "[a,b,c]")],
+)
+def test_bad_options(fails, fit_args, option, value):
+    fails(replaced(fit_args, option, value), option)
+
+
+def test_no_data_at_all(fails, base_model):
+    fails(["fit", "--model.model", base_model, *QUIET], "--data.train")
+
+
+def test_hub_data_must_be_pinned(fails, fit_args):
+    fails([*fit_args, "--data.hub", "owner/name"], "owner/name@<commit hash>")
+
+
+def test_over_long_texts_are_counted_and_said(base_model, data_args, recwarn):
+    args = replaced(["score", "--model.model", str(base_model), *data_args, *QUIET], "--data.label_names", "[bad,good]")
+    from elang.data.text_classification import TextClassificationData
+
+    data = TextClassificationData(train=data_args[1], validation=data_args[3], max_length=8, routing_fraction=0.2)
+
+    class Trainer:
+        class lightning_module:  # noqa: N801
+            from transformers import AutoTokenizer
+
+            tokenizers = {"model": AutoTokenizer.from_pretrained(base_model)}  # noqa: RUF012
+
+        global_rank, world_size = 0, 1
+
+    data.trainer = Trainer
+    data.setup("validate")
+    lengths = pd.read_csv(data_args[3])["text"].str.split().str.len() + 2
+    said = [str(w.message) for w in recwarn if "'validation' are longer than 8 tokens" in str(w.message)]
+    assert said == [said[0]]
+    assert said[0].startswith(f"{(lengths > 8).sum()} of 61 inputs")
+    assert max(data._encoded["validation", "model"].lengths) == 8
+    assert args
+
+
+def test_missing_model(fails, fit_args, tmp_path):
+    fails(replaced(fit_args, "--model.model", tmp_path / "none"), "none", "elang fit")
+    fails(replaced(fit_args, "--model.model", "bert-base-uncased"), "bert-base-uncased", "@<commit hash>")
+    fails(replaced(fit_args, "--model.model", "owner/name@abc"), "owner/name@abc", "cannot be loaded")
+
+
+def test_too_many_layers(fails, fit_args):
+    fails([*fit_args, "--model.layers", "3"], "has 2 layers", "first 3")
+
+
+def test_a_folder_of_others_is_not_overwritten(fails, fit_args, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    fails(replaced(fit_args, "--model.output", tmp_path / "mine"), "not a model folder", "--model.output")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+
+
+def test_labels_of_swift_and_super_that_do_not_match(fails, joint_args, tmp_path):
+    other = write_model(tmp_path / "other", labels=("no", "yes"))
+    fails(["validate", *replaced(joint_args, "--model.super_model", other)], "['no', 'yes']", "['bad', 'good']")
+    with pytest.raises(InputError, match="do not match"):
+        JointPredictor(joint_args[1], str(other))
+
+
+def test_a_truncated_model(fails, joint_args, pair, tmp_path):
+    broken = shutil.copytree(pair["super"], tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    fails(["validate", *replaced(joint_args, "--model.super_model", broken)], "broken", "cannot be loaded")
+    assert not (tmp_path / "joint").exists()
+
+
+def test_nan_logits(fails, joint_args, pair, tmp_path):
+    broken = shutil.copytree(pair["swift"], tmp_path / "nan")
+    state = load_file(broken / "model.safetensors")
+    state["classifier.bias"] += torch.nan
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    (broken / "elang.json").unlink()
+    out = tmp_path / "joint"
+    fails(["validate", *replaced(joint_args, "--model.swift_model", broken), "--model.output", out], "NaN", "precision")
+    assert not out.exists()
+    with pytest.raises(InputError, match="NaN"):
+        JointPredictor(str(broken), str(pair["super"]), threshold=0.0)(["good film"])
+
+
+def test_diverged_training_writes_nothing(fails, fit_args, tmp_path):
+    fails([*replaced(fit_args, "--model.lr", "1e38"), "--trainer.max_steps", "4"], "NaN", "--model.lr")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.fixture
+def checkpoint(fit_args, tmp_path):
+    args = replaced(fit_args, "--trainer.enable_checkpointing", "true")
+    assert main([*args, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    return next(tmp_path.rglob("*.ckpt"))
+
+
+def test_a_checkpoint_of_another_class(fails, fit_args, joint_args, pair, checkpoint, tmp_path):
+    swift = ["--model", "SwiftModule", "--model.super_records", pair["records"]]
+    args = [fit_args[0], *swift, *fit_args[1:], "--ckpt_path", checkpoint]
+    fails(args, "another class", "FinetuneModule", "SwiftModule")
+    fails(["validate", *joint_args, "--ckpt_path", checkpoint], "another class", "JointModule")
+    stranger = tmp_path / "stranger.ckpt"
+    torch.save({"state_dict": {}}, stranger)
+    fails(["validate", *replaced(joint_args, "--model.swift_model", stranger)], "another class", "stranger.ckpt")
+
+
+def test_a_truncated_checkpoint(fails, fit_args, checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-2000])
+    fails([*fit_args, "--ckpt_path", checkpoint], "truncated", checkpoint.name)
+    fails(replaced(fit_args, "--model.model", checkpoint), "truncated")
+
+
+def test_a_missing_checkpoint(fails, fit_args):
+    fails([*fit_args, "--ckpt_path", "none.ckpt"], "none.ckpt")
+
+
+def test_a_checkpoint_that_would_run_code(fails, fit_args, tmp_path):
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return (marker.write_text, ("x",))
+
+    torch.save({"elang": Evil()}, tmp_path / "evil.ckpt")
+    fails([*fit_args, "--ckpt_path", tmp_path / "evil.ckpt"], "more than tensors")
+    fails(replaced(fit_args, "--model.model", tmp_path / "evil.ckpt"), "more than tensors")
+    assert not marker.exists()
+
+
+def test_a_checkpoint_of_other_labels(fails, fit_args, checkpoint, tmp_path):
+    frame = pd.read_csv(fit_args[fit_args.index("--data.train") + 1])
+    for split in ("train", "validation"):
+        frame.assign(label=frame["label"].str.upper()).to_csv(tmp_path / f"{split}.csv", index=False)
+        fit_args = replaced(fit_args, f"--data.{split}", tmp_path / f"{split}.csv")
+    fails([*fit_args, "--ckpt_path", checkpoint], "['bad', 'good']", "['BAD', 'GOOD']")
+
+
+def test_thresholds_of_another_swift(fails, joint_args, pair, tmp_path):
+    data = json.loads((pair["swift"] / "elang.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(data | {"weights_sha256": "0" * 64}))
+    words = ("another Swift", "elang validate")
+    fails(["validate", *joint_args, "--model.thresholds", tmp_path / "other.json"], *words)
+    models = ["--swift_model", pair["swift"], "--super_model", pair["super"]]
+    fails(["predict", *models, "--thresholds", tmp_path / "other.json"], *words)
+    (tmp_path / "garbled.json").write_text("{")
+    fails(["predict", *models, "--thresholds", tmp_path / "garbled.json"], "garbled.json")
+
+
+def test_a_slice_that_was_trained_on(fails, joint_args):
+    fails(["validate", *replaced(joint_args, "--data.routing_fraction", "0.5")], "0.5", "0.25", "trained on")
+
+
+def test_records_of_other_data(fails, joint_args, pair, tmp_path):
+    frame = pd.read_csv(joint_args[joint_args.index("--data.validation") + 1])
+    frame.loc[3, "text"] = "a good story"
+    frame.to_csv(tmp_path / "other.csv", index=False)
+    args = replaced(joint_args, "--model.super_model", pair["records"])
+    fails(["validate", *replaced(args, "--data.validation", tmp_path / "other.csv")], "other data", "example 3")
+
+
+def test_records_that_lack_rows(fails, joint_args, pair, tmp_path):
+    frame = pd.read_parquet(pair["records"]).iloc[5:]
+    frame.to_parquet(tmp_path / "few.parquet")
+    fails(["validate", *replaced(joint_args, "--model.super_model", tmp_path / "few.parquet")], "lack 5 of 61")
+
+
+def test_a_super_that_is_needed(fails, fit_args):
+    fails([fit_args[0], "--model", "SwiftModule", *fit_args[1:]], "--model.super_records", "elang score")
+
+
+def test_a_swift_without_logits(fails, joint_args, pair, tmp_path):
+    pd.read_parquet(pair["records"]).drop(columns="logits").to_parquet(tmp_path / "bare.parquet")
+    fails(["validate", *replaced(joint_args, "--model.swift_model", tmp_path / "bare.parquet")], "no logits")
+
+
+def test_unknown_thresholds_and_scores(fails, pair):
+    models = ["predict", "--swift_model", pair["swift"], "--super_model", pair["super"]]
+    fails([*models, "--threshold", "best"], "'best'", "'parity'")
+    fails([*models, "--score", "luck"], "'luck'", "free_energy")
+    fails([*models, "--threshold", "nan"], "NaN")
+
+
+def test_predict_on_bad_input(fails, pair, tmp_path):
+    models = ["predict", "--swift_model", pair["swift"], "--super_model", pair["super"]]
+    (tmp_path / "lines.txt").write_text("good film\n\nbad film\n")
+    out = tmp_path / "out.jsonl"
+    fails([*models, "--input", tmp_path / "lines.txt", "--output", out], "Line 2", "empty")
+    (tmp_path / "none.txt").write_text("")
+    fails([*models, "--input", tmp_path / "none.txt", "--output", out], "none.txt", "empty")
+    fails([*models, "--input", tmp_path / "missing.txt", "--output", out], "missing.txt")
+    assert not list(tmp_path.glob("*out*"))
+    with pytest.raises(InputError, match="Input 1"):
+        JointPredictor(str(pair["swift"]), str(pair["super"]))(["good", " "])
+
+
+def test_regression_models_have_no_energy(base_model):
+    from elang.models.backbones import load_classifier
+    from elang.scores import free_energy
+
+    model = load_classifier(str(base_model), ["score"])
+    ids = torch.tensor([[VOCABULARY.index("good")]])
+    answer = model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    with pytest.raises(InputError, match="router's score"):
+        free_energy(answer.logits)
