@@ -79,7 +79,10 @@ def choose_thresholds(
         if name in ("random", "oracle"):
             continue
         points = {
-            key: (at_parity(curve, fraction), f"least deferral that reaches {fraction:.1%} of the Super's {quality.name}")
+            key: (
+                at_parity(curve, fraction),
+                f"least deferral that reaches {fraction:.1%} of the Super's {quality.name}",
+            )
             for key, fraction in FRACTIONS.items()
         }
         points |= {
@@ -98,10 +101,15 @@ def share_thresholds(scores: dict[str, Tensor], chosen_on: str) -> dict[str, dic
     chosen: dict[str, dict[str, dict[str, Any]]] = {}
     for name, score in scores.items():
         blank = torch.zeros(len(score), 1)
-        curve = operating_curve(score, blank, blank, lambda sums: torch.full(sums.shape[:-1], math.nan).double())
+        curve = operating_curve(
+            score, blank, blank, lambda sums: torch.full(sums.shape[:-1], math.nan).double()
+        )
         chosen[name] = {
             key: threshold_entry(
-                curve[at_share(curve, share)], f"most deferral up to {share:.0%} of the inputs", chosen_on, len(score)
+                curve[at_share(curve, share)],
+                f"most deferral up to {share:.0%} of the inputs",
+                chosen_on,
+                len(score),
             )
             for key, share in SHARES.items()
         }

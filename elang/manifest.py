@@ -44,7 +44,11 @@ class Manifest:
         import torch
         import transformers
 
-        self.versions = {"elang": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+        self.versions = {
+            "elang": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
         with written_aside(path) as aside:
             aside.write_text(json.dumps({"format": _FORMAT, **plain(asdict(self))}, indent=2) + "\n", "utf-8")
 
@@ -64,9 +68,13 @@ class Manifest:
                 raise ValueError("another format")
             return cls(**data)
         except FileNotFoundError as error:
-            raise InputError(f"There is no threshold file '{path}'. `elang fit` and `elang validate` write it.") from error
+            raise InputError(
+                f"There is no threshold file '{path}'. `elang fit` and `elang validate` write it."
+            ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"'{path}' is not a threshold file of this version ({error}). Make it anew.") from error
+            raise InputError(
+                f"'{path}' is not a threshold file of this version ({error}). Make it anew."
+            ) from error
 
     def threshold(self, name: str, score: str | None = None) -> float:
         """Return the threshold called ``name`` (``parity``, ``99%``, ``defer 30%``) of a score.

@@ -12,7 +12,39 @@ from elang.errors import InputError
 from elang.quality import QUALITIES, QualityName
 
 
-class ExampleTable(Metric):
+class _Gathered(Metric):
+    """A metric of "cat" states that also gathers where a process has seen nothing.
+
+    torchmetrics stands a float vector in for an empty state, which fits neither the other processes' types nor
+    their shapes; here an empty state is of the declared row shape and type.
+    """
+
+    full_state_update = False
+
+    def _declare(self, rows: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+        self._rows = rows
+        for name in rows:
+            # "cat" and not None, which can deadlock.
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather all processes' states."""
+        for name, (shape, dtype) in self._rows.items():
+            state = getattr(self, name)
+            if isinstance(state, list) and not state:
+                state.append(torch.empty(0, *shape, dtype=dtype, device=self.device))
+        super().sync(*args, **kwargs)
+
+    def _joined(self, name: str) -> Tensor:
+        state = getattr(self, name)
+        if isinstance(state, list) and not state:
+            shape, dtype = self._rows[name]
+            return torch.empty(0, *shape, dtype=dtype)
+        joined: Tensor = dim_zero_cat(state)
+        return joined
+
+
+class ExampleTable(_Gathered):
     """Collects one row for every example, over batches and processes, in the order of the data set.
 
     Args:
@@ -20,14 +52,10 @@ class ExampleTable(Metric):
             must be known in advance so that a process without examples can take part in the gather.
     """
 
-    full_state_update = False
-
     def __init__(self, columns: dict[str, tuple[tuple[int, ...], torch.dtype]], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.columns = {"id": ((), torch.int64), **columns}
-        for name in self.columns:
-            # "cat" states survive a process without rows; None states can deadlock.
-            self.add_state(f"column_{name}", [], dist_reduce_fx="cat")
+        self._declare({f"column_{name}": row for name, row in self.columns.items()})
 
     def update(self, **columns: Tensor) -> None:
         """Add the rows of a batch: ``id`` (int64, unique over the data set) and every declared column."""
@@ -45,21 +73,19 @@ class ExampleTable(Metric):
         Raises:
             RuntimeError: If an id came twice: the sampler gave an example to two processes.
         """
-        table: dict[str, Tensor] = {}
-        for name, (shape, dtype) in self.columns.items():
-            state = getattr(self, f"column_{name}")
-            empty = isinstance(state, list) and not state
-            table[name] = (torch.empty(0, *shape, dtype=dtype) if empty else dim_zero_cat(state)).cpu()
+        table = {name: self._joined(f"column_{name}").cpu() for name in self.columns}
         order = table["id"].argsort()
         table = {name: column[order] for name, column in table.items()}
         ids = table["id"]
         if (ids[1:] == ids[:-1]).any():
             twice = int(ids[1:][ids[1:] == ids[:-1]][0])
-            raise RuntimeError(f"Example {twice} was counted twice: evaluate with a sampler that does not pad.")
+            raise RuntimeError(
+                f"Example {twice} was counted twice: evaluate with a sampler that does not pad."
+            )
         return table
 
 
-class RoutingCurve(Metric):
+class RoutingCurve(_Gathered):
     """The exact operating curve over all batches and processes.
 
     Args:
@@ -72,7 +98,6 @@ class RoutingCurve(Metric):
     [0.5, 1.0, 1.0]
     """
 
-    full_state_update = False
     score: list[Tensor]
     swift: list[Tensor]
     super_: list[Tensor]
@@ -82,16 +107,18 @@ class RoutingCurve(Metric):
         if quality not in QUALITIES:
             raise InputError(f"Unknown quality '{quality}'; choose one of {', '.join(QUALITIES)}.")
         self.quality = QUALITIES[quality](num_labels)
-        for name in ("score", "swift", "super_"):
-            self.add_state(name, [], dist_reduce_fx="cat")
+        none = torch.empty(0, dtype=torch.int64)
+        statistics = self.quality.statistics(none, none)
+        row = (tuple(statistics.shape[1:]), statistics.dtype)
+        self._declare({"score": ((), torch.float64), "swift": row, "super_": row})
 
     def update(self, score: Tensor, swift: Tensor, super_: Tensor, target: Tensor) -> None:
         """Add a batch: scores (larger is harder) and both models' predictions, each of shape ``(N,)``."""
-        self.score.append(score)
+        self.score.append(score.double())
         self.swift.append(self.quality.statistics(swift, target))
         self.super_.append(self.quality.statistics(super_, target))
 
     def compute(self) -> OperatingCurve:
         """Return the curve over everything seen."""
-        score, swift, super_ = (dim_zero_cat(x) for x in (self.score, self.swift, self.super_))
+        score, swift, super_ = (self._joined(name) for name in ("score", "swift", "super_"))
         return operating_curve(score, swift, super_, self.quality.value)

@@ -178,7 +178,9 @@ def _from_frame(frame: Any, label_names: list[str], order: list[int], path: str)
         rows = [list(row) for row in frame["logits"]]
         wrong = next((len(row) for row in rows if len(row) != len(label_names)), None)
         if wrong is not None:
-            raise InputError(f"'{path}' has a row of {wrong} logits for {len(label_names)} labels {label_names}.")
+            raise InputError(
+                f"'{path}' has a row of {wrong} logits for {len(label_names)} labels {label_names}."
+            )
         logits = torch.tensor(rows, dtype=torch.float32)[:, order]
         prediction = logits.argmax(-1)
     else:

@@ -75,7 +75,9 @@ def _write_curves(path: Path, curves: dict[str, dict[str, OperatingCurve]]) -> d
         out = csv.writer(file)
         out.writerow(["score", "threshold", "deferred", "deferred_share", *names, "flops", "speedup"])
         for score, curve in curves[names[0]].items():
-            rows = torch.linspace(0, len(curve) - 1, min(len(curve), _MAX_CURVE_POINTS)).round().long().tolist()
+            rows = (
+                torch.linspace(0, len(curve) - 1, min(len(curve), _MAX_CURVE_POINTS)).round().long().tolist()
+            )
             written, total = written + len(rows), total + len(curve)
             columns = [
                 curve.threshold[rows].tolist(),
@@ -119,12 +121,23 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
                 style |= {"linewidth": 2.6, "zorder": 5}
             axis.plot(x.numpy(), curve.quality.numpy(), **style)
         axis.axhline(summary["super"]["quality"], color="black", linewidth=0.8)
-        axis.annotate("Super", (1, summary["super"]["quality"]), xytext=(-4, 4), textcoords="offset points", ha="right")
+        axis.annotate(
+            "Super", (1, summary["super"]["quality"]), xytext=(-4, 4), textcoords="offset points", ha="right"
+        )
         point = summary["scores"].get(chosen, {}).get("held_out", {}).get("parity")
         if point:
             x0 = point["cost"] / summary["super"]["cost"] if by_cost else point["deferred_share"]
-            axis.plot([x0], [point["quality"]], "o", color="black", zorder=6, label=f"{chosen}: threshold for parity")
-        axis.set_xlabel("compute, as a share of the Super's FLOPs" if by_cost else "share deferred to the Super")
+            axis.plot(
+                [x0],
+                [point["quality"]],
+                "o",
+                color="black",
+                zorder=6,
+                label=f"{chosen}: threshold for parity",
+            )
+        axis.set_xlabel(
+            "compute, as a share of the Super's FLOPs" if by_cost else "share deferred to the Super"
+        )
         axis.grid(alpha=0.25)
     axes[0].set_ylabel(summary["quality_name"])
     axes[-1].legend(fontsize=8, loc="lower right")
@@ -162,7 +175,9 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         console.print(table)
     for what, seconds in summary.get("latency", {}).items():
         console.print(f"latency, {what}: {1e3 * seconds:.2f} ms")
-    console.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")
+    console.print(
+        f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)"
+    )
 
 
 def _point(point: dict[str, float] | None) -> str:

@@ -20,7 +20,9 @@ FILLER = ["the", "film", "was", "a", "plot", "actor", "scene", "and", "very", "w
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILLER]
 
 
-def write_model(folder: Path, layers: int = 2, labels: tuple[str, ...] = (), vocabulary=VOCABULARY, seed: int = 0):
+def write_model(
+    folder: Path, layers: int = 2, labels: tuple[str, ...] = (), vocabulary=VOCABULARY, seed: int = 0
+):
     """A tiny BERT with a word-level vocabulary, as a folder of transformers."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -46,7 +48,11 @@ def write_model(folder: Path, layers: int = 2, labels: tuple[str, ...] = (), voc
         model_max_length=64,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(folder)
-    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
+    names = (
+        {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+        if labels
+        else {}
+    )
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,
@@ -114,9 +120,22 @@ def pair(tmp_path_factory, base_model, data_args):
     from elang.cli import main
 
     root = tmp_path_factory.mktemp("pair")
-    paths = {"root": root, "super": root / "super", "records": root / "super.parquet", "swift": root / "swift"}
+    paths = {
+        "root": root,
+        "super": root / "super",
+        "records": root / "super.parquet",
+        "swift": root / "swift",
+    }
     for command in (
-        ["fit", "--model.model", str(base_model), "--model.output", str(paths["super"]), "--trainer.max_epochs", "3"],
+        [
+            "fit",
+            "--model.model",
+            str(base_model),
+            "--model.output",
+            str(paths["super"]),
+            "--trainer.max_epochs",
+            "3",
+        ],
         ["score", "--model.model", str(paths["super"]), "--model.output", str(paths["records"])],
         [
             *("fit", "--model", "SwiftModule", "--model.model", str(base_model), "--model.layers", "1"),

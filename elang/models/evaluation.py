@@ -68,6 +68,8 @@ class EvaluationModule(LightningModule):
         self._tables = {split: ExampleTable(columns).to(self.device) for split in splits}
 
     def _step(self, batch: dict[str, Any], split: str) -> None:
+        if not len(batch["id"]):
+            return
         columns = {name: batch[name] for name in ("id", "key", "label")}
         for name in self.models:
             answer = self.model(name)(batch[name])
@@ -82,10 +84,15 @@ class EvaluationModule(LightningModule):
         tables = {split: table.compute() for split, table in self._tables.items()}
         self._tables = {}
         data: Any = getattr(self.trainer, "datamodule", None)
-        whole = not self.trainer.fast_dev_run and {self.trainer.limit_val_batches, self.trainer.limit_test_batches} == {1.0}
+        whole = not self.trainer.fast_dev_run and {
+            self.trainer.limit_val_batches,
+            self.trainer.limit_test_batches,
+        } == {1.0}
         for split, table in tables.items():
             if data is not None and whole and len(table["id"]) != len(data.examples(split)):
-                raise RuntimeError(f"{len(table['id'])} of {len(data.examples(split))} examples of '{split}' came back.")
+                raise RuntimeError(
+                    f"{len(table['id'])} of {len(data.examples(split))} examples of '{split}' came back."
+                )
             for name in self.models:
                 check_finite(table[f"{name}_logits"], f"logits of {self.paths[name]}")
         return tables
@@ -184,6 +191,10 @@ class ScoreModule(EvaluationModule):
         }
         model = self.model("model")
         write_records(
-            self.output, merged, self.label_names, model=self.paths["model"], weights_sha256=model.weights_sha256
+            self.output,
+            merged,
+            self.label_names,
+            model=self.paths["model"],
+            weights_sha256=model.weights_sha256,
         )
         self.print(f"the records are in {self.output}")

@@ -81,7 +81,9 @@ class FinetuneModule(LightningModule):
         total = torch.stack(list(terms.values())).sum()
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch["label"]))
         if len(terms) > 1:
-            self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=len(batch["label"]))
+            self.log_dict(
+                {f"train/{name}": term for name, term in terms.items()}, batch_size=len(batch["label"])
+            )
         return total
 
     def on_validation_epoch_start(self) -> None:
@@ -93,8 +95,12 @@ class FinetuneModule(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer a batch of one of the splits."""
+        if not len(batch["id"]):
+            return
         logits = self.classifier(batch["model"]).logits
-        self._tables[self.split_names[dataloader_idx]].update(id=batch["id"], label=batch["label"], logits=logits)
+        self._tables[self.split_names[dataloader_idx]].update(
+            id=batch["id"], label=batch["label"], logits=logits
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log the task metric of each split over all processes."""
@@ -117,7 +123,7 @@ class FinetuneModule(LightningModule):
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=self.device.type == "cpu" or None)
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self._optimizer_steps()
         rise = max(1, round(self.warmup * steps))
 
         def factor(step: int) -> float:
@@ -125,6 +131,22 @@ class FinetuneModule(LightningModule):
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _optimizer_steps(self) -> int:
+        """How many steps the whole run takes.
+
+        ``trainer.estimated_stepping_batches`` would start the loader before a checkpoint is restored, and the first
+        epoch after a resume would then come in the order of epoch 0.
+        """
+        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
+        if data is None:
+            return int(trainer.estimated_stepping_batches)
+        batches = len(data.train_dataloader())
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = -(-batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
+        bounds = [n for n in (steps, trainer.max_steps) if n > 0]
+        return int(min(bounds)) if bounds else int(trainer.estimated_stepping_batches)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model without the folder that it came from."""
@@ -180,6 +202,8 @@ class FinetuneModule(LightningModule):
                 )
         manifest = self.manifest()
         if self.trainer.is_global_zero:
-            folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
+            folder = Path(
+                self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export"
+            )
             self.classifier.save(folder, manifest)
             rank_zero_info(f"the model is in {folder}")

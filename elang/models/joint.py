@@ -88,12 +88,18 @@ class JointModule(EvaluationModule):
         tables = self._gather()
         evaluated = next((split for split in ("test", "validation") if split in tables), None)
         if evaluated is None:
-            raise InputError("There is no evaluation data. Set --data.validation (or --data.test for `elang test`).")
+            raise InputError(
+                "There is no evaluation data. Set --data.validation (or --data.test for `elang test`)."
+            )
         pairs = {split: self.pair(split, table) for split, table in tables.items() if len(table["id"])}
         self.summary = self._summarize(pairs, evaluated)
         for quality in self.qualities:
             for model in ("swift", "super"):
-                self.log(f"{model}/{quality.name}", self.summary["qualities"][quality.name][model]["quality"], sync_dist=True)
+                self.log(
+                    f"{model}/{quality.name}",
+                    self.summary["qualities"][quality.name][model]["quality"],
+                    sync_dist=True,
+                )
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             write_report(self.output, pairs, evaluated, self.qualities, self.summary, self.label_names)
             if self.summary["thresholds"] and self.thresholds_manifest is not None:

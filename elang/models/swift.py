@@ -63,7 +63,11 @@ class SwiftModule(FinetuneModule):
         quality: QualityName = "accuracy",
         output: str | None = None,
     ) -> None:
-        for name, weight in (("distill", distill_weight), ("margin", margin_weight), ("router", router_weight)):
+        for name, weight in (
+            ("distill", distill_weight),
+            ("margin", margin_weight),
+            ("router", router_weight),
+        ):
             if weight < 0:
                 raise InputError(f"--model.{name}_weight must be 0 (off) or positive, but it is {weight}.")
         if super_records is None and (distill_weight > 0 or hard == "gain"):
@@ -77,7 +81,9 @@ class SwiftModule(FinetuneModule):
                 "above 0."
             )
         self._has_router = router_weight > 0
-        super().__init__(model, label_names, layers, lr, weight_decay, warmup, freeze_embeddings, quality, output)
+        super().__init__(
+            model, label_names, layers, lr, weight_decay, warmup, freeze_embeddings, quality, output
+        )
         self.save_hyperparameters()
         self.super_records = super_records
         self.weights = {"distill": distill_weight, "margin": margin_weight, "router": router_weight}
@@ -115,7 +121,9 @@ class SwiftModule(FinetuneModule):
         prediction = torch.full((size,), -1).index_copy(0, self.records.id, self.records.prediction)
         self.register_buffer("super_prediction", prediction, persistent=False)
         if self.records.logits is not None:
-            logits = torch.zeros(size, len(self.label_names)).index_copy(0, self.records.id, self.records.logits)
+            logits = torch.zeros(size, len(self.label_names)).index_copy(
+                0, self.records.id, self.records.logits
+            )
             self.register_buffer("super_logits", logits, persistent=False)
 
     def loss(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
@@ -170,10 +178,15 @@ class SwiftModule(FinetuneModule):
     def _answer(self, loader: Any) -> dict[str, Tensor]:
         """This process's batches of a split, gathered with those of all others."""
         integers = dict.fromkeys(("key", "label", "tokens"), ((), torch.int64))
-        columns = integers | {"logits": ((len(self.label_names),), torch.float32), "router": ((), torch.float32)}
+        columns = integers | {
+            "logits": ((len(self.label_names),), torch.float32),
+            "router": ((), torch.float32),
+        }
         table = ExampleTable(columns).to(self.device)
         self.classifier.eval()
         for batch in loader:
+            if not len(batch["id"]):
+                continue
             inputs = {name: value.to(self.device) for name, value in batch["model"].items()}
             answer = self.classifier(inputs)
             router = self.classifier.scores(answer).get("router", answer.logits[:, 0])

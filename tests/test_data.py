@@ -1,0 +1,96 @@
+"""Slices by hash, batches that every process agrees on, and the file formats."""
+
+import pandas as pd
+import pytest
+import torch
+
+from elang.data.batches import LengthBatches
+from elang.data.files import content_key, in_slice
+from elang.data.text_classification import TextClassificationData
+
+
+@pytest.mark.parametrize("n", [1, 2, 13, 100])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_evaluation_takes_every_example_once(n, world_size):
+    """Lightning's own sampler would count 13 examples as 14 on 2 processes."""
+    lengths = torch.randint(3, 40, (n,), generator=torch.Generator().manual_seed(n))
+    samplers = [LengthBatches(lengths, 4, False, rank, world_size) for rank in range(world_size)]
+    shares = [list(sampler) for sampler in samplers]
+    assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
+    assert sorted(row for share in shares for batch in share for row in batch) == list(range(n))
+    alone = list(LengthBatches(lengths, 4, False))
+    assert sorted(batch for share in shares for batch in share if batch) == sorted(alone)
+
+
+@pytest.mark.parametrize("n", [1, 13, 500])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_training_gives_every_process_equally_many_batches(n, world_size):
+    lengths = torch.randint(3, 40, (n,), generator=torch.Generator().manual_seed(n))
+    samplers = [LengthBatches(lengths, 4, True, rank, world_size) for rank in range(world_size)]
+    shares = [list(sampler) for sampler in samplers]
+    assert {len(share) for share in shares} == {len(samplers[0])}
+    assert {row for share in shares for batch in share for row in batch} == set(range(n))
+    for sampler in samplers:
+        sampler.set_epoch(1)
+    if n > 20:
+        assert [list(sampler) for sampler in samplers] != shares
+
+
+def test_lightning_leaves_the_sampler_alone():
+    from torch.utils.data import DistributedSampler
+
+    assert isinstance(LengthBatches(torch.ones(3), 1, False), DistributedSampler)
+
+
+def test_the_slice_depends_on_the_text_alone(files, tmp_path):
+    data = TextClassificationData(train=str(files[0]), routing_fraction=0.25)
+    routing, train = data.examples("routing"), data.examples("train")
+    assert len(routing) + len(train) == 240
+    assert set(routing.id.tolist()).isdisjoint(train.id.tolist())
+    assert 30 < len(routing) < 90
+    shuffled = pd.read_csv(files[0]).sample(frac=1, random_state=0)
+    shuffled.to_csv(tmp_path / "shuffled.csv", index=False)
+    again = TextClassificationData(train=str(tmp_path / "shuffled.csv"), routing_fraction=0.25)
+    assert set(again.examples("routing").texts) == set(routing.texts)
+    smaller = TextClassificationData(train=str(files[0]), routing_fraction=0.1)
+    assert set(smaller.examples("routing").texts) < set(routing.texts)
+
+
+def test_keys_are_the_same_on_every_machine():
+    assert content_key(("a good film",)) == -1838946216585745341
+    keys = torch.tensor([content_key((str(i),)) for i in range(20_000)])
+    assert in_slice(keys, 0.1).double().mean().item() == pytest.approx(0.1, abs=0.01)
+    assert not in_slice(keys, 0.0).any()
+    assert in_slice(keys, 1.0).all()
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_formats_agree(files, tmp_path, suffix):
+    frame = pd.read_csv(files[1])
+    path = tmp_path / f"data.{suffix}"
+    if suffix == "parquet":
+        frame.to_parquet(path)
+    elif suffix == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if suffix == "tsv" else ",")
+    a, b = (TextClassificationData(validation=str(p)).examples("validation") for p in (files[1], path))
+    assert a.texts == b.texts
+    assert torch.equal(a.key, b.key)
+    assert torch.equal(a.label, b.label)
+
+
+@pytest.mark.parametrize("labels", [["0", "1"], ["negative", "positive"]])
+def test_numbers_and_names_both_label(tmp_path, labels):
+    rows = "\n".join(f"text {i},{labels[i % 2]}" for i in range(4))
+    (tmp_path / "x.csv").write_text(f"text,label\n{rows}\n")
+    data = TextClassificationData(validation=str(tmp_path / "x.csv"), label_names=["negative", "positive"])
+    assert data.examples("validation").label.tolist() == [0, 1, 0, 1]
+
+
+def test_numeric_labels_sort_as_numbers(tmp_path):
+    rows = "\n".join(f"text {i},{i}" for i in range(12))
+    (tmp_path / "x.csv").write_text(f"text,label\n{rows}\n")
+    assert TextClassificationData(validation=str(tmp_path / "x.csv")).label_names == [
+        str(i) for i in range(12)
+    ]

@@ -1,0 +1,164 @@
+"""Scores: one orientation, formulas, invariances, and the rule that routes by them."""
+
+import math
+
+import pytest
+import torch
+
+from elang.errors import InputError
+from elang.scores import SCORES, check_finite, free_energy, max_softmax, route, softmax_energy
+
+ON_PROBABILITIES = ["softmax_energy", "max_softmax", "entropy", "margin"]
+# The threshold that the paper's code publishes for SST-2, and the probability that it stands for.
+PUBLISHED, PROBABILITY = 1.31044, 0.99386
+
+
+def random_logits(*shape, scale=3.0, seed=0, dtype=torch.float64):
+    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def naive(name, row, temperature):
+    """The score of one row of logits, in plain Python."""
+    scaled = [x / temperature for x in row]
+    total = math.fsum(math.exp(x) for x in scaled)
+    p = sorted((math.exp(x) / total for x in scaled), reverse=True)
+    return {
+        "free_energy": -temperature * math.log(total),
+        "softmax_energy": -math.log(math.fsum(math.exp(q) for q in p)),
+        "max_softmax": -p[0],
+        "entropy": -math.fsum(q * math.log(q) for q in p),
+        "margin": p[1] - p[0],
+        "max_logit_pnorm": -max(row) / math.sqrt(math.fsum(x * x for x in row)),
+    }[name]
+
+
+def ranks(values):
+    return values.argsort().argsort().double()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("name", SCORES)
+def test_larger_is_harder(name, classes):
+    # From all evidence on one class to the same amount of evidence for every class.
+    sure, unsure = torch.zeros(classes), torch.ones(classes)
+    sure[1] = classes
+    path = torch.stack([torch.lerp(sure, unsure, t) for t in torch.linspace(0, 1, 9)])
+    score = SCORES[name](path, 1.0)
+    assert (score.diff() > 0).all(), score
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+@pytest.mark.parametrize("name", SCORES)
+def test_formula(name, classes, temperature):
+    logits = random_logits(50, classes)
+    expected = torch.tensor([naive(name, row, temperature) for row in logits.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(SCORES[name](logits, temperature), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_any_leading_shape(name):
+    logits = random_logits(2, 3, 4)
+    expected = torch.stack([SCORES[name](part, 1.0) for part in logits])
+    assert torch.equal(SCORES[name](logits, 1.0), expected)
+    assert SCORES[name](logits[0, 0], 1.0).shape == ()
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_shift_of_the_logits(name):
+    logits = random_logits(100, 4)
+    moved = SCORES[name](logits + 5.0, 1.0) - SCORES[name](logits, 1.0)
+    if name in ON_PROBABILITIES:
+        assert moved.abs().max() < 1e-12
+    elif name == "free_energy":
+        torch.testing.assert_close(moved, torch.full_like(moved, -5.0))
+    else:
+        assert moved.abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", SCORES)
+def test_half_precision_is_widened(name, dtype):
+    logits = random_logits(200, 3, dtype=torch.float32)
+    score = SCORES[name](logits.to(dtype), 1.0)
+    assert score.dtype == torch.float32
+    assert torch.equal(score, SCORES[name](logits.to(dtype).float(), 1.0))
+    # What is left is the rounding of the logits themselves.
+    torch.testing.assert_close(score, SCORES[name](logits, 1.0), rtol=0, atol=10 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_large_logits_do_not_overflow(name):
+    logits = torch.tensor([[6e4, -6e4], [-6e4, -6e4], [6e4, 6e4]], dtype=torch.float16)
+    assert SCORES[name](logits, 1.0).isfinite().all()
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_temperature_must_be_positive(name, temperature):
+    with pytest.raises(InputError, match="temperature"):
+        SCORES[name](torch.zeros(2, 2), temperature)
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("shape", [(5, 1), (5, 0), ()])
+def test_one_output_has_no_score(name, shape):
+    with pytest.raises(InputError, match="at least 2 classes"):
+        SCORES[name](torch.zeros(shape), 1.0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_that_cannot_be_placed(bad):
+    with pytest.raises(InputError, match="row 2"):
+        route(torch.tensor([0.0, 1.0, bad, bad]), 0.0)
+    with pytest.raises(InputError, match="row 1"):
+        check_finite(torch.tensor([[0.0, 1.0], [2.0, bad]]), "logits")
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_diverged_logits_are_refused(name):
+    with pytest.raises(InputError, match="NaN"):
+        route(SCORES[name](torch.tensor([[0.0, 1.0], [math.nan, 1.0]]), 1.0), 0.0)
+
+
+def test_ties_stay_with_the_swift():
+    score = torch.tensor([-1.0, 2.0, 2.0, 3.0])
+    assert route(score, 2.0).tolist() == [False, False, False, True]
+    assert route(score, 1.999).tolist() == [False, True, True, True]
+
+
+def test_infinite_thresholds():
+    score = torch.tensor([-3.4e38, 0.0, 3.4e38])
+    assert not route(score, math.inf).any()
+    assert route(score, -math.inf).all()
+
+
+def test_softmax_energy_of_two_classes_is_max_softmax():
+    logits = random_logits(5000, 2)
+    order = max_softmax(logits).argsort()
+    p, energy = max_softmax(logits)[order], softmax_energy(logits)[order]
+    assert (energy.diff() >= 0).all()
+    torch.testing.assert_close(energy, -torch.log(torch.exp(-p) + torch.exp(1 + p)))
+    assert energy.min() >= -math.log(math.e + 1)
+    assert energy.max() <= -math.log(2 * math.sqrt(math.e))
+
+
+def test_published_threshold_is_a_probability():
+    logits = random_logits(200_000, 2, scale=4.0)
+    by_energy = route(softmax_energy(logits), -PUBLISHED)
+    by_probability = route(max_softmax(logits), -PROBABILITY)
+    # Both constants are rounded to five digits.
+    distance = (max_softmax(logits) + PROBABILITY).abs()
+    clear = distance > 2e-5
+    assert torch.equal(by_energy[clear], by_probability[clear])
+    assert clear.double().mean() > 0.999
+    close = by_energy[clear & (distance < 1e-4)]
+    assert close.any()
+    assert not close.all()
+
+
+@pytest.mark.parametrize(("classes", "scale"), [(2, 4.0), (3, 2.0), (3, 4.0), (10, 1.0)])
+def test_free_energy_ranks_otherwise(classes, scale):
+    logits = random_logits(20_000, classes, scale=scale)
+    spearman = torch.corrcoef(torch.stack([ranks(free_energy(logits)), ranks(softmax_energy(logits))]))[0, 1]
+    assert 0.4 < spearman < 0.5
