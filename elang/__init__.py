@@ -21,7 +21,20 @@ _HOME = {
     "operating_curve": "elang.curve",
     "route": "elang.scores",
 }
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [
+    "SCORES",
+    "FinetuneModule",
+    "InputError",
+    "JointModule",
+    "JointPredictor",
+    "RoutingCurve",
+    "ScoreModule",
+    "SwiftModule",
+    "TextClassificationData",
+    "__version__",
+    "operating_curve",
+    "route",
+]
 
 if TYPE_CHECKING:
     from elang.curve import operating_curve

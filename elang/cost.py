@@ -68,9 +68,7 @@ def _length_law(config_json: str) -> tuple[Callable[[int], int], tuple[float, fl
     fields = json.loads(config_json)
     model = _meta_model(AutoConfig.for_model(fields.pop("model_type"), **fields))
     exact = lru_cache(maxsize=None)(lambda length: _count(model, length))
-    top = min(
-        _LONGEST_PROBE, (getattr(model.config, "max_position_embeddings", None) or _LONGEST_PROBE + 4) - 4
-    )
+    top = min(_LONGEST_PROBE, (getattr(model.config, "max_position_embeddings", None) or _LONGEST_PROBE + 4) - 4)
     # A quadratic is exact where attention is global; the last length checks it.
     probes = (4, top // 2, top, 3 * top // 4)
     counted = [exact(length) for length in probes]

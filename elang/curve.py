@@ -179,9 +179,7 @@ def random_curve(
     even grid of shares; the thresholds are those of a score that is uniform on ``[0, 1)``.
     """
     n = len(swift)
-    deferred = (
-        torch.linspace(0, n, min(points, n + 1), dtype=torch.float64, device=swift.device).round().long()
-    )
+    deferred = torch.linspace(0, n, min(points, n + 1), dtype=torch.float64, device=swift.device).round().long()
     share = (deferred.double() / n)[:, None]
     a, b = swift.sum(0, dtype=torch.float64), super_.sum(0, dtype=torch.float64)
     quality = value(a + share * (b - a))
@@ -285,9 +283,7 @@ def at_threshold(curve: OperatingCurve, threshold: float) -> int:
     2
     """
     if math.isnan(threshold):
-        raise InputError(
-            "The threshold is NaN; give a number, or inf to keep all inputs and -inf to defer all."
-        )
+        raise InputError("The threshold is NaN; give a number, or inf to keep all inputs and -inf to defer all.")
     if threshold >= curve.hardest:
         return 0
     # The hardest kept score, which is a point's own threshold, is the largest score up to the one asked for.

@@ -61,18 +61,14 @@ def pair_curves(answers: PairAnswers, quality: Quality) -> dict[str, OperatingCu
     a = quality.statistics(answers.swift, answers.label)
     b = quality.statistics(answers.super_, answers.label)
     costs = (answers.swift_flops, answers.super_flops)
-    found = {
-        name: operating_curve(score, a, b, quality.value, *costs) for name, score in answers.scores.items()
-    }
+    found = {name: operating_curve(score, a, b, quality.value, *costs) for name, score in answers.scores.items()}
     found["random"] = random_curve(a, b, quality.value, *costs)
     knows = oracle_score(answers.swift == answers.label, answers.super_ == answers.label)
     found["oracle"] = operating_curve(knows, a, b, quality.value, *costs)
     return found
 
 
-def choose_thresholds(
-    answers: PairAnswers, quality: Quality, chosen_on: str
-) -> dict[str, dict[str, dict[str, Any]]]:
+def choose_thresholds(answers: PairAnswers, quality: Quality, chosen_on: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Choose each score's named thresholds on a held-out slice, for :class:`elang.manifest.Manifest`."""
     chosen: dict[str, dict[str, dict[str, Any]]] = {}
     for name, curve in pair_curves(answers, quality).items():
@@ -90,8 +86,7 @@ def choose_thresholds(
             for key, share in SHARES.items()
         }
         chosen[name] = {
-            key: threshold_entry(curve[index], rule, chosen_on, len(answers))
-            for key, (index, rule) in points.items()
+            key: threshold_entry(curve[index], rule, chosen_on, len(answers)) for key, (index, rule) in points.items()
         }
     return chosen
 
@@ -101,9 +96,7 @@ def share_thresholds(scores: dict[str, Tensor], chosen_on: str) -> dict[str, dic
     chosen: dict[str, dict[str, dict[str, Any]]] = {}
     for name, score in scores.items():
         blank = torch.zeros(len(score), 1)
-        curve = operating_curve(
-            score, blank, blank, lambda sums: torch.full(sums.shape[:-1], math.nan).double()
-        )
+        curve = operating_curve(score, blank, blank, lambda sums: torch.full(sums.shape[:-1], math.nan).double())
         chosen[name] = {
             key: threshold_entry(
                 curve[at_share(curve, share)],

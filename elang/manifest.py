@@ -72,9 +72,7 @@ class Manifest:
                 f"There is no threshold file '{path}'. `elang fit` and `elang validate` write it."
             ) from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"'{path}' is not a threshold file of this version ({error}). Make it anew."
-            ) from error
+            raise InputError(f"'{path}' is not a threshold file of this version ({error}). Make it anew.") from error
 
     def threshold(self, name: str, score: str | None = None) -> float:
         """Return the threshold called ``name`` (``parity``, ``99%``, ``defer 30%``) of a score.

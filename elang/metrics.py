@@ -79,9 +79,7 @@ class ExampleTable(_Gathered):
         ids = table["id"]
         if (ids[1:] == ids[:-1]).any():
             twice = int(ids[1:][ids[1:] == ids[:-1]][0])
-            raise RuntimeError(
-                f"Example {twice} was counted twice: evaluate with a sampler that does not pad."
-            )
+            raise RuntimeError(f"Example {twice} was counted twice: evaluate with a sampler that does not pad.")
         return table
 
 

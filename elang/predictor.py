@@ -63,9 +63,7 @@ class JointPredictor:
     ) -> None:
         for path in (swift_model, super_model):
             if path.endswith(SUFFIXES):
-                raise InputError(
-                    f"Records such as '{path}' answer only the examples in them; give a model to predict."
-                )
+                raise InputError(f"Records such as '{path}' answer only the examples in them; give a model to predict.")
         if batch_size < 1:
             raise InputError(f"The batch size must be at least 1, but it is {batch_size}.")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -104,9 +102,7 @@ class JointPredictor:
         rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
         for i, row in enumerate(rows):
             if len(row) != len(rows[0]) or any(not isinstance(t, str) or not t.strip() for t in row):
-                raise InputError(
-                    f"Input {i} (counted from 0) is empty or no text: {texts[i]!r}. Remove or mend it."
-                )
+                raise InputError(f"Input {i} (counted from 0) is empty or no text: {texts[i]!r}. Remove or mend it.")
         if not rows:
             return []
         logits, score = self._swift_pass(rows)
@@ -121,12 +117,8 @@ class JointPredictor:
             for a, s, h in zip(answer.tolist(), score.tolist(), hard.tolist(), strict=True)
         ]
 
-    def _batches(
-        self, model: Classifier, rows: list[tuple[str, ...]]
-    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        encoded: EncodedTexts = encode(
-            model.tokenizer, rows, min(self.max_length, model.tokenizer.model_max_length)
-        )
+    def _batches(self, model: Classifier, rows: list[tuple[str, ...]]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        encoded: EncodedTexts = encode(model.tokenizer, rows, min(self.max_length, model.tokenizer.model_max_length))
         if model is self.swift:
             self.truncated += encoded.truncated
         for part in encoded.lengths.argsort(descending=True, stable=True).split(self.batch_size):
@@ -197,9 +189,7 @@ def predict(
                 file.write(json.dumps(vars(one), ensure_ascii=False) + "\n")
             total, deferred = total + len(found), deferred + sum(one.answered_by == "super" for one in found)
         if total == 0:
-            raise InputError(
-                f"The input '{input}' is empty: there is nothing to predict. Give one input a line."
-            )
+            raise InputError(f"The input '{input}' is empty: there is nothing to predict. Give one input a line.")
 
     if output == "-":
         answer(sys.stdout)
@@ -225,9 +215,7 @@ def _chunks(source: str, columns: list[str] | None, size: int) -> Iterator[list[
             part: list[str] = []
             for number, line in enumerate(file, 1):
                 if not line.strip():
-                    raise InputError(
-                        f"Line {number} of '{source}' is empty. Remove it; every line is one input."
-                    )
+                    raise InputError(f"Line {number} of '{source}' is empty. Remove it; every line is one input.")
                 part.append(line.rstrip("\r\n"))
                 if len(part) == size:
                     yield part

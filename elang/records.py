@@ -64,7 +64,7 @@ class Records:
     key: Tensor | None = None
     tokens: Tensor | None = None
     flops: Tensor | None = None
-    _row: dict[int, int] = field(default_factory=dict, repr=False)
+    _row: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._row = {int(v): i for i, v in enumerate(self.id.tolist())}
@@ -164,9 +164,7 @@ def read_records(path: str | Path, label_names: list[str]) -> tuple[dict[str, Re
     if "split" not in frame:
         frame["split"] = "validation"
     order = align_labels(about.get("label_names", label_names), label_names, str(path))
-    splits = {
-        str(split): _from_frame(part, label_names, order, str(path)) for split, part in frame.groupby("split")
-    }
+    splits = {str(split): _from_frame(part, label_names, order, str(path)) for split, part in frame.groupby("split")}
     return splits, about
 
 
@@ -178,9 +176,7 @@ def _from_frame(frame: Any, label_names: list[str], order: list[int], path: str)
         rows = [list(row) for row in frame["logits"]]
         wrong = next((len(row) for row in rows if len(row) != len(label_names)), None)
         if wrong is not None:
-            raise InputError(
-                f"'{path}' has a row of {wrong} logits for {len(label_names)} labels {label_names}."
-            )
+            raise InputError(f"'{path}' has a row of {wrong} logits for {len(label_names)} labels {label_names}.")
         logits = torch.tensor(rows, dtype=torch.float32)[:, order]
         prediction = logits.argmax(-1)
     else:

@@ -75,9 +75,7 @@ def _write_curves(path: Path, curves: dict[str, dict[str, OperatingCurve]]) -> d
         out = csv.writer(file)
         out.writerow(["score", "threshold", "deferred", "deferred_share", *names, "flops", "speedup"])
         for score, curve in curves[names[0]].items():
-            rows = (
-                torch.linspace(0, len(curve) - 1, min(len(curve), _MAX_CURVE_POINTS)).round().long().tolist()
-            )
+            rows = torch.linspace(0, len(curve) - 1, min(len(curve), _MAX_CURVE_POINTS)).round().long().tolist()
             written, total = written + len(rows), total + len(curve)
             columns = [
                 curve.threshold[rows].tolist(),
@@ -121,9 +119,7 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
                 style |= {"linewidth": 2.6, "zorder": 5}
             axis.plot(x.numpy(), curve.quality.numpy(), **style)
         axis.axhline(summary["super"]["quality"], color="black", linewidth=0.8)
-        axis.annotate(
-            "Super", (1, summary["super"]["quality"]), xytext=(-4, 4), textcoords="offset points", ha="right"
-        )
+        axis.annotate("Super", (1, summary["super"]["quality"]), xytext=(-4, 4), textcoords="offset points", ha="right")
         point = summary["scores"].get(chosen, {}).get("held_out", {}).get("parity")
         if point:
             x0 = point["cost"] / summary["super"]["cost"] if by_cost else point["deferred_share"]
@@ -135,9 +131,7 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
                 zorder=6,
                 label=f"{chosen}: threshold for parity",
             )
-        axis.set_xlabel(
-            "compute, as a share of the Super's FLOPs" if by_cost else "share deferred to the Super"
-        )
+        axis.set_xlabel("compute, as a share of the Super's FLOPs" if by_cost else "share deferred to the Super")
         axis.grid(alpha=0.25)
     axes[0].set_ylabel(summary["quality_name"])
     axes[-1].legend(fontsize=8, loc="lower right")
@@ -158,7 +152,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         swift, super_ = found["swift"], found["super"]
         table = Table(
             title=f"{name} on {found['num_examples']:,} examples of {summary['evaluated_on']}: "
-            f"Swift {swift['quality']:.4f} ({_flops(swift['cost'])}), Super {super_['quality']:.4f} ({_flops(super_['cost'])})",
+            f"Swift {swift['quality']:.4f} ({_flops(swift['cost'])}), "
+            f"Super {super_['quality']:.4f} ({_flops(super_['cost'])})",
             caption="area: between random (0) and oracle (1). Held out: threshold chosen on "
             f"{summary['thresholds_from']}.\nRead here: least deferral that reaches the Super on this very set; it "
             "flatters, and is no promise.",
@@ -175,9 +170,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
         console.print(table)
     for what, seconds in summary.get("latency", {}).items():
         console.print(f"latency, {what}: {1e3 * seconds:.2f} ms")
-    console.print(
-        f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)"
-    )
+    console.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")
 
 
 def _point(point: dict[str, float] | None) -> str:

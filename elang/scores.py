@@ -45,7 +45,8 @@ def free_energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     >>> free_energy(torch.tensor([[4.0, 0.0], [0.0, 0.0]]))
     tensor([-4.0181, -0.6931])
     """
-    return -temperature * torch.logsumexp(_prepare(logits, temperature), dim=-1)
+    energy: Tensor = -temperature * torch.logsumexp(_prepare(logits, temperature), dim=-1)
+    return energy
 
 
 def softmax_energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -96,7 +97,8 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     >>> entropy(torch.tensor([[0.0, 0.0]]))
     tensor([0.6931])
     """
-    return torch.special.entr(_prepare(logits, temperature).softmax(-1)).sum(-1)
+    nats: Tensor = torch.special.entr(_prepare(logits, temperature).softmax(-1)).sum(-1)
+    return nats
 
 
 def margin(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -137,10 +139,11 @@ def max_logit_pnorm(logits: Tensor, temperature: float = 1.0, p: float = 2.0) ->
     """
     scaled = _prepare(logits, temperature)
     norm = torch.linalg.vector_norm(scaled, ord=p, dim=-1)
-    return -scaled.amax(-1) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    score: Tensor = -scaled.amax(-1) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return score
 
 
-SCORES: dict[ScoreName, Callable[[Tensor, float], Tensor]] = {
+SCORES: dict[str, Callable[[Tensor, float], Tensor]] = {
     "free_energy": free_energy,
     "softmax_energy": softmax_energy,
     "max_softmax": max_softmax,

@@ -20,9 +20,7 @@ FILLER = ["the", "film", "was", "a", "plot", "actor", "scene", "and", "very", "w
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILLER]
 
 
-def write_model(
-    folder: Path, layers: int = 2, labels: tuple[str, ...] = (), vocabulary=VOCABULARY, seed: int = 0
-):
+def write_model(folder: Path, layers: int = 2, labels: tuple[str, ...] = (), vocabulary=VOCABULARY, seed: int = 0):
     """A tiny BERT with a word-level vocabulary, as a folder of transformers."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -48,11 +46,7 @@ def write_model(
         model_max_length=64,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     ).save_pretrained(folder)
-    names = (
-        {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
-        if labels
-        else {}
-    )
+    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}} if labels else {}
     config = BertConfig(
         vocab_size=len(vocabulary),
         hidden_size=32,

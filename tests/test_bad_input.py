@@ -38,9 +38,7 @@ def test_missing_file(fails, fit_args, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize(
-    ("option", "remedy"), [("--data.text", "--data.text"), ("--data.label", "--data.label")]
-)
+@pytest.mark.parametrize(("option", "remedy"), [("--data.text", "--data.text"), ("--data.label", "--data.label")])
 def test_missing_column(fails, fit_args, option, remedy):
     fails(replaced(fit_args, option, "sentense"), "sentense", "['text', 'label']", remedy)
 
@@ -91,14 +89,10 @@ def test_hub_data_must_be_pinned(fails, fit_args):
 
 
 def test_over_long_texts_are_counted_and_said(base_model, data_args, recwarn):
-    args = replaced(
-        ["score", "--model.model", str(base_model), *data_args, *QUIET], "--data.label_names", "[bad,good]"
-    )
+    args = replaced(["score", "--model.model", str(base_model), *data_args, *QUIET], "--data.label_names", "[bad,good]")
     from elang.data.text_classification import TextClassificationData
 
-    data = TextClassificationData(
-        train=data_args[1], validation=data_args[3], max_length=8, routing_fraction=0.2
-    )
+    data = TextClassificationData(train=data_args[1], validation=data_args[3], max_length=8, routing_fraction=0.2)
 
     class Trainer:
         class lightning_module:  # noqa: N801
@@ -137,9 +131,7 @@ def test_a_folder_of_others_is_not_overwritten(fails, fit_args, tmp_path):
 
 def test_labels_of_swift_and_super_that_do_not_match(fails, joint_args, tmp_path):
     other = write_model(tmp_path / "other", labels=("no", "yes"))
-    fails(
-        ["validate", *replaced(joint_args, "--model.super_model", other)], "['no', 'yes']", "['bad', 'good']"
-    )
+    fails(["validate", *replaced(joint_args, "--model.super_model", other)], "['no', 'yes']", "['bad', 'good']")
     with pytest.raises(InputError, match="do not match"):
         JointPredictor(joint_args[1], str(other))
 
@@ -188,9 +180,7 @@ def test_a_checkpoint_of_another_class(fails, fit_args, joint_args, pair, checkp
     fails(["validate", *joint_args, "--ckpt_path", checkpoint], "another class", "JointModule")
     stranger = tmp_path / "stranger.ckpt"
     torch.save({"state_dict": {}}, stranger)
-    fails(
-        ["validate", *replaced(joint_args, "--model.swift_model", stranger)], "another class", "stranger.ckpt"
-    )
+    fails(["validate", *replaced(joint_args, "--model.swift_model", stranger)], "another class", "stranger.ckpt")
 
 
 def test_a_truncated_checkpoint(fails, fit_args, checkpoint):
@@ -244,17 +234,13 @@ def test_records_of_other_data(fails, joint_args, pair, tmp_path):
     frame.loc[3, "text"] = "a good story"
     frame.to_csv(tmp_path / "other.csv", index=False)
     args = replaced(joint_args, "--model.super_model", pair["records"])
-    fails(
-        ["validate", *replaced(args, "--data.validation", tmp_path / "other.csv")], "other data", "example 3"
-    )
+    fails(["validate", *replaced(args, "--data.validation", tmp_path / "other.csv")], "other data", "example 3")
 
 
 def test_records_that_lack_rows(fails, joint_args, pair, tmp_path):
     frame = pd.read_parquet(pair["records"]).iloc[5:]
     frame.to_parquet(tmp_path / "few.parquet")
-    fails(
-        ["validate", *replaced(joint_args, "--model.super_model", tmp_path / "few.parquet")], "lack 5 of 61"
-    )
+    fails(["validate", *replaced(joint_args, "--model.super_model", tmp_path / "few.parquet")], "lack 5 of 61")
 
 
 def test_a_super_that_is_needed(fails, fit_args):

@@ -110,9 +110,7 @@ def test_no_weights_are_allocated(monkeypatch, config):
     ids=["BERT", "short BERT", "T5"],
 )
 def test_quadratic_law_at_lengths_not_counted_before(config):
-    lengths = [
-        n for n in (1, 3, 29, 50, 63, 111, 200, 509) if n <= getattr(config, "max_position_embeddings", n)
-    ]
+    lengths = [n for n in (1, 3, 29, 50, 63, 111, 200, 509) if n <= getattr(config, "max_position_embeddings", n)]
     found = flops_by_length(config, torch.tensor(lengths))
     expected = torch.tensor([count_flops(config, n) for n in lengths], dtype=torch.float64)
     assert found.dtype == torch.float64

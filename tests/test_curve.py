@@ -262,9 +262,7 @@ def drawn(quality, cost=None):
     """A curve with these qualities at 0, 1, ... deferred examples."""
     n = len(quality) - 1
     threshold = torch.tensor([math.inf, *range(n - 1, 0, -1), -math.inf], dtype=torch.float64)
-    values = [
-        torch.tensor(x, dtype=torch.float64) for x in (quality, cost or [1.0 + i for i in range(n + 1)])
-    ]
+    values = [torch.tensor(x, dtype=torch.float64) for x in (quality, cost or [1.0 + i for i in range(n + 1)])]
     return OperatingCurve(threshold, torch.arange(n + 1), *values, float(n), n, float(n))
 
 

@@ -91,6 +91,4 @@ def test_numbers_and_names_both_label(tmp_path, labels):
 def test_numeric_labels_sort_as_numbers(tmp_path):
     rows = "\n".join(f"text {i},{i}" for i in range(12))
     (tmp_path / "x.csv").write_text(f"text,label\n{rows}\n")
-    assert TextClassificationData(validation=str(tmp_path / "x.csv")).label_names == [
-        str(i) for i in range(12)
-    ]
+    assert TextClassificationData(validation=str(tmp_path / "x.csv")).label_names == [str(i) for i in range(12)]

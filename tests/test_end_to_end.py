@@ -131,9 +131,7 @@ def test_a_black_box_super(pair, joint_args, files, tmp_path, suffix):
     answers = pd.read_csv(files[1])[["label"]].rename(columns={"label": "prediction"})
     answers.insert(0, "id", range(len(answers)))
     path = tmp_path / f"super.{suffix}"
-    answers.to_csv(path, index=False) if suffix == "csv" else answers.to_json(
-        path, orient="records", lines=True
-    )
+    answers.to_csv(path, index=False) if suffix == "csv" else answers.to_json(path, orient="records", lines=True)
     args = [str(path) if a == str(pair["super"]) else a for a in joint_args]
     args = [
         *args,
@@ -303,9 +301,7 @@ def test_validate_one_model(pair, data_args, capsys):
 
 
 def test_python_m_and_version():
-    done = subprocess.run(
-        [sys.executable, "-m", "elang", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "elang", "--version"], capture_output=True, text=True, check=True)
     import elang
 
     assert done.stdout.strip() == f"elang {elang.__version__}"

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import FAST, QUIET, write_model
+from conftest import QUIET, write_model
 from safetensors.torch import load_file, save_file
 
 from elang.cli import main

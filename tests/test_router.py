@@ -88,9 +88,7 @@ def test_logit_features(classes):
     features = logit_features(logits)
     top = min(classes, 3)
     assert features.shape == (64, 3 + top)
-    torch.testing.assert_close(
-        features[:, :3].T, torch.stack([free_energy(logits), entropy(logits), margin(logits)])
-    )
+    torch.testing.assert_close(features[:, :3].T, torch.stack([free_energy(logits), entropy(logits), margin(logits)]))
     assert torch.equal(features[:, 3:], logits.sort(-1, descending=True).values[:, :top])
 
 

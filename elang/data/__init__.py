@@ -1,0 +1,1 @@
+"""Labelled text: files, batches, the data module and the demo's data."""

@@ -37,9 +37,7 @@ class EncodedTexts:
             return {}
         spans = [(int(self.offsets[r]), int(self.offsets[r + 1])) for r in rows]
         out = {
-            name: pad_sequence(
-                [column[a:b].long() for a, b in spans], batch_first=True, padding_value=self.pad[name]
-            )
+            name: pad_sequence([column[a:b].long() for a, b in spans], batch_first=True, padding_value=self.pad[name])
             for name, column in self.columns.items()
         }
         lengths = torch.tensor([b - a for a, b in spans])
@@ -74,8 +72,7 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int) -> Enc
                 rows[place] = row
     lengths = torch.tensor([len(ids) for ids in found["input_ids"]])
     columns = {
-        name: torch.tensor([token for row in rows for token in row], dtype=torch.int32)
-        for name, rows in found.items()
+        name: torch.tensor([token for row in rows for token in row], dtype=torch.int32) for name, rows in found.items()
     }
     pad_id = tokenizer.pad_token_id
     pad = {"input_ids": 0 if pad_id is None else pad_id, "token_type_ids": tokenizer.pad_token_type_id}
@@ -131,7 +128,7 @@ class LengthBatches(DistributedSampler[Any]):
         batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
         return batches + [batches[i % len(batches)] for i in range(-len(batches) % self.num_replicas)]
 
-    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[int]]:
         yield from self._batches()[self.rank :: self.num_replicas] or [[]]
 
     def __len__(self) -> int:

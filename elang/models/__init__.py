@@ -1,0 +1,1 @@
+"""The Lightning modules, and the classifier that they share with the predictor."""

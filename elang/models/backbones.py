@@ -129,12 +129,8 @@ def _quiet() -> Iterator[None]:
 
 def check_output_folder(folder: Path) -> None:
     """Refuse to replace a folder that holds anything but a model of ours."""
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / FILENAME).exists())
-    ):
-        raise InputError(
-            f"'{folder}' exists and is not a model folder of elang; choose another --model.output."
-        )
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / FILENAME).exists())):
+        raise InputError(f"'{folder}' exists and is not a model folder of elang; choose another --model.output.")
 
 
 def folder_sha256(folder: Path) -> str:
@@ -165,9 +161,7 @@ def load_classifier(
         config = AutoConfig.from_pretrained(name, **options)
         if layers is not None:
             if not 1 <= layers <= config.num_hidden_layers:
-                raise InputError(
-                    f"'{path}' has {config.num_hidden_layers} layers; its first {layers} cannot be kept."
-                )
+                raise InputError(f"'{path}' has {config.num_hidden_layers} layers; its first {layers} cannot be kept.")
             config.num_hidden_layers = layers
         if label_names is not None:
             config.id2label = dict(enumerate(label_names))
@@ -243,9 +237,7 @@ def _load_router(path: Path) -> RouterHead:
         head = RouterHead(hidden_size, state["logits.weight"].shape[1] - 3, width)
         head.load_state_dict(state)
     except Exception as error:
-        raise InputError(
-            f"The router head '{path}' cannot be read ({error}). Run `elang fit` again."
-        ) from error
+        raise InputError(f"The router head '{path}' cannot be read ({error}). Run `elang fit` again.") from error
     return head
 
 
@@ -289,9 +281,7 @@ def _from_checkpoint(path: str) -> Classifier:
     try:
         found.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError(
-            f"The checkpoint '{path}' does not fit the model that it describes: {error}"
-        ) from error
+        raise InputError(f"The checkpoint '{path}' does not fit the model that it describes: {error}") from error
     _limit_length(tokenizer, config)
     found.weights_sha256 = file_sha256(path)
     return found

@@ -56,9 +56,7 @@ class EvaluationModule(LightningModule):
 
     def _start(self, splits: list[str]) -> None:
         width = len(self.label_names)
-        columns: dict[str, tuple[tuple[int, ...], torch.dtype]] = dict.fromkeys(
-            ("key", "label"), ((), torch.int64)
-        )
+        columns: dict[str, tuple[tuple[int, ...], torch.dtype]] = dict.fromkeys(("key", "label"), ((), torch.int64))
         for name in self.models:
             columns[f"{name}_logits"] = ((width,), torch.float32)
             columns[f"{name}_tokens"] = ((), torch.int64)
@@ -84,7 +82,7 @@ class EvaluationModule(LightningModule):
         tables = {split: table.compute() for split, table in self._tables.items()}
         self._tables = {}
         data: Any = getattr(self.trainer, "datamodule", None)
-        whole = not self.trainer.fast_dev_run and {
+        whole = not getattr(self.trainer, "fast_dev_run", False) and {
             self.trainer.limit_val_batches,
             self.trainer.limit_test_batches,
         } == {1.0}
@@ -106,8 +104,8 @@ class EvaluationModule(LightningModule):
         source = "train" if split == "routing" else split
         if source not in self.recorded[name]:
             raise InputError(
-                f"'{self.paths[name]}' has no answers to '{source}', only to {', '.join(self.recorded[name])}. Score it "
-                "with `elang score`."
+                f"'{self.paths[name]}' has no answers to '{source}', only to {', '.join(self.recorded[name])}. Score "
+                "it with `elang score`."
             )
         found = self.recorded[name][source]
         rows = found.rows(table["id"], table["key"], f"The records '{self.paths[name]}'")
@@ -139,8 +137,8 @@ class EvaluationModule(LightningModule):
             InputError: Always.
         """
         raise InputError(
-            f"{type(self).__name__} has no weights of its own, so --ckpt_path means nothing to it: the checkpoint is of "
-            "another class. Give it as the path of a model (--model.swift_model, --model.super_model, --model.model)."
+            f"{type(self).__name__} has no weights of its own, so --ckpt_path means nothing to it: the checkpoint is "
+            "of another class. Give it as a model: --model.swift_model, --model.super_model or --model.model."
         )
 
     def configure_optimizers(self) -> None:

@@ -81,9 +81,7 @@ class FinetuneModule(LightningModule):
         total = torch.stack(list(terms.values())).sum()
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch["label"]))
         if len(terms) > 1:
-            self.log_dict(
-                {f"train/{name}": term for name, term in terms.items()}, batch_size=len(batch["label"])
-            )
+            self.log_dict({f"train/{name}": term for name, term in terms.items()}, batch_size=len(batch["label"]))
         return total
 
     def on_validation_epoch_start(self) -> None:
@@ -98,9 +96,7 @@ class FinetuneModule(LightningModule):
         if not len(batch["id"]):
             return
         logits = self.classifier(batch["model"]).logits
-        self._tables[self.split_names[dataloader_idx]].update(
-            id=batch["id"], label=batch["label"], logits=logits
-        )
+        self._tables[self.split_names[dataloader_idx]].update(id=batch["id"], label=batch["label"], logits=logits)
 
     def on_validation_epoch_end(self) -> None:
         """Log the task metric of each split over all processes."""
@@ -192,7 +188,7 @@ class FinetuneModule(LightningModule):
 
     def on_fit_end(self) -> None:
         """Write the folder, unless training was interrupted or only tried out."""
-        if self.trainer.interrupted or self.trainer.fast_dev_run:
+        if self.trainer.interrupted or getattr(self.trainer, "fast_dev_run", False):
             return
         for name, parameter in self.classifier.named_parameters():
             if not torch.isfinite(parameter).all():
@@ -202,8 +198,6 @@ class FinetuneModule(LightningModule):
                 )
         manifest = self.manifest()
         if self.trainer.is_global_zero:
-            folder = Path(
-                self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export"
-            )
+            folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
             self.classifier.save(folder, manifest)
             rank_zero_info(f"the model is in {folder}")

@@ -73,13 +73,12 @@ class JointModule(EvaluationModule):
         fraction = getattr(data, "routing_fraction", 0.0)
         for name in self.models:
             manifest = self.model(name).manifest
-            if manifest is not None and data is not None and "routing" in data.splits:
-                if fraction > manifest.routing_fraction:
-                    raise InputError(
-                        f"--data.routing_fraction is {fraction}, but '{self.paths[name]}' was trained with "
-                        f"{manifest.routing_fraction}: part of the slice was trained on. Give "
-                        f"--data.routing_fraction {manifest.routing_fraction} or less."
-                    )
+            if manifest is not None and fraction > manifest.routing_fraction and "routing" in data.splits:
+                raise InputError(
+                    f"--data.routing_fraction is {fraction}, but '{self.paths[name]}' was trained with "
+                    f"{manifest.routing_fraction}: part of the slice was trained on. Give "
+                    f"--data.routing_fraction {manifest.routing_fraction} or less."
+                )
 
     on_test_start = on_validation_start
 
@@ -88,9 +87,7 @@ class JointModule(EvaluationModule):
         tables = self._gather()
         evaluated = next((split for split in ("test", "validation") if split in tables), None)
         if evaluated is None:
-            raise InputError(
-                "There is no evaluation data. Set --data.validation (or --data.test for `elang test`)."
-            )
+            raise InputError("There is no evaluation data. Set --data.validation (or --data.test for `elang test`).")
         pairs = {split: self.pair(split, table) for split, table in tables.items() if len(table["id"])}
         self.summary = self._summarize(pairs, evaluated)
         for quality in self.qualities:

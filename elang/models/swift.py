@@ -81,9 +81,7 @@ class SwiftModule(FinetuneModule):
                 "above 0."
             )
         self._has_router = router_weight > 0
-        super().__init__(
-            model, label_names, layers, lr, weight_decay, warmup, freeze_embeddings, quality, output
-        )
+        super().__init__(model, label_names, layers, lr, weight_decay, warmup, freeze_embeddings, quality, output)
         self.save_hyperparameters()
         self.super_records = super_records
         self.weights = {"distill": distill_weight, "margin": margin_weight, "router": router_weight}
@@ -121,9 +119,7 @@ class SwiftModule(FinetuneModule):
         prediction = torch.full((size,), -1).index_copy(0, self.records.id, self.records.prediction)
         self.register_buffer("super_prediction", prediction, persistent=False)
         if self.records.logits is not None:
-            logits = torch.zeros(size, len(self.label_names)).index_copy(
-                0, self.records.id, self.records.logits
-            )
+            logits = torch.zeros(size, len(self.label_names)).index_copy(0, self.records.id, self.records.logits)
             self.register_buffer("super_logits", logits, persistent=False)
 
     def loss(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
@@ -134,9 +130,7 @@ class SwiftModule(FinetuneModule):
             hard = hard & (self.super_prediction[batch["id"]] == batch["label"])
         if self.weights["distill"] > 0:
             target = self.super_logits[batch["id"]]
-            terms["distill"] = self.weights["distill"] * distillation(
-                answer.logits, target, self.distill_temperature
-            )
+            terms["distill"] = self.weights["distill"] * distillation(answer.logits, target, self.distill_temperature)
         if self.weights["margin"] > 0:
             energy = free_energy(answer.logits, self.temperature)
             terms["margin"] = self.weights["margin"] * self.margin(energy, hard)

@@ -1,0 +1,364 @@
+"""Records and threshold files: round trips, files of strangers, and files that cannot be used."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from elang.curve import Point
+from elang.errors import InputError
+from elang.manifest import FILENAME, Manifest, file_sha256, plain, threshold_entry
+from elang.records import Records, align_labels, read_records, write_records, written_aside
+
+NAMES = ["no", "maybe", "yes"]
+FIELDS = ["id", "prediction", "logits", "key", "tokens", "flops"]
+
+
+def records(n=9, seed=0, logits=True):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(n, 3, generator=generator)
+    return Records(
+        id=torch.randperm(100, generator=generator)[:n],
+        prediction=values.argmax(-1),
+        logits=values if logits else None,
+        key=torch.randint(-(2**62), 2**62, (n,), generator=generator),
+        tokens=torch.randint(3, 500, (n,), generator=generator),
+        flops=1e9 * torch.rand(n, generator=generator, dtype=torch.float64),
+    )
+
+
+def check_same(found, expected):
+    for name in FIELDS:
+        one, two = getattr(found, name), getattr(expected, name)
+        assert (one is None) == (two is None), name
+        assert one is None or (one.dtype == two.dtype and torch.equal(one, two)), name
+
+
+def write(path, columns):
+    """A stranger's file."""
+    frame = pd.DataFrame(columns)
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+    elif path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_json(path, orient="records", lines=True)
+    return path
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_round_trip(tmp_path, logits):
+    splits = {"train": records(9, 0, logits), "validation": records(4, 1, logits)}
+    write_records(tmp_path / "new" / "r.parquet", splits, NAMES, weights_sha256="abc", seed=3)
+    found, about = read_records(tmp_path / "new" / "r.parquet", NAMES)
+    assert about == {"label_names": NAMES, "weights_sha256": "abc", "seed": 3}
+    assert found.keys() == splits.keys()
+    for split, expected in splits.items():
+        check_same(found[split], expected)
+
+
+def test_optional_columns_may_be_absent(tmp_path):
+    bare = Records(torch.arange(3), torch.tensor([2, 0, 1]))
+    write_records(tmp_path / "r.parquet", {"test": bare}, NAMES)
+    check_same(read_records(tmp_path / "r.parquet", NAMES)[0]["test"], bare)
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_labels_come_back_in_the_order_of_the_data(tmp_path, logits):
+    ours = ["yes", "no", "maybe"]
+    theirs = records(logits=logits)
+    write_records(tmp_path / "r.parquet", {"test": theirs}, NAMES)
+    found = read_records(tmp_path / "r.parquet", ours)[0]["test"]
+    assert [ours[i] for i in found.prediction] == [NAMES[i] for i in theirs.prediction]
+    if logits:
+        assert torch.equal(found.logits[:, ours.index("maybe")], theirs.logits[:, NAMES.index("maybe")])
+        assert torch.equal(found.logits.argmax(-1), found.prediction)
+
+
+def test_other_labels_are_refused(tmp_path):
+    write_records(tmp_path / "r.parquet", {"test": records()}, NAMES)
+    for ours in (["no", "yes"], ["no", "perhaps", "yes"], [*NAMES, "never"]):
+        with pytest.raises(InputError, match="do not match"):
+            read_records(tmp_path / "r.parquet", ours)
+
+
+def test_align_labels():
+    assert align_labels(NAMES, ["yes", "no", "maybe"], "it") == [2, 0, 1]
+    with pytest.raises(InputError, match="it"):
+        align_labels(["0", "1"], ["no", "yes"], "it")
+    with pytest.raises(InputError, match="12 more"):
+        align_labels([str(i) for i in range(20)], NAMES, "it")
+
+
+def test_rows_by_id():
+    table = records()
+    order = torch.tensor([5, 0, 8, 2])
+    assert torch.equal(table.rows(table.id[order]), order)
+    assert torch.equal(table.rows(table.id[order], table.key[order]), order)
+    assert torch.equal(table.rows(table.id.flip(0)), torch.arange(8, -1, -1))
+
+
+def test_missing_ids_are_counted_and_named():
+    table = records()
+    asked = torch.cat([table.id[:2], torch.tensor([1001, 1002])])
+    with pytest.raises(InputError, match="The Super's records lack 2 of 4 examples, first id 1001"):
+        table.rows(asked, what="The Super's records")
+
+
+def test_other_texts_are_refused():
+    table = records()
+    keys = table.key.clone()
+    keys[3] += 1
+    with pytest.raises(InputError, match=f"example {int(table.id[3])} differs"):
+        table.rows(table.id, keys)
+    without = Records(table.id, table.prediction)
+    assert torch.equal(without.rows(table.id, keys), torch.arange(9))
+
+
+def test_an_id_counts_once():
+    with pytest.raises(InputError, match="3 rows but only 2 distinct ids"):
+        Records(torch.tensor([4, 7, 4]), torch.zeros(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_bare_answers_of_a_black_box(tmp_path, suffix):
+    columns = {"id": [3, 1, 2], "prediction": ["yes", "no", "maybe"]}
+    found, about = read_records(write(tmp_path / f"r{suffix}", columns), NAMES)
+    assert about == {}
+    check_same(found["validation"], Records(torch.tensor([3, 1, 2]), torch.tensor([2, 0, 1])))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_all_columns_of_a_black_box(tmp_path, suffix):
+    columns = {
+        "split": ["test", "train", "test"],
+        "id": [5, 5, 0],
+        "prediction": ["yes", "no", "maybe"],
+        "key": [2**62 + 1, -(2**62) - 1, 0],
+        "tokens": [3, 4, 5],
+        "flops": [1.5e9, 2.5, 0.0],
+    }
+    found, _ = read_records(write(tmp_path / f"r{suffix}", columns), NAMES)
+    assert found.keys() == {"test", "train"}
+    assert found["test"].prediction.tolist() == [2, 1]
+    assert found["test"].id.tolist() == [5, 0]
+    assert found["test"].key.tolist() == [2**62 + 1, 0]
+    assert found["train"].key.tolist() == [-(2**62) - 1]
+    assert found["test"].tokens.tolist() == [3, 5]
+    assert found["test"].flops.tolist() == [1.5e9, 0.0]
+
+
+@pytest.mark.parametrize("names", [["0", "1"], ["None", "NA"], ["true", "false"], ["1.0", "01"]])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_label_names_are_text_whatever_they_look_like(tmp_path, suffix, names):
+    path = write(tmp_path / f"r{suffix}", {"id": [0, 1, 2], "prediction": [names[1], names[0], names[1]]})
+    assert read_records(path, names)[0]["validation"].prediction.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_logits_of_a_stranger(tmp_path, suffix):
+    path = write(tmp_path / f"r{suffix}", {"id": [0, 1], "logits": [[0.5, 2.5, -1.0], [0.0, 0.25, 4.0]]})
+    found = read_records(path, NAMES)[0]["validation"]
+    assert found.logits.tolist() == [[0.5, 2.5, -1.0], [0.0, 0.25, 4.0]]
+    assert found.prediction.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"id": [0, 1], "prediction": ["yes", "perhaps"]}, "unknown label 'perhaps'"),
+        ({"id": [0, 0], "prediction": ["yes", "no"]}, "distinct ids"),
+        ({"id": [0, 1], "answer": ["yes", "no"]}, "it needs 'id' and either"),
+        ({"row": [0, 1], "prediction": ["yes", "no"]}, "it needs 'id' and either"),
+        ({"id": [0, 1], "logits": [[0.0, 1.0], [1.0, 0.0]]}, "2 logits for 3 labels"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_content_that_cannot_be_used(tmp_path, suffix, columns, said):
+    path = write(tmp_path / f"r{suffix}", columns)
+    with pytest.raises(InputError, match=said):
+        read_records(path, NAMES)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="no records file"):
+        read_records(tmp_path / "none.parquet", NAMES)
+    with pytest.raises(InputError, match="no records file"):
+        read_records(tmp_path, NAMES)
+    (tmp_path / "r.xlsx").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"\.parquet, \.jsonl, \.csv"):
+        read_records(tmp_path / "r.xlsx", NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("r.parquet", b""),
+        ("r.parquet", b"PAR1 this is not a table PAR1"),
+        ("r.jsonl", b'{"id": 1, "prediction"'),
+        ("r.csv", b""),
+        ("r.csv", b'id,prediction\n1,"yes\n2,no\n'),
+        ("r.csv", b"id,prediction\n1,\xff\xfe\n"),
+    ],
+)
+def test_damaged_files(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        read_records(tmp_path / name, NAMES)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.9])
+def test_parquet_cut_short(tmp_path, keep):
+    path = tmp_path / "r.parquet"
+    write_records(path, {"test": records()}, NAMES)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+    with pytest.raises(InputError, match="cannot be read"):
+        read_records(path, NAMES)
+
+
+@pytest.mark.xfail(reason="a TypeError of torch.tensor escapes, and a fraction is cut off in silence")
+@pytest.mark.parametrize("ids", [["a", "b"], [0.5, 1.0]])
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_ids_must_be_integers(tmp_path, suffix, ids):
+    path = write(tmp_path / f"r{suffix}", {"id": ids, "prediction": ["yes", "no"]})
+    with pytest.raises(InputError, match="id"):
+        read_records(path, NAMES)
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_written_aside_is_all_or_nothing(tmp_path, before):
+    path = tmp_path / "folder" / "file.txt"
+    if before is not None:
+        path.parent.mkdir()
+        path.write_text(before)
+
+    def write_half():
+        with written_aside(path) as aside:
+            assert aside.parent == path.parent
+            aside.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert (path.read_text() if path.exists() else None) == before
+    assert [p.name for p in path.parent.iterdir()] == ([] if before is None else ["file.txt"])
+    with written_aside(path) as aside:
+        aside.write_text("whole")
+        assert (path.read_text() if path.exists() else None) == before
+    assert path.read_text() == "whole"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_records_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "r.parquet"
+    write_records(path, {"test": records()}, NAMES)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_records(path, {"test": records(seed=1)}, NAMES, model=object())
+    mixed = {"train": records(), "test": records(logits=False)}
+    with pytest.raises(ValueError, match=r".+"):
+        write_records(path, mixed, NAMES)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def manifest(**changes):
+    points = {"keep": math.inf, "defer": -math.inf, "parity": -3.0618157386779785}
+    entries = {
+        name: threshold_entry(Point(t, 0.25, 0.9, math.nan, 2.0), "rule", "slice", 40) for name, t in points.items()
+    }
+    return Manifest(NAMES, weights_sha256="a" * 64, thresholds={"free_energy": entries, "margin": {}}, **changes)
+
+
+def test_manifest_round_trip(tmp_path):
+    made = manifest(score="free_energy", temperature=2.0, routing_fraction=0.1, max_length=99)
+    made.write(tmp_path / FILENAME)
+    for found in (Manifest.read(tmp_path), Manifest.read(tmp_path / FILENAME)):
+        assert found.threshold("keep") == math.inf
+        assert found.threshold("defer") == -math.inf
+        assert found.threshold("parity") == -3.0618157386779785
+        assert found.threshold("parity", "free_energy") == found.threshold("parity")
+        assert plain(vars(found)) == plain(vars(made))
+        assert found.versions.keys() == {"elang", "torch", "transformers"}
+    # Any JSON reader can read it, infinities included.
+    json.loads((tmp_path / FILENAME).read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_threshold_entry():
+    entry = threshold_entry(Point(0.5, 0.25, 0.9, 7.0, 2.0), "least deferral", "a slice", 40)
+    assert entry == {
+        "threshold": 0.5,
+        "rule": "least deferral",
+        "chosen_on": "a slice",
+        "num_examples": 40,
+        "deferred_share": 0.25,
+        "quality": 0.9,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "score", "said"),
+    [
+        ("99%", None, "'keep', 'defer', 'parity'"),
+        ("parity", "margin", "there are none"),
+        ("parity", "router", "'router'"),
+    ],
+)
+def test_missing_threshold(name, score, said):
+    with pytest.raises(InputError, match=said):
+        manifest().threshold(name, score)
+
+
+def test_thresholds_of_other_weights_are_refused(tmp_path):
+    (tmp_path / "a").write_bytes(b"weights")
+    (tmp_path / "b").write_bytes(b"weightz")
+    digest, other = file_sha256(tmp_path / "a"), file_sha256(tmp_path / "b")
+    made = Manifest(NAMES, weights_sha256=digest)
+    made.check_weights(digest, "model")
+    with pytest.raises(InputError, match=f"{digest[:12]}.*the model.*{other[:12]}"):
+        made.check_weights(other, "the model")
+    Manifest(NAMES).check_weights(other, "model")  # a manifest without a hash makes no claim
+
+
+def test_hash_of_files(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (tmp_path / "b").write_bytes(b"x" * (3 << 20))
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert len({file_sha256(a), file_sha256(b), file_sha256(a, b), file_sha256(b, a)}) == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[1, 2]",
+        "null",
+        '{"label_names": ["a", "b"]}',
+        '{"format": 0, "label_names": ["a", "b"]}',
+        '{"format": 1}',
+        '{"format": 1, "label_names": ["a", "b"], "unheard": 1}',
+        b"\xff\xfe\x00",
+    ],
+)
+def test_garbled_manifest(tmp_path, content):
+    path = tmp_path / FILENAME
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match="not a threshold file of this version"):
+        Manifest.read(tmp_path)
+
+
+def test_no_manifest(tmp_path):
+    with pytest.raises(InputError, match="no threshold file"):
+        Manifest.read(tmp_path)
+    with pytest.raises(InputError, match="no threshold file"):
+        Manifest.read(tmp_path / "nowhere.json")
+
+
+def test_plain():
+    value = {"a": [math.inf, (-math.inf, math.nan)], "b": {"c": 1.5, "d": "inf", "e": None}}
+    assert plain(value) == {"a": ["inf", ["-inf", None]], "b": {"c": 1.5, "d": "inf", "e": None}}
