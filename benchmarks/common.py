@@ -1,4 +1,4 @@
-"""What every benchmark writes down beside its figures: date, hardware, commit and versions."""
+"""What every benchmark writes down beside its figures."""
 
 import json
 import os
@@ -9,35 +9,44 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
-def hardware() -> str:
-    """The GPU, or the processor with the number of its cores."""
+def cpu_model() -> str:
+    """Name of the processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def git_commit() -> str:
+    """Commit of the code, marked where it was changed since; ELANG_COMMIT names it outside a checkout."""
+    if named := os.environ.get("ELANG_COMMIT"):
+        return named
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def gpu() -> str | None:
+    """Name of the GPU, if there is one."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    model = platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, {os.cpu_count()} cores"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def commit() -> str:
-    """The commit, with a mark where the tree differs from it; ELANG_COMMIT names it outside a checkout."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude", "*"], capture_output=True, text=True)
-    return os.environ.get("ELANG_COMMIT") or found.stdout.strip() or "unknown"
-
-
-def write_results(name: str, figures: dict[str, Any]) -> None:
-    """Write ``results/name.json``."""
-    about = {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "hardware": hardware(),
-        "commit": commit(),
-        "versions": {p: version(p) for p in ("torch", "lightning", "transformers", "torchmetrics")},
+def write_result(name: str, figures: dict[str, Any], libraries: tuple[str, ...]) -> Path:
+    """Replace ``results/{name}.json`` with these figures, the date, the hardware, the commit and the versions."""
+    result = {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "hardware": {"cpu": cpu_model(), "cores": os.cpu_count(), "gpu": gpu()},
+        "commit": git_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
+        "figures": figures,
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**about, **figures}, indent=2) + "\n")
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    return path

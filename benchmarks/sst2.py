@@ -10,7 +10,7 @@ import json
 import time
 from pathlib import Path
 
-from common import write_results
+from common import write_result
 
 from elang.cli import main as elang
 
@@ -59,7 +59,8 @@ def main() -> None:
             rows.append({"seed": seed, "layers": layers, "seconds": dict(seconds), **read(joint / "summary.json")})
             print(json.dumps(rows[-1]), flush=True)
     show(rows)
-    write_results("sst2", {"precision of training": args.precision, "rows": rows})
+    libraries = ("torch", "lightning", "transformers", "torchmetrics")
+    write_result("sst2", {"precision of training": args.precision, "rows": rows}, libraries)
 
 
 def read(path: Path) -> dict[str, object]:
@@ -77,7 +78,9 @@ def read(path: Path) -> dict[str, object]:
 
 
 def show(rows: list[dict[str, object]]) -> None:
-    print("seed layers  swift  super  score            area   held out, parity      held out, 99%         read here, parity")
+    print(
+        "seed layers  swift  super  score            area   held out, parity      held out, 99%         read here, parity"
+    )
     for row in rows:
         for name, score in row["scores"].items():
             cells = [score.get(k) for k in ("held out, parity", "held out, 99%", "read here, parity")]

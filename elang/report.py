@@ -168,9 +168,26 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             mark = "*" if score == summary["score"] else ""
             table.add_row(score + mark, _number(row["area"]), *(_point(cell) for cell in cells))
         console.print(table)
+        console.print(_bottom_line(name, found, summary["score"]))
     for what, seconds in summary.get("latency", {}).items():
         console.print(f"latency, {what}: {1e3 * seconds:.2f} ms")
     console.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")
+
+
+def _bottom_line(name: str, found: dict[str, Any], score: str) -> str:
+    """Say in words what the pair does with the score that routes by default."""
+    row, best = found["scores"][score], found["super"]["quality"]
+    lines = []
+    for point, how in (
+        (row["held_out"].get("parity"), "with the threshold chosen on held-out data"),
+        (row["on_this_set"]["parity"], "with the threshold read on this very set"),
+    ):
+        if point is not None:
+            lines.append(
+                f"{score}, {how}: {name} {point['quality']:.4f} (Super {best:.4f}), {point['deferred_share']:.1%} "
+                f"deferred, FLOPs speed-up {_number(point['speedup'], 2)}x"
+            )
+    return "\n".join(lines)
 
 
 def _point(point: dict[str, float] | None) -> str:

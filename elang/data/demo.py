@@ -93,8 +93,9 @@ def commands(root: Path) -> list[list[str]]:
         ["score", "--model.model", str(root / "super"), "--model.output", str(root / "super.parquet"),
          *data, *evaluation],
         ["fit", "--model", "SwiftModule", "--model.model", str(root / "minilm-l6"), "--model.layers", "1",
-         "--model.super_records", str(root / "super.parquet"), "--model.lr", "3e-4",
-         "--trainer.max_epochs", "8", "--model.output", str(root / "swift"), *data, *training],
+         "--model.super_records", str(root / "super.parquet"), "--model.lr", "5e-4",
+         "--model.distill_weight", "5", "--model.margin_weight", "0.03",
+         "--trainer.max_epochs", "15", "--model.output", str(root / "swift"), *data, *training],
         ["validate", "--model.swift_model", str(root / "swift"), "--model.super_model", str(root / "super"),
          "--model.output", str(root / "joint"), "--model.latency", "true", *data, *evaluation],
     ]  # fmt: skip
