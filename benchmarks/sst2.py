@@ -78,9 +78,7 @@ def read(path: Path) -> dict[str, object]:
 
 
 def show(rows: list[dict[str, object]]) -> None:
-    print(
-        "seed layers  swift  super  score            area   held out, parity      held out, 99%         read here, parity"
-    )
+    print("seed layers  swift  super  score            area   held out, parity      held out, 99%         read here")
     for row in rows:
         for name, score in row["scores"].items():
             cells = [score.get(k) for k in ("held out, parity", "held out, 99%", "read here, parity")]

@@ -85,7 +85,7 @@ def _paper_flops(config: Any) -> float:
     model: Any = _meta_model(config)
     total = 0.0
     for name, stack in model.base_model.named_children():
-        if "embed" in name or name in ("shared", "pooler"):
+        if "embed" in name or name in ("shared", "pooler", "lm_head"):
             continue
         weights = sum(p.numel() for n, p in stack.named_parameters() if "embed_tokens" not in n)
         total += 2.0 * weights * (1 if name == "decoder" else PAPER_LENGTH)

@@ -1,7 +1,8 @@
 """Auxiliary losses that shape the Swift's energy, and distillation from the Super.
 
-"easy" and "hard" mark the examples that the Swift should keep and give away. Every loss is finite, and has a
-zero gradient, on a batch that lacks one of the two kinds, so that ranks of a distributed run stay in step.
+"easy" and "hard" mark the examples that the Swift should keep and give away. On a batch that lacks one of the two
+kinds every loss stays connected and finite, so that processes of a distributed run stay in step, and is zero (but for
+the hinge with margins given by hand, which needs no other kind to compare with).
 """
 
 from collections.abc import Callable
@@ -43,9 +44,11 @@ def energy_margin_hinge(
     observed = energy.detach()
     low = torch.quantile(observed, 0.25) if m_easy is None else m_easy
     high = torch.quantile(observed, 0.75) if m_hard is None else m_hard
+    # Quartiles of the batch are margins only where there are two kinds to part.
+    parts = 1.0 if m_easy is not None and m_hard is not None else hard.any() & (~hard).any()
     easy_loss = _masked_mean(F.relu(energy - low).square(), ~hard)
     hard_loss = _masked_mean(F.relu(high - energy).square(), hard)
-    return easy_loss + hard_loss
+    return (easy_loss + hard_loss) * parts
 
 
 def energy_margin_ranking(energy: Tensor, hard: Tensor, epsilon: float = 0.3) -> Tensor:

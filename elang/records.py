@@ -16,10 +16,12 @@ Parquet files of ours carry label names and the model's identity in their metada
 """
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -163,21 +165,44 @@ def read_records(path: str | Path, label_names: list[str]) -> tuple[dict[str, Re
         )
     if "split" not in frame:
         frame["split"] = "validation"
+    if frame["split"].isna().any():
+        raise InputError(f"The records file '{path}' has rows without a 'split'. Fill or remove the column.")
     order = align_labels(about.get("label_names", label_names), label_names, str(path))
     splits = {str(split): _from_frame(part, label_names, order, str(path)) for split, part in frame.groupby("split")}
     return splits, about
 
 
+def _numbers(frame: Any, name: str, dtype: torch.dtype, path: str) -> Tensor:
+    """Take a column of numbers, refusing what a conversion would change in silence."""
+    import pandas as pd
+
+    values = pd.to_numeric(frame[name], errors="coerce")
+    bad = values.isna()
+    if dtype == torch.int64:
+        bad |= values % 1 != 0
+    if bad.any():
+        kind = "whole number" if dtype == torch.int64 else "number"
+        raise InputError(
+            f"'{path}' has {frame[name][bad].iloc[0]!r} as its '{name}' where a {kind} is needed, in {int(bad.sum())} "
+            f"of {len(frame)} rows. Mend or remove the column."
+        )
+    return torch.tensor(values.to_numpy(), dtype=dtype)
+
+
 def _from_frame(frame: Any, label_names: list[str], order: list[int], path: str) -> Records:
     columns: dict[str, Tensor | None] = {}
     for name, dtype in (("key", torch.int64), ("tokens", torch.int64), ("flops", torch.float64)):
-        columns[name] = torch.tensor(frame[name].to_numpy(), dtype=dtype) if name in frame else None
+        columns[name] = _numbers(frame, name, dtype, path) if name in frame else None
     if "logits" in frame:
-        rows = [list(row) for row in frame["logits"]]
-        wrong = next((len(row) for row in rows if len(row) != len(label_names)), None)
-        if wrong is not None:
-            raise InputError(f"'{path}' has a row of {wrong} logits for {len(label_names)} labels {label_names}.")
-        logits = torch.tensor(rows, dtype=torch.float32)[:, order]
+        size = len(label_names)
+        for row in frame["logits"]:
+            known = hasattr(row, "__len__") and all(isinstance(v, Real) and math.isfinite(v) for v in row)
+            if not known or len(row) != size:
+                raise InputError(
+                    f"'{path}' has the logits {row!r} where {size} finite numbers are needed, one for each of "
+                    f"{label_names}. Mend them, or give predictions."
+                )
+        logits = torch.tensor([list(row) for row in frame["logits"]], dtype=torch.float32)[:, order]
         prediction = logits.argmax(-1)
     else:
         logits = None
@@ -188,8 +213,7 @@ def _from_frame(frame: Any, label_names: list[str], order: list[int], path: str)
                 f"'{path}' answers with the unknown label '{unknown[0]}'; the data's labels are {label_names}."
             )
         prediction = torch.tensor([index[name] for name in frame["prediction"]], dtype=torch.int64)
-    ids = torch.tensor(frame["id"].to_numpy(), dtype=torch.int64)
-    return Records(ids, prediction, logits, **columns)
+    return Records(_numbers(frame, "id", torch.int64, path), prediction, logits, **columns)
 
 
 def align_labels(theirs: list[str], ours: list[str], who: str) -> list[int]:

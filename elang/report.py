@@ -168,7 +168,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             mark = "*" if score == summary["score"] else ""
             table.add_row(score + mark, _number(row["area"]), *(_point(cell) for cell in cells))
         console.print(table)
-        console.print(_bottom_line(name, found, summary["score"]))
+        console.print(_bottom_line(name, found, summary["score"]), soft_wrap=True)
     for what, seconds in summary.get("latency", {}).items():
         console.print(f"latency, {what}: {1e3 * seconds:.2f} ms")
     console.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")

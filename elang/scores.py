@@ -171,7 +171,8 @@ def route(score: Tensor, threshold: float) -> Tensor:
     tensor([False, False,  True])
     """
     check_finite(score, "score")
-    return score > threshold
+    # In float64, for against a float32 score the threshold itself would be rounded.
+    return score.double() > threshold
 
 
 def check_finite(values: Tensor, name: str) -> None:

@@ -128,7 +128,6 @@ def test_at_threshold_is_what_route_does(ties, dtype):
     assert at_threshold(curve, -math.inf) == len(curve) - 1
 
 
-@pytest.mark.xfail(reason="route() rounds a threshold to the precision of the scores")
 def test_a_threshold_between_two_float32_values():
     score = torch.tensor([0.1, 0.3])  # float32 holds 0.3 as 0.30000001, which is above 0.3
     curve = curve_of(score, *pair("accuracy", 2, 2))
