@@ -129,10 +129,11 @@ def test_table_checks_what_it_is_given():
         table.update(**good | {"label": good["label"][:3]})
 
 
-def test_table_keeps_no_gradient_and_casts():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_table_keeps_no_gradient_and_casts(dtype):
     table = ExampleTable(COLUMNS)
     good = rows(4)
-    table.update(**good | {"logits": good["logits"].bfloat16().requires_grad_()})
+    table.update(**good | {"logits": good["logits"].to(dtype).requires_grad_()})
     found = table.compute()["logits"]
     assert found.dtype == torch.float32
     assert not found.requires_grad

@@ -93,11 +93,11 @@ def test_pearson_of_real_values(offset):
     assert QUALITIES["pearson"](1)(prediction, target) == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("constant", [0.0, 0.1, 3.3, 1e6])
+@pytest.mark.parametrize("constant", [0.0, 0.3, 0.7, 3.3, 1e6])
 def test_pearson_of_a_constant_is_zero(constant):
     target = torch.rand(999, generator=torch.Generator().manual_seed(0))
-    assert QUALITIES["pearson"](1)(torch.full((999,), constant), target) == 0
-    assert QUALITIES["pearson"](1)(target, torch.full((999,), constant)) == 0
+    assert QUALITIES["pearson"](1)(torch.full((999,), constant, dtype=torch.float64), target) == 0
+    assert QUALITIES["pearson"](1)(target, torch.full((999,), constant, dtype=torch.float64)) == 0
 
 
 @pytest.mark.parametrize(("name", "classes"), CASES)
