@@ -18,15 +18,15 @@ PAPER_LENGTH = 128
 _LONGEST_PROBE = 104
 
 
-def _meta_model(config: Any) -> torch.nn.Module:
-    """Build the model of ``config`` on the meta device, with the attention whose products can be counted."""
+def _meta_model(config: Any, device: str = "meta") -> torch.nn.Module:
+    """Build the model of ``config`` without weights, with the attention whose products can be counted."""
     import transformers
 
     config = type(config).from_dict(config.to_dict())
     kind = transformers.AutoModelForSequenceClassification
     if getattr(config, "is_encoder_decoder", False):
         kind = transformers.AutoModelForSeq2SeqLM
-    with torch.device("meta"):
+    with torch.device(device):
         model: torch.nn.Module = kind.from_config(config, attn_implementation="eager")
     return model.eval()
 
@@ -42,13 +42,25 @@ def count_flops(config: Any, length: int) -> int:
     Returns:
         FLOPs (two for each multiply-accumulate).
     """
-    return _count(_meta_model(config), length)
+    return _count(_countable(config), length)
+
+
+def _countable(config: Any) -> torch.nn.Module:
+    """The model on the meta device or, where it reads values as it runs (DeBERTa-v2), with weights on the CPU."""
+    model = _meta_model(config)
+    try:
+        _count(model, 4)
+    except RuntimeError as error:
+        if "meta tensors" not in str(error):
+            raise
+        return _meta_model(config, "cpu")
+    return model
 
 
 def _count(model: torch.nn.Module, length: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
-    ids = torch.ones(1, length, dtype=torch.long, device="meta")
+    ids = torch.ones(1, length, dtype=torch.long, device=next(model.parameters()).device)
     # Without an attention mask: it adds no product, and its values cannot be read on the meta device.
     inputs = {"input_ids": ids}
     if getattr(model.config, "is_encoder_decoder", False):
@@ -66,7 +78,7 @@ def _length_law(config_json: str) -> tuple[Callable[[int], int], tuple[float, fl
     from transformers import AutoConfig
 
     fields = json.loads(config_json)
-    model = _meta_model(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    model = _countable(AutoConfig.for_model(fields.pop("model_type"), **fields))
     exact = lru_cache(maxsize=None)(lambda length: _count(model, length))
     top = min(_LONGEST_PROBE, (getattr(model.config, "max_position_embeddings", None) or _LONGEST_PROBE + 4) - 4)
     # A quadratic is exact where attention is global; the last length checks it.

@@ -118,7 +118,7 @@ def operating_curve(
     >>> curve[1].threshold
     -2.0
     """
-    n = len(score)
+    n = score.numel()
     if n == 0:
         raise InputError("An operating curve needs at least one example, but there are none.")
     if score.ndim != 1 or swift.shape != super_.shape or len(swift) != n or swift.ndim != 2:

@@ -10,6 +10,7 @@ from torch import Tensor
 from elang.curve import (
     OperatingCurve,
     at_best,
+    at_budget,
     at_parity,
     at_share,
     at_threshold,
@@ -23,6 +24,7 @@ from elang.quality import Quality
 
 FRACTIONS = {"parity": 1.0, "99.5%": 0.995, "99%": 0.99}
 ROUTING_SLICE = "routing slice, held out from training"
+BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs": 0.75}
 SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5}
 
 
@@ -132,6 +134,11 @@ def summarize(
     for name, curve in curves.items():
         points = {key: at_parity(curve, fraction) for key, fraction in FRACTIONS.items()}
         points |= {key: at_share(curve, share) for key, share in SHARES.items()} | {"best": at_best(curve)}
+        points |= {
+            key: at_budget(curve, share * curve.super_cost)
+            for key, share in BUDGETS.items()
+            if float(curve.cost[0]) <= share * curve.super_cost
+        }
         scores[name] = {
             "area": relative_area(curve, random, oracle),
             "on_this_set": {key: vars(curve[index]) for key, index in points.items()},

@@ -94,6 +94,12 @@ class ElangCLI(LightningCLI):
                 _note(f"{name} is {value!r}, as in the checkpoint; the default is {known[name]!r}")
                 known[name] = value
 
+    @override
+    def before_instantiate_classes(self) -> None:
+        name = self.config[self.config.subcommand]["model"]["class_path"].rsplit(".", 1)[-1]
+        if self.config.subcommand == "fit" and name in ("JointModule", "ScoreModule"):
+            raise InputError(f"{name} only evaluates. Set --model FinetuneModule or --model SwiftModule to fit.")
+
 
 class _SaveConfig(SaveConfigCallback):
     """Keeps the parsed configuration with a training run, where the run has a folder."""

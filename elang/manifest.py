@@ -66,7 +66,10 @@ class Manifest:
             data = json.loads(path.read_text("utf-8"))
             if data.pop("format") != _FORMAT:
                 raise ValueError("another format")
-            return cls(**data)
+            found = cls(**data)
+            if not all(isinstance(named, dict) for named in found.thresholds.values()):
+                raise ValueError("its thresholds are no table")
+            return found
         except FileNotFoundError as error:
             raise InputError(
                 f"There is no threshold file '{path}'. `elang fit` and `elang validate` write it."
@@ -88,7 +91,12 @@ class Manifest:
                 f"{', '.join(repr(k) for k in known) or 'none'}. Give a number, or run `elang validate` with a "
                 "held-out slice."
             )
-        return float(known[name]["threshold"])
+        try:
+            return float(known[name]["threshold"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"The threshold '{name}' of '{score}' is damaged: {known[name]!r}. Make it anew."
+            ) from error
 
     def check_weights(self, digest: str, who: str) -> None:
         """Refuse thresholds that were chosen for other weights.

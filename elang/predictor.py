@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,7 +91,7 @@ class JointPredictor:
         )
         self.truncated = 0
 
-    def __call__(self, texts: list[str] | list[tuple[str, str]]) -> list[Prediction]:
+    def __call__(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
         """Answer texts, or pairs of texts, in their order.
 
         Texts over the length that the Swift was trained on are cut and counted in ``self.truncated``.
@@ -99,10 +99,15 @@ class JointPredictor:
         Raises:
             InputError: If a text is empty or not a string, or the Swift's logits are not finite.
         """
-        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        if isinstance(texts, str):
+            raise InputError(f"The predictor takes a list of texts, but it was given the text {texts[:40]!r} alone.")
+        rows = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in texts]
         for i, row in enumerate(rows):
-            if len(row) != len(rows[0]) or any(not isinstance(t, str) or not t.strip() for t in row):
-                raise InputError(f"Input {i} (counted from 0) is empty or no text: {texts[i]!r}. Remove or mend it.")
+            fits = len(row) == len(rows[0]) and len(row) in (1, 2)
+            if not fits or any(not isinstance(t, str) or not t.strip() for t in row):
+                raise InputError(
+                    f"Input {i} (counted from 0) is empty, or no text or pair: {texts[i]!r}. Remove or mend it."
+                )
         if not rows:
             return []
         logits, score = self._swift_pass(rows)
@@ -117,8 +122,12 @@ class JointPredictor:
             for a, s, h in zip(answer.tolist(), score.tolist(), hard.tolist(), strict=True)
         ]
 
+    def limit(self, model: Classifier) -> int:
+        """Tokens that are kept of an input."""
+        return int(min(self.max_length, model.tokenizer.model_max_length))
+
     def _batches(self, model: Classifier, rows: list[tuple[str, ...]]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        encoded: EncodedTexts = encode(model.tokenizer, rows, min(self.max_length, model.tokenizer.model_max_length))
+        encoded: EncodedTexts = encode(model.tokenizer, rows, self.limit(model))
         if model is self.swift:
             self.truncated += encoded.truncated
         for part in encoded.lengths.argsort(descending=True, stable=True).split(self.batch_size):
@@ -198,7 +207,7 @@ def predict(
             answer(file)
     said = f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super"
     if predictor.truncated:
-        said += f", {predictor.truncated} cut to {predictor.max_length} tokens"
+        said += f", {predictor.truncated} over-long ones cut to {predictor.limit(predictor.swift)} tokens"
     sys.stderr.write(said + "\n")
 
 

@@ -165,7 +165,9 @@ def read_records(path: str | Path, label_names: list[str]) -> tuple[dict[str, Re
         )
     if "split" not in frame:
         frame["split"] = "validation"
-    if frame["split"].isna().any():
+    if len(frame) == 0:
+        raise InputError(f"The records file '{path}' has no rows. Make it with `elang score`.")
+    if (frame["split"].isna() | (frame["split"] == "")).any():
         raise InputError(f"The records file '{path}' has rows without a 'split'. Fill or remove the column.")
     order = align_labels(about.get("label_names", label_names), label_names, str(path))
     splits = {str(split): _from_frame(part, label_names, order, str(path)) for split, part in frame.groupby("split")}
@@ -177,9 +179,11 @@ def _numbers(frame: Any, name: str, dtype: torch.dtype, path: str) -> Tensor:
     import pandas as pd
 
     values = pd.to_numeric(frame[name], errors="coerce")
-    bad = values.isna()
     if dtype == torch.int64:
-        bad |= values % 1 != 0
+        bad = values.isna() | (values % 1 != 0)
+    else:
+        # A cost may be unknown, but not a word.
+        bad = values.isna() & frame[name].notna() & (frame[name].astype(str) != "")
     if bad.any():
         kind = "whole number" if dtype == torch.int64 else "number"
         raise InputError(

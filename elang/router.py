@@ -67,8 +67,9 @@ class RouterHead(nn.Module):
         Returns:
             Log-odds, float32, shape ``(N,)``; larger is harder.
         """
-        features = logit_features(logits.detach().float())
+        dtype = self.out.weight.dtype
+        features = logit_features(logits.detach().float()).to(dtype)
         with torch.autocast(pooled.device.type, enabled=False):
-            hidden = self.project(self.norm(pooled.detach().float())) + self.logits(features)
-            out: Tensor = self.out(nn.functional.gelu(hidden)).squeeze(-1)
-            return out
+            hidden = self.project(self.norm(pooled.detach().to(dtype))) + self.logits(features)
+            log_odds: Tensor = self.out(nn.functional.gelu(hidden)).squeeze(-1).float()
+            return log_odds

@@ -129,7 +129,7 @@ def max_logit_pnorm(logits: Tensor, temperature: float = 1.0, p: float = 2.0) ->
         p: Order of the norm.
 
     Returns:
-        Shape ``(...)``; larger is harder. Logits that are all zero score 0, the hardest.
+        Shape ``(...)``; larger is harder. Logits that are all zero score 0; where all are negative it is positive.
 
     Source:
         Cattelan and Silva, UAI 2024, arXiv 2305.15508.

@@ -194,3 +194,15 @@ def test_latency_is_seconds_of_one_call():
     assert 0.002 <= found < 0.02
     assert len(calls) > 5
     assert math.isfinite(found)
+
+
+def test_a_model_that_reads_values_is_counted_with_weights():
+    """DeBERTa-v2 cannot run on the meta device."""
+    from transformers import DebertaV2Config
+
+    config = DebertaV2Config(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    found = flops_by_length(config, torch.tensor([10, 20]))
+    assert 2 < found[1] / found[0] < 4

@@ -46,6 +46,8 @@ def test_fit_and_score_on_two_processes(base_model, pair, data_args, tmp_path):
         "false",
         "--trainer.enable_progress_bar",
         "false",
+        "--trainer.enable_checkpointing",
+        "false",
     ]
     swift = tmp_path / "swift"
     args = ["--model", "SwiftModule", "--model.model", base_model, "--model.super_records", pair["records"]]

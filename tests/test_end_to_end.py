@@ -135,8 +135,6 @@ def test_a_black_box_super(pair, joint_args, files, tmp_path, suffix):
     args = [str(path) if a == str(pair["super"]) else a for a in joint_args]
     args = [
         *args,
-        "--data.routing_fraction",
-        "0",
         "--model.super_flops",
         "1e9",
         "--model.output",
@@ -305,3 +303,79 @@ def test_python_m_and_version():
     import elang
 
     assert done.stdout.strip() == f"elang {elang.__version__}"
+
+
+def test_one_data_module_serves_two_tokenizers(pair, files, tmp_path):
+    """The second module reads the text through its own tokenizer, though both call it by the same name."""
+    from conftest import VOCABULARY, write_model
+    from lightning.pytorch import Trainer
+
+    from elang import ScoreModule, TextClassificationData
+
+    other = write_model(tmp_path / "other", labels=("bad", "good"), vocabulary=[*VOCABULARY[:5], *VOCABULARY[:4:-1]])
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    shared = TextClassificationData(validation=str(files[1]))
+    for data, name in (
+        (shared, "first"),
+        (shared, "shared"),
+        (TextClassificationData(validation=str(files[1])), "own"),
+    ):
+        model = str(pair["super"] if name == "first" else other)
+        module = ScoreModule(model, ["bad", "good"], str(tmp_path / f"{name}.parquet"))
+        Trainer(**quiet).validate(module, datamodule=data, verbose=False)
+    a, b = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("shared", "own"))
+    pd.testing.assert_frame_equal(a, b)
+
+
+def test_a_head_of_other_labels_is_not_evaluated(pair, data_args, capsys):
+    args = ["validate", "--model", "FinetuneModule", "--model.model", str(pair["super"]), *data_args, *QUIET]
+    assert main([*args, "--data.label_names", "[good, bad]"]) == 2
+    assert "cannot be evaluated" in capsys.readouterr().err
+
+
+def test_test_one_model(pair, data_args, files, capsys):
+    args = ["test", "--model", "FinetuneModule", "--model.model", str(pair["super"]), *data_args, *QUIET]
+    assert main([*args, "--data.test", str(files[1])]) == 0
+    assert "accuracy on 61 examples of test" in capsys.readouterr().out
+    assert main(args) == 2
+    assert "--data.test" in capsys.readouterr().err
+
+
+def test_evaluation_modules_do_not_fit(joint_args, capsys):
+    assert main(["fit", "--model", "JointModule", *joint_args]) == 2
+    assert "only evaluates" in capsys.readouterr().err
+
+
+def test_a_finetuned_swift_folder_starts_without_its_old_router(pair, data_args, tmp_path):
+    args = ["fit", "--model.model", str(pair["swift"]), "--model.output", str(tmp_path / "again")]
+    assert main([*args, *data_args, *FAST, "--trainer.max_steps", "1"]) == 0
+    assert not (tmp_path / "again" / "router.safetensors").exists()
+
+
+def test_a_report_folder_is_not_replaced_by_a_model(joint, base_model, data_args, capsys):
+    args = ["fit", "--model.model", str(base_model), "--model.output", str(joint), *data_args, *FAST]
+    assert main(args) == 2
+    assert "not a model folder" in capsys.readouterr().err
+    assert (joint / "records.parquet").exists()
+
+
+def test_budgets_are_read_off(joint):
+    summary = json.loads((joint / "summary.json").read_text())["qualities"]["accuracy"]
+    point = summary["scores"]["free_energy"]["on_this_set"]["75% of the FLOPs"]
+    assert point["cost"] <= 0.75 * summary["super"]["cost"]
+
+
+def test_the_demo_keeps_the_supers_quality():
+    """Read off what `make demo` left behind, as the notebooks do."""
+    import os
+    from pathlib import Path
+
+    path = Path(os.environ.get("ELANG_DEMO", "runs/demo")) / "joint" / "summary.json"
+    if not path.is_file():
+        if os.environ.get("CI"):
+            pytest.fail("ELANG_DEMO must name the demo's folder in CI")
+        pytest.skip("run `make demo` first, or set ELANG_DEMO to its folder")
+    found = json.loads(path.read_text())["qualities"]["accuracy"]
+    point = found["scores"]["free_energy"]["on_this_set"]["parity"]
+    assert point["quality"] >= found["super"]["quality"] > 0.9
+    assert point["speedup"] > 1

@@ -95,8 +95,8 @@ class LengthBatches(DistributedSampler[Any]):
             Otherwise every example comes exactly once, and processes may have unequal shares; one without any
             gets an empty batch, for Lightning lets a process without batches out of the final gather.
         seed: Of the shuffle.
-        batches_done: Tells how many training batches this process has had, from which the epoch follows: Lightning's
-            ``set_epoch`` says 0 once more after a resume, and the order of the first epoch would come twice.
+        current_epoch: Tells the epoch from the number of batches in one; Lightning's ``set_epoch`` says 0 once more
+            after a resume, and the order of the first epoch would come twice.
     """
 
     _WINDOW = 50
@@ -109,17 +109,17 @@ class LengthBatches(DistributedSampler[Any]):
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,
-        batches_done: Callable[[], int] | None = None,
+        current_epoch: Callable[[int], int] | None = None,
     ) -> None:
         super().__init__(range(len(lengths)), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
-        self.lengths, self.batch_size, self.batches_done = lengths, batch_size, batches_done
+        self.lengths, self.batch_size, self.current_epoch = lengths, batch_size, current_epoch
 
     def _batches(self) -> list[list[int]]:
         n = len(self.lengths)
         if not self.shuffle:
             order = self.lengths.argsort(descending=True, stable=True)
             return [part.tolist() for part in order.split(self.batch_size)]
-        epoch = self.epoch if self.batches_done is None else self.batches_done() // len(self)
+        epoch = self.epoch if self.current_epoch is None else self.current_epoch(len(self))
         generator = torch.Generator().manual_seed(self.seed + epoch)
         batches = []
         for window in torch.randperm(n, generator=generator).split(self._WINDOW * self.batch_size):

@@ -1,5 +1,7 @@
 """The data module: labelled texts or pairs of texts, with a held-out routing slice."""
 
+import math
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -76,6 +78,7 @@ class TextClassificationData(LightningDataModule):
         self._frames: dict[str, Any] = {}
         self._examples: dict[str, Examples] = {}
         self._encoded: dict[tuple[str, str], EncodedTexts] = {}
+        self._tokenizers: dict[str, Any] = {}
 
     def _frame(self, source: str) -> Any:
         if source not in self.files:
@@ -145,7 +148,13 @@ class TextClassificationData(LightningDataModule):
         """Read and tokenise what the stage needs, for each tokenizer of the module that is trained or evaluated."""
         module: Any = self.trainer.lightning_module if self.trainer else None
         tokenizers: dict[str, Any] = getattr(module, "tokenizers", {})
+        if stage == "test" and "test" not in self.files:
+            raise InputError("There is no test data. Set --data.test to a file, or run `elang validate`.")
         needed: list[SplitName] = self.test_splits if stage == "test" else self.eval_splits
+        # Another module brings other tokenizers, perhaps under the same name.
+        same = {name for name, tokenizer in tokenizers.items() if self._tokenizers.get(name) is tokenizer}
+        self._encoded = {key: found for key, found in self._encoded.items() if key[1] in same}
+        self._tokenizers = tokenizers
         for split in dict.fromkeys([*needed, *(["train"] if stage == "fit" else [])]):
             examples = self.examples(split)  # type: ignore[arg-type]
             for name, tokenizer in tokenizers.items():
@@ -161,8 +170,13 @@ class TextClassificationData(LightningDataModule):
         sizes = ", ".join(f"{split} {len(found)}" for split, found in self._examples.items())
         rank_zero_info(f"examples: {sizes}")
 
-    def _batches_done(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.total_batch_idx + 1 if self.trainer else 0
+    def _epoch(self, batches: int) -> int:
+        """The epoch by the batches that were taken, which a checkpoint restores, of so many an epoch."""
+        if not self.trainer:
+            return 0
+        limited = self.trainer.num_training_batches
+        per_epoch = int(limited) if 0 < limited < math.inf else batches
+        return (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) // max(1, per_epoch)
 
     def loader(self, split: SplitName, shuffle: bool = False) -> DataLoader[Any]:
         """This process's batches of a split: every example once, or a training epoch's where shuffled."""
@@ -173,7 +187,9 @@ class TextClassificationData(LightningDataModule):
         size = self.batch_size if shuffle else self.eval_batch_size
         return DataLoader(
             _Batches(examples, encoded),
-            sampler=LengthBatches(lengths, size, shuffle, rank, world_size, batches_done=self._batches_done),
+            sampler=LengthBatches(
+                lengths, size, shuffle, rank, world_size, int(os.environ.get("PL_GLOBAL_SEED", 0)), self._epoch
+            ),
             batch_size=None,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

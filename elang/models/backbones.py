@@ -51,7 +51,15 @@ class Classifier(nn.Module):
         self.router = router
         self.tokenizer = tokenizer
         self.manifest: Manifest | None = None
-        self.weights_sha256 = ""
+        self.original_names: list[str] = self.label_names
+        self.weights: Path | None = None
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the folder or checkpoint that the weights are from; empty for those from the hub."""
+        if self.weights is None:
+            return ""
+        return folder_sha256(self.weights) if self.weights.is_dir() else file_sha256(self.weights)
 
     @property
     def label_names(self) -> list[str]:
@@ -106,7 +114,7 @@ class Classifier(nn.Module):
         self.tokenizer.save_pretrained(aside)
         if self.router is not None:
             save_file({k: v.contiguous() for k, v in self.router.state_dict().items()}, aside / ROUTER_FILE)
-        self.weights_sha256 = manifest.weights_sha256 = folder_sha256(aside)
+        manifest.weights_sha256 = folder_sha256(aside)
         manifest.write(aside / FILENAME)
         if folder.exists():
             shutil.rmtree(folder)
@@ -129,7 +137,8 @@ def _quiet() -> Iterator[None]:
 
 def check_output_folder(folder: Path) -> None:
     """Refuse to replace a folder that holds anything but a model of ours."""
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / FILENAME).exists())):
+    ours = (folder / FILENAME).is_file() and (folder / "config.json").is_file()
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not ours)):
         raise InputError(f"'{folder}' exists and is not a model folder of elang; choose another --model.output.")
 
 
@@ -154,7 +163,13 @@ def load_classifier(
         InputError: If it cannot be loaded.
     """
     if path.endswith(".ckpt"):
-        return _from_checkpoint(path)
+        found = _from_checkpoint(path)
+        if label_names is not None:
+            raise InputError(
+                f"A module starts from a model folder, and '{path}' is a checkpoint. Give the folder that `elang fit` "
+                "wrote, or go on from the checkpoint with --ckpt_path."
+            )
+        return found
     name, revision = _locate(path)
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
@@ -163,6 +178,11 @@ def load_classifier(
             if not 1 <= layers <= config.num_hidden_layers:
                 raise InputError(f"'{path}' has {config.num_hidden_layers} layers; its first {layers} cannot be kept.")
             config.num_hidden_layers = layers
+        if getattr(config, "is_encoder_decoder", False):
+            raise InputError(
+                f"'{path}' is an encoder-decoder, which elang does not classify with yet; give an encoder."
+            )
+        original = [str(config.id2label[i]) for i in range(len(config.id2label))]
         if label_names is not None:
             config.id2label = dict(enumerate(label_names))
             config.label2id = {label: i for i, label in enumerate(label_names)}
@@ -188,14 +208,16 @@ def load_classifier(
         ) from error
     _limit_length(tokenizer, config)
     found = Classifier(backbone, tokenizer)
+    found.original_names = original
     folder = Path(name)
-    if (folder / ROUTER_FILE).is_file():
+    found.weights = folder if folder.is_dir() else None
+    finished = label_names is None or (router and label_names == original and layers is None)
+    if finished and (folder / ROUTER_FILE).is_file():
         found.router = _load_router(folder / ROUTER_FILE)
     elif router:
         found.router = RouterHead(config.hidden_size, len(found.label_names))
     if (folder / FILENAME).is_file():
         found.manifest = Manifest.read(folder)
-        found.weights_sha256 = folder_sha256(folder)
     return found
 
 
@@ -267,7 +289,8 @@ def _from_checkpoint(path: str) -> Classifier:
     fields = dict(about["config"])
     try:
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        tokenizer = AutoTokenizer.from_pretrained(*_locate(about["tokenizer"])[:1])
+        name, revision = _locate(about["tokenizer"])
+        tokenizer = AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
     except Exception as error:
         raise InputError(
             f"The tokenizer '{about['tokenizer']}' that the checkpoint '{path}' names cannot be loaded ({error}). Use "
@@ -283,5 +306,5 @@ def _from_checkpoint(path: str) -> Classifier:
     except RuntimeError as error:
         raise InputError(f"The checkpoint '{path}' does not fit the model that it describes: {error}") from error
     _limit_length(tokenizer, config)
-    found.weights_sha256 = file_sha256(path)
+    found.weights = Path(path)
     return found

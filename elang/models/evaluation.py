@@ -32,10 +32,11 @@ class EvaluationModule(LightningModule):
         self.temperature = 1.0
         self.models = nn.ModuleDict()
         self.recorded: dict[str, dict[str, Records]] = {}
+        self.about: dict[str, dict[str, Any]] = {}
         self.class_order: dict[str, list[int]] = {}
         for name, path in models.items():
             if path.endswith(SUFFIXES):
-                self.recorded[name], _ = read_records(path, label_names)
+                self.recorded[name], self.about[name] = read_records(path, label_names)
             else:
                 model = load_classifier(path).eval()
                 self.class_order[name] = model.class_order(label_names, f"'{path}'")
@@ -82,10 +83,10 @@ class EvaluationModule(LightningModule):
         tables = {split: table.compute() for split, table in self._tables.items()}
         self._tables = {}
         data: Any = getattr(self.trainer, "datamodule", None)
-        whole = not getattr(self.trainer, "fast_dev_run", False) and {
-            self.trainer.limit_val_batches,
-            self.trainer.limit_test_batches,
-        } == {1.0}
+        limits = (self.trainer.limit_val_batches, self.trainer.limit_test_batches)
+        whole = not getattr(self.trainer, "fast_dev_run", False) and all(
+            isinstance(x, float) and x == 1 for x in limits
+        )
         for split, table in tables.items():
             if data is not None and whole and len(table["id"]) != len(data.examples(split)):
                 raise RuntimeError(
@@ -104,8 +105,8 @@ class EvaluationModule(LightningModule):
         source = "train" if split == "routing" else split
         if source not in self.recorded[name]:
             raise InputError(
-                f"'{self.paths[name]}' has no answers to '{source}', only to {', '.join(self.recorded[name])}. Score "
-                "it with `elang score`."
+                f"'{self.paths[name]}' has no answers to '{source}', only to {', '.join(self.recorded[name])}. "
+                "Add them (`elang score` writes all splits)."
             )
         found = self.recorded[name][source]
         rows = found.rows(table["id"], table["key"], f"The records '{self.paths[name]}'")
@@ -141,14 +142,6 @@ class EvaluationModule(LightningModule):
             "of another class. Give it as a model: --model.swift_model, --model.super_model or --model.model."
         )
 
-    def configure_optimizers(self) -> None:
-        """Refuse to be trained.
-
-        Raises:
-            InputError: Always.
-        """
-        raise InputError(f"{type(self).__name__} only evaluates; fit a FinetuneModule or a SwiftModule.")
-
 
 _OPTIONAL = ("logits", "tokens", "flops")
 
@@ -183,16 +176,14 @@ class ScoreModule(EvaluationModule):
             accuracy = float((table["model_logits"].argmax(-1) == table["label"]).double().mean())
             self.print(f"{split}: {len(table['id'])} examples, accuracy {accuracy:.4f}")
         names = ("id", "prediction", "logits", "key", "tokens", "flops")
+        order = {source: torch.cat([p.id for p in found]).argsort() for source, found in parts.items()}
         merged = {
-            source: Records(**{n: torch.cat([getattr(p, n) for p in found]) for n in names})
+            source: Records(**{n: torch.cat([getattr(p, n) for p in found])[order[source]] for n in names})
             for source, found in parts.items()
         }
         model = self.model("model")
-        write_records(
-            self.output,
-            merged,
-            self.label_names,
-            model=self.paths["model"],
-            weights_sha256=model.weights_sha256,
-        )
+        about: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
+        if model.manifest is not None:
+            about["routing_fraction"] = model.manifest.routing_fraction
+        write_records(self.output, merged, self.label_names, **about)
         self.print(f"the records are in {self.output}")

@@ -85,9 +85,21 @@ class FinetuneModule(LightningModule):
         return total
 
     def on_validation_epoch_start(self) -> None:
-        """Make an empty table for each split."""
+        """Make an empty table for each split.
+
+        Raises:
+            InputError: If an untrained or differently ordered head would be evaluated.
+        """
         data: Any = getattr(self.trainer, "datamodule", None)
-        self.split_names = list(data.eval_splits) if data is not None else ["validation"]
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if not fitting and not self.trainer.ckpt_path and self.classifier.original_names != self.label_names:
+            raise InputError(
+                f"The model's labels are {self.classifier.original_names}, the data's {self.label_names}: its "
+                "head cannot be evaluated. Fine-tune it first; where only the order differs, `elang score` aligns it."
+            )
+        testing = self.trainer.state.fn == TrainerFn.TESTING
+        splits = ["validation"] if data is None else data.test_splits if testing else data.eval_splits
+        self.split_names: list[str] = list(splits)
         columns = {"label": ((), torch.int64), "logits": ((len(self.label_names),), torch.float32)}
         self._tables = {name: ExampleTable(columns).to(self.device) for name in self.split_names}
 
@@ -110,6 +122,10 @@ class FinetuneModule(LightningModule):
             if self.trainer.state.fn != TrainerFn.FITTING:
                 self.print(f"{self.quality.name} on {len(table['id'])} examples of {split}: {value:.4f}")
         self._tables = {}
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and decay; no weight decay on biases and norms."""
@@ -164,7 +180,7 @@ class FinetuneModule(LightningModule):
         if about["class"] != type(self).__name__:
             raise InputError(
                 f"The checkpoint is of another class: {about['class']}, not {type(self).__name__}. Give its path as "
-                "--model.model or --model.swift_model instead of --ckpt_path."
+                "--model.swift_model or --model.super_model of JointModule instead of --ckpt_path."
             )
         if about["label_names"] != self.label_names:
             raise InputError(
@@ -186,6 +202,10 @@ class FinetuneModule(LightningModule):
             thresholds=self.thresholds(),
         )
 
+    def on_train_end(self) -> None:
+        """Choose thresholds while the model is still on its device and the processes can gather."""
+        self._finished = self.manifest()
+
     def on_fit_end(self) -> None:
         """Write the folder, unless training was interrupted or only tried out."""
         if self.trainer.interrupted or getattr(self.trainer, "fast_dev_run", False):
@@ -196,8 +216,8 @@ class FinetuneModule(LightningModule):
                     f"Training diverged: the weights '{name}' are NaN or infinite, so no model was written. Lower "
                     "--model.lr, or clip gradients with --trainer.gradient_clip_val 1."
                 )
-        manifest = self.manifest()
+        # log_dir is a collective: every process has to ask.
+        folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
         if self.trainer.is_global_zero:
-            folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
-            self.classifier.save(folder, manifest)
+            self.classifier.save(folder, self._finished)
             rank_zero_info(f"the model is in {folder}")

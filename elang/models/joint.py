@@ -28,8 +28,8 @@ class JointModule(EvaluationModule):
         label_names: The data's classes; the command line takes them from the data.
         quality: Task metrics; the first one chooses the thresholds.
         output: Folder for all that is written.
-        thresholds: A threshold file (``elang.json``) to report on, where the data has no held-out slice. By default
-            the Swift's own.
+        thresholds: A threshold file (``elang.json``) to report on. By default thresholds are chosen on the held-out
+            slice; without one they are the Swift's own.
         temperature: Of the scores; by default the Swift's own.
         flops_convention: ``exact`` (true lengths, attention counted) or ``paper`` (2 x weights x 128 tokens).
         super_flops: FLOPs of one answer of a black-box Super whose records do not say.
@@ -66,18 +66,24 @@ class JointModule(EvaluationModule):
             self.manifest.check_weights(swift.weights_sha256, f"'{swift_model}'")
         own = self.manifest.temperature if self.manifest is not None else 1.0
         self.temperature = own if temperature is None else temperature
+        self.explicit_thresholds = thresholds is not None
+        if thresholds is not None and self.temperature != own:
+            raise InputError(
+                f"The thresholds of '{thresholds}' are for the temperature {own}, but --model.temperature is "
+                f"{self.temperature}. Leave it out, or choose thresholds anew without --model.thresholds."
+            )
 
     def on_validation_start(self) -> None:
         """Refuse a routing slice that a model was trained on."""
         data: Any = getattr(self.trainer, "datamodule", None)
         fraction = getattr(data, "routing_fraction", 0.0)
-        for name in self.models:
-            manifest = self.model(name).manifest
-            if manifest is not None and fraction > manifest.routing_fraction and "routing" in data.splits:
+        for name, path in self.paths.items():
+            manifest = self.model(name).manifest if name in self.models else None
+            known = manifest.routing_fraction if manifest else self.about.get(name, {}).get("routing_fraction")
+            if known is not None and fraction > known and "routing" in data.splits:
                 raise InputError(
-                    f"--data.routing_fraction is {fraction}, but '{self.paths[name]}' was trained with "
-                    f"{manifest.routing_fraction}: part of the slice was trained on. Give "
-                    f"--data.routing_fraction {manifest.routing_fraction} or less."
+                    f"--data.routing_fraction is {fraction}, but '{path}' was trained with {known}: part of the slice "
+                    f"was trained on. Give --data.routing_fraction {known} or less."
                 )
 
     on_test_start = on_validation_start
@@ -88,6 +94,9 @@ class JointModule(EvaluationModule):
         evaluated = next((split for split in ("test", "validation") if split in tables), None)
         if evaluated is None:
             raise InputError("There is no evaluation data. Set --data.validation (or --data.test for `elang test`).")
+        unanswered = [self.paths[name] for name, found in self.recorded.items() if "train" not in found]
+        if unanswered and tables.pop("routing", None) is not None:
+            rank_zero_info(f"'{unanswered[0]}' has no answers to the training file: the held-out slice is left out")
         pairs = {split: self.pair(split, table) for split, table in tables.items() if len(table["id"])}
         self.summary = self._summarize(pairs, evaluated)
         for quality in self.qualities:
@@ -140,7 +149,7 @@ class JointModule(EvaluationModule):
     def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str) -> dict[str, Any]:
         primary = self.qualities[0]
         self.thresholds_manifest: Manifest | None = None
-        if "routing" in pairs:
+        if "routing" in pairs and not self.explicit_thresholds:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             source = f"the {ROUTING_SLICE}: {len(pairs['routing'])} examples"
             swift = self.model("swift") if "swift" in self.models else None
@@ -155,7 +164,7 @@ class JointModule(EvaluationModule):
             )
             thresholds = self.thresholds_manifest.thresholds
         elif self.manifest is not None and self.manifest.thresholds:
-            thresholds, source = self.manifest.thresholds, "the threshold file of the Swift"
+            thresholds, source = self.manifest.thresholds, "a slice of earlier data (threshold file)"
         else:
             thresholds, source = {}, "none: there is no held-out slice and no threshold file"
         answers = pairs[evaluated]
@@ -164,7 +173,8 @@ class JointModule(EvaluationModule):
             "num_examples": len(answers),
             "swift_model": self.paths["swift"],
             "super_model": self.paths["super"],
-            "score": self.manifest.score if self.manifest else "free_energy",
+            # A Swift that is known from records alone has no router head to ask.
+            "score": self.manifest.score if self.manifest and self.manifest.score in answers.scores else "free_energy",
             "temperature": self.temperature,
             "flops_convention": self.flops_convention,
             "thresholds": source if thresholds else "",

@@ -98,7 +98,7 @@ class SwiftModule(FinetuneModule):
         """Load the Super's answers and check that they are answers to this training file."""
         if stage != "fit" or self.super_records is None:
             return
-        splits, _ = read_records(self.super_records, self.label_names)
+        splits, about = read_records(self.super_records, self.label_names)
         if "train" not in splits:
             raise InputError(
                 f"'{self.super_records}' has no answers to the training file, only to {', '.join(splits)}. Score it "
@@ -110,6 +110,12 @@ class SwiftModule(FinetuneModule):
             if split in data.splits:
                 examples = data.examples(split)
                 self.records.rows(examples.id, examples.key, f"The Super's records '{self.super_records}'")
+        held_out = about.get("routing_fraction")
+        if data is not None and held_out is not None and data.routing_fraction > held_out:
+            raise InputError(
+                f"--data.routing_fraction is {data.routing_fraction}, but the Super of '{self.super_records}' was "
+                f"trained with {held_out}: part of the slice was trained on. Give {held_out} or less."
+            )
         if self.records.logits is None and self.weights["distill"] > 0:
             raise InputError(
                 f"'{self.super_records}' has predictions but no logits, which distillation needs. Set "
@@ -117,10 +123,18 @@ class SwiftModule(FinetuneModule):
             )
         size = int(self.records.id.max()) + 1
         prediction = torch.full((size,), -1).index_copy(0, self.records.id, self.records.prediction)
-        self.register_buffer("super_prediction", prediction, persistent=False)
+        # Plain tensors, for DDP would send buffers round at every step.
+        self.super_prediction = prediction
         if self.records.logits is not None:
             logits = torch.zeros(size, len(self.label_names)).index_copy(0, self.records.id, self.records.logits)
-            self.register_buffer("super_logits", logits, persistent=False)
+            self.super_logits = logits
+
+    def on_fit_start(self) -> None:
+        """Bring the Super's answers to the device."""
+        if self.records is not None:
+            self.super_prediction = self.super_prediction.to(self.device)
+            if self.records.logits is not None:
+                self.super_logits = self.super_logits.to(self.device)
 
     def loss(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
         """The terms of the loss, each with its weight."""
