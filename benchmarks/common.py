@@ -25,9 +25,14 @@ def git_commit() -> str:
     """Commit of the code, marked where it was changed since; ELANG_COMMIT names it outside a checkout."""
     if named := os.environ.get("ELANG_COMMIT"):
         return named
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    head = ["git", "rev-parse", "--short=12", "HEAD"]
+    # The results themselves are written by the runs and say nothing of the code.
+    changed = ["git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results"]
+    done, dirty = (
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        for command in (head, changed)
+    )
+    return (done or "unknown") + ("-dirty" if dirty else "")
 
 
 def gpu() -> str | None:
