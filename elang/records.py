@@ -34,6 +34,11 @@ SUFFIXES = (".parquet", ".jsonl", ".csv")
 _METADATA = b"elang"
 
 
+def source_of(split: str) -> str:
+    """The file that a split's examples, and so their ids, are from: the routing slice is part of the training file."""
+    return "train" if split == "routing" else split
+
+
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path``; what is written there takes its name only if all went well."""

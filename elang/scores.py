@@ -153,6 +153,11 @@ SCORES: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 
 
+def all_scores(logits: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
+    """Every score of :data:`SCORES` by name, each of shape ``(...)`` for logits ``(..., C)``; larger is harder."""
+    return {name: score(logits, temperature) for name, score in SCORES.items()}
+
+
 def route(score: Tensor, threshold: float) -> Tensor:
     """Decide which inputs the Super answers.
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from elang.data.batches import EncodedTexts, LengthBatches, encode
 from elang.data.files import Examples, content_key, in_slice, label_index, label_values, read_frame, texts_of
 from elang.errors import InputError
+from elang.records import source_of
 
 SplitName = Literal["train", "routing", "validation", "test"]
 
@@ -125,7 +126,7 @@ class TextClassificationData(LightningDataModule):
     def examples(self, split: SplitName) -> Examples:
         """The examples of a split, in the order of their file."""
         if split not in self._examples:
-            source = "train" if split == "routing" else split
+            source = source_of(split)
             frame, where = self._frame(source), self._where(source)
             texts = texts_of(frame, self.text, where)
             labels = label_index(label_values(frame, self.label, where), self.label_names, where)

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from elang.errors import InputError
 from elang.manifest import FILENAME, Manifest, file_sha256
 from elang.records import align_labels
 from elang.router import RouterHead, masked_mean
-from elang.scores import SCORES
+from elang.scores import all_scores
 
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
@@ -54,7 +55,7 @@ class Classifier(nn.Module):
         self.original_names: list[str] = self.label_names
         self.weights: Path | None = None
 
-    @property
+    @cached_property
     def weights_sha256(self) -> str:
         """Hash of the folder or checkpoint that the weights are from; empty for those from the hub."""
         if self.weights is None:
@@ -77,7 +78,7 @@ class Classifier(nn.Module):
 
     def scores(self, answer: Answer, temperature: float = 1.0) -> dict[str, Tensor]:
         """Every difficulty score of a batch, each ``(B,)``; larger is harder."""
-        found = {name: score(answer.logits, temperature) for name, score in SCORES.items()}
+        found = all_scores(answer.logits, temperature)
         if self.router is not None and answer.pooled is not None:
             found["router"] = self.router(answer.pooled, answer.logits).sigmoid()
         return found

@@ -10,7 +10,7 @@ from elang.cost import FlopsConvention
 from elang.errors import InputError
 from elang.metrics import ExampleTable
 from elang.models.backbones import Classifier, load_classifier
-from elang.records import SUFFIXES, Records, read_records, write_records
+from elang.records import SUFFIXES, Records, read_records, source_of, write_records
 from elang.scores import check_finite
 
 
@@ -102,7 +102,7 @@ class EvaluationModule(LightningModule):
             logits, tokens = table[f"{name}_logits"], table[f"{name}_tokens"]
             flops = self.model(name).flops(tokens, self.flops_convention)
             return Records(table["id"], logits.argmax(-1), logits, table["key"], tokens, flops)
-        source = "train" if split == "routing" else split
+        source = source_of(split)
         if source not in self.recorded[name]:
             raise InputError(
                 f"'{self.paths[name]}' has no answers to '{source}', only to {', '.join(self.recorded[name])}. "
@@ -171,7 +171,7 @@ class ScoreModule(EvaluationModule):
             return
         parts: dict[str, list[Records]] = {}
         for split, table in tables.items():
-            source = "train" if split == "routing" else split
+            source = source_of(split)
             parts.setdefault(source, []).append(self.answers("model", split, table))
             accuracy = float((table["model_logits"].argmax(-1) == table["label"]).double().mean())
             self.print(f"{split}: {len(table['id'])} examples, accuracy {accuracy:.4f}")

@@ -15,7 +15,7 @@ from elang.manifest import Manifest
 from elang.models.evaluation import EvaluationModule
 from elang.quality import QUALITIES, QualityName
 from elang.report import print_summary, write_report
-from elang.scores import SCORES
+from elang.scores import all_scores
 
 
 class JointModule(EvaluationModule):
@@ -123,7 +123,7 @@ class JointModule(EvaluationModule):
                 f"'{self.paths['swift']}' has no logits, and a Swift's scores are read off its logits. Only a Super "
                 "may be a table of bare answers."
             )
-        scores = {name: score(swift.logits, self.temperature) for name, score in SCORES.items()}
+        scores = all_scores(swift.logits, self.temperature)
         if "swift_router" in table:
             scores["router"] = table["swift_router"]
         unknown = torch.full((len(table["id"]),), math.nan, dtype=torch.float64)

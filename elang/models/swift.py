@@ -16,7 +16,7 @@ from elang.models.backbones import Answer
 from elang.models.finetune import FinetuneModule
 from elang.quality import QualityName
 from elang.records import Records, read_records
-from elang.scores import SCORES, free_energy
+from elang.scores import SCORES, all_scores, free_energy
 
 
 class SwiftModule(FinetuneModule):
@@ -161,7 +161,7 @@ class SwiftModule(FinetuneModule):
             rank_zero_info("there is no routing slice: no thresholds were chosen")
             return {}
         table = self._answer(data.loader("routing"))
-        scores = {name: score(table["logits"], self.temperature) for name, score in SCORES.items()}
+        scores = all_scores(table["logits"], self.temperature)
         if self._has_router:
             scores["router"] = table["router"]
         if self.records is None:
