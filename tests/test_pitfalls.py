@@ -204,6 +204,13 @@ def test_no_term_needs_a_branch_on_the_batch(swift_args, monkeypatch):
     assert seen == [set(), set()]
 
 
+def super_predictions(joint_args, pair, super_model, out):
+    """What a Super in the place of the pair's answers."""
+    args = [str(super_model) if a == str(pair["super"]) else a for a in joint_args]
+    assert main(["validate", *args, "--model.output", str(out)]) == 0
+    return pd.read_parquet(out / "records.parquet")["super_prediction"]
+
+
 def test_label_orders_are_aligned_by_name(pair, joint_args, tmp_path):
     """A Super that counts its classes the other way round gives the same report."""
     import shutil
@@ -216,13 +223,9 @@ def test_label_orders_are_aligned_by_name(pair, joint_args, tmp_path):
     config = json.loads((other / "config.json").read_text())
     config |= {"id2label": {"0": "good", "1": "bad"}, "label2id": {"good": 0, "bad": 1}}
     (other / "config.json").write_text(json.dumps(config))
-    frames = []
-    for name in (str(pair["super"]), str(other)):
-        args = [name if a == str(pair["super"]) else a for a in joint_args]
-        assert main(["validate", *args, "--model.output", str(tmp_path / "out")]) == 0
-        frames.append(pd.read_parquet(tmp_path / "out" / "records.parquet"))
-    assert frames[0]["super_prediction"].equals(frames[1]["super_prediction"])
-    assert frames[0]["super_prediction"].nunique() == 2
+    answers = [super_predictions(joint_args, pair, name, tmp_path / "out") for name in (pair["super"], other)]
+    assert answers[0].equals(answers[1])
+    assert answers[0].nunique() == 2
 
 
 def test_different_tokenizers(pair, joint_args, tmp_path):
@@ -238,12 +241,8 @@ def test_different_tokenizers(pair, joint_args, tmp_path):
     table = "bert.embeddings.word_embeddings.weight"
     state[table] = torch.cat([state[table][:5], state[table][5:].flip(0)])
     save_file(state, other / "model.safetensors", metadata={"format": "pt"})
-    frames = []
-    for name in (str(pair["super"]), str(other)):
-        args = [name if a == str(pair["super"]) else a for a in joint_args]
-        assert main(["validate", *args, "--model.output", str(tmp_path / "out")]) == 0
-        frames.append(pd.read_parquet(tmp_path / "out" / "records.parquet"))
-    assert frames[0]["super_prediction"].equals(frames[1]["super_prediction"])
+    answers = [super_predictions(joint_args, pair, name, tmp_path / "out") for name in (pair["super"], other)]
+    assert answers[0].equals(answers[1])
 
 
 def test_short_texts_are_not_padded_to_the_tokenizers_own_length(base_model):
