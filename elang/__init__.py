@@ -17,6 +17,7 @@ _HOME = {
     "SCORES": "elang.scores",
     "ScoreModule": "elang.models.evaluation",
     "SwiftModule": "elang.models.swift",
+    "TaskData": "elang.data.benchmarks",
     "TextClassificationData": "elang.data.text_classification",
     "operating_curve": "elang.curve",
     "route": "elang.scores",
@@ -30,6 +31,7 @@ __all__ = [
     "RoutingCurve",
     "ScoreModule",
     "SwiftModule",
+    "TaskData",
     "TextClassificationData",
     "__version__",
     "operating_curve",
@@ -38,6 +40,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from elang.curve import operating_curve
+    from elang.data.benchmarks import TaskData
     from elang.data.text_classification import TextClassificationData
     from elang.errors import InputError
     from elang.metrics import RoutingCurve

@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before the verb is known."""
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from elang._version import __version__
@@ -17,6 +18,7 @@ verbs:
   validate  evaluate a pair at every threshold (JointModule), or one model
   test      the same on the test split
   predict   answer texts with a pair, from a file or standard input
+  suite     a whole benchmark (glue, superglue) or several tasks: fit, evaluate, one table
 
 options:
   -h, --help  show this message; `elang <verb> --help` shows a verb's options
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             from elang.lightning_cli import run
 
             run(verb, None if argv is None else rest)
-        elif verb in ("predict", "demo"):
+        elif verb in ("predict", "demo", "suite"):
             _run_function(verb, rest)
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
@@ -61,13 +63,18 @@ def _run_function(verb: str, args: list[str]) -> None:
     """Parse the arguments of a plain function and call it."""
     from jsonargparse import ArgumentParser
 
+    function: Callable[..., None]
     if verb == "predict":
         from elang.predictor import predict as function
+    elif verb == "suite":
+        from elang.suite import suite as function
     else:
-        from elang.data.demo import demo as function  # type: ignore[assignment]
+        from elang.data.demo import demo as function
     parser = ArgumentParser(prog=f"elang {verb}", description=(function.__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--config", action="config", help="YAML file with these options.")
-    parser.add_function_arguments(function)
+    if verb != "suite":
+        parser.add_argument("--config", action="config", help="YAML file with these options.")
+    parser.add_function_arguments(function, as_positional=verb == "suite")
     options: dict[str, Any] = parser.parse_args(args).as_dict()
-    options.pop("config")
+    if verb != "suite":
+        options.pop("config")
     function(**options)

@@ -1,21 +1,34 @@
-"""What an answer costs: FLOPs by token length, counted without weights, and measured latency.
+"""What an answer costs: FLOPs by token length, counted without weights, measured latency and throughput.
 
 Convention ``"exact"``: twice the multiply-accumulates of every matrix product, attention included, at the input's
-true token length; element-wise work is not counted. An encoder-decoder is counted with one decoder step.
-Convention ``"paper"``: twice the encoder's weights times 128 tokens, whatever the length, attention left out (a
-decoder's weights count once); it reproduces the paper's tables.
+true token length; element-wise work is not counted.
+Convention ``"paper"``: twice the encoder's weights times 128 tokens, whatever the length, attention left out; it
+reproduces the paper's tables. A decoder's weights count once for each of its tokens.
+
+An encoder-decoder costs its encoder, its decoder over ``(paths, tokens)`` and the language-model head, or, for an input
+that is deferred before the decoder runs, its encoder alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from elang.errors import InputError
+
 FlopsConvention = Literal["exact", "paper"]
+FlopsPart = Literal["all", "encoder"]
 PAPER_LENGTH = 128
 _LONGEST_PROBE = 104
+_LONG_CALL = 1.0  # seconds from which a call is warmed up twice, not three times
+_LEAST_GAIN = 0.02  # share of the time per input that a larger batch has to save
+
+
+def _has_decoder(config: Any) -> bool:
+    """Whether a model is an encoder with a decoder that can be spared."""
+    return bool(getattr(config, "is_encoder_decoder", False))
 
 
 def _meta_model(config: Any, device: str = "meta") -> torch.nn.Module:
@@ -24,25 +37,40 @@ def _meta_model(config: Any, device: str = "meta") -> torch.nn.Module:
 
     config = type(config).from_dict(config.to_dict())
     kind = transformers.AutoModelForSequenceClassification
-    if getattr(config, "is_encoder_decoder", False):
+    if _has_decoder(config):
         kind = transformers.AutoModelForSeq2SeqLM
     with torch.device(device):
         model: torch.nn.Module = kind.from_config(config, attn_implementation="eager")
     return model.eval()
 
 
-def count_flops(config: Any, length: int) -> int:
+def _check_part(config: Any, part: FlopsPart, decoder: tuple[int, int]) -> None:
+    if part == "encoder" and not _has_decoder(config):
+        raise InputError(f"part 'encoder': a {config.model_type} model has no decoder to spare; use part 'all'.")
+    if min(decoder) < 1:
+        raise InputError(
+            f"decoder {decoder}: it runs over at least 1 path of at least 1 token; for none use 'encoder'."
+        )
+
+
+def count_flops(config: Any, length: int, part: FlopsPart = "all", decoder: tuple[int, int] = (1, 1)) -> int:
     """Count the FLOPs of one input under the exact convention.
 
     Args:
-        config: A ``transformers`` configuration. One with ``is_encoder_decoder`` is counted as its encoder plus
-            one decoder step with the language-model head; any other as a sequence classifier.
+        config: A ``transformers`` configuration. One with ``is_encoder_decoder`` is counted as its encoder, its decoder
+            and the language-model head; any other as a sequence classifier.
         length: Number of tokens, special ones included.
+        part: See :func:`flops_by_length`.
+        decoder: See :func:`flops_by_length`.
 
     Returns:
         FLOPs (two for each multiply-accumulate).
+
+    Raises:
+        InputError: As :func:`flops_by_length`.
     """
-    return _count(_countable(config), length)
+    _check_part(config, part, decoder)
+    return _count(_countable(config), length, part, decoder)
 
 
 def _countable(config: Any) -> torch.nn.Module:
@@ -57,29 +85,41 @@ def _countable(config: Any) -> torch.nn.Module:
     return model
 
 
-def _count(model: torch.nn.Module, length: int) -> int:
+def _count(model: Any, length: int, part: FlopsPart = "all", decoder: tuple[int, int] = (1, 1)) -> int:
     from torch.utils.flop_counter import FlopCounterMode
+    from transformers.modeling_outputs import BaseModelOutput
 
-    ids = torch.ones(1, length, dtype=torch.long, device=next(model.parameters()).device)
     # Without an attention mask: it adds no product, and its values cannot be read on the meta device.
-    inputs = {"input_ids": ids}
-    if getattr(model.config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = ids[:, :1]
+    ids = torch.ones(1, length, dtype=torch.long, device=next(model.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**inputs)
+        if not _has_decoder(model.config):
+            model(input_ids=ids)
+        else:
+            states = model.get_encoder()(input_ids=ids).last_hidden_state
+            if part == "all":
+                # The encoder is paid once; every path projects its states to keys and values again.
+                encoded = BaseModelOutput(last_hidden_state=states.expand(decoder[0], -1, -1))
+                model(encoder_outputs=encoded, decoder_input_ids=ids.new_ones(decoder), use_cache=False)
     return int(counter.get_total_flops())
 
 
-@lru_cache(maxsize=32)
-def _length_law(config_json: str) -> tuple[Callable[[int], int], tuple[float, float, float] | None]:
-    """Return a counter and, where FLOPs are a quadratic in the length, its coefficients."""
+def _config_of(config_json: str) -> Any:
+    """The configuration from its text, which caches can be keyed by."""
     import json
 
     from transformers import AutoConfig
 
     fields = json.loads(config_json)
-    model = _countable(AutoConfig.for_model(fields.pop("model_type"), **fields))
-    exact = lru_cache(maxsize=None)(lambda length: _count(model, length))
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+@lru_cache(maxsize=32)
+def _length_law(
+    config_json: str, part: FlopsPart, decoder: tuple[int, int]
+) -> tuple[Callable[[int], int], tuple[float, float, float] | None]:
+    """Return a counter and, where FLOPs are a quadratic in the length, its coefficients."""
+    model = _countable(_config_of(config_json))
+    exact = lru_cache(maxsize=None)(lambda length: _count(model, length, part, decoder))
     top = min(_LONGEST_PROBE, (getattr(model.config, "max_position_embeddings", None) or _LONGEST_PROBE + 4) - 4)
     # A quadratic is exact where attention is global; the last length checks it.
     probes = (4, top // 2, top, 3 * top // 4)
@@ -92,32 +132,60 @@ def _length_law(config_json: str) -> tuple[Callable[[int], int], tuple[float, fl
     return exact, (c0, c1, c2)
 
 
-def _paper_flops(config: Any) -> float:
-    """FLOPs of an input under the paper's convention, embeddings, pooler and head left out."""
+@lru_cache(maxsize=32)
+def _stack_weights(config_json: str) -> tuple[int, int]:
+    """Weights of the encoder (of a whole classifier) and of the decoder; embeddings, pooler and head left out."""
+    config = _config_of(config_json)
     model: Any = _meta_model(config)
-    total = 0.0
+    encoder = decoder = 0
     for name, stack in model.base_model.named_children():
         if "embed" in name or name in ("shared", "pooler", "lm_head"):
             continue
-        weights = sum(p.numel() for n, p in stack.named_parameters() if "embed_tokens" not in n)
-        total += 2.0 * weights * (1 if name == "decoder" else PAPER_LENGTH)
-    return total
+        # The stacks of T5 and BART hold embeddings of their own.
+        own = [p for n, p in stack.named_parameters() if not n.startswith(("embed", "layernorm_embedding"))]
+        weights = sum(p.numel() for p in own)
+        if name == "decoder" and _has_decoder(config):
+            decoder += weights
+        else:
+            encoder += weights
+    return encoder, decoder
 
 
-def flops_by_length(config: Any, lengths: Tensor, convention: FlopsConvention = "exact") -> Tensor:
+def flops_by_length(
+    config: Any,
+    lengths: Tensor,
+    convention: FlopsConvention = "exact",
+    part: FlopsPart = "all",
+    decoder: tuple[int, int] = (1, 1),
+) -> Tensor:
     """FLOPs of each input, from its token length.
 
     Args:
         config: A ``transformers`` configuration.
-        lengths: True token lengths, padding not counted, shape ``(N,)``.
+        lengths: True token lengths of what the encoder reads, padding not counted, shape ``(N,)``.
         convention: See the module.
+        part: Of an encoder-decoder, ``"all"`` (encoder, decoder, language-model head) or ``"encoder"``: what an input
+            costs that is deferred before the decoder runs. Anything else has ``"all"`` only.
+        decoder: ``(paths, tokens)``: over how many token sequences an encoder-decoder runs its decoder for one input,
+            and of how many tokens each. Label words that differ in their first token are scored by ``(1, 1)``, others
+            take a path each; ``tokens`` generated with a cache are ``(1, tokens)``, in which a token's attention to
+            later ones, a sliver of the cost, is counted too. Other models make no use of it.
 
     Returns:
         FLOPs, float64, shape ``(N,)``.
+
+    Raises:
+        InputError: If the part is the encoder of a model without a decoder, or a number of ``decoder`` is under 1.
     """
+    _check_part(config, part, decoder)
+    config_json = config.to_json_string(use_diff=False)
     if convention == "paper":
-        return torch.full(lengths.shape, _paper_flops(config), dtype=torch.float64)
-    exact, law = _length_law(config.to_json_string(use_diff=False))
+        encoder_weights, decoder_weights = _stack_weights(config_json)
+        flops = 2.0 * PAPER_LENGTH * encoder_weights
+        if part == "all":
+            flops += 2.0 * decoder_weights * decoder[0] * decoder[1]
+        return torch.full(lengths.shape, flops, dtype=torch.float64)
+    exact, law = _length_law(config_json, part, decoder)
     x = lengths.double().cpu()
     if law is not None:
         return law[0] + law[1] * x + law[2] * x * x
@@ -147,12 +215,62 @@ def measure_latency(call: Callable[[], object], min_seconds: float = 0.5) -> flo
     """Median wall-clock seconds of ``call``, warmed up and with the device synchronised.
 
     Args:
-        call: Runs what is timed once.
-        min_seconds: Total time to spend on it.
+        call: Runs what is timed once. One of over a second, and of over ``min_seconds``, runs four times in all.
+        min_seconds: Total time to spend on it; at least one call is timed.
     """
-    from torch.utils.benchmark import Timer
+    from torch.utils.benchmark import Timer, timer
 
-    for _ in range(3):
+    for warm_up in range(3):
+        start = timer()  # waits for the device, as Timer does by default
         call()
-    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-    return float(timer.blocked_autorange(min_run_time=min_seconds).median)
+        if warm_up and timer() - start > _LONG_CALL:  # the first call of all may compile
+            break
+    clock = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return float(clock.blocked_autorange(min_run_time=min_seconds).median)
+
+
+def measure_throughput(
+    make: Callable[[int], Callable[[], object]],
+    sizes: Iterable[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+    min_seconds: float = 0.3,
+) -> dict[int, float]:
+    """Seconds per input at each batch size, until larger batches pay no more or do not fit.
+
+    Args:
+        make: Called with a batch size, returns the call to time; called anew for each size, with the last one freed.
+        sizes: Batch sizes in ascending order. The first after two in a row that each saved less than 2% of the best
+            time per input so far is not tried, nor is any after one that the device has no memory for.
+        min_seconds: Time to spend on each size, as for :func:`measure_latency`.
+
+    Returns:
+        Seconds per input by batch size, for the sizes that were measured.
+
+    Raises:
+        torch.OutOfMemoryError: If the first size does not fit.
+    """
+    found: dict[int, float] = {}
+    best, idle = float("inf"), 0
+    for size in sizes:
+        try:
+            seconds = measure_latency(make(size), min_seconds) / size
+        except torch.OutOfMemoryError:
+            if not found:
+                raise
+            break
+        found[size] = seconds
+        idle = 0 if seconds <= (1 - _LEAST_GAIN) * best else idle + 1
+        best = min(best, seconds)
+        if idle == 2:
+            break
+    # Only here: as long as an error is handled, its traceback keeps what did not fit.
+    torch.cuda.empty_cache()
+    return found
+
+
+def best_batch(found: dict[int, float]) -> tuple[int, float]:
+    """The batch size with the fewest seconds per input, and these.
+
+    >>> best_batch({1: 0.08, 32: 0.003, 64: 0.004})
+    (32, 0.003)
+    """
+    return min(found.items(), key=lambda item: item[1])

@@ -1,7 +1,7 @@
 """A pair's answers to one split, every score's curve side by side, and the operating points read off them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,15 +17,39 @@ from elang.curve import (
     operating_curve,
     oracle_score,
     random_curve,
+    random_rescored_curve,
     relative_area,
+    rescored_curve,
 )
+from elang.data.format import Problem
 from elang.manifest import threshold_entry
 from elang.quality import Quality
+from elang.records import Records
+from elang.scores import BEFORE_DECODER, all_scores, route
 
 FRACTIONS = {"parity": 1.0, "99.5%": 0.995, "99%": 0.99}
 ROUTING_SLICE = "routing slice, held out from training"
 BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs": 0.75}
 SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5}
+
+
+def reward(prediction: Tensor, label: Tensor, targets: dict[str, Tensor], problem: Problem) -> Tensor:
+    """What each answer is worth by itself: 1 if right and 0 if wrong, the negative absolute error in a regression.
+
+    Where several answers are right (``targets["answer_f1"]``), the answer's F1. float64 ``(N,)``.
+    """
+    if problem == "regression":
+        return -(prediction - label).abs().double()
+    if "answer_f1" in targets:
+        worth = targets["answer_f1"].double()
+        return worth.gather(1, prediction.clamp_min(0)[:, None]).squeeze(1) * (prediction >= 0)
+    return (prediction == label).double()
+
+
+def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[str, Tensor]) -> float:
+    """A metric of one set of predictions, with the columns that it reads besides the label."""
+    target = label if quality.target == "label" else targets[quality.target]
+    return quality(prediction, target, targets.get("group"))
 
 
 @dataclass
@@ -35,13 +59,16 @@ class PairAnswers:
     Attributes:
         id: int64 ``(N,)``, ascending.
         key: int64 ``(N,)``.
-        label: int64 ``(N,)``.
-        swift: The Swift's predictions, int64 ``(N,)``.
+        label: int64 ``(N,)``; float64 in a regression.
+        swift: The Swift's predictions, of the label's type.
         super_: The Super's.
         scores: The Swift's difficulty scores by name, each ``(N,)``; larger is harder.
         swift_flops: float64 ``(N,)``.
         super_flops: float64 ``(N,)``; NaN where a black-box Super's cost is not known.
         more: Further columns that are recorded (logits, token counts).
+        early_flops: What the Swift costs for an input that is deferred before its decoder runs; float64 ``(N,)``.
+        targets: What metrics read besides the label.
+        problem: The kind of task.
     """
 
     id: Tensor
@@ -53,21 +80,95 @@ class PairAnswers:
     swift_flops: Tensor
     super_flops: Tensor
     more: dict[str, Tensor]
+    early_flops: Tensor | None = None
+    targets: dict[str, Tensor] = field(default_factory=dict)
+    problem: Problem = "classification"
 
     def __len__(self) -> int:
         return len(self.id)
 
+    @property
+    def gain(self) -> Tensor:
+        """How much better the Super's answer is than the Swift's, float64 ``(N,)``."""
+        swift, super_ = (reward(p, self.label, self.targets, self.problem) for p in (self.swift, self.super_))
+        return super_ - swift
+
+    def deferred_flops(self, score: str) -> Tensor:
+        """What the Swift costs for an input that is deferred by a score."""
+        return self.early_flops if score in BEFORE_DECODER and self.early_flops is not None else self.swift_flops
+
+    def quality_at(self, quality: Quality, score: str, threshold: float) -> float:
+        """A metric of the mixed answers at one threshold, scored from scratch."""
+        mixed = torch.where(route(self.scores[score], threshold), self.super_, self.swift)
+        return measure(quality, mixed, self.label, self.targets)
+
+
+def pair_answers(
+    table: dict[str, Tensor],
+    swift: Records,
+    super_: Records,
+    problem: Problem,
+    temperature: float,
+    head_scores: dict[str, Tensor],
+    early_flops: Tensor | None,
+    targets: dict[str, Tensor],
+) -> PairAnswers:
+    """Bring both models' answers to one split together.
+
+    Args:
+        table: ``id``, ``key`` and ``label`` of its examples.
+        swift: The Swift's answers to them, in their order, with logits.
+        super_: The Super's.
+        problem: The kind of task.
+        temperature: Of the scores.
+        head_scores: The scores of the Swift's heads.
+        early_flops: As in :class:`PairAnswers`.
+        targets: As in :class:`PairAnswers`.
+    """
+    assert swift.logits is not None
+    scores = {} if problem == "regression" else all_scores(swift.logits, temperature)
+    unknown = torch.full((len(table["id"]),), math.nan, dtype=torch.float64)
+    more = {"swift_logits": swift.logits}
+    for name, found in (("swift", swift), ("super", super_)):
+        if found.tokens is not None:
+            more[f"{name}_tokens"] = found.tokens
+    if super_.logits is not None:
+        more["super_logits"] = super_.logits
+    return PairAnswers(
+        table["id"],
+        table["key"],
+        table["label"],
+        swift.prediction,
+        super_.prediction,
+        scores | head_scores,
+        unknown if swift.flops is None else swift.flops,
+        unknown if super_.flops is None else super_.flops,
+        more,
+        early_flops,
+        targets,
+        problem,
+    )
+
 
 def pair_curves(answers: PairAnswers, quality: Quality) -> dict[str, OperatingCurve]:
     """The curve of every score, with ``random`` and ``oracle`` at the end."""
-    a = quality.statistics(answers.swift, answers.label)
-    b = quality.statistics(answers.super_, answers.label)
+    scores = answers.scores | {"oracle": oracle_score(answers.gain)}
     costs = (answers.swift_flops, answers.super_flops)
-    found = {name: operating_curve(score, a, b, quality.value, *costs) for name, score in answers.scores.items()}
-    found["random"] = random_curve(a, b, quality.value, *costs)
-    knows = oracle_score(answers.swift == answers.label, answers.super_ == answers.label)
-    found["oracle"] = operating_curve(knows, a, b, quality.value, *costs)
-    return found
+    if quality.whole is not None:
+        either = (answers.swift, answers.super_, answers.label, quality.whole, *costs)
+        found = {name: rescored_curve(s, *either, answers.deferred_flops(name)) for name, s in scores.items()}
+        floor = random_rescored_curve(*either)
+    else:
+        target = answers.label if quality.target == "label" else answers.targets[quality.target]
+        a, b = (quality.statistics(prediction, target) for prediction in (answers.swift, answers.super_))
+        group = answers.targets.get("group")
+        found = {
+            name: operating_curve(s, a, b, quality.value, *costs, answers.deferred_flops(name), group, quality.by_group)
+            for name, s in scores.items()
+        }
+        floor = random_curve(a, b, quality.value, *costs, group=group, by_group=quality.by_group)
+    oracle = found.pop("oracle")
+    return found | {"random": floor, "oracle": oracle}
 
 
 def choose_thresholds(answers: PairAnswers, quality: Quality, chosen_on: str) -> dict[str, dict[str, dict[str, Any]]]:
@@ -128,8 +229,7 @@ def summarize(
         on this very set (``on_this_set``) and what the given thresholds do on it (``held_out``).
     """
     curves = pair_curves(answers, quality)
-    random, oracle = curves["random"], curves["oracle"]
-    swift_right, super_right = answers.swift == answers.label, answers.super_ == answers.label
+    random, oracle, gain = curves["random"], curves["oracle"], answers.gain
     scores: dict[str, Any] = {}
     for name, curve in curves.items():
         points = {key: at_parity(curve, fraction) for key, fraction in FRACTIONS.items()}
@@ -153,10 +253,42 @@ def summarize(
         "quality_name": quality.name,
         "swift": vars(random[0]),
         "super": {"quality": random[len(random) - 1].quality, "cost": random.super_cost},
-        "only_super_right": float((super_right & ~swift_right).double().mean()),
-        "only_swift_right": float((swift_right & ~super_right).double().mean()),
+        # In a regression: where it is nearer.
+        "only_super_right": float((gain > 0).double().mean()),
+        "only_swift_right": float((gain < 0).double().mean()),
         "scores": scores,
     }
+
+
+def operating_points(
+    answers: PairAnswers, qualities: list[Quality], thresholds: dict[str, dict[str, dict[str, Any]]]
+) -> dict[str, Any]:
+    """All metrics at the same operating points, which the first one chose.
+
+    Args:
+        answers: The evaluation set's.
+        qualities: Each is scored from scratch at each point.
+        thresholds: Chosen elsewhere.
+
+    Returns:
+        For each score its points ``held out, <name>`` and ``read here, <name>``, each with its threshold, deferred
+        share, cost, speed-up and ``qualities``.
+    """
+    curves = pair_curves(answers, qualities[0])
+    found: dict[str, Any] = {}
+    for name in answers.scores:
+        curve = curves[name]
+        points = {
+            f"held out, {key}": vars(curve[at_threshold(curve, float(entry["threshold"]))])
+            | {"threshold": float(entry["threshold"])}
+            for key, entry in thresholds.get(name, {}).items()
+            if key in FRACTIONS
+        }
+        points |= {f"read here, {key}": vars(curve[at_parity(curve, share)]) for key, share in FRACTIONS.items()}
+        for point in points.values():
+            point["qualities"] = {q.name: answers.quality_at(q, name, point["threshold"]) for q in qualities}
+        found[name] = points
+    return found
 
 
 def share_near_threshold(score: Tensor, threshold: float, distance: float) -> float:

@@ -2,12 +2,14 @@
 
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from typing_extensions import override
 
+from elang.data.benchmarks import TaskData
 from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError
 from elang.models.backbones import CHECKPOINT_KEY, read_checkpoint
@@ -53,6 +55,7 @@ class ElangCLI(LightningCLI):
             }
         )
         parser.link_arguments("data.label_names", "model.init_args.label_names", apply_on="instantiate")
+        parser.link_arguments("data.task_fields", "model.init_args.task", apply_on="instantiate")
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
@@ -110,8 +113,8 @@ class _SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-def run(verb: str, args: list[str] | None) -> None:
-    """Parse a verb's arguments, by default the process's own, and run it."""
+def run(verb: str, args: list[str] | None, parse_only: bool = False, callbacks: Sequence[pl.Callback] = ()) -> None:
+    """Parse a verb's arguments, by default the process's own, and run it unless they are only to be checked."""
     # Lightning's own use of torch and of its loaders; nothing a user could act on.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -122,6 +125,18 @@ def run(verb: str, args: list[str] | None) -> None:
         def subcommands() -> dict[str, set[str]]:
             return {verb: _NOT_ARGUMENTS}
 
+        def _set_seed(self) -> None:
+            if not parse_only:
+                super()._set_seed()
+
+        def instantiate_classes(self) -> None:
+            if not parse_only:
+                super().instantiate_classes()
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            if not parse_only:
+                super()._run_subcommand(subcommand)
+
     VerbCLI(
         pl.LightningModule,
         pl.LightningDataModule,
@@ -131,6 +146,7 @@ def run(verb: str, args: list[str] | None) -> None:
         seed_everything_default=0,
         save_config_callback=_SaveConfig,
         save_config_kwargs={"overwrite": True},
+        trainer_defaults={"callbacks": list(callbacks)} if callbacks else None,
         parser_kwargs={"prog": "elang", verb: {"prog": f"elang {verb}"}},
         args=None if args is None else [verb, *args],
     )
@@ -144,4 +160,4 @@ def _note(text: str) -> None:
     sys.stderr.write(f"elang: {text}\n")
 
 
-__all__ = ["FinetuneModule", "JointModule", "ScoreModule", "SwiftModule", "run"]
+__all__ = ["FinetuneModule", "JointModule", "ScoreModule", "SwiftModule", "TaskData", "run"]

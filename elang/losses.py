@@ -103,7 +103,7 @@ def distillation(swift_logits: Tensor, super_logits: Tensor, temperature: float 
     """Temperature-scaled ``T^2 KL(softmax(super / T) || softmax(swift / T))``, the mean over examples.
 
     Args:
-        swift_logits: Shape ``(N, C)``.
+        swift_logits: Shape ``(N, C)``; ``-inf`` for a candidate that an example does not have.
         super_logits: Shape ``(N, C)``, the Super's cached outputs with its classes in the same order.
         temperature: ``T > 0``; larger passes on more of the small probabilities.
 
@@ -116,6 +116,8 @@ def distillation(swift_logits: Tensor, super_logits: Tensor, temperature: float 
     >>> distillation(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]])).abs() < 1e-6
     tensor(True)
     """
-    log_swift = F.log_softmax(swift_logits.float() / temperature, dim=-1)
-    log_super = F.log_softmax(super_logits.float() / temperature, dim=-1)
+    # A candidate that an example does not have is -inf; a large finite number gives it no probability and no NaN.
+    log_swift, log_super = (
+        F.log_softmax(logits.float().clamp_min(-1e6) / temperature, dim=-1) for logits in (swift_logits, super_logits)
+    )
     return temperature**2 * F.kl_div(log_swift, log_super, reduction="batchmean", log_target=True)

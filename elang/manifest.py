@@ -21,6 +21,7 @@ class Manifest:
 
     Attributes:
         label_names: Classes in the order of the logits.
+        task: What it answers, :meth:`elang.data.format.TextTask.plain`; by default a classification of one text.
         score: The score that routes by default.
         temperature: Its temperature.
         weights_sha256: Hash of the weights that the thresholds belong to.
@@ -31,6 +32,7 @@ class Manifest:
     """
 
     label_names: list[str]
+    task: dict[str, Any] | None = None
     score: str = "free_energy"
     temperature: float = 1.0
     weights_sha256: str = ""

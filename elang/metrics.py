@@ -105,6 +105,8 @@ class RoutingCurve(_Gathered):
         if quality not in QUALITIES:
             raise InputError(f"Unknown quality '{quality}'; choose one of {', '.join(QUALITIES)}.")
         self.quality = QUALITIES[quality](num_labels)
+        if self.quality.whole or self.quality.by_group or self.quality.target != "label":
+            raise InputError(f"'{quality}' needs more than predictions and labels; evaluate it with JointModule.")
         none = torch.empty(0, dtype=torch.int64)
         statistics = self.quality.statistics(none, none)
         row = (tuple(statistics.shape[1:]), statistics.dtype)

@@ -4,18 +4,21 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from elang.data.batches import EncodedTexts, encode
+from elang.data.batches import encode_examples
+from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.manifest import Manifest
-from elang.models.backbones import Classifier, load_classifier
+from elang.models.backbones import load_model
+from elang.models.text_model import TextModel, check_choices
+from elang.models.text_to_text import TextToText
 from elang.records import SUFFIXES, written_aside
-from elang.scores import SCORES, check_finite, route
+from elang.scores import BEFORE_DECODER, SCORES, check_logits, route
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,12 @@ class Prediction:
     """The pair's answer to one input.
 
     Attributes:
-        label: Name of the class.
+        label: Name of the class, or the candidate that was chosen; in a regression the value.
         score: The Swift's difficulty score; larger is harder.
         answered_by: Which model answered.
     """
 
-    label: str
+    label: str | float
     score: float
     answered_by: Literal["swift", "super"]
 
@@ -67,8 +70,8 @@ class JointPredictor:
         if batch_size < 1:
             raise InputError(f"The batch size must be at least 1, but it is {batch_size}.")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.swift = load_classifier(swift_model).to(self.device).eval()
-        self.super_ = load_classifier(super_model).to(self.device).eval()
+        self.swift = load_model(swift_model).to(self.device).eval()
+        self.super_ = load_model(super_model, self.swift.task).to(self.device).eval()
         manifest = Manifest.read(thresholds) if thresholds else self.swift.manifest
         if manifest is None:
             manifest = Manifest(self.swift.label_names)
@@ -77,7 +80,13 @@ class JointPredictor:
         self.label_names = self.swift.label_names
         self.super_order = self.super_.class_order(self.label_names, f"'{super_model}'")
         self.score = score or manifest.score
-        known = [*SCORES, *(["router"] if self.swift.router is not None else [])]
+        self.task = self.swift.task
+        if self.super_.manifest is not None and self.super_.task.fields != self.task.fields:
+            raise InputError(
+                f"'{super_model}' was trained on the texts {self.super_.task.fields}, '{swift_model}' on "
+                f"{self.task.fields}. Train both on one task."
+            )
+        known = [*([] if self.task.problem == "regression" else SCORES), *self.swift.head_scores]
         if self.score not in known:
             raise InputError(f"The Swift has no score '{self.score}'; choose one of {', '.join(known)}.")
         number = _number(threshold)
@@ -91,10 +100,16 @@ class JointPredictor:
         )
         self.truncated = 0
 
-    def __call__(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[Prediction]:
-        """Answer texts, or pairs of texts, in their order.
+    def __call__(
+        self, texts: Sequence[str] | Sequence[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None
+    ) -> list[Prediction]:
+        """Answer texts, or tuples of the task's texts, in their order.
 
         Texts over the length that the Swift was trained on are cut and counted in ``self.truncated``.
+
+        Args:
+            texts: One value for each of ``task.fields``.
+            choices: Each example's candidates, where the task has its own for each.
 
         Raises:
             InputError: If a text is empty or not a string, or the Swift's logits are not finite.
@@ -102,55 +117,95 @@ class JointPredictor:
         if isinstance(texts, str):
             raise InputError(f"The predictor takes a list of texts, but it was given the text {texts[:40]!r} alone.")
         rows = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in texts]
+        task = self._task(len(rows[0]) if rows else 1)
         for i, row in enumerate(rows):
-            fits = len(row) == len(rows[0]) and len(row) in (1, 2)
-            if not fits or any(not isinstance(t, str) or not t.strip() for t in row):
+            if len(row) != len(task.fields) or any(not isinstance(t, str) or not t.strip() for t in row):
                 raise InputError(
-                    f"Input {i} (counted from 0) is empty, or no text or pair: {texts[i]!r}. Remove or mend it."
+                    f"Input {i} (counted from 0) is empty, or not the {len(task.fields)} text(s) {task.fields}: "
+                    f"{texts[i]!r}. Remove or mend it."
                 )
         if not rows:
             return []
-        logits, score = self._swift_pass(rows)
+        return self.answer(rows, choices)
+
+    def answer(self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None) -> list[Prediction]:
+        """Answer tuples of the task's texts as they are, even if some are empty (a benchmark's may be)."""
+        task = self._task(len(rows[0]))
+        given = [tuple(c) for c in choices] if choices is not None else task.choices_of(rows)
+        if task.problem == "choice" and (given is None or len(given) != len(rows) or not all(given)):
+            raise InputError("This task chooses among candidates: give at least one for each input, as `choices`.")
+        check_choices(max(map(len, given)) if given else 0, len(self.label_names))
+        answer, score = (found.clone() for found in self._swift_pass(task, rows, given))
         hard = route(score, self.threshold)
-        answer = logits.argmax(-1)
         deferred = hard.nonzero().squeeze(1).tolist()
         if deferred:
-            super_logits = self._super_pass([rows[i] for i in deferred])
-            answer[deferred] = super_logits.argmax(-1)
+            answer[deferred] = self._super_pass(
+                task, [rows[i] for i in deferred], [given[i] for i in deferred] if given else None
+            )
         return [
-            Prediction(self.label_names[a], s, "super" if h else "swift")
-            for a, s, h in zip(answer.tolist(), score.tolist(), hard.tolist(), strict=True)
+            Prediction(self._label(a, given[i] if given else ()), s, "super" if h else "swift")
+            for i, (a, s, h) in enumerate(zip(answer.tolist(), score.tolist(), hard.tolist(), strict=True))
         ]
 
-    def limit(self, model: Classifier) -> int:
+    def _task(self, num_texts: int) -> TextTask:
+        """The Swift's task; one that does not say what it was trained on may get pairs of texts."""
+        if self.swift.manifest is not None or num_texts != 2:
+            return self.task
+        return replace(self.task, fields=["text", "text_pair"], segments=["{text}", "{text_pair}"])
+
+    def _label(self, answer: float, choices: tuple[str, ...]) -> str | float:
+        if self.task.problem == "regression":
+            return answer
+        own = choices and not self.task.answers
+        return choices[int(answer)] if own else self.label_names[int(answer)]
+
+    def limit(self, model: TextModel) -> int:
         """Tokens that are kept of an input."""
         return int(min(self.max_length, model.tokenizer.model_max_length))
 
-    def _batches(self, model: Classifier, rows: list[tuple[str, ...]]) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        encoded: EncodedTexts = encode(model.tokenizer, rows, self.limit(model))
+    def _batches(
+        self, model: TextModel, task: TextTask, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        own = model.task if model.manifest is not None else task
+        encoded = encode_examples(model.reader, own, rows, choices, self.limit(model))
         if model is self.swift:
-            self.truncated += encoded.truncated
-        for part in encoded.lengths.argsort(descending=True, stable=True).split(self.batch_size):
-            chosen = part.tolist()
-            yield chosen, {name: value.to(self.device) for name, value in encoded.batch(chosen).items()}
+            self.truncated += encoded.texts.truncated
+        for chosen in encoded.lengths.argsort(descending=True, stable=True).split(self.batch_size):
+            inputs = encoded.batch(chosen.tolist())
+            yield chosen, {name: value.to(self.device) for name, value in inputs.items()}
 
     @torch.inference_mode()
-    def _swift_pass(self, rows: list[tuple[str, ...]]) -> tuple[Tensor, Tensor]:
-        logits, score = torch.empty(len(rows), len(self.label_names)), torch.empty(len(rows))
-        for chosen, inputs in self._batches(self.swift, rows):
-            answer = self.swift(inputs)
-            logits[chosen] = answer.logits.cpu()
-            score[chosen] = self.swift.scores(answer, self.temperature)[self.score].float().cpu()
-        check_finite(logits, "the Swift's logits")
-        return logits, score
+    def _swift_pass(
+        self, task: TextTask, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None
+    ) -> tuple[Tensor, Tensor]:
+        """The Swift's answers and scores; before the decoder where the score allows, which then runs for the kept."""
+        answers, scores = torch.zeros(len(rows), dtype=torch.float64), torch.empty(len(rows))
+        for chosen, inputs in self._batches(self.swift, task, rows, choices):
+            if self.score in BEFORE_DECODER and isinstance(self.swift, TextToText):
+                encoded = self.swift.encode(inputs)
+                score = self.swift.early_scores(encoded, self.temperature)[self.score]
+                kept = (~route(score.float(), self.threshold)).nonzero().squeeze(1)
+                if len(kept):
+                    part, taken = self.swift.take(encoded, inputs, kept)
+                    logits = self.swift.label_logits(part, taken)
+                    check_logits(logits, "the Swift's logits")
+                    answers[chosen[kept.cpu()]] = self.swift.predict(logits).double().cpu()
+            else:
+                answer = self.swift(inputs)
+                check_logits(answer.logits, "the Swift's logits")
+                score = self.swift.scores(answer, self.temperature)[self.score]
+                answers[chosen] = answer.prediction.double().cpu()
+            scores[chosen] = score.float().cpu()
+        return answers, scores
 
     @torch.inference_mode()
-    def _super_pass(self, rows: list[tuple[str, ...]]) -> Tensor:
-        logits = torch.empty(len(rows), len(self.label_names))
-        for chosen, inputs in self._batches(self.super_, rows):
-            logits[chosen] = self.super_(inputs).logits[:, self.super_order].cpu()
-        check_finite(logits, "the Super's logits")
-        return logits
+    def _super_pass(self, task: TextTask, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None) -> Tensor:
+        answers = torch.empty(len(rows), dtype=torch.float64)
+        for chosen, inputs in self._batches(self.super_, task, rows, choices):
+            logits = self.super_(inputs).logits[:, self.super_order]
+            check_logits(logits, "the Super's logits")
+            answers[chosen] = self.super_.predict(logits).double().cpu()
+        return answers
 
 
 def _number(threshold: str | float) -> float | None:
@@ -172,8 +227,13 @@ def predict(
     device: str | None = None,
     batch_size: int = 64,
     chunk: int = 2048,
+    task: str | None = None,
+    folder: str | None = None,
+    split: str = "test",
 ) -> None:
     """Answer the texts of a file or of standard input with a pair, one JSON object a line.
+
+    With --task it answers a split of GLUE or SuperGLUE instead, in the form that the benchmark takes.
 
     Args:
         swift_model: The Swift's folder.
@@ -187,9 +247,21 @@ def predict(
         device: By default a GPU if there is one.
         batch_size: Inputs in a batch.
         chunk: Inputs that are read and answered at a time.
+        task: A task of GLUE or SuperGLUE (glue/rte), to be answered in its submission format.
+        folder: The benchmark's own files; by default the hub's.
+        split: Which split of the task.
     """
+    if task is not None and (input != "-" or text or output == "-"):
+        raise InputError("With --task the inputs are the benchmark's, so leave --input and --text; --output is a file.")
+    if task is None and folder is not None:
+        raise InputError(f"--folder '{folder}' is a benchmark's, but no --task is named.")
     predictor = JointPredictor(swift_model, super_model, threshold, score, thresholds, device, batch_size)
     total = deferred = 0
+
+    if task is not None:
+        found = _submit(predictor, task, folder, split, output, max(1, chunk))
+        _say(predictor, len(found), sum(one.answered_by == "super" for one in found))
+        return
 
     def answer(file: Any) -> None:
         nonlocal total, deferred
@@ -205,6 +277,31 @@ def predict(
     else:
         with written_aside(output) as aside, aside.open("w", encoding="utf-8") as file:
             answer(file)
+    _say(predictor, total, deferred)
+
+
+def _submit(
+    predictor: JointPredictor, task: str, folder: str | None, split: str, output: str, chunk: int
+) -> list[Prediction]:
+    """Answer a benchmark's split, and write it in the benchmark's form."""
+    from elang.data.benchmarks import TaskData, write_submission
+
+    data = TaskData(task, folder, [split])
+    if data.text_task.fields != predictor.task.fields:
+        raise InputError(
+            f"The Swift was trained on the texts {predictor.task.fields}, but {task} has {data.text_task.fields}. Give "
+            "the pair that was trained on it."
+        )
+    examples = data.read(split)
+    found: list[Prediction] = []
+    for start in range(0, len(examples), chunk):
+        part = slice(start, start + chunk)
+        found += predictor.answer(examples.texts[part], examples.choices[part] if examples.choices else None)
+    write_submission(data.task, data.rows(split), [one.label for one in found], output)
+    return found
+
+
+def _say(predictor: JointPredictor, total: int, deferred: int) -> None:
     said = f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super"
     if predictor.truncated:
         said += f", {predictor.truncated} over-long ones cut to {predictor.limit(predictor.swift)} tokens"

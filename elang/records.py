@@ -8,7 +8,7 @@ A table with one row an example (parquet, or CSV or JSONL for a model that other
 | ``id`` | int64 | its row in that file, counted from 0 |
 | ``key`` | int64 | hash of its text; optional, checked where present |
 | ``logits`` | list of float32 | one a class, in the order of the label names; or instead of it |
-| ``prediction`` | string | the answered label's name |
+| ``prediction`` | string | the answered label's name; a number in a regression |
 | ``tokens`` | int64 | true token length; optional |
 | ``flops`` | float64 | cost of the answer; optional |
 
@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elang.data.format import Problem
 from elang.errors import InputError
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
@@ -58,8 +59,10 @@ class Records:
 
     Attributes:
         id: int64 ``(N,)``, unique.
-        prediction: int64 ``(N,)``, in the order of ``label_names``.
-        logits: float32 ``(N, C)``, or ``None`` for a model that only answers.
+        prediction: int64 ``(N,)``, in the order of ``label_names``, -1 for a generated answer that is none of them;
+            float64 in a regression.
+        logits: float32 ``(N, C)``, or ``None`` for a model that only answers; ``-inf`` for a candidate that an example
+            does not have.
         key: int64 ``(N,)`` or ``None``.
         tokens: int64 ``(N,)`` or ``None``.
         flops: float64 ``(N,)`` or ``None``.
@@ -115,9 +118,12 @@ def write_records(path: str | Path, splits: dict[str, Records], label_names: lis
     tables = []
     for split, records in splits.items():
         n = len(records.id)
-        names = [label_names[i] for i in records.prediction.tolist()]
         columns: dict[str, Any] = {"split": pa.array([split] * n, pa.string()), "id": records.id.numpy()}
-        columns["prediction"] = pa.array(names, pa.string())
+        if records.prediction.is_floating_point():
+            columns["prediction"] = records.prediction.numpy()
+        else:
+            names = ["" if i < 0 else label_names[i] for i in records.prediction.tolist()]
+            columns["prediction"] = pa.array(names, pa.string())
         if records.logits is not None:
             columns["logits"] = pa.array(list(records.logits.numpy()), pa.list_(pa.float32()))
         for name in ("key", "tokens", "flops"):
@@ -130,12 +136,15 @@ def write_records(path: str | Path, splits: dict[str, Records], label_names: lis
         pq.write_table(pa.concat_tables(tables).replace_schema_metadata(metadata), aside)
 
 
-def read_records(path: str | Path, label_names: list[str]) -> tuple[dict[str, Records], dict[str, Any]]:
+def read_records(
+    path: str | Path, label_names: list[str], problem: Problem = "classification"
+) -> tuple[dict[str, Records], dict[str, Any]]:
     """Read the records of one model, ours or a stranger's.
 
     Args:
         path: A parquet, JSONL or CSV file with the columns that the module lists.
         label_names: The classes of the data set; the answers come back in this order.
+        problem: In a ``regression`` predictions are numbers; in a ``choice`` task ``-inf`` logits are allowed.
 
     Returns:
         The records of each split, and the file's metadata (empty for files that are not ours).
@@ -149,6 +158,7 @@ def read_records(path: str | Path, label_names: list[str]) -> tuple[dict[str, Re
     if not path.is_file():
         raise InputError(f"There is no records file '{path}'. Make it with `elang score`.")
     about: dict[str, Any] = {}
+    text = float if problem == "regression" else str
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
@@ -156,9 +166,9 @@ def read_records(path: str | Path, label_names: list[str]) -> tuple[dict[str, Re
             about = json.loads((pq.read_schema(path).metadata or {}).get(_METADATA, b"{}"))
             frame = pd.read_parquet(path)
         elif path.suffix == ".jsonl":
-            frame = pd.read_json(path, lines=True, dtype={"prediction": str, "split": str})
+            frame = pd.read_json(path, lines=True, dtype={"prediction": text, "split": str})
         elif path.suffix == ".csv":
-            frame = pd.read_csv(path, dtype={"prediction": str, "split": str}, keep_default_na=False)
+            frame = pd.read_csv(path, dtype={"prediction": text, "split": str}, keep_default_na=False)
         else:
             raise InputError(f"Records are read from {', '.join(SUFFIXES)}, but the file is '{path}'.")
     except (OSError, ValueError) as error:
@@ -175,7 +185,11 @@ def read_records(path: str | Path, label_names: list[str]) -> tuple[dict[str, Re
     if (frame["split"].isna() | (frame["split"] == "")).any():
         raise InputError(f"The records file '{path}' has rows without a 'split'. Fill or remove the column.")
     order = align_labels(about.get("label_names", label_names), label_names, str(path))
-    splits = {str(split): _from_frame(part, label_names, order, str(path)) for split, part in frame.groupby("split")}
+    generated = bool(about.get("generated"))
+    splits = {
+        str(split): _from_frame(part, label_names, order, str(path), problem, generated)
+        for split, part in frame.groupby("split")
+    }
     return splits, about
 
 
@@ -198,31 +212,45 @@ def _numbers(frame: Any, name: str, dtype: torch.dtype, path: str) -> Tensor:
     return torch.tensor(values.to_numpy(), dtype=dtype)
 
 
-def _from_frame(frame: Any, label_names: list[str], order: list[int], path: str) -> Records:
+def _from_frame(
+    frame: Any, label_names: list[str], order: list[int], path: str, problem: Problem, generated: bool
+) -> Records:
     columns: dict[str, Tensor | None] = {}
     for name, dtype in (("key", torch.int64), ("tokens", torch.int64), ("flops", torch.float64)):
         columns[name] = _numbers(frame, name, dtype, path) if name in frame else None
-    if "logits" in frame:
-        size = len(label_names)
-        for row in frame["logits"]:
-            known = hasattr(row, "__len__") and all(isinstance(v, Real) and math.isfinite(v) for v in row)
-            if not known or len(row) != size:
-                raise InputError(
-                    f"'{path}' has the logits {row!r} where {size} finite numbers are needed, one for each of "
-                    f"{label_names}. Mend them, or give predictions."
-                )
-        logits = torch.tensor([list(row) for row in frame["logits"]], dtype=torch.float32)[:, order]
+    logits = _logits(frame, len(label_names), path, problem)[:, order] if "logits" in frame else None
+    if problem == "regression":
+        if logits is not None and not generated:
+            prediction = logits[:, 0].double()
+        else:
+            prediction = _numbers(frame, "prediction", torch.float64, path)
+        if not prediction.isfinite().all():
+            raise InputError(f"'{path}' has predictions that are no finite numbers. Mend them.")
+    elif logits is not None and not generated:
         prediction = logits.argmax(-1)
     else:
-        logits = None
-        index = {name: i for i, name in enumerate(label_names)}
+        # A generated answer may be none of the task's.
+        index = {name: i for i, name in enumerate(label_names)} | ({"": -1} if generated else {})
         unknown = sorted(set(frame["prediction"]) - index.keys())
         if unknown:
             raise InputError(
-                f"'{path}' answers with the unknown label '{unknown[0]}'; the data's labels are {label_names}."
+                f"'{path}' answers with the unknown label '{unknown[0]}'; the data's labels are {_some(label_names)}."
             )
         prediction = torch.tensor([index[name] for name in frame["prediction"]], dtype=torch.int64)
     return Records(_numbers(frame, "id", torch.int64, path), prediction, logits, **columns)
+
+
+def _logits(frame: Any, size: int, path: str, problem: Problem) -> Tensor:
+    for row in frame["logits"]:
+        known = hasattr(row, "__len__") and all(
+            isinstance(v, Real) and (math.isfinite(v) or (problem == "choice" and v == -math.inf)) for v in row
+        )
+        if not known or len(row) != size:
+            raise InputError(
+                f"'{path}' has the logits {row!r} where {size} finite numbers are needed, one for each label. Mend "
+                "them, or give predictions."
+            )
+    return torch.tensor([list(row) for row in frame["logits"]], dtype=torch.float32)
 
 
 def align_labels(theirs: list[str], ours: list[str], who: str) -> list[int]:

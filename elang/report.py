@@ -13,6 +13,7 @@ from elang.evaluate import PairAnswers, pair_curves
 from elang.manifest import plain
 from elang.quality import Quality
 from elang.records import written_aside
+from elang.scores import BEFORE_DECODER
 
 _MAX_CURVE_POINTS = 20_001
 
@@ -97,6 +98,9 @@ _COLORS = {
     "margin": "#CC79A7",
     "max_logit_pnorm": "#8C6D31",
     "router": "#D55E00",
+    "encoder_energy": "#003F6B",
+    "encoder_max_softmax": "#9A6A00",
+    "encoder_router": "#8F3E00",
 }
 
 
@@ -113,6 +117,8 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
         for name, curve in curves.items():
             x = curve.cost / curve.super_cost if by_cost else curve.deferred_share
             style: dict[str, Any] = {"color": _COLORS.get(name, "#666666"), "linewidth": 1.1, "label": name}
+            if name in BEFORE_DECODER:
+                style["linestyle"] = "-."
             if name in ("random", "oracle"):
                 style |= {"color": "#888888", "linestyle": ":" if name == "random" else "--"}
             if name == chosen:
@@ -147,16 +153,18 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=118)
+        console = Console(highlight=False, width=132)
     for name, found in summary["qualities"].items():
         swift, super_ = found["swift"], found["super"]
+        before = any(score in BEFORE_DECODER for score in found["scores"])
         table = Table(
             title=f"{name} on {found['num_examples']:,} examples of {summary['evaluated_on']}: "
             f"Swift {swift['quality']:.4f} ({_flops(swift['cost'])}), "
             f"Super {super_['quality']:.4f} ({_flops(super_['cost'])})",
             caption="area: between random (0) and oracle (1). Held out: threshold chosen on "
             f"{summary['thresholds_from']}.\nRead here: least deferral that reaches the Super on this very set; it "
-            "flatters, and is no promise.",
+            "flatters, and is no promise."
+            + ("\nA score that begins with encoder_ decides before the Swift's decoder runs." * before),
         )
         table.add_column("score")
         table.add_column("area", justify="right")
@@ -169,8 +177,11 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             table.add_row(score + mark, _number(row["area"]), *(_point(cell) for cell in cells))
         console.print(table)
         console.print(_bottom_line(name, found, summary["score"]), soft_wrap=True)
-    for what, seconds in summary.get("latency", {}).items():
-        console.print(f"latency, {what}: {1e3 * seconds:.2f} ms")
+    for what, found in summary.get("latency", {}).items():
+        console.print(
+            f"{what}, {found['tokens']} tokens: {1e3 * found['batch 1']:.2f} ms an input at batch 1, "
+            f"{1e3 * found['at best batch']:.3f} ms at batch {found['best batch']}"
+        )
     console.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")
 
 

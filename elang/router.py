@@ -1,4 +1,6 @@
-"""The router head: a few thousand parameters that learn when deferring pays."""
+"""Small heads beside the Swift: the router, which learns when deferring pays, and one on an encoder's output."""
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -8,19 +10,29 @@ from elang.scores import entropy, free_energy, margin
 TOP_LOGITS = 3
 
 
+def num_features(num_labels: int) -> int:
+    """Number of :func:`logit_features` of ``C`` logits."""
+    return 1 if num_labels == 1 else 3 + min(TOP_LOGITS, num_labels)
+
+
 def logit_features(logits: Tensor) -> Tensor:
     """What the logits alone say of an input's difficulty.
 
     Args:
-        logits: Shape ``(N, C)``.
+        logits: Shape ``(N, C)``; ``-inf`` marks a choice that an example does not have.
 
     Returns:
-        Shape ``(N, 3 + min(C, 3))``: free energy, entropy, margin and the largest logits in descending order.
+        Shape ``(N, 3 + min(C, 3))``: free energy, entropy, margin and the largest logits in descending order, finite:
+        the smallest one again for choices that are missing. Of one output (regression) the value itself, ``(N, 1)``.
 
     >>> logit_features(torch.zeros(5, 2)).shape
     torch.Size([5, 5])
     """
+    if logits.shape[-1] == 1:
+        return logits
     top = logits.topk(min(TOP_LOGITS, logits.shape[-1]), dim=-1).values
+    smallest = logits.masked_fill(logits == -math.inf, math.inf).amin(-1, keepdim=True)
+    top = torch.where(top == -math.inf, smallest, top)
     return torch.cat([torch.stack([free_energy(logits), entropy(logits), margin(logits)], -1), top], -1)
 
 
@@ -46,7 +58,7 @@ class RouterHead(nn.Module):
 
     Args:
         hidden_size: Width ``D`` of the Swift's hidden states.
-        num_labels: Number of classes ``C``.
+        num_labels: Number of classes ``C``; 1 for regression.
         width: Width of the layer that the hidden state passes through.
     """
 
@@ -54,7 +66,7 @@ class RouterHead(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size)
         self.project = nn.Linear(hidden_size, width)
-        self.logits = nn.Linear(3 + min(TOP_LOGITS, num_labels), width)
+        self.logits = nn.Linear(num_features(num_labels), width)
         self.out = nn.Linear(width, 1)
 
     def forward(self, pooled: Tensor, logits: Tensor) -> Tensor:
@@ -62,14 +74,48 @@ class RouterHead(nn.Module):
 
         Args:
             pooled: Mean hidden states, shape ``(N, D)``.
-            logits: The Swift's logits, shape ``(N, C)``.
+            logits: The Swift's logits, shape ``(N, C)``; a batch in which all have fewer choices may be narrower.
 
         Returns:
             Log-odds, float32, shape ``(N,)``; larger is harder.
         """
         dtype = self.out.weight.dtype
-        features = logit_features(logits.detach().float()).to(dtype)
+        missing = max(0, self.logits.in_features - 3 - logits.shape[-1])
+        logits = nn.functional.pad(logits.detach().float(), (0, missing), value=-math.inf)
+        features = logit_features(logits).to(dtype)
         with torch.autocast(pooled.device.type, enabled=False):
             hidden = self.project(self.norm(pooled.detach().to(dtype))) + self.logits(features)
             log_odds: Tensor = self.out(nn.functional.gelu(hidden)).squeeze(-1).float()
             return log_odds
+
+
+class EncoderHead(nn.Module):
+    """Classifies an encoder-decoder's encoder output, so that inputs can be deferred before its decoder runs.
+
+    The paper's head as we read it, one linear layer on the masked mean of a detached encoder; the norm is ours.
+
+    Args:
+        hidden_size: Width ``D`` of the encoder's hidden states.
+        num_labels: Number of classes ``C``.
+    """
+
+    def __init__(self, hidden_size: int, num_labels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.out = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, pooled: Tensor, detach: bool = True) -> Tensor:
+        """Return the head's logits.
+
+        Args:
+            pooled: Mean hidden states over real tokens (:func:`masked_mean`), shape ``(N, D)``.
+            detach: Whether gradients stop here and leave the encoder as it is.
+
+        Returns:
+            Logits, float32, shape ``(N, C)``.
+        """
+        if detach:
+            pooled = pooled.detach()
+        with torch.autocast(pooled.device.type, enabled=False):
+            logits: Tensor = self.out(self.norm(pooled.to(self.out.weight.dtype))).float()
+            return logits

@@ -2,8 +2,12 @@
 
 One orientation for every score: **larger = harder = goes to the Super; a tie stays with the Swift.**
 The paper keeps an input when ``-F(x) >= t``; here the score is ``F`` itself and ``threshold = -t``.
+
+A logit of ``-inf`` marks a choice that an example does not have (multiple choice with unequal numbers of candidates);
+every score is that of the other logits alone.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -13,6 +17,9 @@ from torch import Tensor
 from elang.errors import InputError
 
 ScoreName = Literal["free_energy", "softmax_energy", "max_softmax", "entropy", "margin", "max_logit_pnorm"]
+
+BEFORE_DECODER = ("encoder_energy", "encoder_max_softmax", "encoder_router")
+"""Scores that are known before an encoder-decoder's decoder runs; an input deferred by them saves the decoder."""
 
 
 def _prepare(logits: Tensor, temperature: float) -> Tensor:
@@ -65,7 +72,9 @@ def softmax_energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     >>> softmax_energy(torch.tensor([[9.0, -9.0], [0.0, 0.0]]))
     tensor([-1.3133, -1.1931])
     """
-    return -torch.logsumexp(_prepare(logits, temperature).softmax(-1), dim=-1)
+    scaled = _prepare(logits, temperature)
+    # A missing choice has probability 0, which would count as exp(0).
+    return -torch.logsumexp(scaled.softmax(-1).masked_fill(scaled == -math.inf, -math.inf), dim=-1)
 
 
 def max_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -97,8 +106,10 @@ def entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     >>> entropy(torch.tensor([[0.0, 0.0]]))
     tensor([0.6931])
     """
-    nats: Tensor = torch.special.entr(_prepare(logits, temperature).softmax(-1)).sum(-1)
-    return nats
+    scaled = _prepare(logits, temperature)
+    # Not of probabilities: where one is 0, its logarithm has no gradient.
+    log_p = scaled.log_softmax(-1).masked_fill(scaled == -math.inf, 0.0)
+    return -(scaled.softmax(-1) * log_p).sum(-1)
 
 
 def margin(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -109,7 +120,7 @@ def margin(logits: Tensor, temperature: float = 1.0) -> Tensor:
         temperature: ``T > 0``.
 
     Returns:
-        Shape ``(...)`` in ``[-1, 0]``; larger is harder.
+        Shape ``(...)`` in ``[-1, 0]``; larger is harder. With a single choice it is -1.
 
     >>> margin(torch.tensor([[1.0, 1.0, -9.0]])).abs()
     tensor([0.])
@@ -138,7 +149,7 @@ def max_logit_pnorm(logits: Tensor, temperature: float = 1.0, p: float = 2.0) ->
     tensor([-0.8000])
     """
     scaled = _prepare(logits, temperature)
-    norm = torch.linalg.vector_norm(scaled, ord=p, dim=-1)
+    norm = torch.linalg.vector_norm(scaled.masked_fill(scaled == -math.inf, 0.0), ord=p, dim=-1)
     score: Tensor = -scaled.amax(-1) / norm.clamp_min(torch.finfo(norm.dtype).tiny)
     return score
 
@@ -156,6 +167,22 @@ SCORES: dict[str, Callable[[Tensor, float], Tensor]] = {
 def all_scores(logits: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
     """Every score of :data:`SCORES` by name, each of shape ``(...)`` for logits ``(..., C)``; larger is harder."""
     return {name: score(logits, temperature) for name, score in SCORES.items()}
+
+
+def encoder_scores(logits: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
+    """The scores of :data:`BEFORE_DECODER` that need no training, of a head on the encoder's output.
+
+    Args:
+        logits: Of :class:`elang.router.EncoderHead`, shape ``(..., C)``, with ``C >= 2``.
+        temperature: ``T > 0``.
+
+    Returns:
+        ``encoder_energy`` and ``encoder_max_softmax``, each of shape ``(...)``; larger is harder.
+    """
+    return {
+        "encoder_energy": free_energy(logits, temperature),
+        "encoder_max_softmax": max_softmax(logits, temperature),
+    }
 
 
 def route(score: Tensor, threshold: float) -> Tensor:
@@ -189,4 +216,24 @@ def check_finite(values: Tensor, name: str) -> None:
             f"{int(bad.sum())} of {values.numel()} values of '{name}' are NaN or infinite, first in row {row}. "
             "The model's output cannot be scored: look for a diverged training run or an overflow in half "
             "precision, and evaluate with --trainer.precision 32-true."
+        )
+
+
+def check_logits(logits: Tensor, what: str) -> None:
+    """Refuse logits that cannot be scored, where ``-inf`` marks choices that an example does not have.
+
+    Args:
+        logits: Shape ``(..., C)``.
+        what: Their name in the message.
+
+    Raises:
+        InputError: If one is NaN or ``+inf``, or a row is ``-inf`` throughout.
+    """
+    missing = logits == -math.inf
+    check_finite(logits.masked_fill(missing, 0.0), what)
+    empty = missing.all(-1).flatten()
+    if empty.any():
+        raise InputError(
+            f"{int(empty.sum())} of {empty.numel()} rows of '{what}' are -inf throughout, first row "
+            f"{int(empty.nonzero()[0])}: an example needs at least one choice."
         )

@@ -90,6 +90,7 @@ def test_hub_data_must_be_pinned(fails, fit_args):
 
 def test_over_long_texts_are_counted_and_said(base_model, data_args, recwarn):
     args = replaced(["score", "--model.model", str(base_model), *data_args, *QUIET], "--data.label_names", "[bad,good]")
+    from elang.data.batches import Reader
     from elang.data.text_classification import TextClassificationData
 
     data = TextClassificationData(train=data_args[1], validation=data_args[3], max_length=8, routing_fraction=0.2)
@@ -98,7 +99,7 @@ def test_over_long_texts_are_counted_and_said(base_model, data_args, recwarn):
         class lightning_module:  # noqa: N801
             from transformers import AutoTokenizer
 
-            tokenizers = {"model": AutoTokenizer.from_pretrained(base_model)}  # noqa: RUF012
+            readers = {"model": Reader(AutoTokenizer.from_pretrained(base_model), False)}  # noqa: RUF012
 
         global_rank, world_size = 0, 1
 
@@ -273,10 +274,11 @@ def test_predict_on_bad_input(fails, pair, tmp_path):
 
 
 def test_regression_models_have_no_energy(base_model):
-    from elang.models.backbones import load_classifier
+    from elang.data.format import TextTask
+    from elang.models.backbones import load_model
     from elang.scores import free_energy
 
-    model = load_classifier(str(base_model), ["score"])
+    model = load_model(str(base_model), TextTask.of(["score"]), fine_tune=True)
     ids = torch.tensor([[VOCABULARY.index("good")]])
     answer = model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     with pytest.raises(InputError, match="router's score"):

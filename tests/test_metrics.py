@@ -15,6 +15,7 @@ from elang.quality import QUALITIES
 
 COLUMNS = {"label": ((), torch.int64), "logits": ((3,), torch.float32)}
 ALL = {"id": ((), torch.int64), **COLUMNS}
+ADDITIVE = ("accuracy", "f1", "f1_macro", "matthews", "pearson")
 BEFORE_UPDATE = "ignore:The ``compute`` method of metric:UserWarning"
 
 
@@ -64,13 +65,19 @@ def check_table(found, n):
 
 
 @pytest.mark.parametrize("batch", [1, 8, 100])
-@pytest.mark.parametrize("quality", QUALITIES)
+@pytest.mark.parametrize("quality", ADDITIVE)
 def test_curve_over_batches(quality, batch):
     data = answers(37, 2 if quality == "f1" else 3)
     metric = RoutingCurve(2 if quality == "f1" else 3, quality)
     for start in range(0, 37, batch):
         metric.update(**part(data, start, start + batch))
     check_curve(metric.compute(), data, quality)
+
+
+@pytest.mark.parametrize("quality", sorted(set(QUALITIES) - set(ADDITIVE)))
+def test_metrics_that_need_more_than_labels_are_refused(quality):
+    with pytest.raises(InputError, match="JointModule"):
+        RoutingCurve(3, quality)
 
 
 def test_curve_after_reset_and_of_nothing():

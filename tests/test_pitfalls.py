@@ -10,7 +10,8 @@ from conftest import QUIET, write_model
 from safetensors.torch import load_file, save_file
 
 from elang.cli import main
-from elang.models.backbones import load_classifier
+from elang.data.format import TextTask
+from elang.models.backbones import load_model
 from elang.models.swift import SwiftModule
 
 
@@ -159,7 +160,7 @@ def test_half_precision_files_are_trained_in_float32(base_model, tmp_path):
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
-    model = load_classifier(str(folder), ["bad", "good"])
+    model = load_model(str(folder), TextTask.of(["bad", "good"]), fine_tune=True)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 

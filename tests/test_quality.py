@@ -4,11 +4,13 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
+import torchmetrics.functional as reference
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from elang.errors import InputError
-from elang.quality import QUALITIES
+from elang.quality import QUALITIES, group_sums
 
 
 def macro_f1(target, prediction):
@@ -19,6 +21,12 @@ def correlation(target, prediction):
     if np.ptp(target) == 0 or np.ptp(prediction) == 0:
         return 0.0
     return np.corrcoef(target, prediction)[0, 1]
+
+
+def rank_correlation(target, prediction):
+    if np.ptp(target) == 0 or np.ptp(prediction) == 0:
+        return 0.0
+    return scipy.stats.spearmanr(target, prediction).statistic
 
 
 def quiet_matthews(target, prediction):
@@ -33,8 +41,12 @@ REFERENCE = {
     "f1_macro": macro_f1,
     "matthews": quiet_matthews,
     "pearson": correlation,
+    "spearman": rank_correlation,
 }
-CASES = [(name, classes) for name in QUALITIES for classes in ((2,) if name == "f1" else (2, 3, 10))]
+CASES = [(name, classes) for name in REFERENCE for classes in ((2,) if name == "f1" else (2, 3, 10))]
+SUMS = [case for case in CASES if case[0] != "spearman"]
+CLASSIFICATION = ["accuracy", "f1", "f1_macro", "matthews"]
+TABLES = ["answer_f1", "answer_exact"]
 
 
 def answers(classes, n=200, seed=0, right=0.6):
@@ -45,8 +57,9 @@ def answers(classes, n=200, seed=0, right=0.6):
 
 
 def test_every_quality_has_a_reference():
-    assert REFERENCE.keys() == QUALITIES.keys()
+    assert {*REFERENCE, "exact_match", *TABLES} == QUALITIES.keys()
     assert all(QUALITIES[name](2).name == name for name in QUALITIES)
+    assert all(QUALITIES[name](2).target == (name if name in TABLES else "label") for name in QUALITIES)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -100,7 +113,7 @@ def test_pearson_of_a_constant_is_zero(constant):
     assert QUALITIES["pearson"](1)(target, torch.full((999,), constant, dtype=torch.float64)) == 0
 
 
-@pytest.mark.parametrize(("name", "classes"), CASES)
+@pytest.mark.parametrize(("name", "classes"), SUMS)
 def test_statistics_add_up(name, classes):
     quality = QUALITIES[name](classes)
     prediction, target = answers(classes)
@@ -113,7 +126,7 @@ def test_statistics_add_up(name, classes):
     assert float(quality.value(sums)) == pytest.approx(quality(prediction, target), abs=1e-12)
 
 
-@pytest.mark.parametrize(("name", "classes"), CASES)
+@pytest.mark.parametrize(("name", "classes"), SUMS)
 def test_many_sums_at_once(name, classes):
     quality = QUALITIES[name](classes)
     pairs = [answers(classes, seed=seed) for seed in range(6)]
@@ -133,3 +146,191 @@ def test_counts_of_many_examples_do_not_overflow():
 def test_f1_is_for_two_classes():
     with pytest.raises(InputError, match="f1_macro"):
         QUALITIES["f1"](3)
+
+
+def silenced(classes, n=300, seed=0):
+    """Answers of which some name no label."""
+    prediction, target = answers(classes, n=n, seed=seed)
+    silent = torch.rand(n, generator=torch.Generator().manual_seed(seed + 50)) < 0.3
+    return torch.where(silent, -1, prediction), target
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_an_answer_that_names_no_label_is_wrong_and_no_class(classes, seed):
+    prediction, target = silenced(classes, seed=seed)
+    said, true = prediction.numpy(), target.numpy()
+    assert QUALITIES["accuracy"](classes)(prediction, target) == pytest.approx(accuracy_score(true, said))
+    macro = f1_score(true, said, labels=range(classes), average="macro", zero_division=0)
+    assert QUALITIES["f1_macro"](classes)(prediction, target) == pytest.approx(macro, abs=1e-12)
+    assert QUALITIES["matthews"](classes)(prediction, target) == pytest.approx(matthews_corrcoef(true, said), abs=1e-12)
+    if classes == 2:
+        binary = f1_score(true, said, labels=[1], average="macro")
+        assert QUALITIES["f1"](2)(prediction, target) == pytest.approx(binary, abs=1e-12)
+
+
+def test_no_label_by_hand():
+    prediction, target = torch.tensor([1, -1, 0, -1]), torch.tensor([1, 1, 0, 0])
+    assert QUALITIES["accuracy"](2)(prediction, target) == 1 / 2
+    # Of the ones said, all are right; of the ones there are, half are found.
+    assert QUALITIES["f1"](2)(prediction, target) == pytest.approx(2 / 3)
+    assert QUALITIES["f1_macro"](2)(prediction, target) == pytest.approx(2 / 3)
+    # Hits 2, examples 4, said (1, 1) and 2 silent, true (2, 2): (2*4 - 4) / sqrt((16-1-1-4) * (16-4-4)).
+    assert QUALITIES["matthews"](2)(prediction, target) == pytest.approx(4 / 80**0.5)
+
+
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_nothing_but_no_label(name):
+    target = torch.tensor([0, 1, 1, 0])
+    assert QUALITIES[name](2)(torch.full((4,), -1), target) == 0
+
+
+def test_no_label_is_not_right_where_the_target_is_unknown_too():
+    assert QUALITIES["accuracy"](2)(torch.tensor([-1, 1]), torch.tensor([-1, 1])) == 1 / 2
+    assert QUALITIES["exact_match"](2)(torch.tensor([-1, 1]), torch.tensor([-1, 1]), torch.arange(2)) == 1 / 2
+
+
+def test_f1_macro_of_commitment_bank():
+    # F1 of the classes: 2*2/(3+2), 2*1/(2+2) and 0.
+    target, prediction = torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 0, 1, 0, 1])
+    assert QUALITIES["f1_macro"](3)(prediction, target) == pytest.approx((4 / 5 + 1 / 2 + 0) / 3)
+    found = reference.f1_score(prediction, target, task="multiclass", num_classes=3, average="macro")
+    assert QUALITIES["f1_macro"](3)(prediction, target) == pytest.approx(float(found))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_matthews_against_torchmetrics(classes):
+    prediction, target = answers(classes)
+    found = reference.matthews_corrcoef(prediction, target, task="multiclass", num_classes=classes)
+    assert QUALITIES["matthews"](classes)(prediction, target) == pytest.approx(float(found), abs=1e-6)
+
+
+def test_matthews_by_hand():
+    # tp 2, tn 1, fp 1, fn 0: (2*1 - 1*0) / sqrt(3 * 2 * 2 * 1).
+    prediction, target = torch.tensor([1, 1, 1, 0]), torch.tensor([1, 1, 0, 0])
+    assert QUALITIES["matthews"](2)(prediction, target) == pytest.approx(2 / 12**0.5)
+
+
+def test_correlations_by_hand():
+    x, y = torch.tensor([1.0, 2.0, 3.0, 10.0]), torch.tensor([1.0, 3.0, 2.0, 4.0])
+    # Deviations (-3, -2, -1, 6) and (-1.5, .5, -.5, 1.5): 13 / sqrt(50 * 5). Ranks (1, 2, 3, 4): 1 - 6 * 2 / 60.
+    assert QUALITIES["pearson"](1)(x, y) == pytest.approx(13 / 250**0.5)
+    assert QUALITIES["spearman"](1)(x, y) == pytest.approx(0.8)
+    # Ranks (1.5, 1.5, 3) and (1, 2, 3): deviations (-.5, -.5, 1) and (-1, 0, 1): 1.5 / sqrt(1.5 * 2).
+    assert QUALITIES["spearman"](1)(torch.tensor([7.0, 7.0, 9.0]), torch.tensor([1.0, 2.0, 3.0])) == pytest.approx(
+        1.5 / 3**0.5
+    )
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 6])
+@pytest.mark.parametrize("n", [2, 3, 500])
+def test_spearman_of_real_values(n, decimals):
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        target = (5 * torch.rand(n, generator=generator)).round(decimals=decimals)
+        prediction = (target + torch.randn(n, generator=generator)).round(decimals=decimals)
+        found = QUALITIES["spearman"](1)(prediction, target)
+        assert found == pytest.approx(rank_correlation(target.numpy(), prediction.numpy()), abs=1e-12)
+        if n == 500:
+            assert found == pytest.approx(float(reference.spearman_corrcoef(prediction, target)), abs=1e-4)
+        # Ranks only.
+        assert QUALITIES["spearman"](1)(prediction.double().exp(), target) == found
+
+
+def test_spearman_of_many():
+    n = 100_000
+    values = torch.arange(n)
+    assert QUALITIES["spearman"](1)(values.float(), values.double()) == pytest.approx(1, abs=1e-12)
+    assert QUALITIES["spearman"](1)(-values, values) == pytest.approx(-1, abs=1e-12)
+    assert QUALITIES["spearman"](1)(torch.ones(n), values) == 0
+    assert QUALITIES["spearman"](1)(torch.ones(1), torch.ones(1)) == 0
+
+
+def test_spearman_has_no_sums():
+    quality = QUALITIES["spearman"](1)
+    with pytest.raises(InputError, match="no function of sums"):
+        quality.statistics(torch.zeros(3), torch.zeros(3))
+    with pytest.raises(InputError, match="no function of sums"):
+        quality.value(torch.zeros(3))
+    with pytest.raises(InputError, match="row 1"):
+        quality(torch.tensor([0.0, float("nan"), 1.0]), torch.arange(3))
+
+
+def test_exact_match_by_hand():
+    # Questions 5 (right, right), 2 (right, wrong), 9 (wrong), in the order in which options come.
+    question = torch.tensor([5, 2, 9, 2, 5])
+    target = torch.tensor([1, 0, 1, 1, 0])
+    prediction = torch.tensor([1, 0, 0, 0, 0])
+    quality = QUALITIES["exact_match"](2)
+    assert quality(prediction, target, question) == pytest.approx(1 / 3)
+    assert quality(target, target, question) == 1
+    assert quality(1 - target, target, question) == 0
+    assert quality(prediction, target, torch.zeros(5, dtype=torch.long)) == 0
+    assert quality(prediction, target, torch.arange(5)) == 3 / 5
+
+
+@pytest.mark.parametrize("groups", [1, 3, 40, 10_000])
+def test_exact_match_of_random_groups(groups):
+    prediction, target = silenced(2, 500)
+    group = 10**15 + torch.randint(groups, (500,), generator=torch.Generator().manual_seed(2))
+    wrong = {g for g, p, t in zip(group.tolist(), prediction.tolist(), target.tolist(), strict=True) if p != t}
+    every = set(group.tolist())
+    found = QUALITIES["exact_match"](2)(prediction, target, group)
+    assert found == pytest.approx(len(every - wrong) / len(every), abs=1e-12)
+
+
+def test_exact_match_needs_groups():
+    quality, some = QUALITIES["exact_match"](2), torch.ones(3, dtype=torch.long)
+    with pytest.raises(InputError, match="group"):
+        quality(some, some)
+    with pytest.raises(InputError, match=r"\(2,\)"):
+        quality(some, some, some[:2])
+
+
+def test_groups_are_ignored_where_examples_add_up():
+    prediction, target = answers(3)
+    for name in ("accuracy", "f1_macro", "pearson", "spearman"):
+        quality = QUALITIES[name](3)
+        assert quality(prediction, target, torch.zeros(200, dtype=torch.long)) == quality(prediction, target)
+
+
+def test_group_sums():
+    statistics = torch.tensor([[1, 2], [3, 4], [5, 6], [100, 100]], dtype=torch.int8)
+    sums, row = group_sums(statistics, torch.tensor([8, -3, 8, 8]))
+    assert torch.equal(sums[row[0]], torch.tensor([106.0, 108.0], dtype=torch.float64))
+    assert torch.equal(sums[row[1]], torch.tensor([3.0, 4.0], dtype=torch.float64))
+    assert len(sums) == 2
+
+
+def test_answers_by_hand():
+    # Three queries; the third names no candidate, and padding earns nothing.
+    f1 = torch.tensor([[0.0, 0.4, 1.0], [0.5, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    chosen = torch.tensor([1, 0, -1])
+    assert QUALITIES["answer_f1"](2)(chosen, f1) == pytest.approx(0.3)
+    assert QUALITIES["answer_exact"](2)(chosen, (f1 == 1).float()) == 0
+    assert QUALITIES["answer_exact"](2)(torch.tensor([2, 0, 0]), (f1 == 1).float()) == pytest.approx(2 / 3)
+    assert QUALITIES["answer_f1"](2)(torch.full((3,), -1), f1) == 0
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_answers_of_random_tables(name):
+    generator = torch.Generator().manual_seed(0)
+    table = torch.rand(200, 7, generator=generator, dtype=torch.float64)
+    chosen = torch.randint(-1, 7, (200,), generator=generator)
+    expected = np.mean([table[i, k].item() if k >= 0 else 0.0 for i, k in enumerate(chosen.tolist())])
+    assert QUALITIES[name](2)(chosen, table) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize(
+    ("chosen", "table", "said"),
+    [
+        ([0, 1], torch.zeros(2), "N, K"),
+        ([0, 1], torch.zeros(3, 2), "N, K"),
+        ([0, 2], torch.zeros(2, 2), "candidate 2"),
+        ([0, 1], torch.tensor([[0.0, 1.0], [0.0, float("nan")]]), "row 1"),
+    ],
+)
+def test_tables_that_cannot_be_used(name, chosen, table, said):
+    with pytest.raises(InputError, match=said):
+        QUALITIES[name](2)(torch.tensor(chosen), table)

@@ -60,7 +60,7 @@ def test_logits_of_a_real_pair(real_data):
             swift = torch.tensor(logits[f"seed{seed}_swift6_{recipe}"])
             a = quality.statistics(swift.argmax(-1), label)
             random = random_curve(a, b, quality.value)
-            knows = oracle_score(swift.argmax(-1) == label, super_ == label)
+            knows = oracle_score((super_ == label).double() - (swift.argmax(-1) == label).double())
             oracle = operating_curve(knows, a, b, quality.value)
             for name, score in SCORES.items():
                 curve = operating_curve(score(swift, 1.0), a, b, quality.value)

@@ -1,10 +1,12 @@
-"""The router head: detached from the Swift, small, able to learn, steady in half precision."""
+"""The heads: detached from the Swift, small, able to learn, steady in half precision."""
+
+import math
 
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, layer_norm
 
-from elang.router import RouterHead, logit_features, masked_mean
+from elang.router import EncoderHead, RouterHead, logit_features, masked_mean
 from elang.scores import entropy, free_energy, margin
 
 
@@ -101,3 +103,96 @@ def test_masked_mean():
     for row, n in enumerate(lengths):
         expected = hidden[row, :n].mean(0) if n else torch.zeros(5)
         torch.testing.assert_close(found[row], expected)
+
+
+def test_logit_features_of_missing_choices():
+    _, logits = inputs(classes=2)
+    wide = torch.full((64, 5), -math.inf)
+    wide[:, [1, 4]] = logits
+    found = logit_features(wide)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[:, :5], logit_features(logits))
+    assert torch.equal(found[:, 5], logits.amin(-1))
+    only = logit_features(torch.tensor([[-math.inf, 2.0, -math.inf]]))
+    torch.testing.assert_close(only, torch.tensor([[-2.0, 0.0, -1.0, 2.0, 2.0, 2.0]]))
+
+
+def test_missing_choices_in_a_batch():
+    pooled, logits = inputs(classes=4)
+    logits[:32, 2:] = -math.inf
+    router = head(classes=4)
+    found = router(pooled, logits)
+    assert found.isfinite().all()
+    # A batch of examples that all have few choices need not be padded.
+    torch.testing.assert_close(router(pooled[:32], logits[:32, :2]), found[:32])
+    torch.testing.assert_close(
+        router(pooled[:32], logits[:32, :1]), router(pooled[:32], logits[:32].index_fill(1, torch.tensor(1), -math.inf))
+    )
+
+
+def test_regression():
+    pooled, value = inputs(2000, classes=1)
+    assert torch.equal(logit_features(value), value)
+    router = head(classes=1)
+    truth = value[:, 0].abs() > 2
+    train(router, pooled[:1000], value[:1000], truth[:1000])
+    found = router(pooled[1000:], value[1000:])
+    assert found.shape == (1000,)
+    assert 0.25 < truth.double().mean() < 0.75
+    assert ((found > 0) == truth[1000:]).double().mean() > 0.9
+
+
+def encoder_head(width=32, classes=3, seed=0):
+    torch.manual_seed(seed)
+    return EncoderHead(width, classes)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_encoder_head_is_a_norm_and_a_linear_layer(classes):
+    pooled, _ = inputs()
+    made = encoder_head(classes=classes)
+    expected = layer_norm(pooled, (32,)) @ made.out.weight.T + made.out.bias
+    assert made(pooled).shape == (64, classes)
+    torch.testing.assert_close(made(pooled), expected)
+    assert sum(p.numel() for p in made.parameters()) == 2 * 32 + 33 * classes
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_gradient_into_the_encoder(detach):
+    pooled, logits = inputs()
+    pooled.requires_grad_()
+    made = encoder_head()
+    cross_entropy(made(pooled, detach=detach), logits.argmax(-1)).backward()
+    assert (pooled.grad is None) == detach
+    assert detach or pooled.grad.any()
+    assert all(p.grad is not None and p.grad.any() for p in made.parameters())
+
+
+def test_the_encoder_is_left_alone_unless_asked():
+    pooled, _ = inputs()
+    encoder_head()(pooled.requires_grad_()).sum().backward()
+    assert pooled.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_encoder_head_computes_in_float32(dtype):
+    pooled, _ = inputs()
+    made = encoder_head()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = made(30 * pooled.to(dtype))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, made((30 * pooled.to(dtype)).float()))
+    made.to(torch.bfloat16)
+    assert made(pooled).dtype == torch.float32
+
+
+def test_encoder_head_learns():
+    pooled, _ = inputs(2000)
+    truth = pooled[:, :3].argmax(-1)
+    made = encoder_head()
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        cross_entropy(made(pooled[:1000]), truth[:1000]).backward()
+        optimizer.step()
+    assert (made(pooled[1000:]).argmax(-1) == truth[1000:]).double().mean() > 0.9

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from elang.errors import InputError
-from elang.scores import SCORES, check_finite, free_energy, max_softmax, route, softmax_energy
+from elang.scores import (
+    BEFORE_DECODER,
+    SCORES,
+    check_finite,
+    check_logits,
+    encoder_scores,
+    free_energy,
+    max_logit_pnorm,
+    max_softmax,
+    route,
+    softmax_energy,
+)
 
 ON_PROBABILITIES = ["softmax_energy", "max_softmax", "entropy", "margin"]
 # The threshold that the paper's code publishes for SST-2, and the probability that it stands for.
@@ -162,3 +173,92 @@ def test_free_energy_ranks_otherwise(classes, scale):
     logits = random_logits(20_000, classes, scale=scale)
     spearman = torch.corrcoef(torch.stack([ranks(free_energy(logits)), ranks(softmax_energy(logits))]))[0, 1]
     assert 0.4 < spearman < 0.5
+
+
+def with_gaps(logits, width, seed=0):
+    """The same logits, each row spread over ``width`` choices of which the others are missing."""
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.full((len(logits), width), -math.inf, dtype=logits.dtype)
+    for row, values in zip(wide, logits, strict=True):
+        row[torch.randperm(width, generator=generator)[: len(values)].sort().values] = values
+    return wide
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("classes", [2, 3, 5])
+@pytest.mark.parametrize("name", SCORES)
+def test_missing_choices_count_for_nothing(name, classes, temperature):
+    logits = random_logits(50, classes)
+    expected = SCORES[name](logits, temperature)
+    found = SCORES[name](with_gaps(logits, 7), temperature)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    # Rows of several lengths in one batch.
+    both = torch.cat([with_gaps(logits, 7), random_logits(3, 7)])
+    torch.testing.assert_close(SCORES[name](both, temperature)[:50], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.5, math.inf])
+def test_missing_choices_in_any_norm(p):
+    logits = random_logits(20, 3)
+    torch.testing.assert_close(max_logit_pnorm(with_gaps(logits, 6), p=p), max_logit_pnorm(logits, p=p))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", SCORES)
+def test_missing_choices_in_half_precision(name, dtype):
+    logits = random_logits(20, 3, dtype=torch.float32).to(dtype)
+    torch.testing.assert_close(SCORES[name](with_gaps(logits, 6), 1.0), SCORES[name](logits, 1.0))
+
+
+def test_a_single_choice():
+    only = torch.tensor([[-math.inf, 0.7, -math.inf], [-math.inf, -math.inf, -0.7]], dtype=torch.float64)
+    expected = {
+        "free_energy": [-0.7, 0.7],
+        "softmax_energy": [-1, -1],
+        "max_softmax": [-1, -1],
+        "entropy": [0, 0],
+        "margin": [-1, -1],
+        "max_logit_pnorm": [-1, 1],
+    }
+    for name, score in SCORES.items():
+        assert score(only, 1.0).tolist() == pytest.approx(expected[name], abs=1e-12), name
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_missing_choices_have_no_gradient(name):
+    logits = torch.tensor([[0.5, -math.inf, 1.5, -1.0]], requires_grad=True)
+    SCORES[name](logits, 1.0).sum().backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 1] == 0
+    assert logits.grad.any()
+
+
+def test_check_logits():
+    check_logits(torch.zeros(0, 3), "logits")
+    check_logits(with_gaps(random_logits(9, 2), 5), "logits")
+    check_logits(with_gaps(random_logits(9, 1), 5).view(3, 3, 5), "logits")
+    check_logits(torch.tensor([-3.4e38, 3.4e38]), "logits")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ([0.0, math.nan], "NaN"),
+        ([math.nan, -math.inf], "NaN"),
+        ([math.inf, -math.inf], "infinite"),
+        ([math.inf, 0.0], "infinite"),
+        ([-math.inf, -math.inf], "-inf throughout"),
+    ],
+)
+def test_logits_that_cannot_be_scored(row, said):
+    with pytest.raises(InputError, match=f"(?s)(?=.*the logits)(?=.*{said}).*row 1"):
+        check_logits(torch.tensor([[0.0, -math.inf], row, row]), "the logits")
+
+
+def test_encoder_scores():
+    logits = random_logits(20, 3)
+    found = encoder_scores(logits, 2.0)
+    assert tuple(found) == BEFORE_DECODER[:2]
+    assert torch.equal(found["encoder_energy"], free_energy(logits, 2.0))
+    assert torch.equal(found["encoder_max_softmax"], max_softmax(logits, 2.0))
+    assert not set(BEFORE_DECODER) & set(SCORES)

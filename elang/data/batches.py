@@ -2,12 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DistributedSampler
+
+from elang.data.format import TextTask
+
+IGNORED = -100
+
+
+class Reader(NamedTuple):
+    """How a model reads: its tokenizer, and whether it takes a prompt (text-to-text) or segments."""
+
+    tokenizer: Any
+    text_to_text: bool
 
 
 @dataclass(frozen=True)
@@ -45,18 +56,90 @@ class EncodedTexts:
         return out
 
 
-def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int) -> EncodedTexts:
+@dataclass(frozen=True)
+class EncodedExamples:
+    """The inputs of one model for many examples.
+
+    Attributes:
+        texts: What it reads: one text (or pair) an example or, for an encoder that weighs candidates, one a candidate.
+        starts: Where each example's candidates begin among all, int64 ``(N + 1,)``; ``None`` without candidates.
+        answers: The candidates as a text-to-text model would say them; ``None`` where the answers are fixed.
+    """
+
+    texts: EncodedTexts
+    starts: Tensor | None = None
+    answers: EncodedTexts | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens that are read for each example, int64 ``(N,)``."""
+        if self.starts is None or self.answers is not None:
+            return self.texts.lengths
+        return self.texts.offsets[self.starts].diff()
+
+    def batch(self, examples: list[int]) -> dict[str, Tensor]:
+        """Model inputs for some examples; nothing for none.
+
+        Where there are candidates, ``num_choices`` ``(B,)`` says how many each example has; an encoder's inputs then
+        have one row a candidate, a text-to-text model's ``answer_ids`` do (padded with -100).
+        """
+        if self.starts is None or not examples:
+            return self.texts.batch(examples)
+        rows = [row for e in examples for row in range(int(self.starts[e]), int(self.starts[e + 1]))]
+        out = self.texts.batch(rows if self.answers is None else examples)
+        out["num_choices"] = self.starts.diff()[examples]
+        if self.answers is not None:
+            said = self.answers.batch(rows)
+            out["answer_ids"] = said["input_ids"].masked_fill(said["attention_mask"] == 0, IGNORED)
+        return out
+
+
+def encode_examples(
+    reader: Reader,
+    task: TextTask,
+    texts: list[tuple[str, ...]],
+    choices: list[tuple[str, ...]] | None,
+    max_length: int,
+) -> EncodedExamples:
+    """Tokenise examples for one model, inputs over ``max_length`` tokens being cut and counted.
+
+    Args:
+        reader: The model's.
+        task: Gives the templates.
+        texts: The values of ``task.fields`` for each example.
+        choices: Each example's candidates, in a ``choice`` task.
+        max_length: In tokens.
+    """
+    candidates = choices if choices is not None else [()] * len(texts)
+    starts = torch.tensor([0, *(len(c) for c in candidates)]).cumsum(0) if choices is not None else None
+    if not reader.text_to_text:
+        rows = [row for t, c in zip(texts, candidates, strict=True) for row in task.segment_texts(t, c)]
+        return EncodedExamples(encode(reader.tokenizer, rows, max_length), starts)
+    found = encode(reader.tokenizer, [(task.prompt_text(t),) for t in texts], max_length)
+    if starts is None or task.answers:
+        return EncodedExamples(found)
+    said = encode(reader.tokenizer, [(c,) for example in candidates for c in example], max_length, answers=True)
+    return EncodedExamples(found, starts, said)
+
+
+def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answers: bool = False) -> EncodedTexts:
     """Tokenise texts or pairs, cutting (and counting) those over ``max_length`` tokens.
 
     Padding and truncation are set in every call, for a tokenizer's own file can fix both.
+
+    Args:
+        tokenizer: Of a model.
+        texts: One or two an example.
+        max_length: In tokens, special ones included.
+        answers: They are what a text-to-text model is to say, which some tokenizers write differently.
     """
     pair = len(texts[0]) == 2
 
     def tokens(some: list[tuple[str, ...]], **options: Any) -> Any:
-        second = {"text_pair": [t[1] for t in some]} if pair else {}
+        given = {"text_target" if answers else "text": [t[0] for t in some]}
         return tokenizer(
-            [t[0] for t in some],
-            **second,
+            **given,
+            text_pair=[t[1] for t in some] if pair else None,
             padding=False,
             return_attention_mask=False,
             verbose=False,

@@ -2,7 +2,8 @@
 
 import csv
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,39 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 @dataclass
 class Examples:
-    """The labelled texts of one split.
+    """The texts of one split, and what is known of them.
 
     Attributes:
-        texts: One or two texts an example.
-        id: Row in the source, int64 ``(N,)``.
+        texts: The values of the task's fields for each example.
+        id: Row in the source, int64 ``(N,)``, ascending.
         key: Hash of the texts, int64 ``(N,)``.
-        label: Class indices, int64 ``(N,)``.
+        label: Class indices, int64 ``(N,)``, or values, float64, in a regression; -1 or NaN where not known.
+        choices: Each example's candidates, in a ``choice`` task.
+        targets: Further columns that a metric reads, each ``(N, ...)``: ``group``, ``answer_f1``.
     """
 
     texts: list[tuple[str, ...]]
     id: Tensor
     key: Tensor
     label: Tensor
+    choices: list[tuple[str, ...]] | None = None
+    targets: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def labelled(self) -> bool:
+        """Whether every label is known."""
+        return not bool(self.label.isnan().any() if self.label.is_floating_point() else (self.label < 0).any())
+
     def take(self, mask: Tensor) -> "Examples":
         """The examples where ``mask`` is true, in order."""
-        texts = [text for text, keep in zip(self.texts, mask.tolist(), strict=True) if keep]
-        return Examples(texts, self.id[mask], self.key[mask], self.label[mask])
+        keep = mask.tolist()
+        choices = None if self.choices is None else list(compress(self.choices, keep))
+        targets = {name: column[mask] for name, column in self.targets.items()}
+        texts = list(compress(self.texts, keep))
+        return Examples(texts, self.id[mask], self.key[mask], self.label[mask], choices, targets)
 
 
 def content_key(texts: tuple[str, ...]) -> int:
@@ -79,7 +92,7 @@ def read_frame(source: str, hub: str | None = None, hub_config: str | None = Non
     import pandas as pd
 
     if hub is not None:
-        return _read_hub(source, hub, hub_config)
+        return read_hub(source, hub, hub_config)
     path = Path(source)
     if not path.is_file():
         raise InputError(f"There is no file '{path}'. Give the path of a {', '.join(SUFFIXES)} file.")
@@ -105,7 +118,8 @@ def read_frame(source: str, hub: str | None = None, hub_config: str | None = Non
     raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.")
 
 
-def _read_hub(split: str, hub: str, config: str | None) -> Any:
+def read_hub(split: str, hub: str, config: str | None) -> Any:
+    """Read a split of a hub data set, ``owner/name@revision``, as a data frame."""
     import datasets
 
     name, _, revision = hub.partition("@")
@@ -176,3 +190,22 @@ def label_index(values: list[str], label_names: list[str], where: str) -> Tensor
                 "Mend the row or set --data.label_names."
             )
     return torch.tensor([index[value] for value in values], dtype=torch.int64)
+
+
+def label_numbers(values: list[str], where: str) -> Tensor:
+    """Labels of a regression, float64 ``(N,)``.
+
+    Raises:
+        InputError: If one is no finite number.
+    """
+    found = torch.empty(len(values), dtype=torch.float64)
+    for row, value in enumerate(values):
+        try:
+            found[row] = float(value)
+        except ValueError:
+            found[row] = torch.nan
+        if not found[row].isfinite():
+            raise InputError(
+                f"{where} has the label '{value}' in row {row} (counted from 0), which is no finite number. Mend it."
+            )
+    return found

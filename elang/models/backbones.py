@@ -1,125 +1,50 @@
-"""A classifier with its tokenizer, label names and (a Swift's) router head; loading and saving it."""
+"""Loading and saving the models of a task: folders, checkpoints and hub ids, of every family."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from elang.cost import FlopsConvention, flops_by_length
+from elang.data.format import TextTask
 from elang.errors import InputError
-from elang.manifest import FILENAME, Manifest, file_sha256
-from elang.records import align_labels
-from elang.router import RouterHead, masked_mean
-from elang.scores import all_scores
+from elang.manifest import FILENAME, Manifest
+from elang.models.text_model import Classifier, TextModel, folder_sha256
+from elang.models.text_to_text import TextToText
 
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a classifier says of a batch.
-
-    Attributes:
-        logits: float32 ``(B, C)``.
-        pooled: Mean last hidden state, ``(B, D)``; ``None`` without a router head.
-    """
-
-    logits: Tensor
-    pooled: Tensor | None
-
-
-class Classifier(nn.Module):
-    """Any ``AutoModelForSequenceClassification``, with what is needed to use it.
+def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None:
+    """Write a folder that loads with plain ``transformers``: whole, or not at all.
 
     Args:
-        backbone: The model; its ``config.id2label`` names the classes.
-        tokenizer: Its tokenizer.
-        router: A router head, for a Swift that has one.
+        model: What is written.
+        folder: Its path; a folder of ours that is there already is replaced.
+        manifest: Becomes ``elang.json``, with the hash of these weights.
     """
+    from safetensors.torch import save_file
 
-    def __init__(self, backbone: Any, tokenizer: Any, router: RouterHead | None = None) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.router = router
-        self.tokenizer = tokenizer
-        self.manifest: Manifest | None = None
-        self.original_names: list[str] = self.label_names
-        self.weights: Path | None = None
-
-    @cached_property
-    def weights_sha256(self) -> str:
-        """Hash of the folder or checkpoint that the weights are from; empty for those from the hub."""
-        if self.weights is None:
-            return ""
-        return folder_sha256(self.weights) if self.weights.is_dir() else file_sha256(self.weights)
-
-    @property
-    def label_names(self) -> list[str]:
-        """Class names in the order of the logits."""
-        names = self.backbone.config.id2label
-        return [str(names[i]) for i in range(len(names))]
-
-    def forward(self, inputs: dict[str, Tensor]) -> Answer:
-        """Answer a batch of model inputs, logits in float32 whatever the precision."""
-        out = self.backbone(**inputs, output_hidden_states=self.router is not None)
-        pooled = None
-        if self.router is not None:
-            pooled = masked_mean(out.hidden_states[-1].detach(), inputs["attention_mask"])
-        return Answer(out.logits.float(), pooled)
-
-    def scores(self, answer: Answer, temperature: float = 1.0) -> dict[str, Tensor]:
-        """Every difficulty score of a batch, each ``(B,)``; larger is harder."""
-        found = all_scores(answer.logits, temperature)
-        if self.router is not None and answer.pooled is not None:
-            found["router"] = self.router(answer.pooled, answer.logits).sigmoid()
-        return found
-
-    def flops(self, lengths: Tensor, convention: FlopsConvention = "exact") -> Tensor:
-        """FLOPs of each input, the router's included, float64 ``(N,)``."""
-        weights = sum(p.numel() for p in self.router.parameters()) if self.router is not None else 0
-        return flops_by_length(self.backbone.config, lengths, convention) + 2.0 * weights
-
-    def class_order(self, label_names: list[str], who: str) -> list[int]:
-        """Where each of the data's classes stands among this model's logits.
-
-        Raises:
-            InputError: If the names differ.
-        """
-        return align_labels(self.label_names, label_names, who)
-
-    def save(self, folder: str | Path, manifest: Manifest) -> None:
-        """Write a folder that loads with plain ``transformers``: whole, or not at all.
-
-        Args:
-            folder: Its path; a folder of ours that is there already is replaced.
-            manifest: Becomes ``elang.json``, with the hash of these weights.
-        """
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        check_output_folder(folder)
-        aside = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        with _quiet():
-            self.backbone.save_pretrained(aside)
-        self.tokenizer.save_pretrained(aside)
-        if self.router is not None:
-            save_file({k: v.contiguous() for k, v in self.router.state_dict().items()}, aside / ROUTER_FILE)
-        manifest.weights_sha256 = folder_sha256(aside)
-        manifest.write(aside / FILENAME)
-        if folder.exists():
-            shutil.rmtree(folder)
-        aside.rename(folder)
+    folder = Path(folder)
+    check_output_folder(folder)
+    aside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    with _quiet():
+        model.backbone.save_pretrained(aside)
+    model.tokenizer.save_pretrained(aside)
+    if model.heads:
+        save_file({k: v.contiguous() for k, v in model.heads.state_dict().items()}, aside / ROUTER_FILE)
+    manifest.weights_sha256 = folder_sha256(aside)
+    manifest.write(aside / FILENAME)
+    if folder.exists():
+        shutil.rmtree(folder)
+    aside.rename(folder)
 
 
 @contextmanager
@@ -143,62 +68,87 @@ def check_output_folder(folder: Path) -> None:
         raise InputError(f"'{folder}' exists and is not a model folder of elang; choose another --model.output.")
 
 
-def folder_sha256(folder: Path) -> str:
-    """Hash of a folder's weights: every safetensors file, in the order of their names."""
-    return file_sha256(*sorted(folder.glob("*.safetensors")))
-
-
-def load_classifier(
-    path: str, label_names: list[str] | None = None, layers: int | None = None, router: bool = False
-) -> Classifier:
+def load_model(
+    path: str,
+    task: TextTask | None = None,
+    fine_tune: bool = False,
+    layers: int | None = None,
+    router: bool = False,
+    generate: bool = False,
+) -> TextModel:
     """Load a pretrained model to be fine-tuned, or a finished one.
 
     Args:
         path: A folder of ``transformers``, a ``.ckpt`` of :class:`elang.FinetuneModule` or
             :class:`elang.SwiftModule`, or a hub id, ``owner/name@revision``.
-        label_names: The classes to fine-tune on; by default those of the model.
-        layers: Keep only the first so many layers.
-        router: Give it a router head if it has none.
+        task: What it is to answer; by default what it was trained for.
+        fine_tune: It gets a new head where its own is for another task.
+        layers: Keep only the first so many layers (of an encoder-decoder, of both stacks).
+        router: Give it router heads if it has none.
+        generate: A text-to-text model answers by free generation.
 
     Raises:
-        InputError: If it cannot be loaded.
+        InputError: If it cannot be loaded, or answers another task.
     """
     if path.endswith(".ckpt"):
-        found = _from_checkpoint(path)
-        if label_names is not None:
+        if fine_tune:
+            read_checkpoint(path)
             raise InputError(
                 f"A module starts from a model folder, and '{path}' is a checkpoint. Give the folder that `elang fit` "
                 "wrote, or go on from the checkpoint with --ckpt_path."
             )
-        return found
+        return _from_checkpoint(path, generate)
     name, revision = _locate(path)
     options: dict[str, Any] = {"revision": revision} if revision else {}
+    folder = Path(name)
+    manifest = Manifest.read(folder) if (folder / FILENAME).is_file() else None
     try:
         config = AutoConfig.from_pretrained(name, **options)
         if layers is not None:
-            if not 1 <= layers <= config.num_hidden_layers:
-                raise InputError(f"'{path}' has {config.num_hidden_layers} layers; its first {layers} cannot be kept.")
-            config.num_hidden_layers = layers
-        if getattr(config, "is_encoder_decoder", False):
-            raise InputError(
-                f"'{path}' is an encoder-decoder, which elang does not classify with yet; give an encoder."
-            )
+            _keep_layers(config, layers, path)
         original = [str(config.id2label[i]) for i in range(len(config.id2label))]
-        if label_names is not None:
-            config.id2label = dict(enumerate(label_names))
-            config.label2id = {label: i for i, label in enumerate(label_names)}
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        with _quiet():
-            backbone = AutoModelForSequenceClassification.from_pretrained(
-                name,
-                config=config,
-                # transformers loads in the file's own precision; weights that are trained stay float32.
-                dtype=torch.float32,
-                use_safetensors=True,
-                # A head for another number of classes is replaced, the body must fit.
-                ignore_mismatched_sizes=label_names is not None,
-                **options,
+        own = TextTask.of(manifest.label_names, manifest.task) if manifest else None
+        if own and task and not fine_tune and own.problem != task.problem:
+            raise InputError(
+                f"'{path}' was trained for a {own.problem}, but a {task.problem} is asked of it. Give the model that "
+                "was trained on this task."
             )
+        if getattr(config, "is_encoder_decoder", False):
+            if task is None and own is None:
+                raise InputError(
+                    f"'{path}' is an encoder-decoder without {FILENAME}, so what it can answer is not known. Fine-tune "
+                    "it with `elang fit`, or evaluate it on data that gives prompt and answers."
+                )
+            if own and task and not fine_tune:
+                check_words(own, task, path)
+            said = own if own and not fine_tune else task
+            assert said is not None
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            with _quiet():
+                backbone = _pretrained(AutoModelForSeq2SeqLM, name, config, options)
+            found: TextModel = TextToText(backbone, tokenizer, said, generate)
+            original = found.label_names
+        else:
+            answers = task if fine_tune or (task and task.problem != "classification") else own
+            if answers is None or (answers is own and own.problem == "classification"):
+                # The names in config.json are those of the logits, whoever wrote them there.
+                answers = TextTask.of(original, manifest.task if manifest else None)
+            if fine_tune:
+                config.id2label = dict(enumerate(answers.label_names[: answers.num_outputs]))
+                config.label2id = {label: i for i, label in config.id2label.items()}
+            elif answers.num_outputs != len(original):
+                raise InputError(
+                    f"'{path}' has {len(original)} outputs, {original[:8]}, and a {answers.problem} task needs "
+                    f"{answers.num_outputs}. Fine-tune it with `elang fit`."
+                )
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            with _quiet():
+                # A head for another number of classes is replaced, the body must fit.
+                backbone = _pretrained(
+                    AutoModelForSequenceClassification, name, config, options, ignore_mismatched_sizes=fine_tune
+                )
+            found = Classifier(backbone, tokenizer, answers)
+            found.original_names = answers.label_names if len(original) == answers.num_outputs == 1 else original
     except InputError:
         raise
     except Exception as error:
@@ -208,18 +158,40 @@ def load_classifier(
             "reachable or cached."
         ) from error
     _limit_length(tokenizer, config)
-    found = Classifier(backbone, tokenizer)
-    found.original_names = original
-    folder = Path(name)
     found.weights = folder if folder.is_dir() else None
-    finished = label_names is None or (router and label_names == original and layers is None)
-    if finished and (folder / ROUTER_FILE).is_file():
-        found.router = _load_router(folder / ROUTER_FILE)
+    found.manifest = manifest
+    same = not fine_tune or (router and layers is None and own is not None and own.plain() == found.task.plain())
+    if same and (folder / ROUTER_FILE).is_file():
+        _load_heads(found, folder / ROUTER_FILE)
     elif router:
-        found.router = RouterHead(config.hidden_size, len(found.label_names))
-    if (folder / FILENAME).is_file():
-        found.manifest = Manifest.read(folder)
+        found.add_heads()
     return found
+
+
+def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **more: Any) -> Any:
+    # transformers loads in the file's own precision; weights that are trained stay float32.
+    return kind.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True, **more, **options)
+
+
+def _keep_layers(config: Any, layers: int, path: str) -> None:
+    """Cut a configuration to its first layers; an encoder-decoder's decoder keeps as many, if it has them."""
+    if not 1 <= layers <= config.num_hidden_layers:
+        raise InputError(f"'{path}' has {config.num_hidden_layers} layers; its first {layers} cannot be kept.")
+    config.num_hidden_layers = layers
+    for name in ("num_decoder_layers", "decoder_layers"):
+        if getattr(config, name, None):
+            setattr(config, name, min(layers, getattr(config, name)))
+
+
+def check_words(own: TextTask, task: TextTask, path: str) -> None:
+    """Refuse to ask a text-to-text model otherwise than it was trained to be asked."""
+    numbers = own.problem == "regression"
+    ours, theirs = (t.answers if numbers else dict(zip(t.label_names, t.answers, strict=False)) for t in (own, task))
+    if own.prompt != task.prompt or ours != theirs:
+        raise InputError(
+            f"'{path}' was trained with the prompt '{own.prompt}' and the answers {own.answers[:8]}, the data gives "
+            f"'{task.prompt}' and {task.answers[:8]}. Set --data.prompt and --data.answers to its own."
+        )
 
 
 def _locate(path: str) -> tuple[str, str | None]:
@@ -251,17 +223,14 @@ _OFFSET_POSITIONS = frozenset(
 )
 
 
-def _load_router(path: Path) -> RouterHead:
+def _load_heads(model: TextModel, path: Path) -> None:
     from safetensors.torch import load_file
 
+    model.add_heads()
     try:
-        state = load_file(path)
-        width, hidden_size = state["project.weight"].shape
-        head = RouterHead(hidden_size, state["logits.weight"].shape[1] - 3, width)
-        head.load_state_dict(state)
+        model.heads.load_state_dict(load_file(path))
     except Exception as error:
-        raise InputError(f"The router head '{path}' cannot be read ({error}). Run `elang fit` again.") from error
-    return head
+        raise InputError(f"The router heads '{path}' cannot be read ({error}). Run `elang fit` again.") from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -284,7 +253,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _from_checkpoint(path: str) -> Classifier:
+def describe(model: TextModel, path: str) -> dict[str, Any]:
+    """What a checkpoint keeps besides the weights: enough to rebuild the model without the folder it came from."""
+    return {
+        "config": model.backbone.config.to_dict() | {"dtype": None},
+        "tokenizer": path,
+        "router": bool(model.heads),
+        "label_names": model.label_names,
+        "task": model.task.plain(),
+    }
+
+
+def _from_checkpoint(path: str, generate: bool) -> TextModel:
     checkpoint = read_checkpoint(path)
     about = checkpoint[CHECKPOINT_KEY]
     fields = dict(about["config"])
@@ -297,9 +277,14 @@ def _from_checkpoint(path: str) -> Classifier:
             f"The tokenizer '{about['tokenizer']}' that the checkpoint '{path}' names cannot be loaded ({error}). Use "
             "the folder that `elang fit` writes at its end."
         ) from error
-    found = Classifier(AutoModelForSequenceClassification.from_config(config), tokenizer)
+    task = TextTask.of(about["label_names"], about["task"])
+    found: TextModel
+    if getattr(config, "is_encoder_decoder", False):
+        found = TextToText(AutoModelForSeq2SeqLM.from_config(config), tokenizer, task, generate)
+    else:
+        found = Classifier(AutoModelForSequenceClassification.from_config(config), tokenizer, task)
     if about["router"]:
-        found.router = RouterHead(config.hidden_size, len(found.label_names))
+        found.add_heads()
     prefix = "classifier."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     try:

@@ -7,11 +7,56 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from elang.cost import FlopsConvention
+from elang.data.batches import Reader
+from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
+from elang.evaluate import measure
 from elang.metrics import ExampleTable
-from elang.models.backbones import Classifier, load_classifier
+from elang.models.backbones import load_model
+from elang.models.text_model import TextModel, sum_by_example
+from elang.models.text_to_text import TextToText
+from elang.quality import QUALITIES
 from elang.records import SUFFIXES, Records, read_records, source_of, write_records
-from elang.scores import check_finite
+from elang.scores import check_logits
+
+
+def answer_columns(model: TextModel) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """What :func:`answer_batch` finds out about an example: shapes and types, for an :class:`ExampleTable`."""
+    value = torch.float64 if model.task.problem == "regression" else torch.int64
+    names = ["flops"]
+    if isinstance(model, TextToText):
+        names += ["early_flops", *(["score_flops"] if model.generate else [])]
+    return (
+        {"logits": ((len(model.label_names),), torch.float32), "prediction": ((), value), "tokens": ((), torch.int64)}
+        | dict.fromkeys(names, ((), torch.float64))
+        | dict.fromkeys(model.head_scores, ((), torch.float32))
+    )
+
+
+def answer_batch(
+    model: TextModel,
+    inputs: dict[str, Tensor],
+    order: list[int],
+    temperature: float = 1.0,
+    convention: FlopsConvention = "exact",
+) -> dict[str, Tensor]:
+    """Answer a batch: logits and predictions in the data's class order, tokens, cost and the heads' scores."""
+    answer = model(inputs)
+    scores = model.scores(answer, temperature)
+    prediction = answer.prediction
+    if model.task.problem != "regression":
+        place = torch.tensor(order, device=prediction.device).argsort()
+        prediction = torch.where(prediction < 0, -1, place[prediction.clamp_min(0)])
+    tokens = inputs["attention_mask"].sum(-1)
+    if not model.text_to_text and "num_choices" in inputs:
+        tokens = sum_by_example(tokens, inputs["num_choices"])
+    return {
+        "logits": answer.logits[:, order],
+        "prediction": prediction,
+        "tokens": tokens,
+        **{name: cost.to(tokens.device) for name, cost in model.flops(inputs, convention, answer.steps).items()},
+        **{name: scores[name] for name in model.head_scores},
+    }
 
 
 class EvaluationModule(LightningModule):
@@ -20,13 +65,21 @@ class EvaluationModule(LightningModule):
     Args:
         models: For each name a folder, a ``.ckpt``, a hub id, or a records file.
         label_names: The data's classes; the models' answers are brought into this order.
+        task: What the data asks, :meth:`elang.data.format.TextTask.plain`.
         flops_convention: How cost is counted, see :mod:`elang.cost`.
+        generate: Text-to-text models answer by free generation, matched with the task's answers.
     """
 
     def __init__(
-        self, models: dict[str, str], label_names: list[str], flops_convention: FlopsConvention = "exact"
+        self,
+        models: dict[str, str],
+        label_names: list[str],
+        task: TaskFields | None = None,
+        flops_convention: FlopsConvention = "exact",
+        generate: bool = False,
     ) -> None:
         super().__init__()
+        self.task = TextTask.of(label_names, task)
         self.label_names = label_names
         self.flops_convention = flops_convention
         self.temperature = 1.0
@@ -36,33 +89,31 @@ class EvaluationModule(LightningModule):
         self.class_order: dict[str, list[int]] = {}
         for name, path in models.items():
             if path.endswith(SUFFIXES):
-                self.recorded[name], self.about[name] = read_records(path, label_names)
+                self.recorded[name], self.about[name] = read_records(path, label_names, self.task.problem)
             else:
-                model = load_classifier(path).eval()
+                # Without a task of the data's own (Python), a model answers what it was trained for.
+                model = load_model(path, self.task if task else None, generate=generate).eval()
                 self.class_order[name] = model.class_order(label_names, f"'{path}'")
                 self.models[name] = model
         self.paths = models
         self._tables: dict[str, ExampleTable] = {}
 
     @property
-    def tokenizers(self) -> dict[str, Any]:
-        """The tokenizer of each model that is run."""
-        return {name: self.model(name).tokenizer for name in self.models}
+    def readers(self) -> dict[str, Reader]:
+        """How each model that is run reads."""
+        return {name: self.model(name).reader for name in self.models}
 
-    def model(self, name: str) -> Classifier:
-        """The classifier called ``name``."""
+    def model(self, name: str) -> TextModel:
+        """The model called ``name``."""
         found = self.models[name]
-        assert isinstance(found, Classifier)
+        assert isinstance(found, TextModel)
         return found
 
     def _start(self, splits: list[str]) -> None:
-        width = len(self.label_names)
-        columns: dict[str, tuple[tuple[int, ...], torch.dtype]] = dict.fromkeys(("key", "label"), ((), torch.int64))
+        value = torch.float64 if self.task.problem == "regression" else torch.int64
+        columns: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"key": ((), torch.int64), "label": ((), value)}
         for name in self.models:
-            columns[f"{name}_logits"] = ((width,), torch.float32)
-            columns[f"{name}_tokens"] = ((), torch.int64)
-            if self.model(name).router is not None:
-                columns[f"{name}_router"] = ((), torch.float32)
+            columns |= {f"{name}_{column}": row for column, row in answer_columns(self.model(name)).items()}
         self.split_names = splits
         self._tables = {split: ExampleTable(columns).to(self.device) for split in splits}
 
@@ -71,11 +122,10 @@ class EvaluationModule(LightningModule):
             return
         columns = {name: batch[name] for name in ("id", "key", "label")}
         for name in self.models:
-            answer = self.model(name)(batch[name])
-            columns[f"{name}_logits"] = answer.logits[:, self.class_order[name]]
-            columns[f"{name}_tokens"] = batch[name]["attention_mask"].sum(-1)
-            if self.model(name).router is not None:
-                columns[f"{name}_router"] = self.model(name).scores(answer, self.temperature)["router"]
+            found = answer_batch(
+                self.model(name), batch[name], self.class_order[name], self.temperature, self.flops_convention
+            )
+            columns |= {f"{name}_{column}": values for column, values in found.items()}
         self._tables[split].update(**columns)
 
     def _gather(self) -> dict[str, dict[str, Tensor]]:
@@ -93,15 +143,14 @@ class EvaluationModule(LightningModule):
                     f"{len(table['id'])} of {len(data.examples(split))} examples of '{split}' came back."
                 )
             for name in self.models:
-                check_finite(table[f"{name}_logits"], f"logits of {self.paths[name]}")
+                check_logits(table[f"{name}_logits"], f"logits of {self.paths[name]}")
         return tables
 
     def answers(self, name: str, split: str, table: dict[str, Tensor]) -> Records:
         """One model's answers to the rows of ``table``, from the model or from its records."""
         if name in self.models:
-            logits, tokens = table[f"{name}_logits"], table[f"{name}_tokens"]
-            flops = self.model(name).flops(tokens, self.flops_convention)
-            return Records(table["id"], logits.argmax(-1), logits, table["key"], tokens, flops)
+            columns = {column: table[f"{name}_{column}"] for column in ("prediction", "logits", "tokens", "flops")}
+            return Records(id=table["id"], key=table["key"], **columns)
         source = source_of(split)
         if source not in self.recorded[name]:
             raise InputError(
@@ -151,18 +200,27 @@ class ScoreModule(EvaluationModule):
 
     Args:
         model: A folder, a ``.ckpt`` or a hub id.
-        label_names: The data's classes; the command line takes them from the data.
+        label_names: The data's classes; the command line takes them from the data, like the next.
+        task: What is asked, :meth:`elang.data.format.TextTask.plain`.
         output: The parquet file to write.
+        generate: A text-to-text model answers by free generation, matched with the task's answers.
     """
 
-    def __init__(self, model: str, label_names: list[str], output: str = "records.parquet") -> None:
+    def __init__(
+        self,
+        model: str,
+        label_names: list[str],
+        task: TaskFields | None = None,
+        output: str = "records.parquet",
+        generate: bool = False,
+    ) -> None:
         if model.endswith(SUFFIXES):
             raise InputError(f"'{model}' is already a file of records; give --model.model a model.")
         if not output.endswith(".parquet"):
             raise InputError(f"Records are written as parquet, but --model.output is '{output}'.")
-        super().__init__({"model": model}, label_names)
+        super().__init__({"model": model}, label_names, task, generate=generate)
         self.save_hyperparameters()
-        self.output = output
+        self.output, self.generate = output, generate
 
     def on_validation_epoch_end(self) -> None:
         """Write the records."""
@@ -173,8 +231,7 @@ class ScoreModule(EvaluationModule):
         for split, table in tables.items():
             source = source_of(split)
             parts.setdefault(source, []).append(self.answers("model", split, table))
-            accuracy = float((table["model_logits"].argmax(-1) == table["label"]).double().mean())
-            self.print(f"{split}: {len(table['id'])} examples, accuracy {accuracy:.4f}")
+            self.print(self._line(split, table))
         names = ("id", "prediction", "logits", "key", "tokens", "flops")
         order = {source: torch.cat([p.id for p in found]).argsort() for source, found in parts.items()}
         merged = {
@@ -183,7 +240,20 @@ class ScoreModule(EvaluationModule):
         }
         model = self.model("model")
         about: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
+        about["generated"] = self.generate and model.text_to_text
         if model.manifest is not None:
             about["routing_fraction"] = model.manifest.routing_fraction
         write_records(self.output, merged, self.label_names, **about)
         self.print(f"the records are in {self.output}")
+
+    def _line(self, split: str, table: dict[str, Tensor]) -> str:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        said = f"{split}: {len(table['id'])} examples"
+        prediction = table["model_prediction"]
+        if self.generate and self.task.problem != "regression":
+            said += f", {int((prediction < 0).sum())} generated answers are none of the task's"
+        if not data.examples(split).labelled:
+            return f"{said}, no labels"
+        quality = QUALITIES[self.task.qualities[0]](len(self.label_names))  # type: ignore[index]
+        value = measure(quality, prediction, table["label"], data.targets(split, table["id"]))
+        return f"{said}, {quality.name} {value:.4f}"

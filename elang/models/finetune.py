@@ -1,64 +1,84 @@
-"""Fine-tuning a sequence classifier: how a Super is made, and what the Swift's training builds on."""
+"""Fine-tuning on a task: how a Super is made, and what the Swift's training builds on."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from elang.data.batches import Reader
+from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
+from elang.evaluate import measure
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
-from elang.models.backbones import CHECKPOINT_KEY, Answer, check_output_folder, load_classifier
+from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_words, describe, load_model, save_model
+from elang.models.text_model import Answer
 from elang.quality import QUALITIES, QualityName
-from elang.scores import check_finite
+from elang.scores import check_logits
 
 
 class FinetuneModule(LightningModule):
-    """Fine-tunes any ``AutoModelForSequenceClassification`` with cross-entropy and AdamW.
+    """Fine-tunes an encoder (cross-entropy, or squared error in a regression) or a text-to-text model with AdamW.
 
     After training it writes a folder that loads with plain ``transformers`` and into every ``elang`` module.
 
     Args:
-        model: A folder or a hub id (``owner/name@revision``) of a pretrained model.
-        label_names: Class names in order; the command line takes them from the data.
-        layers: Keep only the first so many layers of it.
+        model: A folder or a hub id (``owner/name@revision``) of a pretrained model: anything that
+            ``AutoModelForSequenceClassification`` loads, or an encoder-decoder (``AutoModelForSeq2SeqLM``).
+        label_names: Class names in order; the command line takes them from the data, like the next.
+        task: What is asked, :meth:`elang.data.format.TextTask.plain`.
+        layers: Keep only the first so many layers of it (of an encoder-decoder, of both stacks).
         lr: Peak learning rate; it rises over ``warmup`` of the steps and then falls linearly to 0.
         weight_decay: Decoupled weight decay, on matrices only.
         warmup: Share of all steps.
         freeze_embeddings: Leave the embedding tables as they are: much faster on a CPU, and no worse on small data.
-        quality: Task metric that is logged.
+        quality: Task metric that is logged; by default the task's first.
         output: Folder to write after training; by default ``export`` in the run's log folder.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
+        compile: Run the backbone through ``torch.compile``.
     """
 
     def __init__(
         self,
         model: str,
         label_names: list[str],
+        task: TaskFields | None = None,
         layers: int | None = None,
         lr: float = 5e-5,
         weight_decay: float = 0.01,
         warmup: float = 0.1,
         freeze_embeddings: bool = False,
-        quality: QualityName = "accuracy",
+        quality: QualityName | None = None,
         output: str | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,  # noqa: A002 - the option's name
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         if output is not None:
             check_output_folder(Path(output))
-        self.classifier = load_classifier(model, label_names, layers, router=self._wants_router())
+        self.task = TextTask.of(label_names, task)
+        self.classifier = load_model(model, self.task, fine_tune=True, layers=layers, router=self._wants_router())
         # from_pretrained leaves evaluation mode on, Lightning keeps it, and training would run without dropout.
         self.classifier.train()
         # Scores of fine-tuned weights are not those that the loaded thresholds were chosen for.
-        self.classifier.manifest = None
+        self.trained_on, self.classifier.manifest = self.classifier.manifest, None
         self.classifier.backbone.get_input_embeddings().requires_grad_(not freeze_embeddings)
+        if gradient_checkpointing:
+            backbone = self.classifier.backbone
+            # transformers gave it a new name.
+            name = ("gradient", "activation")[hasattr(backbone, "activation_checkpointing_enable")]
+            getattr(backbone, f"{name}_checkpointing_enable")({"use_reentrant": False})
+        if compile:
+            for part in self.classifier.compiled_parts():
+                # In place, so that the weights keep their names; shapes follow the batch.
+                part.compile(dynamic=True)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
-        self.quality = QUALITIES[quality](len(label_names))
+        self.quality = QUALITIES[quality or self.task.qualities[0]](len(label_names))  # type: ignore[index]
         self.output = output
         self.label_names = label_names
         self._tables: dict[str, ExampleTable] = {}
@@ -66,18 +86,22 @@ class FinetuneModule(LightningModule):
     def _wants_router(self) -> bool:
         return False
 
+    def _wants_logits(self) -> bool:
+        return False
+
     @property
-    def tokenizers(self) -> dict[str, Any]:
-        """The tokenizer under the name that its inputs have in a batch."""
-        return {"model": self.classifier.tokenizer}
+    def readers(self) -> dict[str, Reader]:
+        """How the model reads, under the name that its inputs have in a batch."""
+        return {"model": self.classifier.reader}
 
     def loss(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
         """Return the weighted terms of the training loss, each a scalar; they are added up and logged."""
-        return {"task": F.cross_entropy(answer.logits, batch["label"])}
+        assert answer.loss is not None
+        return {"task": answer.loss}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step of training."""
-        terms = self.loss(batch, self.classifier(batch["model"]))
+        terms = self.loss(batch, self.classifier(batch["model"], batch["label"], want_logits=self._wants_logits()))
         total = torch.stack(list(terms.values())).sum()
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch["label"]))
         if len(terms) > 1:
@@ -97,18 +121,23 @@ class FinetuneModule(LightningModule):
                 f"The model's labels are {self.classifier.original_names}, the data's {self.label_names}: its "
                 "head cannot be evaluated. Fine-tune it first; where only the order differs, `elang score` aligns it."
             )
+        if not fitting and not self.trainer.ckpt_path and self.classifier.text_to_text and self.trained_on is not None:
+            own = TextTask.of(self.trained_on.label_names, self.trained_on.task)
+            check_words(own, self.task, self.hparams["model"])
         testing = self.trainer.state.fn == TrainerFn.TESTING
         splits = ["validation"] if data is None else data.test_splits if testing else data.eval_splits
         self.split_names: list[str] = list(splits)
-        columns = {"label": ((), torch.int64), "logits": ((len(self.label_names),), torch.float32)}
+        value = torch.float64 if self.task.problem == "regression" else torch.int64
+        columns = {"label": ((), value), "prediction": ((), value), "logits": ((len(self.label_names),), torch.float32)}
         self._tables = {name: ExampleTable(columns).to(self.device) for name in self.split_names}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer a batch of one of the splits."""
         if not len(batch["id"]):
             return
-        logits = self.classifier(batch["model"]).logits
-        self._tables[self.split_names[dataloader_idx]].update(id=batch["id"], label=batch["label"], logits=logits)
+        answer = self.classifier(batch["model"])
+        row = {"id": batch["id"], "label": batch["label"], "prediction": answer.prediction, "logits": answer.logits}
+        self._tables[self.split_names[dataloader_idx]].update(**row)
 
     def on_validation_epoch_end(self) -> None:
         """Log the task metric of each split over all processes."""
@@ -116,8 +145,10 @@ class FinetuneModule(LightningModule):
             table = collected.compute()
             if not len(table["id"]):
                 continue
-            check_finite(table["logits"], f"the model's logits on '{split}'")
-            value = self.quality(table["logits"].argmax(-1), table["label"])
+            check_logits(table["logits"], f"the model's logits on '{split}'")
+            data: Any = getattr(self.trainer, "datamodule", None)
+            targets = data.targets(split, table["id"]) if data is not None else {}
+            value = measure(self.quality, table["prediction"], table["label"], targets)
             self.log(f"{split}/{self.quality.name}", value, prog_bar=True, sync_dist=True)
             if self.trainer.state.fn != TrainerFn.FITTING:
                 self.print(f"{self.quality.name} on {len(table['id'])} examples of {split}: {value:.4f}")
@@ -164,10 +195,7 @@ class FinetuneModule(LightningModule):
         """Add what rebuilds the model without the folder that it came from."""
         checkpoint[CHECKPOINT_KEY] = {
             "class": type(self).__name__,
-            "config": self.classifier.backbone.config.to_dict() | {"dtype": None},
-            "tokenizer": self.hparams["model"],
-            "router": self.classifier.router is not None,
-            "label_names": self.label_names,
+            **describe(self.classifier, self.hparams["model"]),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -197,6 +225,7 @@ class FinetuneModule(LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         return Manifest(
             label_names=self.label_names,
+            task=self.task.plain(),
             routing_fraction=getattr(data, "routing_fraction", 0.0),
             max_length=getattr(data, "max_length", 512),
             thresholds=self.thresholds(),
@@ -219,5 +248,5 @@ class FinetuneModule(LightningModule):
         # log_dir is a collective: every process has to ask.
         folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
         if self.trainer.is_global_zero:
-            self.classifier.save(folder, self._finished)
+            save_model(self.classifier, folder, self._finished)
             rank_zero_info(f"the model is in {folder}")

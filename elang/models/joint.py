@@ -8,14 +8,23 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from elang.cost import FlopsConvention, measure_latency
+from elang.cost import FlopsConvention
+from elang.data.format import TaskFields
 from elang.errors import InputError
-from elang.evaluate import ROUTING_SLICE, PairAnswers, choose_thresholds, share_near_threshold, summarize
+from elang.evaluate import (
+    ROUTING_SLICE,
+    PairAnswers,
+    choose_thresholds,
+    operating_points,
+    pair_answers,
+    share_near_threshold,
+    summarize,
+)
 from elang.manifest import Manifest
 from elang.models.evaluation import EvaluationModule
+from elang.models.latency import pair_latency
 from elang.quality import QUALITIES, QualityName
 from elang.report import print_summary, write_report
-from elang.scores import all_scores
 
 
 class JointModule(EvaluationModule):
@@ -25,15 +34,17 @@ class JointModule(EvaluationModule):
         swift_model: The Swift: a folder, a ``.ckpt``, a hub id (``owner/name@revision``), or a records file with
             logits.
         super_model: The Super: the same; as records it may be any black box.
-        label_names: The data's classes; the command line takes them from the data.
-        quality: Task metrics; the first one chooses the thresholds.
+        label_names: The data's classes; the command line takes them from the data, like the next.
+        task: What is asked, :meth:`elang.data.format.TextTask.plain`.
+        quality: Metrics, the first one chooses the thresholds; by default the task's own.
         output: Folder for all that is written.
         thresholds: A threshold file (``elang.json``) to report on. By default thresholds are chosen on the held-out
             slice; without one they are the Swift's own.
         temperature: Of the scores; by default the Swift's own.
         flops_convention: ``exact`` (true lengths, attention counted) or ``paper`` (2 x weights x 128 tokens).
         super_flops: FLOPs of one answer of a black-box Super whose records do not say.
-        latency: Measure the seconds of one input and of 32, too.
+        latency: Measure both models' seconds, too, at batch 1 and at the best batch.
+        generate: Text-to-text models answer by free generation, matched with the task's answers.
     """
 
     def __init__(
@@ -41,17 +52,19 @@ class JointModule(EvaluationModule):
         swift_model: str,
         super_model: str,
         label_names: list[str],
-        quality: list[QualityName] | QualityName = "accuracy",
+        task: TaskFields | None = None,
+        quality: list[QualityName] | QualityName | None = None,
         output: str = "joint",
         thresholds: str | None = None,
         temperature: float | None = None,
         flops_convention: FlopsConvention = "exact",
         super_flops: float | None = None,
         latency: bool = False,
+        generate: bool = False,
     ) -> None:
-        super().__init__({"swift": swift_model, "super": super_model}, label_names, flops_convention)
+        super().__init__({"swift": swift_model, "super": super_model}, label_names, task, flops_convention, generate)
         self.save_hyperparameters()
-        names: list[QualityName] = [quality] if isinstance(quality, str) else quality
+        names: Any = [quality] if isinstance(quality, str) else quality or self.task.qualities
         unknown = [name for name in names if name not in QUALITIES]
         if unknown or not names:
             raise InputError(f"Unknown quality {unknown or names}; choose from {', '.join(QUALITIES)}.")
@@ -123,27 +136,27 @@ class JointModule(EvaluationModule):
                 f"'{self.paths['swift']}' has no logits, and a Swift's scores are read off its logits. Only a Super "
                 "may be a table of bare answers."
             )
-        scores = all_scores(swift.logits, self.temperature)
-        if "swift_router" in table:
-            scores["router"] = table["swift_router"]
-        unknown = torch.full((len(table["id"]),), math.nan, dtype=torch.float64)
-        given = unknown if self.super_flops is None else torch.full_like(unknown, self.super_flops)
-        more: dict[str, Tensor] = {"swift_logits": swift.logits}
-        for name, found in (("swift", swift), ("super", super_)):
-            if found.tokens is not None:
-                more[f"{name}_tokens"] = found.tokens
-        if super_.logits is not None:
-            more["super_logits"] = super_.logits
-        return PairAnswers(
-            table["id"],
-            table["key"],
-            table["label"],
-            swift.prediction,
-            super_.prediction,
-            scores,
-            unknown if swift.flops is None else swift.flops,
-            given if super_.flops is None else super_.flops,
-            more,
+        names = self.model("swift").head_scores if "swift" in self.models else []
+        if self.task.problem == "regression" and not names:
+            raise InputError(
+                f"Energy means nothing for a regression's single output, and '{self.paths['swift']}' has no router "
+                "head to route by. Train the Swift with SwiftModule, and give it as a model."
+            )
+        if "swift_score_flops" in table:
+            assert swift.flops is not None
+            swift.flops = swift.flops + table["swift_score_flops"]
+        if super_.flops is None and self.super_flops is not None:
+            super_.flops = torch.full((len(table["id"]),), self.super_flops, dtype=torch.float64)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        return pair_answers(
+            table,
+            swift,
+            super_,
+            self.task.problem,
+            self.temperature,
+            {name: table[f"swift_{name}"] for name in names},
+            table.get("swift_early_flops"),
+            data.targets(split, table["id"]) if data is not None else {},
         )
 
     def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str) -> dict[str, Any]:
@@ -155,7 +168,8 @@ class JointModule(EvaluationModule):
             swift = self.model("swift") if "swift" in self.models else None
             self.thresholds_manifest = Manifest(
                 label_names=swift.label_names if swift else self.label_names,
-                score=self.manifest.score if self.manifest else "free_energy",
+                task=self.task.plain(),
+                score=self._default_score(pairs["routing"]),
                 temperature=self.temperature,
                 weights_sha256=swift.weights_sha256 if swift else "",
                 routing_fraction=data.routing_fraction,
@@ -173,13 +187,13 @@ class JointModule(EvaluationModule):
             "num_examples": len(answers),
             "swift_model": self.paths["swift"],
             "super_model": self.paths["super"],
-            # A Swift that is known from records alone has no router head to ask.
-            "score": self.manifest.score if self.manifest and self.manifest.score in answers.scores else "free_energy",
+            "score": self._default_score(answers),
             "temperature": self.temperature,
             "flops_convention": self.flops_convention,
             "thresholds": source if thresholds else "",
             "thresholds_from": source,
             "qualities": {q.name: summarize(answers, q, thresholds) for q in self.qualities},
+            "operating_points": operating_points(answers, self.qualities, thresholds),
         }
         chosen = thresholds.get("free_energy", {}).get("parity")
         if chosen is not None and abs(float(chosen["threshold"])) != math.inf:
@@ -187,22 +201,15 @@ class JointModule(EvaluationModule):
             share = share_near_threshold(answers.scores["free_energy"], float(chosen["threshold"]), distance)
             summary["within_rounding_of_threshold"] = {"distance": distance, "share": share}
         if self.latency and len(self.models) == 2:
-            summary["latency"] = self._latency(answers)
+            models = {name: self.model(name) for name in ("swift", "super")}
+            tokens = {name: int(answers.more[f"{name}_tokens"].median()) for name in models}
+            candidates = int((answers.more["swift_logits"] > -math.inf).sum(-1).median())
+            summary["latency"] = pair_latency(models, tokens, candidates)
         elif self.latency:
             rank_zero_info("latency is measured only where both models run here")
         return summary
 
-    def _latency(self, answers: PairAnswers) -> dict[str, Any]:
-        """Median seconds of each model on random tokens of the median length."""
-        found: dict[str, Any] = {}
-        for name in ("swift", "super"):
-            model = self.model(name)
-            length = int(answers.more[f"{name}_tokens"].median())
-            vocabulary = int(model.backbone.config.vocab_size)
-            for size in (1, 32):
-                ids = torch.randint(vocabulary, (size, length), device=self.device)
-                inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-                with torch.inference_mode():
-                    seconds = measure_latency(lambda: model(inputs))  # noqa: B023 - called at once
-                found[f"{name}, batch {size}, {length} tokens"] = seconds
-        return found
+    def _default_score(self, answers: PairAnswers) -> str:
+        """The Swift's own choice, or the paper's; a Swift that is known from records alone has no heads to ask."""
+        wanted = self.manifest.score if self.manifest else "free_energy"
+        return next(name for name in (wanted, "free_energy", "router") if name in answers.scores)

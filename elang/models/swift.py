@@ -7,13 +7,16 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from elang.data.format import TaskFields
 from elang.errors import InputError
-from elang.evaluate import ROUTING_SLICE, PairAnswers, choose_thresholds, share_thresholds
+from elang.evaluate import ROUTING_SLICE, choose_thresholds, pair_answers, reward, share_thresholds
 from elang.losses import MARGINS, MarginKind, distillation
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
-from elang.models.backbones import Answer
+from elang.models.evaluation import answer_batch, answer_columns
 from elang.models.finetune import FinetuneModule
+from elang.models.text_model import Answer
+from elang.models.text_to_text import TextToText
 from elang.quality import QualityName
 from elang.records import Records, read_records
 from elang.scores import SCORES, all_scores, free_energy
@@ -38,14 +41,17 @@ class SwiftModule(FinetuneModule):
         router_weight: Weight of the router head's loss; it does not disturb the rest, whose features it detaches.
         hard: Which examples are hard: where only the Super is right (``gain``), or wherever the Swift is wrong
             (``error``, which needs no Super).
-        score: The score that routes by default.
+        score: The score that routes by default: the free energy; in a regression, where energy means nothing, the
+            router's. For an encoder-decoder those that start with ``encoder_`` decide before its decoder runs.
         temperature: Its temperature.
+        detach_router: The encoder stays frozen to the head on its output (encoder-decoders).
     """
 
     def __init__(
         self,
         model: str,
         label_names: list[str],
+        task: TaskFields | None = None,
         super_records: str | None = None,
         layers: int | None = None,
         distill_weight: float = 1.0,
@@ -54,14 +60,17 @@ class SwiftModule(FinetuneModule):
         margin: MarginKind = "pairwise",
         router_weight: float = 1.0,
         hard: Literal["gain", "error"] = "gain",
-        score: str = "free_energy",
+        score: str | None = None,
         temperature: float = 1.0,
         lr: float = 5e-5,
         weight_decay: float = 0.01,
         warmup: float = 0.1,
         freeze_embeddings: bool = False,
-        quality: QualityName = "accuracy",
+        quality: QualityName | None = None,
         output: str | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,  # noqa: A002 - the option's name
+        detach_router: bool = True,
     ) -> None:
         for name, weight in (
             ("distill", distill_weight),
@@ -75,14 +84,38 @@ class SwiftModule(FinetuneModule):
                 "Distillation and hard='gain' need the Super's answers, but --model.super_records is not set. Make "
                 "them with `elang score`, or set --model.distill_weight 0 --model.hard error."
             )
-        if score not in SCORES and not (score == "router" and router_weight > 0):
-            raise InputError(
-                f"Unknown score '{score}'; choose one of {', '.join(SCORES)}, or router with a --model.router_weight "
-                "above 0."
-            )
         self._has_router = router_weight > 0
-        super().__init__(model, label_names, layers, lr, weight_decay, warmup, freeze_embeddings, quality, output)
+        super().__init__(
+            model,
+            label_names,
+            task,
+            layers,
+            lr,
+            weight_decay,
+            warmup,
+            freeze_embeddings,
+            quality,
+            output,
+            gradient_checkpointing,
+            compile,
+        )
         self.save_hyperparameters()
+        regression = self.task.problem == "regression"
+        score = score or ("router" if regression else "free_energy")
+        known = [*([] if regression else SCORES), *self.classifier.head_scores]
+        if score not in known:
+            why = "Energy means nothing for a regression's single output. " if regression else ""
+            raise InputError(
+                f"This Swift has no score '{score}'. {why}Choose one of {', '.join(known) or 'none'}; the router's "
+                "need a --model.router_weight above 0."
+            )
+        if regression and (super_records is None or hard == "error"):
+            raise InputError(
+                "In a regression the router learns where the Super is nearer, so it needs --model.super_records and "
+                "--model.hard gain."
+            )
+        if isinstance(self.classifier, TextToText):
+            self.classifier.detach = detach_router
         self.super_records = super_records
         self.weights = {"distill": distill_weight, "margin": margin_weight, "router": router_weight}
         self.distill_temperature, self.margin, self.hard = distill_temperature, MARGINS[margin], hard
@@ -94,11 +127,14 @@ class SwiftModule(FinetuneModule):
     def _wants_router(self) -> bool:
         return self._has_router
 
+    def _wants_logits(self) -> bool:
+        return any(self.weights.values())
+
     def setup(self, stage: str) -> None:
         """Load the Super's answers and check that they are answers to this training file."""
         if stage != "fit" or self.super_records is None:
             return
-        splits, about = read_records(self.super_records, self.label_names)
+        splits, about = read_records(self.super_records, self.label_names, self.task.problem)
         if "train" not in splits:
             raise InputError(
                 f"'{self.super_records}' has no answers to the training file, only to {', '.join(splits)}. Score it "
@@ -122,7 +158,8 @@ class SwiftModule(FinetuneModule):
                 "--model.distill_weight 0."
             )
         size = int(self.records.id.max()) + 1
-        prediction = torch.full((size,), -1).index_copy(0, self.records.id, self.records.prediction)
+        answers = self.records.prediction
+        prediction = torch.full((size,), -1, dtype=answers.dtype).index_copy(0, self.records.id, answers)
         # Plain tensors, for DDP would send buffers round at every step.
         self.super_prediction = prediction
         if self.records.logits is not None:
@@ -139,20 +176,53 @@ class SwiftModule(FinetuneModule):
     def loss(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
         """The terms of the loss, each with its weight."""
         terms = super().loss(batch, answer)
-        hard = answer.logits.argmax(-1) != batch["label"]
-        if self.hard == "gain":
-            hard = hard & (self.super_prediction[batch["id"]] == batch["label"])
+        hard, importance = self._hard(batch, answer)
+        # The head on the encoder's output learns what the decoder does, where it has the same classes.
+        outputs = [answer.logits, *([answer.early] if self._same_classes(answer) and answer.early is not None else [])]
         if self.weights["distill"] > 0:
             target = self.super_logits[batch["id"]]
-            terms["distill"] = self.weights["distill"] * distillation(answer.logits, target, self.distill_temperature)
-        if self.weights["margin"] > 0:
-            energy = free_energy(answer.logits, self.temperature)
-            terms["margin"] = self.weights["margin"] * self.margin(energy, hard)
-        if self.classifier.router is not None and answer.pooled is not None:
-            log_odds = self.classifier.router(answer.pooled, answer.logits)
-            router_loss = F.binary_cross_entropy_with_logits(log_odds, hard.float())
-            terms["router"] = self.weights["router"] * router_loss
+            if self.task.problem == "regression":
+                close = [F.mse_loss(logits, target) for logits in outputs]
+            else:
+                close = [distillation(logits, target, self.distill_temperature) for logits in outputs]
+            terms["distill"] = self.weights["distill"] * torch.stack(close).sum()
+        if self.weights["margin"] > 0 and self.task.problem != "regression":
+            gaps = [self.margin(free_energy(logits, self.temperature), hard) for logits in outputs]
+            terms["margin"] = self.weights["margin"] * torch.stack(gaps).sum()
+        if answer.pooled is not None:
+            terms["router"] = self.weights["router"] * self._router_loss(batch, answer, hard, importance)
         return terms
+
+    def _same_classes(self, answer: Answer) -> bool:
+        own = self.task.problem == "choice" and not self.task.answers
+        return answer.early is not None and answer.early.shape == answer.logits.shape and not own
+
+    def _hard(self, batch: dict[str, Any], answer: Answer) -> tuple[Tensor, Tensor]:
+        """Which examples of a batch are hard, and how much each of them matters, both ``(B,)``."""
+        label, targets, problem = batch["label"], batch["targets"], self.task.problem
+        prediction = answer.logits.detach()[:, 0].double() if problem == "regression" else answer.logits.argmax(-1)
+        swift = reward(prediction, label, targets, problem)
+        if self.hard == "error":
+            return swift < 1, torch.ones_like(swift)
+        gain = reward(self.super_prediction[batch["id"]], label, targets, problem) - swift
+        # In a regression nearly every answer is a little nearer; what is at stake tells where it matters.
+        importance = gain.abs() / gain.abs().mean().clamp_min(1e-12)
+        return gain > 0, importance if problem == "regression" else torch.ones_like(gain)
+
+    def _router_loss(self, batch: dict[str, Any], answer: Answer, hard: Tensor, importance: Tensor) -> Tensor:
+        heads, pooled, early = self.classifier.heads, answer.pooled, answer.early
+        terms = [heads["router"](pooled, answer.logits)]
+        if early is not None:
+            terms.append(heads["encoder_router"](pooled, early))
+        losses = [F.binary_cross_entropy_with_logits(t, hard.to(t), importance.to(t)) for t in terms]
+        if early is not None and self.task.problem == "regression":
+            losses.append(F.mse_loss(early[:, 0], batch["label"].to(early)))
+        elif early is not None and self._same_classes(answer):
+            losses.append(F.cross_entropy(early, batch["label"]))
+        elif early is not None:
+            # Candidates of each example's own are no classes; the head tells whether the answer will do.
+            losses.append(F.cross_entropy(early, hard.long()))
+        return torch.stack(losses).sum()
 
     def thresholds(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Choose thresholds for every score on the routing slice, answered by the final weights in float32."""
@@ -161,45 +231,36 @@ class SwiftModule(FinetuneModule):
             rank_zero_info("there is no routing slice: no thresholds were chosen")
             return {}
         table = self._answer(data.loader("routing"))
-        scores = all_scores(table["logits"], self.temperature)
-        if self._has_router:
-            scores["router"] = table["router"]
+        heads = {name: table[name] for name in self.classifier.head_scores}
         if self.records is None:
-            return share_thresholds(scores, ROUTING_SLICE)
+            return share_thresholds(all_scores(table["logits"], self.temperature) | heads, ROUTING_SLICE)
         rows = self.records.rows(table["id"], table["key"])
-        swift_flops = self.classifier.flops(table["tokens"])
-        unknown = torch.full_like(swift_flops, torch.nan)
-        answers = PairAnswers(
+        super_ = Records(
             table["id"],
-            table["key"],
-            table["label"],
-            table["logits"].argmax(-1),
             self.records.prediction[rows],
-            scores,
-            swift_flops,
-            unknown if self.records.flops is None else self.records.flops[rows],
-            {},
+            flops=None if self.records.flops is None else self.records.flops[rows],
+        )
+        swift = Records(table["id"], table["prediction"], table["logits"], flops=table["flops"])
+        targets = data.targets("routing", table["id"])
+        answers = pair_answers(
+            table, swift, super_, self.task.problem, self.temperature, heads, table.get("early_flops"), targets
         )
         return choose_thresholds(answers, self.quality, ROUTING_SLICE)
 
     @torch.no_grad()
     def _answer(self, loader: Any) -> dict[str, Tensor]:
         """This process's batches of a split, gathered with those of all others."""
-        integers = dict.fromkeys(("key", "label", "tokens"), ((), torch.int64))
-        columns = integers | {
-            "logits": ((len(self.label_names),), torch.float32),
-            "router": ((), torch.float32),
-        }
+        value = torch.float64 if self.task.problem == "regression" else torch.int64
+        columns = {"key": ((), torch.int64), "label": ((), value), **answer_columns(self.classifier)}
         table = ExampleTable(columns).to(self.device)
         self.classifier.eval()
+        order = list(range(len(self.label_names)))
         for batch in loader:
             if not len(batch["id"]):
                 continue
-            inputs = {name: value.to(self.device) for name, value in batch["model"].items()}
-            answer = self.classifier(inputs)
-            router = self.classifier.scores(answer).get("router", answer.logits[:, 0])
+            inputs = {name: column.to(self.device) for name, column in batch["model"].items()}
             row = {name: batch[name].to(self.device) for name in ("id", "key", "label")}
-            table.update(**row, tokens=inputs["attention_mask"].sum(-1), logits=answer.logits, router=router)
+            table.update(**row, **answer_batch(self.classifier, inputs, order, self.temperature))
         return table.compute()
 
     def manifest(self) -> Manifest:

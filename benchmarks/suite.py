@@ -1,0 +1,125 @@
+"""The suite over several seeds: quality, speed-ups and costs of every task's pair, as mean and spread.
+
+    python benchmarks/suite.py --config configs/suite/bert-small.yaml --swift MINILM --super MPNET \
+        --folders glue=GLUE superglue=SUPERGLUE --tasks glue/sst2 glue/rte glue/cola superglue/wic [--seeds 0 1 2]
+
+The models are folders of transformers. All fits run beside each other (--jobs), the timed evaluations of the first seed
+one by one. Run it again to go on after a stop (--until stops it after a stage). Prints a table and writes
+benchmarks/results/suite.json.
+"""
+
+import argparse
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from common import write_result
+
+from elang.suite import STAGES, Step, read_plan, run_step, task_steps, write_configs
+from elang.suite_table import read_row
+
+POINTS = ("held out, parity", "read here, parity", "read here, 99.5%", "read here, 99%")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--swift", required=True)
+    parser.add_argument("--super", required=True)
+    parser.add_argument("--folders", nargs="+", required=True, help="benchmark=folder or task=folder")
+    parser.add_argument("--tasks", nargs="+", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--until", choices=STAGES, default="joint")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-suite"))
+    parser.add_argument("--name", default="suite", help="of the results file")
+    args = parser.parse_args()
+    plan = read_plan(str(args.config)) | {"swift_model": args.swift, "super_model": args.super}
+    folders = dict(part.split("=", 1) for part in args.folders)
+    chains: dict[tuple[int, str], list[Step]] = {}
+    for seed in args.seeds:
+        # One clock is enough, and a second would run beside other work.
+        joint = plan["joint"].get("model", {}) | {"latency": seed == args.seeds[0]}
+        for task in args.tasks:
+            folder = folders.get(task) or folders[task.partition("/")[0]]
+            own = plan | {"joint": plan["joint"] | {"model": joint}}
+            chains[seed, task] = list(task_steps(task, own, folder, args.out / f"seed{seed}", seed))
+    write_configs([step for chain in chains.values() for step in chain], parse=False)
+    start = time.perf_counter()
+    stages = STAGES[: STAGES.index(args.until) + 1]
+
+    def work(key: tuple[int, str]) -> None:
+        for step in chains[key]:
+            timed = step.stage == "joint" and key[0] == args.seeds[0]
+            if step.stage in stages and not timed and not step.made.exists():
+                run_step(step)
+
+    # Long tasks first, so that none is left alone at the end.
+    order = sorted(chains, key=lambda key: args.tasks.index(key[1]))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(work, order))
+    print(f"fits and untimed evaluations: {time.perf_counter() - start:.0f} s")
+    if args.until != "joint":
+        return
+    for task in args.tasks:
+        last = chains[args.seeds[0], task][-1]
+        if not last.made.exists():
+            run_step(last)
+    rows = {key: read_row(key[1], chain[-1].made) for key, chain in chains.items()}
+    best = {key: best_score(chain[-1].made, key[1]) for key, chain in chains.items()}
+    figures = {task: figures_of(task, [rows[seed, task] for seed in args.seeds]) for task in args.tasks}
+    for task in args.tasks:
+        figures[task]["areas of all scores"] = spread_of([best[seed, task] for seed in args.seeds])
+        show(task, figures[task])
+    versions = ("torch", "lightning", "transformers", "torchmetrics")
+    write_result(args.name, {"config": str(args.config), "seeds": args.seeds, "tasks": figures}, versions)
+
+
+def best_score(path: Path, task: str) -> dict[str, float]:
+    """Each score's area, of one run."""
+    import json
+
+    first = next(iter(json.loads(path.read_text("utf-8"))["qualities"].values()))
+    return {name: found["area"] for name, found in first["scores"].items() if name not in ("random", "oracle")}
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "deviation": deviation, "runs": values}
+
+
+def spread_of(runs: list[dict[str, float]]) -> dict[str, Any]:
+    return {name: spread([run[name] for run in runs]) for name in runs[0]}
+
+
+def figures_of(task: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {"metrics": rows[0]["metrics"], "examples": rows[0]["examples"], "score": rows[0]["score"]}
+    for name in ("swift", "super", "swift_gflops", "super_gflops", "area"):
+        found[name] = spread([row[name] for row in rows])
+    found["ms of the first seed"] = rows[0]["ms"]
+    for point in POINTS:
+        points = [row["points"][point] for row in rows]
+        found[point] = {name: spread([p[name] for p in points]) for name in ("quality", "kept", "gflops", "speedup")}
+        found[point]["ms of the first seed"] = points[0]["ms"]
+    return found
+
+
+def show(task: str, found: dict[str, Any]) -> None:
+    def cell(value: dict[str, Any], scale: float = 100, digits: int = 1) -> str:
+        return f"{scale * value['mean']:.{digits}f} ± {scale * value['deviation']:.{digits}f}"
+
+    print(f"{task} ({', '.join(found['metrics'])}): Swift {cell(found['swift'])}, Super {cell(found['super'])}")
+    for point in POINTS:
+        p = found[point]
+        print(
+            f"  {point:18} joint {cell(p['quality'])}, kept {cell(p['kept'], digits=0)} %, {cell(p['gflops'], 1, 2)} "
+            f"GFLOPs, {cell(p['speedup'], 1, 2)}x, ms {p['ms of the first seed']}"
+        )
+    for what, times in found["ms of the first seed"].items():
+        print(f"  {what}: {times['batch 1']:.2f} ms at batch 1, {times['best batch']:.4f} ms at the best batch")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""A small T5 pair trained from scratch on SST-2: the router before the Swift's decoder against scores after it.
+
+    python benchmarks/t5.py --data GLUE/SST-2 [--precision bf16-mixed] [--seeds 0 1 2] [--rows 2000 --epochs 1]
+
+Tokenizer and random weights are made here, so accuracies are those of models without pretraining. Prints a table and,
+without --rows, writes benchmarks/results/t5.json.
+"""
+
+import argparse
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import write_result
+from suite import spread
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from elang.scores import BEFORE_DECODER
+from elang.suite import Step, read_plan, run_step, task_steps, write_configs
+
+CONFIG = Path(__file__).parent.parent / "configs" / "suite" / "t5-small.yaml"
+SIZES = {
+    "swift": {"d_model": 128, "d_ff": 512, "layers": 2, "heads": 2},
+    "super": {"d_model": 256, "d_ff": 1024, "layers": 4, "heads": 4},
+}
+
+
+def write_base(folder: Path, tokenizer: Any, d_model: int, d_ff: int, layers: int, heads: int) -> Path:
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=d_model,
+        d_kv=64,
+        d_ff=d_ff,
+        num_layers=layers,
+        num_decoder_layers=layers,
+        num_heads=heads,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    torch.manual_seed(0)
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer(texts: list[str], size: int = 8000) -> Any:
+    found = Tokenizer(models.Unigram())
+    found.pre_tokenizer, found.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    found.train_from_iterator(
+        texts,
+        trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False),
+    )
+    found.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=found, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", type=int, help="only so many training rows")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--jobs", type=int, default=3)
+    parser.add_argument("--until", default="joint")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-t5"))
+    args = parser.parse_args()
+    data = args.out / "SST-2"
+    data.mkdir(parents=True, exist_ok=True)
+    lines = (args.data / "train.tsv").read_text("utf-8").splitlines()[: None if args.rows is None else args.rows + 1]
+    (data / "train.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    (data / "dev.tsv").write_text((args.data / "dev.tsv").read_text("utf-8"), "utf-8")
+    # Answers and prompt are words of the corpus, too.
+    texts = [line.split("\t")[0] for line in lines[1:]] + ["sst2 sentence: negative", "sst2 sentence: positive"] * 500
+    tokenizer = make_tokenizer(texts)
+    bases = {role: str(write_base(args.out / f"{role}-base", tokenizer, **size)) for role, size in SIZES.items()}
+    trainer = {"precision": args.precision, "max_epochs": args.epochs}
+    plan = read_plan(str(CONFIG)) | {"swift_model": bases["swift"], "super_model": bases["super"], "tasks": {}}
+    plan["all"] = plan["all"] | {
+        "data": {"max_length": 128, "batch_size": 64, "eval_batch_size": 256, "routing_fraction": 0.05}
+    }
+    plan |= {
+        "super": {"model": {"lr": 7e-4}, "trainer": trainer},
+        "swift": {"model": plan["swift"]["model"] | {"lr": 1e-3}, "trainer": trainer},
+        "joint": {"model": {"latency": False}, "trainer": {"precision": "32-true"}},
+    }
+    chains = [list(task_steps("glue/sst2", plan, str(args.out), args.out / f"seed{s}", s)) for s in args.seeds]
+    write_configs([step for chain in chains for step in chain], parse=False)
+
+    def work(chain: list[Step]) -> None:
+        for step in chain:
+            if not step.made.exists() and (args.until == "joint" or step.stage in ("super", "score")):
+                run_step(step)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(work, chains))
+    if args.until == "joint":
+        report([json.loads(chain[-1].made.read_text("utf-8")) for chain in chains], args)
+
+
+def report(summaries: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    runs = [summary["qualities"]["accuracy"] for summary in summaries]
+    figures: dict[str, Any] = {
+        "seeds": args.seeds,
+        "swift": spread([run["swift"]["quality"] for run in runs]),
+        "super": spread([run["super"]["quality"] for run in runs]),
+        "areas": {},
+        "read here, 99%": {},
+    }
+    print(f"Swift {figures['swift']['mean']:.4f}, Super {figures['super']['mean']:.4f}; {len(runs)} runs")
+    for name in runs[0]["scores"]:
+        if name in ("random", "oracle"):
+            continue
+        areas = figures["areas"][name] = spread([run["scores"][name]["area"] for run in runs])
+        points = [summary["operating_points"][name]["read here, 99%"] for summary in summaries]
+        found = figures["read here, 99%"][name] = {
+            k: spread([p[k] for p in points]) for k in ("deferred_share", "speedup")
+        }
+        where = "before" if name in BEFORE_DECODER else "after"
+        print(
+            f"{name:20} {where:6} the decoder: area {areas['mean']:.3f} ± {areas['deviation']:.3f}; at 99% of the "
+            f"Super {found['deferred_share']['mean']:.1%} deferred, {found['speedup']['mean']:.2f}x"
+        )
+    means = {name: found["mean"] for name, found in figures["areas"].items()}
+    before = max(value for name, value in means.items() if name in BEFORE_DECODER)
+    after = max(value for name, value in means.items() if name not in BEFORE_DECODER)
+    figures["best before minus best after"] = before - after
+    figures["encoder_energy minus free_energy"] = means["encoder_energy"] - means["free_energy"]
+    print(f"before minus after: best {before - after:+.3f}, energy {figures['encoder_energy minus free_energy']:+.3f}")
+    if args.rows is None:
+        write_result("t5", figures, ("torch", "lightning", "transformers", "tokenizers"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,382 @@
+"""The task table: all of GLUE and SuperGLUE, one row a task.
+
+Texts are joined for text-to-text models, and answered, as in the T5 library; what departs from it is said at the row.
+Column names are those of the hub's data sets, into which :mod:`elang.data.benchmarks` brings the benchmarks' own files.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from elang.data.format import Problem, TextTask
+from elang.errors import InputError
+from elang.quality import QualityName
+
+GLUE = "nyu-mll/glue@bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
+SUPERGLUE = "aps/super_glue@3de24cf8022e94f4ee4b9d55a6f539891524d646"
+# More candidates than any ReCoRD passage has.
+MOST_CHOICES = 128
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a benchmark.
+
+    Attributes:
+        name: ``glue/rte``.
+        folder: Of the benchmark's own files.
+        config: Of the hub's data set.
+        fields: The columns that are an example's texts.
+        segments: An encoder's input, see :class:`elang.data.format.TextTask`.
+        prompt: A text-to-text model's input.
+        label_names: In the order of the hub's class indices.
+        qualities: The benchmark's metrics; the first one chooses thresholds.
+        answers: Of a text-to-text model; by default the label names.
+        problem: See :class:`elang.data.format.TextTask`.
+        choice_fields: The same.
+        columns: The names that columns have in the benchmark's own files where they differ, ``{theirs: ours}``.
+        header: The columns of training and development files that have no header line.
+        stems: Names of the benchmark's own files where they are not the usual ones.
+        splits: Names of the hub's splits where they are not the usual ones.
+        prepare: Turns a row into fields that are not its columns as they are.
+        broken_rows: Leave out (and count) rows with too few fields, which the benchmark's own files have.
+        submission: Name of the file that the benchmark takes.
+        submitted: What it takes for each label: the names, numbers, or ``true`` and ``false``.
+        trained_on: The task whose models answer this one.
+    """
+
+    name: str
+    folder: str
+    config: str
+    fields: tuple[str, ...]
+    segments: tuple[str, ...]
+    prompt: str
+    label_names: tuple[str, ...]
+    qualities: tuple[QualityName, ...]
+    answers: tuple[str, ...] | None = None
+    problem: Problem = "classification"
+    choice_fields: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    header: tuple[str, ...] = ()
+    stems: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)
+    prepare: Callable[[Row], Row] | None = None
+    broken_rows: bool = False
+    submission: str = ""
+    submitted: Literal["names", "numbers", "lower", "values", "text", "nested"] = "names"
+    trained_on: str = ""
+
+    @property
+    def benchmark(self) -> str:
+        """``glue`` or ``superglue``."""
+        return self.name.partition("/")[0]
+
+    @property
+    def hub(self) -> str:
+        """The hub's data set, at its pinned revision."""
+        return GLUE if self.benchmark == "glue" else SUPERGLUE
+
+    @property
+    def text_task(self) -> TextTask:
+        """What is asked, without where it is from."""
+        names = list(self.label_names)
+        return TextTask(
+            names,
+            self.problem,
+            list(self.fields),
+            list(self.segments),
+            self.prompt,
+            names if self.answers is None else list(self.answers),
+            list(self.qualities),
+            list(self.choice_fields),
+        )
+
+
+def mark_spans(row: Row) -> Row:
+    """WSC's text with the noun in ``*`` and the pronoun in ``#``, as the T5 library marks them."""
+    words = str(row["text"]).split(" ")
+    spans = [(int(row[f"span{k}_index"]), str(row[f"span{k}_text"]), mark) for k, mark in ((1, "*"), (2, "#"))]
+    for start, said, mark in sorted(spans, reverse=True):
+        end = start + len(said.split(" "))
+        marked = " ".join(words[start:end])
+        # Punctuation that is written with the last word stays outside.
+        size = len(said) if marked.lower().startswith(said.lower()) else len(marked)
+        words[start:end] = [mark, marked[:size], mark + marked[size:]]
+    return {**row, "marked": " ".join(words)}
+
+
+def strip_markup(row: Row) -> Row:
+    """MultiRC's passage without the HTML that numbers its sentences."""
+    passage = str(row["paragraph"]).replace("<br>", " ").replace("<b>", "").replace("</b>", "")
+    return {**row, "paragraph": passage}
+
+
+def join_entities(row: Row) -> Row:
+    """ReCoRD's candidates as one text, and its passage without the marks of its highlights."""
+    passage = str(row["passage"])
+    for end in ".?!\"'":
+        passage = passage.replace(f"{end}\n@highlight\n", f"{end} ")
+    return {**row, "entity_list": ", ".join(row["entities"]), "article": passage.replace("\n@highlight\n", ". ")}
+
+
+_NLI = ("entailment", "not_entailment")
+_NO_YES = ("False", "True")
+_MNLI = Task(
+    "glue/mnli",
+    "MNLI",
+    "mnli",
+    ("premise", "hypothesis"),
+    ("{premise}", "{hypothesis}"),
+    "mnli hypothesis: {hypothesis} premise: {premise}",
+    ("entailment", "neutral", "contradiction"),
+    ("accuracy",),
+    columns={"sentence1": "premise", "sentence2": "hypothesis", "gold_label": "label"},
+    stems={"validation": "dev_matched", "test": "test_matched"},
+    splits={"validation": "validation_matched", "test": "test_matched"},
+    submission="MNLI-m.tsv",
+)
+
+_ROWS = [
+    Task(
+        "glue/cola",
+        "CoLA",
+        "cola",
+        ("sentence",),
+        ("{sentence}",),
+        "cola sentence: {sentence}",
+        ("unacceptable", "acceptable"),
+        ("matthews",),
+        header=("source", "label", "mark", "sentence"),
+        submission="CoLA.tsv",
+        submitted="numbers",
+    ),
+    Task(
+        "glue/sst2",
+        "SST-2",
+        "sst2",
+        ("sentence",),
+        ("{sentence}",),
+        "sst2 sentence: {sentence}",
+        ("negative", "positive"),
+        ("accuracy",),
+        submission="SST-2.tsv",
+        submitted="numbers",
+    ),
+    Task(
+        "glue/mrpc",
+        "MRPC",
+        "mrpc",
+        ("sentence1", "sentence2"),
+        ("{sentence1}", "{sentence2}"),
+        "mrpc sentence1: {sentence1} sentence2: {sentence2}",
+        ("not_equivalent", "equivalent"),
+        ("accuracy", "f1"),
+        columns={"Quality": "label", "#1 String": "sentence1", "#2 String": "sentence2"},
+        submission="MRPC.tsv",
+        submitted="numbers",
+    ),
+    Task(
+        "glue/stsb",
+        "STS-B",
+        "stsb",
+        ("sentence1", "sentence2"),
+        ("{sentence1}", "{sentence2}"),
+        "stsb sentence1: {sentence1} sentence2: {sentence2}",
+        ("similarity",),
+        ("pearson", "spearman"),
+        answers=tuple(f"{i / 5:.1f}" for i in range(26)),
+        problem="regression",
+        columns={"score": "label"},
+        submission="STS-B.tsv",
+        submitted="values",
+    ),
+    Task(
+        "glue/qqp",
+        "QQP",
+        "qqp",
+        ("question1", "question2"),
+        ("{question1}", "{question2}"),
+        "qqp question1: {question1} question2: {question2}",
+        ("not_duplicate", "duplicate"),
+        ("accuracy", "f1"),
+        columns={"is_duplicate": "label"},
+        broken_rows=True,
+        submission="QQP.tsv",
+        submitted="numbers",
+    ),
+    _MNLI,
+    replace(
+        _MNLI,
+        name="glue/mnli-mm",
+        stems={"validation": "dev_mismatched", "test": "test_mismatched"},
+        splits={"validation": "validation_mismatched", "test": "test_mismatched"},
+        submission="MNLI-mm.tsv",
+        trained_on="glue/mnli",
+    ),
+    Task(
+        "glue/qnli",
+        "QNLI",
+        "qnli",
+        ("question", "sentence"),
+        ("{question}", "{sentence}"),
+        "qnli question: {question} sentence: {sentence}",
+        _NLI,
+        ("accuracy",),
+        submission="QNLI.tsv",
+    ),
+    Task(
+        "glue/rte",
+        "RTE",
+        "rte",
+        ("sentence1", "sentence2"),
+        ("{sentence1}", "{sentence2}"),
+        "rte sentence1: {sentence1} sentence2: {sentence2}",
+        _NLI,
+        ("accuracy",),
+        submission="RTE.tsv",
+    ),
+    Task(
+        "glue/wnli",
+        "WNLI",
+        "wnli",
+        ("sentence1", "sentence2"),
+        ("{sentence1}", "{sentence2}"),
+        "wnli sentence1: {sentence1} sentence2: {sentence2}",
+        ("not_entailment", "entailment"),
+        ("accuracy",),
+        submission="WNLI.tsv",
+        submitted="numbers",
+    ),
+    Task(
+        "superglue/boolq",
+        "BoolQ",
+        "boolq",
+        ("passage", "question"),
+        ("{passage}", "{question}"),
+        "boolq passage: {passage} question: {question}",
+        _NO_YES,
+        ("accuracy",),
+        submission="BoolQ.jsonl",
+        submitted="lower",
+    ),
+    Task(
+        "superglue/cb",
+        "CB",
+        "cb",
+        ("premise", "hypothesis"),
+        ("{premise}", "{hypothesis}"),
+        "cb hypothesis: {hypothesis} premise: {premise}",
+        ("entailment", "contradiction", "neutral"),
+        ("accuracy", "f1_macro"),
+        submission="CB.jsonl",
+    ),
+    Task(
+        "superglue/copa",
+        "COPA",
+        "copa",
+        ("premise", "question", "choice1", "choice2"),
+        ("{premise} What was the {question}?", "{choice}"),
+        "copa choice1: {choice1} choice2: {choice2} premise: {premise} question: {question}",
+        ("choice1", "choice2"),
+        ("accuracy",),
+        problem="choice",
+        choice_fields=("choice1", "choice2"),
+        submission="COPA.jsonl",
+        submitted="numbers",
+    ),
+    Task(
+        "superglue/multirc",
+        "MultiRC",
+        "multirc",
+        ("paragraph", "question", "answer"),
+        ("{paragraph}", "{question} {answer}"),
+        "multirc question: {question} answer: {answer} paragraph: {paragraph}",
+        _NO_YES,
+        ("f1", "exact_match"),
+        prepare=strip_markup,
+        submission="MultiRC.jsonl",
+        submitted="nested",
+    ),
+    # A text-to-text model chooses among the candidates, instead of writing one freely (which --generate does).
+    Task(
+        "superglue/record",
+        "ReCoRD",
+        "record",
+        ("article", "query", "entity_list"),
+        ("{article}", "{query} {choice}"),
+        "record query: {query} entities: {entity_list} passage: {article}",
+        tuple(str(i) for i in range(MOST_CHOICES)),
+        ("answer_f1", "answer_exact"),
+        answers=(),
+        problem="choice",
+        prepare=join_entities,
+        submission="ReCoRD.jsonl",
+        submitted="text",
+    ),
+    Task(
+        "superglue/rte",
+        "RTE",
+        "rte",
+        ("premise", "hypothesis"),
+        ("{premise}", "{hypothesis}"),
+        "rte hypothesis: {hypothesis} premise: {premise}",
+        _NLI,
+        ("accuracy",),
+        submission="RTE.jsonl",
+    ),
+    Task(
+        "superglue/wic",
+        "WiC",
+        "wic",
+        ("word", "sentence1", "sentence2"),
+        ("{word}: {sentence1}", "{sentence2}"),
+        "wic sentence1: {sentence1} sentence2: {sentence2} word: {word}",
+        _NO_YES,
+        ("accuracy",),
+        submission="WiC.jsonl",
+        submitted="lower",
+    ),
+    # The T5 paper generates the noun; we ask whether the marked one is meant, so that there are labels to score.
+    Task(
+        "superglue/wsc",
+        "WSC",
+        "wsc.fixed",
+        ("marked", "span1_text", "span2_text"),
+        ("{marked}", "{span2_text} is {span1_text}"),
+        "wsc text: {marked}",
+        _NO_YES,
+        ("accuracy",),
+        prepare=mark_spans,
+        submission="WSC.jsonl",
+    ),
+]
+TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
+
+
+def find_tasks(name: str) -> list[Task]:
+    """The task of a name, or all of a benchmark.
+
+    Raises:
+        InputError: Naming the nearest names.
+
+    >>> [task.name for task in find_tasks("glue/rte")]
+    ['glue/rte']
+    """
+    if name in TASKS:
+        return [TASKS[name]]
+    found = [task for task in TASKS.values() if task.benchmark == name]
+    if found:
+        return found
+    short = {task.name.partition("/")[2]: task.name for task in TASKS.values()}
+    plain = name.lower().replace("-", "").replace("_", "").rpartition("/")[2]
+    near = [task for task in TASKS if task.partition("/")[2].replace("-", "") == plain]
+    near += [short[n] for n in difflib.get_close_matches(name.lower(), short, 3, 0.5) if short[n] not in near]
+    near += [n for n in difflib.get_close_matches(name.lower(), TASKS, 3, 0.5) if n not in near]
+    raise InputError(
+        f"There is no task '{name}'. "
+        + (f"Did you mean {' or '.join(near[:3])}? " if near else "")
+        + f"There are {', '.join(TASKS)}."
+    )

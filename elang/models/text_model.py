@@ -1,0 +1,205 @@
+"""A model that answers a task: its backbone, tokenizer and heads, behind one interface for every family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elang.cost import FlopsConvention, flops_by_length
+from elang.data.batches import Reader
+from elang.data.format import TextTask
+from elang.errors import InputError
+from elang.manifest import Manifest, file_sha256
+from elang.records import align_labels
+from elang.router import RouterHead, masked_mean
+from elang.scores import all_scores
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of a batch.
+
+    Attributes:
+        logits: float32 ``(B, C)``: one for each class or candidate, ``-inf`` for a candidate that an example does not
+            have; in a regression the value, ``(B, 1)``.
+        prediction: int64 ``(B,)``, -1 for a generated answer that names no label; in a regression float64.
+        loss: The task loss, a scalar, where a target was given.
+        pooled: Mean last hidden state of the (encoder's) real tokens, ``(B, D)``; ``None`` without heads.
+        early: Logits of the head on the encoder's output, ``(B, C)``; ``None`` but for an encoder-decoder's.
+        steps: Decoder steps of a generated answer, int64 ``(B,)``; ``None`` for any other.
+    """
+
+    logits: Tensor
+    prediction: Tensor
+    loss: Tensor | None = None
+    pooled: Tensor | None = None
+    early: Tensor | None = None
+    steps: Tensor | None = None
+
+
+class TextModel(nn.Module, ABC):
+    """A backbone with what is needed to use it on a task.
+
+    Args:
+        backbone: The model of ``transformers``.
+        tokenizer: Its tokenizer.
+        task: What it answers.
+    """
+
+    text_to_text = False
+
+    def __init__(self, backbone: Any, tokenizer: Any, task: TextTask) -> None:
+        super().__init__()
+        self.backbone, self.tokenizer, self.task = backbone, tokenizer, task
+        self.heads = nn.ModuleDict()
+        self.manifest: Manifest | None = None
+        self.original_names: list[str] = task.label_names
+        self.weights: Path | None = None
+
+    @abstractmethod
+    def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
+        """Answer a batch of model inputs, logits in float32 whatever the precision.
+
+        Args:
+            inputs: As :meth:`elang.data.batches.EncodedExamples.batch` makes them.
+            target: Class indices or values, for the loss.
+            want_logits: Training without need of them (text-to-text) spares their computation.
+        """
+
+    @abstractmethod
+    def add_heads(self) -> None:
+        """Give it the router's heads, untrained."""
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Run the backbone, not the heads, through ``torch.compile``."""
+        self.backbone.compile(*args, **kwargs)
+
+    @abstractmethod
+    def flops(
+        self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Cost of each input, heads included, float64 ``(B,)``.
+
+        ``flops``, and for an encoder-decoder ``early_flops``: of an input that is deferred before the decoder. With the
+        ``steps`` of generated answers also ``score_flops``: what the logits of the constrained decode, which only
+        scores need, cost beside them.
+        """
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """The modules that are called from outside, for ``torch.compile``."""
+        return [self.backbone]
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hash of the folder or checkpoint that the weights are from; empty for those from the hub."""
+        if self.weights is None:
+            return ""
+        return folder_sha256(self.weights) if self.weights.is_dir() else file_sha256(self.weights)
+
+    @property
+    def label_names(self) -> list[str]:
+        """Class names in the order of the logits."""
+        return self.task.label_names
+
+    @property
+    def reader(self) -> Reader:
+        """How it reads."""
+        return Reader(self.tokenizer, self.text_to_text)
+
+    @property
+    def head_scores(self) -> list[str]:
+        """Names of the scores that its heads give."""
+        return ["router"] if "router" in self.heads else []
+
+    def scores(self, answer: Answer, temperature: float = 1.0) -> dict[str, Tensor]:
+        """Every difficulty score of a batch, each ``(B,)``; larger is harder. A regression has those of its heads."""
+        found = {} if self.task.problem == "regression" else all_scores(answer.logits, temperature)
+        if "router" in self.heads and answer.pooled is not None:
+            found["router"] = self.heads["router"](answer.pooled, answer.logits).sigmoid()
+        return found
+
+    def class_order(self, label_names: list[str], who: str) -> list[int]:
+        """Where each of the data's classes stands among this model's logits.
+
+        Raises:
+            InputError: If the names differ.
+        """
+        if self.task.problem == "regression":
+            return [0]
+        return align_labels(self.label_names, label_names, who)
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """The answer that the logits give: the best class or candidate, int64, or the value, float64, ``(B,)``."""
+        return logits[:, 0].double() if self.task.problem == "regression" else logits.argmax(-1)
+
+    def _head_flops(self, *names: str) -> float:
+        return 2.0 * sum(p.numel() for name in names if name in self.heads for p in self.heads[name].parameters())
+
+
+class Classifier(TextModel):
+    """Any ``AutoModelForSequenceClassification``: one output a class, a candidate, or the value."""
+
+    def add_heads(self) -> None:
+        """Give it a router head, untrained."""
+        self.heads["router"] = RouterHead(self.backbone.config.hidden_size, len(self.label_names))
+
+    def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
+        """Answer a batch."""
+        counts = inputs.get("num_choices")
+        rows = {name: value for name, value in inputs.items() if name != "num_choices"}
+        out = self.backbone(**rows, output_hidden_states=bool(self.heads))
+        logits = out.logits.float()
+        pooled = masked_mean(out.hidden_states[-1].detach(), inputs["attention_mask"]) if self.heads else None
+        if counts is not None:
+            logits = spread(logits[:, 0], counts, len(self.label_names))
+            pooled = None if pooled is None else sum_by_example(pooled, counts) / counts[:, None]
+        loss = None
+        if target is not None and self.task.problem == "regression":
+            loss = F.mse_loss(logits[:, 0], target.float())
+        elif target is not None:
+            loss = F.cross_entropy(logits, target)
+        return Answer(logits, self.predict(logits), loss, pooled)
+
+    def flops(
+        self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Cost of each input, all its candidates together."""
+        found = flops_by_length(self.backbone.config, inputs["attention_mask"].sum(-1).cpu(), convention)
+        if "num_choices" in inputs:
+            found = sum_by_example(found, inputs["num_choices"].cpu())
+        return {"flops": found + self._head_flops("router")}
+
+
+def owner(counts: Tensor) -> Tensor:
+    """Which example each candidate is of: counts ``(B,)`` to indices ``(sum,)``."""
+    return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+
+def sum_by_example(values: Tensor, counts: Tensor) -> Tensor:
+    """Sum candidates' values ``(sum, ...)`` over each example, ``(B, ...)``."""
+    return values.new_zeros(len(counts), *values.shape[1:]).index_add(0, owner(counts), values)
+
+
+def spread(values: Tensor, counts: Tensor, width: int) -> Tensor:
+    """Candidates' values ``(sum,)`` as rows ``(B, width)``, ``-inf`` where an example has no such candidate."""
+    row = owner(counts)
+    column = torch.arange(len(values), device=values.device) - (counts.cumsum(0) - counts)[row]
+    return values.new_full((len(counts), width), -torch.inf).index_put((row, column), values)
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hash of a folder's weights: every safetensors file, in the order of their names."""
+    return file_sha256(*sorted(folder.glob("*.safetensors")))
+
+
+def check_choices(most: int, width: int) -> None:
+    """Refuse an example with more candidates than a task allows for."""
+    if most > width:
+        raise InputError(f"An example has {most} candidates, but its task allows for {width}. Raise the task's limit.")

@@ -1,0 +1,356 @@
+"""Encoder-decoders (T5, mT5, ByT5, BART) as classifiers: answers are words, scored by a constrained decode.
+
+The answers form a trie of tokens. Where it branches, the decoder chooses among the branches only; where it does not,
+the next token is forced and need not be computed. With ``z`` the decoder's logits, the logit of a label is ``z`` of its
+branch at the first branching node plus ``log_softmax`` of ``z`` over the branches at each later one on its way. So
+``softmax`` over the labels is the constrained decode's distribution, and their free energy is that of the raw logits
+of the first choice. Where the answers' first tokens differ, this is one decoder step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.modeling_outputs import BaseModelOutput
+
+from elang.cost import FlopsConvention, flops_by_length
+from elang.data.batches import IGNORED
+from elang.data.format import TextTask
+from elang.errors import InputError
+from elang.models.text_model import Answer, TextModel, owner, spread, sum_by_example
+from elang.router import EncoderHead, RouterHead, masked_mean
+from elang.scores import encoder_scores
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is known of a batch before the decoder runs.
+
+    Attributes:
+        hidden: The encoder's output, ``(B, L, D)``.
+        mask: 1 on real tokens, ``(B, L)``.
+        pooled: Its mean over them, detached, ``(B, D)``; ``None`` without heads.
+        early: Logits of the head on it, ``(B, C)``; ``None`` without heads.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    pooled: Tensor | None
+    early: Tensor | None
+
+
+@dataclass(frozen=True)
+class AnswerTrie:
+    """Where answers branch, as indices.
+
+    Attributes:
+        paths: Decoder inputs after the start token, int64 ``(P, T - 1)``, padded with any token.
+        node: Path and position of each branching node, int64 ``(M, 2)``; the first is the root.
+        branches: Tokens to choose from at each, int64 ``(M, K)``, padded with -1.
+        taken: Which ``(node, branch)`` lie on each answer's way, float32 ``(C, M * K)``.
+    """
+
+    paths: Tensor
+    node: Tensor
+    branches: Tensor
+    taken: Tensor
+
+    @classmethod
+    def of(cls, answers: list[list[int]]) -> AnswerTrie:
+        """Build it from the answers' tokens.
+
+        Raises:
+            InputError: If two answers are the same tokens, one is the beginning of another, or there is only one.
+        """
+        nodes: dict[tuple[int, ...], list[int]] = {}
+        for answer in answers:
+            for t, token in enumerate(answer):
+                branches = nodes.setdefault(tuple(answer[:t]), [])
+                if token not in branches:
+                    branches.append(token)
+        if len({tuple(a) for a in answers}) < len(answers) or any(tuple(a) in nodes for a in answers):
+            raise InputError(
+                f"Two answers are the same to the tokenizer, or one begins another: their tokens are {answers}. Give "
+                "other answers (--data.answers)."
+            )
+        branching = sorted((prefix for prefix, b in nodes.items() if len(b) > 1), key=len)
+        if not branching:
+            raise InputError(f"There must be at least 2 answers to choose from, but their tokens are {answers}.")
+        ends = [p for p in branching if not any(q != p and q[: len(p)] == p for q in branching)]
+        width, most = max(map(len, ends)), max(len(nodes[p]) for p in branching)
+        padded = torch.tensor([[*p, *([0] * (width - len(p)))] for p in ends], dtype=torch.int64)
+        places = [[next(i for i, e in enumerate(ends) if e[: len(p)] == p), len(p)] for p in branching]
+        choices = torch.tensor([nodes[p] + [-1] * (most - len(nodes[p])) for p in branching])
+        taken = torch.zeros(len(answers), len(branching), most)
+        for c, tokens in enumerate(answers):
+            for m, prefix in enumerate(branching):
+                if tuple(tokens[: len(prefix)]) == prefix:
+                    taken[c, m, nodes[prefix].index(tokens[len(prefix)])] = 1
+        return cls(padded.reshape(len(ends), width), torch.tensor(places), choices, taken.flatten(1))
+
+    @property
+    def decoder(self) -> tuple[int, int]:
+        """Paths, and tokens of each, that the decoder is run over."""
+        return self.paths.shape[0], self.paths.shape[1] + 1
+
+    def label_logits(self, logits: Tensor) -> Tensor:
+        """Turn the decoder's logits over the paths, ``(B, P, T, V)``, into one for each answer, ``(B, C)``."""
+        z = logits[:, self.node[:, 0], self.node[:, 1]].float()
+        z = z.gather(-1, self.branches.clamp_min(0).expand(len(z), -1, -1))
+        z = z.masked_fill(self.branches < 0, -torch.inf)
+        z = torch.cat([z[:, :1], z[:, 1:].log_softmax(-1)], 1)
+        # Autocast would round the product's factors and its result.
+        with torch.autocast(z.device.type, enabled=False):
+            return z.masked_fill(self.branches < 0, 0.0).flatten(1) @ self.taken.T
+
+    def to(self, device: torch.device) -> AnswerTrie:
+        """The same on a device."""
+        return AnswerTrie(*(t.to(device) for t in (self.paths, self.node, self.branches, self.taken)))
+
+
+class TextToText(TextModel):
+    """Any ``AutoModelForSeq2SeqLM`` as a model that answers in words.
+
+    Args:
+        backbone: The model.
+        tokenizer: Its tokenizer.
+        task: Gives the prompt and the answers.
+        generate: Answer by free generation, matched with the answers, instead of the constrained decode; the logits
+            stay those of the constrained decode.
+    """
+
+    text_to_text = True
+    answer_ids: Tensor
+    values: Tensor
+
+    def __init__(self, backbone: Any, tokenizer: Any, task: TextTask, generate: bool = False) -> None:
+        super().__init__(backbone, tokenizer, task)
+        self.generate = generate
+        self.detach = True
+        if backbone.config.decoder_start_token_id is None:
+            raise InputError(
+                f"The decoder of a '{backbone.config.model_type}' model starts with no fixed token (its config.json has "
+                "no decoder_start_token_id), so its answers cannot be scored."
+            )
+        if generate:
+            # Greedy, and nothing else that a checkpoint may ask for: a least length, no repetition.
+            given = backbone.generation_config
+            backbone.generation_config = GenerationConfig(
+                decoder_start_token_id=backbone.config.decoder_start_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                forced_bos_token_id=given.forced_bos_token_id,
+            )
+        self.trie: AnswerTrie | None = None
+        if task.answers:
+            tokens = tokenizer(text_target=task.answers, padding=False, truncation=False)["input_ids"]
+            self.trie = AnswerTrie.of(tokens)
+            longest = max(map(len, tokens))
+            padded = torch.tensor([t + [IGNORED] * (longest - len(t)) for t in tokens])
+            self.register_buffer("answer_ids", padded, persistent=False)
+        elif task.problem != "choice":
+            raise InputError("A text-to-text model needs to know what it can say: set --data.answers.")
+        if task.problem == "regression":
+            self.register_buffer("values", torch.tensor(_numbers(task.answers)), persistent=False)
+
+    @property
+    def head_scores(self) -> list[str]:
+        """Names of the scores that its heads give, those before the decoder last."""
+        if not self.heads:
+            return []
+        by_class = ["encoder_energy", "encoder_max_softmax"] if self._early_classes() else []
+        return ["router", *by_class, "encoder_router"]
+
+    def compiled_parts(self) -> list[torch.nn.Module]:
+        """The encoder is run by itself, and its output is then given to the whole."""
+        return [self.backbone.get_encoder(), self.backbone]
+
+    def _early_classes(self) -> bool:
+        """Whether the encoder's head has classes to copy; candidates of each example's own are none."""
+        return self.trie is not None and self.task.problem != "regression"
+
+    def add_heads(self) -> None:
+        """Give it a head on the encoder's output and a router head on either side of the decoder, untrained."""
+        width = self.backbone.config.hidden_size
+        early = 1 if self.task.problem == "regression" else len(self.label_names) if self._early_classes() else 2
+        self.heads["router"] = RouterHead(width, len(self.label_names))
+        self.heads["encoder"] = EncoderHead(width, early)
+        self.heads["encoder_router"] = RouterHead(width, early)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Run encoder and decoder through ``torch.compile``, each by itself as they are called."""
+        self.backbone.get_encoder().compile(*args, **kwargs)
+        super().compile(*args, **kwargs)
+
+    def encode(self, inputs: dict[str, Tensor]) -> Encoded:
+        """Run the encoder and the head on its output."""
+        mask = inputs["attention_mask"]
+        hidden = self.backbone.get_encoder()(
+            input_ids=inputs["input_ids"], attention_mask=mask, return_dict=True
+        ).last_hidden_state
+        pooled = early = None
+        if self.heads:
+            pooled = masked_mean(hidden, mask)
+            early = self.heads["encoder"](pooled, detach=self.detach)
+            pooled = pooled.detach()
+        return Encoded(hidden, mask, pooled, early)
+
+    def take(self, encoded: Encoded, inputs: dict[str, Tensor], rows: Tensor) -> tuple[Encoded, dict[str, Tensor]]:
+        """Some rows of an encoded batch and of its inputs, for the decoder."""
+        parts = (encoded.hidden, encoded.mask, encoded.pooled, encoded.early)
+        part = Encoded(*(None if p is None else p[rows] for p in parts))  # type: ignore[arg-type]
+        if self.trie is not None:
+            return part, {}
+        counts = inputs["num_choices"]
+        chosen = torch.isin(owner(counts), rows)
+        return part, {"num_choices": counts[rows], "answer_ids": inputs["answer_ids"][chosen]}
+
+    def _decode(self, hidden: Tensor, mask: Tensor, **decoder: Tensor) -> Any:
+        return self.backbone(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden), attention_mask=mask, use_cache=False, **decoder
+        )
+
+    def label_logits(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
+        """Run the decoder over the answers: float32 ``(B, C)``, in a regression the mean value, ``(B, 1)``.
+
+        Candidates of each example's own are scored by their log-likelihood.
+        """
+        if self.trie is None:
+            counts, ids = inputs["num_choices"], inputs["answer_ids"]
+            row = owner(counts)
+            logits = self._decode(encoded.hidden[row], encoded.mask[row], labels=ids).logits.float()
+            token = -F.cross_entropy(logits.transpose(1, 2), ids, ignore_index=IGNORED, reduction="none")
+            return spread(token.sum(-1), counts, len(self.label_names))
+        trie = self.trie = self.trie.to(encoded.hidden.device)
+        size, paths = len(encoded.hidden), len(trie.paths)
+        start = self.backbone.config.decoder_start_token_id
+        ids = F.pad(trie.paths, (1, 0), value=start).repeat(size, 1)
+        hidden, mask = (x.repeat_interleave(paths, 0) for x in (encoded.hidden, encoded.mask))
+        logits = trie.label_logits(self._decode(hidden, mask, decoder_input_ids=ids).logits.unflatten(0, (size, paths)))
+        if self.task.problem != "regression":
+            return logits
+        return (logits.softmax(-1) * self.values).sum(-1, keepdim=True)
+
+    def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
+        """Answer a batch; the loss is the usual one of text-to-text training, over the whole vocabulary."""
+        encoded = self.encode(inputs)
+        loss = None
+        if target is not None:
+            loss = self._decode(encoded.hidden, encoded.mask, labels=self._answer_ids(inputs, target)).loss
+        if want_logits:
+            logits = self.label_logits(encoded, inputs)
+        else:
+            logits = encoded.hidden.new_zeros(len(encoded.hidden), len(self.label_names))
+        if not self.generate:
+            return Answer(logits, self.predict(logits), loss, encoded.pooled, encoded.early)
+        prediction, steps = self._generated(encoded, inputs)
+        return Answer(logits, prediction, loss, encoded.pooled, encoded.early, steps)
+
+    def _answer_ids(self, inputs: dict[str, Tensor], target: Tensor) -> Tensor:
+        """Tokens of the right answers, ``(B, T)``."""
+        if self.trie is None:
+            counts = inputs["num_choices"]
+            return inputs["answer_ids"][counts.cumsum(0) - counts + target]
+        if self.task.problem == "regression":
+            target = (self.values[None] - target[:, None].to(self.values)).abs().argmin(-1)
+        return self.answer_ids[target]
+
+    @torch.no_grad()
+    def _generated(self, encoded: Encoded, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Greedy answers, and in how many steps, both ``(B,)``.
+
+        Answers are matched with the task's words: -1 for none; in a regression the lowest value.
+        """
+        longest = (self.answer_ids if self.trie is not None else inputs["answer_ids"]).shape[1]
+        ids = self.backbone.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.hidden),
+            attention_mask=encoded.mask,
+            max_new_tokens=longest + 4,
+        )
+        ends = ids[:, 1:] == self.backbone.generation_config.eos_token_id
+        steps = torch.where(ends.any(-1), ends.int().argmax(-1) + 1, ends.shape[1])
+        said = [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        if self.task.problem == "regression":
+            lowest = float(self.values.min())
+            return torch.tensor([_number(t, lowest) for t in said], dtype=torch.float64, device=ids.device), steps
+        if self.trie is not None:
+            allowed = [[a.strip() for a in self.task.answers]] * len(said)
+        else:
+            flat = inputs["answer_ids"].clamp_min(0).where(inputs["answer_ids"] >= 0, self.tokenizer.pad_token_id)
+            words = [text.strip() for text in self.tokenizer.batch_decode(flat, skip_special_tokens=True)]
+            ends = inputs["num_choices"].cumsum(0).tolist()
+            allowed = [words[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        found = [a.index(text) if text in a else -1 for text, a in zip(said, allowed, strict=True)]
+        return torch.tensor(found, device=ids.device), steps
+
+    def scores(self, answer: Answer, temperature: float = 1.0) -> dict[str, Tensor]:
+        """Every difficulty score, of both placements."""
+        found = super().scores(answer, temperature)
+        if answer.pooled is not None and answer.early is not None:
+            found |= self._early_scores(answer.pooled, answer.early, temperature)
+        return found
+
+    def early_scores(self, encoded: Encoded, temperature: float = 1.0) -> dict[str, Tensor]:
+        """The scores that are known before the decoder runs."""
+        assert encoded.pooled is not None
+        assert encoded.early is not None
+        return self._early_scores(encoded.pooled, encoded.early, temperature)
+
+    def _early_scores(self, pooled: Tensor, early: Tensor, temperature: float) -> dict[str, Tensor]:
+        found = encoder_scores(early, temperature) if self._early_classes() else {}
+        log_odds: Tensor = self.heads["encoder_router"](pooled, early)
+        return found | {"encoder_router": log_odds.sigmoid()}
+
+    def flops(
+        self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Cost of each input, with and without the decoder."""
+        config, lengths = self.backbone.config, inputs["attention_mask"].sum(-1).cpu()
+        encoder = flops_by_length(config, lengths, convention, "encoder")
+
+        def decoder(tokens: Tensor, lengths: Tensor, encoder: Tensor) -> Tensor:
+            found = torch.empty(len(tokens), dtype=torch.float64)
+            for size in tokens.unique().tolist():
+                these = tokens == size
+                found[these] = flops_by_length(config, lengths[these], convention, "all", (1, size)) - encoder[these]
+            return found
+
+        if self.trie is not None:
+            scored = flops_by_length(config, lengths, convention, "all", self.trie.decoder) - encoder
+        else:
+            # Every candidate is decoded on its own.
+            counts, tokens = inputs["num_choices"].cpu(), (inputs["answer_ids"] >= 0).sum(-1).cpu()
+            row = owner(counts)
+            scored = sum_by_example(decoder(tokens, lengths[row], encoder[row]), counts)
+        before = self._head_flops("encoder", "encoder_router")
+        early, whole = encoder + before, encoder + before + self._head_flops("router")
+        if steps is None:
+            return {"flops": whole + scored, "early_flops": early}
+        # The logits of a single step are those of the first generated one.
+        single = self.trie is not None and self.trie.decoder == (1, 1)
+        said = decoder(steps.cpu(), lengths, encoder)
+        more = torch.zeros_like(scored) if single else scored
+        return {"flops": whole + said, "early_flops": early, "score_flops": more}
+
+
+def _numbers(answers: list[str]) -> list[float]:
+    """The values of a regression's answers."""
+    try:
+        return [float(answer) for answer in answers]
+    except ValueError as error:
+        raise InputError(
+            f"In a regression the answers are numbers, but --data.answers has {answers[:8]} ({error})."
+        ) from error
+
+
+def _number(text: str, otherwise: float) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        return otherwise
+    return found if abs(found) < torch.inf else otherwise

@@ -1,0 +1,217 @@
+"""A whole benchmark with one command: every task's pair is fitted or loaded, evaluated, and set into one table.
+
+Each step is an ordinary command with a configuration file of its own, left beside what it made, and runs in a process
+of its own. A step whose output is there is not run again, so a suite goes on where it was stopped.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from elang.data.tasks import TASKS, Task, find_tasks
+from elang.errors import InputError
+from elang.records import SUFFIXES
+from elang.suite_table import print_tables, read_row, write_tables
+
+STAGES = ("super", "score", "swift", "joint")
+_VERBS = {"super": "fit", "score": "score", "swift": "fit", "joint": "validate"}
+_MODULES = {"super": "FinetuneModule", "score": "ScoreModule", "swift": "SwiftModule", "joint": "JointModule"}
+_KEYS = ("swift_model", "super_model", "all", *STAGES, "tasks")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a suite.
+
+    Attributes:
+        task: Its task's name.
+        stage: One of :data:`STAGES`.
+        config: What its configuration file says.
+        file: That file.
+        made: What is there once it is done.
+    """
+
+    task: str
+    stage: str
+    config: dict[str, Any]
+    file: Path
+    made: Path
+
+    @property
+    def command(self) -> list[str]:
+        """Its arguments for `elang`."""
+        return [_VERBS[self.stage], "--config", str(self.file)]
+
+
+def suite(
+    tasks: str,
+    config: str | None = None,
+    folder: str | None = None,
+    output: str = "runs/suite",
+    seed: int = 0,
+    points: list[str] | None = None,
+    score: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Fit or load and evaluate the pairs of a benchmark's tasks, and print one table in the shape of the paper's.
+
+    Args:
+        tasks: glue, superglue, the name of a task (glue/rte), of a task of the file's own, or several with commas.
+        config: The suite's YAML file: models, options of each stage, and what differs for single tasks.
+        folder: The benchmark's own files; by default the data is the hub's.
+        output: Folder for everything, one folder a task. Give it again to go on after a stop.
+        seed: Of all training.
+        points: The operating points to show, a table each; by default `held out, parity` and `read here, parity`.
+        score: The score that routes; by default each Swift's own.
+        dry_run: Only check the configuration, and print the commands.
+    """
+    if config is None:
+        raise InputError("A suite needs its YAML file: set --config, as to one of configs/suite.")
+    plan = read_plan(config)
+    root = Path(output)
+    names = chosen_tasks(tasks, plan)
+    steps = {name: list(task_steps(name, plan, folder, root, seed)) for name in names}
+    every = [step for found in steps.values() for step in found]
+    write_configs(every)
+    for step in every:
+        if dry_run:
+            print("elang " + " ".join(step.command))  # noqa: T201
+        elif not step.made.exists():
+            run_step(step)
+    if dry_run:
+        return
+    rows = [read_row(name, root / name / "joint" / "summary.json", score) for name in names]
+    write_tables(root / "suite.json", rows)
+    print_tables(rows, points or ["held out, parity", "read here, parity"])
+    print(f"everything is in {root}/, the table in suite.json")  # noqa: T201
+
+
+def read_plan(path: str) -> dict[str, Any]:
+    """Read a suite's file.
+
+    Raises:
+        InputError: If it cannot be read, or has an unknown part.
+    """
+    try:
+        plan = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"The suite's file '{path}' cannot be read: {error}.") from error
+    if not isinstance(plan, dict) or not {"swift_model", "super_model", "joint"} <= plan.keys():
+        raise InputError(f"The suite's file '{path}' must have at least swift_model, super_model and joint.")
+    parts: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [("", plan, _KEYS)]
+    parts += [(f"{name}: ", own or {}, ("all", *STAGES)) for name, own in plan.get("tasks", {}).items()]
+    for where, part, known in parts:
+        if unknown := [key for key in part if key not in known]:
+            raise InputError(f"'{path}' has the unknown part '{where}{unknown[0]}'; known are {', '.join(known)}.")
+    return plan
+
+
+def chosen_tasks(wanted: str, plan: dict[str, Any]) -> list[str]:
+    """The names of the tasks that were asked for; the file's own tasks are known, too."""
+    own = [name for name in plan.get("tasks", {}) if name not in TASKS]
+    found = [[name] if name in own else [t.name for t in find_tasks(name)] for name in wanted.split(",")]
+    names = list(dict.fromkeys(name for part in found for name in part))
+    makers = [TASKS[name].trained_on for name in names if name in TASKS and TASKS[name].trained_on]
+    return list(dict.fromkeys([*(m for m in makers if m not in names), *names]))
+
+
+def task_steps(name: str, plan: dict[str, Any], folder: str | None, root: Path, seed: int) -> Iterator[Step]:
+    """The steps of one task, in order; a stage that the file leaves out is a model to load."""
+    task: Task | None = TASKS.get(name)
+    of = task.trained_on if task and task.trained_on else name
+    home, models = root / name, root / of
+    fits = {stage: stage in plan or stage in (plan.get("tasks", {}).get(name) or {}) for stage in ("super", "swift")}
+    ready = {role: str(plan[f"{role}_model"]).replace("{task}", of) for role in ("swift", "super")}
+    used = {role: str(models / role) if fits[role] else ready[role] for role in ready}
+    records = ready["super"] if ready["super"].endswith(SUFFIXES) else str(models / "super.parquet")
+    made = {"super": Path(used["super"]), "score": Path(records), "swift": Path(used["swift"]), "joint": home / "joint"}
+    given: dict[str, dict[str, Any]] = {
+        "super": {"model": ready["super"]},
+        "score": {"model": used["super"]},
+        "swift": {"model": ready["swift"], "super_records": records},
+        "joint": {"swift_model": used["swift"], "super_model": used["super"]},
+    }
+    for stage in STAGES:
+        if of != name and stage != "joint":
+            continue
+        needless = stage == "score" and (not fits["swift"] or records == ready["super"])
+        if needless or (stage in fits and not fits[stage]):
+            continue
+        options = _merged(plan, name, of, stage)
+        model = {**given[stage], **options.pop("model", {}), "output": str(made[stage])}
+        if task is not None:
+            data = {"task": name, **({"folder": folder} if folder else {}), **options.pop("data", {})}
+            options["data"] = {"class_path": "TaskData", "init_args": data}
+        else:
+            options["data"] = {"class_path": "TextClassificationData", "init_args": options.pop("data", {})}
+        if _VERBS[stage] == "fit":
+            options["trainer"] = {"default_root_dir": str(home / f"{stage}-run"), **options.get("trainer", {})}
+        config = {"seed_everything": seed, **options, "model": {"class_path": _MODULES[stage], "init_args": model}}
+        done = made[stage] / {"joint": "summary.json"}.get(stage, "elang.json") if stage != "score" else made[stage]
+        yield Step(name, stage, config, home / f"{stage}.yaml", done)
+
+
+def _merged(plan: dict[str, Any], name: str, of: str, stage: str) -> dict[str, Any]:
+    """A stage's options: for all stages and tasks, for the stage, for the task, for both; later ones win."""
+    own = plan.get("tasks", {})
+    found: dict[str, Any] = {}
+    for source in (plan, own.get(of) or {}, own.get(name) or {}):
+        for part in ("all", stage):
+            for section, values in (source.get(part) or {}).items():
+                both = isinstance(values, dict) and isinstance(found.get(section), dict)
+                found[section] = {**found[section], **values} if both else values
+    return found
+
+
+def write_configs(steps: list[Step], parse: bool = True) -> None:
+    """Write every step's file and, unless that is left out, parse it, before any is run.
+
+    Raises:
+        InputError: If one is wrong, or something is there that other options made.
+    """
+    from elang.lightning_cli import run
+
+    for step in steps:
+        text = yaml.safe_dump(step.config, sort_keys=False)
+        if step.made.exists() and step.file.is_file() and step.file.read_text("utf-8") != text:
+            raise InputError(
+                f"'{step.made.parent}' was made with other options than those of now ('{step.file}'). Give another "
+                "--output, or delete it."
+            )
+        step.file.parent.mkdir(parents=True, exist_ok=True)
+        step.file.write_text(text, "utf-8")
+        if parse:
+            run(_VERBS[step.stage], ["--config", str(step.file)], parse_only=True)
+
+
+def run_step(step: Step) -> None:
+    """Run one step in a process of its own; training goes on from its last checkpoint.
+
+    Raises:
+        InputError: If it fails, with the end of its log.
+    """
+    command = [sys.executable, "-m", "elang", *step.command]
+    runs = step.file.with_name(f"{step.stage}-run")
+    if checkpoints := sorted(runs.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime):
+        command += ["--ckpt_path", str(checkpoints[-1])]
+    log = step.file.with_suffix(".log")
+    print(f"{step.task}: elang {' '.join(step.command)}", end="", flush=True)  # noqa: T201
+    start = time.perf_counter()
+    with log.open("a", encoding="utf-8") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    print(f" ({time.perf_counter() - start:.0f} s)", flush=True)  # noqa: T201
+    if code:
+        said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()][-5:]
+        raise InputError(
+            f"{step.task} stopped at its stage '{step.stage}' (its log is '{log}'): " + " | ".join(said) + ". Mend it "
+            "and run the suite again; what is done is kept."
+        )
+    # The model's folder has the same weights.
+    shutil.rmtree(runs, ignore_errors=True)
