@@ -41,6 +41,8 @@ def write_base(folder: Path, tokenizer: Any, d_model: int, d_ff: int, layers: in
         pad_token_id=0,
         eos_token_id=1,
     )
+    if (folder / "config.json").is_file():
+        return folder
     torch.manual_seed(0)
     T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -82,10 +84,10 @@ def main() -> None:
     trainer = {"precision": args.precision, "max_epochs": args.epochs}
     plan = read_plan(str(CONFIG)) | {"swift_model": bases["swift"], "super_model": bases["super"], "tasks": {}}
     plan["all"] = plan["all"] | {
-        "data": {"max_length": 128, "batch_size": 64, "eval_batch_size": 256, "routing_fraction": 0.05}
+        "data": {"max_length": 128, "batch_size": 128, "eval_batch_size": 256, "routing_fraction": 0.05}
     }
     plan |= {
-        "super": {"model": {"lr": 7e-4}, "trainer": trainer},
+        "super": {"model": {"lr": 1e-3}, "trainer": trainer},
         "swift": {"model": plan["swift"]["model"] | {"lr": 1e-3}, "trainer": trainer},
         "joint": {"model": {"latency": False}, "trainer": {"precision": "32-true"}},
     }

@@ -41,7 +41,8 @@ def _meta_model(config: Any, device: str = "meta") -> torch.nn.Module:
         kind = transformers.AutoModelForSeq2SeqLM
     with torch.device(device):
         model: torch.nn.Module = kind.from_config(config, attn_implementation="eager")
-    return model.eval()
+    # The counter follows parameters that are handed to a module (DeBERTa-v2's positions) if they need gradients.
+    return model.eval().requires_grad_(False)
 
 
 def _check_part(config: Any, part: FlopsPart, decoder: tuple[int, int]) -> None:

@@ -1,5 +1,6 @@
 """torchmetrics shells: state that survives batches and processes, around :mod:`elang.curve`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,6 +67,15 @@ class ExampleTable(_Gathered):
             if value.shape != (len(columns["id"]), *shape):
                 raise ValueError(f"column '{name}' has shape {tuple(value.shape)}, its rows must be {shape}")
             getattr(self, f"column_{name}").append(value.detach().to(dtype))
+
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_compute(compute)
+
+        def rows() -> dict[str, Tensor]:
+            # torchmetrics makes a scalar of what has one element, such as a column of a single example.
+            return {name: column.reshape(-1, *self.columns[name][0]) for name, column in wrapped().items()}
+
+        return rows
 
     def compute(self) -> dict[str, Tensor]:
         """Return all columns on the CPU, sorted by ``id``.

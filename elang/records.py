@@ -166,7 +166,8 @@ def read_records(
             about = json.loads((pq.read_schema(path).metadata or {}).get(_METADATA, b"{}"))
             frame = pd.read_parquet(path)
         elif path.suffix == ".jsonl":
-            frame = pd.read_json(path, lines=True, dtype={"prediction": text, "split": str})
+            types = {"prediction": text, "split": str}
+            frame = pd.read_json(path, lines=True, dtype=types, precise_float=True)
         elif path.suffix == ".csv":
             frame = pd.read_csv(path, dtype={"prediction": text, "split": str}, keep_default_na=False)
         else:

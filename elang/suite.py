@@ -105,18 +105,35 @@ def read_plan(path: str) -> dict[str, Any]:
         raise InputError(f"The suite's file '{path}' cannot be read: {error}.") from error
     if not isinstance(plan, dict) or not {"swift_model", "super_model", "joint"} <= plan.keys():
         raise InputError(f"The suite's file '{path}' must have at least swift_model, super_model and joint.")
-    parts: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [("", plan, _KEYS)]
-    parts += [(f"{name}: ", own or {}, ("all", *STAGES)) for name, own in plan.get("tasks", {}).items()]
-    for where, part, known in parts:
-        if unknown := [key for key in part if key not in known]:
-            raise InputError(f"'{path}' has the unknown part '{where}{unknown[0]}'; known are {', '.join(known)}.")
+    _checked(plan, path, "", _KEYS)
+    tasks = _checked(plan.get("tasks"), path, "tasks: ").items()
+    plan["tasks"] = {str(name): _checked(own, path, f"{name}: ", ("all", *STAGES)) for name, own in tasks}
+    for name, part in [("", plan), *plan["tasks"].items()]:
+        if name.startswith(("glue/", "superglue/")):
+            find_tasks(name)
+        for stage in ("all", *STAGES):
+            where = f"{name}: {stage}: " if name else f"{stage}: "
+            for section, options in _checked(part.get(stage), path, where).items():
+                if section in ("model", "data", "trainer"):
+                    _checked(options, path, f"{where}{section}: ")
     return plan
+
+
+def _checked(part: Any, path: str, where: str, known: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A part of a suite's file that must be names with values, and only known names."""
+    if part is not None and not isinstance(part, dict):
+        raise InputError(f"'{path}' has '{where}{part}', where names with their values are needed.")
+    found: dict[str, Any] = part or {}
+    if unknown := [key for key in found if known and key not in known]:
+        raise InputError(f"'{path}' has the unknown part '{where}{unknown[0]}'; known are {', '.join(known)}.")
+    return found
 
 
 def chosen_tasks(wanted: str, plan: dict[str, Any]) -> list[str]:
     """The names of the tasks that were asked for; the file's own tasks are known, too."""
-    own = [name for name in plan.get("tasks", {}) if name not in TASKS]
-    found = [[name] if name in own else [t.name for t in find_tasks(name)] for name in wanted.split(",")]
+    own = [name for name in plan["tasks"] if name not in TASKS]
+    asked = [name.strip() for name in wanted.split(",")]
+    found = [[name] if name in own else [t.name for t in find_tasks(name)] for name in asked]
     names = list(dict.fromkeys(name for part in found for name in part))
     makers = [TASKS[name].trained_on for name in names if name in TASKS and TASKS[name].trained_on]
     return list(dict.fromkeys([*(m for m in makers if m not in names), *names]))
@@ -127,9 +144,12 @@ def task_steps(name: str, plan: dict[str, Any], folder: str | None, root: Path, 
     task: Task | None = TASKS.get(name)
     of = task.trained_on if task and task.trained_on else name
     home, models = root / name, root / of
-    fits = {stage: stage in plan or stage in (plan.get("tasks", {}).get(name) or {}) for stage in ("super", "swift")}
+    fits = {stage: stage in plan or stage in plan["tasks"].get(of, {}) for stage in ("super", "swift")}
     ready = {role: str(plan[f"{role}_model"]).replace("{task}", of) for role in ("swift", "super")}
     used = {role: str(models / role) if fits[role] else ready[role] for role in ready}
+    if of != name and used["super"].endswith(SUFFIXES):
+        # A model answers both halves of MNLI, but a table only its own.
+        used["super"] = str(plan["super_model"]).replace("{task}", name)
     records = ready["super"] if ready["super"].endswith(SUFFIXES) else str(models / "super.parquet")
     made = {"super": Path(used["super"]), "score": Path(records), "swift": Path(used["swift"]), "joint": home / "joint"}
     given: dict[str, dict[str, Any]] = {
@@ -160,13 +180,15 @@ def task_steps(name: str, plan: dict[str, Any], folder: str | None, root: Path, 
 
 def _merged(plan: dict[str, Any], name: str, of: str, stage: str) -> dict[str, Any]:
     """A stage's options: for all stages and tasks, for the stage, for the task, for both; later ones win."""
-    own = plan.get("tasks", {})
+    own = plan["tasks"]
     found: dict[str, Any] = {}
-    for source in (plan, own.get(of) or {}, own.get(name) or {}):
+    for source in (plan, own.get(of, {}), own.get(name, {})):
         for part in ("all", stage):
             for section, values in (source.get(part) or {}).items():
-                both = isinstance(values, dict) and isinstance(found.get(section), dict)
-                found[section] = {**found[section], **values} if both else values
+                if isinstance(values, dict):
+                    found[section] = {**found.get(section, {}), **values}
+                elif values is not None:
+                    found[section] = values
     return found
 
 
@@ -202,11 +224,11 @@ def run_step(step: Step) -> None:
     if checkpoints := sorted(runs.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime):
         command += ["--ckpt_path", str(checkpoints[-1])]
     log = step.file.with_suffix(".log")
-    print(f"{step.task}: elang {' '.join(step.command)}", end="", flush=True)  # noqa: T201
+    print(f"{step.task}: elang {' '.join(step.command)}", flush=True)  # noqa: T201
     start = time.perf_counter()
     with log.open("a", encoding="utf-8") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-    print(f" ({time.perf_counter() - start:.0f} s)", flush=True)  # noqa: T201
+    print(f"{step.task}: {step.stage} took {time.perf_counter() - start:.0f} s", flush=True)  # noqa: T201
     if code:
         said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()][-5:]
         raise InputError(

@@ -134,7 +134,8 @@ def print_tables(rows: list[dict[str, Any]], points: list[str]) -> None:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=150)
+        # A table takes what it needs of it; narrower, and its cells would break.
+        console = Console(highlight=False, width=220)
     for point in points:
         known = [row for row in rows if point in row["points"]]
         if not known:

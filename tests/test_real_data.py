@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import QUIET
 
 from elang.cli import main
 from elang.curve import area, operating_curve, oracle_score, random_curve, relative_area
@@ -19,31 +18,32 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 @pytest.mark.data
-def test_sst2_with_the_shipped_configs(real_data, tmp_path):
+def test_sst2_with_the_shipped_suite(real_data, tmp_path, capsys):
+    """The small encoder suite on 2,000 real rows, with a small pretrained model in both roles."""
     source = real_data / "data" / "glue" / "SST-2"
     rows = (source / "train.tsv").read_text("utf-8").splitlines(keepends=True)[:2001]
     (tmp_path / "train.tsv").write_text("".join(rows), "utf-8")
+    (tmp_path / "dev.tsv").write_text((source / "dev.tsv").read_text("utf-8"), "utf-8")
     model = str(real_data / "models" / "minilm-l3")
-
-    def run(verb, name, *options):
-        stack = ["--config", str(CONFIGS / "sst2" / "data.yaml"), "--config", str(CONFIGS / "sst2" / f"{name}.yaml")]
-        data = ["--data.train", str(tmp_path / "train.tsv"), "--data.validation", str(source / "dev.tsv")]
-        data += ["--data.routing_fraction", "0.2"]
-        assert main([verb, *stack, *data, *QUIET, *map(str, options)]) == 0
-
-    fit = ["--trainer.enable_checkpointing", "false", "--model.freeze_embeddings", "true", "--model.lr", "3e-4"]
-    run("fit", "super", "--model.model", model, "--model.output", tmp_path / "super", *fit)
-    run("score", "score", "--model.model", tmp_path / "super", "--model.output", tmp_path / "super.parquet")
-    swift = ["--model.model", model, "--model.layers", 1, "--model.super_records", tmp_path / "super.parquet"]
-    run("fit", "swift", *swift, "--model.output", tmp_path / "swift", *fit)
-    pair = ["--model.swift_model", tmp_path / "swift", "--model.super_model", tmp_path / "super"]
-    run("validate", "joint", *pair, "--model.output", tmp_path / "joint")
-    found = json.loads((tmp_path / "joint" / "summary.json").read_text())["qualities"]["accuracy"]
+    plan = yaml.safe_load((CONFIGS / "suite" / "bert-small.yaml").read_text("utf-8"))
+    plan |= {"swift_model": model, "super_model": model, "tasks": {}}
+    plan["all"]["data"] |= {"routing_fraction": 0.2}
+    plan["all"]["trainer"] |= {"accelerator": "cpu", "precision": "32-true", "enable_checkpointing": False}
+    plan["super"]["model"] |= {"freeze_embeddings": True, "lr": 3e-4}
+    plan["swift"]["model"] |= {"freeze_embeddings": True, "layers": 1}
+    plan["swift"]["trainer"]["max_epochs"] = 3
+    plan["joint"]["model"]["latency"] = False
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(plan), "utf-8")
+    args = ["suite", "glue/sst2", "--config", str(tmp_path / "suite.yaml"), "--folder", str(tmp_path)]
+    assert main([*args, "--output", str(tmp_path / "out")]) == 0
+    assert "glue/sst2" in capsys.readouterr().out
+    joint = tmp_path / "out" / "glue" / "sst2" / "joint"
+    found = json.loads((joint / "summary.json").read_text())["qualities"]["accuracy"]
     assert found["num_examples"] == 872
     assert found["super"]["quality"] > 0.7
     assert found["scores"]["max_softmax"]["area"] > 0.05
     texts = pd.read_csv(source / "dev.tsv", sep="\t", quoting=3)
-    records = pd.read_parquet(tmp_path / "joint" / "records.parquet").query("split == 'validation'")
+    records = pd.read_parquet(joint / "records.parquet").query("split == 'validation'")
     assert records["label"].tolist() == texts["label"].tolist()
 
 
@@ -73,35 +73,17 @@ def test_logits_of_a_real_pair(real_data):
         assert area(energy) == pytest.approx(0.934, abs=0.012)
 
 
-def test_every_config_is_plain_and_complete():
-    """Each file is parsed, names classes that exist and options that they have."""
-    import inspect
-    from importlib import import_module
-
-    files = sorted(CONFIGS.rglob("*.yaml"))
-    assert len(files) >= 7
-    for path in files:
-        content = yaml.safe_load(path.read_text("utf-8"))
-        for part in ("model", "data"):
-            if part in content:
-                module, name = content[part]["class_path"].rsplit(".", 1)
-                known = inspect.signature(getattr(import_module(module), name)).parameters
-                assert set(content[part]["init_args"]) <= set(known), path
-
-
-@pytest.mark.parametrize(
-    ("verb", "stack"),
-    [
-        ("fit", ["sst2/data.yaml", "sst2/super.yaml", "trainer/gpu.yaml"]),
-        ("score", ["sst2/data.yaml", "sst2/score.yaml"]),
-        ("fit", ["sst2/data.yaml", "sst2/swift.yaml", "trainer/ddp.yaml"]),
-        ("validate", ["sst2/data.yaml", "sst2/joint.yaml"]),
-    ],
-)
-def test_stacks_of_configs_parse(verb, stack, capsys):
-    options = [part for name in stack for part in ("--config", str(CONFIGS / name))]
+@pytest.mark.parametrize("name", ["gpu", "ddp"])
+def test_trainer_settings_go_on_top_of_a_step(name, real_data, tmp_path, capsys):
+    """A suite's step takes them like any other configuration."""
+    suite = ["suite", "glue/rte", "--config", str(CONFIGS / "suite" / "bert-small.yaml"), "--dry_run", "true"]
+    folder = str(real_data / "data" / "glue")
+    assert main([*suite, "--output", str(tmp_path), "--folder", folder]) == 0
+    capsys.readouterr()
+    step, trainer = tmp_path / "glue" / "rte" / "swift.yaml", CONFIGS / "trainer" / f"{name}.yaml"
     with pytest.raises(SystemExit) as done:
-        main([verb, *options, "--print_config"])
+        main(["fit", "--config", str(step), "--config", str(trainer), "--print_config"])
     assert done.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert printed["data"]["init_args"]["label_names"] == ["negative", "positive"]
+    assert printed["trainer"]["accelerator"] == "gpu"
+    assert printed["data"]["init_args"]["task"] == "glue/rte"

@@ -370,11 +370,12 @@ def find_tasks(name: str) -> list[Task]:
     found = [task for task in TASKS.values() if task.benchmark == name]
     if found:
         return found
-    short = {task.name.partition("/")[2]: task.name for task in TASKS.values()}
-    plain = name.lower().replace("-", "").replace("_", "").rpartition("/")[2]
-    near = [task for task in TASKS if task.partition("/")[2].replace("-", "") == plain]
-    near += [short[n] for n in difflib.get_close_matches(name.lower(), short, 3, 0.5) if short[n] not in near]
-    near += [n for n in difflib.get_close_matches(name.lower(), TASKS, 3, 0.5) if n not in near]
+    # A name without a benchmark may be in both.
+    whole = {known: known.replace("-", "") for known in (*TASKS, "glue", "superglue")}
+    plain = whole if "/" in name else {known: short.rpartition("/")[2] for known, short in whole.items()}
+    wanted = name.lower().replace("-", "").replace("_", "")
+    close = difflib.get_close_matches(wanted, dict.fromkeys(plain.values()), 3, 0.5)
+    near = [known for one in close for known in plain if plain[known] == one]
     raise InputError(
         f"There is no task '{name}'. "
         + (f"Did you mean {' or '.join(near[:3])}? " if near else "")

@@ -134,8 +134,8 @@ class TextToText(TextModel):
         self.detach = True
         if backbone.config.decoder_start_token_id is None:
             raise InputError(
-                f"The decoder of a '{backbone.config.model_type}' model starts with no fixed token (its config.json has "
-                "no decoder_start_token_id), so its answers cannot be scored."
+                f"The decoder of a '{backbone.config.model_type}' model starts with no fixed token (there is no "
+                "decoder_start_token_id in its config.json), so its answers cannot be scored."
             )
         if generate:
             # Greedy, and nothing else that a checkpoint may ask for: a least length, no repetition.
