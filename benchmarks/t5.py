@@ -8,6 +8,7 @@ without --rows, writes benchmarks/results/t5.json.
 
 import argparse
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,7 @@ def report(summaries: list[dict[str, Any]], args: argparse.Namespace) -> None:
     for name in runs[0]["scores"]:
         if name in ("random", "oracle"):
             continue
-        areas = figures["areas"][name] = spread([run["scores"][name]["area"] for run in runs])
+        areas = figures["areas"][name] = spread([run["scores"][name]["area"] or math.nan for run in runs])
         points = [summary["operating_points"][name]["read here, 99%"] for summary in summaries]
         found = figures["read here, 99%"][name] = {
             k: spread([p[k] for p in points]) for k in ("deferred_share", "speedup")
