@@ -299,3 +299,16 @@ def test_csv_values_stay_as_they_are_written(tmp_path):
     tsv = tmp_path / "x.tsv"
     tsv.write_text('sentence\tlabel\n"quoted to the end\t1\nsecond "word\t0\n')
     assert texts_of(read_frame(str(tsv)), ["sentence"], "x") == [('"quoted to the end',), ('second "word',)]
+
+
+def test_training_is_logged_at_the_steps_that_are_written(base_model, data_args, tmp_path):
+    """What is not written is not logged either, which is a quarter of a small model's time."""
+    args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "out"), *data_args, *QUIET]
+    args += ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", str(tmp_path)]
+    args += ["--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "4", "--trainer.enable_checkpointing", "false"]
+    assert main(args) == 0
+    written = pd.read_csv(next(tmp_path.rglob("metrics.csv")))
+    losses = written.dropna(subset=["train/loss"])
+    assert losses["step"].tolist() == [3, 7, 11, 15, 19]  # of 2 x 11
+    assert (losses["train/loss"] > 0).all()
+    assert written["validation/accuracy"].notna().sum() == 2

@@ -77,10 +77,6 @@ class TextModel(nn.Module, ABC):
     def add_heads(self) -> None:
         """Give it the router's heads, untrained."""
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Run the backbone, not the heads, through ``torch.compile``."""
-        self.backbone.compile(*args, **kwargs)
-
     @abstractmethod
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None

@@ -182,11 +182,6 @@ class TextToText(TextModel):
         self.heads["encoder"] = EncoderHead(width, early)
         self.heads["encoder_router"] = RouterHead(width, early)
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Run encoder and decoder through ``torch.compile``, each by itself as they are called."""
-        self.backbone.get_encoder().compile(*args, **kwargs)
-        super().compile(*args, **kwargs)
-
     def encode(self, inputs: dict[str, Tensor]) -> Encoded:
         """Run the encoder and the head on its output."""
         mask = inputs["attention_mask"]

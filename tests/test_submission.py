@@ -1,0 +1,94 @@
+"""`elang predict --task`: a benchmark's test split answered by a pair, in the form that the benchmark takes."""
+
+import json
+
+import pytest
+from benchmark_files import write_benchmarks
+from conftest import QUIET, write_model
+
+from elang import JointPredictor
+from elang.cli import main
+from elang.data.benchmarks import TaskData
+
+TASKS = {
+    "glue/rte": "RTE.tsv",
+    "superglue/multirc": "MultiRC.jsonl",
+    "superglue/record": "ReCoRD.jsonl",
+    "glue/stsb": "STS-B.tsv",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_benchmarks(tmp_path_factory.mktemp("benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def trained(folders, tmp_path_factory):
+    """A pair of tiny encoders for a task, barely trained; made once."""
+    made = {}
+
+    def make(task):
+        if task not in made:
+            root = tmp_path_factory.mktemp("pair")
+            base = write_model(root / "base")
+            data = ["--data", "TaskData", "--data.task", task, "--data.folder", str(folders / task.partition("/")[0])]
+            data += ["--data.routing_fraction", "0.3", "--data.batch_size", "8", "--data.max_length", "64"]
+            fit = [*QUIET, "--trainer.max_epochs", "2", "--trainer.enable_checkpointing", "false"]
+            for verb, *options in (
+                ["fit", "--model.model", str(base), "--model.output", str(root / "super"), *fit],
+                ["score", "--model.model", str(root / "super"), "--model.output", str(root / "s.parquet"), *QUIET],
+                [
+                    *("fit", "--model", "SwiftModule", "--model.model", str(base), "--model.layers", "1"),
+                    *("--model.super_records", str(root / "s.parquet"), "--model.output", str(root / "swift"), *fit),
+                ],
+            ):
+                assert main([verb, *options, *data]) == 0
+            made[task] = root
+        return made[task]
+
+    return make
+
+
+@pytest.mark.parametrize(("task", "name"), TASKS.items())
+def test_test_splits_are_answered(task, name, trained, folders, tmp_path, capsys):
+    root, folder = trained(task), str(folders / task.partition("/")[0])
+    args = ["predict", "--swift_model", str(root / "swift"), "--super_model", str(root / "super"), "--score", "router"]
+    args += ["--threshold", "defer 50%", "--chunk", "2"]
+    assert main([*args, "--task", task, "--folder", folder, "--output", str(tmp_path / name)]) == 0
+    data = TaskData(task, folder, ["test"])
+    examples = data.read("test")
+    assert f"{len(examples)} inputs" in capsys.readouterr().err
+    predictor = JointPredictor(str(root / "swift"), str(root / "super"), "defer 50%", "router")
+    said = [one.label for one in predictor.answer(examples.texts, examples.choices)]
+    lines = (tmp_path / name).read_text("utf-8").splitlines()
+    if task == "glue/rte":
+        assert lines == ["index\tprediction", *(f"{i}\t{label}" for i, label in enumerate(said))]
+    elif task == "glue/stsb":
+        wanted = [f"{i}\t{min(5, max(0, value)):.3f}" for i, value in enumerate(said)]
+        assert lines == ["index\tprediction", *wanted]
+    elif task == "superglue/record":
+        found = [json.loads(line) for line in lines]
+        assert [one["label"] for one in found] == said
+        assert all(one["label"] in row["entities"] for one, row in zip(found, data.rows("test"), strict=True))
+    else:
+        found = [
+            (passage["idx"], question["idx"], answer["idx"], answer["label"])
+            for passage in map(json.loads, lines)
+            for question in passage["passage"]["questions"]
+            for answer in question["answers"]
+        ]
+        wanted = [tuple(row["idx"].values()) for row in data.rows("test")]
+        assert [one[:3] for one in found] == wanted
+        assert [one[3] for one in found] == [int(label == "True") for label in said]
+
+
+def test_a_pair_of_another_task_is_refused(trained, folders, fails, tmp_path):
+    root = trained("glue/rte")
+    args = ["predict", "--swift_model", root / "swift", "--super_model", root / "super"]
+    output = ["--output", tmp_path / "out.tsv"]
+    fails([*args, "--task", "glue/qnli", "--folder", folders / "glue", *output], "sentence1", "glue/qnli", "question")
+    fails([*args, "--task", "glue/rtee", "--folder", folders / "glue", *output], "glue/rte")
+    fails([*args, "--task", "glue/rte", "--folder", folders / "glue"], "--output is a file")
+    fails([*args, "--folder", folders / "glue", *output], "no --task")
+    assert not (tmp_path / "out.tsv").exists()
