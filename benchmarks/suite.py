@@ -11,13 +11,12 @@ benchmarks/results/suite.json.
 import argparse
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from common import write_result
 
-from elang.suite import STAGES, Step, read_plan, run_step, task_steps, write_configs
+from elang.suite import STAGES, Step, read_plan, run_chains, task_steps, write_configs
 from elang.suite_table import read_row
 
 POINTS = ("held out, parity", "read here, parity", "read here, 99.5%", "read here, 99%")
@@ -50,23 +49,16 @@ def main() -> None:
     start = time.perf_counter()
     stages = STAGES[: STAGES.index(args.until) + 1]
 
-    def work(key: tuple[int, str]) -> None:
-        for step in chains[key]:
-            timed = step.stage == "joint" and key[0] == args.seeds[0]
-            if step.stage in stages and not timed and not step.made.exists():
-                run_step(step)
+    def timed(key: tuple[int, str], step: Step) -> bool:
+        return step.stage == "joint" and key[0] == args.seeds[0]
 
     # Long tasks first, so that none is left alone at the end.
     order = sorted(chains, key=lambda key: args.tasks.index(key[1]))
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(work, order))
+    run_chains([[s for s in chains[k] if s.stage in stages and not timed(k, s)] for k in order], args.jobs)
     print(f"fits and untimed evaluations: {time.perf_counter() - start:.0f} s")
     if args.until != "joint":
         return
-    for task in args.tasks:
-        last = chains[args.seeds[0], task][-1]
-        if not last.made.exists():
-            run_step(last)
+    run_chains([chains[args.seeds[0], task] for task in args.tasks])
     rows = {key: read_row(key[1], chain[-1].made) for key, chain in chains.items()}
     best = {key: best_score(chain[-1].made, key[1]) for key, chain in chains.items()}
     figures = {task: figures_of(task, [rows[seed, task] for seed in args.seeds]) for task in args.tasks}

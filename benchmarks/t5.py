@@ -9,7 +9,6 @@ without --rows, writes benchmarks/results/t5.json.
 import argparse
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from elang.scores import BEFORE_DECODER
-from elang.suite import Step, read_plan, run_step, task_steps, write_configs
+from elang.suite import STAGES, read_plan, run_chains, task_steps, write_configs
 
 CONFIG = Path(__file__).parent.parent / "configs" / "suite" / "t5-small.yaml"
 SIZES = {
@@ -70,7 +69,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, help="only so many training rows")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=3)
-    parser.add_argument("--until", default="joint")
+    parser.add_argument("--until", choices=STAGES, default="joint")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-t5"))
     args = parser.parse_args()
     data = args.out / "SST-2"
@@ -95,13 +94,8 @@ def main() -> None:
     chains = [list(task_steps("glue/sst2", plan, str(args.out), args.out / f"seed{s}", s)) for s in args.seeds]
     write_configs([step for chain in chains for step in chain], parse=False)
 
-    def work(chain: list[Step]) -> None:
-        for step in chain:
-            if not step.made.exists() and (args.until == "joint" or step.stage in ("super", "score")):
-                run_step(step)
-
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(work, chains))
+    stages = STAGES[: STAGES.index(args.until) + 1]
+    run_chains([[step for step in chain if step.stage in stages] for chain in chains], args.jobs)
     if args.until == "joint":
         report([json.loads(chain[-1].made.read_text("utf-8")) for chain in chains], args)
 

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import yaml
 
 from elang.data.tasks import TASKS, Task, find_tasks
 from elang.errors import InputError
+from elang.evaluate import FRACTIONS
 from elang.records import SUFFIXES
 from elang.suite_table import print_tables, read_row, write_tables
 
@@ -58,6 +61,7 @@ def suite(
     seed: int = 0,
     points: list[str] | None = None,
     score: str | None = None,
+    jobs: int = 1,
     dry_run: bool = False,
 ) -> None:
     """Fit or load and evaluate the pairs of a benchmark's tasks, and print one table in the shape of the paper's.
@@ -70,27 +74,52 @@ def suite(
         seed: Of all training.
         points: The operating points to show, a table each; by default `held out, parity` and `read here, parity`.
         score: The score that routes; by default each Swift's own.
+        jobs: Tasks that are fitted at a time, on one device; evaluations, which are timed, follow one by one.
         dry_run: Only check the configuration, and print the commands.
     """
+    known = [f"{where}, {name}" for where in ("held out", "read here") for name in FRACTIONS]
+    if unknown := [point for point in points or [] if point not in known]:
+        raise InputError(f"There is no operating point '{unknown[0]}'; there are {', '.join(map(repr, known))}.")
     if config is None:
         raise InputError("A suite needs its YAML file: set --config, as to one of configs/suite.")
     plan = read_plan(config)
     root = Path(output)
     names = chosen_tasks(tasks, plan)
-    steps = {name: list(task_steps(name, plan, folder, root, seed)) for name in names}
-    every = [step for found in steps.values() for step in found]
-    write_configs(every)
-    for step in every:
-        if dry_run:
-            print("elang " + " ".join(step.command))  # noqa: T201
-        elif not step.made.exists():
-            run_step(step)
+    chains = [list(task_steps(name, plan, folder, root, seed)) for name in names]
+    write_configs([step for chain in chains for step in chain])
     if dry_run:
+        for step in (step for chain in chains for step in chain):
+            print("elang " + " ".join(step.command))  # noqa: T201
         return
+    if jobs > 1:
+        run_chains([[step for step in chain if step.stage != "joint"] for chain in chains], jobs)
+    run_chains(chains)
     rows = [read_row(name, root / name / "joint" / "summary.json", score) for name in names]
     write_tables(root / "suite.json", rows)
     print_tables(rows, points or ["held out, parity", "read here, parity"])
     print(f"everything is in {root}/, the table in suite.json")  # noqa: T201
+
+
+def run_chains(chains: list[list[Step]], jobs: int = 1) -> None:
+    """Run the steps that are not done, each chain in its order, so many chains at a time.
+
+    Raises:
+        InputError: Of the first step that fails; no further one is begun.
+    """
+    failed = Event()
+
+    def work(chain: list[Step]) -> None:
+        try:
+            for step in chain:
+                if not step.made.exists() and not failed.is_set():
+                    run_step(step)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(max(1, jobs)) as pool:
+        for future in as_completed([pool.submit(work, chain) for chain in chains]):
+            future.result()
 
 
 def read_plan(path: str) -> dict[str, Any]:

@@ -224,7 +224,9 @@ class TaskData(TextData):
             if (most := max(map(len, choices))) > MOST_CHOICES or not all(choices):
                 raise InputError(f"{where} has examples with none or over {MOST_CHOICES} candidates (most: {most}).")
         key = torch.tensor([content_key(t) for t in texts], dtype=torch.int64)
-        return Examples(texts, torch.arange(len(rows)), key, label, choices, targets)
+        # A metric over groups needs them whole on either side of the routing slice: by passage, the first text.
+        unit = torch.tensor([content_key(t[:1]) for t in texts]) if "group" in targets else None
+        return Examples(texts, torch.arange(len(rows)), key, label, choices, targets, unit)
 
     def _labels(self, rows: list[Row], where: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels, unknown ones as -1 or NaN, and what else the task's metrics read."""

@@ -26,6 +26,7 @@ class Examples:
         label: Class indices, int64 ``(N,)``, or values, float64, in a regression; -1 or NaN where not known.
         choices: Each example's candidates, in a ``choice`` task.
         targets: Further columns that a metric reads, each ``(N, ...)``: ``group``, ``answer_f1``.
+        unit: Hash of what is held out as a whole (a passage with its questions), int64 ``(N,)``; by default the key.
     """
 
     texts: list[tuple[str, ...]]
@@ -34,6 +35,7 @@ class Examples:
     label: Tensor
     choices: list[tuple[str, ...]] | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
+    unit: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -108,7 +108,7 @@ class TextData(LightningDataModule):
             if source != "train":
                 self._examples[split] = found
                 return found
-            held_out = in_slice(found.key, self.routing_fraction)
+            held_out = in_slice(found.key if found.unit is None else found.unit, self.routing_fraction)
             self._examples["routing"], self._examples["train"] = found.take(held_out), found.take(~held_out)
             for part in ("train", *(["routing"] if self.routing_fraction > 0 else [])):
                 if not len(self._examples[part]):

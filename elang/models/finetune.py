@@ -104,7 +104,7 @@ class FinetuneModule(LightningModule):
         terms = self.loss(batch, self.classifier(batch["model"], batch["label"], want_logits=self._wants_logits()))
         total = torch.stack(list(terms.values())).sum()
         # Logging at every step is a quarter of a small model's time, and only some steps are written.
-        every = self.trainer.log_every_n_steps
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.trainer.global_step + 1) % every == 0:
             self.log("train/loss", total, prog_bar=True, batch_size=len(batch["label"]))
             if len(terms) > 1:
@@ -248,6 +248,9 @@ class FinetuneModule(LightningModule):
                     f"Training diverged: the weights '{name}' are NaN or infinite, so no model was written. Lower "
                     "--model.lr, or clip gradients with --trainer.gradient_clip_val 1."
                 )
+        if not hasattr(self, "_finished"):
+            # Resumed from the last checkpoint of all: nothing was left to train, so on_train_end did not come.
+            self._finished = self.to(self.trainer.strategy.root_device).manifest()
         # log_dir is a collective: every process has to ask.
         folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
         if self.trainer.is_global_zero:
