@@ -69,6 +69,8 @@ class PairAnswers:
         early_flops: What the Swift costs for an input that is deferred before its decoder runs; float64 ``(N,)``.
         targets: What metrics read besides the label.
         problem: The kind of task.
+        score_flops: What a score after the decoder costs on top of the Swift's answer, where that is freely generated
+            and its logits are not; float64 ``(N,)``.
     """
 
     id: Tensor
@@ -83,6 +85,7 @@ class PairAnswers:
     early_flops: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
     problem: Problem = "classification"
+    score_flops: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.id)
@@ -93,9 +96,14 @@ class PairAnswers:
         swift, super_ = (reward(p, self.label, self.targets, self.problem) for p in (self.swift, self.super_))
         return super_ - swift
 
-    def deferred_flops(self, score: str) -> Tensor:
-        """What the Swift costs for an input that is deferred by a score."""
-        return self.early_flops if score in BEFORE_DECODER and self.early_flops is not None else self.swift_flops
+    def flops(self, score: str) -> tuple[Tensor, Tensor, Tensor]:
+        """What an input costs under a score: the Swift where it is kept, the Super, the Swift where it is deferred."""
+        kept = deferred = self.swift_flops
+        if score in BEFORE_DECODER and self.early_flops is not None:
+            deferred = self.early_flops
+        elif score in self.scores and self.score_flops is not None:
+            kept = deferred = self.swift_flops + self.score_flops
+        return kept, self.super_flops, deferred
 
     def quality_at(self, quality: Quality, score: str, threshold: float) -> float:
         """A metric of the mixed answers at one threshold, scored from scratch."""
@@ -112,6 +120,7 @@ def pair_answers(
     head_scores: dict[str, Tensor],
     early_flops: Tensor | None,
     targets: dict[str, Tensor],
+    score_flops: Tensor | None = None,
 ) -> PairAnswers:
     """Bring both models' answers to one split together.
 
@@ -124,6 +133,7 @@ def pair_answers(
         head_scores: The scores of the Swift's heads.
         early_flops: As in :class:`PairAnswers`.
         targets: As in :class:`PairAnswers`.
+        score_flops: As in :class:`PairAnswers`.
     """
     assert swift.logits is not None
     scores = {} if problem == "regression" else all_scores(swift.logits, temperature)
@@ -147,6 +157,7 @@ def pair_answers(
         early_flops,
         targets,
         problem,
+        score_flops,
     )
 
 
@@ -155,15 +166,15 @@ def pair_curves(answers: PairAnswers, quality: Quality) -> dict[str, OperatingCu
     scores = answers.scores | {"oracle": oracle_score(answers.gain)}
     costs = (answers.swift_flops, answers.super_flops)
     if quality.whole is not None:
-        either = (answers.swift, answers.super_, answers.label, quality.whole, *costs)
-        found = {name: rescored_curve(s, *either, answers.deferred_flops(name)) for name, s in scores.items()}
-        floor = random_rescored_curve(*either)
+        either = (answers.swift, answers.super_, answers.label, quality.whole)
+        found = {name: rescored_curve(s, *either, *answers.flops(name)) for name, s in scores.items()}
+        floor = random_rescored_curve(*either, *costs)
     else:
         target = answers.label if quality.target == "label" else answers.targets[quality.target]
         a, b = (quality.statistics(prediction, target) for prediction in (answers.swift, answers.super_))
         group = answers.targets.get("group")
         found = {
-            name: operating_curve(s, a, b, quality.value, *costs, answers.deferred_flops(name), group, quality.by_group)
+            name: operating_curve(s, a, b, quality.value, *answers.flops(name), group, quality.by_group)
             for name, s in scores.items()
         }
         floor = random_curve(a, b, quality.value, *costs, group=group, by_group=quality.by_group)

@@ -98,14 +98,15 @@ class JointPredictor:
             manifest.max_length,
             batch_size,
         )
-        self.truncated = 0
+        self.truncated = self.super_truncated = 0
 
     def __call__(
         self, texts: Sequence[str] | Sequence[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None
     ) -> list[Prediction]:
         """Answer texts, or tuples of the task's texts, in their order.
 
-        Texts over the length that the Swift was trained on are cut and counted in ``self.truncated``.
+        Texts over the length that the Swift was trained on are cut and counted in ``self.truncated``, those that the
+        Super's tokens make too long in ``self.super_truncated``.
 
         Args:
             texts: One value for each of ``task.fields``.
@@ -129,7 +130,11 @@ class JointPredictor:
         return self.answer(rows, choices)
 
     def answer(self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None) -> list[Prediction]:
-        """Answer tuples of the task's texts as they are, even if some are empty (a benchmark's may be)."""
+        """Answer tuples of the task's texts as they are, even if some are empty (a benchmark's may be).
+
+        Raises:
+            InputError: If candidates are missing, or a model's logits are not finite.
+        """
         task = self._task(len(rows[0]))
         given = [tuple(c) for c in choices] if choices is not None else task.choices_of(rows)
         if task.problem == "choice" and (given is None or len(given) != len(rows) or not all(given)):
@@ -170,6 +175,8 @@ class JointPredictor:
         encoded = encode_examples(model.reader, own, rows, choices, self.limit(model))
         if model is self.swift:
             self.truncated += encoded.texts.truncated
+        else:
+            self.super_truncated += encoded.texts.truncated
         for chosen in encoded.lengths.argsort(descending=True, stable=True).split(self.batch_size):
             inputs = encoded.batch(chosen.tolist())
             yield chosen, {name: value.to(self.device) for name, value in inputs.items()}
@@ -188,11 +195,11 @@ class JointPredictor:
                 if len(kept):
                     part, taken = self.swift.take(encoded, inputs, kept)
                     logits = self.swift.label_logits(part, taken)
-                    check_logits(logits, "the Swift's logits")
+                    check_logits(logits, "the Swift's logits", self.task.problem == "choice")
                     answers[chosen[kept.cpu()]] = self.swift.predict(logits).double().cpu()
             else:
                 answer = self.swift(inputs)
-                check_logits(answer.logits, "the Swift's logits")
+                check_logits(answer.logits, "the Swift's logits", self.task.problem == "choice")
                 score = self.swift.scores(answer, self.temperature)[self.score]
                 answers[chosen] = answer.prediction.double().cpu()
             scores[chosen] = score.float().cpu()
@@ -203,7 +210,7 @@ class JointPredictor:
         answers = torch.empty(len(rows), dtype=torch.float64)
         for chosen, inputs in self._batches(self.super_, task, rows, choices):
             logits = self.super_(inputs).logits[:, self.super_order]
-            check_logits(logits, "the Super's logits")
+            check_logits(logits, "the Super's logits", self.task.problem == "choice")
             answers[chosen] = self.super_.predict(logits).double().cpu()
         return answers
 
@@ -287,10 +294,11 @@ def _submit(
     from elang.data.benchmarks import TaskData, write_submission
 
     data = TaskData(task, folder, [split])
-    if data.text_task.fields != predictor.task.fields:
+    asked, own = data.text_task.plain(), predictor.task.plain()
+    if unlike := [name for name in asked if asked[name] != own.get(name)]:
         raise InputError(
-            f"The Swift was trained on the texts {predictor.task.fields}, but {task} has {data.text_task.fields}. Give "
-            "the pair that was trained on it."
+            f"The Swift was trained on another task than {task}: its {unlike[0]} is {own.get(unlike[0])!r}, not "
+            f"{asked[unlike[0]]!r}. Give the pair that was trained on it."
         )
     examples = data.read(split)
     found: list[Prediction] = []
@@ -303,8 +311,10 @@ def _submit(
 
 def _say(predictor: JointPredictor, total: int, deferred: int) -> None:
     said = f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super"
-    if predictor.truncated:
-        said += f", {predictor.truncated} over-long ones cut to {predictor.limit(predictor.swift)} tokens"
+    cut = (("Swift", predictor.truncated, predictor.swift), ("Super", predictor.super_truncated, predictor.super_))
+    for who, count, model in cut:
+        if count:
+            said += f", {count} over-long ones cut to the {who}'s {predictor.limit(model)} tokens"
     sys.stderr.write(said + "\n")
 
 

@@ -26,7 +26,7 @@ def write_report(
     summary: dict[str, Any],
     label_names: list[str],
 ) -> None:
-    """Write ``records.parquet``, ``curve.csv``, ``summary.json`` and ``curve.png``.
+    """Write ``records.parquet``, ``curve.csv``, ``curve.png`` and ``summary.json``.
 
     Args:
         folder: Made if missing.
@@ -40,10 +40,11 @@ def write_report(
     write_pair_records(folder / "records.parquet", pairs, label_names)
     curves = {quality.name: pair_curves(pairs[evaluated], quality) for quality in qualities}
     summary["curve_points"] = _write_curves(folder / "curve.csv", curves)
-    with written_aside(folder / "summary.json") as aside:
-        aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
     name = qualities[0].name
     plot_curves(folder / "curve.png", curves[name], summary["qualities"][name], summary["score"])
+    # The last, for where it is, the rest is, too.
+    with written_aside(folder / "summary.json") as aside:
+        aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
 
 
 def write_pair_records(path: Path, pairs: dict[str, PairAnswers], label_names: list[str]) -> None:
@@ -57,6 +58,8 @@ def write_pair_records(path: Path, pairs: dict[str, PairAnswers], label_names: l
         columns |= {"id": pair.id.numpy(), "key": pair.key.numpy(), "label": pair.label.numpy()}
         columns |= {"swift_prediction": pair.swift.numpy(), "super_prediction": pair.super_.numpy()}
         columns |= {"swift_flops": pair.swift_flops.numpy(), "super_flops": pair.super_flops.numpy()}
+        if pair.score_flops is not None:
+            columns["swift_score_flops"] = pair.score_flops.numpy()
         columns |= {f"score_{name}": score.numpy() for name, score in pair.scores.items()}
         for name, values in pair.more.items():
             columns[name] = (

@@ -219,17 +219,18 @@ def check_finite(values: Tensor, name: str) -> None:
         )
 
 
-def check_logits(logits: Tensor, what: str) -> None:
-    """Refuse logits that cannot be scored, where ``-inf`` marks choices that an example does not have.
+def check_logits(logits: Tensor, what: str, choices: bool = False) -> None:
+    """Refuse logits that cannot be scored.
 
     Args:
         logits: Shape ``(..., C)``.
         what: Their name in the message.
+        choices: Whether ``-inf`` marks choices that an example does not have.
 
     Raises:
-        InputError: If one is NaN or ``+inf``, or a row is ``-inf`` throughout.
+        InputError: If one is NaN or infinite, but for these marks, or a row has no choice at all.
     """
-    missing = logits == -math.inf
+    missing = (logits == -math.inf) & choices
     check_finite(logits.masked_fill(missing, 0.0), what)
     empty = missing.all(-1).flatten()
     if empty.any():

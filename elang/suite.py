@@ -21,9 +21,11 @@ from elang.data.tasks import TASKS, Task, find_tasks
 from elang.errors import InputError
 from elang.evaluate import FRACTIONS
 from elang.records import SUFFIXES
+from elang.scores import BEFORE_DECODER, SCORES
 from elang.suite_table import print_tables, read_row, write_tables
 
 STAGES = ("super", "score", "swift", "joint")
+_READS = ("model", "super_records", "swift_model", "super_model")
 _VERBS = {"super": "fit", "score": "score", "swift": "fit", "joint": "validate"}
 _MODULES = {"super": "FinetuneModule", "score": "ScoreModule", "swift": "SwiftModule", "joint": "JointModule"}
 _KEYS = ("swift_model", "super_model", "all", *STAGES, "tasks")
@@ -52,6 +54,11 @@ class Step:
         """Its arguments for `elang`."""
         return [_VERBS[self.stage], "--config", str(self.file)]
 
+    @property
+    def runs(self) -> Path:
+        """Where a training that is not finished keeps its checkpoints."""
+        return self.file.with_name(f"{self.stage}-run")
+
 
 def suite(
     tasks: str,
@@ -59,7 +66,7 @@ def suite(
     folder: str | None = None,
     output: str = "runs/suite",
     seed: int = 0,
-    points: list[str] | None = None,
+    points: list[str] | str | None = None,
     score: str | None = None,
     jobs: int = 1,
     dry_run: bool = False,
@@ -72,14 +79,22 @@ def suite(
         folder: The benchmark's own files; by default the data is the hub's.
         output: Folder for everything, one folder a task. Give it again to go on after a stop.
         seed: Of all training.
-        points: The operating points to show, a table each; by default `held out, parity` and `read here, parity`.
-        score: The score that routes; by default each Swift's own.
+        points: The operating point to show, or a list of them, a table each; by default `held out, parity` and
+            `read here, parity`.
+        score: The score that routes, where a task's Swift has it; by default each Swift's own.
         jobs: Tasks that are fitted at a time, on one device; evaluations, which are timed, follow one by one.
-        dry_run: Only check the configuration, and print the commands.
+        dry_run: Only check the configuration and the data's files, and print the commands.
+
+    Raises:
+        InputError: If an option, the file or the data's files are wrong, or of the first step that fails.
     """
     known = [f"{where}, {name}" for where in ("held out", "read here") for name in FRACTIONS]
-    if unknown := [point for point in points or [] if point not in known]:
+    points = [points] if isinstance(points, str) else points or ["held out, parity", "read here, parity"]
+    if unknown := [point for point in points if point not in known]:
         raise InputError(f"There is no operating point '{unknown[0]}'; there are {', '.join(map(repr, known))}.")
+    scores = (*SCORES, "router", *BEFORE_DECODER)
+    if score is not None and score not in scores:
+        raise InputError(f"There is no score '{score}'; there are {', '.join(scores)}.")
     if config is None:
         raise InputError("A suite needs its YAML file: set --config, as to one of configs/suite.")
     plan = read_plan(config)
@@ -91,12 +106,16 @@ def suite(
         for step in (step for chain in chains for step in chain):
             print("elang " + " ".join(step.command))  # noqa: T201
         return
+    forget_stale([step for chain in chains for step in chain])
     if jobs > 1:
         run_chains([[step for step in chain if step.stage != "joint"] for chain in chains], jobs)
     run_chains(chains)
     rows = [read_row(name, root / name / "joint" / "summary.json", score) for name in names]
+    for row in rows:
+        if score not in (None, row["score"]):
+            print(f"{row['task']} has no score '{score}'; its row is by {row['score']}")  # noqa: T201
     write_tables(root / "suite.json", rows)
-    print_tables(rows, points or ["held out, parity", "read here, parity"])
+    print_tables(rows, points)
     print(f"everything is in {root}/, the table in suite.json")  # noqa: T201
 
 
@@ -126,7 +145,7 @@ def read_plan(path: str) -> dict[str, Any]:
     """Read a suite's file.
 
     Raises:
-        InputError: If it cannot be read, or has an unknown part.
+        InputError: If it cannot be read, has an unknown part, or a task that neither is known nor has data.
     """
     try:
         plan = yaml.safe_load(Path(path).read_text("utf-8"))
@@ -145,7 +164,19 @@ def read_plan(path: str) -> dict[str, Any]:
             for section, options in _checked(part.get(stage), path, where).items():
                 if section in ("model", "data", "trainer"):
                     _checked(options, path, f"{where}{section}: ")
+    for name in plan["tasks"]:
+        data = _merged(plan, name, name, "joint").get("data", {})
+        if name not in TASKS and not {"train", "validation", "test"} & data.keys():
+            raise InputError(f"'{path}' has the task '{name}', but no data of its own for it. {_unknown(name)}")
     return plan
+
+
+def _unknown(name: str) -> str:
+    try:
+        find_tasks(name)
+    except InputError as error:
+        return str(error)
+    return f"'{name}' is a whole benchmark."
 
 
 def _checked(part: Any, path: str, where: str, known: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -162,10 +193,11 @@ def chosen_tasks(wanted: str, plan: dict[str, Any]) -> list[str]:
     """The names of the tasks that were asked for; the file's own tasks are known, too."""
     own = [name for name in plan["tasks"] if name not in TASKS]
     asked = [name.strip() for name in wanted.split(",")]
-    found = [[name] if name in own else [t.name for t in find_tasks(name)] for name in asked]
-    names = list(dict.fromkeys(name for part in found for name in part))
-    makers = [TASKS[name].trained_on for name in names if name in TASKS and TASKS[name].trained_on]
-    return list(dict.fromkeys([*(m for m in makers if m not in names), *names]))
+    found = [[name] if name in own else [t.name for t in find_tasks(name, own)] for name in asked]
+    names = [name for part in found for name in part]
+    # Those whose models answer another come before it.
+    makers = {name: TASKS[name].trained_on for name in names if name in TASKS}
+    return list(dict.fromkeys(one for name in names for one in (makers.get(name), name) if one))
 
 
 def task_steps(name: str, plan: dict[str, Any], folder: str | None, root: Path, seed: int) -> Iterator[Step]:
@@ -196,10 +228,15 @@ def task_steps(name: str, plan: dict[str, Any], folder: str | None, root: Path, 
         options = _merged(plan, name, of, stage)
         model = {**given[stage], **options.pop("model", {}), "output": str(made[stage])}
         if task is not None:
-            data = {"task": name, **({"folder": folder} if folder else {}), **options.pop("data", {})}
+            only = {"splits": ["train"]} if stage == "score" else {}
+            data = {"task": name, **({"folder": folder} if folder else {}), **only, **options.pop("data", {})}
             options["data"] = {"class_path": "TaskData", "init_args": data}
         else:
-            options["data"] = {"class_path": "TextClassificationData", "init_args": options.pop("data", {})}
+            data = options.pop("data", {})
+            if stage == "score":
+                # The Swift learns from answers to the training file, and the pair answers the rest itself.
+                data = {key: value for key, value in data.items() if key not in ("validation", "test")}
+            options["data"] = {"class_path": "TextClassificationData", "init_args": data}
         if _VERBS[stage] == "fit":
             options["trainer"] = {"default_root_dir": str(home / f"{stage}-run"), **options.get("trainer", {})}
         config = {"seed_everything": seed, **options, "model": {"class_path": _MODULES[stage], "init_args": model}}
@@ -222,24 +259,61 @@ def _merged(plan: dict[str, Any], name: str, of: str, stage: str) -> dict[str, A
 
 
 def write_configs(steps: list[Step], parse: bool = True) -> None:
-    """Write every step's file and, unless that is left out, parse it, before any is run.
+    """Write every step's file and, unless that is left out, parse it and look for its data, before any is run.
 
     Raises:
-        InputError: If one is wrong, or something is there that other options made.
+        InputError: If one is wrong, or something is there that other options made or began.
     """
     from elang.lightning_cli import run
 
     for step in steps:
         text = yaml.safe_dump(step.config, sort_keys=False)
-        if step.made.exists() and step.file.is_file() and step.file.read_text("utf-8") != text:
+        there = [path for path in (step.made, step.runs) if path.exists()]
+        if there and step.file.is_file() and step.file.read_text("utf-8") != text:
+            what = step.made.parent if there[0] == step.made and step.stage != "score" else there[0]
             raise InputError(
-                f"'{step.made.parent}' was made with other options than those of now ('{step.file}'). Give another "
-                "--output, or delete it."
+                f"'{what}' was made with other options than those of now ('{step.file}'). Give another --output, or "
+                "delete it."
             )
         step.file.parent.mkdir(parents=True, exist_ok=True)
         step.file.write_text(text, "utf-8")
         if parse:
             run(_VERBS[step.stage], ["--config", str(step.file)], parse_only=True)
+            _find_data(step)
+
+
+def _find_data(step: Step) -> None:
+    # Here, for they import Lightning.
+    from elang.data.benchmarks import TaskData
+    from elang.data.text_classification import TextClassificationData
+
+    given = step.config["data"]["init_args"]
+    if step.config["data"]["class_path"] == "TaskData":
+        TaskData(**given)
+        return
+    data = TextClassificationData(**given)
+    # The hub's names are no paths.
+    for path in () if data.hub else data.files.values():
+        if not Path(path).is_file():
+            raise InputError(f"{step.task}: there is no data file '{path}'.")
+
+
+def forget_stale(steps: list[Step]) -> None:
+    """Unmark what was made from a model, or from answers, that will be made anew.
+
+    Args:
+        steps: All of them, those that make something before those that read it.
+    """
+    anew: set[str] = set()
+    for step in steps:
+        options = step.config["model"]["init_args"]
+        stale = anew & {options.get(name) for name in _READS}
+        if stale and step.made.exists():
+            print(f"{step.task}: {step.stage} comes anew, for '{min(stale)}' does")  # noqa: T201
+            # A model's folder is left whole or not at all.
+            shutil.rmtree(step.made.parent) if _VERBS[step.stage] == "fit" else step.made.unlink()
+        if not step.made.exists():
+            anew.add(options["output"])
 
 
 def run_step(step: Step) -> None:
@@ -249,8 +323,7 @@ def run_step(step: Step) -> None:
         InputError: If it fails, with the end of its log.
     """
     command = [sys.executable, "-m", "elang", *step.command]
-    runs = step.file.with_name(f"{step.stage}-run")
-    if checkpoints := sorted(runs.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime):
+    if checkpoints := sorted(step.runs.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime):
         command += ["--ckpt_path", str(checkpoints[-1])]
     log = step.file.with_suffix(".log")
     print(f"{step.task}: elang {' '.join(step.command)}", flush=True)  # noqa: T201
@@ -265,4 +338,4 @@ def run_step(step: Step) -> None:
             "and run the suite again; what is done is kept."
         )
     # The model's folder has the same weights.
-    shutil.rmtree(runs, ignore_errors=True)
+    shutil.rmtree(step.runs, ignore_errors=True)

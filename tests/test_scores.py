@@ -234,10 +234,13 @@ def test_missing_choices_have_no_gradient(name):
 
 
 def test_check_logits():
-    check_logits(torch.zeros(0, 3), "logits")
-    check_logits(with_gaps(random_logits(9, 2), 5), "logits")
-    check_logits(with_gaps(random_logits(9, 1), 5).view(3, 3, 5), "logits")
+    check_logits(torch.zeros(0, 3), "logits", choices=True)
+    check_logits(with_gaps(random_logits(9, 2), 5), "logits", choices=True)
+    check_logits(with_gaps(random_logits(9, 1), 5).view(3, 3, 5), "logits", choices=True)
     check_logits(torch.tensor([-3.4e38, 3.4e38]), "logits")
+    # Where every example has all classes, nothing is missing.
+    with pytest.raises(InputError, match="1 of 2 values of 'logits' are NaN or infinite"):
+        check_logits(torch.tensor([[0.0, -math.inf]]), "logits")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +255,7 @@ def test_check_logits():
 )
 def test_logits_that_cannot_be_scored(row, said):
     with pytest.raises(InputError, match=f"(?s)(?=.*the logits)(?=.*{said}).*row 1"):
-        check_logits(torch.tensor([[0.0, -math.inf], row, row]), "the logits")
+        check_logits(torch.tensor([[0.0, -math.inf], row, row]), "the logits", choices=True)
 
 
 def test_encoder_scores():

@@ -1,6 +1,7 @@
 """`elang predict --task`: a benchmark's test split answered by a pair, in the form that the benchmark takes."""
 
 import json
+import math
 
 import pytest
 from benchmark_files import write_benchmarks
@@ -88,7 +89,20 @@ def test_a_pair_of_another_task_is_refused(trained, folders, fails, tmp_path):
     args = ["predict", "--swift_model", root / "swift", "--super_model", root / "super"]
     output = ["--output", tmp_path / "out.tsv"]
     fails([*args, "--task", "glue/qnli", "--folder", folders / "glue", *output], "sentence1", "glue/qnli", "question")
+    # The same columns and labels are not yet the same task.
+    fails([*args, "--task", "glue/wnli", "--folder", folders / "glue", *output], "another task than glue/wnli")
     fails([*args, "--task", "glue/rtee", "--folder", folders / "glue", *output], "glue/rte")
     fails([*args, "--task", "glue/rte", "--folder", folders / "glue"], "--output is a file")
     fails([*args, "--folder", folders / "glue", *output], "no --task")
     assert not (tmp_path / "out.tsv").exists()
+
+
+def test_what_is_cut_is_counted_for_both(trained):
+    root = trained("glue/rte")
+    predictor = JointPredictor(str(root / "swift"), str(root / "super"), -math.inf)
+    predictor.max_length = 8
+    predictor([("good " * 20, "bad"), ("good", "bad"), ("bad " * 9, "good")])
+    assert (predictor.truncated, predictor.super_truncated) == (2, 2)
+    predictor.threshold = math.inf
+    predictor([("good " * 20, "bad")])
+    assert (predictor.truncated, predictor.super_truncated) == (3, 2)

@@ -70,6 +70,9 @@ def plan(tiny):
     }
 
 
+OWN = {"all": {"data": {"train": "nowhere.csv", "validation": "nowhere.csv"}}}
+
+
 def written(plan, path):
     path.write_text(yaml.safe_dump(plan), "utf-8")
     return str(path)
@@ -239,10 +242,13 @@ def stop_training(home, *options):
     return str(left[0])
 
 
-def test_a_stopped_training_goes_on_from_its_checkpoint(again, monkeypatch):
+def test_a_stopped_training_goes_on_from_its_checkpoint(again, monkeypatch, fails):
     out, run = again
     home = out / "glue" / "rte"
     left = stop_training(home, "--trainer.max_epochs", "1")
+    # Begun with other options, it is not gone on with.
+    args = ["--folder", str(out.parent / "data"), "--output", str(out), "--seed", "1"]
+    fails(["suite", "glue/rte", "--config", str(out.parent / "plan.yaml"), *args], "super-run' was made with other")
     commands, real = [], subprocess.run
 
     def spied(command, **options):
@@ -251,7 +257,8 @@ def test_a_stopped_training_goes_on_from_its_checkpoint(again, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", spied)
     run(real=True)
-    assert len(commands) == 1
+    # What is made from it follows.
+    assert [command[3] for command in commands] == ["fit", "score", "fit", "validate"]
     assert commands[0][3:] == ["fit", "--config", str(home / "super.yaml"), "--ckpt_path", left]
     assert f"Restoring states from the checkpoint path at {left}" in (home / "super.log").read_text()
     assert (home / "super" / "elang.json").is_file()
@@ -323,6 +330,11 @@ def test_points_and_score(again, capfd, fails):
         )
     args = ["suite", "glue/rte", "--config", str(out.parent / "plan.yaml"), "--output", str(out)]
     fails([*args, "--folder", str(out.parent / "data"), "--score", "guess"], "no score 'guess'", "free_energy")
+    capfd.readouterr()
+    assert run("--points", "held out, 99%", "--score", "encoder_energy") == []
+    said = capfd.readouterr().out
+    assert "glue/rte has no score 'encoder_energy'; its row is by free_energy" in said
+    assert "threshold: held out, 99%" in said
 
 
 def test_dry_run_only_prints(plan, data, tmp_path, capsys):
@@ -332,8 +344,8 @@ def test_dry_run_only_prints(plan, data, tmp_path, capsys):
     verbs = [("super", "fit"), ("score", "score"), ("swift", "fit"), ("joint", "validate")]
     expected = [
         f"elang {verb} --config {tmp_path}/out/{task}/{stage}.yaml"
-        # The half of MNLI that others are trained on comes first.
-        for task in ("glue/mnli", "glue/rte", "glue/mnli-mm")
+        # The half of MNLI that has the models comes before the other.
+        for task in ("glue/rte", "glue/mnli", "glue/mnli-mm")
         for stage, verb in verbs
         if task != "glue/mnli-mm" or stage == "joint"
     ]
@@ -492,7 +504,10 @@ def test_finished_models_and_records_are_run(again, plan, tmp_path, monkeypatch)
     first = json.loads((out / "suite.json").read_text())["tasks"][0]
     data = ["--folder", str(out.parent / "data")]
     run()
-    for name, model in (("models", f"{out}/{{task}}/super"), ("records", f"{out}/{{task}}/super.parquet")):
+    # The suite's own are of the training file alone.
+    score = ["--config", f"{out}/glue/rte/score.yaml", "--data.splits", "null"]
+    assert main(["score", *score, "--model.output", f"{tmp_path}/glue/rte/super.parquet"]) == 0
+    for name, model in (("models", f"{out}/{{task}}/super"), ("records", f"{tmp_path}/{{task}}/super.parquet")):
         ready = {**plan, "swift_model": f"{out}/{{task}}/swift", "super_model": model, "tasks": {}}
         ready = {key: part for key, part in ready.items() if key not in ("super", "swift")}
         config = written(ready, tmp_path / f"{name}.yaml")
@@ -507,12 +522,65 @@ def test_finished_models_and_records_are_run(again, plan, tmp_path, monkeypatch)
 
 
 def test_names_of_tasks(plan, tmp_path):
-    found = read_plan(written({**plan, "tasks": {"intents": {}, "glue/rte": None}}, tmp_path / "plan.yaml"))
+    found = read_plan(written({**plan, "tasks": {"intents": OWN, "glue/rte": None}}, tmp_path / "plan.yaml"))
     assert chosen_tasks("glue", found) == [task for task in TASKS if task.startswith("glue/")]
     assert chosen_tasks("intents,glue/rte", found) == ["intents", "glue/rte"]
     assert chosen_tasks("superglue/cb, superglue/cb ,intents", found) == ["superglue/cb", "intents"]
     assert chosen_tasks("glue/mnli-mm", found) == ["glue/mnli", "glue/mnli-mm"]
-    assert chosen_tasks("glue/mnli-mm,glue/mnli", found) == ["glue/mnli-mm", "glue/mnli"]
+    # Whatever was asked for first, the other half waits for the models.
+    assert chosen_tasks("glue/mnli-mm,glue/mnli", found) == ["glue/mnli", "glue/mnli-mm"]
+    with pytest.raises(InputError, match=r"no task 'intent'\. Did you mean intents"):
+        chosen_tasks("intent", found)
+
+
+def test_a_task_needs_a_known_name_or_data(plan, tmp_path):
+    for wrong, meant in (("cola", "glue/cola"), ("intents", None)):
+        with pytest.raises(InputError, match=f"task '{wrong}', but no data") as caught:
+            read_plan(written({**plan, "tasks": {wrong: {}}}, tmp_path / "plan.yaml"))
+        assert meant is None or f"Did you mean {meant}" in str(caught.value)
+
+
+def test_data_is_looked_for_before_anything_runs(plan, data, tmp_path, fails):
+    config = written({**plan, "tasks": {"intents": OWN}}, tmp_path / "plan.yaml")
+    args = ["--config", config, "--output", str(tmp_path / "out"), "--dry_run", "true", "--folder"]
+    fails(["suite", "glue/rte", *args, str(tmp_path / "nope")], "no files of glue/rte", str(tmp_path / "nope"))
+    fails(["suite", "intents", *args, str(data)], "intents: there is no data file", "nowhere.csv")
+
+
+def test_what_an_old_model_made_comes_anew(again, capsys):
+    out, run = again
+    shutil.rmtree(out / "glue" / "rte" / "super")
+    stages = [f"glue/rte: {stage}" for stage in STAGES]
+    assert run() == stages
+    assert "glue/rte: joint comes anew" in capsys.readouterr().out
+    # Also where it was killed after the first of them.
+    shutil.rmtree(out / "glue" / "rte" / "super")
+    kept = suites.run_step
+
+    def killed(step):
+        kept(step)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(suites, "run_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            suite(**again_args(out))
+    assert (out / "glue" / "rte" / "super" / "elang.json").is_file()
+    assert run() == stages[1:]
+
+
+def again_args(out):
+    folder = str(out.parent / "data")
+    return {"tasks": "glue/rte", "config": str(out.parent / "plan.yaml"), "folder": folder, "output": str(out)}
+
+
+def test_a_half_of_mnli_comes_anew_with_the_models(plan, tmp_path):
+    steps = [step for name in ("glue/mnli", "glue/mnli-mm") for step in task_steps(name, plan, "x", tmp_path, 0)]
+    for step in steps[1:]:
+        step.made.parent.mkdir(parents=True, exist_ok=True)
+        step.made.write_text("")
+    suites.forget_stale(steps)
+    assert not [step for step in steps if step.made.exists()]
 
 
 # The table by hand.
@@ -566,8 +634,8 @@ def test_a_row_is_read(tmp_path):
         "speedup": 3.0,
         "ms": {"batch 1": pytest.approx(9.0), "best batch": pytest.approx(3.5)},
     }
-    with pytest.raises(InputError, match="no score 'router'; there are free_energy"):
-        read_row("x", tmp_path / "s", "router")
+    # Not every Swift has every score.
+    assert read_row("x", tmp_path / "s", "router")["score"] == "free_energy"
 
 
 def test_a_decision_before_the_decoder_saves_it():

@@ -595,10 +595,23 @@ def copied(files, tmp_path):
         ("glue/cola", "CoLA/train.tsv", 2, "gj04\t1\tx", ["Line 3", "3 fields where 4"]),
         ("glue/rte", "RTE/train.tsv", 4, "3\ta\tb\tmaybe", ["unknown label 'maybe'", "row 3", "'entailment'"]),
         ("glue/stsb", "STS-B/dev.tsv", 1, "0\tn\tM\t2\t0\tx\tx\ta\tb\thigh", ["label 'high'", "row 0"]),
-        ("glue/rte", "RTE/train.tsv", 0, "index\tsentence1\tsentence3\tlabel", ["'sentence2'", "Is it glue/rte?"]),
+        (
+            "glue/rte",
+            "RTE/train.tsv",
+            0,
+            "index\tsentence1\tsentence3\tlabel",
+            ["'sentence2'", "row 0", "not glue/rte?"],
+        ),
         ("superglue/cb", "CB/train.jsonl", 1, '{"premise": "a"', ["Line 2", "CB/train.jsonl", "JSONDecodeError"]),
         ("superglue/cb", "CB/train.jsonl", 1, '{"premise": "a", "label": "neutral"}', ["'hypothesis'", "CB"]),
         ("superglue/cb", "CB/train.jsonl", 1, "[1]", ["Line 2", "CB/train.jsonl"]),
+        (
+            "superglue/cb",
+            "CB/train.jsonl",
+            1,
+            '{"premise": null, "hypothesis": "b", "label": "neutral"}',
+            ["no 'premise' in row 1"],
+        ),
         ("superglue/multirc", "MultiRC/train.jsonl", 0, '{"passage": {"text": ""}}', ["Line 1", "'questions'"]),
         ("superglue/record", "ReCoRD/train.jsonl", 2, '{"qas": [], "idx": 1}', ["Line 3", "ReCoRD/train.jsonl"]),
         (
@@ -621,6 +634,35 @@ def test_bad_rows_are_named(copied, task, file, line, text, words):
         data.read("validation" if "dev" in file else "train")
     for word in words:
         assert word in str(error.value)
+
+
+def test_broken_lines_of_a_test_file_are_refused(copied, tmp_path):
+    """Answers to it are counted from the first line on; what is left out would shift them."""
+    path = copied / "glue" / "QQP" / "test.tsv"
+    path.write_text("id\tquestion1\tquestion2\n7\ta\tb\n9\tonly\n", "utf-8")
+    with pytest.raises(InputError, match=r"Line 3 of .*test\.tsv' has 2 fields where 3 are needed"):
+        TaskData("glue/qqp", str(copied / "glue")).read("test")
+    path.write_text("id\tquestion1\tquestion2\n7\ta\tb\n9\tc\td\n", "utf-8")
+    rows = TaskData("glue/qqp", str(copied / "glue")).rows("test")
+    write_submission(TASKS["glue/qqp"], rows, ["duplicate", "not_duplicate"], tmp_path / "QQP.tsv")
+    assert (tmp_path / "QQP.tsv").read_text() == "index\tprediction\n7\t1\n9\t0\n"
+
+
+def test_long_lines_go_as_on_the_hub(copied):
+    path = copied / "glue" / "QQP" / "train.tsv"
+    lines = path.read_text("utf-8").split("\n")
+    before = TaskData("glue/qqp", str(copied / "glue")).rows("train")
+    path.write_text("\n".join([lines[0], lines[1] + "\tmore", *lines[2:]]), "utf-8")
+    assert TaskData("glue/qqp", str(copied / "glue")).rows("train") == before
+
+
+@pytest.mark.parametrize("task", ["superglue/boolq", "superglue/multirc", "superglue/record"])
+def test_passages_are_whole_on_one_side(files, task):
+    examples = TaskData(task, folder_of(files, task)).read("train")
+    passages = [texts[0] for texts in examples.texts]
+    units = dict(zip(passages, examples.unit.tolist(), strict=True))
+    assert [units[passage] for passage in passages] == examples.unit.tolist()
+    assert len(set(units.values())) == len(units)
 
 
 @pytest.mark.parametrize("content", [b"", b"index\tsentence1\tsentence2\tlabel\n", b"\xff\xfe"])

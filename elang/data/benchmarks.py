@@ -50,7 +50,9 @@ def read_rows(task: Task, split: str, path: str) -> list[Row]:
     """Read one of the benchmark's own files.
 
     Raises:
-        InputError: If it cannot be read, or a row has too few or too many fields; with the line's number.
+        InputError: If it cannot be read, or a row has too few or too many fields; with the line's number. Where
+            the benchmark's own files are known to have such rows, all but a test set's, whose answers are counted, go
+            as they do on the hub: short ones are left out, with a warning, of long ones the end.
     """
     try:
         lines = Path(path).read_text("utf-8-sig").split("\n")
@@ -72,15 +74,15 @@ def read_rows(task: Task, split: str, path: str) -> list[Row]:
     broken = []
     for number, line in enumerate(lines[first:], first + 1):
         values = line.split("\t")
-        if len(values) != len(names):
+        if len(values) < len(names):
             broken.append(number)
-            if not task.broken_rows:
-                raise InputError(
-                    f"Line {number} of '{path}' has {len(values)} fields where {len(names)} are needed: {names}. Mend "
-                    "or remove the line."
-                )
-            continue
-        rows.append(dict(zip(names, values, strict=True)))
+        if len(values) != len(names) and (split == "test" or not task.broken_rows):
+            raise InputError(
+                f"Line {number} of '{path}' has {len(values)} fields where {len(names)} are needed: {names}. Mend "
+                "or remove the line."
+            )
+        if len(values) >= len(names):
+            rows.append(dict(zip(names, values, strict=False)))
     if broken:
         rank_zero_warn(f"{len(broken)} broken lines of '{path}' were left out, as on the hub; first line {broken[0]}.")
     return rows
@@ -213,10 +215,13 @@ class TaskData(TextData):
         if not rows:
             raise InputError(f"{where} has no rows. Fetch it anew.")
         prepared = [task.prepare(row) for row in rows] if task.prepare else rows
-        try:
-            texts = [tuple(str(row[name]) for name in task.fields) for row in prepared]
-        except KeyError as error:
-            raise InputError(f"{where} has no column {error}; it has {list(rows[0])}. Is it {task.name}?") from error
+        for number, row in enumerate(prepared):
+            if missing := [name for name in task.fields if row.get(name) is None]:
+                raise InputError(
+                    f"{where} has no '{missing[0]}' in row {number} (counted from 0), which has {list(rows[number])}. "
+                    f"Mend the row; or is it not {task.name}?"
+                )
+        texts = [tuple(str(row[name]) for name in task.fields) for row in prepared]
         label, targets = self._labels(rows, where)
         choices = task.text_task.choices_of(texts)
         if task.submitted == "text":
@@ -224,8 +229,10 @@ class TaskData(TextData):
             if (most := max(map(len, choices))) > MOST_CHOICES or not all(choices):
                 raise InputError(f"{where} has examples with none or over {MOST_CHOICES} candidates (most: {most}).")
         key = torch.tensor([content_key(t) for t in texts], dtype=torch.int64)
-        # A metric over groups needs them whole on either side of the routing slice: by passage, the first text.
-        unit = torch.tensor([content_key(t[:1]) for t in texts]) if "group" in targets else None
+        # Questions about one passage help each other, and a metric over groups needs them whole.
+        unit = None
+        if task.whole:
+            unit = torch.tensor([content_key(tuple(str(row[name]) for name in task.whole)) for row in prepared])
         return Examples(texts, torch.arange(len(rows)), key, label, choices, targets, unit)
 
     def _labels(self, rows: list[Row], where: str) -> tuple[Tensor, dict[str, Tensor]]:
@@ -309,7 +316,7 @@ def write_submission(task: Task, rows: list[Row], answers: list[str | float], pa
         if task.benchmark == "glue":
             file.write("index\tprediction\n")
             for i, (row, answer) in enumerate(zip(rows, said, strict=True)):
-                file.write(f"{row.get('index', row.get('idx', i))}\t{answer}\n")
+                file.write(f"{row.get('index', row.get('id', row.get('idx', i)))}\t{answer}\n")
             return
         if task.submitted == "nested":
             lines: list[Any] = _nested(rows, said)

@@ -189,7 +189,7 @@ def label_index(values: list[str], label_names: list[str], where: str) -> Tensor
         if value not in index:
             raise InputError(
                 f"{where} has the unknown label '{value}' in row {row} (counted from 0); known are {label_names}. "
-                "Mend the row or set --data.label_names."
+                "Mend the row; labels of one's own are set with --data.label_names."
             )
     return torch.tensor([index[value] for value in values], dtype=torch.int64)
 

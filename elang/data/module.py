@@ -103,7 +103,7 @@ class TextData(LightningDataModule):
         if split not in self._examples:
             source = source_of(split)
             if source not in self.files:
-                raise InputError(f"There is no {source} data. Set --data.{source} to a file.")
+                raise InputError(f"There is no {source} data. Give its file, or do not leave out its split.")
             found = self.read(source)
             if source != "train":
                 self._examples[split] = found

@@ -5,7 +5,7 @@ Column names are those of the hub's data sets, into which :mod:`elang.data.bench
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -43,8 +43,12 @@ class Task:
         splits: Names of the hub's splits where they are not the usual ones.
         prepare: Turns a row into fields that are not its columns as they are.
         broken_rows: Leave out (and count) rows with too few fields, which the benchmark's own files have.
+        whole: The fields whose examples stay together on one side of the routing slice: a passage with all its
+            questions.
         submission: Name of the file that the benchmark takes.
-        submitted: What it takes for each label: the names, numbers, or ``true`` and ``false``.
+        submitted: What it takes for each example: the label's name, its number, its name in lower case, a value, the
+            chosen candidate's text, or numbers nested by passage and question. The last two also say that the rows
+            are ReCoRD's and MultiRC's.
         trained_on: The task whose models answer this one.
     """
 
@@ -65,6 +69,7 @@ class Task:
     splits: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Row], Row] | None = None
     broken_rows: bool = False
+    whole: tuple[str, ...] = ()
     submission: str = ""
     submitted: Literal["names", "numbers", "lower", "values", "text", "nested"] = "names"
     trained_on: str = ""
@@ -259,6 +264,7 @@ _ROWS = [
         "boolq passage: {passage} question: {question}",
         _NO_YES,
         ("accuracy",),
+        whole=("passage",),
         submission="BoolQ.jsonl",
         submitted="lower",
     ),
@@ -297,6 +303,7 @@ _ROWS = [
         _NO_YES,
         ("f1", "exact_match"),
         prepare=strip_markup,
+        whole=("paragraph",),
         submission="MultiRC.jsonl",
         submitted="nested",
     ),
@@ -313,6 +320,7 @@ _ROWS = [
         answers=(),
         problem="choice",
         prepare=join_entities,
+        whole=("article",),
         submission="ReCoRD.jsonl",
         submitted="text",
     ),
@@ -356,8 +364,12 @@ _ROWS = [
 TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
 
 
-def find_tasks(name: str) -> list[Task]:
+def find_tasks(name: str, more: Sequence[str] = ()) -> list[Task]:
     """The task of a name, or all of a benchmark.
+
+    Args:
+        name: Of either.
+        more: Further names that are known, for the message.
 
     Raises:
         InputError: Naming the nearest names.
@@ -371,7 +383,7 @@ def find_tasks(name: str) -> list[Task]:
     if found:
         return found
     # A name without a benchmark may be in both.
-    whole = {known: known.replace("-", "") for known in (*TASKS, "glue", "superglue")}
+    whole = {known: known.replace("-", "") for known in (*TASKS, "glue", "superglue", *more)}
     plain = whole if "/" in name else {known: short.rpartition("/")[2] for known, short in whole.items()}
     wanted = name.lower().replace("-", "").replace("_", "")
     close = difflib.get_close_matches(wanted, dict.fromkeys(plain.values()), 3, 0.5)
@@ -379,5 +391,5 @@ def find_tasks(name: str) -> list[Task]:
     raise InputError(
         f"There is no task '{name}'. "
         + (f"Did you mean {' or '.join(near[:3])}? " if near else "")
-        + f"There are {', '.join(TASKS)}."
+        + f"There are {', '.join([*TASKS, *more])}."
     )

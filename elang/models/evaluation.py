@@ -143,7 +143,7 @@ class EvaluationModule(LightningModule):
                     f"{len(table['id'])} of {len(data.examples(split))} examples of '{split}' came back."
                 )
             for name in self.models:
-                check_logits(table[f"{name}_logits"], f"logits of {self.paths[name]}")
+                check_logits(table[f"{name}_logits"], f"logits of {self.paths[name]}", self.task.problem == "choice")
         return tables
 
     def answers(self, name: str, split: str, table: dict[str, Tensor]) -> Records:

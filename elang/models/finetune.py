@@ -148,7 +148,7 @@ class FinetuneModule(LightningModule):
             table = collected.compute()
             if not len(table["id"]):
                 continue
-            check_logits(table["logits"], f"the model's logits on '{split}'")
+            check_logits(table["logits"], f"the model's logits on '{split}'", self.task.problem == "choice")
             data: Any = getattr(self.trainer, "datamodule", None)
             targets = data.targets(split, table["id"]) if data is not None else {}
             value = measure(self.quality, table["prediction"], table["label"], targets)

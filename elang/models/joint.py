@@ -120,9 +120,9 @@ class JointModule(EvaluationModule):
                     sync_dist=True,
                 )
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            write_report(self.output, pairs, evaluated, self.qualities, self.summary, self.label_names)
             if self.summary["thresholds"] and self.thresholds_manifest is not None:
                 self.thresholds_manifest.write(self.output / "elang.json")
+            write_report(self.output, pairs, evaluated, self.qualities, self.summary, self.label_names)
             print_summary(self.summary, self.output)
         self.trainer.strategy.barrier()
 
@@ -142,9 +142,6 @@ class JointModule(EvaluationModule):
                 f"Energy means nothing for a regression's single output, and '{self.paths['swift']}' has no router "
                 "head to route by. Train the Swift with SwiftModule, and give it as a model."
             )
-        if "swift_score_flops" in table:
-            assert swift.flops is not None
-            swift.flops = swift.flops + table["swift_score_flops"]
         if super_.flops is None and self.super_flops is not None:
             super_.flops = torch.full((len(table["id"]),), self.super_flops, dtype=torch.float64)
         data: Any = getattr(self.trainer, "datamodule", None)
@@ -157,6 +154,7 @@ class JointModule(EvaluationModule):
             {name: table[f"swift_{name}"] for name in names},
             table.get("swift_early_flops"),
             data.targets(split, table["id"]) if data is not None else {},
+            table.get("swift_score_flops"),
         )
 
     def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str) -> dict[str, Any]:
@@ -204,7 +202,9 @@ class JointModule(EvaluationModule):
             models = {name: self.model(name) for name in ("swift", "super")}
             tokens = {name: int(answers.more[f"{name}_tokens"].median()) for name in models}
             candidates = int((answers.more["swift_logits"] > -math.inf).sum(-1).median())
-            summary["latency"] = pair_latency(models, tokens, candidates)
+            # In the precision of the evaluation, which Lightning sets up for steps alone.
+            with self.trainer.precision_plugin.forward_context():
+                summary["latency"] = pair_latency(models, tokens, candidates)
         elif self.latency:
             rank_zero_info("latency is measured only where both models run here")
         return summary
