@@ -9,6 +9,8 @@ benchmarks/results/suite.json.
 """
 
 import argparse
+import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 
 from common import write_result
 
-from elang.suite import STAGES, Step, read_plan, run_chains, task_steps, write_configs
+from elang.suite import STAGES, Step, forget_stale, read_plan, run_chains, task_steps, write_configs
 from elang.suite_table import read_row
 
 POINTS = ("held out, parity", "read here, parity", "read here, 99.5%", "read here, 99%")
@@ -45,7 +47,9 @@ def main() -> None:
             folder = folders.get(task) or folders[task.partition("/")[0]]
             own = plan | {"joint": plan["joint"] | {"model": joint}}
             chains[seed, task] = list(task_steps(task, own, folder, args.out / f"seed{seed}", seed))
-    write_configs([step for chain in chains.values() for step in chain], parse=False)
+    steps = [step for chain in chains.values() for step in chain]
+    write_configs(steps, parse=False)
+    forget_stale(steps)
     start = time.perf_counter()
     stages = STAGES[: STAGES.index(args.until) + 1]
 
@@ -60,24 +64,25 @@ def main() -> None:
         return
     run_chains([chains[args.seeds[0], task] for task in args.tasks])
     rows = {key: read_row(key[1], chain[-1].made) for key, chain in chains.items()}
-    best = {key: best_score(chain[-1].made, key[1]) for key, chain in chains.items()}
+    areas = {key: areas_of(chain[-1].made) for key, chain in chains.items()}
     figures = {task: figures_of(task, [rows[seed, task] for seed in args.seeds]) for task in args.tasks}
     for task in args.tasks:
-        figures[task]["areas of all scores"] = spread_of([best[seed, task] for seed in args.seeds])
+        figures[task]["areas of all scores"] = spread_of([areas[seed, task] for seed in args.seeds])
         show(task, figures[task])
     versions = ("torch", "lightning", "transformers", "torchmetrics")
     write_result(args.name, {"config": str(args.config), "seeds": args.seeds, "tasks": figures}, versions)
 
 
-def best_score(path: Path, task: str) -> dict[str, float]:
-    """Each score's area, of one run."""
-    import json
-
+def areas_of(path: Path) -> dict[str, float]:
+    """Each score's area, of one run; NaN where random and oracle are one."""
     first = next(iter(json.loads(path.read_text("utf-8"))["qualities"].values()))
-    return {name: found["area"] for name, found in first["scores"].items() if name not in ("random", "oracle")}
+    scores = {name: found["area"] for name, found in first["scores"].items() if name not in ("random", "oracle")}
+    return {name: math.nan if area is None else area for name, area in scores.items()}
 
 
 def spread(values: list[float]) -> dict[str, Any]:
+    if any(math.isnan(value) for value in values):
+        return {"mean": math.nan, "deviation": math.nan, "runs": values}
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "deviation": deviation, "runs": values}
 

@@ -1,6 +1,7 @@
 """A small T5 pair trained from scratch on SST-2: the router before the Swift's decoder against scores after it.
 
-    python benchmarks/t5.py --data GLUE/SST-2 [--precision bf16-mixed] [--seeds 0 1 2] [--rows 2000 --epochs 1]
+    python benchmarks/t5.py --data GLUE/SST-2 [--precision bf16-mixed] [--seeds 0 1 2] [--rows 2000]
+        [--swift layers=1 epochs=2] [--super d_model=512 lr=3e-4]
 
 Tokenizer and random weights are made here, so accuracies are those of models without pretraining. Prints a table and,
 without --rows, writes benchmarks/results/t5.json.
@@ -15,20 +16,22 @@ from typing import Any
 import torch
 from common import write_result
 from suite import spread
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from elang.scores import BEFORE_DECODER
-from elang.suite import STAGES, read_plan, run_chains, task_steps, write_configs
+from elang.suite import STAGES, forget_stale, read_plan, run_chains, task_steps, write_configs
 
 CONFIG = Path(__file__).parent.parent / "configs" / "suite" / "t5-small.yaml"
-SIZES = {
-    "swift": {"d_model": 128, "d_ff": 512, "layers": 2, "heads": 2},
-    "super": {"d_model": 256, "d_ff": 1024, "layers": 4, "heads": 4},
+SHAPES: dict[str, dict[str, float]] = {
+    "swift": {"d_model": 128, "d_ff": 512, "layers": 1, "heads": 2, "dropout": 0.1, "lr": 1e-3, "epochs": 3},
+    "super": {"d_model": 256, "d_ff": 1024, "layers": 2, "heads": 4, "dropout": 0.1, "lr": 1e-3, "epochs": 14},
 }
 
 
-def write_base(folder: Path, tokenizer: Any, d_model: int, d_ff: int, layers: int, heads: int) -> Path:
+def write_base(
+    folder: Path, tokenizer: Any, d_model: int, d_ff: int, layers: int, heads: int, dropout: float = 0.1
+) -> Path:
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=d_model,
@@ -37,6 +40,7 @@ def write_base(folder: Path, tokenizer: Any, d_model: int, d_ff: int, layers: in
         num_layers=layers,
         num_decoder_layers=layers,
         num_heads=heads,
+        dropout_rate=dropout,
         decoder_start_token_id=0,
         pad_token_id=0,
         eos_token_id=1,
@@ -49,13 +53,13 @@ def write_base(folder: Path, tokenizer: Any, d_model: int, d_ff: int, layers: in
     return folder
 
 
-def make_tokenizer(texts: list[str], size: int = 8000) -> Any:
-    found = Tokenizer(models.Unigram())
-    found.pre_tokenizer, found.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+def make_tokenizer(texts: list[str], size: int = 12_000) -> Any:
+    """SST-2 comes in words, and a model without pretraining gains nothing from their pieces."""
+    found = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    found.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = ["<pad>", "</s>", "<unk>"]
     found.train_from_iterator(
-        texts,
-        trainers.UnigramTrainer(vocab_size=size, special_tokens=special, unk_token="<unk>", show_progress=False),
+        texts, trainers.WordLevelTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     )
     found.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=found, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
@@ -67,7 +71,9 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, help="only so many training rows")
-    parser.add_argument("--epochs", type=int, default=6)
+    for role, shape in SHAPES.items():
+        names = ", ".join(f"{name}={value:g}" for name, value in shape.items())
+        parser.add_argument(f"--{role}", nargs="+", type=setting, default=[], help=f"what differs from {names}")
     parser.add_argument("--jobs", type=int, default=3)
     parser.add_argument("--until", choices=STAGES, default="joint")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-t5"))
@@ -80,30 +86,44 @@ def main() -> None:
     # Answers and prompt are words of the corpus, too.
     texts = [line.split("\t")[0] for line in lines[1:]] + ["sst2 sentence: negative", "sst2 sentence: positive"] * 500
     tokenizer = make_tokenizer(texts)
-    bases = {role: str(write_base(args.out / f"{role}-base", tokenizer, **size)) for role, size in SIZES.items()}
-    trainer = {"precision": args.precision, "max_epochs": args.epochs}
+    shapes = {role: shape | dict(getattr(args, role)) for role, shape in SHAPES.items()}
+    bases, model, trainer = {}, {}, {}
+    for role, shape in shapes.items():
+        model[role] = {"lr": shape["lr"]}
+        trainer[role] = {"precision": args.precision, "max_epochs": int(shape["epochs"])}
+        size = {name: int(shape[name]) for name in ("d_model", "d_ff", "layers", "heads")}
+        bases[role] = str(write_base(args.out / f"{role}-base", tokenizer, **size, dropout=shape["dropout"]))
     plan = read_plan(str(CONFIG)) | {"swift_model": bases["swift"], "super_model": bases["super"], "tasks": {}}
     plan["all"] = plan["all"] | {
         "data": {"max_length": 128, "batch_size": 128, "eval_batch_size": 256, "routing_fraction": 0.05}
     }
     plan |= {
-        "super": {"model": {"lr": 1e-3}, "trainer": trainer},
-        "swift": {"model": plan["swift"]["model"] | {"lr": 1e-3}, "trainer": trainer},
+        "super": {"model": model["super"], "trainer": trainer["super"]},
+        "swift": {"model": plan["swift"]["model"] | model["swift"], "trainer": trainer["swift"]},
         "joint": {"model": {"latency": False}, "trainer": {"precision": "32-true"}},
     }
     chains = [list(task_steps("glue/sst2", plan, str(args.out), args.out / f"seed{s}", s)) for s in args.seeds]
-    write_configs([step for chain in chains for step in chain], parse=False)
-
+    steps = [step for chain in chains for step in chain]
+    write_configs(steps, parse=False)
+    forget_stale(steps)
     stages = STAGES[: STAGES.index(args.until) + 1]
     run_chains([[step for step in chain if step.stage in stages] for chain in chains], args.jobs)
     if args.until == "joint":
-        report([json.loads(chain[-1].made.read_text("utf-8")) for chain in chains], args)
+        report([json.loads(chain[-1].made.read_text("utf-8")) for chain in chains], shapes, args)
 
 
-def report(summaries: list[dict[str, Any]], args: argparse.Namespace) -> None:
+def setting(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    if name not in SHAPES["swift"]:
+        raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join(SHAPES['swift'])}")
+    return name, float(value)
+
+
+def report(summaries: list[dict[str, Any]], shapes: dict[str, Any], args: argparse.Namespace) -> None:
     runs = [summary["qualities"]["accuracy"] for summary in summaries]
     figures: dict[str, Any] = {
         "seeds": args.seeds,
+        "shapes": shapes,
         "swift": spread([run["swift"]["quality"] for run in runs]),
         "super": spread([run["super"]["quality"] for run in runs]),
         "areas": {},
