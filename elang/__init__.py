@@ -16,6 +16,7 @@ _HOME = {
     "RoutingCurve": "elang.metrics",
     "SCORES": "elang.scores",
     "ScoreModule": "elang.models.evaluation",
+    "Seq2SeqData": "elang.data.seq2seq",
     "SwiftModule": "elang.models.swift",
     "TaskData": "elang.data.benchmarks",
     "TextClassificationData": "elang.data.text_classification",
@@ -30,6 +31,7 @@ __all__ = [
     "JointPredictor",
     "RoutingCurve",
     "ScoreModule",
+    "Seq2SeqData",
     "SwiftModule",
     "TaskData",
     "TextClassificationData",
@@ -41,6 +43,7 @@ __all__ = [
 if TYPE_CHECKING:
     from elang.curve import operating_curve
     from elang.data.benchmarks import TaskData
+    from elang.data.seq2seq import Seq2SeqData
     from elang.data.text_classification import TextClassificationData
     from elang.errors import InputError
     from elang.metrics import RoutingCurve

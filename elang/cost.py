@@ -194,6 +194,64 @@ def flops_by_length(
     return torch.tensor([exact(int(v)) for v in distinct], dtype=torch.float64)[inverse]
 
 
+@lru_cache(maxsize=32)
+def _decoder_law(config_json: str) -> tuple[float, float, float, float]:
+    """FLOPs of a decoder over ``s`` tokens beside ``x`` source tokens: factors of ``s``, ``s^2``, ``x`` and ``s x``.
+
+    Raises:
+        InputError: If they do not explain the count, as of attention that is not global.
+    """
+    model: Any = _countable(_config_of(config_json))
+    # The last one checks the law.
+    probes = ((8, 2), (8, 9), (24, 2), (24, 9), (16, 16))
+    terms = torch.tensor([[s, s * s, x, s * x] for x, s in probes], dtype=torch.float64)
+    counted = [float(_count(model, x, "all", (1, s)) - _count(model, x, "encoder")) for x, s in probes]
+    law = torch.linalg.solve(terms[:4], torch.tensor(counted[:4], dtype=torch.float64))
+    if abs(float(terms[4] @ law) - counted[4]) > 1e-6 * counted[4]:
+        raise InputError(
+            f"The decoder of a '{model.config.model_type}' model is not counted by length: its attention is not "
+            "global. Take --model.flops_convention paper."
+        )
+    a, b, c, d = law.tolist()
+    return a, b, c, d
+
+
+def generation_flops(
+    config: Any,
+    lengths: Tensor,
+    steps: Tensor,
+    convention: FlopsConvention = "exact",
+    beams: int = 1,
+    cached: bool = True,
+) -> Tensor:
+    """FLOPs of an encoder-decoder's decoder and language-model head over what it generated, the encoder left out.
+
+    Args:
+        config: A ``transformers`` configuration with ``is_encoder_decoder``.
+        lengths: Tokens of each source, shape ``(N,)``.
+        steps: Decoder steps of each, shape ``(N,)``.
+        convention: See the module.
+        beams: Hypotheses that are decoded side by side, each of as many steps.
+        cached: Step by step with a cache, so that a token attends to itself and earlier ones; else all at once, as
+            when a finished text is scored.
+
+    Returns:
+        FLOPs, float64, shape ``(N,)``.
+
+    Raises:
+        InputError: If the model has no decoder, there are no beams, or the decoder's attention is not global.
+    """
+    if not _has_decoder(config) or beams < 1:
+        raise InputError(f"A '{config.model_type}' model with {beams} beams generates nothing.")
+    config_json = config.to_json_string(use_diff=False)
+    x, s = lengths.double().cpu(), steps.double().cpu()
+    if convention == "paper":
+        return 2.0 * _stack_weights(config_json)[1] * beams * s
+    token, square, source, both = _decoder_law(config_json)
+    attended = s * (s + 1) / 2 if cached else s * s
+    return beams * (token * s + square * attended + source * x + both * s * x)
+
+
 def expected_cost(swift: float, super_: float, deferred_share: float) -> float:
     """Mean cost of an input under the pair, ``c_swift + r * c_super``.
 

@@ -23,9 +23,11 @@ from elang.curve import (
 )
 from elang.data.format import Problem
 from elang.manifest import threshold_entry
-from elang.quality import Quality
+from elang.quality import Quality, spearman
 from elang.records import Records
 from elang.scores import BEFORE_DECODER, all_scores, route
+from elang.sequence_scores import SEQUENCE_SCORES
+from elang.text_quality import TEXT_METRICS, sentence_worth
 
 FRACTIONS = {"parity": 1.0, "99.5%": 0.995, "99%": 0.99}
 ROUTING_SLICE = "routing slice, held out from training"
@@ -36,12 +38,13 @@ SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5
 def reward(prediction: Tensor, label: Tensor, targets: dict[str, Tensor], problem: Problem) -> Tensor:
     """What each answer is worth by itself: 1 if right and 0 if wrong, the negative absolute error in a regression.
 
-    Where several answers are right (``targets["answer_f1"]``), the answer's F1. float64 ``(N,)``.
+    Where several answers are right (``targets["answer_f1"]``), the answer's F1; of generated texts
+    (``targets["worth"]``) that of the sentence. float64 ``(N,)``.
     """
     if problem == "regression":
         return -(prediction - label).abs().double()
-    if "answer_f1" in targets:
-        worth = targets["answer_f1"].double()
+    if table := {"answer_f1", "worth"} & targets.keys():
+        worth = targets[min(table)].double()
         return worth.gather(1, prediction.clamp_min(0)[:, None]).squeeze(1) * (prediction >= 0)
     return (prediction == label).double()
 
@@ -50,6 +53,25 @@ def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[s
     """A metric of one set of predictions, with the columns that it reads besides the label."""
     target = label if quality.target == "label" else targets[quality.target]
     return quality(prediction, target, targets.get("group"))
+
+
+def text_targets(
+    qualities: list[str], references: list[str], swift: list[str], super_: list[str] | None = None
+) -> dict[str, Tensor]:
+    """What metrics of texts read: for each its statistics of the texts to choose from, and their ``worth``.
+
+    Args:
+        qualities: Names of :data:`elang.text_quality.TEXT_METRICS`; the first one says what a sentence is worth.
+        references: ``N``.
+        swift: The first text to choose.
+        super_: The second.
+
+    Returns:
+        For each metric ``(N, K, S)``, and ``worth``, float64 ``(N, K)``.
+    """
+    choices = [swift, *([super_] if super_ is not None else [])]
+    found = {name: torch.stack([TEXT_METRICS[name][0](c, references) for c in choices], 1) for name in qualities}
+    return found | {"worth": torch.stack([sentence_worth(qualities[0], c, references) for c in choices], 1)}
 
 
 @dataclass
@@ -81,7 +103,7 @@ class PairAnswers:
     scores: dict[str, Tensor]
     swift_flops: Tensor
     super_flops: Tensor
-    more: dict[str, Tensor]
+    more: dict[str, Tensor | list[str]]
     early_flops: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
     problem: Problem = "classification"
@@ -135,21 +157,27 @@ def pair_answers(
         targets: As in :class:`PairAnswers`.
         score_flops: As in :class:`PairAnswers`.
     """
-    assert swift.logits is not None
-    scores = {} if problem == "regression" else all_scores(swift.logits, temperature)
+    scores: dict[str, Tensor] = {}
+    prediction, other = swift.prediction, super_.prediction
+    if problem == "sequence":
+        assert swift.scores is not None
+        scores = dict(zip(SEQUENCE_SCORES, swift.scores.unbind(1), strict=True))
+        # The first or the second of the two texts.
+        prediction, other = torch.zeros_like(prediction), torch.ones_like(other)
+    elif problem != "regression":
+        assert swift.logits is not None
+        scores = all_scores(swift.logits, temperature)
     unknown = torch.full((len(table["id"]),), math.nan, dtype=torch.float64)
-    more = {"swift_logits": swift.logits}
+    more: dict[str, Tensor | list[str]] = {}
     for name, found in (("swift", swift), ("super", super_)):
-        if found.tokens is not None:
-            more[f"{name}_tokens"] = found.tokens
-    if super_.logits is not None:
-        more["super_logits"] = super_.logits
+        columns = {"logits": found.logits, "tokens": found.tokens, "steps": found.steps, "text": found.texts}
+        more |= {f"{name}_{column}": values for column, values in columns.items() if values is not None}
     return PairAnswers(
         table["id"],
         table["key"],
         table["label"],
-        swift.prediction,
-        super_.prediction,
+        prediction,
+        other,
         scores | head_scores,
         unknown if swift.flops is None else swift.flops,
         unknown if super_.flops is None else super_.flops,
@@ -299,6 +327,29 @@ def operating_points(
         for point in points.values():
             point["qualities"] = {q.name: answers.quality_at(q, name, point["threshold"]) for q in qualities}
         found[name] = points
+    return found
+
+
+def length_bias(answers: PairAnswers) -> dict[str, Any]:
+    """How much each score of generated texts is one of their length, and what the decoder costs.
+
+    Returns:
+        ``source`` and ``generated``: for each score its Spearman correlation with the source's tokens and with the
+        decoder's steps; ``gain``: the same of what deferring gains, which is what a score should follow;
+        ``decoder_share``: the share of the Swift's FLOPs that an input saves which is deferred before the decoder.
+    """
+    columns: dict[str, Any] = answers.more
+    ranked = spearman(0).whole
+    assert ranked is not None
+    sides = {"source": columns.get("swift_tokens"), "generated": columns.get("swift_steps")}
+    found: dict[str, Any] = {
+        side: {name: ranked(score.double(), length.double()) for name, score in answers.scores.items()}
+        for side, length in sides.items()
+        if length is not None
+    }
+    found["gain"] = {name: ranked(score.double(), answers.gain) for name, score in answers.scores.items()}
+    if answers.early_flops is not None:
+        found["decoder_share"] = float(1 - answers.early_flops.sum() / answers.swift_flops.sum())
     return found
 
 

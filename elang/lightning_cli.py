@@ -10,6 +10,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from typing_extensions import override
 
 from elang.data.benchmarks import TaskData
+from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError
 from elang.models.backbones import CHECKPOINT_KEY, read_checkpoint
@@ -160,4 +161,4 @@ def _note(text: str) -> None:
     sys.stderr.write(f"elang: {text}\n")
 
 
-__all__ = ["FinetuneModule", "JointModule", "ScoreModule", "SwiftModule", "TaskData", "run"]
+__all__ = ["FinetuneModule", "JointModule", "ScoreModule", "Seq2SeqData", "SwiftModule", "TaskData", "run"]

@@ -121,3 +121,32 @@ def distillation(swift_logits: Tensor, super_logits: Tensor, temperature: float 
         F.log_softmax(logits.float().clamp_min(-1e6) / temperature, dim=-1) for logits in (swift_logits, super_logits)
     )
     return temperature**2 * F.kl_div(log_swift, log_super, reduction="batchmean", log_target=True)
+
+
+def token_distillation(logits: Tensor, top_ids: Tensor, top_log_probs: Tensor) -> Tensor:
+    """``KL(super || swift)`` over the Super's most probable tokens and, as one more outcome, all others.
+
+    Args:
+        logits: The Swift's, shape ``(M, V)``, of the same vocabulary.
+        top_ids: The Super's K most probable tokens, int64 ``(M, K)``, with ``K < V``.
+        top_log_probs: Their log-probabilities, ``(M, K)``.
+
+    Returns:
+        A scalar in nats, the mean over the ``M`` places; 0 without any.
+
+    Source:
+        Word-level distillation of Kim and Rush, EMNLP 2016, on what is worth keeping.
+
+    >>> logits = torch.tensor([[2.0, 1.0, 0.0]])
+    >>> token_distillation(logits, torch.tensor([[0]]), logits.log_softmax(-1)[:, :1]).abs() < 1e-6
+    tensor(True)
+    """
+    logits, top_log_probs = logits.float(), top_log_probs.float()
+    # In float64, for a sure Super leaves next to nothing.
+    other = (-torch.expm1(top_log_probs.double().logsumexp(-1))).clamp_min(1e-12).log().float()
+    others = logits.scatter(-1, top_ids, -torch.inf).logsumexp(-1)
+    total = logits.logsumexp(-1, keepdim=True)
+    log_swift = torch.cat([logits.gather(-1, top_ids), others[:, None]], -1) - total
+    log_super = torch.cat([top_log_probs, other[:, None]], -1)
+    each = (log_super.exp() * (log_super - log_swift)).sum(-1)
+    return each.sum() / max(1, len(each))

@@ -15,10 +15,12 @@ from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.manifest import Manifest
 from elang.models.backbones import load_model
+from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel, check_choices
 from elang.models.text_to_text import TextToText
 from elang.records import SUFFIXES, written_aside
-from elang.scores import BEFORE_DECODER, SCORES, check_logits, route
+from elang.scores import BEFORE_DECODER, SCORES, check_finite, check_logits, route
+from elang.sequence_scores import SEQUENCE_SCORES
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Prediction:
     """The pair's answer to one input.
 
     Attributes:
-        label: Name of the class, or the candidate that was chosen; in a regression the value.
+        label: Name of the class, the candidate that was chosen, or the text that was generated; in a regression the
+            value.
         score: The Swift's difficulty score; larger is harder.
         answered_by: Which model answered.
     """
@@ -86,7 +89,8 @@ class JointPredictor:
                 f"'{super_model}' was trained on the texts {self.super_.task.fields}, '{swift_model}' on "
                 f"{self.task.fields}. Train both on one task."
             )
-        known = [*([] if self.task.problem == "regression" else SCORES), *self.swift.head_scores]
+        own: dict[str, Sequence[str]] = {"regression": [], "sequence": SEQUENCE_SCORES}
+        known = [*own.get(self.task.problem, list(SCORES)), *self.swift.head_scores]
         if self.score not in known:
             raise InputError(f"The Swift has no score '{self.score}'; choose one of {', '.join(known)}.")
         number = _number(threshold)
@@ -98,6 +102,9 @@ class JointPredictor:
             manifest.max_length,
             batch_size,
         )
+        for model in (self.swift, self.super_):
+            if isinstance(model, Seq2Seq):
+                model.max_new_tokens = manifest.max_target_length
         self.truncated = self.super_truncated = 0
 
     def __call__(
@@ -120,7 +127,9 @@ class JointPredictor:
         rows = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in texts]
         task = self._task(len(rows[0]) if rows else 1)
         for i, row in enumerate(rows):
-            if len(row) != len(task.fields) or any(not isinstance(t, str) or not t.strip() for t in row):
+            # An empty line of a text to be translated keeps its place.
+            empty = task.problem != "sequence" and not all(isinstance(t, str) and t.strip() for t in row)
+            if len(row) != len(task.fields) or empty or not all(isinstance(t, str) for t in row):
                 raise InputError(
                     f"Input {i} (counted from 0) is empty, or not the {len(task.fields)} text(s) {task.fields}: "
                     f"{texts[i]!r}. Remove or mend it."
@@ -140,16 +149,16 @@ class JointPredictor:
         if task.problem == "choice" and (given is None or len(given) != len(rows) or not all(given)):
             raise InputError("This task chooses among candidates: give at least one for each input, as `choices`.")
         check_choices(max(map(len, given)) if given else 0, len(self.label_names))
-        answer, score = (found.clone() for found in self._swift_pass(task, rows, given))
+        answer, score = self._swift_pass(task, rows, given)
         hard = route(score, self.threshold)
         deferred = hard.nonzero().squeeze(1).tolist()
         if deferred:
-            answer[deferred] = self._super_pass(
-                task, [rows[i] for i in deferred], [given[i] for i in deferred] if given else None
-            )
+            found = self._super_pass(task, [rows[i] for i in deferred], [given[i] for i in deferred] if given else None)
+            for i, better in zip(deferred, found, strict=True):
+                answer[i] = better
         return [
             Prediction(self._label(a, given[i] if given else ()), s, "super" if h else "swift")
-            for i, (a, s, h) in enumerate(zip(answer.tolist(), score.tolist(), hard.tolist(), strict=True))
+            for i, (a, s, h) in enumerate(zip(answer, score.tolist(), hard.tolist(), strict=True))
         ]
 
     def _task(self, num_texts: int) -> TextTask:
@@ -158,8 +167,8 @@ class JointPredictor:
             return self.task
         return replace(self.task, fields=["text", "text_pair"], segments=["{text}", "{text_pair}"])
 
-    def _label(self, answer: float, choices: tuple[str, ...]) -> str | float:
-        if self.task.problem == "regression":
+    def _label(self, answer: float | str, choices: tuple[str, ...]) -> str | float:
+        if self.task.problem in ("regression", "sequence"):
             return answer
         own = choices and not self.task.answers
         return choices[int(answer)] if own else self.label_names[int(answer)]
@@ -184,11 +193,16 @@ class JointPredictor:
     @torch.inference_mode()
     def _swift_pass(
         self, task: TextTask, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[list[Any], Tensor]:
         """The Swift's answers and scores; before the decoder where the score allows, which then runs for the kept."""
         answers, scores = torch.zeros(len(rows), dtype=torch.float64), torch.empty(len(rows))
+        texts = [""] * len(rows)
         for chosen, inputs in self._batches(self.swift, task, rows, choices):
-            if self.score in BEFORE_DECODER and isinstance(self.swift, TextToText):
+            if isinstance(self.swift, Seq2Seq):
+                score, kept, said = self._swift_texts(self.swift, inputs)
+                for i, text in zip(chosen[kept.cpu()].tolist(), said, strict=True):
+                    texts[i] = text
+            elif self.score in BEFORE_DECODER and isinstance(self.swift, TextToText):
                 encoded = self.swift.encode(inputs)
                 score = self.swift.early_scores(encoded, self.temperature)[self.score]
                 kept = (~route(score.float(), self.threshold)).nonzero().squeeze(1)
@@ -203,16 +217,37 @@ class JointPredictor:
                 score = self.swift.scores(answer, self.temperature)[self.score]
                 answers[chosen] = answer.prediction.double().cpu()
             scores[chosen] = score.float().cpu()
-        return answers, scores
+        return texts if isinstance(self.swift, Seq2Seq) else answers.tolist(), scores
+
+    def _swift_texts(self, model: Seq2Seq, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:
+        """Scores of a batch ``(B,)``, which of it were decoded, and the texts of these."""
+        source = model.encode(inputs)
+        kept = torch.arange(len(source.hidden), device=self.device)
+        if self.score in BEFORE_DECODER:
+            score = model.early_scores(source)[self.score]
+            kept = (~route(score.float(), self.threshold)).nonzero().squeeze(1)
+            return score, kept, model.texts(model.generate(source[kept]).ids) if len(kept) else []
+        made = model.generate(source)
+        score = model.late_scores(source, made)[self.score]
+        check_finite(score, "the Swift's score")
+        return score, kept, model.texts(made.ids)
 
     @torch.inference_mode()
-    def _super_pass(self, task: TextTask, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None) -> Tensor:
+    def _super_pass(
+        self, task: TextTask, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None
+    ) -> list[Any]:
         answers = torch.empty(len(rows), dtype=torch.float64)
+        texts = [""] * len(rows)
         for chosen, inputs in self._batches(self.super_, task, rows, choices):
+            if isinstance(self.super_, Seq2Seq):
+                said = self.super_.texts(self.super_.generate(self.super_.encode(inputs)).ids)
+                for i, text in zip(chosen.tolist(), said, strict=True):
+                    texts[i] = text
+                continue
             logits = self.super_(inputs).logits[:, self.super_order]
             check_logits(logits, "the Super's logits", self.task.problem == "choice")
             answers[chosen] = self.super_.predict(logits).double().cpu()
-        return answers
+        return texts if isinstance(self.super_, Seq2Seq) else answers.tolist()
 
 
 def _number(threshold: str | float) -> float | None:
@@ -272,7 +307,8 @@ def predict(
 
     def answer(file: Any) -> None:
         nonlocal total, deferred
-        for found in map(predictor, _chunks(input, text, max(1, chunk))):
+        sequence = predictor.task.problem == "sequence"
+        for found in map(predictor, _chunks(input, text, max(1, chunk), sequence)):
             for one in found:
                 file.write(json.dumps(vars(one), ensure_ascii=False) + "\n")
             total, deferred = total + len(found), deferred + sum(one.answered_by == "super" for one in found)
@@ -318,8 +354,8 @@ def _say(predictor: JointPredictor, total: int, deferred: int) -> None:
     sys.stderr.write(said + "\n")
 
 
-def _chunks(source: str, columns: list[str] | None, size: int) -> Iterator[list[Any]]:
-    """Read inputs, a bounded number at a time; tables are read whole."""
+def _chunks(source: str, columns: list[str] | None, size: int, empty: bool = False) -> Iterator[list[Any]]:
+    """Read inputs, a bounded number at a time; tables are read whole. Lines may be ``empty`` where texts may."""
     if columns:
         from elang.data.files import read_frame, texts_of
 
@@ -330,7 +366,7 @@ def _chunks(source: str, columns: list[str] | None, size: int) -> Iterator[list[
         with sys.stdin if source == "-" else open(source, encoding="utf-8-sig") as file:
             part: list[str] = []
             for number, line in enumerate(file, 1):
-                if not line.strip():
+                if not line.strip() and not empty:
                     raise InputError(f"Line {number} of '{source}' is empty. Remove it; every line is one input.")
                 part.append(line.rstrip("\r\n"))
                 if len(part) == size:

@@ -17,9 +17,23 @@ from torch.nn.functional import one_hot
 
 from elang.errors import InputError
 from elang.scores import check_finite
+from elang.text_quality import TEXT_METRICS
 
 QualityName = Literal[
-    "accuracy", "f1", "f1_macro", "matthews", "pearson", "spearman", "exact_match", "answer_f1", "answer_exact"
+    "accuracy",
+    "f1",
+    "f1_macro",
+    "matthews",
+    "pearson",
+    "spearman",
+    "exact_match",
+    "answer_f1",
+    "answer_exact",
+    "bleu",
+    "chrf",
+    "rouge_l",
+    "exact_text",
+    "token_accuracy",
 ]
 
 
@@ -274,6 +288,21 @@ def answer_exact(num_labels: int) -> Quality:
     return _reward("answer_exact")
 
 
+def _of_texts(name: QualityName) -> Callable[[int], Quality]:
+    """A metric of :mod:`elang.text_quality`, its target the statistics of the texts to choose from, ``(N, K, S)``."""
+    _, value = TEXT_METRICS[name]
+
+    def statistics(prediction: Tensor, target: Tensor) -> Tensor:
+        if target.ndim != 3 or prediction.shape != target.shape[:1]:
+            raise InputError(
+                f"'{name}' needs the statistics of the texts to choose from, shape (N, K, S), and the chosen ones, "
+                f"shape (N,), but was given {tuple(target.shape)} and {tuple(prediction.shape)}."
+            )
+        return target[torch.arange(len(target), device=target.device), prediction]
+
+    return lambda num_labels: Quality(name, statistics, value, target=name)
+
+
 QUALITIES: dict[QualityName, Callable[[int], Quality]] = {
     "accuracy": accuracy,
     "f1": f1,
@@ -284,4 +313,9 @@ QUALITIES: dict[QualityName, Callable[[int], Quality]] = {
     "exact_match": exact_match,
     "answer_f1": answer_f1,
     "answer_exact": answer_exact,
+    "bleu": _of_texts("bleu"),
+    "chrf": _of_texts("chrf"),
+    "rouge_l": _of_texts("rouge_l"),
+    "exact_text": _of_texts("exact_text"),
+    "token_accuracy": _of_texts("token_accuracy"),
 }

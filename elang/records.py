@@ -8,9 +8,13 @@ A table with one row an example (parquet, or CSV or JSONL for a model that other
 | ``id`` | int64 | its row in that file, counted from 0 |
 | ``key`` | int64 | hash of its text; optional, checked where present |
 | ``logits`` | list of float32 | one a class, in the order of the label names; or instead of it |
-| ``prediction`` | string | the answered label's name; a number in a regression |
+| ``prediction`` | string | the answered label's name; a number in a regression; the text that was generated |
 | ``tokens`` | int64 | true token length; optional |
 | ``flops`` | float64 | cost of the answer; optional |
+
+Of generated texts optionally also ``steps`` (of the decoder, int64), ``scores`` (list of float32, in the order of
+:data:`elang.sequence_scores.SEQUENCE_SCORES`), ``score_flops`` (what these cost beside the text, float64) and, for
+distillation, ``top_ids`` and ``top_log_probs`` (lists): the most probable tokens at each place of the reference.
 
 Parquet files of ours carry label names and the model's identity in their metadata.
 """
@@ -20,7 +24,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -30,14 +34,15 @@ from torch import Tensor
 
 from elang.data.format import Problem
 from elang.errors import InputError
+from elang.sequence_scores import SEQUENCE_SCORES
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 _METADATA = b"elang"
 
 
 def source_of(split: str) -> str:
-    """The file that a split's examples, and so their ids, are from: the routing slice is part of the training file."""
-    return "train" if split == "routing" else split
+    """The file that a split's examples, and so their ids, are from: held-out slices are part of the training file."""
+    return "train" if split in ("routing", "router") else split
 
 
 @contextmanager
@@ -66,6 +71,12 @@ class Records:
         key: int64 ``(N,)`` or ``None``.
         tokens: int64 ``(N,)`` or ``None``.
         flops: float64 ``(N,)`` or ``None``.
+        texts: What was generated, where there are no labels; predictions are then meaningless.
+        steps: int64 ``(N,)`` or ``None``.
+        scores: float32 ``(N, 24)`` or ``None``, of what was generated.
+        score_flops: float64 ``(N,)`` or ``None``.
+        top_ids: int32 ``(N, T, K)`` or ``None``, padded with -1.
+        top_log_probs: float32 ``(N, T, K)`` or ``None``.
     """
 
     id: Tensor
@@ -74,12 +85,28 @@ class Records:
     key: Tensor | None = None
     tokens: Tensor | None = None
     flops: Tensor | None = None
+    texts: list[str] | None = None
+    steps: Tensor | None = None
+    scores: Tensor | None = None
+    score_flops: Tensor | None = None
+    top_ids: Tensor | None = None
+    top_log_probs: Tensor | None = None
     _row: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._row = {int(v): i for i, v in enumerate(self.id.tolist())}
         if len(self._row) != len(self.id):
             raise InputError(f"The records have {len(self.id)} rows but only {len(self._row)} distinct ids.")
+
+    def take(self, rows: Tensor) -> "Records":
+        """Some rows, in the order given."""
+        chosen: dict[str, Any] = {}
+        for name in (f.name for f in fields(self) if f.init):
+            column = getattr(self, name)
+            chosen[name] = [column[i] for i in rows.tolist()] if isinstance(column, list) else column
+            if isinstance(column, Tensor):
+                chosen[name] = column[rows]
+        return Records(**chosen)
 
     def rows(self, ids: Tensor, keys: Tensor | None = None, what: str = "The records") -> Tensor:
         """Return the row of each id.
@@ -103,6 +130,19 @@ class Records:
         return rows
 
 
+def join_records(parts: list[Records]) -> Records:
+    """Records of several parts of one split, by ascending id."""
+    joined: dict[str, Any] = {}
+    for name in (f.name for f in fields(Records) if f.init):
+        columns = [getattr(part, name) for part in parts]
+        if isinstance(columns[0], list):
+            joined[name] = [value for column in columns for value in column]
+        else:
+            joined[name] = None if columns[0] is None else torch.cat(columns)
+    found = Records(**joined)
+    return found.take(found.id.argsort())
+
+
 def write_records(path: str | Path, splits: dict[str, Records], label_names: list[str], **about: Any) -> None:
     """Write the records of one model as one parquet file, whole or not at all.
 
@@ -119,17 +159,27 @@ def write_records(path: str | Path, splits: dict[str, Records], label_names: lis
     for split, records in splits.items():
         n = len(records.id)
         columns: dict[str, Any] = {"split": pa.array([split] * n, pa.string()), "id": records.id.numpy()}
-        if records.prediction.is_floating_point():
+        if records.texts is not None:
+            columns["prediction"] = pa.array(records.texts, pa.string())
+        elif records.prediction.is_floating_point():
             columns["prediction"] = records.prediction.numpy()
         else:
             names = ["" if i < 0 else label_names[i] for i in records.prediction.tolist()]
             columns["prediction"] = pa.array(names, pa.string())
-        if records.logits is not None:
-            columns["logits"] = pa.array(list(records.logits.numpy()), pa.list_(pa.float32()))
-        for name in ("key", "tokens", "flops"):
-            values = getattr(records, name)
-            if values is not None:
+        for name in ("logits", "scores"):
+            if (values := getattr(records, name)) is not None:
+                columns[name] = pa.array(list(values.numpy()), pa.list_(pa.float32()))
+        for name in ("key", "tokens", "flops", "steps", "score_flops"):
+            if (values := getattr(records, name)) is not None:
                 columns[name] = values.numpy()
+        if records.top_ids is not None and records.top_log_probs is not None:
+            real = records.top_ids >= 0
+            columns["top_ids"] = pa.array(
+                [ids[mask].numpy() for ids, mask in zip(records.top_ids, real, strict=True)], pa.list_(pa.int32())
+            )
+            columns["top_log_probs"] = pa.array(
+                [p[mask].numpy() for p, mask in zip(records.top_log_probs, real, strict=True)], pa.list_(pa.float32())
+            )
         tables.append(pa.table(columns))
     metadata = {_METADATA: json.dumps({"label_names": label_names, **about}).encode()}
     with written_aside(path) as aside:
@@ -174,10 +224,11 @@ def read_records(
             raise InputError(f"Records are read from {', '.join(SUFFIXES)}, but the file is '{path}'.")
     except (OSError, ValueError) as error:
         raise InputError(f"The records file '{path}' cannot be read ({error}). Make it anew.") from error
-    if "id" not in frame or not ("logits" in frame or "prediction" in frame):
+    needed = ["prediction"] if problem == "sequence" else ["logits", "prediction"]
+    if "id" not in frame or not any(name in frame for name in needed):
         raise InputError(
-            f"The records file '{path}' has the columns {list(frame.columns)}; it needs 'id' and either 'logits' "
-            "or 'prediction'."
+            f"The records file '{path}' has the columns {list(frame.columns)}; it needs 'id' and "
+            f"{' or '.join(map(repr, needed))}."
         )
     if "split" not in frame:
         frame["split"] = "validation"
@@ -187,6 +238,9 @@ def read_records(
         raise InputError(f"The records file '{path}' has rows without a 'split'. Fill or remove the column.")
     order = align_labels(about.get("label_names", label_names), label_names, str(path))
     generated = bool(about.get("generated"))
+    if problem == "sequence":
+        top_k = int(about.get("top_k", 0))
+        return {str(split): _of_texts(part, str(path), top_k) for split, part in frame.groupby("split")}, about
     splits = {
         str(split): _from_frame(part, label_names, order, str(path), problem, generated)
         for split, part in frame.groupby("split")
@@ -216,7 +270,7 @@ def _numbers(frame: Any, name: str, dtype: torch.dtype, path: str) -> Tensor:
 def _from_frame(
     frame: Any, label_names: list[str], order: list[int], path: str, problem: Problem, generated: bool
 ) -> Records:
-    columns: dict[str, Tensor | None] = {}
+    columns: dict[str, Any] = {}
     for name, dtype in (("key", torch.int64), ("tokens", torch.int64), ("flops", torch.float64)):
         columns[name] = _numbers(frame, name, dtype, path) if name in frame else None
     logits = _logits(frame, len(label_names), path, problem)[:, order] if "logits" in frame else None
@@ -241,17 +295,36 @@ def _from_frame(
     return Records(_numbers(frame, "id", torch.int64, path), prediction, logits, **columns)
 
 
-def _logits(frame: Any, size: int, path: str, problem: Problem) -> Tensor:
-    for row in frame["logits"]:
+def _of_texts(frame: Any, path: str, top_k: int) -> Records:
+    """Records of generated texts."""
+    texts = frame["prediction"].tolist()
+    if bad := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
+        raise InputError(f"'{path}' has no text as its 'prediction' in {len(bad)} rows, first {bad[0]}. Mend them.")
+    kinds = dict.fromkeys(("key", "tokens", "steps"), torch.int64) | dict.fromkeys(
+        ("flops", "score_flops"), torch.float64
+    )
+    columns = {name: _numbers(frame, name, kind, path) for name, kind in kinds.items() if name in frame}
+    if "scores" in frame:
+        columns["scores"] = _logits(frame, len(SEQUENCE_SCORES), path, "sequence", "scores")
+    for name, pad in (("top_ids", -1), ("top_log_probs", -math.inf)):
+        if top_k and name in frame:
+            rows = [torch.tensor(row) for row in frame[name].tolist()]
+            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+            columns[name] = padded.unflatten(1, (-1, top_k))
+    return Records(_numbers(frame, "id", torch.int64, path), torch.zeros(len(texts)).long(), texts=texts, **columns)
+
+
+def _logits(frame: Any, size: int, path: str, problem: Problem, name: str = "logits") -> Tensor:
+    for row in frame[name]:
         known = hasattr(row, "__len__") and all(
             isinstance(v, Real) and (math.isfinite(v) or (problem == "choice" and v == -math.inf)) for v in row
         )
         if not known or len(row) != size:
             raise InputError(
-                f"'{path}' has the logits {row!r} where {size} finite numbers are needed, one for each label. Mend "
-                "them, or give predictions."
+                f"'{path}' has the {name} {row!r} where {size} finite numbers are needed, one for each "
+                f"{'score' if name == 'scores' else 'label'}. Mend them, or leave the column out."
             )
-    return torch.tensor([list(row) for row in frame["logits"]], dtype=torch.float32)
+    return torch.tensor([list(row) for row in frame[name]], dtype=torch.float32)
 
 
 def align_labels(theirs: list[str], ours: list[str], who: str) -> list[int]:

@@ -14,8 +14,11 @@ from elang.manifest import plain
 from elang.quality import Quality
 from elang.records import written_aside
 from elang.scores import BEFORE_DECODER
+from elang.sequence_scores import TOKEN_SCORES
 
 _MAX_CURVE_POINTS = 20_001
+# Scores of generated text are too many to draw, or to print again for a second metric.
+_MAX_DRAWN = 16
 
 
 def write_report(
@@ -26,7 +29,7 @@ def write_report(
     summary: dict[str, Any],
     label_names: list[str],
 ) -> None:
-    """Write ``records.parquet``, ``curve.csv``, ``curve.png`` and ``summary.json``.
+    """Write ``records.parquet``, ``curve.csv``, ``curve.png``, for generated texts ``lengths.png``, ``summary.json``.
 
     Args:
         folder: Made if missing.
@@ -42,6 +45,8 @@ def write_report(
     summary["curve_points"] = _write_curves(folder / "curve.csv", curves)
     name = qualities[0].name
     plot_curves(folder / "curve.png", curves[name], summary["qualities"][name], summary["score"])
+    if "lengths" in summary:
+        plot_lengths(folder / "lengths.png", pairs[evaluated], summary["score"])
     # The last, for where it is, the rest is, too.
     with written_aside(folder / "summary.json") as aside:
         aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
@@ -62,9 +67,12 @@ def write_pair_records(path: Path, pairs: dict[str, PairAnswers], label_names: l
             columns["swift_score_flops"] = pair.score_flops.numpy()
         columns |= {f"score_{name}": score.numpy() for name, score in pair.scores.items()}
         for name, values in pair.more.items():
-            columns[name] = (
-                values.numpy() if values.ndim == 1 else pa.array(list(values.numpy()), pa.list_(pa.float32()))
-            )
+            if isinstance(values, list):
+                columns[name] = pa.array(values, pa.string())
+            else:
+                columns[name] = (
+                    values.numpy() if values.ndim == 1 else pa.array(list(values.numpy()), pa.list_(pa.float32()))
+                )
         parts.append(pa.table(columns))
     metadata = {"elang": json.dumps({"label_names": label_names})}
     with written_aside(path) as aside:
@@ -100,6 +108,7 @@ _COLORS = {
     "entropy": "#009E73",
     "margin": "#CC79A7",
     "max_logit_pnorm": "#8C6D31",
+    "nll": "#CC79A7",
     "router": "#D55E00",
     "encoder_energy": "#003F6B",
     "encoder_max_softmax": "#9A6A00",
@@ -114,12 +123,20 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     FigureCanvasAgg(figure)
+    drawn, by_area = list(curves), sorted(curves, key=lambda name: -_area(summary, name))
+    if len(drawn) > _MAX_DRAWN:
+        # The best of each kind; the table has them all.
+        always = {chosen, "router", "encoder_router", "random", "oracle"}
+        best = {next(n for n in by_area if n.startswith(kind)) for kind in TOKEN_SCORES}
+        drawn = [name for name in drawn if name in always | best]
     known = bool(torch.isfinite(curves["random"].cost).all())
     axes = figure.subplots(1, 2 if known else 1, sharey=True, squeeze=False)[0]
     for axis, by_cost in zip(axes, (False, True), strict=False):
-        for name, curve in curves.items():
+        for name in drawn:
+            curve = curves[name]
             x = curve.cost / curve.super_cost if by_cost else curve.deferred_share
-            style: dict[str, Any] = {"color": _COLORS.get(name, "#666666"), "linewidth": 1.1, "label": name}
+            kind = name if name in _COLORS else name.rpartition("_")[0]
+            style: dict[str, Any] = {"color": _COLORS.get(kind, "#666666"), "linewidth": 1.1, "label": name}
             if name in BEFORE_DECODER:
                 style["linestyle"] = "-."
             if name in ("random", "oracle"):
@@ -149,6 +166,44 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
         figure.savefig(aside, dpi=130, format="png")
 
 
+def _area(summary: dict[str, Any], score: str) -> float:
+    found = float(summary["scores"][score]["area"])
+    return -math.inf if math.isnan(found) else found
+
+
+def plot_lengths(path: Path, answers: PairAnswers, chosen: str, bins: int = 10) -> None:
+    """Draw scores over the length of what was generated: what a score follows, and what deferring gains.
+
+    Each is ranked among all inputs, and the ranks' mean is drawn for each tenth of the inputs by length. A score that
+    is fair to lengths runs along with the gain.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns: dict[str, Any] = answers.more
+    length = columns.get("swift_steps", columns.get("swift_tokens"))
+    if length is None:
+        return
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    parts = length.argsort(stable=True).tensor_split(min(bins, len(length)))
+    kind = chosen.rpartition("_")[0]
+    shown = [n for n in answers.scores if n in (chosen, "router", "encoder_router") or n.startswith(f"{kind}_")]
+    for name in [*shown, "gain"]:
+        values = answers.gain if name == "gain" else answers.scores[name]
+        rank = values.double().argsort(stable=True).argsort().double() / max(1, len(values) - 1)
+        x, y = ([float(column[part].double().mean()) for part in parts] for column in (length, rank))
+        bold = {"color": "black", "linewidth": 2.4} if name == "gain" else {"linewidth": 1.1}
+        axis.plot(x, y, marker=".", label="gain from deferring" if name == "gain" else name, **bold)
+    axis.set_xlabel("tokens generated by the Swift")
+    axis.set_ylabel("mean rank among all inputs, 0 to 1")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=130, format="png")
+
+
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Print the table of every quality."""
     from rich.console import Console
@@ -157,29 +212,47 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=132)
-    for name, found in summary["qualities"].items():
+    lengths = summary.get("lengths", {})
+    by_length = lengths.get("generated", lengths.get("source"))
+    for number, (name, found) in enumerate(summary["qualities"].items()):
         swift, super_ = found["swift"], found["super"]
         before = any(score in BEFORE_DECODER for score in found["scores"])
         table = Table(
             title=f"{name} on {found['num_examples']:,} examples of {summary['evaluated_on']}: "
             f"Swift {swift['quality']:.4f} ({_flops(swift['cost'])}), "
             f"Super {super_['quality']:.4f} ({_flops(super_['cost'])})",
-            caption="area: between random (0) and oracle (1). Held out: threshold chosen on "
+            caption=("by length: rank correlation with the number of generated tokens. " if by_length else "")
+            + "area: between random (0) and oracle (1). Held out: threshold chosen on "
             f"{summary['thresholds_from']}.\nRead here: least deferral that reaches the Super on this very set; it "
             "flatters, and is no promise."
             + ("\nA score that begins with encoder_ decides before the Swift's decoder runs." * before),
         )
         table.add_column("score")
         table.add_column("area", justify="right")
+        if by_length:
+            table.add_column("by length", justify="right")
         for title in ("held out, parity", "held out, 99%", "read here, parity", "read here, 99%"):
             table.add_column(f"{title}\n{name} / deferred / speed-up", justify="right")
         for score, row in found["scores"].items():
             cells = [row["held_out"].get("parity"), row["held_out"].get("99%")]
             cells += [row["on_this_set"]["parity"], row["on_this_set"]["99%"]]
             mark = "*" if score == summary["score"] else ""
-            table.add_row(score + mark, _number(row["area"]), *(_point(cell) for cell in cells))
-        console.print(table)
+            length = [_number(by_length.get(score, math.nan), 2)] if by_length else []
+            table.add_row(score + mark, _number(row["area"]), *length, *(_point(cell) for cell in cells))
+        if number and len(found["scores"]) > _MAX_DRAWN:
+            console.print(table.title, soft_wrap=True)
+        else:
+            console.print(table)
         console.print(_bottom_line(name, found, summary["score"]), soft_wrap=True)
+    for name, said in summary.get("signatures", {}).items():
+        if said != name:
+            console.print(f"{name}: {said}", soft_wrap=True)
+    if "decoder_share" in lengths:
+        console.print(
+            f"An input that is deferred before the Swift's decoder saves {lengths['decoder_share']:.1%} of the Swift's "
+            "FLOPs.",
+            soft_wrap=True,
+        )
     for what, found in summary.get("latency", {}).items():
         console.print(
             f"{what}, {found['tokens']} tokens: {1e3 * found['batch 1']:.2f} ms an input at batch 1, "

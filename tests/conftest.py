@@ -96,6 +96,67 @@ def write_t5(folder: Path, corpus: list[str], layers: int = 2, seed: int = 0):
     return folder
 
 
+SOURCE_WORDS = ["the", "a", "dog", "cat", "man", "woman", "sees", "runs", "eats", "big", "small", "red", "green"]
+TARGET_WORDS = ["der", "ein", "hund", "katze", "mann", "frau", "sieht", "rennt", "isst", "groß", "klein", "rot", "grün"]
+
+
+def write_parallel(path: Path, rows: int, seed: int):
+    """Parallel files ``path.en`` and ``path.de``, translated word by word; all sources differ."""
+    rng, seen = random.Random(seed), set()
+    while len(seen) < rows:
+        seen.add(tuple(rng.choices(range(len(SOURCE_WORDS)), k=rng.randint(1, 8))))
+    for suffix, words in (("en", SOURCE_WORDS), ("de", TARGET_WORDS)):
+        lines = [" ".join(words[i] for i in chosen) + " .\n" for chosen in sorted(seen, key=lambda c: hash((seed, c)))]
+        Path(f"{path}.{suffix}").write_text("".join(lines), "utf-8")
+    return path
+
+
+def write_seq2seq(folder: Path, kind: str = "t5", layers: int = 2, seed: int = 0):
+    """A tiny encoder-decoder (t5, marian or bart) over the words of the parallel files, as a folder of transformers."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import (
+        BartConfig,
+        BartForConditionalGeneration,
+        MarianConfig,
+        MarianMTModel,
+        PreTrainedTokenizerFast,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
+
+    torch.manual_seed(seed)
+    words = ["<pad>", "</s>", "<unk>", "<s>", ".", *dict.fromkeys([*SOURCE_WORDS, *TARGET_WORDS])]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=32
+    ).save_pretrained(folder)
+    common = {
+        "vocab_size": len(words),
+        "d_model": 32,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("layers", layers), ("attention_heads", 2), ("ffn_dim", 64))
+    }
+    if kind == "t5":
+        own = {"d_kv": 16, "d_ff": 64, "num_layers": layers, "num_decoder_layers": layers, "num_heads": 2}
+        model = T5ForConditionalGeneration(T5Config(**common, **own, dropout_rate=0.0))
+    elif kind == "marian":
+        model = MarianMTModel(MarianConfig(**common, **sides, max_position_embeddings=40, dropout=0.0))
+    else:
+        own = {"bos_token_id": 3, "max_position_embeddings": 40, "forced_eos_token_id": 1}
+        model = BartForConditionalGeneration(BartConfig(**{**common, **sides, **own}, dropout=0.0))
+    model.save_pretrained(folder)
+    return folder
+
+
 def write_data(path: Path, rows: int, seed: int, names=("bad", "good"), noise: float = 0.05):
     """Sentences whose sentiment word decides the label, with some labels flipped; all texts differ."""
     rng = random.Random(seed)

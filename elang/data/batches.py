@@ -63,7 +63,8 @@ class EncodedExamples:
     Attributes:
         texts: What it reads: one text (or pair) an example or, for an encoder that weighs candidates, one a candidate.
         starts: Where each example's candidates begin among all, int64 ``(N + 1,)``; ``None`` without candidates.
-        answers: The candidates as a text-to-text model would say them; ``None`` where the answers are fixed.
+        answers: The candidates as a text-to-text model would say them, or, without ``starts``, the reference of each
+            example; ``None`` where the answers are fixed.
     """
 
     texts: EncodedTexts
@@ -81,17 +82,24 @@ class EncodedExamples:
         """Model inputs for some examples; nothing for none.
 
         Where there are candidates, ``num_choices`` ``(B,)`` says how many each example has; an encoder's inputs then
-        have one row a candidate, a text-to-text model's ``answer_ids`` do (padded with -100).
+        have one row a candidate, a text-to-text model's ``answer_ids`` do (padded with -100). Where there are
+        references they are ``labels`` ``(B, T)``, padded alike.
         """
         if self.starts is None or not examples:
-            return self.texts.batch(examples)
+            own = {"labels": padded_answers(self.answers, examples)} if self.answers is not None and examples else {}
+            return self.texts.batch(examples) | own
         rows = [row for e in examples for row in range(int(self.starts[e]), int(self.starts[e + 1]))]
         out = self.texts.batch(rows if self.answers is None else examples)
         out["num_choices"] = self.starts.diff()[examples]
         if self.answers is not None:
-            said = self.answers.batch(rows)
-            out["answer_ids"] = said["input_ids"].masked_fill(said["attention_mask"] == 0, IGNORED)
+            out["answer_ids"] = padded_answers(self.answers, rows)
         return out
+
+
+def padded_answers(answers: EncodedTexts, rows: list[int]) -> Tensor:
+    """Tokens of some answers, int64 ``(B, T)``, padded with -100."""
+    said = answers.batch(rows)
+    return said["input_ids"].masked_fill(said["attention_mask"] == 0, IGNORED)
 
 
 def encode_examples(
@@ -100,6 +108,8 @@ def encode_examples(
     texts: list[tuple[str, ...]],
     choices: list[tuple[str, ...]] | None,
     max_length: int,
+    references: list[str] | None = None,
+    max_target_length: int = 0,
 ) -> EncodedExamples:
     """Tokenise examples for one model, inputs over ``max_length`` tokens being cut and counted.
 
@@ -109,6 +119,8 @@ def encode_examples(
         texts: The values of ``task.fields`` for each example.
         choices: Each example's candidates, in a ``choice`` task.
         max_length: In tokens.
+        references: What is to be generated, in a ``sequence`` task.
+        max_target_length: In tokens, of these.
     """
     candidates = choices if choices is not None else [()] * len(texts)
     starts = torch.tensor([0, *(len(c) for c in candidates)]).cumsum(0) if choices is not None else None
@@ -116,6 +128,9 @@ def encode_examples(
         rows = [row for t, c in zip(texts, candidates, strict=True) for row in task.segment_texts(t, c)]
         return EncodedExamples(encode(reader.tokenizer, rows, max_length), starts)
     found = encode(reader.tokenizer, [(task.prompt_text(t),) for t in texts], max_length)
+    if references is not None:
+        said = encode(reader.tokenizer, [(r,) for r in references], max_target_length, answers=True)
+        return EncodedExamples(found, answers=said)
     if starts is None or task.answers:
         return EncodedExamples(found)
     said = encode(reader.tokenizer, [(c,) for example in candidates for c in example], max_length, answers=True)

@@ -27,6 +27,7 @@ class Examples:
         choices: Each example's candidates, in a ``choice`` task.
         targets: Further columns that a metric reads, each ``(N, ...)``: ``group``, ``answer_f1``.
         unit: Hash of what is held out as a whole (a passage with its questions), int64 ``(N,)``; by default the key.
+        references: The texts that are to be generated, in a ``sequence`` task.
     """
 
     texts: list[tuple[str, ...]]
@@ -36,6 +37,7 @@ class Examples:
     choices: list[tuple[str, ...]] | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
     unit: Tensor | None = None
+    references: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -51,7 +53,9 @@ class Examples:
         choices = None if self.choices is None else list(compress(self.choices, keep))
         targets = {name: column[mask] for name, column in self.targets.items()}
         texts = list(compress(self.texts, keep))
-        return Examples(texts, self.id[mask], self.key[mask], self.label[mask], choices, targets)
+        references = None if self.references is None else list(compress(self.references, keep))
+        unit = None if self.unit is None else self.unit[mask]
+        return Examples(texts, self.id[mask], self.key[mask], self.label[mask], choices, targets, unit, references)
 
 
 def content_key(texts: tuple[str, ...]) -> int:

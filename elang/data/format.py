@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from elang.errors import InputError
 
-Problem = Literal["classification", "choice", "regression"]
+Problem = Literal["classification", "choice", "regression", "sequence"]
 # Exact types, for the command line would read "{text}" or "True" of a looser one as YAML.
 TaskFields = dict[str, str | list[str]]
 
@@ -16,8 +16,8 @@ class TextTask:
 
     Attributes:
         label_names: Class names in order; one name for a regression; for ``choice`` the candidates' numbers or names.
-        problem: ``classification`` (an encoder has one output a class), ``choice`` (one output a candidate) or
-            ``regression`` (one output, a value).
+        problem: ``classification`` (an encoder has one output a class), ``choice`` (one output a candidate),
+            ``regression`` (one output, a value) or ``sequence`` (a text is generated; there are no labels).
         fields: Names of an example's texts.
         segments: One or two templates of them, ``"{question}"``: an encoder's text or pair of texts. In a ``choice``
             task ``{choice}`` stands for the candidate, and there is one input a candidate.
@@ -26,6 +26,7 @@ class TextTask:
             say; none where the candidates themselves are the answers.
         qualities: The task's metrics; the first one chooses thresholds.
         choice_fields: The fields that are the candidates of a ``choice`` task; none where each example brings its own.
+        languages: Codes of the source's and the target's language, for models of many languages; or none.
     """
 
     label_names: list[str]
@@ -36,6 +37,7 @@ class TextTask:
     answers: list[str] = field(default_factory=list)
     qualities: list[str] = field(default_factory=lambda: ["accuracy"])
     choice_fields: list[str] = field(default_factory=list)
+    languages: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, label_names: list[str], task: TaskFields | None = None) -> "TextTask":

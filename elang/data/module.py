@@ -17,14 +17,15 @@ from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
 from elang.records import source_of
 
-SplitName = Literal["train", "routing", "validation", "test"]
+SplitName = Literal["train", "routing", "router", "validation", "test"]
 
 
 class TextData(LightningDataModule):
     """Texts of a task in splits. Subclasses say where they are from: :meth:`read` and :attr:`task`.
 
     A slice of the training file, chosen by a hash of each text, is held out from training: thresholds are chosen
-    on it. Every example keeps its row number in its file as its id.
+    on it. A second one, where there is any, is held out as well: router heads learn on it. Every example keeps its row
+    number in its file as its id.
 
     Args:
         files: Where each of ``train``, ``validation`` and ``test`` is.
@@ -33,6 +34,8 @@ class TextData(LightningDataModule):
         max_length: Tokens kept of an input; longer ones are cut and counted.
         routing_fraction: Share of the training file held out for choosing thresholds.
         num_workers: Processes that assemble batches; 0 does it in the training process.
+        router_fraction: Share of the training file held out for training router heads.
+        max_target_length: Tokens kept of a reference, and generated at most, in a ``sequence`` task.
     """
 
     def __init__(
@@ -43,11 +46,20 @@ class TextData(LightningDataModule):
         max_length: int = 256,
         routing_fraction: float = 0.1,
         num_workers: int = 0,
+        router_fraction: float = 0.0,
+        max_target_length: int = 128,
     ) -> None:
         super().__init__()
         self.files = files
-        if not 0 <= routing_fraction < 1:
-            raise InputError(f"--data.routing_fraction must be in [0, 1), but it is {routing_fraction}.")
+        for name, share in (("routing", routing_fraction), ("router", router_fraction)):
+            if not 0 <= share < 1:
+                raise InputError(f"--data.{name}_fraction must be in [0, 1), but it is {share}.")
+        if routing_fraction + router_fraction >= 1:
+            raise InputError(
+                f"--data.routing_fraction {routing_fraction} and --data.router_fraction {router_fraction} leave "
+                "nothing to train on. Lower one."
+            )
+        self.router_fraction, self.max_target_length = router_fraction, max_target_length
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise InputError(f"--data.{name} must be at least 1, but it is {value}.")
@@ -84,9 +96,14 @@ class TextData(LightningDataModule):
     @property
     def splits(self) -> list[SplitName]:
         """What can be evaluated, ``routing`` before ``train`` being two parts of one file."""
-        held_out: list[SplitName] = ["routing"] if "train" in self.files and self.routing_fraction > 0 else []
-        order: list[SplitName] = ["validation", *held_out, "test", "train"]
-        return [split for split in order if split == "routing" or split in self.files]
+        order: list[SplitName] = ["validation", *self._held_out, "test", "train"]
+        return [split for split in order if split in self._held_out or split in self.files]
+
+    @property
+    def _held_out(self) -> list[SplitName]:
+        """The slices of the training file that no model is trained on."""
+        shares: list[tuple[SplitName, float]] = [("routing", self.routing_fraction), ("router", self.router_fraction)]
+        return [name for name, share in shares if share > 0 and "train" in self.files]
 
     @property
     def eval_splits(self) -> list[SplitName]:
@@ -108,9 +125,12 @@ class TextData(LightningDataModule):
             if source != "train":
                 self._examples[split] = found
                 return found
-            held_out = in_slice(found.key if found.unit is None else found.unit, self.routing_fraction)
-            self._examples["routing"], self._examples["train"] = found.take(held_out), found.take(~held_out)
-            for part in ("train", *(["routing"] if self.routing_fraction > 0 else [])):
+            unit = found.key if found.unit is None else found.unit
+            routing = in_slice(unit, self.routing_fraction)
+            held_out = in_slice(unit, self.routing_fraction + self.router_fraction)
+            parts = {"routing": routing, "router": held_out & ~routing, "train": ~held_out}
+            for part in ("train", *self._held_out):
+                self._examples[part] = found.take(parts[part])
                 if not len(self._examples[part]):
                     raise InputError(
                         f"{self.where(source)} leaves no example for '{part}' with --data.routing_fraction "
@@ -124,6 +144,12 @@ class TextData(LightningDataModule):
         rows = torch.searchsorted(examples.id, ids.cpu())
         return {name: column[rows] for name, column in examples.targets.items()}
 
+    def references(self, split: SplitName, ids: Tensor) -> list[str]:
+        """The texts that were to be generated, for the examples ``ids`` of a split."""
+        examples = self.examples(split)
+        assert examples.references is not None
+        return [examples.references[row] for row in torch.searchsorted(examples.id, ids.cpu()).tolist()]
+
     def setup(self, stage: str) -> None:
         """Read and tokenise what the stage needs, for each model that is trained or evaluated."""
         module: Any = self.trainer.lightning_module if self.trainer else None
@@ -136,8 +162,10 @@ class TextData(LightningDataModule):
         self._encoded = {key: found for key, found in self._encoded.items() if key[1] in same}
         self._readers = readers
         task = self.text_task
-        for split in dict.fromkeys([*needed, *(["train"] if stage == "fit" else [])]):
-            examples = self.examples(split)  # type: ignore[arg-type]
+        if stage == "fit":
+            needed = [*needed, *(s for s in self.splits if s in ("router", "train"))]
+        for split in dict.fromkeys(needed):
+            examples = self.examples(split)
             if not examples.labelled and not self.all_splits:
                 raise InputError(
                     f"{self.where(source_of(split))} has examples without labels, so nothing can be trained on or "
@@ -146,13 +174,21 @@ class TextData(LightningDataModule):
             for name, reader in readers.items():
                 if (split, name) not in self._encoded:
                     limit = min(self.max_length, reader.tokenizer.model_max_length)
-                    found = encode_examples(reader, task, examples.texts, examples.choices, limit)
+                    target_limit = min(self.max_target_length, reader.tokenizer.model_max_length)
+                    found = encode_examples(
+                        reader, task, examples.texts, examples.choices, limit, examples.references, target_limit
+                    )
                     self._encoded[split, name] = found
-                    if found.texts.truncated:
-                        rank_zero_warn(
-                            f"{found.texts.truncated} of {len(found.texts.lengths)} inputs of '{split}' are longer "
-                            f"than {limit} tokens and were cut. Raise --data.max_length to keep them whole."
-                        )
+                    references = found.answers if examples.references is not None else None
+                    for what, option, most, texts in (
+                        ("inputs", "max_length", limit, found.texts),
+                        ("references", "max_target_length", target_limit, references),
+                    ):
+                        if texts is not None and texts.truncated:
+                            rank_zero_warn(
+                                f"{texts.truncated} of {len(texts.lengths)} {what} of '{split}' are longer than {most} "
+                                f"tokens and were cut. Raise --data.{option} to keep them whole."
+                            )
         sizes = ", ".join(f"{split} {len(found)}" for split, found in self._examples.items())
         rank_zero_info(f"examples: {sizes}")
 

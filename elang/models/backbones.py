@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
 from transformers.utils import logging as transformers_logging
 
 from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.manifest import FILENAME, Manifest
+from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Classifier, TextModel, folder_sha256
 from elang.models.text_to_text import TextToText
 
@@ -75,6 +82,7 @@ def load_model(
     layers: int | None = None,
     router: bool = False,
     generate: bool = False,
+    num_beams: int | None = None,
 ) -> TextModel:
     """Load a pretrained model to be fine-tuned, or a finished one.
 
@@ -86,6 +94,7 @@ def load_model(
         layers: Keep only the first so many layers (of an encoder-decoder, of both stacks).
         router: Give it router heads if it has none.
         generate: A text-to-text model answers by free generation.
+        num_beams: Hypotheses that generated texts are chosen from; by default the model's own setting.
 
     Raises:
         InputError: If it cannot be loaded, or answers another task.
@@ -97,7 +106,7 @@ def load_model(
                 f"A module starts from a model folder, and '{path}' is a checkpoint. Give the folder that `elang fit` "
                 "wrote, or go on from the checkpoint with --ckpt_path."
             )
-        return _from_checkpoint(path, generate)
+        return _from_checkpoint(path, generate, num_beams)
     name, revision = _locate(path)
     options: dict[str, Any] = {"revision": revision} if revision else {}
     folder = Path(name)
@@ -126,9 +135,14 @@ def load_model(
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
             with _quiet():
                 backbone = _pretrained(AutoModelForSeq2SeqLM, name, config, options)
-            found: TextModel = TextToText(backbone, tokenizer, said, generate)
+            found: TextModel = _text_to_text(backbone, tokenizer, said, generate, num_beams)
             original = found.label_names
         else:
+            if task is not None and task.problem == "sequence":
+                raise InputError(
+                    f"'{path}' is a '{config.model_type}' without a decoder, so it cannot generate texts. Give an "
+                    "encoder-decoder (T5, Marian, BART, NLLB)."
+                )
             answers = task if fine_tune or (task and task.problem != "classification") else own
             if answers is None or (answers is own and own.problem == "classification"):
                 # The names in config.json are those of the logits, whoever wrote them there.
@@ -168,6 +182,12 @@ def load_model(
     return found
 
 
+def _text_to_text(backbone: Any, tokenizer: Any, task: TextTask, generate: bool, num_beams: int | None) -> TextModel:
+    if task.problem == "sequence":
+        return Seq2Seq(backbone, tokenizer, task, num_beams)
+    return TextToText(backbone, tokenizer, task, generate)
+
+
 def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **more: Any) -> Any:
     # transformers loads in the file's own precision; weights that are trained stay float32.
     return kind.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True, **more, **options)
@@ -186,6 +206,11 @@ def _keep_layers(config: Any, layers: int, path: str) -> None:
 def check_words(own: TextTask, task: TextTask, path: str) -> None:
     """Refuse to ask a text-to-text model otherwise than it was trained to be asked."""
     numbers = own.problem == "regression"
+    if own.languages != task.languages:
+        raise InputError(
+            f"'{path}' was trained for the languages {own.languages}, the data gives {task.languages}. Set "
+            "--data.source_language and --data.target_language to its own."
+        )
     ours, theirs = (t.answers if numbers else dict(zip(t.label_names, t.answers, strict=False)) for t in (own, task))
     if own.prompt != task.prompt or ours != theirs:
         raise InputError(
@@ -257,6 +282,7 @@ def describe(model: TextModel, path: str) -> dict[str, Any]:
     """What a checkpoint keeps besides the weights: enough to rebuild the model without the folder it came from."""
     return {
         "config": model.backbone.config.to_dict() | {"dtype": None},
+        "generation": model.backbone.generation_config.to_diff_dict() if model.text_to_text else {},
         "tokenizer": path,
         "router": bool(model.heads),
         "label_names": model.label_names,
@@ -264,7 +290,7 @@ def describe(model: TextModel, path: str) -> dict[str, Any]:
     }
 
 
-def _from_checkpoint(path: str, generate: bool) -> TextModel:
+def _from_checkpoint(path: str, generate: bool, num_beams: int | None) -> TextModel:
     checkpoint = read_checkpoint(path)
     about = checkpoint[CHECKPOINT_KEY]
     fields = dict(about["config"])
@@ -280,13 +306,20 @@ def _from_checkpoint(path: str, generate: bool) -> TextModel:
     task = TextTask.of(about["label_names"], about["task"])
     found: TextModel
     if getattr(config, "is_encoder_decoder", False):
-        found = TextToText(AutoModelForSeq2SeqLM.from_config(config), tokenizer, task, generate)
+        backbone = AutoModelForSeq2SeqLM.from_config(config)
+        if about.get("generation"):
+            backbone.generation_config = GenerationConfig.from_dict(about["generation"])
+        found = _text_to_text(backbone, tokenizer, task, generate, num_beams)
     else:
         found = Classifier(AutoModelForSequenceClassification.from_config(config), tokenizer, task)
-    if about["router"]:
+    # Heads that are fitted after training are not finished in a checkpoint.
+    heads = about["router"] and task.problem != "sequence"
+    if heads:
         found.add_heads()
     prefix = "classifier."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    if not heads:
+        state = {k: v for k, v in state.items() if not k.startswith("heads.")}
     try:
         found.load_state_dict(state)
     except RuntimeError as error:

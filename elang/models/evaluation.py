@@ -1,27 +1,36 @@
 """Running models over whole splits, once an example, on any number of processes."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from elang.cost import FlopsConvention
-from elang.data.batches import Reader
+from elang.data.batches import IGNORED, Reader
 from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
-from elang.evaluate import measure
+from elang.evaluate import measure, text_targets
 from elang.metrics import ExampleTable
 from elang.models.backbones import load_model
+from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel, sum_by_example
 from elang.models.text_to_text import TextToText
 from elang.quality import QUALITIES
-from elang.records import SUFFIXES, Records, read_records, source_of, write_records
-from elang.scores import check_logits
+from elang.records import SUFFIXES, Records, join_records, read_records, source_of, write_records
+from elang.scores import check_finite, check_logits
+from elang.sequence_scores import SEQUENCE_SCORES
+
+Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-def answer_columns(model: TextModel) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def answer_columns(model: TextModel) -> Columns:
     """What :func:`answer_batch` finds out about an example: shapes and types, for an :class:`ExampleTable`."""
+    if isinstance(model, Seq2Seq):
+        return generated_columns(model)
     value = torch.float64 if model.task.problem == "regression" else torch.int64
     names = ["flops"]
     if isinstance(model, TextToText):
@@ -41,6 +50,8 @@ def answer_batch(
     convention: FlopsConvention = "exact",
 ) -> dict[str, Tensor]:
     """Answer a batch: logits and predictions in the data's class order, tokens, cost and the heads' scores."""
+    if isinstance(model, Seq2Seq):
+        return generated_batch(model, inputs, convention)
     answer = model(inputs)
     scores = model.scores(answer, temperature)
     prediction = answer.prediction
@@ -59,6 +70,61 @@ def answer_batch(
     }
 
 
+def generated_columns(model: Seq2Seq, features: bool = False, top_k: int = 0) -> Columns:
+    """What :func:`generated_batch` finds out about an example."""
+    columns: Columns = dict.fromkeys(("tokens", "steps"), ((), torch.int64))
+    columns |= dict.fromkeys(("flops", "early_flops", "score_flops"), ((), torch.float64))
+    columns |= dict.fromkeys(model.head_scores, ((), torch.float32))
+    columns |= {"ids": ((model.max_new_tokens,), torch.int32), "scores": ((len(SEQUENCE_SCORES),), torch.float32)}
+    if features:
+        columns |= {f"{name}_features": ((size,), torch.float32) for name, size in model.feature_sizes.items()}
+    if top_k:
+        places = (model.max_new_tokens, top_k)
+        columns |= {"top_ids": (places, torch.int32), "top_log_probs": (places, torch.float32)}
+    return columns
+
+
+def generated_batch(
+    model: Seq2Seq,
+    inputs: dict[str, Tensor],
+    convention: FlopsConvention = "exact",
+    features: bool = False,
+    top_k: int = 0,
+) -> dict[str, Tensor]:
+    """Generate a batch's texts: their tokens, padded with -1, steps, scores, cost.
+
+    Args:
+        model: The model.
+        inputs: Its inputs.
+        convention: How cost is counted.
+        features: Also what each router head reads.
+        top_k: Also so many of the most probable tokens at each place of the references, which distillation needs.
+    """
+    source = model.encode(inputs)
+    made = model.generate(source)
+    place = torch.arange(made.ids.shape[1], device=made.ids.device)
+    ids = made.ids.masked_fill(place >= made.steps[:, None], -1)
+    tokens = inputs["attention_mask"].sum(-1)
+    scores = model.late_scores(source, made) | model.early_scores(source)
+    found = {
+        "tokens": tokens,
+        "steps": made.steps,
+        "ids": F.pad(ids, (0, model.max_new_tokens - ids.shape[1]), value=-1),
+        "scores": made.scores,
+        **{name: cost.to(tokens.device) for name, cost in model.flops(inputs, convention, made.steps).items()},
+        **{name: scores[name] for name in model.head_scores},
+    }
+    if features:
+        found |= {"router_features": model.after_features(source, made), "encoder_router_features": source.features}
+    if top_k:
+        labels = inputs["labels"]
+        best = model.logits(source, labels).float().log_softmax(-1).topk(top_k, -1)
+        pad = (0, 0, 0, model.max_new_tokens - labels.shape[1])
+        found["top_ids"] = F.pad(best.indices.masked_fill(labels[..., None] == IGNORED, -1), pad, value=-1)
+        found["top_log_probs"] = F.pad(best.values, pad)
+    return found
+
+
 class EvaluationModule(LightningModule):
     """Answers every example of every split once; what is done with the answers is the subclass's.
 
@@ -68,6 +134,7 @@ class EvaluationModule(LightningModule):
         task: What the data asks, :meth:`elang.data.format.TextTask.plain`.
         flops_convention: How cost is counted, see :mod:`elang.cost`.
         generate: Text-to-text models answer by free generation, matched with the task's answers.
+        num_beams: Hypotheses that generated texts are chosen from; by default each model's own setting.
     """
 
     def __init__(
@@ -77,6 +144,7 @@ class EvaluationModule(LightningModule):
         task: TaskFields | None = None,
         flops_convention: FlopsConvention = "exact",
         generate: bool = False,
+        num_beams: int | None = None,
     ) -> None:
         super().__init__()
         self.task = TextTask.of(label_names, task)
@@ -92,10 +160,11 @@ class EvaluationModule(LightningModule):
                 self.recorded[name], self.about[name] = read_records(path, label_names, self.task.problem)
             else:
                 # Without a task of the data's own (Python), a model answers what it was trained for.
-                model = load_model(path, self.task if task else None, generate=generate).eval()
+                model = load_model(path, self.task if task else None, generate=generate, num_beams=num_beams).eval()
                 self.class_order[name] = model.class_order(label_names, f"'{path}'")
                 self.models[name] = model
         self.paths = models
+        self.top_k = 0
         self._tables: dict[str, ExampleTable] = {}
 
     @property
@@ -112,8 +181,15 @@ class EvaluationModule(LightningModule):
     def _start(self, splits: list[str]) -> None:
         value = torch.float64 if self.task.problem == "regression" else torch.int64
         columns: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"key": ((), torch.int64), "label": ((), value)}
+        data: Any = getattr(self.trainer, "datamodule", None)
         for name in self.models:
-            columns |= {f"{name}_{column}": row for column, row in answer_columns(self.model(name)).items()}
+            model = self.model(name)
+            if isinstance(model, Seq2Seq):
+                model.max_new_tokens = getattr(data, "max_target_length", model.max_new_tokens)
+                found = generated_columns(model, top_k=self.top_k)
+            else:
+                found = answer_columns(model)
+            columns |= {f"{name}_{column}": row for column, row in found.items()}
         self.split_names = splits
         self._tables = {split: ExampleTable(columns).to(self.device) for split in splits}
 
@@ -122,9 +198,13 @@ class EvaluationModule(LightningModule):
             return
         columns = {name: batch[name] for name in ("id", "key", "label")}
         for name in self.models:
-            found = answer_batch(
-                self.model(name), batch[name], self.class_order[name], self.temperature, self.flops_convention
-            )
+            model = self.model(name)
+            if isinstance(model, Seq2Seq):
+                found = generated_batch(model, batch[name], self.flops_convention, top_k=self.top_k)
+            else:
+                found = answer_batch(
+                    model, batch[name], self.class_order[name], self.temperature, self.flops_convention
+                )
             columns |= {f"{name}_{column}": values for column, values in found.items()}
         self._tables[split].update(**columns)
 
@@ -143,14 +223,27 @@ class EvaluationModule(LightningModule):
                     f"{len(table['id'])} of {len(data.examples(split))} examples of '{split}' came back."
                 )
             for name in self.models:
+                if self.task.problem == "sequence":
+                    check_finite(table[f"{name}_scores"], f"token scores of {self.paths[name]}")
+                    continue
                 check_logits(table[f"{name}_logits"], f"logits of {self.paths[name]}", self.task.problem == "choice")
         return tables
 
     def answers(self, name: str, split: str, table: dict[str, Tensor]) -> Records:
         """One model's answers to the rows of ``table``, from the model or from its records."""
         if name in self.models:
-            columns = {column: table[f"{name}_{column}"] for column in ("prediction", "logits", "tokens", "flops")}
-            return Records(id=table["id"], key=table["key"], **columns)
+            own: dict[str, Any] = {column: table.get(f"{name}_{column}") for column in _OPTIONAL}
+            model = self.model(name)
+            if not isinstance(model, Seq2Seq):
+                return Records(table["id"], table[f"{name}_prediction"], key=table["key"], **own)
+            texts = model.texts(table[f"{name}_ids"])
+            cut = int((table[f"{name}_ids"][:, -1] >= 0).sum())
+            if cut:
+                rank_zero_warn(
+                    f"{cut} of {len(texts)} texts of '{self.paths[name]}' on '{split}' reached the limit of "
+                    f"{model.max_new_tokens} tokens and may be cut. Raise --data.max_target_length."
+                )
+            return Records(table["id"], torch.zeros_like(table["id"]), key=table["key"], texts=texts, **own)
         source = source_of(split)
         if source not in self.recorded[name]:
             raise InputError(
@@ -159,8 +252,7 @@ class EvaluationModule(LightningModule):
             )
         found = self.recorded[name][source]
         rows = found.rows(table["id"], table["key"], f"The records '{self.paths[name]}'")
-        optional = {k: None if v is None else v[rows] for k, v in vars(found).items() if k in _OPTIONAL}
-        return Records(table["id"], found.prediction[rows], key=table["key"], **optional)
+        return replace(found.take(rows), key=table["key"])
 
     def on_validation_epoch_start(self) -> None:
         """Prepare a table for each split."""
@@ -192,7 +284,14 @@ class EvaluationModule(LightningModule):
         )
 
 
-_OPTIONAL = ("logits", "tokens", "flops")
+_OPTIONAL = ("logits", "tokens", "flops", "steps", "scores", "score_flops", "top_ids", "top_log_probs")
+
+
+def measure_texts(qualities: list[Any], texts: list[str], references: list[str]) -> dict[str, float]:
+    """Metrics of one model's texts, by name."""
+    targets = text_targets(qualities, references, texts)
+    first = torch.zeros(len(references), dtype=torch.int64)
+    return {name: measure(QUALITIES[name](0), first, first, targets) for name in qualities}
 
 
 class ScoreModule(EvaluationModule):
@@ -204,6 +303,9 @@ class ScoreModule(EvaluationModule):
         task: What is asked, :meth:`elang.data.format.TextTask.plain`.
         output: The parquet file to write.
         generate: A text-to-text model answers by free generation, matched with the task's answers.
+        num_beams: Hypotheses that generated texts are chosen from; by default the model's own setting.
+        top_k: Of a model that generates texts, keep so many of the most probable tokens at each place of the
+            references: the distillation of tokens needs them.
     """
 
     def __init__(
@@ -213,14 +315,18 @@ class ScoreModule(EvaluationModule):
         task: TaskFields | None = None,
         output: str = "records.parquet",
         generate: bool = False,
+        num_beams: int | None = None,
+        top_k: int = 0,
     ) -> None:
         if model.endswith(SUFFIXES):
             raise InputError(f"'{model}' is already a file of records; give --model.model a model.")
         if not output.endswith(".parquet"):
             raise InputError(f"Records are written as parquet, but --model.output is '{output}'.")
-        super().__init__({"model": model}, label_names, task, generate=generate)
+        super().__init__({"model": model}, label_names, task, generate=generate, num_beams=num_beams)
         self.save_hyperparameters()
-        self.output, self.generate = output, generate
+        if top_k < 0 or (top_k and self.task.problem != "sequence"):
+            raise InputError(f"--model.top_k {top_k} is for models that generate texts, and 0 or more; leave it out.")
+        self.output, self.generate, self.top_k = output, generate, top_k
 
     def on_validation_epoch_end(self) -> None:
         """Write the records."""
@@ -232,15 +338,12 @@ class ScoreModule(EvaluationModule):
             source = source_of(split)
             parts.setdefault(source, []).append(self.answers("model", split, table))
             self.print(self._line(split, table))
-        names = ("id", "prediction", "logits", "key", "tokens", "flops")
-        order = {source: torch.cat([p.id for p in found]).argsort() for source, found in parts.items()}
-        merged = {
-            source: Records(**{n: torch.cat([getattr(p, n) for p in found])[order[source]] for n in names})
-            for source, found in parts.items()
-        }
+        merged = {source: join_records(found) for source, found in parts.items()}
         model = self.model("model")
         about: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
         about["generated"] = self.generate and model.text_to_text
+        if isinstance(model, Seq2Seq):
+            about |= {"num_beams": model.num_beams, "top_k": self.top_k}
         if model.manifest is not None:
             about["routing_fraction"] = model.manifest.routing_fraction
         write_records(self.output, merged, self.label_names, **about)
@@ -249,6 +352,12 @@ class ScoreModule(EvaluationModule):
     def _line(self, split: str, table: dict[str, Tensor]) -> str:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         said = f"{split}: {len(table['id'])} examples"
+        if self.task.problem == "sequence":
+            if not data.examples(split).labelled:
+                return f"{said}, no references"
+            texts = self.model("model").texts(table["model_ids"])  # type: ignore[operator]
+            values = measure_texts(self.task.qualities, texts, data.references(split, table["id"]))
+            return said + "".join(f", {name} {value:.4f}" for name, value in values.items())
         prediction = table["model_prediction"]
         if self.generate and self.task.problem != "regression":
             said += f", {int((prediction < 0).sum())} generated answers are none of the task's"

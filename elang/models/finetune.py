@@ -16,13 +16,16 @@ from elang.evaluate import measure
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
 from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_words, describe, load_model, save_model
+from elang.models.evaluation import generated_batch, measure_texts
+from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Answer
+from elang.models.text_to_text import TextToText
 from elang.quality import QUALITIES, QualityName
 from elang.scores import check_logits
 
 
 class FinetuneModule(LightningModule):
-    """Fine-tunes an encoder (cross-entropy, or squared error in a regression) or a text-to-text model with AdamW.
+    """Fine-tunes an encoder (cross-entropy, or squared error in a regression) or an encoder-decoder with AdamW.
 
     After training it writes a folder that loads with plain ``transformers`` and into every ``elang`` module.
 
@@ -40,6 +43,8 @@ class FinetuneModule(LightningModule):
         output: Folder to write after training; by default ``export`` in the run's log folder.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping them.
         compile: Run the backbone through ``torch.compile``.
+        label_smoothing: Share of the probability that the targets give to all other classes or tokens.
+        num_beams: Hypotheses that generated texts are chosen from, here and by default of the finished model.
     """
 
     def __init__(
@@ -56,13 +61,23 @@ class FinetuneModule(LightningModule):
         output: str | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,  # noqa: A002 - the option's name
+        label_smoothing: float = 0.0,
+        num_beams: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         if output is not None:
             check_output_folder(Path(output))
         self.task = TextTask.of(label_names, task)
-        self.classifier = load_model(model, self.task, fine_tune=True, layers=layers, router=self._wants_router())
+        self.classifier = load_model(
+            model, self.task, fine_tune=True, layers=layers, router=self._wants_router(), num_beams=num_beams
+        )
+        if not 0 <= label_smoothing < 1 or (label_smoothing and isinstance(self.classifier, TextToText)):
+            raise InputError(
+                f"--model.label_smoothing {label_smoothing} must be in [0, 1), and 0 where an encoder-decoder answers "
+                "with labels."
+            )
+        self.classifier.label_smoothing = label_smoothing
         # from_pretrained leaves evaluation mode on, Lightning keeps it, and training would run without dropout.
         self.classifier.train()
         # Scores of fine-tuned weights are not those that the loaded thresholds were chosen for.
@@ -132,11 +147,18 @@ class FinetuneModule(LightningModule):
         self.split_names: list[str] = list(splits)
         value = torch.float64 if self.task.problem == "regression" else torch.int64
         columns = {"label": ((), value), "prediction": ((), value), "logits": ((len(self.label_names),), torch.float32)}
+        if isinstance(self.classifier, Seq2Seq):
+            self.classifier.max_new_tokens = getattr(data, "max_target_length", self.classifier.max_new_tokens)
+            columns = {"ids": ((self.classifier.max_new_tokens,), torch.int32)}
         self._tables = {name: ExampleTable(columns).to(self.device) for name in self.split_names}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer a batch of one of the splits."""
         if not len(batch["id"]):
+            return
+        if isinstance(self.classifier, Seq2Seq):
+            ids = generated_batch(self.classifier, batch["model"])["ids"]
+            self._tables[self.split_names[dataloader_idx]].update(id=batch["id"], ids=ids)
             return
         answer = self.classifier(batch["model"])
         row = {"id": batch["id"], "label": batch["label"], "prediction": answer.prediction, "logits": answer.logits}
@@ -148,13 +170,18 @@ class FinetuneModule(LightningModule):
             table = collected.compute()
             if not len(table["id"]):
                 continue
-            check_logits(table["logits"], f"the model's logits on '{split}'", self.task.problem == "choice")
             data: Any = getattr(self.trainer, "datamodule", None)
-            targets = data.targets(split, table["id"]) if data is not None else {}
-            value = measure(self.quality, table["prediction"], table["label"], targets)
-            self.log(f"{split}/{self.quality.name}", value, prog_bar=True, sync_dist=True)
-            if self.trainer.state.fn != TrainerFn.FITTING:
-                self.print(f"{self.quality.name} on {len(table['id'])} examples of {split}: {value:.4f}")
+            if isinstance(self.classifier, Seq2Seq):
+                texts = self.classifier.texts(table["ids"])
+                values = measure_texts([self.quality.name], texts, data.references(split, table["id"]))
+            else:
+                check_logits(table["logits"], f"the model's logits on '{split}'", self.task.problem == "choice")
+                targets = data.targets(split, table["id"]) if data is not None else {}
+                values = {self.quality.name: measure(self.quality, table["prediction"], table["label"], targets)}
+            for name, value in values.items():
+                self.log(f"{split}/{name}", value, prog_bar=True, sync_dist=True)
+                if self.trainer.state.fn != TrainerFn.FITTING:
+                    self.print(f"{name} on {len(table['id'])} examples of {split}: {value:.4f}")
         self._tables = {}
 
     on_test_epoch_start = on_validation_epoch_start
@@ -231,6 +258,7 @@ class FinetuneModule(LightningModule):
             task=self.task.plain(),
             routing_fraction=getattr(data, "routing_fraction", 0.0),
             max_length=getattr(data, "max_length", 512),
+            max_target_length=getattr(data, "max_target_length", 128),
             thresholds=self.thresholds(),
         )
 

@@ -15,16 +15,20 @@ from elang.evaluate import (
     ROUTING_SLICE,
     PairAnswers,
     choose_thresholds,
+    length_bias,
     operating_points,
     pair_answers,
     share_near_threshold,
     summarize,
+    text_targets,
 )
 from elang.manifest import Manifest
 from elang.models.evaluation import EvaluationModule
 from elang.models.latency import pair_latency
 from elang.quality import QUALITIES, QualityName
 from elang.report import print_summary, write_report
+from elang.sequence_scores import SEQUENCE_DEFAULT
+from elang.text_quality import TEXT_METRICS, signature
 
 
 class JointModule(EvaluationModule):
@@ -45,6 +49,7 @@ class JointModule(EvaluationModule):
         super_flops: FLOPs of one answer of a black-box Super whose records do not say.
         latency: Measure both models' seconds, too, at batch 1 and at the best batch.
         generate: Text-to-text models answer by free generation, matched with the task's answers.
+        num_beams: Hypotheses that generated texts are chosen from; by default each model's own setting.
     """
 
     def __init__(
@@ -61,13 +66,19 @@ class JointModule(EvaluationModule):
         super_flops: float | None = None,
         latency: bool = False,
         generate: bool = False,
+        num_beams: int | None = None,
     ) -> None:
-        super().__init__({"swift": swift_model, "super": super_model}, label_names, task, flops_convention, generate)
+        models = {"swift": swift_model, "super": super_model}
+        super().__init__(models, label_names, task, flops_convention, generate, num_beams)
         self.save_hyperparameters()
         names: Any = [quality] if isinstance(quality, str) else quality or self.task.qualities
         unknown = [name for name in names if name not in QUALITIES]
         if unknown or not names:
             raise InputError(f"Unknown quality {unknown or names}; choose from {', '.join(QUALITIES)}.")
+        if wrong := [name for name in names if (name in TEXT_METRICS) != (self.task.problem == "sequence")]:
+            raise InputError(
+                f"'{wrong[0]}' is no metric of a {self.task.problem} task; its own are {self.task.qualities}."
+            )
         self.qualities = [QUALITIES[name](len(label_names)) for name in names]
         self.output = Path(output)
         if self.output.exists() and not self.output.is_dir():
@@ -87,7 +98,7 @@ class JointModule(EvaluationModule):
             )
 
     def on_validation_start(self) -> None:
-        """Refuse a routing slice that a model was trained on."""
+        """Refuse a routing slice that a model was trained on, and texts without references."""
         data: Any = getattr(self.trainer, "datamodule", None)
         fraction = getattr(data, "routing_fraction", 0.0)
         for name, path in self.paths.items():
@@ -131,7 +142,13 @@ class JointModule(EvaluationModule):
     def pair(self, split: str, table: dict[str, Tensor]) -> PairAnswers:
         """Bring both models' answers to one split together."""
         swift, super_ = self.answers("swift", split, table), self.answers("super", split, table)
-        if swift.logits is None:
+        sequence = self.task.problem == "sequence"
+        if sequence and swift.scores is None:
+            raise InputError(
+                f"'{self.paths['swift']}' has texts but no scores of their tokens, and a Swift routes by these. Only a "
+                "Super may be a table of bare texts; `elang score` keeps the scores."
+            )
+        if not sequence and swift.logits is None:
             raise InputError(
                 f"'{self.paths['swift']}' has no logits, and a Swift's scores are read off its logits. Only a Super "
                 "may be a table of bare answers."
@@ -145,6 +162,11 @@ class JointModule(EvaluationModule):
         if super_.flops is None and self.super_flops is not None:
             super_.flops = torch.full((len(table["id"]),), self.super_flops, dtype=torch.float64)
         data: Any = getattr(self.trainer, "datamodule", None)
+        targets = data.targets(split, table["id"]) if data is not None else {}
+        if sequence:
+            assert swift.texts is not None
+            wanted = [q.name for q in self.qualities]
+            targets = text_targets(wanted, data.references(split, table["id"]), swift.texts, super_.texts)
         return pair_answers(
             table,
             swift,
@@ -153,8 +175,8 @@ class JointModule(EvaluationModule):
             self.temperature,
             {name: table[f"swift_{name}"] for name in names},
             table.get("swift_early_flops"),
-            data.targets(split, table["id"]) if data is not None else {},
-            table.get("swift_score_flops"),
+            targets,
+            swift.score_flops if sequence else table.get("swift_score_flops"),
         )
 
     def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str) -> dict[str, Any]:
@@ -172,6 +194,7 @@ class JointModule(EvaluationModule):
                 weights_sha256=swift.weights_sha256 if swift else "",
                 routing_fraction=data.routing_fraction,
                 max_length=data.max_length,
+                max_target_length=data.max_target_length,
                 thresholds=choose_thresholds(pairs["routing"], primary, ROUTING_SLICE),
             )
             thresholds = self.thresholds_manifest.thresholds
@@ -193,6 +216,9 @@ class JointModule(EvaluationModule):
             "qualities": {q.name: summarize(answers, q, thresholds) for q in self.qualities},
             "operating_points": operating_points(answers, self.qualities, thresholds),
         }
+        if self.task.problem == "sequence":
+            summary["signatures"] = {q.name: signature(q.name) for q in self.qualities}
+            summary["lengths"] = length_bias(answers)
         chosen = thresholds.get("free_energy", {}).get("parity")
         if chosen is not None and abs(float(chosen["threshold"])) != math.inf:
             distance = 4e-7 if str(self.trainer.precision).startswith(("32", "64")) else 4e-3
@@ -200,11 +226,13 @@ class JointModule(EvaluationModule):
             summary["within_rounding_of_threshold"] = {"distance": distance, "share": share}
         if self.latency and len(self.models) == 2:
             models = {name: self.model(name) for name in ("swift", "super")}
-            tokens = {name: int(answers.more[f"{name}_tokens"].median()) for name in models}
-            candidates = int((answers.more["swift_logits"] > -math.inf).sum(-1).median())
+            columns: dict[str, Any] = answers.more
+            tokens = {name: int(columns[f"{name}_tokens"].median()) for name in models}
+            steps = {name: int(columns[f"{name}_steps"].median()) for name in models if f"{name}_steps" in columns}
+            candidates = int((columns["swift_logits"] > -math.inf).sum(-1).median()) if not steps else 0
             # In the precision of the evaluation, which Lightning sets up for steps alone.
             with self.trainer.precision_plugin.forward_context():
-                summary["latency"] = pair_latency(models, tokens, candidates)
+                summary["latency"] = pair_latency(models, tokens, candidates, steps)
         elif self.latency:
             rank_zero_info("latency is measured only where both models run here")
         return summary
@@ -212,4 +240,4 @@ class JointModule(EvaluationModule):
     def _default_score(self, answers: PairAnswers) -> str:
         """The Swift's own choice, or the paper's; a Swift that is known from records alone has no heads to ask."""
         wanted = self.manifest.score if self.manifest else "free_energy"
-        return next(name for name in (wanted, "free_energy", "router") if name in answers.scores)
+        return next(name for name in (wanted, "free_energy", SEQUENCE_DEFAULT, "router") if name in answers.scores)

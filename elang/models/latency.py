@@ -1,11 +1,13 @@
 """Measured seconds of a pair's models, whole and up to the decoder."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from elang.cost import best_batch, measure_throughput
+from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel
 from elang.models.text_to_text import TextToText
 
@@ -37,13 +39,20 @@ def random_inputs(
     return inputs
 
 
-def pair_latency(models: dict[str, TextModel], lengths: dict[str, int], candidates: int = 2) -> dict[str, Any]:
+def _generate(model: Seq2Seq, steps: int, inputs: dict[str, Tensor]) -> object:
+    return model.generate(model.encode(inputs), exactly=steps)
+
+
+def pair_latency(
+    models: dict[str, TextModel], lengths: dict[str, int], candidates: int = 2, steps: dict[str, int] | None = None
+) -> dict[str, Any]:
     """Seconds per input of each model at batch 1 and at its best batch, on random tokens.
 
     Args:
         models: By name, on the device that is timed.
         lengths: Tokens of an input of each, over all its candidates.
         candidates: How many these are, in a ``choice`` task.
+        steps: Tokens that each generates, in a ``sequence`` task.
 
     Returns:
         For each model ``tokens``, ``batch 1``, ``best batch`` (its size) and ``at best batch``; for an encoder-decoder
@@ -53,8 +62,10 @@ def pair_latency(models: dict[str, TextModel], lengths: dict[str, int], candidat
     for name, model in models.items():
         device = next(model.parameters()).device
         calls: dict[str, Any] = {name: model}
-        if isinstance(model, TextToText):
+        if isinstance(model, TextToText | Seq2Seq):
             calls[f"{name} encoder"] = model.encode
+        if isinstance(model, Seq2Seq):
+            calls[name] = partial(_generate, model, (steps or {}).get(name, 1))
         for what, call in calls.items():
 
             def make(size: int, call: Any = call, model: TextModel = model, length: int = lengths[name]) -> Any:

@@ -34,6 +34,7 @@ class Answer:
         pooled: Mean last hidden state of the (encoder's) real tokens, ``(B, D)``; ``None`` without heads.
         early: Logits of the head on the encoder's output, ``(B, C)``; ``None`` but for an encoder-decoder's.
         steps: Decoder steps of a generated answer, int64 ``(B,)``; ``None`` for any other.
+        source: What a ``sequence`` task's encoder made of the batch; ``None`` for any other.
     """
 
     logits: Tensor
@@ -42,6 +43,7 @@ class Answer:
     pooled: Tensor | None = None
     early: Tensor | None = None
     steps: Tensor | None = None
+    source: Any = None
 
 
 class TextModel(nn.Module, ABC):
@@ -54,6 +56,7 @@ class TextModel(nn.Module, ABC):
     """
 
     text_to_text = False
+    label_smoothing = 0.0
 
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask) -> None:
         super().__init__()
@@ -136,7 +139,9 @@ class TextModel(nn.Module, ABC):
         return logits[:, 0].double() if self.task.problem == "regression" else logits.argmax(-1)
 
     def _head_flops(self, *names: str) -> float:
-        return 2.0 * sum(p.numel() for name in names if name in self.heads for p in self.heads[name].parameters())
+        known = [self.heads[name].state_dict() for name in names if name in self.heads]
+        weights: int = sum(values.numel() for state in known for values in state.values())
+        return 2.0 * weights
 
 
 class Classifier(TextModel):
@@ -160,7 +165,7 @@ class Classifier(TextModel):
         if target is not None and self.task.problem == "regression":
             loss = F.mse_loss(logits[:, 0], target.float())
         elif target is not None:
-            loss = F.cross_entropy(logits, target)
+            loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
         return Answer(logits, self.predict(logits), loss, pooled)
 
     def flops(

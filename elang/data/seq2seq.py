@@ -1,0 +1,210 @@
+"""Source texts and the texts to be generated for them: translation, summarisation, from files or the hub."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from elang.data.files import SUFFIXES, Examples, content_key, read_frame
+from elang.data.format import TextTask
+from elang.data.module import TextData
+from elang.errors import InputError
+from elang.text_quality import TEXT_METRICS
+
+
+class Seq2SeqData(TextData):
+    """Pairs of texts from parallel files, tables (CSV, TSV, JSONL, parquet) or a data set on the hub.
+
+    Parallel files are given by what their names have in common: ``--data.train data/train --data.source en
+    --data.target de`` reads ``data/train.en`` and ``data/train.de``, or these with ``.gz``. In a table the two are
+    columns, on the hub columns or the languages of ``translation``.
+
+    Empty texts are kept and counted. The filters drop pairs of the training file alone, and say how many.
+
+    Args:
+        train: Training pairs.
+        validation: Evaluation pairs.
+        test: The same for ``elang test``; without the target's file it can only be answered.
+        source: Suffix, column or language of what is read.
+        target: The same of what is generated.
+        hub: Data set on the hub, ``owner/name@revision``; the files above are then names of its splits.
+        hub_config: Its configuration (``de-en``).
+        prompt: Template of a model's input, ``"translate English to German: {text}"``.
+        source_language: The source's code, for models of many languages (``eng_Latn`` of NLLB, ``en_XX`` of mBART).
+        target_language: The target's.
+        qualities: Metrics, of which the first chooses thresholds: ``bleu``, ``chrf``, ``rouge_l``, ``exact_text``,
+            ``token_accuracy``.
+        batch_size: Examples in a training batch, for each process.
+        eval_batch_size: Examples in an evaluation batch.
+        max_length: Tokens kept of a source; longer ones are cut and counted.
+        max_target_length: Tokens kept of a reference and generated at most; what is cut is counted.
+        routing_fraction: Share of the training file held out for choosing thresholds.
+        router_fraction: Share of it held out for training the router heads.
+        max_words: Training pairs with more words on a side are dropped.
+        max_ratio: Training pairs with a side so many times as long as the other, in words, are dropped.
+        num_workers: Processes that assemble batches; 0 does it in the training process.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        validation: str | None = None,
+        test: str | None = None,
+        source: str = "source",
+        target: str = "target",
+        hub: str | None = None,
+        hub_config: str | None = None,
+        prompt: str = "{text}",
+        source_language: str | None = None,
+        target_language: str | None = None,
+        qualities: list[str] | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        max_length: int = 128,
+        max_target_length: int = 128,
+        routing_fraction: float = 0.05,
+        router_fraction: float = 0.05,
+        max_words: int | None = None,
+        max_ratio: float | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        files = {split: path for split, path in (("train", train), ("validation", validation), ("test", test)) if path}
+        if not files:
+            raise InputError("No data was given. Set --data.train and --data.validation to files.")
+        if max_target_length < 1:
+            raise InputError(f"--data.max_target_length must be at least 1, but it is {max_target_length}.")
+        if (max_words is not None and max_words < 1) or (max_ratio is not None and max_ratio < 1):
+            raise InputError(
+                f"--data.max_words {max_words} and --data.max_ratio {max_ratio} must be at least 1, or not be set."
+            )
+        super().__init__(
+            files,
+            batch_size,
+            eval_batch_size,
+            max_length,
+            routing_fraction,
+            num_workers,
+            router_fraction,
+            max_target_length,
+        )
+        self.source, self.target = source, target
+        self.hub, self.hub_config, self.prompt = hub, hub_config, prompt
+        if (source_language is None) != (target_language is None):
+            raise InputError("Give both --data.source_language and --data.target_language, or neither.")
+        self.languages = [source_language, target_language] if source_language and target_language else []
+        self.qualities = qualities or ["bleu", "chrf"]
+        if unknown := [name for name in self.qualities if name not in TEXT_METRICS]:
+            raise InputError(f"There is no metric of texts '{unknown[0]}'; there are {', '.join(TEXT_METRICS)}.")
+        self.max_words, self.max_ratio = max_words, max_ratio
+
+    @property
+    def text_task(self) -> TextTask:
+        """What the task asks."""
+        task = TextTask(
+            [], "sequence", segments=[], prompt=self.prompt, qualities=self.qualities, languages=self.languages
+        )
+        return TextTask.of([], task.plain())
+
+    def read(self, source: str) -> Examples:
+        """All pairs of one split, in its order; of the training file those that the filters leave."""
+        texts, references = self._pairs(source)
+        if not texts:
+            raise InputError(f"{self.where(source)} has no lines. Give another file.")
+        sides = [("source", texts), *([("target", references)] if references is not None else [])]
+        for side, lines in sides:
+            if empty := sum(not line.strip() for line in lines):
+                rank_zero_warn(f"{empty} of {len(lines)} lines of {self.where(source)} have an empty {side}: kept.")
+        key = torch.tensor([content_key((text,)) for text in texts], dtype=torch.int64)
+        # There are no classes; -1 says that there is no reference either.
+        label = torch.full((len(texts),), -1 if references is None else 0)
+        examples = Examples([(t,) for t in texts], torch.arange(len(texts)), key, label, references=references)
+        if source != "train" or references is None or (self.max_words is None and self.max_ratio is None):
+            return examples
+        return examples.take(self._kept(texts, references))
+
+    def _kept(self, texts: list[str], references: list[str]) -> Tensor:
+        """Which pairs the filters leave, bool ``(N,)``."""
+        words = torch.tensor([[len(t.split()), len(r.split())] for t, r in zip(texts, references, strict=True)])
+        most, least = words.amax(1), words.amin(1)
+        long = most > self.max_words if self.max_words is not None else torch.zeros(len(words), dtype=torch.bool)
+        uneven = torch.zeros_like(long)
+        if self.max_ratio is not None:
+            uneven = (most > self.max_ratio * least) & ~long
+        if not (kept := ~(long | uneven)).any():
+            raise InputError(
+                f"--data.max_words {self.max_words} and --data.max_ratio {self.max_ratio} leave no pair of "
+                f"{self.where('train')}. Raise them."
+            )
+        rank_zero_info(
+            f"of {len(words)} training pairs {int(long.sum())} are dropped for over {self.max_words} words, "
+            f"{int(uneven.sum())} for a ratio of lengths over {self.max_ratio}"
+        )
+        return kept
+
+    def _pairs(self, split: str) -> tuple[list[str], list[str] | None]:
+        path = self.files[split]
+        if self.hub is None and Path(path).suffix not in SUFFIXES:
+            return self._parallel(split, path)
+        frame = read_frame(path, self.hub, self.hub_config)
+        if "translation" in frame and self.source not in frame:
+            rows = frame["translation"].tolist()
+            if rows and not (self.source in rows[0] and self.target in rows[0]):
+                raise InputError(
+                    f"{self.where(split)} translates between {list(rows[0])}, not '{self.source}' and '{self.target}'. "
+                    "Set --data.source and --data.target."
+                )
+            return [row[self.source] for row in rows], [row[self.target] for row in rows]
+        sides: list[list[str]] = []
+        for name, column in (("source", self.source), ("target", self.target)):
+            if column not in frame:
+                if name == "target" and split == "test":
+                    return sides[0], None
+                raise InputError(
+                    f"{self.where(split)} has no column '{column}'; it has {list(frame.columns)}. Set --data.{name}."
+                )
+            if missing := [i for i, text in enumerate(frame[column]) if not isinstance(text, str)]:
+                raise InputError(
+                    f"{self.where(split)} has {len(missing)} rows whose '{column}' is no text, first row {missing[0]} "
+                    "(counted from 0). Mend or remove them."
+                )
+            sides.append(frame[column].tolist())
+        return sides[0], sides[1]
+
+    def _parallel(self, split: str, path: str) -> tuple[list[str], list[str] | None]:
+        texts = _lines(_existing(path, self.source, "source"))
+        try:
+            other = _existing(path, self.target, "target")
+        except InputError:
+            if split != "test":
+                raise
+            return texts, None
+        references = _lines(other)
+        if len(texts) != len(references):
+            raise InputError(
+                f"'{path}.{self.source}' has {len(texts)} lines and '{path}.{self.target}' {len(references)}, but they "
+                "are read side by side. Give files of one length."
+            )
+        return texts, references
+
+
+def _existing(path: str, suffix: str, side: str) -> Path:
+    for found in (Path(f"{path}.{suffix}"), Path(f"{path}.{suffix}.gz")):
+        if found.is_file():
+            return found
+    raise InputError(
+        f"There is no file '{path}.{suffix}', nor one with .gz. Set --data.{side} to the suffix, or give a "
+        f"{', '.join(SUFFIXES)} file."
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines as other tools count them: only a line feed ends one."""
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+            return [line.rstrip("\n").removesuffix("\r") for line in file]
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"The file '{path}' cannot be read as UTF-8 text: {error}. Mend or re-save it.") from error

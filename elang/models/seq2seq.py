@@ -1,0 +1,286 @@
+"""Encoder-decoders that generate text (translation, summarisation), with scores before and after their decoder."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
+
+from elang.cost import FlopsConvention, flops_by_length, generation_flops
+from elang.data.batches import IGNORED
+from elang.data.format import TextTask
+from elang.errors import InputError
+from elang.models.text_model import Answer, TextModel
+from elang.router import GainRegression, masked_mean
+from elang.sequence_scores import SEQUENCE_SCORES, sequence_scores, token_scores
+
+# Logits that are scored at a time, for a vocabulary is wide.
+_CHUNK = 1 << 26
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoded batch, before the decoder runs.
+
+    Attributes:
+        hidden: The encoder's output, ``(B, L, D)``.
+        mask: 1 on real tokens, ``(B, L)``.
+        features: What the encoder's router reads, float32 ``(B, D + 1)``: mean hidden state, log of the token count.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    features: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Source:
+        return Source(self.hidden[rows], self.mask[rows], self.features[rows])
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the decoder made of a batch.
+
+    Attributes:
+        ids: Generated tokens without the start, padded, int64 ``(B, T)``.
+        steps: Decoder steps of each, its end included, int64 ``(B,)``.
+        scores: :data:`elang.sequence_scores.SEQUENCE_SCORES`, float32 ``(B, 24)``.
+    """
+
+    ids: Tensor
+    steps: Tensor
+    scores: Tensor
+
+
+class _Watch:
+    """Scores greedily chosen tokens as they are generated: a forward hook that sees each step's logits."""
+
+    def __init__(self) -> None:
+        self.found: list[Tensor] = []
+        self.logits: Tensor | None = None
+
+    def __call__(self, module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+        self.take(given["decoder_input_ids"][:, -1])
+        self.logits = output.logits[:, -1]
+
+    def take(self, chosen: Tensor) -> None:
+        """Score the tokens that the last logits led to."""
+        if self.logits is not None:
+            self.found.append(token_scores(self.logits, chosen))
+
+
+class Seq2Seq(TextModel):
+    """Any ``AutoModelForSeq2SeqLM`` that generates a text for a text.
+
+    Args:
+        backbone: The model.
+        tokenizer: Its tokenizer.
+        task: Gives the prompt and the languages.
+        num_beams: Hypotheses that are decoded side by side; by default the model's own setting.
+    """
+
+    text_to_text = True
+
+    def __init__(self, backbone: Any, tokenizer: Any, task: TextTask, num_beams: int | None = None) -> None:
+        super().__init__(backbone, tokenizer, task)
+        if backbone.config.decoder_start_token_id is None:
+            raise InputError(
+                f"The decoder of a '{backbone.config.model_type}' model starts with no fixed token (there is no "
+                "decoder_start_token_id in its config.json), so it cannot be scored."
+            )
+        if num_beams is not None and num_beams < 1:
+            raise InputError(f"--model.num_beams must be at least 1, but it is {num_beams}.")
+        self.max_new_tokens = 128
+        self.static_cache = False
+        if num_beams is not None:
+            backbone.generation_config.num_beams = num_beams
+        _set_languages(backbone, tokenizer, task.languages)
+
+    @property
+    def num_beams(self) -> int:
+        """Hypotheses that are decoded side by side."""
+        return self.backbone.generation_config.num_beams or 1
+
+    @property
+    def head_scores(self) -> list[str]:
+        """Names of the scores that its heads give, the one before the decoder last."""
+        return ["router", "encoder_router"] if self.heads else []
+
+    def compiled_parts(self) -> list[torch.nn.Module]:
+        """The encoder is run by itself, and its output is then given to the whole."""
+        return [self.backbone.get_encoder(), self.backbone]
+
+    @property
+    def feature_sizes(self) -> dict[str, int]:
+        """How many features each router head reads."""
+        return {"router": len(SEQUENCE_SCORES) + 2, "encoder_router": self.backbone.config.hidden_size + 1}
+
+    def add_heads(self) -> None:
+        """Give it a router head on either side of the decoder, untrained."""
+        for name, size in self.feature_sizes.items():
+            self.heads[name] = GainRegression(size)
+
+    def encode(self, inputs: dict[str, Tensor]) -> Source:
+        """Run the encoder."""
+        mask = inputs["attention_mask"]
+        encoder = self.backbone.get_encoder()
+        hidden = encoder(input_ids=inputs["input_ids"], attention_mask=mask, return_dict=True).last_hidden_state
+        features = torch.cat([masked_mean(hidden, mask).detach().float(), mask.sum(1, keepdim=True).log()], 1)
+        return Source(hidden, mask, features)
+
+    def _decode(self, source: Source, **decoder: Tensor) -> Tensor:
+        encoded = BaseModelOutput(last_hidden_state=source.hidden)
+        logits: Tensor = self.backbone(
+            encoder_outputs=encoded, attention_mask=source.mask, use_cache=False, **decoder
+        ).logits
+        return logits
+
+    def logits(self, source: Source, labels: Tensor) -> Tensor:
+        """The decoder's logits over given texts, ``(B, T, V)``: of each token, after those before it."""
+        start = self.backbone.config.decoder_start_token_id
+        filled = labels.masked_fill(labels == IGNORED, self.backbone.config.pad_token_id)
+        return self._decode(source, decoder_input_ids=F.pad(filled[:, :-1], (1, 0), value=start))
+
+    def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
+        """Read the references, ``inputs["labels"]``: the loss over their tokens, and all logits, ``(B, T, V)``."""
+        source = self.encode(inputs)
+        logits = self.logits(source, inputs["labels"])
+        loss = F.cross_entropy(
+            logits.float().flatten(0, 1),
+            inputs["labels"].flatten(),
+            ignore_index=IGNORED,
+            label_smoothing=self.label_smoothing,
+        )
+        return Answer(logits, logits.detach().argmax(-1), loss, source=source)
+
+    @torch.no_grad()
+    def generate(self, source: Source, exactly: int | None = None) -> Generated:
+        """Generate as the library does, and score the tokens.
+
+        Args:
+            source: From :meth:`encode`.
+            exactly: So many steps, for timing; by default until each text ends, or :attr:`max_new_tokens`.
+        """
+        config = copy.deepcopy(self.backbone.generation_config)
+        config.update(
+            do_sample=False, max_new_tokens=self.max_new_tokens, max_length=None, return_dict_in_generate=False
+        )
+        if exactly is not None:
+            config.update(max_new_tokens=exactly, min_new_tokens=exactly)
+        if self.static_cache:
+            # The runtime compiles, or nothing does.
+            config.update(cache_implementation="static", disable_compile=True)
+        watch = _Watch()
+        hook = self.backbone.register_forward_hook(watch, with_kwargs=True) if self.num_beams == 1 else None
+        try:
+            ids = self.backbone.generate(
+                encoder_outputs=BaseModelOutput(last_hidden_state=source.hidden),
+                attention_mask=source.mask,
+                generation_config=config,
+            )[:, 1:]
+        finally:
+            if hook is not None:
+                hook.remove()
+        ends = torch.isin(ids, torch.tensor(_ids(config.eos_token_id), device=ids.device))
+        steps = torch.where(ends.any(-1), ends.int().argmax(-1) + 1, ids.shape[1])
+        if hook is not None:
+            watch.take(ids[:, -1])
+            scored = torch.stack(watch.found, 1)
+        else:
+            scored = self._score(source, ids)
+        return Generated(ids, steps, sequence_scores(scored, steps))
+
+    def _score(self, source: Source, ids: Tensor) -> Tensor:
+        """Scores of finished texts' tokens, ``(B, T, 4)``."""
+        rows = max(1, _CHUNK // (ids.shape[1] * self.backbone.config.vocab_size))
+        parts = torch.arange(len(ids), device=ids.device).split(rows)
+        return torch.cat([token_scores(self.logits(source[part], ids[part]), ids[part]) for part in parts])
+
+    def texts(self, ids: Tensor) -> list[str]:
+        """Generated tokens as text."""
+        filled = ids.masked_fill(ids < 0, self.tokenizer.pad_token_id)
+        return [text.strip() for text in self.tokenizer.batch_decode(filled, skip_special_tokens=True)]
+
+    def after_features(self, source: Source, made: Generated) -> Tensor:
+        """What the router after the decoder reads, float32 ``(B, 26)``: all scores, logs of both lengths."""
+        lengths = torch.stack([made.steps.float().log(), source.features[:, -1]], 1)
+        return torch.cat([made.scores, lengths], 1)
+
+    def early_scores(self, source: Source) -> dict[str, Tensor]:
+        """The scores that are known before the decoder runs."""
+        return {"encoder_router": self.heads["encoder_router"](source.features)} if self.heads else {}
+
+    def late_scores(self, source: Source, made: Generated) -> dict[str, Tensor]:
+        """The scores that the decoder is needed for, each ``(B,)``; larger is harder."""
+        found = dict(zip(SEQUENCE_SCORES, made.scores.unbind(1), strict=True))
+        if self.heads:
+            found["router"] = self.heads["router"](self.after_features(source, made))
+        return found
+
+    def flops(
+        self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Cost of each input, with and without the decoder, which took so many ``steps``."""
+        assert steps is not None
+        config, lengths = self.backbone.config, inputs["attention_mask"].sum(-1).cpu()
+        early = flops_by_length(config, lengths, convention, "encoder") + self._head_flops("encoder_router")
+        decoder = generation_flops(config, lengths, steps, convention, self.num_beams)
+        found = {"flops": early + decoder + self._head_flops("router"), "early_flops": early}
+        # A greedy decoder's scores are read off as it goes; of beams, the one that won is run through once more.
+        again = generation_flops(config, lengths, steps, convention, cached=False)
+        return found | {"score_flops": again if self.num_beams > 1 else torch.zeros_like(again)}
+
+    def class_order(self, label_names: list[str], who: str) -> list[int]:
+        """There are no classes."""
+        return []
+
+
+def _ids(given: int | list[int] | None) -> list[int]:
+    return [] if given is None else [given] if isinstance(given, int) else given
+
+
+def _set_languages(backbone: Any, tokenizer: Any, languages: list[str]) -> None:
+    """Tell a tokenizer of many languages, and the decoder, what is translated into what.
+
+    Raises:
+        InputError: If it does not know a code, needs codes and has none, or has no use for them.
+    """
+    many = hasattr(tokenizer, "src_lang") and hasattr(tokenizer, "tgt_lang")
+    if not languages:
+        if many and tokenizer.tgt_lang is None:
+            raise InputError(
+                f"A '{backbone.config.model_type}' model translates between many languages: set "
+                "--data.source_language and --data.target_language to its codes."
+            )
+        return
+    if not many:
+        raise InputError(
+            f"A '{backbone.config.model_type}' model has no language codes, but {languages} are given. Leave "
+            "--data.source_language and --data.target_language out; a prefix is set with --data.prompt."
+        )
+    known = language_codes(tokenizer)
+    for code in languages:
+        if code not in known:
+            near = difflib.get_close_matches(code, known, 3, 0.3)
+            raise InputError(
+                f"The tokenizer does not know the language code '{code}'. "
+                + (f"Did you mean {' or '.join(near)}? " if near else "")
+                + f"It knows {len(known)} codes, such as {', '.join(sorted(known)[:5])}."
+            )
+    tokenizer.src_lang, tokenizer.tgt_lang = languages
+    backbone.generation_config.forced_bos_token_id = known[languages[1]]
+
+
+def language_codes(tokenizer: Any) -> dict[str, int]:
+    """The language codes of a tokenizer with the token of each."""
+    if given := getattr(tokenizer, "lang_code_to_id", None):
+        return dict(given)
+    special = getattr(tokenizer, "extra_special_tokens", None) or getattr(tokenizer, "additional_special_tokens", [])
+    names = special.values() if isinstance(special, dict) else special
+    tokens = [str(name) for name in names]
+    return {token.strip("_"): int(tokenizer.convert_tokens_to_ids(token)) for token in tokens}

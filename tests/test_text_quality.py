@@ -1,0 +1,117 @@
+"""Metrics of generated text: the libraries' numbers, and their sums at every threshold."""
+
+import random
+
+import pytest
+import torch
+from sacrebleu.metrics import BLEU, CHRF
+
+from elang.curve import at_threshold, operating_curve
+from elang.errors import InputError
+from elang.quality import QUALITIES
+from elang.text_quality import TEXT_METRICS, sentence_worth, signature
+
+WORDS = ["the", "a", "big", "small", "dog", "cat", "sleeps", "in", "on", "park", "house", ",", ".", "!"]
+WORDS += ["Straße", "größer", "„ob“", "東京", "don't", "U.S.", "3.5"]
+
+
+def sentences(n, seed, empty=0.05):
+    rng = random.Random(seed)
+    return ["" if rng.random() < empty else " ".join(rng.choices(WORDS, k=rng.randint(1, 14))) for _ in range(n)]
+
+
+def noisy(texts, seed, change):
+    rng = random.Random(seed)
+    return [
+        " ".join(rng.choice(WORDS) if rng.random() < change else w for w in t.split() if rng.random() > change / 2)
+        for t in texts
+    ]
+
+
+def library(name, texts, references):
+    return {"bleu": BLEU, "chrf": CHRF}[name]().corpus_score(texts, [references]).score
+
+
+def value(name, texts, references):
+    statistics, metric = TEXT_METRICS[name]
+    return float(metric(statistics(texts, references).sum(0, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+@pytest.mark.parametrize("seed", range(20))
+def test_the_librarys_number(name, seed):
+    references = sentences(1 + seed * 3, seed)
+    texts = noisy(references, seed, 0.1 + 0.04 * seed)
+    assert value(name, texts, references) == pytest.approx(library(name, texts, references), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        ("", ""),
+        ("", "a cat"),
+        ("a cat", ""),
+        ("a", "a"),
+        ("a cat", "a cat"),
+        ("a big cat runs", "a small dog sleeps"),
+        ("x y z w v", "a b c d e"),
+        ("東京", "東京 。"),
+        ("a a a a a a", "a a"),
+    ],
+)
+def test_the_librarys_number_of_one_sentence(name, text, reference):
+    assert value(name, [text], [reference]) == pytest.approx(library(name, [text], [reference]), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_curve_is_the_librarys_at_any_threshold(name):
+    """50 random thresholds, ties among the scores; both ends exactly."""
+    references = sentences(200, 1)
+    swift, super_ = noisy(references, 2, 0.5), noisy(references, 3, 0.15)
+    score = torch.randint(0, 40, (200,), generator=torch.Generator().manual_seed(4)).double() / 7
+    statistics, metric = TEXT_METRICS[name]
+    a, b = statistics(swift, references), statistics(super_, references)
+    curve = operating_curve(score, a, b, metric)
+    rng = random.Random(5)
+    for threshold in [rng.uniform(-1, 7) for _ in range(50)]:
+        mixed = [y if s > threshold else x for x, y, s in zip(swift, super_, score.tolist(), strict=True)]
+        expected = library(name, mixed, references)
+        assert float(curve.quality[at_threshold(curve, threshold)]) == pytest.approx(expected, abs=1e-9)
+    assert float(curve.quality[0]) == value(name, swift, references)
+    assert float(curve.quality[-1]) == value(name, super_, references)
+
+
+def test_qualities_choose_between_two_texts():
+    references = sentences(30, 1)
+    both = [noisy(references, 2, 0.4), noisy(references, 3, 0.1)]
+    chosen = torch.arange(30) % 2
+    mixed = [both[k][i] for i, k in enumerate(chosen.tolist())]
+    for name, (statistics, _) in TEXT_METRICS.items():
+        target = torch.stack([statistics(texts, references) for texts in both], 1)
+        assert QUALITIES[name](0)(chosen, target) == pytest.approx(value(name, mixed, references), abs=1e-12)
+    with pytest.raises(InputError, match=r"shape \(N, K, S\)"):
+        QUALITIES["bleu"](0)(chosen, torch.zeros(30, 10))
+
+
+def test_hand_worked():
+    assert value("exact_text", ["a b ", "c"], ["a b", "d"]) == 0.5
+    # 2 of 3 and 1 of 2 words in place.
+    assert value("token_accuracy", ["a b x", "c"], ["a b", "c d"]) == pytest.approx(3 / 5)
+    assert value("token_accuracy", ["", ""], ["", ""]) == 0
+    # Common subsequence "a c" of 3 and 2 words.
+    assert value("rouge_l", ["a b c"], ["a c"]) == pytest.approx(2 * (2 / 3) / (2 / 3 + 1))
+    assert value("rouge_l", [""], ["a c"]) == 0
+
+
+def test_worth_of_a_sentence_is_its_chrf():
+    texts, references = ["a big cat", "", "x"], ["a big dog", "a", "x"]
+    expected = [library("chrf", [t], [r]) for t, r in zip(texts, references, strict=True)]
+    assert sentence_worth("bleu", texts, references).tolist() == pytest.approx(expected)
+    assert sentence_worth("exact_text", texts, references).tolist() == [0, 0, 1]
+
+
+def test_signatures():
+    assert signature("bleu").startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert signature("chrf").startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:")
+    assert signature("rouge_l") == "rouge_l"
