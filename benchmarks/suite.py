@@ -70,7 +70,7 @@ def main() -> None:
         figures[task]["areas of all scores"] = spread_of([areas[seed, task] for seed in args.seeds])
         show(task, figures[task])
     versions = ("torch", "lightning", "transformers", "torchmetrics")
-    write_result(args.name, {"config": str(args.config), "seeds": args.seeds, "tasks": figures}, versions)
+    write_result(args.name, {"config": args.config.name, "seeds": args.seeds, "tasks": figures}, versions)
 
 
 def areas_of(path: Path) -> dict[str, float]:

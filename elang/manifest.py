@@ -26,6 +26,7 @@ class Manifest:
         temperature: Its temperature.
         weights_sha256: Hash of the weights that the thresholds belong to.
         routing_fraction: Share of the training file that was held out from training.
+        router_fraction: Share of it that was held out for router heads.
         max_length: Longest input in tokens that it was trained on.
         max_target_length: Tokens that are generated at most, in a ``sequence`` task.
         thresholds: ``{score: {name: entry}}``; an entry has ``threshold`` and how it was chosen.
@@ -38,6 +39,7 @@ class Manifest:
     temperature: float = 1.0
     weights_sha256: str = ""
     routing_fraction: float = 0.0
+    router_fraction: float = 0.0
     max_length: int = 512
     max_target_length: int = 128
     thresholds: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)

@@ -60,8 +60,10 @@ def write_pair_records(path: Path, pairs: dict[str, PairAnswers], label_names: l
     parts = []
     for split, pair in pairs.items():
         columns: dict[str, Any] = {"split": pa.array([split] * len(pair), pa.string())}
-        columns |= {"id": pair.id.numpy(), "key": pair.key.numpy(), "label": pair.label.numpy()}
-        columns |= {"swift_prediction": pair.swift.numpy(), "super_prediction": pair.super_.numpy()}
+        columns |= {"id": pair.id.numpy(), "key": pair.key.numpy()}
+        if pair.problem != "sequence":
+            columns |= {"label": pair.label.numpy()}
+            columns |= {"swift_prediction": pair.swift.numpy(), "super_prediction": pair.super_.numpy()}
         columns |= {"swift_flops": pair.swift_flops.numpy(), "super_flops": pair.super_flops.numpy()}
         if pair.score_flops is not None:
             columns["swift_score_flops"] = pair.score_flops.numpy()

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -23,6 +23,9 @@ from elang.evaluate import FRACTIONS
 from elang.records import SUFFIXES
 from elang.scores import BEFORE_DECODER, SCORES
 from elang.suite_table import print_tables, read_row, write_tables
+
+if TYPE_CHECKING:
+    from elang.data.module import TextData
 
 STAGES = ("super", "score", "swift", "joint")
 _READS = ("model", "super_records", "swift_model", "super_model")
@@ -236,7 +239,8 @@ def task_steps(name: str, plan: dict[str, Any], folder: str | None, root: Path, 
             if stage == "score":
                 # The Swift learns from answers to the training file, and the pair answers the rest itself.
                 data = {key: value for key, value in data.items() if key not in ("validation", "test")}
-            options["data"] = {"class_path": "TextClassificationData", "init_args": data}
+            kind = "Seq2SeqData" if {"source", "target"} & data.keys() else "TextClassificationData"
+            options["data"] = {"class_path": kind, "init_args": data}
         if _VERBS[stage] == "fit":
             options["trainer"] = {"default_root_dir": str(home / f"{stage}-run"), **options.get("trainer", {})}
         config = {"seed_everything": seed, **options, "model": {"class_path": _MODULES[stage], "init_args": model}}
@@ -285,17 +289,16 @@ def write_configs(steps: list[Step], parse: bool = True) -> None:
 def _find_data(step: Step) -> None:
     # Here, for they import Lightning.
     from elang.data.benchmarks import TaskData
+    from elang.data.seq2seq import Seq2SeqData
     from elang.data.text_classification import TextClassificationData
 
-    given = step.config["data"]["init_args"]
-    if step.config["data"]["class_path"] == "TaskData":
-        TaskData(**given)
-        return
-    data = TextClassificationData(**given)
-    # The hub's names are no paths.
-    for path in () if data.hub else data.files.values():
-        if not Path(path).is_file():
-            raise InputError(f"{step.task}: there is no data file '{path}'.")
+    kinds = {kind.__name__: kind for kind in (TaskData, Seq2SeqData, TextClassificationData)}
+    given = step.config["data"]
+    data: TextData = kinds[given["class_path"]](**given["init_args"])
+    try:
+        data.check_files()
+    except InputError as error:
+        raise InputError(f"{step.task}: {error}") from error
 
 
 def forget_stale(steps: list[Step]) -> None:

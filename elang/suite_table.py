@@ -20,13 +20,18 @@ def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
         score: The score that routes, if there is one of that name; by default the Swift's own.
 
     Returns:
-        Plain values: the task score (the mean of its metrics) of Swift and Super, their GFLOPs and milliseconds, and
-        for each operating point the pair's.
+        Plain values: the task score (the mean of its metrics; of generated texts the first one, BLEU / 100) of Swift
+        and Super, their GFLOPs and milliseconds, and for each operating point the pair's.
     """
     summary = json.loads(path.read_text("utf-8"))
     if score is None or score not in summary["operating_points"]:
         score = str(summary["score"])
     qualities = summary["qualities"]
+    if "signatures" in summary:
+        # BLEU and chrF have no mean.
+        qualities = dict([next(iter(qualities.items()))])
+    # These count to 100, the others to 1.
+    scale = 0.01 if next(iter(qualities)) in ("bleu", "chrf") else 1.0
     first = next(iter(qualities.values()))
     milliseconds = {
         what: {"batch 1": 1e3 * t["batch 1"], "best batch": 1e3 * t["at best batch"]}
@@ -38,8 +43,8 @@ def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
         "examples": summary["num_examples"],
         "score": score,
         "area": first["scores"][score]["area"],
-        "swift": _mean(q["swift"]["quality"] for q in qualities.values()),
-        "super": _mean(q["super"]["quality"] for q in qualities.values()),
+        "swift": scale * _mean(q["swift"]["quality"] for q in qualities.values()),
+        "super": scale * _mean(q["super"]["quality"] for q in qualities.values()),
         "swift_gflops": _giga(first["swift"]["cost"]),
         "super_gflops": _giga(first["super"]["cost"]),
         "ms": milliseconds,
@@ -48,7 +53,7 @@ def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
     for name, point in summary["operating_points"][score].items():
         share = point["deferred_share"]
         row["points"][name] = {
-            "quality": _mean(point["qualities"].values()),
+            "quality": scale * _mean(point["qualities"][name] for name in qualities),
             "qualities": point["qualities"],
             "kept": 1 - share,
             "gflops": _giga(point["cost"]),

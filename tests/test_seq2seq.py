@@ -5,6 +5,8 @@ import math
 import random
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import QUIET, SOURCE_WORDS, write_model, write_parallel, write_seq2seq
@@ -557,6 +559,8 @@ def test_bad_pairs(mt_pair, mt_args, mt_data, swift_args, fails, tmp_path):
         "set --data.router_fraction above 0",
         "--model.router_weight 0",
     )
+    records = ["--model.super_records", mt_pair["super.parquet"], "--data.router_fraction", "0.3"]
+    fails(["fit", *swift_args, *out, *records], "0.4 together", "held out 0.25")
     bare = tmp_path / "bare.jsonl"
     pd.read_parquet(mt_pair["super.parquet"])[["split", "id", "prediction"]].to_json(bare, orient="records", lines=True)
     fails(
@@ -583,3 +587,23 @@ def test_what_is_cut_is_counted(mt_pair, mt_args, tmp_path):
     for words in ("inputs of 'validation' are longer than 5 tokens", "references of 'validation' are longer than 4"):
         assert any(words in line for line in said), said
     assert any("on 'validation' reached the limit of 4 tokens" in line for line in said), said
+
+
+def test_heads_learn_without_a_slice_for_thresholds(mt_pair, swift_args, tmp_path):
+    records = ["--model.super_records", mt_pair["super.parquet"], "--trainer.max_steps", "2"]
+    args = [*swift_args, *records, "--data.routing_fraction", "0", "--data.router_fraction", "0.2"]
+    assert main(["fit", *args, "--model.output", str(tmp_path / "swift")]) == 0
+    assert Manifest.read(tmp_path / "swift").thresholds == {}
+    assert all(bool(head.weight.any()) for head in load_model(str(tmp_path / "swift")).heads.values())
+
+
+def test_tokens_of_another_tokenizer_are_refused(mt_pair, swift_args, fails, tmp_path):
+    frame = pd.read_parquet(mt_pair["super.parquet"])
+    frame["top_ids"] = [row[4:] for row in frame["top_ids"]]
+    frame["top_log_probs"] = [row[4:] for row in frame["top_log_probs"]]
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    metadata = pq.read_schema(mt_pair["super.parquet"]).metadata
+    pq.write_table(table.replace_schema_metadata({b"elang": metadata[b"elang"]}), tmp_path / "super.parquet")
+    args = [*swift_args, "--model.super_records", str(tmp_path / "super.parquet"), "--model.distill", "token"]
+    fails(["fit", *args, "--model.output", str(tmp_path / "swift")], "references of other lengths", "distill sequence")
+    assert not (tmp_path / "swift").exists()

@@ -89,6 +89,13 @@ class TextData(LightningDataModule):
         """All examples of one source, in its order."""
         raise NotImplementedError
 
+    def check_files(self) -> None:
+        """Look for the files, if they are local, before anything is run.
+
+        Raises:
+            InputError: If one is not there.
+        """
+
     def where(self, source: str) -> str:
         """A source's name in messages."""
         return f"'{self.files[source]}'"

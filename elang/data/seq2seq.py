@@ -108,6 +108,17 @@ class Seq2SeqData(TextData):
         )
         return TextTask.of([], task.plain())
 
+    def check_files(self) -> None:
+        """Look for the files, if they are local, both sides of them."""
+        for split, path in () if self.hub else self.files.items():
+            if Path(path).suffix in SUFFIXES:
+                if not Path(path).is_file():
+                    raise InputError(f"There is no data file '{path}'. Mend its path.")
+                continue
+            _existing(path, self.source, "source")
+            if split != "test":
+                _existing(path, self.target, "target")
+
     def read(self, source: str) -> Examples:
         """All pairs of one split, in its order; of the training file those that the filters leave."""
         texts, references = self._pairs(source)

@@ -1,5 +1,6 @@
 """A task of one's own: labelled texts or pairs of texts from local files or the hub."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -68,6 +69,12 @@ class TextClassificationData(TextData):
         if source not in self._frames:
             self._frames[source] = read_frame(self.files[source], self.hub, self.hub_config)
         return self._frames[source]
+
+    def check_files(self) -> None:
+        """Look for the files, if they are local; the hub's names are no paths."""
+        for path in () if self.hub else self.files.values():
+            if not Path(path).is_file():
+                raise InputError(f"There is no data file '{path}'. Mend its path.")
 
     def where(self, source: str) -> str:
         """A source's name in messages."""

@@ -345,7 +345,7 @@ class ScoreModule(EvaluationModule):
         if isinstance(model, Seq2Seq):
             about |= {"num_beams": model.num_beams, "top_k": self.top_k}
         if model.manifest is not None:
-            about["routing_fraction"] = model.manifest.routing_fraction
+            about |= {name: getattr(model.manifest, name) for name in ("routing_fraction", "router_fraction")}
         write_records(self.output, merged, self.label_names, **about)
         self.print(f"the records are in {self.output}")
 

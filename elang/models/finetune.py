@@ -24,6 +24,34 @@ from elang.quality import QUALITIES, QualityName
 from elang.scores import check_logits
 
 
+def check_held_out(data: Any, about: dict[str, Any], who: str, router: bool = False) -> None:
+    """Refuse slices of the training file that a model was trained on.
+
+    Args:
+        data: The data module.
+        about: What is known of the model: ``routing_fraction`` and ``router_fraction``, or nothing.
+        who: Its name in the message.
+        router: Whether the router's slice is used, too.
+
+    Raises:
+        InputError: With the largest slices that there may be.
+    """
+    routing = about.get("routing_fraction")
+    if routing is None:
+        return
+    if data.routing_fraction > routing:
+        raise InputError(
+            f"--data.routing_fraction is {data.routing_fraction}, but {who} was trained with {routing}: part of the "
+            f"slice was trained on. Give --data.routing_fraction {routing} or less."
+        )
+    held_out = routing + about.get("router_fraction", 0.0)
+    if router and data.routing_fraction + data.router_fraction > held_out + 1e-9:
+        raise InputError(
+            f"--data.routing_fraction and --data.router_fraction are {data.routing_fraction + data.router_fraction:g} "
+            f"together, but {who} held out {held_out:g}: part of the router's slice was trained on. Give less."
+        )
+
+
 class FinetuneModule(LightningModule):
     """Fine-tunes an encoder (cross-entropy, or squared error in a regression) or an encoder-decoder with AdamW.
 
@@ -257,6 +285,7 @@ class FinetuneModule(LightningModule):
             label_names=self.label_names,
             task=self.task.plain(),
             routing_fraction=getattr(data, "routing_fraction", 0.0),
+            router_fraction=getattr(data, "router_fraction", 0.0),
             max_length=getattr(data, "max_length", 512),
             max_target_length=getattr(data, "max_target_length", 128),
             thresholds=self.thresholds(),

@@ -24,6 +24,7 @@ from elang.evaluate import (
 )
 from elang.manifest import Manifest
 from elang.models.evaluation import EvaluationModule
+from elang.models.finetune import check_held_out
 from elang.models.latency import pair_latency
 from elang.quality import QUALITIES, QualityName
 from elang.report import print_summary, write_report
@@ -100,15 +101,11 @@ class JointModule(EvaluationModule):
     def on_validation_start(self) -> None:
         """Refuse a routing slice that a model was trained on, and texts without references."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        fraction = getattr(data, "routing_fraction", 0.0)
         for name, path in self.paths.items():
             manifest = self.model(name).manifest if name in self.models else None
-            known = manifest.routing_fraction if manifest else self.about.get(name, {}).get("routing_fraction")
-            if known is not None and fraction > known and "routing" in data.splits:
-                raise InputError(
-                    f"--data.routing_fraction is {fraction}, but '{path}' was trained with {known}: part of the slice "
-                    f"was trained on. Give --data.routing_fraction {known} or less."
-                )
+            known = vars(manifest) if manifest else self.about.get(name, {})
+            if data is not None and "routing" in data.splits:
+                check_held_out(data, known, f"'{path}'")
 
     on_test_start = on_validation_start
 

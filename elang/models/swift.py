@@ -7,26 +7,22 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from elang.data.batches import IGNORED, EncodedTexts, encode, padded_answers
 from elang.data.format import TaskFields
 from elang.errors import InputError
-from elang.evaluate import ROUTING_SLICE, choose_thresholds, pair_answers, reward, share_thresholds, text_targets
-from elang.losses import MARGINS, MarginKind, distillation, token_distillation
+from elang.evaluate import ROUTING_SLICE, choose_thresholds, pair_answers, reward, share_thresholds
+from elang.losses import MARGINS, MarginKind, distillation
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
 from elang.models.evaluation import answer_batch, answer_columns, generated_batch, generated_columns
-from elang.models.finetune import FinetuneModule
+from elang.models.finetune import FinetuneModule, check_held_out
 from elang.models.seq2seq import Seq2Seq
+from elang.models.text_lessons import Distill, TextLessons
 from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
 from elang.quality import QualityName
 from elang.records import Records, read_records
-from elang.router import GainRegression
 from elang.scores import SCORES, all_scores, free_energy
 from elang.sequence_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
-
-# Tokens of a batch that the energy margin compares with each other.
-_MARGIN_TOKENS = 2048
 
 
 class SwiftModule(FinetuneModule):
@@ -84,7 +80,7 @@ class SwiftModule(FinetuneModule):
         detach_router: bool = True,
         label_smoothing: float = 0.0,
         num_beams: int | None = None,
-        distill: Literal["token", "sequence"] = "sequence",
+        distill: Distill = "sequence",
     ) -> None:
         for name, weight in (
             ("distill", distill_weight),
@@ -136,8 +132,8 @@ class SwiftModule(FinetuneModule):
         self.super_records = super_records
         self.weights = {"distill": distill_weight, "margin": margin_weight, "router": router_weight}
         self.distill_temperature, self.margin, self.hard = distill_temperature, MARGINS[margin], hard
-        self.score, self.temperature, self.distill = score, temperature, distill
-        self.super_texts: EncodedTexts | None = None
+        self.score, self.temperature = score, temperature
+        self.lessons: TextLessons | None = None
         self.records: Records | None = None
         self.super_logits: Tensor
         self.super_prediction: Tensor
@@ -150,75 +146,65 @@ class SwiftModule(FinetuneModule):
 
     def setup(self, stage: str) -> None:
         """Load the Super's answers and check that they are answers to this training file."""
+        if stage != "fit":
+            return
         data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and self.task.problem == "sequence" and self.classifier.heads and not data.router_fraction:
+        if self.task.problem == "sequence" and self.classifier.heads and not data.router_fraction:
             raise InputError(
                 "The router heads learn on a slice of the training file: set --data.router_fraction above 0, or "
                 "--model.router_weight 0 to have none."
             )
-        if stage != "fit" or self.super_records is None:
-            return
-        splits, about = read_records(self.super_records, self.label_names, self.task.problem)
+        if self.super_records is not None:
+            self._read_super(self.super_records, data)
+        if isinstance(self.classifier, Seq2Seq):
+            options = self.hparams
+            self.lessons = TextLessons(
+                self.classifier,
+                self.records,
+                self.super_records,
+                self.weights,
+                options["distill"],
+                options["margin"],
+                self.hard,
+                self.temperature,
+                getattr(data, "max_target_length", self.classifier.max_new_tokens),
+            )
+        elif self.records is not None:
+            self._keep_super(self.records)
+
+    def _read_super(self, path: str, data: Any) -> None:
+        splits, about = read_records(path, self.label_names, self.task.problem)
         if "train" not in splits:
             raise InputError(
-                f"'{self.super_records}' has no answers to the training file, only to {', '.join(splits)}. Score it "
+                f"'{path}' has no answers to the training file, only to {', '.join(splits)}. Score it "
                 "with `elang score`."
             )
         self.records = splits["train"]
         for split in ("train", "routing", "router") if data is not None else ():
             if split in data.splits:
                 examples = data.examples(split)
-                self.records.rows(examples.id, examples.key, f"The Super's records '{self.super_records}'")
-        held_out = about.get("routing_fraction")
-        if data is not None and held_out is not None and data.routing_fraction > held_out:
-            raise InputError(
-                f"--data.routing_fraction is {data.routing_fraction}, but the Super of '{self.super_records}' was "
-                f"trained with {held_out}: part of the slice was trained on. Give {held_out} or less."
-            )
-        if self.task.problem == "sequence":
-            self._keep_texts()
-            return
-        if self.records.logits is None and self.weights["distill"] > 0:
+                self.records.rows(examples.id, examples.key, f"The Super's records '{path}'")
+        if data is not None:
+            check_held_out(data, about, f"the Super of '{path}'", router=bool(self.classifier.heads))
+
+    def _keep_super(self, records: Records) -> None:
+        """Lay the Super's answers out by id."""
+        if records.logits is None and self.weights["distill"] > 0:
             raise InputError(
                 f"'{self.super_records}' has predictions but no logits, which distillation needs. Set "
                 "--model.distill_weight 0."
             )
-        size = int(self.records.id.max()) + 1
-        answers = self.records.prediction
-        prediction = torch.full((size,), -1, dtype=answers.dtype).index_copy(0, self.records.id, answers)
+        size, answers = int(records.id.max()) + 1, records.prediction
+        prediction = torch.full((size,), -1, dtype=answers.dtype).index_copy(0, records.id, answers)
         # Plain tensors, for DDP would send buffers round at every step.
         self.super_prediction = prediction
-        if self.records.logits is not None:
-            logits = torch.zeros(size, len(self.label_names)).index_copy(0, self.records.id, self.records.logits)
+        if records.logits is not None:
+            logits = torch.zeros(size, len(self.label_names)).index_copy(0, records.id, records.logits)
             self.super_logits = logits
-
-    def _keep_texts(self) -> None:
-        """Prepare what the Swift is distilled from: the Super's texts, or its most probable tokens."""
-        assert self.records is not None
-        assert self.records.texts is not None
-        if self.weights["distill"] == 0:
-            return
-        if self.distill == "sequence":
-            data: Any = getattr(self.trainer, "datamodule", None)
-            limit = getattr(data, "max_target_length", 128)
-            self.super_texts = encode(
-                self.classifier.tokenizer, [(t,) for t in self.records.texts], limit, answers=True
-            )
-            return
-        if self.records.top_ids is None:
-            raise InputError(
-                f"'{self.super_records}' has no most probable tokens, which --model.distill token needs. Make them "
-                "with `elang score --model.top_k 8`, or set --model.distill sequence."
-            )
-        if int(self.records.top_ids.max()) >= self.classifier.backbone.config.vocab_size:
-            raise InputError(
-                f"The Super of '{self.super_records}' has another vocabulary than the Swift, so its tokens teach it "
-                "nothing. Set --model.distill sequence."
-            )
 
     def on_fit_start(self) -> None:
         """Bring the Super's answers to the device."""
-        if self.records is not None and self.task.problem != "sequence":
+        if self.records is not None and self.lessons is None:
             self.super_prediction = self.super_prediction.to(self.device)
             if self.records.logits is not None:
                 self.super_logits = self.super_logits.to(self.device)
@@ -226,8 +212,8 @@ class SwiftModule(FinetuneModule):
     def loss(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
         """The terms of the loss, each with its weight."""
         terms = super().loss(batch, answer)
-        if isinstance(self.classifier, Seq2Seq):
-            return terms | self._sequence_terms(self.classifier, batch, answer)
+        if self.lessons is not None:
+            return terms | self.lessons.terms(batch, answer)
         hard, importance = self._hard(batch, answer)
         # The head on the encoder's output learns what the decoder does, where it has the same classes.
         outputs = [answer.logits, *([answer.early] if self._same_classes(answer) and answer.early is not None else [])]
@@ -243,43 +229,6 @@ class SwiftModule(FinetuneModule):
             terms["margin"] = self.weights["margin"] * torch.stack(gaps).sum()
         if answer.pooled is not None:
             terms["router"] = self.weights["router"] * self._router_loss(batch, answer, hard, importance)
-        return terms
-
-    def _sequence_terms(self, model: Seq2Seq, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
-        """Distillation, and the margin on the energies of the reference's tokens."""
-        terms: dict[str, Tensor] = {}
-        labels = batch["model"]["labels"]
-        real = labels != IGNORED
-        logits, target = answer.logits[real], labels[real]
-        rows = self.records.rows(batch["id"]) if self.records is not None else None
-        best: Tensor | None = None
-        if rows is not None and self.records is not None and self.records.top_ids is not None:
-            assert self.records.top_log_probs is not None
-            width = labels.shape[1]
-            ids, log_probs = (
-                column[rows, :width].to(self.device)[real].to(kind)
-                for column, kind in ((self.records.top_ids, torch.int64), (self.records.top_log_probs, torch.float32))
-            )
-            if (ids < 0).any():
-                raise InputError(
-                    f"'{self.super_records}' was made with other tokens: the Super's references have other lengths. "
-                    "Set --model.distill sequence."
-                )
-            best = ids[:, 0]
-            if self.weights["distill"] > 0 and self.distill == "token":
-                terms["distill"] = self.weights["distill"] * token_distillation(logits, ids, log_probs)
-        if self.super_texts is not None and rows is not None:
-            said = padded_answers(self.super_texts, rows.tolist()).to(self.device)
-            taught = model.logits(answer.source, said).float().flatten(0, 1)
-            loss = F.cross_entropy(taught, said.flatten(), ignore_index=IGNORED, label_smoothing=model.label_smoothing)
-            terms["distill"] = self.weights["distill"] * loss
-        if self.weights["margin"] > 0:
-            # Every so many tokens, for pairs of them are many.
-            some = slice(None, None, -(-len(target) // _MARGIN_TOKENS))
-            hard = logits[some].detach().argmax(-1) != target[some]
-            if self.hard == "gain" and best is not None:
-                hard = hard & (best[some] == target[some])
-            terms["margin"] = self.weights["margin"] * self.margin(free_energy(logits[some], self.temperature), hard)
         return terms
 
     def _same_classes(self, answer: Answer) -> bool:
@@ -318,9 +267,10 @@ class SwiftModule(FinetuneModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None or "routing" not in getattr(data, "splits", ()):
             rank_zero_info("there is no routing slice: no thresholds were chosen")
-            return {}
-        if isinstance(self.classifier, Seq2Seq):
+        if data is not None and isinstance(self.classifier, Seq2Seq):
             return self._sequence_thresholds(self.classifier, data)
+        if data is None or "routing" not in getattr(data, "splits", ()):
+            return {}
         table = self._answer(data.loader("routing"))
         heads = {name: table[name] for name in self.classifier.head_scores}
         if self.records is None:
@@ -340,34 +290,23 @@ class SwiftModule(FinetuneModule):
 
     def _sequence_thresholds(self, model: Seq2Seq, data: Any) -> dict[str, dict[str, dict[str, Any]]]:
         """Fit the router heads on their slice, then choose thresholds on the other."""
+        assert self.lessons is not None
+        names = list(dict.fromkeys([self.quality.name, *self.task.qualities]))
         if model.heads:
             table = self._answer(data.loader("router"))
-            targets, texts = self._text_targets(model, data, "router", table)
-            # Without the Super's, it is how bad the Swift's text is.
-            gain = (targets["worth"][:, 1] if texts is not None else 0) - targets["worth"][:, 0]
-            for name, head in model.heads.items():
-                assert isinstance(head, GainRegression)
-                head.fit(table[f"{name}_features"], gain)
-            rank_zero_info(f"the router heads learned on {len(gain)} examples: mean gain {float(gain.mean()):.4f}")
+            self.lessons.fit_heads(names, table, data.references("router", table["id"]))
+        if "routing" not in data.splits:
+            return {}
         table = self._answer(data.loader("routing"))
         heads = {name: table[name] for name in model.head_scores}
-        targets, super_ = self._text_targets(model, data, "routing", table)
-        swift = Records(table["id"], torch.zeros_like(table["id"]), flops=table["flops"], scores=table["scores"])
+        targets, super_ = self.lessons.targets(names, table, data.references("routing", table["id"]))
         if super_ is None:
             scores = dict(zip(SEQUENCE_SCORES, table["scores"].unbind(1), strict=True))
             return share_thresholds(scores | heads, ROUTING_SLICE)
+        swift = Records(table["id"], torch.zeros_like(table["id"]), flops=table["flops"], scores=table["scores"])
         costs = (table["early_flops"], targets, table["score_flops"])
         answers = pair_answers(table, swift, super_, "sequence", self.temperature, heads, *costs)
         return choose_thresholds(answers, self.quality, ROUTING_SLICE)
-
-    def _text_targets(
-        self, model: Seq2Seq, data: Any, split: str, table: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Records | None]:
-        """What metrics read of this split's texts, and the Super's records of it."""
-        super_ = None if self.records is None else self.records.take(self.records.rows(table["id"], table["key"]))
-        texts, references = model.texts(table["ids"]), data.references(split, table["id"])
-        names = list(dict.fromkeys([self.quality.name, *self.task.qualities]))
-        return text_targets(names, references, texts, super_.texts if super_ is not None else None), super_
 
     @torch.no_grad()
     def _answer(self, loader: Any) -> dict[str, Tensor]:

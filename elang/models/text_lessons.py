@@ -1,0 +1,150 @@
+"""What a Swift that generates texts learns besides its task: from the Super's texts and tokens, and for its router."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from elang.data.batches import IGNORED, EncodedTexts, encode, padded_answers
+from elang.errors import InputError
+from elang.evaluate import text_targets
+from elang.losses import MARGINS, MarginKind, token_distillation
+from elang.models.seq2seq import Seq2Seq
+from elang.models.text_model import Answer
+from elang.records import Records
+from elang.router import GainRegression
+from elang.scores import free_energy
+
+# Tokens of a batch that the energy margin compares with each other, for pairs of them are many.
+_MARGIN_TOKENS = 2048
+
+Distill = Literal["token", "sequence"]
+
+
+class TextLessons:
+    """The terms of the Swift's loss that the task alone does not have.
+
+    Args:
+        model: The Swift.
+        records: The Super's texts of the training file, if there are any.
+        source: Where these are from, for messages.
+        weights: Of ``distill`` and ``margin``; 0 is off.
+        distill: What is learned from the Super.
+        margin: Form of the energy margin.
+        hard: Which tokens are hard: ``gain`` asks that the Super's first choice is right, where that is known.
+        temperature: Of the energies.
+        max_target_length: Tokens kept of the Super's texts.
+
+    Raises:
+        InputError: If the records lack what is to be learned from.
+    """
+
+    def __init__(
+        self,
+        model: Seq2Seq,
+        records: Records | None,
+        source: str | None,
+        weights: dict[str, float],
+        distill: Distill,
+        margin: MarginKind,
+        hard: Literal["gain", "error"],
+        temperature: float,
+        max_target_length: int,
+    ) -> None:
+        self.model, self.records, self.source = model, records, source
+        self.weights, self.distill, self.margin = weights, distill, MARGINS[margin]
+        self.hard, self.temperature = hard, temperature
+        self.texts: EncodedTexts | None = None
+        if records is None or weights["distill"] == 0:
+            return
+        assert records.texts is not None
+        if distill == "sequence":
+            self.texts = encode(model.tokenizer, [(t,) for t in records.texts], max_target_length, answers=True)
+        elif records.top_ids is None:
+            raise InputError(
+                f"'{source}' has no most probable tokens, which --model.distill token needs. Make them with "
+                "`elang score --model.top_k 8`, or set --model.distill sequence."
+            )
+        elif int(records.top_ids.max()) >= model.backbone.config.vocab_size:
+            raise InputError(
+                f"The Super of '{source}' has another vocabulary than the Swift, so its tokens teach it nothing. Set "
+                "--model.distill sequence."
+            )
+
+    def terms(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
+        """The weighted terms of one batch."""
+        found: dict[str, Tensor] = {}
+        labels = batch["model"]["labels"]
+        real = labels != IGNORED
+        logits, target = answer.logits[real], labels[real]
+        best: Tensor | None = None
+        if self.records is not None:
+            rows = self.records.rows(batch["id"])
+            if self.records.top_ids is not None:
+                ids, log_probs = self._top(rows, real)
+                best = ids[:, 0]
+                if self.weights["distill"] > 0 and self.distill == "token":
+                    found["distill"] = self.weights["distill"] * token_distillation(logits, ids, log_probs)
+            if self.texts is not None:
+                said = padded_answers(self.texts, rows.tolist()).to(labels.device)
+                found["distill"] = self.weights["distill"] * self._loss_of(answer, said)
+        if self.weights["margin"] > 0:
+            some = slice(None, None, -(-len(target) // _MARGIN_TOKENS))
+            hard = logits[some].detach().argmax(-1) != target[some]
+            if self.hard == "gain" and best is not None:
+                hard = hard & (best[some] == target[some])
+            gap = self.margin(free_energy(logits[some], self.temperature), hard)
+            found["margin"] = self.weights["margin"] * gap
+        return found
+
+    def _top(self, rows: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """The Super's most probable tokens at the real places of a batch, and their log-probabilities, ``(M, K)``."""
+        assert self.records is not None
+        assert self.records.top_ids is not None
+        assert self.records.top_log_probs is not None
+        width = real.shape[1]
+        ids = self.records.top_ids[rows, :width].to(real.device)
+        log_probs = self.records.top_log_probs[rows, :width].to(real.device)
+        if ids.shape[1] < width or not torch.equal(ids[..., 0] >= 0, real):
+            raise InputError(
+                f"'{self.source}' has the Super's tokens for references of other lengths: it was made with another "
+                "tokenizer or --data.max_target_length. Make it anew, or set --model.distill sequence."
+            )
+        return ids[real].long(), log_probs[real]
+
+    def _loss_of(self, answer: Answer, said: Tensor) -> Tensor:
+        logits = self.model.logits(answer.source, said).float().flatten(0, 1)
+        smoothing = self.model.label_smoothing
+        return F.cross_entropy(logits, said.flatten(), ignore_index=IGNORED, label_smoothing=smoothing)
+
+    def targets(
+        self, qualities: list[str], table: dict[str, Tensor], references: list[str]
+    ) -> tuple[dict[str, Tensor], Records | None]:
+        """What metrics read of a split's texts, and the Super's records of it.
+
+        Args:
+            qualities: The metrics.
+            table: The Swift's generated texts, as ``ids``, with the ``id`` and ``key`` of their examples.
+            references: Theirs.
+        """
+        super_ = None if self.records is None else self.records.take(self.records.rows(table["id"], table["key"]))
+        texts = super_.texts if super_ is not None else None
+        return text_targets(qualities, references, self.model.texts(table["ids"]), texts), super_
+
+    def fit_heads(self, qualities: list[str], table: dict[str, Tensor], references: list[str]) -> None:
+        """Fit the router heads on examples that are held out for them: how much better the Super's text is.
+
+        Without the Super's texts, how bad the Swift's are. Arguments as for :meth:`targets`, with the features of each
+        head in the table.
+        """
+        targets, super_ = self.targets(qualities, table, references)
+        worth = targets["worth"]
+        gain = (worth[:, 1] if super_ is not None else 0) - worth[:, 0]
+        for name, head in self.model.heads.items():
+            assert isinstance(head, GainRegression)
+            head.fit(table[f"{name}_features"], gain)
+        rank_zero_info(
+            f"the router heads learned on {len(gain)} examples, with a mean gain of {float(gain.mean()):.4g}"
+        )
