@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from elang.errors import InputError
 from elang.quality import QUALITIES, group_sums
+from elang.text_quality import TEXT_METRICS
 
 
 def macro_f1(target, prediction):
@@ -57,9 +58,12 @@ def answers(classes, n=200, seed=0, right=0.6):
 
 
 def test_every_quality_has_a_reference():
-    assert {*REFERENCE, "exact_match", *TABLES} == QUALITIES.keys()
+    # Those of texts are in test_text_quality.
+    assert {*REFERENCE, "exact_match", *TABLES, *TEXT_METRICS} == QUALITIES.keys()
     assert all(QUALITIES[name](2).name == name for name in QUALITIES)
-    assert all(QUALITIES[name](2).target == (name if name in TABLES else "label") for name in QUALITIES)
+    assert all(
+        QUALITIES[name](2).target == (name if name in {*TABLES, *TEXT_METRICS} else "label") for name in QUALITIES
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -170,8 +170,8 @@ def test_logits_of_a_stranger(tmp_path, suffix):
     [
         ({"id": [0, 1], "prediction": ["yes", "perhaps"]}, "unknown label 'perhaps'"),
         ({"id": [0, 0], "prediction": ["yes", "no"]}, "distinct ids"),
-        ({"id": [0, 1], "answer": ["yes", "no"]}, "it needs 'id' and either"),
-        ({"row": [0, 1], "prediction": ["yes", "no"]}, "it needs 'id' and either"),
+        ({"id": [0, 1], "answer": ["yes", "no"]}, "it needs 'id' and 'logits' or 'prediction'"),
+        ({"row": [0, 1], "prediction": ["yes", "no"]}, "it needs 'id' and 'logits' or 'prediction'"),
         ({"id": [0, 1], "logits": [[0.0, 1.0], [1.0, 0.0]]}, "where 3 finite numbers are needed"),
     ],
 )
