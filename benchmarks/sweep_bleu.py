@@ -32,11 +32,12 @@ def main() -> int:
     score = torch.randn(SENTENCES, generator=torch.Generator().manual_seed(0))
     figures: dict[str, float | int] = {"sentences": SENTENCES, "threads": torch.get_num_threads()}
     missed = []
-    for name, metric in (("bleu", BLEU()), ("chrf", CHRF())):
+    for name, metric in (("bleu", BLEU(force=True)), ("chrf", CHRF())):
         statistics, value = TEXT_METRICS[name]
         start = time.perf_counter()
         a, b = statistics(swift, references), statistics(super_, references)
-        figures[f"{name}: seconds for both models' statistics"] = time.perf_counter() - start
+        once = time.perf_counter() - start
+        figures[f"{name}: seconds for both models' statistics, once"] = once
         seconds = []
         for _ in range(RUNS):
             start = time.perf_counter()
@@ -54,6 +55,7 @@ def main() -> int:
         anew = time.perf_counter() - start
         figures[f"{name}: seconds for sacrebleu at {THRESHOLDS} thresholds"] = anew
         figures[f"{name}: ratio to the sweep"] = anew / sorted(seconds)[RUNS // 2]
+        figures[f"{name}: ratio to statistics and sweep"] = anew / (once + sorted(seconds)[RUNS // 2])
         figures[f"{name}: largest difference"] = difference
         if max(seconds) >= MAX_SECONDS:
             missed.append(f"the slowest sweep of {name} took {max(seconds):.2f} s, the bar is {MAX_SECONDS} s")
