@@ -230,9 +230,8 @@ def show(figures: dict[str, Any]) -> None:
         gap = point["difference"]
         said = f"{gap['BLEU']:+.2f} [{gap['low']:+.2f}, {gap['high']:+.2f}]"
         length = row["rank correlation with generated tokens"]
-        print(
-            f"{name:<18}{row['area'] or 0:>7.3f}{length:>8.2f}{point['deferred']:>10.1%}{said:>30}{point['speed-up']:>9.2f}x"
-        )
+        area, gain = row["area"] or 0.0, point["speed-up"]
+        print(f"{name:<18}{area:>7.3f}{length:>8.2f}{point['deferred']:>10.1%}{said:>30}{gain:>9.2f}x")
 
 
 if __name__ == "__main__":
