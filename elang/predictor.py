@@ -104,7 +104,7 @@ class JointPredictor:
         )
         for model in (self.swift, self.super_):
             if isinstance(model, Seq2Seq):
-                model.max_new_tokens = manifest.max_target_length
+                model.limit_new_tokens(manifest.max_target_length)
         self.truncated = self.super_truncated = 0
 
     def __call__(

@@ -111,7 +111,7 @@ def write_parallel(path: Path, rows: int, seed: int):
     return path
 
 
-def write_seq2seq(folder: Path, kind: str = "t5", layers: int = 2, seed: int = 0):
+def write_seq2seq(folder: Path, kind: str = "t5", layers: int = 2, seed: int = 0, backwards: bool = False):
     """A tiny encoder-decoder (t5, marian or bart) over the words of the parallel files, as a folder of transformers."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -126,7 +126,8 @@ def write_seq2seq(folder: Path, kind: str = "t5", layers: int = 2, seed: int = 0
     )
 
     torch.manual_seed(seed)
-    words = ["<pad>", "</s>", "<unk>", "<s>", ".", *dict.fromkeys([*SOURCE_WORDS, *TARGET_WORDS])]
+    words = [*SOURCE_WORDS, *TARGET_WORDS]
+    words = ["<pad>", "</s>", "<unk>", "<s>", ".", *(reversed(words) if backwards else words)]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])

@@ -415,8 +415,9 @@ def test_records_come_back(mt_pair, mt_data):
 
 def test_two_processes_score_as_one(mt_pair, mt_args, tmp_path):
     joint = ["--model.swift_model", mt_pair["swift"], "--model.super_model", mt_pair["super"], *mt_args, *QUIET]
+    # In batches of 64 there is one for validation, so the other process has none.
     for n in (1, 2):
-        elang("validate", *joint, "--model.output", tmp_path / str(n), processes=n)
+        elang("validate", *joint, "--data.eval_batch_size", 64, "--model.output", tmp_path / str(n), processes=n)
     one, two = (pd.read_parquet(tmp_path / n / "records.parquet") for n in "12")
     pd.testing.assert_frame_equal(one, two, check_exact=True)
     summaries = [(tmp_path / n / "summary.json").read_text() for n in "12"]
@@ -607,3 +608,40 @@ def test_tokens_of_another_tokenizer_are_refused(mt_pair, swift_args, fails, tmp
     args = [*swift_args, "--model.super_records", str(tmp_path / "super.parquet"), "--model.distill", "token"]
     fails(["fit", *args, "--model.output", str(tmp_path / "swift")], "references of other lengths", "distill sequence")
     assert not (tmp_path / "swift").exists()
+
+
+def test_one_model_is_evaluated(mt_pair, mt_args, joint, capsys):
+    args = ["validate", "--model", "FinetuneModule", "--model.model", mt_pair["super"], *mt_args, *QUIET]
+    assert main([*args, "--model.quality", "chrf"]) == 0
+    expected = joint[1]["qualities"]["chrf"]["super"]["quality"]
+    assert f"chrf on 61 examples of validation: {expected:.4f}" in capsys.readouterr().out
+
+
+def test_two_families_with_tokenizers_of_their_own(mt_pair, mt_data, mt_args, swift_args, tmp_path):
+    """A Marian Super numbers the words otherwise; the Swift learns from its texts."""
+    base = str(write_seq2seq(tmp_path / "marian", "marian", backwards=True))
+    super_ = ["--model.model", base, "--model.output", str(tmp_path / "super"), "--trainer.max_epochs", "2"]
+    assert main(["fit", *super_, *mt_args, *TRAINED]) == 0
+    score = ["score", "--model.model", str(tmp_path / "super"), "--model.output", str(tmp_path / "super.parquet")]
+    assert main([*score, "--model.top_k", "2", "--model.static_cache", "true", *mt_args, *QUIET]) == 0
+    swift = [*swift_args, "--model.super_records", str(tmp_path / "super.parquet"), "--trainer.max_steps", "20"]
+    assert main(["fit", *swift, "--model.output", str(tmp_path / "swift")]) == 0
+    pair = ["--model.swift_model", str(tmp_path / "swift"), "--model.super_model", str(tmp_path / "super")]
+    assert main(["validate", *pair, "--model.output", str(tmp_path / "joint"), *mt_args, *QUIET]) == 0
+    records = pd.read_parquet(tmp_path / "joint" / "records.parquet").query("split == 'validation'")
+    kept = read_records(tmp_path / "super.parquet", [], "sequence")[0]["validation"]
+    assert records["super_text"].tolist() == kept.texts
+    predictor = JointPredictor(str(tmp_path / "swift"), str(tmp_path / "super"), "-inf")
+    assert [one.label for one in predictor(["the dog .", "a cat sees ."])] != ["", ""]
+
+
+def test_no_more_is_generated_than_there_are_positions(models):
+    """The tables of Marian and BART end at 40."""
+    for kind, most in (("t5", 100), ("marian", 39), ("bart", 39)):
+        model = models[kind]
+        model.limit_new_tokens(100)
+        assert model.max_new_tokens == most
+        model.backbone.generation_config.num_beams = 1
+        made = model.generate(model.encode(inputs_of(model, rows=2)), exactly=model.max_new_tokens)
+        assert made.ids.shape[1] == most
+        model.limit_new_tokens(12)

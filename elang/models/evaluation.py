@@ -135,6 +135,7 @@ class EvaluationModule(LightningModule):
         flops_convention: How cost is counted, see :mod:`elang.cost`.
         generate: Text-to-text models answer by free generation, matched with the task's answers.
         num_beams: Hypotheses that generated texts are chosen from; by default each model's own setting.
+        static_cache: Generate with a cache of fixed size.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class EvaluationModule(LightningModule):
         flops_convention: FlopsConvention = "exact",
         generate: bool = False,
         num_beams: int | None = None,
+        static_cache: bool = False,
     ) -> None:
         super().__init__()
         self.task = TextTask.of(label_names, task)
@@ -164,7 +166,7 @@ class EvaluationModule(LightningModule):
                 self.class_order[name] = model.class_order(label_names, f"'{path}'")
                 self.models[name] = model
         self.paths = models
-        self.top_k = 0
+        self.top_k, self.static_cache = 0, static_cache
         self._tables: dict[str, ExampleTable] = {}
 
     @property
@@ -185,7 +187,8 @@ class EvaluationModule(LightningModule):
         for name in self.models:
             model = self.model(name)
             if isinstance(model, Seq2Seq):
-                model.max_new_tokens = getattr(data, "max_target_length", model.max_new_tokens)
+                model.limit_new_tokens(getattr(data, "max_target_length", model.max_new_tokens))
+                model.static_cache = self.static_cache
                 found = generated_columns(model, top_k=self.top_k)
             else:
                 found = answer_columns(model)
@@ -306,6 +309,7 @@ class ScoreModule(EvaluationModule):
         num_beams: Hypotheses that generated texts are chosen from; by default the model's own setting.
         top_k: Of a model that generates texts, keep so many of the most probable tokens at each place of the
             references: the distillation of tokens needs them.
+        static_cache: Generate with a cache of fixed size.
     """
 
     def __init__(
@@ -317,12 +321,14 @@ class ScoreModule(EvaluationModule):
         generate: bool = False,
         num_beams: int | None = None,
         top_k: int = 0,
+        static_cache: bool = False,
     ) -> None:
         if model.endswith(SUFFIXES):
             raise InputError(f"'{model}' is already a file of records; give --model.model a model.")
         if not output.endswith(".parquet"):
             raise InputError(f"Records are written as parquet, but --model.output is '{output}'.")
-        super().__init__({"model": model}, label_names, task, generate=generate, num_beams=num_beams)
+        options: dict[str, Any] = {"generate": generate, "num_beams": num_beams, "static_cache": static_cache}
+        super().__init__({"model": model}, label_names, task, **options)
         self.save_hyperparameters()
         if top_k < 0 or (top_k and self.task.problem != "sequence"):
             raise InputError(f"--model.top_k {top_k} is for models that generate texts, and 0 or more; leave it out.")

@@ -176,7 +176,7 @@ class FinetuneModule(LightningModule):
         value = torch.float64 if self.task.problem == "regression" else torch.int64
         columns = {"label": ((), value), "prediction": ((), value), "logits": ((len(self.label_names),), torch.float32)}
         if isinstance(self.classifier, Seq2Seq):
-            self.classifier.max_new_tokens = getattr(data, "max_target_length", self.classifier.max_new_tokens)
+            self.classifier.limit_new_tokens(getattr(data, "max_target_length", self.classifier.max_new_tokens))
             columns = {"ids": ((self.classifier.max_new_tokens,), torch.int32)}
         self._tables = {name: ExampleTable(columns).to(self.device) for name in self.split_names}
 

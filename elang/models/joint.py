@@ -51,6 +51,7 @@ class JointModule(EvaluationModule):
         latency: Measure both models' seconds, too, at batch 1 and at the best batch.
         generate: Text-to-text models answer by free generation, matched with the task's answers.
         num_beams: Hypotheses that generated texts are chosen from; by default each model's own setting.
+        static_cache: Generate with a cache of fixed size.
     """
 
     def __init__(
@@ -68,9 +69,10 @@ class JointModule(EvaluationModule):
         latency: bool = False,
         generate: bool = False,
         num_beams: int | None = None,
+        static_cache: bool = False,
     ) -> None:
         models = {"swift": swift_model, "super": super_model}
-        super().__init__(models, label_names, task, flops_convention, generate, num_beams)
+        super().__init__(models, label_names, task, flops_convention, generate, num_beams, static_cache)
         self.save_hyperparameters()
         names: Any = [quality] if isinstance(quality, str) else quality or self.task.qualities
         unknown = [name for name in names if name not in QUALITIES]

@@ -101,6 +101,11 @@ class Seq2Seq(TextModel):
             backbone.generation_config.num_beams = num_beams
         _set_languages(backbone, tokenizer, task.languages)
 
+    def limit_new_tokens(self, tokens: int) -> None:
+        """Generate at most so many tokens, and no more than the decoder has positions for."""
+        positions = getattr(self.backbone.config, "max_position_embeddings", None)
+        self.max_new_tokens = min(tokens, positions - 1) if positions else tokens
+
     @property
     def num_beams(self) -> int:
         """Hypotheses that are decoded side by side."""
