@@ -21,7 +21,8 @@ from elang.curve import (
     relative_area,
     rescored_curve,
 )
-from elang.data.format import Problem
+from elang.data.format import Problem, TextTask
+from elang.errors import InputError
 from elang.manifest import threshold_entry
 from elang.quality import Quality, spearman
 from elang.records import Records
@@ -53,6 +54,16 @@ def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[s
     """A metric of one set of predictions, with the columns that it reads besides the label."""
     target = label if quality.target == "label" else targets[quality.target]
     return quality(prediction, target, targets.get("group"))
+
+
+def check_qualities(names: list[str], task: TextTask) -> None:
+    """Refuse metrics of texts where there are labels, and the other way round.
+
+    Raises:
+        InputError: Naming the first one.
+    """
+    if wrong := [name for name in names if (name in TEXT_METRICS) != (task.problem == "sequence")]:
+        raise InputError(f"'{wrong[0]}' is no metric of a {task.problem} task; its own are {task.qualities}.")
 
 
 def text_targets(

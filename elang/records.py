@@ -307,7 +307,7 @@ def _of_texts(frame: Any, path: str, top_k: int) -> Records:
     if "scores" in frame:
         columns["scores"] = _logits(frame, len(SEQUENCE_SCORES), path, "sequence", "scores")
     for name, pad in (("top_ids", -1), ("top_log_probs", -math.inf)):
-        if top_k and name in frame:
+        if top_k and name in frame and frame[name].map(len).any():
             rows = [torch.tensor(row) for row in frame[name].tolist()]
             padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
             columns[name] = padded.unflatten(1, (-1, top_k))

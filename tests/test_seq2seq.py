@@ -552,6 +552,7 @@ def test_bad_pairs(mt_pair, mt_args, mt_data, swift_args, fails, tmp_path):
     fails(
         [*joint, "--model.quality", "accuracy", *mt_args, *QUIET], "'accuracy' is no metric of a sequence task", "bleu"
     )
+    fails(["fit", *swift_args[2:4], *out, *mt_args, *QUIET, "--model.quality", "f1"], "'f1' is no metric of a sequence")
     prompt = tmp_path / "prompt.yaml"
     prompt.write_text(json.dumps({"data": {"init_args": {"prompt": "translate: {text}"}}}))
     fails([*joint, *mt_args, *QUIET, "--config", str(prompt)], "was trained with the prompt '{text}'", "translate:")
@@ -645,3 +646,13 @@ def test_no_more_is_generated_than_there_are_positions(models):
         made = model.generate(model.encode(inputs_of(model, rows=2)), exactly=model.max_new_tokens)
         assert made.ids.shape[1] == most
         model.limit_new_tokens(12)
+
+
+def test_a_file_without_references_is_scored(mt_pair, mt_args, mt_data, tmp_path):
+    (mt_data / "bare.en").write_text("the dog .\na cat sees .\n", "utf-8")
+    args = ["--data.test", str(mt_data / "bare"), "--model.top_k", "3", "--model.output", str(tmp_path / "r.parquet")]
+    assert main(["score", "--model.model", mt_pair["super"], *mt_args, *QUIET, *args]) == 0
+    splits, _ = read_records(tmp_path / "r.parquet", [], "sequence")
+    assert len(splits["test"].texts) == 2
+    assert splits["test"].top_ids is None
+    assert splits["train"].top_ids.shape == (700, 10, 3)

@@ -12,7 +12,7 @@ from torch import Tensor
 from elang.data.batches import Reader
 from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
-from elang.evaluate import measure
+from elang.evaluate import check_qualities, measure
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
 from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_words, describe, load_model, save_model
@@ -121,6 +121,7 @@ class FinetuneModule(LightningModule):
                 # In place, so that the weights keep their names; shapes follow the batch.
                 part.compile(dynamic=True)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
+        check_qualities([quality] if quality else [], self.task)
         self.quality = QUALITIES[quality or self.task.qualities[0]](len(label_names))  # type: ignore[index]
         self.output = output
         self.label_names = label_names

@@ -14,6 +14,7 @@ from elang.errors import InputError
 from elang.evaluate import (
     ROUTING_SLICE,
     PairAnswers,
+    check_qualities,
     choose_thresholds,
     length_bias,
     operating_points,
@@ -29,7 +30,7 @@ from elang.models.latency import pair_latency
 from elang.quality import QUALITIES, QualityName
 from elang.report import print_summary, write_report
 from elang.sequence_scores import SEQUENCE_DEFAULT
-from elang.text_quality import TEXT_METRICS, signature
+from elang.text_quality import signature
 
 
 class JointModule(EvaluationModule):
@@ -78,10 +79,7 @@ class JointModule(EvaluationModule):
         unknown = [name for name in names if name not in QUALITIES]
         if unknown or not names:
             raise InputError(f"Unknown quality {unknown or names}; choose from {', '.join(QUALITIES)}.")
-        if wrong := [name for name in names if (name in TEXT_METRICS) != (self.task.problem == "sequence")]:
-            raise InputError(
-                f"'{wrong[0]}' is no metric of a {self.task.problem} task; its own are {self.task.qualities}."
-            )
+        check_qualities(names, self.task)
         self.qualities = [QUALITIES[name](len(label_names)) for name in names]
         self.output = Path(output)
         if self.output.exists() and not self.output.is_dir():
