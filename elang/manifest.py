@@ -29,6 +29,7 @@ class Manifest:
         router_fraction: Share of it that was held out for router heads.
         max_length: Longest input in tokens that it was trained on.
         max_target_length: Tokens that are generated at most, in a ``sequence`` task.
+        num_beams: Hypotheses that its generated texts were chosen from, when thresholds were.
         thresholds: ``{score: {name: entry}}``; an entry has ``threshold`` and how it was chosen.
         versions: Of the libraries that made it.
     """
@@ -42,6 +43,7 @@ class Manifest:
     router_fraction: float = 0.0
     max_length: int = 512
     max_target_length: int = 128
+    num_beams: int = 1
     thresholds: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -105,6 +105,9 @@ class JointPredictor:
         for model in (self.swift, self.super_):
             if isinstance(model, Seq2Seq):
                 model.limit_new_tokens(manifest.max_target_length)
+        if isinstance(self.swift, Seq2Seq) and manifest.thresholds:
+            # Scores of other texts would not be on the thresholds' scale.
+            self.swift.set_beams(manifest.num_beams)
         self.truncated = self.super_truncated = 0
 
     def __call__(
@@ -226,7 +229,7 @@ class JointPredictor:
         if self.score in BEFORE_DECODER:
             score = model.early_scores(source)[self.score]
             kept = (~route(score.float(), self.threshold)).nonzero().squeeze(1)
-            return score, kept, model.texts(model.generate(source[kept]).ids) if len(kept) else []
+            return score, kept, model.texts(model.generate(source[kept], scored=False).ids) if len(kept) else []
         made = model.generate(source)
         score = model.late_scores(source, made)[self.score]
         check_finite(score, "the Swift's score")
@@ -240,7 +243,7 @@ class JointPredictor:
         texts = [""] * len(rows)
         for chosen, inputs in self._batches(self.super_, task, rows, choices):
             if isinstance(self.super_, Seq2Seq):
-                said = self.super_.texts(self.super_.generate(self.super_.encode(inputs)).ids)
+                said = self.super_.texts(self.super_.generate(self.super_.encode(inputs), scored=False).ids)
                 for i, text in zip(chosen.tolist(), said, strict=True):
                     texts[i] = text
                 continue
@@ -359,7 +362,7 @@ def _chunks(source: str, columns: list[str] | None, size: int, empty: bool = Fal
     if columns:
         from elang.data.files import read_frame, texts_of
 
-        rows = texts_of(read_frame(source), columns, f"'{source}'")
+        rows = texts_of(read_frame(source), columns, f"'{source}'", empty)
         yield from (rows[i : i + size] for i in range(0, len(rows), size))
         return
     try:

@@ -127,8 +127,8 @@ class GainRegression(nn.Module):
             float32, shape ``(N,)``; larger is harder.
         """
         with torch.autocast(features.device.type, enabled=False):
-            standard = (features.detach().float() - self.mean) / self.scale
-            gain: Tensor = standard @ self.weight + self.bias
+            mean, scale, weight, bias = (b.float() for b in (self.mean, self.scale, self.weight, self.bias))
+            gain: Tensor = (features.detach().float() - mean) / scale @ weight + bias
             return gain
 
     @torch.no_grad()
@@ -153,7 +153,8 @@ class GainRegression(nn.Module):
             weights.append(vh.T @ (kept / s.clamp_min(1e-12) * projected))
         best = weights[min(range(len(errors)), key=errors.__getitem__)]
         for name, value in (("mean", mean), ("scale", scale), ("weight", best), ("bias", y.mean()[None])):
-            getattr(self, name).copy_(value)
+            # In float32, whatever the model was trained in.
+            setattr(self, name, value.float().to(self.bias.device))
 
 
 class EncoderHead(nn.Module):

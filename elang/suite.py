@@ -22,6 +22,7 @@ from elang.errors import InputError
 from elang.evaluate import FRACTIONS
 from elang.records import SUFFIXES
 from elang.scores import BEFORE_DECODER, SCORES
+from elang.sequence_scores import SEQUENCE_SCORES
 from elang.suite_table import print_tables, read_row, write_tables
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def suite(
     points = [points] if isinstance(points, str) else points or ["held out, parity", "read here, parity"]
     if unknown := [point for point in points if point not in known]:
         raise InputError(f"There is no operating point '{unknown[0]}'; there are {', '.join(map(repr, known))}.")
-    scores = (*SCORES, "router", *BEFORE_DECODER)
+    scores = (*SCORES, *SEQUENCE_SCORES, "router", *BEFORE_DECODER)
     if score is not None and score not in scores:
         raise InputError(f"There is no score '{score}'; there are {', '.join(scores)}.")
     if config is None:

@@ -31,7 +31,7 @@ def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
         # BLEU and chrF have no mean.
         qualities = dict([next(iter(qualities.items()))])
     # These count to 100, the others to 1.
-    scale = 0.01 if next(iter(qualities)) in ("bleu", "chrf") else 1.0
+    scale = 0.01 if next(iter(qualities)).startswith(("bleu", "chrf")) else 1.0
     first = next(iter(qualities.values()))
     milliseconds = {
         what: {"batch 1": 1e3 * t["batch 1"], "best batch": 1e3 * t["at best batch"]}

@@ -7,6 +7,7 @@ to an example is one of two texts, the Swift's or the Super's: the target of the
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def bleu_statistics(texts: list[str], references: list[str], tokenize: str = "13
     Args:
         texts: What was generated, detokenised, ``N``.
         references: One each.
-        tokenize: sacrebleu's tokenizer: ``13a``, or ``zh``, ``ja-mecab``, ``ko-mecab``, ``char`` and so on.
+        tokenize: sacrebleu's tokenizer: ``13a``, or ``zh`` and ``char`` for texts without blanks.
     """
     from sacrebleu.metrics.bleu import BLEU
 
@@ -85,7 +86,10 @@ def chrf_value(sums: Tensor) -> Tensor:
 
 
 def rouge_l_statistics(texts: list[str], references: list[str]) -> Tensor:
-    """ROUGE-L of each text, F over the longest common subsequence of words, and 1: float64 ``(N, 2)``."""
+    """ROUGE-L of each text, F over the longest common subsequence of words, and 1: float64 ``(N, 2)``.
+
+    The usual normalisation, which is torchmetrics' too, keeps ``a`` to ``z`` and digits alone: it is one for English.
+    """
     from torchmetrics.functional.text import rouge_score
 
     found = [
@@ -119,6 +123,8 @@ def mean_value(sums: Tensor) -> Tensor:
 
 TEXT_METRICS: dict[str, tuple[Callable[[list[str], list[str]], Tensor], Callable[[Tensor], Tensor]]] = {
     "bleu": (bleu_statistics, bleu_value),
+    "bleu_zh": (partial(bleu_statistics, tokenize="zh"), bleu_value),
+    "bleu_char": (partial(bleu_statistics, tokenize="char"), bleu_value),
     "chrf": (chrf_statistics, chrf_value),
     "rouge_l": (rouge_l_statistics, mean_value),
     "exact_text": (exact_text_statistics, mean_value),
@@ -136,9 +142,9 @@ def signature(name: str) -> str:
     from sacrebleu.metrics.bleu import BLEU
     from sacrebleu.metrics.chrf import CHRF
 
-    if name not in ("bleu", "chrf"):
+    if not name.startswith(("bleu", "chrf")):
         return name
-    metric = BLEU() if name == "bleu" else CHRF()
+    metric = CHRF() if name == "chrf" else BLEU(tokenize=name.removeprefix("bleu").lstrip("_") or "13a")
     metric.corpus_score(["x"], [["x"]])
     return str(metric.get_signature())
 
@@ -148,5 +154,5 @@ def sentence_worth(name: str, texts: list[str], references: list[str]) -> Tensor
 
     BLEU of a single sentence is mostly smoothing.
     """
-    statistics, value = TEXT_METRICS["chrf" if name == "bleu" else name]
+    statistics, value = TEXT_METRICS["chrf" if name.startswith("bleu") else name]
     return value(statistics(texts, references))

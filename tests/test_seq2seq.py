@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import warnings
 
 import pandas as pd
 import pyarrow as pa
@@ -14,17 +15,26 @@ from sacrebleu.metrics import BLEU, CHRF
 from sklearn.linear_model import RidgeCV
 from test_distributed import elang
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSeq2SeqLM, M2M100Config, M2M100ForConditionalGeneration, NllbTokenizer
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    MBartTokenizer,
+    NllbTokenizer,
+)
 
-from elang import InputError, JointPredictor
+from elang import InputError, JointPredictor, Seq2SeqData, SwiftModule
 from elang.cli import main
 from elang.cost import flops_by_length, generation_flops
 from elang.data.format import TextTask
 from elang.evaluate import text_targets
 from elang.losses import token_distillation
 from elang.manifest import Manifest
-from elang.models.backbones import load_model
-from elang.models.seq2seq import Seq2Seq
+from elang.models.backbones import load_model, save_model
+from elang.models.seq2seq import _UNSUPPORTED, Seq2Seq
+from elang.models.text_lessons import TextLessons
 from elang.records import read_records
 from elang.router import GainRegression
 from elang.sequence_scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES, sequence_scores, token_scores
@@ -156,7 +166,7 @@ def models(tmp_path_factory):
             optimizer.step()
             optimizer.zero_grad()
         found[kind] = model.eval()
-        found[kind].max_new_tokens = 12
+        found[kind].limit_new_tokens(12)
     return found
 
 
@@ -272,9 +282,89 @@ def test_language_codes(tmp_path):
         load("eng_Latn", "de_Latn")
     with pytest.raises(InputError, match="between many languages: set --data"):
         load()
+    # The scores are those of the decisions, which the code is none of.
+    steps = int(made.steps[0])
+    tokens = model._score(model.encode(dict(tokenizer(["dog"], return_tensors="pt"))), made.ids)
+    expected = sequence_scores(tokens[:, 1:], torch.tensor([steps - 1]))
+    torch.testing.assert_close(made.scores, expected, atol=1e-4, rtol=1e-4)
+    # A model without codes makes nothing of them: the other of the pair may.
     write_seq2seq(tmp_path / "t5")
-    with pytest.raises(InputError, match="has no language codes, but"):
-        load_model(str(tmp_path / "t5"), TextTask([], "sequence", segments=[], languages=["en", "de"]))
+    t5 = load_model(str(tmp_path / "t5"), TextTask([], "sequence", segments=[], languages=["eng_Latn", "deu_Latn"]))
+    assert t5.backbone.generation_config.forced_bos_token_id is None
+
+
+def test_a_decoder_that_starts_with_the_language(tmp_path):
+    """mBART's targets end with their code, and its decoder starts with it."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", *(f"▁{w}" for w in SOURCE_WORDS)]
+    tokenizer = MBartTokenizer(vocab=[(w, 0.0) for w in words])
+    sides = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sides |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 40}
+    code = int(tokenizer.convert_tokens_to_ids("ro_RO"))
+    config = MBartConfig(vocab_size=len(tokenizer), d_model=16, decoder_start_token_id=code, **sides)
+    MBartForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), TextTask([], "sequence", segments=[], languages=["en_XX", "de_DE"]))
+    own = model.backbone.generation_config
+    assert own.decoder_start_token_id == tokenizer.convert_tokens_to_ids("de_DE")
+    assert own.forced_bos_token_id is None
+    labels = model.tokenizer(text_target="dog", return_tensors="pt").input_ids
+    assert int(labels[0, -1]) == own.decoder_start_token_id
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("beams", [1, 4])
+def test_unscored_texts_are_the_same(models, kind, beams):
+    model = models[kind]
+    model.backbone.generation_config.num_beams = beams
+    source = model.encode(inputs_of(model))
+    one, two = model.generate(source), model.generate(source, scored=False)
+    assert torch.equal(one.ids, two.ids)
+    assert torch.equal(one.steps, two.steps)
+    assert not two.scores.any()
+
+
+def test_finished_texts_are_scored_in_parts(models, monkeypatch):
+    model = models["bart"]
+    source = model.encode(inputs_of(model))
+    made = model.generate(source)
+    whole = model._score(source, made.ids)
+    monkeypatch.setattr("elang.models.seq2seq._CHUNK", made.ids.shape[1] * 40 * 3)
+    torch.testing.assert_close(model._score(source, made.ids), whole, atol=1e-4, rtol=1e-4)
+
+
+def test_options_of_beams_do_not_outlive_them(tmp_path):
+    """A model that was made for beams is trained without, and can be saved."""
+    folder = write_seq2seq(tmp_path / "bart", "bart")
+    own = json.loads((folder / "generation_config.json").read_text())
+    own |= {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0, "max_length": 142, "min_length": 1}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    assert load_model(str(folder), TASK).num_beams == 4
+    model = load_model(str(folder), TASK, num_beams=1).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = model.generate(model.encode(inputs_of(model, rows=2)))
+    assert made.ids.shape[1] <= 39
+    save_model(model, tmp_path / "saved", Manifest([], TASK.plain()))
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "saved").generation_config
+    assert (again.num_beams, again.max_new_tokens) == (1, 39)
+
+
+def test_heads_keep_their_precision():
+    head = GainRegression(3).bfloat16()
+    x, y = torch.randn(50, 3), torch.randn(50)
+    head.fit(x, y)
+    assert head.weight.dtype == torch.float32
+    expected = GainRegression(3)
+    expected.fit(x, y)
+    torch.testing.assert_close(head(x), expected(x))
+    assert head.bfloat16()(x).dtype == torch.float32
+
+
+def test_families_that_are_not_supported_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(_UNSUPPORTED, "t5", "its decoder sees later tokens")
+    with pytest.raises(InputError, match="A 't5' model is not supported: its decoder sees later tokens"):
+        load_model(str(write_seq2seq(tmp_path / "t5")), TASK)
+    assert {"fsmt", "encoder-decoder"} <= _UNSUPPORTED.keys()
 
 
 # The pair, end to end.
@@ -453,9 +543,9 @@ def test_deferred_inputs_are_not_decoded_by_the_swift(mt_pair, monkeypatch):
     decoded = []
     generate = Seq2Seq.generate
 
-    def spied(self, source, exactly=None):
+    def spied(self, source, *args, **options):
         decoded.append((self, len(source.hidden)))
-        return generate(self, source, exactly)
+        return generate(self, source, *args, **options)
 
     monkeypatch.setattr(Seq2Seq, "generate", spied)
     predictor = JointPredictor(mt_pair["swift"], mt_pair["super"], "-inf", "encoder_router")
@@ -537,11 +627,23 @@ def test_all_metrics_of_texts(mt_pair, mt_args, mt_data, tmp_path):
 
 def test_latency_is_of_texts_of_the_usual_length(mt_pair, mt_args, tmp_path, monkeypatch):
     monkeypatch.setattr("elang.cost.measure_latency", lambda call, *_: (call() and 0.0) or 0.5)
+    timed = set()
+    generate = Seq2Seq.generate
+
+    def spied(self, source, exactly=None, scored=True):
+        if exactly is not None:
+            timed.add((exactly, scored))
+        return generate(self, source, exactly, scored)
+
+    monkeypatch.setattr(Seq2Seq, "generate", spied)
     pair = ["--model.swift_model", mt_pair["swift"], "--model.super_model", mt_pair["super"]]
     args = [*pair, "--model.latency", "true", "--model.output", str(tmp_path / "j")]
     assert main(["validate", *args, *mt_args, *QUIET]) == 0
     summary = json.loads((tmp_path / "j" / "summary.json").read_text())
     assert summary["latency"].keys() == {"swift", "swift encoder", "super", "super encoder"}
+    frame = pd.read_parquet(tmp_path / "j" / "records.parquet").query("split == 'validation'")
+    expected = {(int(frame[f"{role}_steps"].quantile(0.5, "lower")), role == "swift") for role in ("swift", "super")}
+    assert timed == expected
 
 
 def test_bad_pairs(mt_pair, mt_args, mt_data, swift_args, fails, tmp_path):
@@ -555,7 +657,8 @@ def test_bad_pairs(mt_pair, mt_args, mt_data, swift_args, fails, tmp_path):
     fails(["fit", *swift_args[2:4], *out, *mt_args, *QUIET, "--model.quality", "f1"], "'f1' is no metric of a sequence")
     prompt = tmp_path / "prompt.yaml"
     prompt.write_text(json.dumps({"data": {"init_args": {"prompt": "translate: {text}"}}}))
-    fails([*joint, *mt_args, *QUIET, "--config", str(prompt)], "was trained with the prompt '{text}'", "translate:")
+    single = ["validate", "--model", "FinetuneModule", "--model.model", mt_pair["super"], *mt_args, *QUIET]
+    fails([*single, "--config", str(prompt)], "was trained with the prompt '{text}'", "translate:")
     fails(
         ["fit", *swift_args, *out, "--model.super_records", mt_pair["super.parquet"], "--data.router_fraction", "0"],
         "set --data.router_fraction above 0",
@@ -634,6 +737,19 @@ def test_two_families_with_tokenizers_of_their_own(mt_pair, mt_data, mt_args, sw
     assert records["super_text"].tolist() == kept.texts
     predictor = JointPredictor(str(tmp_path / "swift"), str(tmp_path / "super"), "-inf")
     assert [one.label for one in predictor(["the dog .", "a cat sees ."])] != ["", ""]
+    # Its tokens are other words, though as many: they neither teach nor tell what is hard.
+    data = Seq2SeqData(str(mt_data / "train"), source="en", target="de", max_target_length=14, router_fraction=0.15)
+    module = SwiftModule(str(tmp_path / "marian"), [], data.task_fields, str(tmp_path / "super.parquet"))
+    assert module.classifier.vocabulary == load_model(str(tmp_path / "super")).vocabulary
+    assert module.classifier.vocabulary != load_model(mt_pair["swift"]).vocabulary
+    records, about = read_records(tmp_path / "super.parquet", [], "sequence")
+    swift = load_model(mt_pair["swift"])
+    weights = {"distill": 1.0, "margin": 0.1}
+    given = (swift, records["train"], "it", weights)
+    lessons = TextLessons(*given, "sequence", "pairwise", "gain", 1.0, 14, about["vocabulary"] == swift.vocabulary)
+    assert not lessons.with_tokens
+    with pytest.raises(InputError, match="another vocabulary"):
+        TextLessons(*given, "token", "pairwise", "gain", 1.0, 14, about["vocabulary"] == swift.vocabulary)
 
 
 def test_no_more_is_generated_than_there_are_positions(models):
@@ -656,3 +772,41 @@ def test_a_file_without_references_is_scored(mt_pair, mt_args, mt_data, tmp_path
     assert len(splits["test"].texts) == 2
     assert splits["test"].top_ids is None
     assert splits["train"].top_ids.shape == (700, 10, 3)
+
+
+def test_each_model_keeps_its_own_prompt(mt_pair, mt_args, joint, tmp_path):
+    prompt = tmp_path / "prompt.yaml"
+    prompt.write_text(json.dumps({"data": {"init_args": {"prompt": "dog {text}"}}}))
+    pair = ["--model.swift_model", mt_pair["swift"], "--model.super_model", mt_pair["super"]]
+    args = ["validate", *pair, "--model.output", str(tmp_path / "joint"), *mt_args, *QUIET, "--config", str(prompt)]
+    assert main(args) == 0
+    again = pd.read_parquet(tmp_path / "joint" / "records.parquet")
+    assert again["super_text"].tolist() == joint[0]["super_text"].tolist()
+
+
+def test_a_suite_knows_the_scores_of_texts(fails):
+    fails(["suite", "x", "--score", "nll_mean"], "needs its YAML file")
+    fails(["suite", "x", "--score", "nll_q99"], "no score 'nll_q99'", "nll_q10")
+
+
+def test_thresholds_are_for_the_beams_that_they_were_chosen_with(mt_pair, mt_args, tmp_path):
+    pair = ["--model.swift_model", mt_pair["swift"], "--model.super_model", mt_pair["super"], "--model.num_beams", "2"]
+    assert main(["validate", *pair, "--model.output", str(tmp_path / "joint"), *mt_args, *QUIET]) == 0
+    chosen = JointPredictor(mt_pair["swift"], mt_pair["super"], "defer 30%", thresholds=str(tmp_path / "joint"))
+    assert chosen.swift.num_beams == 2
+    assert JointPredictor(mt_pair["swift"], mt_pair["super"], "defer 30%").swift.num_beams == 1
+
+
+def test_the_limit_is_the_datas_without_validation(mt_pair, swift_args, tmp_path, monkeypatch):
+    widths = set()
+    generate = Seq2Seq.generate
+
+    def spied(self, source, *args, **options):
+        widths.add(self.max_new_tokens)
+        return generate(self, source, *args, **options)
+
+    monkeypatch.setattr(Seq2Seq, "generate", spied)
+    records = ["--model.super_records", mt_pair["super.parquet"], "--trainer.max_steps", "1"]
+    args = [*swift_args, *records, "--trainer.limit_val_batches", "0", "--model.output", str(tmp_path / "swift")]
+    assert main(["fit", *args]) == 0
+    assert widths == {14}

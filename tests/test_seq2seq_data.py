@@ -134,7 +134,7 @@ def test_a_test_file_may_lack_its_target(files):
         ({"router_fraction": 1.5}, "router_fraction must be in"),
         ({"router_fraction": 0.6, "routing_fraction": 0.4}, "leave nothing to train on"),
         ({"source_language": "eng_Latn"}, "Give both"),
-        ({"qualities": ["blue"]}, "no metric of texts 'blue'; there are bleu, chrf"),
+        ({"qualities": ["blue"]}, "no metric of texts 'blue'; there are bleu, "),
         ({"max_target_length": 0}, "max_target_length must be at least 1"),
         ({"max_words": 0}, "must be at least 1"),
         ({"prompt": "{txt}"}, r"template '\{txt\}' cannot be filled"),
@@ -152,6 +152,11 @@ def test_bad_options(files, options, said):
         ("x.tsv", "en\tfr\na\tb\n", r"no column 'de'; it has \['en', 'fr'\]"),
         ("x.jsonl", '{"en": "a", "de": null}\n', "1 rows whose 'de' is no text, first row 0"),
         ("x.tsv", "en\tde\n", "has no lines"),
+        ("x.tsv", "en\tde\na\tb\na\tb\tc\n", r"Line 3 of '.*x\.tsv' has 3 fields where the header has 2"),
+        ("x.tsv", "en\tde\na\n", "Line 2 .* has 1 fields"),
+        ("x.jsonl", '{"translation": {"en": "a", "de": null}}\n', "1 rows whose 'de' is no text, first row 0"),
+        ("x.jsonl", '{"translation": {"en": "a", "de": "b"}}\n{"translation": {"en": "a"}}\n', "whose 'de' is no text"),
+        ("x.jsonl", '{"translation": null}\n', r"translates between \[\]"),
     ],
 )
 def test_bad_files(files, name, content, said):
@@ -169,9 +174,11 @@ def test_not_text_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read as UTF-8"):
         data_of(tmp_path, train=None, validation=str(tmp_path / "v")).read("validation")
     (tmp_path / "v.en").unlink()
-    (tmp_path / "v.en.gz").write_bytes(gzip.compress(b"a b c\n" * 50)[:-12])
-    with pytest.raises(InputError, match="cannot be read"):
-        data_of(tmp_path, train=None, validation=str(tmp_path / "v")).read("validation")
+    whole = gzip.compress(b"a b c\n" * 50)
+    for damaged in (whole[:-12], whole[:12] + b"\xff\xff\xff" + whole[15:]):
+        (tmp_path / "v.en.gz").write_bytes(damaged)
+        with pytest.raises(InputError, match="cannot be read"):
+            data_of(tmp_path, train=None, validation=str(tmp_path / "v")).read("validation")
 
 
 def test_real_parallel_files(real_data):

@@ -115,3 +115,12 @@ def test_signatures():
     assert signature("bleu").startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
     assert signature("chrf").startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:")
     assert signature("rouge_l") == "rouge_l"
+    assert "|tok:zh|" in signature("bleu_zh")
+
+
+@pytest.mark.parametrize("tokenize", ["zh", "char"])
+def test_texts_without_blanks(tokenize):
+    references, texts = ["今天天气很好。", "我们去公园 walk"], ["今天天气好。", "我们去了公园"]
+    expected = BLEU(tokenize=tokenize).corpus_score(texts, [references]).score
+    assert value(f"bleu_{tokenize}", texts, references) == pytest.approx(expected, abs=1e-9)
+    assert expected > 1

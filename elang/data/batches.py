@@ -15,10 +15,11 @@ IGNORED = -100
 
 
 class Reader(NamedTuple):
-    """How a model reads: its tokenizer, and whether it takes a prompt (text-to-text) or segments."""
+    """How a model reads: its tokenizer, whether it takes a prompt (text-to-text) or segments, a task of its own."""
 
     tokenizer: Any
     text_to_text: bool
+    task: TextTask | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ def encode_examples(
         references: What is to be generated, in a ``sequence`` task.
         max_target_length: In tokens, of these.
     """
+    task = reader.task or task
     candidates = choices if choices is not None else [()] * len(texts)
     starts = torch.tensor([0, *(len(c) for c in candidates)]).cumsum(0) if choices is not None else None
     if not reader.text_to_text:

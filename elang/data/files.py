@@ -103,6 +103,8 @@ def read_frame(source: str, hub: str | None = None, hub_config: str | None = Non
     if not path.is_file():
         raise InputError(f"There is no file '{path}'. Give the path of a {', '.join(SUFFIXES)} file.")
     try:
+        if path.suffix == ".tsv":
+            _check_fields(path)
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         if path.suffix == ".jsonl":
@@ -124,6 +126,18 @@ def read_frame(source: str, hub: str | None = None, hub_config: str | None = Non
     raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.")
 
 
+def _check_fields(path: Path) -> None:
+    """Refuse a row of a TSV file with more or fewer fields than the header: what is too much would be left out."""
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        header = next(file, "").count("\t")
+        for number, line in enumerate(file, 2):
+            if line.count("\t") != header and line.strip("\r\n"):
+                raise InputError(
+                    f"Line {number} of '{path}' has {line.count(chr(9)) + 1} fields where the header has {header + 1}. "
+                    "Mend or remove the line."
+                )
+
+
 def read_hub(split: str, hub: str, config: str | None) -> Any:
     """Read a split of a hub data set, ``owner/name@revision``, as a data frame."""
     import datasets
@@ -140,8 +154,8 @@ def read_hub(split: str, hub: str, config: str | None) -> Any:
         ) from error
 
 
-def texts_of(frame: Any, columns: list[str], where: str) -> list[tuple[str, ...]]:
-    """Take the text columns of a frame, refusing what cannot be classified.
+def texts_of(frame: Any, columns: list[str], where: str, empty: bool = False) -> list[tuple[str, ...]]:
+    """Take the text columns of a frame, refusing what cannot be classified; texts may be ``empty`` where that is said.
 
     Raises:
         InputError: If a column is missing, there are no rows, or a text is empty.
@@ -154,7 +168,7 @@ def texts_of(frame: Any, columns: list[str], where: str) -> list[tuple[str, ...]
     if len(frame) == 0:
         raise InputError(f"{where} is an empty data set: it has a header but no rows. Give another file.")
     texts = list(zip(*(frame[column].astype(object).tolist() for column in columns), strict=True))
-    bad = [i for i, row in enumerate(texts) if any(not isinstance(t, str) or not t.strip() for t in row)]
+    bad = [i for i, row in enumerate(texts) if any(not isinstance(t, str) or not (t.strip() or empty) for t in row)]
     if bad:
         raise InputError(
             f"{where} has {len(bad)} rows with an empty text, first row {bad[0]} (counted from 0): {texts[bad[0]]!r}. "

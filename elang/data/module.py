@@ -139,9 +139,12 @@ class TextData(LightningDataModule):
             for part in ("train", *self._held_out):
                 self._examples[part] = found.take(parts[part])
                 if not len(self._examples[part]):
+                    shares = f"--data.routing_fraction {self.routing_fraction}"
+                    if self.router_fraction:
+                        shares += f" and --data.router_fraction {self.router_fraction}"
                     raise InputError(
-                        f"{self.where(source)} leaves no example for '{part}' with --data.routing_fraction "
-                        f"{self.routing_fraction}. Change it, or give more data."
+                        f"{self.where(source)} leaves no example for '{part}' with {shares}. Change it, or give more "
+                        "data."
                     )
         return self._examples[split]
 

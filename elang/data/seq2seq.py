@@ -1,6 +1,7 @@
 """Source texts and the texts to be generated for them: translation, summarisation, from files or the hub."""
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ class Seq2SeqData(TextData):
         prompt: Template of a model's input, ``"translate English to German: {text}"``.
         source_language: The source's code, for models of many languages (``eng_Latn`` of NLLB, ``en_XX`` of mBART).
         target_language: The target's.
-        qualities: Metrics, of which the first chooses thresholds: ``bleu``, ``chrf``, ``rouge_l``, ``exact_text``,
-            ``token_accuracy``.
+        qualities: Metrics, of which the first chooses thresholds: ``bleu`` (for targets without blanks ``bleu_zh`` or
+            ``bleu_char``), ``chrf``, ``rouge_l``, ``exact_text``, ``token_accuracy``.
         batch_size: Examples in a training batch, for each process.
         eval_batch_size: Examples in an evaluation batch.
         max_length: Tokens kept of a source; longer ones are cut and counted.
@@ -161,27 +162,27 @@ class Seq2SeqData(TextData):
             return self._parallel(split, path)
         frame = read_frame(path, self.hub, self.hub_config)
         if "translation" in frame and self.source not in frame:
-            rows = frame["translation"].tolist()
-            if rows and not (self.source in rows[0] and self.target in rows[0]):
+            rows = [row if isinstance(row, dict) else {} for row in frame["translation"]]
+            if rows and not all(side in rows[0] for side in (self.source, self.target)):
                 raise InputError(
                     f"{self.where(split)} translates between {list(rows[0])}, not '{self.source}' and '{self.target}'. "
                     "Set --data.source and --data.target."
                 )
-            return [row[self.source] for row in rows], [row[self.target] for row in rows]
+            frame = {side: [row.get(side) for row in rows] for side in (self.source, self.target)}
         sides: list[list[str]] = []
         for name, column in (("source", self.source), ("target", self.target)):
             if column not in frame:
                 if name == "target" and split == "test":
                     return sides[0], None
                 raise InputError(
-                    f"{self.where(split)} has no column '{column}'; it has {list(frame.columns)}. Set --data.{name}."
+                    f"{self.where(split)} has no column '{column}'; it has {list(frame)}. Set --data.{name}."
                 )
             if missing := [i for i, text in enumerate(frame[column]) if not isinstance(text, str)]:
                 raise InputError(
                     f"{self.where(split)} has {len(missing)} rows whose '{column}' is no text, first row {missing[0]} "
                     "(counted from 0). Mend or remove them."
                 )
-            sides.append(frame[column].tolist())
+            sides.append(list(frame[column]))
         return sides[0], sides[1]
 
     def _parallel(self, split: str, path: str) -> tuple[list[str], list[str] | None]:
@@ -217,5 +218,5 @@ def _lines(path: Path) -> list[str]:
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             return [line.rstrip("\n").removesuffix("\r") for line in file]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"The file '{path}' cannot be read as UTF-8 text: {error}. Mend or re-save it.") from error

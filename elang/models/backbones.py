@@ -128,7 +128,7 @@ def load_model(
                     f"'{path}' is an encoder-decoder without {FILENAME}, so what it can answer is not known. Fine-tune "
                     "it with `elang fit`, or evaluate it on data that gives prompt and answers."
                 )
-            if own and task and not fine_tune:
+            if own and task and not fine_tune and task.problem != "sequence":
                 check_words(own, task, path)
             said = own if own and not fine_tune else task
             assert said is not None

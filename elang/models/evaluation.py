@@ -16,7 +16,7 @@ from elang.errors import InputError
 from elang.evaluate import measure, text_targets
 from elang.metrics import ExampleTable
 from elang.models.backbones import load_model
-from elang.models.seq2seq import Seq2Seq
+from elang.models.seq2seq import Generated, Seq2Seq
 from elang.models.text_model import TextModel, sum_by_example
 from elang.models.text_to_text import TextToText
 from elang.quality import QUALITIES
@@ -29,8 +29,6 @@ Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 def answer_columns(model: TextModel) -> Columns:
     """What :func:`answer_batch` finds out about an example: shapes and types, for an :class:`ExampleTable`."""
-    if isinstance(model, Seq2Seq):
-        return generated_columns(model)
     value = torch.float64 if model.task.problem == "regression" else torch.int64
     names = ["flops"]
     if isinstance(model, TextToText):
@@ -50,8 +48,6 @@ def answer_batch(
     convention: FlopsConvention = "exact",
 ) -> dict[str, Tensor]:
     """Answer a batch: logits and predictions in the data's class order, tokens, cost and the heads' scores."""
-    if isinstance(model, Seq2Seq):
-        return generated_batch(model, inputs, convention)
     answer = model(inputs)
     scores = model.scores(answer, temperature)
     prediction = answer.prediction
@@ -84,6 +80,13 @@ def generated_columns(model: Seq2Seq, features: bool = False, top_k: int = 0) ->
     return columns
 
 
+def padded_ids(model: Seq2Seq, made: Generated) -> Tensor:
+    """Generated tokens up to the end of each text, and -1 behind it: ``(B, max_new_tokens)``."""
+    place = torch.arange(made.ids.shape[1], device=made.ids.device)
+    ids = made.ids.masked_fill(place >= made.steps[:, None], -1)
+    return F.pad(ids, (0, model.max_new_tokens - ids.shape[1]), value=-1)
+
+
 def generated_batch(
     model: Seq2Seq,
     inputs: dict[str, Tensor],
@@ -102,14 +105,12 @@ def generated_batch(
     """
     source = model.encode(inputs)
     made = model.generate(source)
-    place = torch.arange(made.ids.shape[1], device=made.ids.device)
-    ids = made.ids.masked_fill(place >= made.steps[:, None], -1)
     tokens = inputs["attention_mask"].sum(-1)
     scores = model.late_scores(source, made) | model.early_scores(source)
     found = {
         "tokens": tokens,
         "steps": made.steps,
-        "ids": F.pad(ids, (0, model.max_new_tokens - ids.shape[1]), value=-1),
+        "ids": padded_ids(model, made),
         "scores": made.scores,
         **{name: cost.to(tokens.device) for name, cost in model.flops(inputs, convention, made.steps).items()},
         **{name: scores[name] for name in model.head_scores},
@@ -350,7 +351,7 @@ class ScoreModule(EvaluationModule):
         about: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
         about["generated"] = self.generate and model.text_to_text
         if isinstance(model, Seq2Seq):
-            about |= {"num_beams": model.num_beams, "top_k": self.top_k}
+            about |= {"num_beams": model.num_beams, "top_k": self.top_k, "vocabulary": model.vocabulary}
         if model.manifest is not None:
             about |= {name: getattr(model.manifest, name) for name in ("routing_fraction", "router_fraction")}
         write_records(self.output, merged, self.label_names, **about)

@@ -16,7 +16,7 @@ from elang.evaluate import check_qualities, measure
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
 from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_words, describe, load_model, save_model
-from elang.models.evaluation import generated_batch, measure_texts
+from elang.models.evaluation import measure_texts, padded_ids
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
@@ -127,6 +127,12 @@ class FinetuneModule(LightningModule):
         self.label_names = label_names
         self._tables: dict[str, ExampleTable] = {}
 
+    def setup(self, stage: str) -> None:
+        """Take the limit of generated texts from the data."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if isinstance(self.classifier, Seq2Seq) and data is not None:
+            self.classifier.limit_new_tokens(data.max_target_length)
+
     def _wants_router(self) -> bool:
         return False
 
@@ -177,7 +183,6 @@ class FinetuneModule(LightningModule):
         value = torch.float64 if self.task.problem == "regression" else torch.int64
         columns = {"label": ((), value), "prediction": ((), value), "logits": ((len(self.label_names),), torch.float32)}
         if isinstance(self.classifier, Seq2Seq):
-            self.classifier.limit_new_tokens(getattr(data, "max_target_length", self.classifier.max_new_tokens))
             columns = {"ids": ((self.classifier.max_new_tokens,), torch.int32)}
         self._tables = {name: ExampleTable(columns).to(self.device) for name in self.split_names}
 
@@ -186,7 +191,8 @@ class FinetuneModule(LightningModule):
         if not len(batch["id"]):
             return
         if isinstance(self.classifier, Seq2Seq):
-            ids = generated_batch(self.classifier, batch["model"])["ids"]
+            source = self.classifier.encode(batch["model"])
+            ids = padded_ids(self.classifier, self.classifier.generate(source, scored=False))
             self._tables[self.split_names[dataloader_idx]].update(id=batch["id"], ids=ids)
             return
         answer = self.classifier(batch["model"])
@@ -289,6 +295,7 @@ class FinetuneModule(LightningModule):
             router_fraction=getattr(data, "router_fraction", 0.0),
             max_length=getattr(data, "max_length", 512),
             max_target_length=getattr(data, "max_target_length", 128),
+            num_beams=self.classifier.num_beams if isinstance(self.classifier, Seq2Seq) else 1,
             thresholds=self.thresholds(),
         )
 

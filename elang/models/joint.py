@@ -27,6 +27,7 @@ from elang.manifest import Manifest
 from elang.models.evaluation import EvaluationModule
 from elang.models.finetune import check_held_out
 from elang.models.latency import pair_latency
+from elang.models.seq2seq import Seq2Seq
 from elang.quality import QUALITIES, QualityName
 from elang.report import print_summary, write_report
 from elang.sequence_scores import SEQUENCE_DEFAULT
@@ -192,6 +193,7 @@ class JointModule(EvaluationModule):
                 routing_fraction=data.routing_fraction,
                 max_length=data.max_length,
                 max_target_length=data.max_target_length,
+                num_beams=swift.num_beams if isinstance(swift, Seq2Seq) else 1,
                 thresholds=choose_thresholds(pairs["routing"], primary, ROUTING_SLICE),
             )
             thresholds = self.thresholds_manifest.thresholds
@@ -216,10 +218,13 @@ class JointModule(EvaluationModule):
         if self.task.problem == "sequence":
             summary["signatures"] = {q.name: signature(q.name) for q in self.qualities}
             summary["lengths"] = length_bias(answers)
-        chosen = thresholds.get("free_energy", {}).get("parity")
+        energy = "free_energy" if "free_energy" in answers.scores else summary["score"]
+        chosen = thresholds.get(energy, {}).get("parity")
         if chosen is not None and abs(float(chosen["threshold"])) != math.inf:
-            distance = 4e-7 if str(self.trainer.precision).startswith(("32", "64")) else 4e-3
-            share = share_near_threshold(answers.scores["free_energy"], float(chosen["threshold"]), distance)
+            # Of tokens the logits themselves are rounded, and they are large.
+            half = 6.3e-2 if self.task.problem == "sequence" else 4e-3
+            distance = 4e-7 if str(self.trainer.precision).startswith(("32", "64")) else half
+            share = share_near_threshold(answers.scores[energy], float(chosen["threshold"]), distance)
             summary["within_rounding_of_threshold"] = {"distance": distance, "share": share}
         if self.latency and len(self.models) == 2:
             models = {name: self.model(name) for name in ("swift", "super")}

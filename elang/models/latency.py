@@ -39,8 +39,8 @@ def random_inputs(
     return inputs
 
 
-def _generate(model: Seq2Seq, steps: int, inputs: dict[str, Tensor]) -> object:
-    return model.generate(model.encode(inputs), exactly=steps)
+def _generate(model: Seq2Seq, steps: int, scored: bool, inputs: dict[str, Tensor]) -> object:
+    return model.generate(model.encode(inputs), exactly=steps, scored=scored)
 
 
 def pair_latency(
@@ -65,7 +65,7 @@ def pair_latency(
         if isinstance(model, TextToText | Seq2Seq):
             calls[f"{name} encoder"] = model.encode
         if isinstance(model, Seq2Seq):
-            calls[name] = partial(_generate, model, (steps or {}).get(name, 1))
+            calls[name] = partial(_generate, model, (steps or {}).get(name, 1), name == "swift")
         for what, call in calls.items():
 
             def make(size: int, call: Any = call, model: TextModel = model, length: int = lengths[name]) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,6 +22,12 @@ from elang.models.text_model import Answer, TextModel
 from elang.router import GainRegression, masked_mean
 from elang.sequence_scores import SEQUENCE_SCORES, sequence_scores, token_scores
 
+_UNSUPPORTED = {
+    "fsmt": "its decoder sees later tokens where it is run without a cache",
+    "encoder-decoder": "it is two models put together, whose costs are not counted",
+    "nllb-moe": "a mixture of experts has outputs of its own",
+    "switch_transformers": "a mixture of experts has outputs of its own",
+}
 # Logits that are scored at a time, for a vocabulary is wide.
 _CHUNK = 1 << 26
 
@@ -88,23 +96,54 @@ class Seq2Seq(TextModel):
 
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask, num_beams: int | None = None) -> None:
         super().__init__(backbone, tokenizer, task)
-        if backbone.config.decoder_start_token_id is None:
+        kind, own = backbone.config.model_type, backbone.generation_config
+        if kind in _UNSUPPORTED:
+            raise InputError(f"A '{kind}' model is not supported: {_UNSUPPORTED[kind]}. Take T5, BART, Marian or NLLB.")
+        if own.decoder_start_token_id is None:
+            own.decoder_start_token_id = getattr(backbone.config, "decoder_start_token_id", None)
+        if own.decoder_start_token_id is None:
             raise InputError(
-                f"The decoder of a '{backbone.config.model_type}' model starts with no fixed token (there is no "
-                "decoder_start_token_id in its config.json), so it cannot be scored."
+                f"The decoder of a '{kind}' model starts with no fixed token (its config.json has no "
+                "decoder_start_token_id), so it cannot be scored."
             )
-        if num_beams is not None and num_beams < 1:
-            raise InputError(f"--model.num_beams must be at least 1, but it is {num_beams}.")
-        self.max_new_tokens = 128
-        self.static_cache = False
         if num_beams is not None:
-            backbone.generation_config.num_beams = num_beams
+            self.set_beams(num_beams)
+        self.static_cache = False
+        self.limit_new_tokens(128)
         _set_languages(backbone, tokenizer, task.languages)
 
     def limit_new_tokens(self, tokens: int) -> None:
         """Generate at most so many tokens, and no more than the decoder has positions for."""
         positions = getattr(self.backbone.config, "max_position_embeddings", None)
-        self.max_new_tokens = min(tokens, positions - 1) if positions else tokens
+        # Only here can a model's own limit be taken back.
+        self.backbone.generation_config.max_length = None
+        self.backbone.generation_config.max_new_tokens = min(tokens, positions - 1) if positions else tokens
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that are generated at most."""
+        limit: int = self.backbone.generation_config.max_new_tokens
+        return limit
+
+    def set_beams(self, num_beams: int) -> None:
+        """Choose each text from so many hypotheses.
+
+        Raises:
+            InputError: If there are none.
+        """
+        if num_beams < 1:
+            raise InputError(f"--model.num_beams must be at least 1, but it is {num_beams}.")
+        own = self.backbone.generation_config
+        own.num_beams = num_beams
+        if num_beams == 1:
+            # What is for beams alone makes a configuration without them invalid, and it could not be saved.
+            own.update(early_stopping=False, length_penalty=1.0, num_beam_groups=None, diversity_penalty=None)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Hash of the tokenizer's vocabulary: equal for models whose tokens mean the same."""
+        tokens = sorted(self.tokenizer.get_vocab().items())
+        return hashlib.sha256(repr(tokens).encode()).hexdigest()
 
     @property
     def num_beams(self) -> int:
@@ -123,7 +162,8 @@ class Seq2Seq(TextModel):
     @property
     def feature_sizes(self) -> dict[str, int]:
         """How many features each router head reads."""
-        return {"router": len(SEQUENCE_SCORES) + 2, "encoder_router": self.backbone.config.hidden_size + 1}
+        width: int = self.backbone.get_encoder().config.hidden_size
+        return {"router": len(SEQUENCE_SCORES) + 2, "encoder_router": width + 1}
 
     def add_heads(self) -> None:
         """Give it a router head on either side of the decoder, untrained."""
@@ -147,7 +187,7 @@ class Seq2Seq(TextModel):
 
     def logits(self, source: Source, labels: Tensor) -> Tensor:
         """The decoder's logits over given texts, ``(B, T, V)``: of each token, after those before it."""
-        start = self.backbone.config.decoder_start_token_id
+        start = self.backbone.generation_config.decoder_start_token_id
         filled = labels.masked_fill(labels == IGNORED, self.backbone.config.pad_token_id)
         return self._decode(source, decoder_input_ids=F.pad(filled[:, :-1], (1, 0), value=start))
 
@@ -161,27 +201,27 @@ class Seq2Seq(TextModel):
             ignore_index=IGNORED,
             label_smoothing=self.label_smoothing,
         )
-        return Answer(logits, logits.detach().argmax(-1), loss, source=source)
+        # Texts are generated, not read off.
+        return Answer(logits, inputs["labels"], loss, source=source)
 
     @torch.no_grad()
-    def generate(self, source: Source, exactly: int | None = None) -> Generated:
+    def generate(self, source: Source, exactly: int | None = None, scored: bool = True) -> Generated:
         """Generate as the library does, and score the tokens.
 
         Args:
             source: From :meth:`encode`.
             exactly: So many steps, for timing; by default until each text ends, or :attr:`max_new_tokens`.
+            scored: Whether scores are needed; zeros stand for them otherwise.
         """
         config = copy.deepcopy(self.backbone.generation_config)
-        config.update(
-            do_sample=False, max_new_tokens=self.max_new_tokens, max_length=None, return_dict_in_generate=False
-        )
+        config.update(do_sample=False, return_dict_in_generate=False)
         if exactly is not None:
             config.update(max_new_tokens=exactly, min_new_tokens=exactly)
         if self.static_cache:
             # The runtime compiles, or nothing does.
             config.update(cache_implementation="static", disable_compile=True)
-        watch = _Watch()
-        hook = self.backbone.register_forward_hook(watch, with_kwargs=True) if self.num_beams == 1 else None
+        watch, greedy = _Watch(), scored and self.num_beams == 1
+        hook = self.backbone.register_forward_hook(watch, with_kwargs=True) if greedy else None
         try:
             ids = self.backbone.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=source.hidden),
@@ -193,16 +233,20 @@ class Seq2Seq(TextModel):
                 hook.remove()
         ends = torch.isin(ids, torch.tensor(_ids(config.eos_token_id), device=ids.device))
         steps = torch.where(ends.any(-1), ends.int().argmax(-1) + 1, ids.shape[1])
-        if hook is not None:
+        if not scored:
+            return Generated(ids, steps, source.features.new_zeros(len(ids), len(SEQUENCE_SCORES)))
+        if greedy:
             watch.take(ids[:, -1])
-            scored = torch.stack(watch.found, 1)
+            tokens = torch.stack(watch.found, 1)
         else:
-            scored = self._score(source, ids)
-        return Generated(ids, steps, sequence_scores(scored, steps))
+            tokens = self._score(source, ids)
+        # A language code that is forced is no decision.
+        forced = int(config.forced_bos_token_id is not None and ids.shape[1] > 1)
+        return Generated(ids, steps, sequence_scores(tokens[:, forced:], (steps - forced).clamp_min(1)))
 
     def _score(self, source: Source, ids: Tensor) -> Tensor:
         """Scores of finished texts' tokens, ``(B, T, 4)``."""
-        rows = max(1, _CHUNK // (ids.shape[1] * self.backbone.config.vocab_size))
+        rows = max(1, _CHUNK // (ids.shape[1] * self.backbone.get_output_embeddings().weight.shape[0]))
         parts = torch.arange(len(ids), device=ids.device).split(rows)
         return torch.cat([token_scores(self.logits(source[part], ids[part]), ids[part]) for part in parts])
 
@@ -253,7 +297,7 @@ def _set_languages(backbone: Any, tokenizer: Any, languages: list[str]) -> None:
     """Tell a tokenizer of many languages, and the decoder, what is translated into what.
 
     Raises:
-        InputError: If it does not know a code, needs codes and has none, or has no use for them.
+        InputError: If it does not know a code, or needs codes and has none.
     """
     many = hasattr(tokenizer, "src_lang") and hasattr(tokenizer, "tgt_lang")
     if not languages:
@@ -264,10 +308,8 @@ def _set_languages(backbone: Any, tokenizer: Any, languages: list[str]) -> None:
             )
         return
     if not many:
-        raise InputError(
-            f"A '{backbone.config.model_type}' model has no language codes, but {languages} are given. Leave "
-            "--data.source_language and --data.target_language out; a prefix is set with --data.prompt."
-        )
+        # The other model of a pair may need them.
+        return
     known = language_codes(tokenizer)
     for code in languages:
         if code not in known:
@@ -278,7 +320,14 @@ def _set_languages(backbone: Any, tokenizer: Any, languages: list[str]) -> None:
                 + f"It knows {len(known)} codes, such as {', '.join(sorted(known)[:5])}."
             )
     tokenizer.src_lang, tokenizer.tgt_lang = languages
-    backbone.generation_config.forced_bos_token_id = known[languages[1]]
+    target = known[languages[1]]
+    if tokenizer(text_target="x")["input_ids"][0] == target:
+        backbone.generation_config.forced_bos_token_id = target
+    else:
+        # Targets do not begin with it, as mBART's: the decoder does.
+        backbone.config.decoder_start_token_id = target
+        backbone.generation_config.decoder_start_token_id = target
+        backbone.generation_config.forced_bos_token_id = None
 
 
 def language_codes(tokenizer: Any) -> dict[str, int]:

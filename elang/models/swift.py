@@ -38,10 +38,11 @@ class SwiftModule(FinetuneModule):
         super_records: The Super's answers to the training file.
         layers: Keep only the first so many layers.
         distill_weight: Weight of the distillation from the Super's logits.
-        distill_temperature: Its temperature.
+        distill_temperature: Its temperature (not of tokens or texts, which are learned as they are).
         margin_weight: Weight of the energy margin.
         margin: Its form: ``pairwise`` or ``ranking`` (of means) with a gap of 0.3, ``hinge`` (squared).
-        router_weight: Weight of the router head's loss; it does not disturb the rest, whose features it detaches.
+        router_weight: Weight of the router head's loss; it does not disturb the rest, whose features it detaches. Of a
+            model that generates texts, whose heads are fitted after all else, only whether it is 0 matters.
         hard: Which examples are hard: where only the Super is right (``gain``), or wherever the Swift is wrong
             (``error``, which needs no Super).
         score: The score that routes by default: the free energy; in a regression, where energy means nothing, the
@@ -134,6 +135,7 @@ class SwiftModule(FinetuneModule):
         self.distill_temperature, self.margin, self.hard = distill_temperature, MARGINS[margin], hard
         self.score, self.temperature = score, temperature
         self.lessons: TextLessons | None = None
+        self.super_vocabulary: str | None = None
         self.records: Records | None = None
         self.super_logits: Tensor
         self.super_prediction: Tensor
@@ -146,6 +148,7 @@ class SwiftModule(FinetuneModule):
 
     def setup(self, stage: str) -> None:
         """Load the Super's answers and check that they are answers to this training file."""
+        super().setup(stage)
         if stage != "fit":
             return
         data: Any = getattr(self.trainer, "datamodule", None)
@@ -168,6 +171,7 @@ class SwiftModule(FinetuneModule):
                 self.hard,
                 self.temperature,
                 getattr(data, "max_target_length", self.classifier.max_new_tokens),
+                self.super_vocabulary == self.classifier.vocabulary,
             )
         elif self.records is not None:
             self._keep_super(self.records)
@@ -184,6 +188,7 @@ class SwiftModule(FinetuneModule):
             if split in data.splits:
                 examples = data.examples(split)
                 self.records.rows(examples.id, examples.key, f"The Super's records '{path}'")
+        self.super_vocabulary = about.get("vocabulary")
         if data is not None:
             check_held_out(data, about, f"the Super of '{path}'", router=bool(self.classifier.heads))
 

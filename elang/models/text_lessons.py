@@ -36,6 +36,7 @@ class TextLessons:
         hard: Which tokens are hard: ``gain`` asks that the Super's first choice is right, where that is known.
         temperature: Of the energies.
         max_target_length: Tokens kept of the Super's texts.
+        same_vocabulary: Whether the Super's tokens are the Swift's; else they mean nothing here.
 
     Raises:
         InputError: If the records lack what is to be learned from.
@@ -52,8 +53,10 @@ class TextLessons:
         hard: Literal["gain", "error"],
         temperature: float,
         max_target_length: int,
+        same_vocabulary: bool = True,
     ) -> None:
         self.model, self.records, self.source = model, records, source
+        self.with_tokens = records is not None and records.top_ids is not None and same_vocabulary
         self.weights, self.distill, self.margin = weights, distill, MARGINS[margin]
         self.hard, self.temperature = hard, temperature
         self.texts: EncodedTexts | None = None
@@ -67,7 +70,7 @@ class TextLessons:
                 f"'{source}' has no most probable tokens, which --model.distill token needs. Make them with "
                 "`elang score --model.top_k 8`, or set --model.distill sequence."
             )
-        elif int(records.top_ids.max()) >= model.backbone.config.vocab_size:
+        elif not same_vocabulary:
             raise InputError(
                 f"The Super of '{source}' has another vocabulary than the Swift, so its tokens teach it nothing. Set "
                 "--model.distill sequence."
@@ -77,15 +80,18 @@ class TextLessons:
         """The weighted terms of one batch."""
         found: dict[str, Tensor] = {}
         labels = batch["model"]["labels"]
+        from_tokens = self.with_tokens and self.distill == "token" and self.weights["distill"] > 0
+        if not (from_tokens or self.texts is not None or self.weights["margin"] > 0):
+            return found
         real = labels != IGNORED
         logits, target = answer.logits[real], labels[real]
         best: Tensor | None = None
         if self.records is not None:
             rows = self.records.rows(batch["id"])
-            if self.records.top_ids is not None:
+            if from_tokens or (self.with_tokens and self.hard == "gain"):
                 ids, log_probs = self._top(rows, real)
                 best = ids[:, 0]
-                if self.weights["distill"] > 0 and self.distill == "token":
+                if from_tokens:
                     found["distill"] = self.weights["distill"] * token_distillation(logits, ids, log_probs)
             if self.texts is not None:
                 said = padded_answers(self.texts, rows.tolist()).to(labels.device)
@@ -93,7 +99,7 @@ class TextLessons:
         if self.weights["margin"] > 0:
             some = slice(None, None, -(-len(target) // _MARGIN_TOKENS))
             hard = logits[some].detach().argmax(-1) != target[some]
-            if self.hard == "gain" and best is not None:
+            if best is not None and self.hard == "gain":
                 hard = hard & (best[some] == target[some])
             gap = self.margin(free_energy(logits[some], self.temperature), hard)
             found["margin"] = self.weights["margin"] * gap

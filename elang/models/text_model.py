@@ -28,8 +28,10 @@ class Answer:
 
     Attributes:
         logits: float32 ``(B, C)``: one for each class or candidate, ``-inf`` for a candidate that an example does not
-            have; in a regression the value, ``(B, 1)``.
-        prediction: int64 ``(B,)``, -1 for a generated answer that names no label; in a regression float64.
+            have; in a regression the value, ``(B, 1)``; of a ``sequence`` task the decoder's over the references'
+            tokens, ``(B, T, V)``, in their own precision.
+        prediction: int64 ``(B,)``, -1 for a generated answer that names no label; in a regression float64. Without
+            meaning in a ``sequence`` task.
         loss: The task loss, a scalar, where a target was given.
         pooled: Mean last hidden state of the (encoder's) real tokens, ``(B, D)``; ``None`` without heads.
         early: Logits of the head on the encoder's output, ``(B, C)``; ``None`` but for an encoder-decoder's.
@@ -109,8 +111,9 @@ class TextModel(nn.Module, ABC):
 
     @property
     def reader(self) -> Reader:
-        """How it reads."""
-        return Reader(self.tokenizer, self.text_to_text)
+        """How it reads; a trained model that generates texts keeps its own prompt and languages."""
+        own = self.task if self.manifest is not None and self.task.problem == "sequence" else None
+        return Reader(self.tokenizer, self.text_to_text, own)
 
     @property
     def head_scores(self) -> list[str]:
