@@ -117,7 +117,7 @@ class Seq2Seq(TextModel):
         positions = getattr(self.backbone.config, "max_position_embeddings", None)
         # Only here can a model's own limit be taken back.
         self.backbone.generation_config.max_length = None
-        self.backbone.generation_config.max_new_tokens = min(tokens, positions - 1) if positions else tokens
+        self.backbone.generation_config.max_new_tokens = min(tokens, positions) if positions else tokens
 
     @property
     def max_new_tokens(self) -> int:
