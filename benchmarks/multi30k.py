@@ -103,10 +103,12 @@ def main() -> int:
     chain = steps_of(args, shapes)
     write_configs(chain, parse=False)
     forget_stale(chain)
+    resumed = any(step.made.exists() for step in chain)
     run_chains([[step for step in chain if step.stage in STAGES[: STAGES.index(args.until) + 1]]])
     if args.until != "joint":
         return 0
-    return report(chain[-1].made.parent, args, shapes, time.perf_counter() - start)
+    seconds = None if resumed else time.perf_counter() - start
+    return report(chain[-1].made.parent, args, shapes, seconds)
 
 
 def steps_of(args: argparse.Namespace, shapes: dict[str, dict[str, float]]) -> list[Any]:
@@ -151,7 +153,7 @@ def setting(text: str) -> tuple[str, float]:
     return name, float(value)
 
 
-def report(joint: Path, args: argparse.Namespace, shapes: dict[str, Any], seconds: float) -> int:
+def report(joint: Path, args: argparse.Namespace, shapes: dict[str, Any], seconds: float | None) -> int:
     summary = json.loads((joint / "summary.json").read_text("utf-8"))
     found = summary["qualities"]["bleu"]
     frame = pd.read_parquet(joint / "records.parquet").query("split == 'validation'")
@@ -160,7 +162,7 @@ def report(joint: Path, args: argparse.Namespace, shapes: dict[str, Any], second
     swift, super_ = text_targets(["bleu"], references, *texts)["bleu"].double().unbind(1)
     figures: dict[str, Any] = {
         "shapes": shapes,
-        "seconds in all": seconds,
+        "seconds in all, if run in one go": seconds,
         "signature": summary["signatures"]["bleu"],
         "swift": found["swift"],
         "super": found["super"],
@@ -222,7 +224,7 @@ def interval(deferred: torch.Tensor, swift: torch.Tensor, super_: torch.Tensor) 
 def show(figures: dict[str, Any]) -> None:
     for role in ("swift", "super"):
         print(f"{role}: BLEU {figures[role]['quality']:.2f}, {figures[role]['cost'] / 1e9:.4f} GFLOPs")
-    for name in ("seconds in all", "FLOPs of the Super over the Swift's", "decoder's share of the Swift's FLOPs"):
+    for name in ("FLOPs of the Super over the Swift's", "decoder's share of the Swift's FLOPs"):
         print(f"{name}: {figures[name]:.3g}")
     print(f"{'score':<18}{'area':>7}{'length':>8}{'deferred':>10}{'BLEU to the Super, 95%':>30}{'speed-up':>10}")
     for name, row in sorted(figures["scores"].items(), key=lambda item: -(item[1]["area"] or 0)):

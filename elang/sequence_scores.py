@@ -16,7 +16,7 @@ SEQUENCE_SCORES = tuple(f"{score}_{how}" for score in TOKEN_SCORES for how in ("
 """All scores of a text, in the order of :func:`sequence_scores`."""
 
 SEQUENCE_DEFAULT = "nll_mean"
-"""What routes by default: the logarithm of perplexity."""
+"""What routes by default where there is no router: the logarithm of perplexity."""
 
 
 def token_scores(logits: Tensor, chosen: Tensor) -> Tensor:

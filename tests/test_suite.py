@@ -544,7 +544,7 @@ def test_data_is_looked_for_before_anything_runs(plan, data, tmp_path, fails):
     config = written({**plan, "tasks": {"intents": OWN}}, tmp_path / "plan.yaml")
     args = ["--config", config, "--output", str(tmp_path / "out"), "--dry_run", "true", "--folder"]
     fails(["suite", "glue/rte", *args, str(tmp_path / "nope")], "no files of glue/rte", str(tmp_path / "nope"))
-    fails(["suite", "intents", *args, str(data)], "intents: there is no data file", "nowhere.csv")
+    fails(["suite", "intents", *args, str(data)], "intents: There is no data file", "nowhere.csv")
 
 
 def test_what_an_old_model_made_comes_anew(again, capsys):

@@ -46,7 +46,8 @@ class SwiftModule(FinetuneModule):
         hard: Which examples are hard: where only the Super is right (``gain``), or wherever the Swift is wrong
             (``error``, which needs no Super).
         score: The score that routes by default: the free energy; in a regression, where energy means nothing, the
-            router's. For an encoder-decoder those that start with ``encoder_`` decide before its decoder runs.
+            router's; of generated texts that of the router before the decoder or, without heads, ``nll_mean``. For an
+            encoder-decoder those that start with ``encoder_`` decide before its decoder runs.
         temperature: Its temperature.
         detach_router: The encoder stays frozen to the head on its output (encoder-decoders).
         distill: Of models that generate texts: ``token``, from the Super's most probable tokens at each place of the
@@ -115,7 +116,9 @@ class SwiftModule(FinetuneModule):
         self.save_hyperparameters()
         regression = self.task.problem == "regression"
         scores = {"regression": [], "sequence": SEQUENCE_SCORES}.get(self.task.problem, SCORES)
-        score = score or {"regression": "router", "sequence": SEQUENCE_DEFAULT}.get(self.task.problem, "free_energy")
+        # Of generated texts the routers alone were better than chance, and the one before the decoder spares it.
+        texts = "encoder_router" if self._has_router else SEQUENCE_DEFAULT
+        score = score or {"regression": "router", "sequence": texts}.get(self.task.problem, "free_energy")
         known = [*scores, *self.classifier.head_scores]
         if score not in known:
             why = "Energy means nothing for a regression's single output. " if regression else ""
