@@ -28,7 +28,7 @@ from elang.quality import Quality, spearman
 from elang.records import Records
 from elang.scores import BEFORE_DECODER, all_scores, route
 from elang.sequence_scores import SEQUENCE_SCORES
-from elang.text_quality import TEXT_METRICS, sentence_worth
+from elang.text_quality import TEXT_METRICS, worth_metric
 
 FRACTIONS = {"parity": 1.0, "99.5%": 0.995, "99%": 0.99}
 ROUTING_SLICE = "routing slice, held out from training"
@@ -78,11 +78,13 @@ def text_targets(
         super_: The second.
 
     Returns:
-        For each metric ``(N, K, S)``, and ``worth``, float64 ``(N, K)``.
+        For each metric, and the one that tells the worth, ``(N, K, S)``; ``worth``, float64 ``(N, K)``.
     """
     choices = [swift, *([super_] if super_ is not None else [])]
-    found = {name: torch.stack([TEXT_METRICS[name][0](c, references) for c in choices], 1) for name in qualities}
-    return found | {"worth": torch.stack([sentence_worth(qualities[0], c, references) for c in choices], 1)}
+    worth = worth_metric(qualities[0])
+    needed = dict.fromkeys([*qualities, worth])
+    found = {name: torch.stack([TEXT_METRICS[name][0](c, references) for c in choices], 1) for name in needed}
+    return found | {"worth": TEXT_METRICS[worth][1](found[worth])}
 
 
 @dataclass
@@ -358,7 +360,8 @@ def length_bias(answers: PairAnswers) -> dict[str, Any]:
         for side, length in sides.items()
         if length is not None
     }
-    found["gain"] = {name: ranked(score.double(), answers.gain) for name, score in answers.scores.items()}
+    gain = answers.gain
+    found["gain"] = {name: ranked(score.double(), gain) for name, score in answers.scores.items()}
     if answers.early_flops is not None:
         found["decoder_share"] = float(1 - answers.early_flops.sum() / answers.swift_flops.sum())
     return found

@@ -8,8 +8,9 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from elang.curve import at_threshold, operating_curve
 from elang.errors import InputError
+from elang.evaluate import text_targets
 from elang.quality import QUALITIES
-from elang.text_quality import TEXT_METRICS, sentence_worth, signature
+from elang.text_quality import TEXT_METRICS, signature
 
 WORDS = ["the", "a", "big", "small", "dog", "cat", "sleeps", "in", "on", "park", "house", ",", ".", "!"]
 WORDS += ["Straße", "größer", "„ob“", "東京", "don't", "U.S.", "3.5"]
@@ -107,8 +108,8 @@ def test_hand_worked():
 def test_worth_of_a_sentence_is_its_chrf():
     texts, references = ["a big cat", "", "x"], ["a big dog", "a", "x"]
     expected = [library("chrf", [t], [r]) for t, r in zip(texts, references, strict=True)]
-    assert sentence_worth("bleu", texts, references).tolist() == pytest.approx(expected)
-    assert sentence_worth("exact_text", texts, references).tolist() == [0, 0, 1]
+    assert text_targets(["bleu"], references, texts)["worth"][:, 0].tolist() == pytest.approx(expected)
+    assert text_targets(["exact_text"], references, texts)["worth"][:, 0].tolist() == [0, 0, 1]
 
 
 def test_signatures():

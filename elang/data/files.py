@@ -83,6 +83,12 @@ def in_slice(key: Tensor, fraction: float) -> Tensor:
     return (key & 0xFFFFFFFF) < round(fraction * 2**32)
 
 
+def check_file(path: str) -> None:
+    """Refuse a data file that is not there."""
+    if not Path(path).is_file():
+        raise InputError(f"There is no data file '{path}'. Mend its path.")
+
+
 def read_frame(source: str, hub: str | None = None, hub_config: str | None = None) -> Any:
     """Read a split as a data frame.
 

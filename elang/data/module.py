@@ -20,6 +20,18 @@ from elang.records import source_of
 SplitName = Literal["train", "routing", "router", "validation", "test"]
 
 
+def given_files(train: str | None, validation: str | None, test: str | None) -> dict[str, str]:
+    """The files, or names of the hub's splits, that were given, by split.
+
+    Raises:
+        InputError: If there are none.
+    """
+    files = {split: path for split, path in (("train", train), ("validation", validation), ("test", test)) if path}
+    if not files:
+        raise InputError("No data was given. Set --data.train and --data.validation to files.")
+    return files
+
+
 class TextData(LightningDataModule):
     """Texts of a task in splits. Subclasses say where they are from: :meth:`read` and :attr:`task`.
 

@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from elang.data.files import SUFFIXES, Examples, content_key, read_frame
+from elang.data.files import SUFFIXES, Examples, check_file, content_key, read_frame
 from elang.data.format import TextTask
-from elang.data.module import TextData
+from elang.data.module import TextData, given_files
 from elang.errors import InputError
 from elang.text_quality import TEXT_METRICS
 
@@ -72,9 +72,7 @@ class Seq2SeqData(TextData):
         max_ratio: float | None = None,
         num_workers: int = 0,
     ) -> None:
-        files = {split: path for split, path in (("train", train), ("validation", validation), ("test", test)) if path}
-        if not files:
-            raise InputError("No data was given. Set --data.train and --data.validation to files.")
+        files = given_files(train, validation, test)
         if max_target_length < 1:
             raise InputError(f"--data.max_target_length must be at least 1, but it is {max_target_length}.")
         if (max_words is not None and max_words < 1) or (max_ratio is not None and max_ratio < 1):
@@ -113,8 +111,7 @@ class Seq2SeqData(TextData):
         """Look for the files, if they are local, both sides of them."""
         for split, path in () if self.hub else self.files.items():
             if Path(path).suffix in SUFFIXES:
-                if not Path(path).is_file():
-                    raise InputError(f"There is no data file '{path}'. Mend its path.")
+                check_file(path)
                 continue
             _existing(path, self.source, "source")
             if split != "test":

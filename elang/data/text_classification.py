@@ -1,13 +1,21 @@
 """A task of one's own: labelled texts or pairs of texts from local files or the hub."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from elang.data.files import Examples, content_key, label_index, label_numbers, label_values, read_frame, texts_of
+from elang.data.files import (
+    Examples,
+    check_file,
+    content_key,
+    label_index,
+    label_numbers,
+    label_values,
+    read_frame,
+    texts_of,
+)
 from elang.data.format import TextTask
-from elang.data.module import TextData
+from elang.data.module import TextData, given_files
 from elang.errors import InputError
 
 
@@ -53,9 +61,7 @@ class TextClassificationData(TextData):
         routing_fraction: float = 0.1,
         num_workers: int = 0,
     ) -> None:
-        files = {split: path for split, path in (("train", train), ("validation", validation), ("test", test)) if path}
-        if not files:
-            raise InputError("No data was given. Set --data.train and --data.validation to files.")
+        files = given_files(train, validation, test)
         super().__init__(files, batch_size, eval_batch_size, max_length, routing_fraction, num_workers)
         self.text = [text] if isinstance(text, str) else text
         if len(self.text) not in (1, 2):
@@ -73,8 +79,7 @@ class TextClassificationData(TextData):
     def check_files(self) -> None:
         """Look for the files, if they are local; the hub's names are no paths."""
         for path in () if self.hub else self.files.values():
-            if not Path(path).is_file():
-                raise InputError(f"There is no data file '{path}'. Mend its path.")
+            check_file(path)
 
     def where(self, source: str) -> str:
         """A source's name in messages."""

@@ -13,7 +13,7 @@ from elang.cost import FlopsConvention
 from elang.data.batches import IGNORED, Reader
 from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
-from elang.evaluate import measure, text_targets
+from elang.evaluate import measure
 from elang.metrics import ExampleTable
 from elang.models.backbones import load_model
 from elang.models.seq2seq import Generated, Seq2Seq
@@ -23,6 +23,7 @@ from elang.quality import QUALITIES
 from elang.records import SUFFIXES, Records, join_records, read_records, source_of, write_records
 from elang.scores import check_finite, check_logits
 from elang.sequence_scores import SEQUENCE_SCORES
+from elang.text_quality import TEXT_METRICS
 
 Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
@@ -184,7 +185,7 @@ class EvaluationModule(LightningModule):
 
     def _start(self, splits: list[str]) -> None:
         value = torch.float64 if self.task.problem == "regression" else torch.int64
-        columns: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"key": ((), torch.int64), "label": ((), value)}
+        columns: Columns = {"key": ((), torch.int64), "label": ((), value)}
         data: Any = getattr(self.trainer, "datamodule", None)
         for name in self.models:
             model = self.model(name)
@@ -292,11 +293,13 @@ class EvaluationModule(LightningModule):
 _OPTIONAL = ("logits", "tokens", "flops", "steps", "scores", "score_flops", "top_ids", "top_log_probs")
 
 
-def measure_texts(qualities: list[Any], texts: list[str], references: list[str]) -> dict[str, float]:
+def measure_texts(qualities: list[str], texts: list[str], references: list[str]) -> dict[str, float]:
     """Metrics of one model's texts, by name."""
-    targets = text_targets(qualities, references, texts)
-    first = torch.zeros(len(references), dtype=torch.int64)
-    return {name: measure(QUALITIES[name](0), first, first, targets) for name in qualities}
+    found = {}
+    for name in qualities:
+        statistics, value = TEXT_METRICS[name]
+        found[name] = float(value(statistics(texts, references).sum(0, dtype=torch.float64)))
+    return found
 
 
 class ScoreModule(EvaluationModule):
@@ -344,9 +347,10 @@ class ScoreModule(EvaluationModule):
         parts: dict[str, list[Records]] = {}
         for split, table in tables.items():
             source = source_of(split)
-            parts.setdefault(source, []).append(self.answers("model", split, table))
-            self.print(self._line(split, table))
-        merged = {source: join_records(found) for source, found in parts.items()}
+            found = self.answers("model", split, table)
+            parts.setdefault(source, []).append(found)
+            self.print(self._line(split, table["label"], found))
+        merged = {source: join_records(own) for source, own in parts.items()}
         model = self.model("model")
         about: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
         about["generated"] = self.generate and model.text_to_text
@@ -357,20 +361,19 @@ class ScoreModule(EvaluationModule):
         write_records(self.output, merged, self.label_names, **about)
         self.print(f"the records are in {self.output}")
 
-    def _line(self, split: str, table: dict[str, Tensor]) -> str:
+    def _line(self, split: str, label: Tensor, found: Records) -> str:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        said = f"{split}: {len(table['id'])} examples"
-        if self.task.problem == "sequence":
+        said = f"{split}: {len(found.id)} examples"
+        if found.texts is not None:
             if not data.examples(split).labelled:
                 return f"{said}, no references"
-            texts = self.model("model").texts(table["model_ids"])  # type: ignore[operator]
-            values = measure_texts(self.task.qualities, texts, data.references(split, table["id"]))
+            values = measure_texts(self.task.qualities, found.texts, data.references(split, found.id))
             return said + "".join(f", {name} {value:.4f}" for name, value in values.items())
-        prediction = table["model_prediction"]
+        prediction = found.prediction
         if self.generate and self.task.problem != "regression":
             said += f", {int((prediction < 0).sum())} generated answers are none of the task's"
         if not data.examples(split).labelled:
             return f"{said}, no labels"
         quality = QUALITIES[self.task.qualities[0]](len(self.label_names))  # type: ignore[index]
-        value = measure(quality, prediction, table["label"], data.targets(split, table["id"]))
+        value = measure(quality, prediction, label, data.targets(split, found.id))
         return f"{said}, {quality.name} {value:.4f}"

@@ -100,7 +100,7 @@ class JointModule(EvaluationModule):
             )
 
     def on_validation_start(self) -> None:
-        """Refuse a routing slice that a model was trained on, and texts without references."""
+        """Refuse a routing slice that a model was trained on."""
         data: Any = getattr(self.trainer, "datamodule", None)
         for name, path in self.paths.items():
             manifest = self.model(name).manifest if name in self.models else None

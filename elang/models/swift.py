@@ -273,12 +273,13 @@ class SwiftModule(FinetuneModule):
     def thresholds(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Choose thresholds for every score on the routing slice, answered by the final weights in float32."""
         data: Any = getattr(self.trainer, "datamodule", None)
+        if data is not None and isinstance(self.classifier, Seq2Seq):
+            self._fit_heads(self.classifier, data)
         if data is None or "routing" not in getattr(data, "splits", ()):
             rank_zero_info("there is no routing slice: no thresholds were chosen")
-        if data is not None and isinstance(self.classifier, Seq2Seq):
-            return self._sequence_thresholds(self.classifier, data)
-        if data is None or "routing" not in getattr(data, "splits", ()):
             return {}
+        if isinstance(self.classifier, Seq2Seq):
+            return self._sequence_thresholds(self.classifier, data)
         table = self._answer(data.loader("routing"))
         heads = {name: table[name] for name in self.classifier.head_scores}
         if self.records is None:
@@ -296,18 +297,18 @@ class SwiftModule(FinetuneModule):
         )
         return choose_thresholds(answers, self.quality, ROUTING_SLICE)
 
-    def _sequence_thresholds(self, model: Seq2Seq, data: Any) -> dict[str, dict[str, dict[str, Any]]]:
-        """Fit the router heads on their slice, then choose thresholds on the other."""
+    def _fit_heads(self, model: Seq2Seq, data: Any) -> None:
+        """Fit the router heads of a model that generates texts, on their slice."""
         assert self.lessons is not None
-        names = list(dict.fromkeys([self.quality.name, *self.task.qualities]))
         if model.heads:
             table = self._answer(data.loader("router"))
-            self.lessons.fit_heads(names, table, data.references("router", table["id"]))
-        if "routing" not in data.splits:
-            return {}
+            self.lessons.fit_heads([self.quality.name], table, data.references("router", table["id"]))
+
+    def _sequence_thresholds(self, model: Seq2Seq, data: Any) -> dict[str, dict[str, dict[str, Any]]]:
+        assert self.lessons is not None
         table = self._answer(data.loader("routing"))
         heads = {name: table[name] for name in model.head_scores}
-        targets, super_ = self.lessons.targets(names, table, data.references("routing", table["id"]))
+        targets, super_ = self.lessons.targets([self.quality.name], table, data.references("routing", table["id"]))
         if super_ is None:
             scores = dict(zip(SEQUENCE_SCORES, table["scores"].unbind(1), strict=True))
             return share_thresholds(scores | heads, ROUTING_SLICE)
