@@ -41,7 +41,7 @@ def measure(root: Path, layers: int, pairs: int) -> dict[str, Any]:
     data = TextClassificationData(train=str(root / "train.csv"))
     options = {"model": str(root / "minilm-l6"), "label_names": data.label_names, "layers": layers}
     plain = FinetuneModule(**options).to(device)
-    swift = SwiftModule(**options, distill_weight=0, margin_weight=0.1, router_weight=1.0, hard="error").to(device)
+    swift = SwiftModule(**options, distill_weight=0, margin_weight=0.1, hard="error").to(device)
     examples = data.examples("train")
     encoded = encode(plain.classifier.tokenizer, examples.texts, 128)
     fused = device.type == "cpu" or None

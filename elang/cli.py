@@ -19,6 +19,8 @@ verbs:
   test      the same on the test split
   predict   answer texts with a pair, from a file or standard input
   suite     a whole benchmark (glue, superglue) or several tasks: fit, evaluate, one table
+  crossfit  answers of Swifts that were trained without the examples, which tell what is hard
+  augment   texts like those of a task, for the Super to label and the Swift to learn from
 
 options:
   -h, --help  show this message; `elang <verb> --help` shows a verb's options
@@ -46,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
             from elang.lightning_cli import run
 
             run(verb, None if argv is None else rest)
-        elif verb in ("predict", "demo", "suite"):
+        elif verb == "crossfit":
+            _run_crossfit(rest)
+        elif verb in ("predict", "demo", "suite", "augment"):
             _run_function(verb, rest)
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
@@ -59,15 +63,36 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _run_crossfit(args: list[str]) -> None:
+    """Take the options of `elang crossfit` out and leave the rest to `elang fit`."""
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="elang crossfit",
+        description="Train a Swift without each part of the training file, and keep what each says of that part.",
+        epilog="All other options are those of `elang fit`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output", default="out_of_fold.parquet", help="the parquet file to write")
+    parser.add_argument("--folds", type=int, default=5, help="parts of the training file")
+    parser.add_argument("--jobs", type=int, help="Swifts trained at a time; by default as many as there are GPUs")
+    own, fit = parser.parse_known_args(args)
+    from elang.crossfit import crossfit
+
+    crossfit(fit, own.output, own.folds, own.jobs)
+
+
 def _run_function(verb: str, args: list[str]) -> None:
     """Parse the arguments of a plain function and call it."""
     from jsonargparse import ArgumentParser
 
     function: Callable[..., None]
     if verb == "predict":
-        from elang.predictor import predict as function
+        from elang.predict import predict as function
     elif verb == "suite":
         from elang.suite import suite as function
+    elif verb == "augment":
+        from elang.data.augment import augment as function
     else:
         from elang.data.demo import demo as function
     parser = ArgumentParser(prog=f"elang {verb}", description=(function.__doc__ or "").split("\n", 1)[0])

@@ -114,8 +114,14 @@ class _SaveConfig(SaveConfigCallback):
             super().setup(trainer, pl_module, stage)
 
 
-def run(verb: str, args: list[str] | None, parse_only: bool = False, callbacks: Sequence[pl.Callback] = ()) -> None:
-    """Parse a verb's arguments, by default the process's own, and run it unless they are only to be checked."""
+def run(
+    verb: str, args: list[str] | None, parse_only: bool = False, callbacks: Sequence[pl.Callback] = ()
+) -> dict[str, Any]:
+    """Parse a verb's arguments, by default the process's own, and run it unless they are only to be checked.
+
+    Returns:
+        The configuration, as plain values.
+    """
     # Lightning's own use of torch and of its loaders; nothing a user could act on.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -138,7 +144,7 @@ def run(verb: str, args: list[str] | None, parse_only: bool = False, callbacks: 
             if not parse_only:
                 super()._run_subcommand(subcommand)
 
-    VerbCLI(
+    cli = VerbCLI(
         pl.LightningModule,
         pl.LightningDataModule,
         trainer_class=Trainer,
@@ -151,6 +157,8 @@ def run(verb: str, args: list[str] | None, parse_only: bool = False, callbacks: 
         parser_kwargs={"prog": "elang", verb: {"prog": f"elang {verb}"}},
         args=None if args is None else [verb, *args],
     )
+    found: dict[str, Any] = cli.config[verb].as_dict()
+    return found
 
 
 def _path(kind: type) -> str:

@@ -1,8 +1,9 @@
-"""Auxiliary losses that shape the Swift's energy, and distillation from the Super.
+"""Auxiliary losses that teach the Swift when it is wrong, and distillation from the Super.
 
-"easy" and "hard" mark the examples that the Swift should keep and give away. On a batch that lacks one of the two
-kinds every loss stays connected and finite, so that processes of a distributed run stay in step, and is zero (but for
-the hinge with margins given by hand, which needs no other kind to compare with).
+``hard`` says how hard each example is, from 0 (the Swift should keep it) to 1 (it should give it away); a boolean will
+do. On a batch that lacks one of the two kinds every loss stays connected and finite, so that processes of a
+distributed run stay in step, and the margins are zero (but for the hinge with margins given by hand, which needs no
+other kind to compare with).
 """
 
 from collections.abc import Callable
@@ -12,13 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MarginKind = Literal["hinge", "ranking", "pairwise"]
+from elang.scores import free_energy, max_softmax
+
+MarginKind = Literal["pairwise", "ranking", "hinge", "confidence", "gatekeeper"]
 
 
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``values`` where ``mask``; zero, not NaN, where the mask is empty."""
-    weight = mask.to(values.dtype)
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean of ``values`` by ``weight`` in ``[0, 1]``; zero, not NaN, where nothing counts."""
     return (values * weight).sum() / weight.sum().clamp_min(1)
+
+
+def _kinds(hard: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How easy and how hard each example is, and whether there are both kinds."""
+    hard = hard.to(like.dtype)
+    return 1 - hard, hard, (hard > 0).any() & (hard < 1).any()
 
 
 def energy_margin_hinge(
@@ -28,7 +36,7 @@ def energy_margin_hinge(
 
     Args:
         energy: Free energies, shape ``(N,)``; larger is harder.
-        hard: Boolean, shape ``(N,)``.
+        hard: 0 to 1, shape ``(N,)``.
         m_easy: Easy examples are pushed below it. By default the lower quartile of these energies.
         m_hard: Hard examples are pushed above it. By default the upper quartile.
 
@@ -45,10 +53,9 @@ def energy_margin_hinge(
     low = torch.quantile(observed, 0.25) if m_easy is None else m_easy
     high = torch.quantile(observed, 0.75) if m_hard is None else m_hard
     # Quartiles of the batch are margins only where there are two kinds to part.
-    parts = 1.0 if m_easy is not None and m_hard is not None else hard.any() & (~hard).any()
-    easy_loss = _masked_mean(F.relu(energy - low).square(), ~hard)
-    hard_loss = _masked_mean(F.relu(high - energy).square(), hard)
-    return (easy_loss + hard_loss) * parts
+    easy, hard, both = _kinds(hard, energy)
+    parts = 1.0 if m_easy is not None and m_hard is not None else both
+    return (_mean(F.relu(energy - low).square(), easy) + _mean(F.relu(high - energy).square(), hard)) * parts
 
 
 def energy_margin_ranking(energy: Tensor, hard: Tensor, epsilon: float = 0.3) -> Tensor:
@@ -56,22 +63,22 @@ def energy_margin_ranking(energy: Tensor, hard: Tensor, epsilon: float = 0.3) ->
 
     Args:
         energy: Free energies, shape ``(N,)``; larger is harder.
-        hard: Boolean, shape ``(N,)``.
+        hard: 0 to 1, shape ``(N,)``.
         epsilon: The gap asked for between the squashed means, in ``(0, 1)``.
 
     Returns:
         A scalar in ``[0, 1 + epsilon]``; zero where a kind is missing.
 
     Source:
-        COSEE, AAAI 2025, and CascadeBERT, 2021. Centring before the sigmoid keeps it off its flat ends, for
-        energies have no fixed zero.
+        The separation loss of COSEE, AAAI 2025. Centring before the sigmoid keeps it off its flat ends, for energies
+        have no fixed zero.
 
     >>> energy_margin_ranking(torch.tensor([-20.0, 20.0]), torch.tensor([False, True]))
     tensor(0.)
     """
     squashed = torch.sigmoid(energy - energy.detach().mean())
-    gap = F.relu(_masked_mean(squashed, ~hard) - _masked_mean(squashed, hard) + epsilon)
-    return gap * (hard.any() & (~hard).any())
+    easy, hard, both = _kinds(hard, energy)
+    return F.relu(_mean(squashed, easy) - _mean(squashed, hard) + epsilon) * both
 
 
 def energy_margin_pairwise(energy: Tensor, hard: Tensor, epsilon: float = 0.3) -> Tensor:
@@ -79,7 +86,7 @@ def energy_margin_pairwise(energy: Tensor, hard: Tensor, epsilon: float = 0.3) -
 
     Args:
         energy: Free energies, shape ``(N,)``; larger is harder.
-        hard: Boolean, shape ``(N,)``.
+        hard: 0 to 1, shape ``(N,)``.
         epsilon: The gap asked for in every pair, in units of energy.
 
     Returns:
@@ -88,15 +95,53 @@ def energy_margin_pairwise(energy: Tensor, hard: Tensor, epsilon: float = 0.3) -
     >>> energy_margin_pairwise(torch.tensor([-2.0, -2.0]), torch.tensor([False, True]))
     tensor(0.3000)
     """
+    easy, hard, _ = _kinds(hard, energy)
     gaps = F.relu(energy[:, None] - energy[None, :] + epsilon)
-    return _masked_mean(gaps, (~hard)[:, None] & hard[None, :])
+    return _mean(gaps, easy[:, None] * hard[None, :])
 
 
-MARGINS: dict[MarginKind, Callable[[Tensor, Tensor], Tensor]] = {
-    "hinge": energy_margin_hinge,
-    "ranking": energy_margin_ranking,
-    "pairwise": energy_margin_pairwise,
+def gatekeeper(logits: Tensor, label: Tensor, hard: Tensor, alpha: float = 0.5) -> Tensor:
+    """``a * CE`` on easy examples and ``(1 - a) * KL(p || uniform)`` on hard ones, over all examples.
+
+    Args:
+        logits: Shape ``(N, C)``; ``-inf`` for a candidate that an example does not have.
+        label: Class indices, shape ``(N,)``.
+        hard: 0 to 1, shape ``(N,)``; in the paper where the model is wrong.
+        alpha: ``a`` in ``[0, 1]``; less asks for more caution.
+
+    Returns:
+        A scalar in nats.
+
+    Source:
+        Gatekeeper, 2025.
+
+    >>> gatekeeper(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]), torch.tensor([False, True]), 1.0)
+    tensor(0.3466)
+    """
+    logits = logits.float()
+    easy, hard, _ = _kinds(hard, logits)
+    there = logits > -torch.inf
+    log_p = logits.log_softmax(-1).masked_fill(~there, 0.0)
+    from_uniform = there.sum(-1).log() + (logits.softmax(-1) * log_p).sum(-1)
+    right = F.cross_entropy(logits, label, reduction="none")
+    return (alpha * easy * right + (1 - alpha) * hard * from_uniform).mean()
+
+
+def _of_energy(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+    return lambda logits, label, hard, temperature: loss(free_energy(logits, temperature), hard)
+
+
+MARGINS: dict[MarginKind, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
+    "pairwise": _of_energy(energy_margin_pairwise),
+    "ranking": _of_energy(energy_margin_ranking),
+    "hinge": _of_energy(energy_margin_hinge),
+    # CascadeBERT, 2021, ranks confidences: the gap is one of probabilities.
+    "confidence": lambda logits, label, hard, temperature: energy_margin_pairwise(
+        max_softmax(logits, temperature), hard
+    ),
+    "gatekeeper": lambda logits, label, hard, temperature: gatekeeper(logits, label, hard),
 }
+"""What separates easy from hard: of logits ``(N, C)``, labels ``(N,)``, ``hard`` ``(N,)`` and the temperature."""
 
 
 def distillation(swift_logits: Tensor, super_logits: Tensor, temperature: float = 2.0) -> Tensor:
@@ -121,6 +166,27 @@ def distillation(swift_logits: Tensor, super_logits: Tensor, temperature: float 
         F.log_softmax(logits.float().clamp_min(-1e6) / temperature, dim=-1) for logits in (swift_logits, super_logits)
     )
     return temperature**2 * F.kl_div(log_swift, log_super, reduction="batchmean", log_target=True)
+
+
+def hidden_distillation(swift: Tensor, super_: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared difference of hidden states over real tokens.
+
+    Args:
+        swift: The Swift's, brought to the Super's width, shape ``(N, L, D)``.
+        super_: The Super's, of the same tokens.
+        mask: Shape ``(N, L)``, 1 on real tokens.
+
+    Returns:
+        A scalar, in squared units of the Super's states.
+
+    Source:
+        TinyBERT, Findings of EMNLP 2020, equation 8.
+
+    >>> hidden_distillation(torch.ones(1, 2, 4), torch.zeros(1, 2, 4), torch.tensor([[1, 0]]))
+    tensor(1.)
+    """
+    each = (swift.float() - super_.float()).square().mean(-1)
+    return _mean(each, mask.to(each.dtype))
 
 
 def token_distillation(logits: Tensor, top_ids: Tensor, top_log_probs: Tensor) -> Tensor:

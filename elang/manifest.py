@@ -26,10 +26,10 @@ class Manifest:
         temperature: Its temperature.
         weights_sha256: Hash of the weights that the thresholds belong to.
         routing_fraction: Share of the training file that was held out from training.
-        router_fraction: Share of it that was held out for router heads.
         max_length: Longest input in tokens that it was trained on.
         max_target_length: Tokens that are generated at most, in a ``sequence`` task.
         num_beams: Hypotheses that its generated texts were chosen from, when thresholds were.
+        router: For each router head what it reads, and why: :meth:`elang.router.RouterHead.fit`.
         thresholds: ``{score: {name: entry}}``; an entry has ``threshold`` and how it was chosen.
         versions: Of the libraries that made it.
     """
@@ -40,10 +40,10 @@ class Manifest:
     temperature: float = 1.0
     weights_sha256: str = ""
     routing_fraction: float = 0.0
-    router_fraction: float = 0.0
     max_length: int = 512
     max_target_length: int = 128
     num_beams: int = 1
+    router: dict[str, dict[str, Any]] = field(default_factory=dict)
     thresholds: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

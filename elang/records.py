@@ -42,7 +42,7 @@ _METADATA = b"elang"
 
 def source_of(split: str) -> str:
     """The file that a split's examples, and so their ids, are from: held-out slices are part of the training file."""
-    return "train" if split in ("routing", "router") else split
+    return "train" if split in ("routing", "fold") else split
 
 
 @contextmanager

@@ -1,39 +1,30 @@
-"""Small heads beside the Swift: the router, which learns when deferring pays, and one on an encoder's output."""
+"""The router heads beside the Swift, which learn what deferring gains, and a classifier on an encoder's output.
+
+A router head is fitted in closed form after the Swift, on the slice of the training file that neither model was trained
+on. Its scores on this slice come from fits to the other folds of it, so that thresholds can be chosen there, too.
+"""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elang.scores import entropy, free_energy, margin
+from elang.bootstrap import gain_area, resamples
+from elang.scores import SCORES, all_scores
 
+FOLDS = 5
 TOP_LOGITS = 3
+_MOST_PROBABILITIES = 8
+_CONFIDENCE = 0.95
 
 
-def num_features(num_labels: int) -> int:
-    """Number of :func:`logit_features` of ``C`` logits."""
-    return 1 if num_labels == 1 else 3 + min(TOP_LOGITS, num_labels)
+def fold_of(key: Tensor, folds: int = FOLDS) -> Tensor:
+    """Which of so many parts an example belongs to, by its text alone: int64 ``(N,)`` from keys ``(N,)``.
 
-
-def logit_features(logits: Tensor) -> Tensor:
-    """What the logits alone say of an input's difficulty.
-
-    Args:
-        logits: Shape ``(N, C)``; ``-inf`` marks a choice that an example does not have.
-
-    Returns:
-        Shape ``(N, 3 + min(C, 3))``: free energy, entropy, margin and the largest logits in descending order, finite:
-        the smallest one again for choices that are missing. Of one output (regression) the value itself, ``(N, 1)``.
-
-    >>> logit_features(torch.zeros(5, 2)).shape
-    torch.Size([5, 5])
+    It reads other bits of the key than :func:`elang.data.files.in_slice`.
     """
-    if logits.shape[-1] == 1:
-        return logits
-    top = logits.topk(min(TOP_LOGITS, logits.shape[-1]), dim=-1).values
-    smallest = logits.masked_fill(logits == -math.inf, math.inf).amin(-1, keepdim=True)
-    top = torch.where(top == -math.inf, smallest, top)
-    return torch.cat([torch.stack([free_energy(logits), entropy(logits), margin(logits)], -1), top], -1)
+    return (key >> 32) % folds
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -50,111 +41,186 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
-class RouterHead(nn.Module):
-    """Predicts the gain from deferring: P(the Super is right and the Swift is wrong).
+def num_logit_features(num_labels: int) -> int:
+    """Number of :func:`logit_features` of ``C`` logits."""
+    if num_labels == 1:
+        return 1
+    return len(SCORES) + min(TOP_LOGITS, num_labels) + (num_labels if num_labels <= _MOST_PROBABILITIES else 0)
 
-    It reads *detached* features, so it never disturbs the Swift: the mean hidden state through a narrow layer,
-    and :func:`logit_features`.
+
+def logit_features(logits: Tensor, num_labels: int) -> Tensor:
+    """What the logits alone say of an input's difficulty.
 
     Args:
-        hidden_size: Width ``D`` of the Swift's hidden states.
-        num_labels: Number of classes ``C``; 1 for regression.
-        width: Width of the layer that the hidden state passes through.
+        logits: Shape ``(N, C)``; ``-inf`` marks a choice that an example does not have.
+        num_labels: The task's ``C``; a batch in which all examples have fewer choices may be narrower.
+
+    Returns:
+        float32 ``(N, F)``, finite: the scores of :data:`elang.scores.SCORES`, the largest logits in descending order
+        (the smallest one again for choices that are missing), and the probabilities of up to 8 classes. Of one output
+        (regression) the value itself, ``(N, 1)``.
+
+    >>> logit_features(torch.zeros(5, 2), 2).shape
+    torch.Size([5, 10])
     """
-
-    def __init__(self, hidden_size: int, num_labels: int, width: int = 16) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(hidden_size)
-        self.project = nn.Linear(hidden_size, width)
-        self.logits = nn.Linear(num_features(num_labels), width)
-        self.out = nn.Linear(width, 1)
-
-    def forward(self, pooled: Tensor, logits: Tensor) -> Tensor:
-        """Return the log-odds that deferring pays.
-
-        Args:
-            pooled: Mean hidden states, shape ``(N, D)``.
-            logits: The Swift's logits, shape ``(N, C)``; a batch in which all have fewer choices may be narrower.
-
-        Returns:
-            Log-odds, float32, shape ``(N,)``; larger is harder.
-        """
-        dtype = self.out.weight.dtype
-        missing = max(0, self.logits.in_features - 3 - logits.shape[-1])
-        logits = nn.functional.pad(logits.detach().float(), (0, missing), value=-math.inf)
-        features = logit_features(logits).to(dtype)
-        with torch.autocast(pooled.device.type, enabled=False):
-            hidden = self.project(self.norm(pooled.detach().to(dtype))) + self.logits(features)
-            log_odds: Tensor = self.out(nn.functional.gelu(hidden)).squeeze(-1).float()
-            return log_odds
+    logits = nn.functional.pad(logits.detach().float(), (0, num_labels - logits.shape[-1]), value=-math.inf)
+    if num_labels == 1:
+        return logits
+    top = logits.topk(min(TOP_LOGITS, num_labels), dim=-1).values
+    smallest = logits.masked_fill(logits == -math.inf, math.inf).amin(-1, keepdim=True)
+    found = [torch.stack(list(all_scores(logits).values()), -1), torch.where(top == -math.inf, smallest, top)]
+    if num_labels <= _MOST_PROBABILITIES:
+        found.append(logits.softmax(-1))
+    return torch.cat(found, -1)
 
 
-class GainRegression(nn.Module):
-    """Predicts how much better the Super's text is: ridge regression on standardised features, fitted in closed form.
+class RouterHead(nn.Module):
+    """Predicts how much better the Super's answer is: ridge regression on standardised features, in closed form.
 
-    The penalty is the one with the least generalised cross-validation error, so a head without anything to learn from
-    predicts the mean.
+    Of an answer that is right or wrong the gain is P(the Super is right) - P(the Swift is right), by which the best
+    rule defers; of a text its quality. The penalty is the one with the least generalised cross-validation error. The
+    hidden state counts as much as a single feature before anything is learned, however wide it is.
 
     Args:
-        width: Number of features.
+        width: Number of features; the last ``hidden`` are a hidden state's.
+        hidden: Width of that, or 0.
 
     Source:
-        Golub, Heath and Wahba, Technometrics 1979.
+        Jitkrittum et al., NeurIPS 2023, for what to predict; Golub, Heath and Wahba, Technometrics 1979.
     """
 
     mean: Tensor
     scale: Tensor
     weight: Tensor
     bias: Tensor
+    fold_weight: Tensor
+    fold_bias: Tensor
+    fitted: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, hidden: int = 0) -> None:
         super().__init__()
-        for name, size, value in (
-            ("mean", width, 0.0),
-            ("scale", width, 1.0),
-            ("weight", width, 0.0),
-            ("bias", 1, 0.0),
-        ):
-            self.register_buffer(name, torch.full((size,), value))
+        self.width, self.hidden = width, hidden
+        sizes = {"mean": (width,), "scale": (width,), "weight": (width,), "bias": (1,)}
+        for name, size in (sizes | {"fold_weight": (FOLDS, width), "fold_bias": (FOLDS,)}).items():
+            self.register_buffer(name, torch.zeros(size))
+        self.register_buffer("fitted", torch.zeros(1))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, fold: Tensor | None = None) -> Tensor:
         """Return the expected gain from deferring.
 
         Args:
             features: Shape ``(N, F)``.
+            fold: Of examples that it may have learned from, int64 ``(N,)``: each is answered by the fit without its
+                fold.
 
         Returns:
             float32, shape ``(N,)``; larger is harder.
         """
         with torch.autocast(features.device.type, enabled=False):
-            mean, scale, weight, bias = (b.float() for b in (self.mean, self.scale, self.weight, self.bias))
-            gain: Tensor = (features.detach().float() - mean) / scale @ weight + bias
+            own = (self.mean, self.scale, self.weight, self.bias, self.fold_weight, self.fold_bias)
+            mean, scale, weight, bias, fold_weight, fold_bias = (buffer.float() for buffer in own)
+            x = (features.detach().float() - mean) * scale
+            if fold is None:
+                return x @ weight + bias
+            gain: Tensor = (x * fold_weight[fold]).sum(-1) + fold_bias[fold]
             return gain
 
     @torch.no_grad()
-    def fit(self, features: Tensor, gain: Tensor) -> None:
+    def fit(
+        self,
+        features: Tensor,
+        gain: Tensor,
+        key: Tensor,
+        candidates: dict[str, list[int]] | None = None,
+        simple: str | None = None,
+    ) -> dict[str, Any]:
         """Learn from examples that the Swift was not trained on.
 
         Args:
             features: Shape ``(N, F)``.
             gain: What deferring each would have gained, shape ``(N,)``.
+            key: Of their texts, int64 ``(N,)``: equal ones stay in one fold.
+            candidates: By name, the features that it may read; by default all.
+            simple: The one of them, of a single feature, that is taken unless another is better with 95% confidence.
+
+        Returns:
+            What was found, for ``elang.json``: ``reads``, ``examples``, the ``areas`` of all candidates between random
+            (0) and oracle (1) on examples that they had not seen, and ``why``.
         """
-        x, y = features.double().cpu(), gain.double().cpu()
+        x, y, fold = features.double().cpu(), gain.double().cpu(), fold_of(key.cpu())
         mean, scale = x.mean(0), x.std(0, correction=0)
         # What never varies tells nothing.
-        scale = torch.where(scale > 1e-6 * mean.abs().clamp_min(1e-6), scale, torch.inf)
-        u, s, vh = torch.linalg.svd((x - mean) / scale, full_matrices=False)
-        projected, rest = u.T @ (y - y.mean()), (y - y.mean()).square().sum()
-        errors, weights = [], []
-        for penalty in len(x) * torch.logspace(-4, 4, 33, dtype=torch.float64):
-            kept = s.square() / (s.square() + penalty)
-            residual = rest - projected.square().sum() + ((1 - kept) * projected).square().sum()
-            errors.append(float(residual / (len(x) - 1 - kept.sum()).clamp_min(1e-9).square()))
-            weights.append(vh.T @ (kept / s.clamp_min(1e-12) * projected))
-        best = weights[min(range(len(errors)), key=errors.__getitem__)]
-        for name, value in (("mean", mean), ("scale", scale), ("weight", best), ("bias", y.mean()[None])):
-            # In float32, whatever the model was trained in.
+        scale = torch.where(scale > 1e-6 * mean.abs().clamp_min(1e-6), 1 / scale, 0.0)
+        if self.hidden:
+            scale[-self.hidden :] /= math.sqrt(self.hidden)
+        x = (x - mean) * scale
+        candidates = candidates or {"all features": list(range(self.width))}
+        fits = {name: _cross_fitted(x, y, fold, columns, name == simple) for name, columns in candidates.items()}
+        held_out = {name: found[1] for name, found in fits.items()}
+        chosen, report = _choose(held_out, y, simple)
+        (weight, bias), _ = fits[chosen]
+        # In float32, whatever the model was trained in.
+        state = {"mean": mean, "scale": scale, "weight": weight[-1], "bias": bias[-1:]}
+        state |= {"fold_weight": weight[:-1], "fold_bias": bias[:-1], "fitted": torch.ones(1)}
+        for name, value in state.items():
             setattr(self, name, value.float().to(self.bias.device))
+        return report | {"examples": len(y), "mean_gain": float(y.mean())}
+
+
+def _cross_fitted(
+    x: Tensor, y: Tensor, fold: Tensor, columns: list[int], simple: bool
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Weights ``(FOLDS + 1, F)`` and biases of the fits without each fold and to all, and held-out predictions."""
+    weight, bias = x.new_zeros(FOLDS + 1, x.shape[1]), y.mean().repeat(FOLDS + 1)
+    for k in range(FOLDS + 1):
+        # A single score is put on the gain's scale, by all: its order must be the same in every fold.
+        rows = fold != k if not simple and (fold != k).sum() > 1 else torch.ones_like(fold, dtype=torch.bool)
+        own, centre = x[rows][:, columns], x[rows][:, columns].mean(0)
+        found = _ridge(own - centre, y[rows])
+        if simple:
+            found = found.clamp_min(0.01)
+        # The mean of all, for that of the others is the lower the higher the fold's own.
+        weight[k, columns], bias[k] = found, y.mean() - centre @ found
+    held_out = (x * weight[fold]).sum(-1) + bias[fold]
+    if not simple:
+        # What is too sure of itself, or not enough, on examples that it has not seen.
+        centred = held_out - held_out.mean()
+        slope = (centred @ (y - y.mean()) / centred.square().sum().clamp_min(1e-12)).clamp(0.05, 2)
+        weight, bias = weight * slope, y.mean() + slope * (bias - held_out.mean())
+        held_out = y.mean() + slope * centred
+    return (weight, bias), held_out
+
+
+def _ridge(x: Tensor, y: Tensor) -> Tensor:
+    """Weights ``(F,)`` of centred features ``(N, F)`` with the penalty of the least generalised CV error."""
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    y = y - y.mean()
+    projected, rest = u.T @ y, y.square().sum()
+    penalties = len(x) * torch.logspace(-6, 3, 37, dtype=torch.float64)
+    kept = s.square() / (s.square() + penalties[:, None])
+    residual = rest - projected.square().sum() + ((1 - kept) * projected).square().sum(-1)
+    error = residual / (len(x) - 1 - kept.sum(-1)).clamp_min(1e-9).square()
+    best = kept[int(error.argmin())]
+    found: Tensor = vh.T @ (best / s.clamp_min(1e-12) * projected)
+    return found
+
+
+def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None) -> tuple[str, dict[str, Any]]:
+    """The candidate with the largest area on examples not seen, or the simple one where that may be chance."""
+    areas = {name: float(gain_area(score, gain)) for name, score in held_out.items()}
+    best = max(areas, key=lambda name: -math.inf if math.isnan(areas[name]) else areas[name])
+    report: dict[str, Any] = {"reads": best, "areas": areas, "why": "the largest area on examples not seen"}
+    if simple is None or best == simple:
+        return best, report
+    weights = resamples(len(gain))
+    better = gain_area(held_out[best], gain, weights) - gain_area(held_out[simple], gain, weights)
+    better = better[~better.isnan()]
+    bound = float(better.quantile(1 - _CONFIDENCE)) if len(better) else math.nan
+    report["better_by_at_least"] = bound
+    if bound > 0:
+        return best, report | {"why": f"a larger area than {simple} with {_CONFIDENCE:.0%} confidence"}
+    why = f"{best} may have a larger area than {simple} by chance: {len(gain)} held-out examples cannot tell"
+    return simple, report | {"reads": simple, "why": why}
 
 
 class EncoderHead(nn.Module):

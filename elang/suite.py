@@ -4,6 +4,7 @@ Each step is an ordinary command with a configuration file of its own, left besi
 of its own. A step whose output is there is not run again, so a suite goes on where it was stopped.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,7 @@ class Step:
         config: What its configuration file says.
         file: That file.
         made: What is there once it is done.
+        device: The GPU that it is to use, where not any.
     """
 
     task: str
@@ -52,6 +54,7 @@ class Step:
     config: dict[str, Any]
     file: Path
     made: Path
+    device: int | None = None
 
     @property
     def command(self) -> list[str]:
@@ -295,7 +298,10 @@ def _find_data(step: Step) -> None:
 
     kinds = {kind.__name__: kind for kind in (TaskData, Seq2SeqData, TextClassificationData)}
     given = step.config["data"]
-    data: TextData = kinds[given["class_path"]](**given["init_args"])
+    kind = kinds.get(given["class_path"].rsplit(".", 1)[-1])
+    if kind is None:
+        return
+    data: TextData = kind(**given["init_args"])
     try:
         data.check_files()
     except InputError as error:
@@ -333,13 +339,14 @@ def run_step(step: Step) -> None:
     print(f"{step.task}: elang {' '.join(step.command)}", flush=True)  # noqa: T201
     start = time.perf_counter()
     with log.open("a", encoding="utf-8") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        env = None if step.device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": str(step.device)}
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False, env=env).returncode
     print(f"{step.task}: {step.stage} took {time.perf_counter() - start:.0f} s", flush=True)  # noqa: T201
     if code:
         said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()][-5:]
         raise InputError(
             f"{step.task} stopped at its stage '{step.stage}' (its log is '{log}'): " + " | ".join(said) + ". Mend it "
-            "and run the suite again; what is done is kept."
+            "and run the same again; what is done is kept."
         )
     # The model's folder has the same weights.
     shutil.rmtree(step.runs, ignore_errors=True)

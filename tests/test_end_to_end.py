@@ -265,8 +265,7 @@ def test_every_term_can_be_switched_off(base_model, data_args, pair, tmp_path, m
     options = [
         "--model.super_records",
         str(pair["records"]),
-        f"--model.{off}_weight",
-        "0",
+        *(["--model.router", "false"] if off == "router" else [f"--model.{off}_weight", "0"]),
         "--model.margin",
         margin,
     ]

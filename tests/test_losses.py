@@ -12,7 +12,12 @@ from elang.losses import (
     energy_margin_hinge,
     energy_margin_pairwise,
     energy_margin_ranking,
+    gatekeeper,
+    hidden_distillation,
 )
+from elang.scores import free_energy, max_softmax
+
+ENERGY = {"hinge": energy_margin_hinge, "ranking": energy_margin_ranking, "pairwise": energy_margin_pairwise}
 
 
 def batch(n=40, seed=0):
@@ -59,20 +64,20 @@ def test_pairwise(epsilon):
 
 
 @pytest.mark.parametrize("is_hard", [False, True])
-@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("name", ENERGY)
 def test_one_kind_alone_is_harmless(name, is_hard):
     energy = batch(9)[0].requires_grad_()
-    loss = MARGINS[name](energy, torch.full((9,), is_hard))
+    loss = ENERGY[name](energy, torch.full((9,), is_hard))
     loss.backward()
     assert loss.isfinite()
     assert not energy.grad.any()
 
 
 @pytest.mark.parametrize("is_hard", [False, True])
-@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("name", ENERGY)
 def test_one_example_alone_is_harmless(name, is_hard):
     energy = batch(1)[0].requires_grad_()
-    loss = MARGINS[name](energy, torch.tensor([is_hard]))
+    loss = ENERGY[name](energy, torch.tensor([is_hard]))
     loss.backward()
     assert loss.item() == 0
     assert not energy.grad.any()
@@ -87,12 +92,12 @@ def test_hinge_without_one_kind_is_finite(is_hard):
     assert energy.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("name", ENERGY)
 def test_lowers_easy_and_raises_hard(name):
     # The worst case, hard examples below easy ones, so that no term is satisfied already.
     energy = torch.tensor([-1.0, -2.0, -3.0, -4.0, -5.0, -6.0], requires_grad=True)
     hard = torch.tensor([False, False, False, True, True, True])
-    MARGINS[name](energy, hard).backward()
+    ENERGY[name](energy, hard).backward()
     # Descent moves against the gradient.
     assert (energy.grad[~hard] >= 0).all()
     assert (energy.grad[hard] <= 0).all()
@@ -100,7 +105,7 @@ def test_lowers_easy_and_raises_hard(name):
     assert energy.grad[hard].sum() < 0
 
 
-@pytest.mark.parametrize("loss", [*MARGINS.values(), partial(energy_margin_hinge, m_easy=-8.0, m_hard=-3.0)])
+@pytest.mark.parametrize("loss", [*ENERGY.values(), partial(energy_margin_hinge, m_easy=-8.0, m_hard=-3.0)])
 def test_nothing_to_do_once_separated(loss):
     energy = torch.tensor([-30.0, -30.0, -30.0, 10.0, 10.0, 10.0], requires_grad=True)
     found = loss(energy, torch.tensor([False] * 3 + [True] * 3))
@@ -109,7 +114,7 @@ def test_nothing_to_do_once_separated(loss):
     assert not energy.grad.any()
 
 
-@pytest.mark.parametrize("name", MARGINS)
+@pytest.mark.parametrize("name", ENERGY)
 def test_training_by_it_sorts_the_energies(name):
     energy, hard = batch(60)
     energy = energy.float().requires_grad_()
@@ -117,7 +122,7 @@ def test_training_by_it_sorts_the_energies(name):
     optimizer = torch.optim.SGD([energy], lr=5.0)
     for _ in range(50):
         optimizer.zero_grad()
-        MARGINS[name](energy, hard).backward()
+        ENERGY[name](energy, hard).backward()
         optimizer.step()
     assert (energy[hard].mean() - energy[~hard].mean()).item() > before + 0.5
 
@@ -157,3 +162,82 @@ def test_distillation_of_half_precision_is_computed_in_full():
     found = distillation(logits.bfloat16(), (-logits).bfloat16())
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(distillation(logits, -logits).item())
+
+
+# Of logits, and of examples that are hard by degrees.
+
+
+def logits_batch(n=40, classes=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(n, classes, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(classes, (n,), generator=generator), torch.rand(n, generator=generator) < 0.3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_margins_of_logits(temperature):
+    logits, label, hard = logits_batch()
+    for name, loss in ENERGY.items():
+        expected = loss(free_energy(logits, temperature), hard)
+        torch.testing.assert_close(MARGINS[name](logits, label, hard, temperature), expected)
+    expected = energy_margin_pairwise(max_softmax(logits, temperature), hard)
+    torch.testing.assert_close(MARGINS["confidence"](logits, label, hard, temperature), expected)
+    torch.testing.assert_close(MARGINS["gatekeeper"](logits, label, hard, temperature), gatekeeper(logits, label, hard))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_gatekeeper(alpha):
+    logits, label, hard = logits_batch()
+    total = 0.0
+    for row, right, is_hard in zip(logits.tolist(), label.tolist(), hard.tolist(), strict=True):
+        p = softmax(row, 1.0)
+        if is_hard:
+            total += (1 - alpha) * math.fsum(q * math.log(q * len(p)) for q in p)
+        else:
+            total -= alpha * math.log(p[right])
+    assert gatekeeper(logits, label, hard, alpha).item() == pytest.approx(total / len(label), rel=1e-5)
+
+
+def test_gatekeeper_with_missing_choices():
+    logits, label, hard = logits_batch(classes=3)
+    wide = torch.cat([logits, torch.full((40, 2), -torch.inf)], 1).requires_grad_()
+    found = gatekeeper(wide, label, hard)
+    torch.testing.assert_close(found, gatekeeper(logits, label, hard))
+    found.backward()
+    assert wide.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MARGINS)
+def test_hard_by_degrees(name):
+    """0 and 1 are the two kinds, and what lies between counts for both."""
+    logits, label, hard = logits_batch()
+    torch.testing.assert_close(
+        MARGINS[name](logits, label, hard, 1.0), MARGINS[name](logits, label, hard.double(), 1.0)
+    )
+    logits.requires_grad_()
+    degree = torch.rand(40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    loss = MARGINS[name](logits, label, degree, 1.0)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+    assert logits.grad.any()
+
+
+def test_pairs_count_by_degrees():
+    energy, degree = torch.tensor([0.0, 1.0, 3.0]), torch.tensor([0.0, 0.25, 1.0])
+    gaps = torch.tensor([[0.3, 0.0, 0.0], [1.3, 0.3, 0.0], [3.3, 2.3, 0.3]])
+    weight = (1 - degree)[:, None] * degree[None]
+    expected = (gaps * weight).sum() / weight.sum()
+    torch.testing.assert_close(energy_margin_pairwise(energy, degree), expected)
+    # What is hardly hard at all weighs hardly at all.
+    little = energy_margin_pairwise(energy, torch.tensor([0.01, 0.0, 0.0]))
+    assert 0 < little < 0.06
+
+
+def test_hidden_distillation():
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(2, 3, 5, 7, generator=generator).double()
+    lengths = [5, 2, 1]
+    mask = torch.tensor([[1] * n + [0] * (5 - n) for n in lengths])
+    each = [(ours[i, j] - theirs[i, j]).square().mean().item() for i, n in enumerate(lengths) for j in range(n)]
+    assert hidden_distillation(ours, theirs, mask).item() == pytest.approx(mean(each), rel=1e-5)
+    assert hidden_distillation(ours, ours, mask).item() == 0

@@ -210,7 +210,7 @@ def test_energy_is_refused_for_numbers(bases, datasets, supers, fails):
         said = fails([*args, "--model.score", "free_energy"], "no score 'free_energy'", "Energy means nothing")
         assert ("encoder_router" in said) == (kind == "t5")
         assert "encoder_energy" not in said
-        fails([*args, "--model.router_weight", "0"], "no score 'router'", "router_weight")
+        fails([*args, "--model.router", "false"], "no score 'router'", "--model.router true")
         fails([*args, "--model.hard", "error"], "--model.hard gain")
 
 
@@ -287,17 +287,23 @@ def test_the_swift_learns_where_the_super_is_nearer(pairs, datasets):
     args = ["--model", "SwiftModule", "--model.model", found["swift"], "--model.super_records", found["records"]]
     args += [*datasets["numbers"], *FAST, "--trainer.max_steps", "1", "--model.output", str(found["joint"]) + "-again"]
     module = run_cli("fit", *args).model
-    assert module.super_prediction.dtype == torch.float64
-    assert module.super_prediction[frame["id"].tolist()].tolist() == frame["prediction"].tolist()
-    label = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    module.super_prediction = torch.tensor([1.1, 2.0, 9.0], dtype=torch.float64)
+    kept = module.lessons.columns["super_prediction"]
+    assert kept.dtype == torch.float64
+    assert kept[frame["id"].tolist()].tolist() == frame["prediction"].tolist()
+    module.lessons.columns["super_prediction"] = torch.tensor([1.1, 2.0, 9.0], dtype=torch.float64)
 
     class Said:
         logits = torch.tensor([[1.5], [2.0], [3.5]])
 
-    hard, importance = module._hard({"id": torch.arange(3), "label": label, "targets": {}}, Said)
-    assert hard.tolist() == [True, False, False]
-    assert importance.tolist() == pytest.approx([0.4 / (5.9 / 3), 0, 5.5 / (5.9 / 3)])
+    label = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    batch = {"id": torch.arange(3), "label": label, "targets": {}}
+    assert module.lessons.hardness(batch, Said).tolist() == [1, 0, 0]
+    # What the router is fitted to is by how much it is nearer.
+    joint = joint_records(found["joint"], "routing")
+    gain = (joint["swift_prediction"] - joint["label"]).abs() - (joint["super_prediction"] - joint["label"]).abs()
+    router = Manifest.read(found["swift"]).router["router"]
+    assert router["mean_gain"] == pytest.approx(gain.mean(), abs=1e-5)
+    assert router["examples"] == len(joint)
 
 
 def test_a_swift_without_heads_is_refused(supers, datasets, fails):
@@ -445,6 +451,7 @@ def test_what_candidates_cost(pairs, datasets):
         encoder = float(flops_by_length(config, length, part="encoder"))
         decoders = [float(flops_by_length(config, length, decoder=(1, n))) - encoder for n in said]
         heads = 2 * sum(p.numel() for p in swift.heads.parameters())
+        heads += 2 * sum(2 * head.width for head in swift.routers.values())
         assert frame["swift_tokens"][i] == len(prompt)
         assert frame["swift_flops"][i] == pytest.approx(encoder + sum(decoders) + heads)
 

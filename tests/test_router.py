@@ -1,13 +1,15 @@
-"""The heads: detached from the Swift, small, able to learn, steady in half precision."""
+"""Router heads: ridge regression, cross-fitted, cautious; and the head on an encoder's output."""
 
 import math
 
 import pytest
 import torch
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, layer_norm
+from sklearn.linear_model import RidgeCV
+from torch.nn.functional import cross_entropy, layer_norm
 
-from elang.router import EncoderHead, RouterHead, logit_features, masked_mean
-from elang.scores import entropy, free_energy, margin
+from elang.bootstrap import gain_area
+from elang.router import FOLDS, EncoderHead, RouterHead, fold_of, logit_features, masked_mean, num_logit_features
+from elang.scores import SCORES, all_scores
 
 
 def inputs(n=64, width=32, classes=3, seed=0):
@@ -15,83 +17,200 @@ def inputs(n=64, width=32, classes=3, seed=0):
     return torch.randn(n, width, generator=generator), 3 * torch.randn(n, classes, generator=generator)
 
 
-def head(width=32, classes=3, seed=0):
-    torch.manual_seed(seed)
-    return RouterHead(width, classes)
+def keys(n, seed=0):
+    return torch.randint(-(2**63), 2**63 - 1, (n,), generator=torch.Generator().manual_seed(seed))
 
 
-def train(router, pooled, logits, target, steps=150):
-    optimizer = torch.optim.AdamW(router.parameters(), lr=1e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        binary_cross_entropy_with_logits(router(pooled, logits), target.float()).backward()
-        optimizer.step()
+@pytest.mark.parametrize("classes", [2, 3, 8, 9])
+def test_logit_features(classes):
+    _, logits = inputs(classes=classes)
+    found = logit_features(logits.requires_grad_(), classes)
+    top = min(classes, 3)
+    assert not found.requires_grad
+    assert found.shape == (64, num_logit_features(classes))
+    assert found.shape[1] == len(SCORES) + top + (classes if classes <= 8 else 0)
+    for i, score in enumerate(all_scores(logits).values()):
+        torch.testing.assert_close(found[:, i], score)
+    torch.testing.assert_close(found[:, 6 : 6 + top], logits.sort(-1, descending=True).values[:, :top])
+    if classes <= 8:
+        torch.testing.assert_close(found[:, 6 + top :], logits.softmax(-1))
 
 
-def test_no_gradient_reaches_the_swift():
-    pooled, logits = (x.requires_grad_() for x in inputs())
-    router = head()
-    router(pooled, logits).sum().backward()
-    assert pooled.grad is None
-    assert logits.grad is None
-    # ... while every parameter of its own is trained.
-    assert all(p.grad is not None and p.grad.any() for p in router.parameters())
-
-
-def test_a_few_thousand_parameters():
-    assert 1_000 < sum(p.numel() for p in head(384, 3).parameters()) < 10_000
-
-
-@pytest.mark.parametrize("source", ["hidden state", "logits"])
-def test_learns_a_separable_target(source):
-    pooled, logits = inputs(2000)
-    truth = pooled[:, 0] > 0 if source == "hidden state" else margin(logits) > -0.6
-    if source == "hidden state":
-        pooled[:, 0] += 2 * pooled[:, 0].sign()  # a gap between the two sides
-    router = head()
-    train(router, pooled[:1000], logits[:1000], truth[:1000])
-    right = (router(pooled[1000:], logits[1000:]) > 0) == truth[1000:]
-    assert 0.25 < truth.double().mean() < 0.75
-    assert right.double().mean() > 0.9
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_inputs(dtype):
-    pooled, logits = (30 * x for x in inputs())
-    router = head()
-    expected = router(pooled.to(dtype).float(), logits.to(dtype).float())
-    found = router(pooled.to(dtype), logits.to(dtype))
-    assert found.dtype == torch.float32
+def test_logit_features_of_missing_choices():
+    _, logits = inputs(classes=2)
+    wide = torch.full((64, 5), -math.inf)
+    wide[:, [1, 4]] = logits
+    found, few = logit_features(wide, 5), logit_features(logits, 2)
     assert found.isfinite().all()
-    assert torch.equal(found, expected)
+    torch.testing.assert_close(found[:, :8], few[:, :8])
+    assert torch.equal(found[:, 8], logits.amin(-1))
+    # A batch of examples that all have few choices need not be padded.
+    narrow = logit_features(wide[:, :2].clone().fill_(1.0), 5)
+    assert narrow.shape == found.shape
+    only = logit_features(torch.tensor([[-math.inf, 2.0, -math.inf]]), 3)
+    assert only.isfinite().all()
+    assert only[0, 6:9].tolist() == [2.0, 2.0, 2.0]
+    value = torch.randn(5, 1)
+    assert torch.equal(logit_features(value, 1), value)
 
 
-def test_computes_in_float32_under_autocast():
-    pooled, logits = inputs()
-    router = head()
+def test_a_head_is_ridge_regression():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 12, generator=generator).double() * torch.arange(1, 13)
+    y = x[:, 0] - 0.1 * x[:, 5] + 3 + torch.randn(300, generator=generator)
+    head = RouterHead(12)
+    report = head.fit(x, y, keys(300))
+    standard = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
+    reference = RidgeCV(alphas=(300 * torch.logspace(-6, 3, 37)).numpy()).fit(standard, y.numpy())
+    expected = torch.tensor(reference.predict(standard)).float()
+    torch.testing.assert_close(head(x), expected, atol=0.1, rtol=0.05)
+    assert float((head(x) - y).square().mean()) < 1.2
+    assert report["reads"] == "all features"
+    assert report["examples"] == 300
+    assert report["mean_gain"] == pytest.approx(float(y.mean()))
+
+
+def test_without_a_lesson_it_says_the_mean():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 200, generator=generator), torch.randn(60, generator=generator) + 5
+    head = RouterHead(200)
+    head.fit(x, y, keys(60))
+    fresh = head(torch.randn(400, 200, generator=generator))
+    assert float(fresh.std()) < 0.5
+    assert float(fresh.mean()) == pytest.approx(float(y.mean()), abs=0.2)
+    # What never varies, and a single example, are no reason to fail.
+    for features in (torch.ones(60, 3), torch.ones(1, 3)):
+        head = RouterHead(3)
+        head.fit(features, y[: len(features)], keys(len(features)))
+        torch.testing.assert_close(head(features), y[: len(features)].mean().expand(len(features)))
+
+
+def test_an_example_is_answered_by_a_fit_that_has_not_seen_it():
+    generator = torch.Generator().manual_seed(0)
+    x, y, key = torch.randn(100, 60, generator=generator), torch.randn(100, generator=generator), keys(100)
+    fold = fold_of(key)
+    assert set(fold.tolist()) == set(range(FOLDS))
+    head, other = RouterHead(60), RouterHead(60)
+    head.fit(x, y, key)
+    changed = y.clone()
+    changed[7] += 100
+    other.fit(x, changed, key)
+    # All fits share the slope and the mean that put them on the gain's scale; their order does not change.
+    before, after = head(x, fold), other(x, fold)
+    own = fold == fold[7]
+    assert own.sum() > 10
+    torch.testing.assert_close(before[own].argsort(), after[own].argsort())
+    assert not torch.equal(before[~own].argsort(), after[~own].argsort())
+    # In sample it would look as if there were something to learn.
+    assert gain_area(head(x), y) > gain_area(before, y) + 0.2
+    assert abs(float(gain_area(before, y))) < 0.4
+
+
+def test_folds_are_told_by_the_text_alone():
+    key = keys(10_000)
+    for folds in (2, 5, 7):
+        fold = fold_of(key, folds)
+        counts = fold.bincount(minlength=folds)
+        assert len(counts) == folds
+        assert counts.min() > 0.9 * 10_000 / folds
+    assert torch.equal(fold_of(key[:50]), fold_of(key)[:50])
+
+
+def gains(n, signal, seed=0):
+    """Features of which the first is a plain score, and the gain that the second tells more of, or not."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 6, generator=generator)
+    odds = x[:, 0] + signal * x[:, 1] - 1.5
+    return x, (torch.rand(n, generator=generator) < odds.sigmoid()).double()
+
+
+CANDIDATES = {"score": [0], "all": [0, 1, 2, 3, 4, 5]}
+
+
+def test_more_is_read_where_it_helps():
+    x, y = gains(1500, 2.0)
+    head = RouterHead(6)
+    report = head.fit(x, y, keys(1500), CANDIDATES, "score")
+    assert report["reads"] == "all"
+    assert report["areas"]["all"] > report["areas"]["score"]
+    assert report["better_by_at_least"] > 0
+    fresh, gain = gains(3000, 2.0, seed=1)
+    assert gain_area(head(fresh), gain) > gain_area(fresh[:, 0], gain) + 0.1
+    # Expected gains, on the scale of what came.
+    said = head(fresh)
+    for low, high in ((0.0, 0.5), (0.5, 1.0)):
+        part = (said >= said.quantile(low)) & (said <= said.quantile(high))
+        assert float(said[part].mean()) == pytest.approx(float(gain[part].mean()), abs=0.05)
+
+
+def test_the_simple_score_is_kept_where_the_slice_cannot_tell():
+    for seed in range(5):
+        x, y = gains(150, 0.0, seed)
+        head = RouterHead(6)
+        report = head.fit(x, y, keys(150, seed), CANDIDATES, "score")
+        assert report["reads"] == "score"
+        assert "by chance" in report["why"] or report["areas"]["score"] >= report["areas"]["all"]
+        # The order is exactly the score's, on the slice, too.
+        fresh = gains(200, 0.0, 9)[0]
+        assert torch.equal(head(fresh).argsort(), fresh[:, 0].argsort())
+        assert torch.equal(head(x, fold_of(keys(150, seed))).argsort(), x[:, 0].argsort())
+
+
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+def test_nothing_to_choose_by(gain):
+    x, _ = gains(40, 0.0)
+    head = RouterHead(6)
+    report = head.fit(x, torch.full((40,), gain), keys(40), CANDIDATES, "score")
+    assert report["reads"] == "score"
+    assert torch.equal(head(x).argsort(), x[:, 0].argsort())
+    assert head(x).isfinite().all()
+
+
+def test_a_score_that_points_the_wrong_way_keeps_its_order():
+    x, _ = gains(400, 0.0)
+    head = RouterHead(6)
+    head.fit(x, (x[:, 0] < 0).double(), keys(400), {"score": [0]}, "score")
+    assert torch.equal(head(x).argsort(), x[:, 0].argsort())
+
+
+def test_a_wide_hidden_state_does_not_drown_the_scores():
+    generator = torch.Generator().manual_seed(0)
+    x, y = gains(400, 0.0)
+    wide = torch.cat([x[:, :1], torch.randn(400, 500, generator=generator)], 1)
+    fresh, gain = gains(2000, 0.0, seed=1)
+    fresh = torch.cat([fresh[:, :1], torch.randn(2000, 500, generator=generator)], 1)
+    areas = []
+    for hidden in (500, 0):
+        head = RouterHead(501, hidden)
+        head.fit(wide, y, keys(400))
+        areas.append(float(gain_area(head(fresh), gain)))
+    assert areas[0] > areas[1] + 0.1
+
+
+def test_heads_keep_their_precision():
+    head = RouterHead(3).bfloat16()
+    x, y = torch.randn(50, 3), torch.randn(50)
+    head.fit(x, y, keys(50))
+    assert head.weight.dtype == torch.float32
+    expected = RouterHead(3)
+    expected.fit(x, y, keys(50))
+    torch.testing.assert_close(head(x), expected(x))
     with torch.autocast("cpu", torch.bfloat16):
-        found = router(pooled, logits)
-    assert torch.equal(found, router(pooled, logits))
+        assert torch.equal(head(x), expected(x))
+    assert head.bfloat16()(x).dtype == torch.float32
 
 
 def test_save_and_load(tmp_path):
-    pooled, logits = inputs()
-    router, other = head(seed=0), head(seed=1)
-    train(router, pooled, logits, pooled[:, 0] > 0, steps=3)
-    assert not torch.equal(other(pooled, logits), router(pooled, logits))
-    torch.save(router.state_dict(), tmp_path / "router.pt")
+    x, y = gains(100, 1.0)
+    head, other = RouterHead(6), RouterHead(6)
+    head.fit(x, y, keys(100))
+    assert head.fitted
+    assert not other.fitted
+    torch.save(head.state_dict(), tmp_path / "router.pt")
     other.load_state_dict(torch.load(tmp_path / "router.pt", weights_only=True))
-    assert torch.equal(other(pooled, logits), router(pooled, logits))
-
-
-@pytest.mark.parametrize("classes", [2, 3, 8])
-def test_logit_features(classes):
-    _, logits = inputs(classes=classes)
-    features = logit_features(logits)
-    top = min(classes, 3)
-    assert features.shape == (64, 3 + top)
-    torch.testing.assert_close(features[:, :3].T, torch.stack([free_energy(logits), entropy(logits), margin(logits)]))
-    assert torch.equal(features[:, 3:], logits.sort(-1, descending=True).values[:, :top])
+    assert torch.equal(other(x), head(x))
+    assert torch.equal(other(x, fold_of(keys(100))), head(x, fold_of(keys(100))))
+    assert other.fitted
 
 
 def test_masked_mean():
@@ -103,43 +222,6 @@ def test_masked_mean():
     for row, n in enumerate(lengths):
         expected = hidden[row, :n].mean(0) if n else torch.zeros(5)
         torch.testing.assert_close(found[row], expected)
-
-
-def test_logit_features_of_missing_choices():
-    _, logits = inputs(classes=2)
-    wide = torch.full((64, 5), -math.inf)
-    wide[:, [1, 4]] = logits
-    found = logit_features(wide)
-    assert found.isfinite().all()
-    torch.testing.assert_close(found[:, :5], logit_features(logits))
-    assert torch.equal(found[:, 5], logits.amin(-1))
-    only = logit_features(torch.tensor([[-math.inf, 2.0, -math.inf]]))
-    torch.testing.assert_close(only, torch.tensor([[-2.0, 0.0, -1.0, 2.0, 2.0, 2.0]]))
-
-
-def test_missing_choices_in_a_batch():
-    pooled, logits = inputs(classes=4)
-    logits[:32, 2:] = -math.inf
-    router = head(classes=4)
-    found = router(pooled, logits)
-    assert found.isfinite().all()
-    # A batch of examples that all have few choices need not be padded.
-    torch.testing.assert_close(router(pooled[:32], logits[:32, :2]), found[:32])
-    torch.testing.assert_close(
-        router(pooled[:32], logits[:32, :1]), router(pooled[:32], logits[:32].index_fill(1, torch.tensor(1), -math.inf))
-    )
-
-
-def test_regression():
-    pooled, value = inputs(2000, classes=1)
-    assert torch.equal(logit_features(value), value)
-    router = head(classes=1)
-    truth = value[:, 0].abs() > 2
-    train(router, pooled[:1000], value[:1000], truth[:1000])
-    found = router(pooled[1000:], value[1000:])
-    assert found.shape == (1000,)
-    assert 0.25 < truth.double().mean() < 0.75
-    assert ((found > 0) == truth[1000:]).double().mean() > 0.9
 
 
 def encoder_head(width=32, classes=3, seed=0):

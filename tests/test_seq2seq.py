@@ -12,7 +12,6 @@ import pytest
 import torch
 from conftest import QUIET, SOURCE_WORDS, write_model, write_parallel, write_seq2seq
 from sacrebleu.metrics import BLEU, CHRF
-from sklearn.linear_model import RidgeCV
 from test_distributed import elang
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -36,7 +35,6 @@ from elang.models.backbones import load_model, save_model
 from elang.models.seq2seq import _UNSUPPORTED, Seq2Seq
 from elang.models.text_lessons import TextLessons
 from elang.records import read_records
-from elang.router import GainRegression
 from elang.sequence_scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES, sequence_scores, token_scores
 
 TASK = TextTask([], "sequence", segments=[], qualities=["bleu", "chrf"])
@@ -113,34 +111,6 @@ def test_token_distillation_has_a_gradient_at_its_edges():
     token_distillation(swift, torch.tensor([[1, 2]] * 3), sure).backward()
     assert swift.grad.isfinite().all()
     assert float(token_distillation(swift[:0], torch.zeros(0, 2).long(), sure[:0])) == 0
-
-
-def test_gain_regression_is_ridge_regression():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(300, 12, generator=generator).double() * torch.arange(1, 13)
-    y = x[:, 0] - 0.1 * x[:, 5] + 3 + torch.randn(300, generator=generator)
-    head = GainRegression(12)
-    head.fit(x, y)
-    standard = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
-    reference = RidgeCV(alphas=(300 * torch.logspace(-4, 4, 33)).numpy()).fit(standard, y.numpy())
-    expected = torch.tensor(reference.predict(standard)).float()
-    torch.testing.assert_close(head(x), expected, atol=0.05, rtol=0.05)
-    assert float((head(x) - y).square().mean()) < 1.2
-
-
-def test_gain_regression_without_a_lesson_says_the_mean():
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(60, 200, generator=generator), torch.randn(60, generator=generator) + 5
-    head = GainRegression(200)
-    head.fit(x, y)
-    fresh = head(torch.randn(400, 200, generator=generator))
-    assert float(fresh.std()) < 0.5
-    assert float(fresh.mean()) == pytest.approx(float(y.mean()), abs=0.2)
-    # What never varies, and a single example, are no reason to fail.
-    for features in (torch.ones(60, 3), torch.ones(1, 3)):
-        head = GainRegression(3)
-        head.fit(features, y[: len(features)])
-        torch.testing.assert_close(head(features), y[: len(features)].mean().expand(len(features)))
 
 
 # Generation.
@@ -349,17 +319,6 @@ def test_options_of_beams_do_not_outlive_them(tmp_path):
     assert (again.num_beams, again.max_new_tokens) == (1, 40)
 
 
-def test_heads_keep_their_precision():
-    head = GainRegression(3).bfloat16()
-    x, y = torch.randn(50, 3), torch.randn(50)
-    head.fit(x, y)
-    assert head.weight.dtype == torch.float32
-    expected = GainRegression(3)
-    expected.fit(x, y)
-    torch.testing.assert_close(head(x), expected(x))
-    assert head.bfloat16()(x).dtype == torch.float32
-
-
 def test_families_that_are_not_supported_are_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(_UNSUPPORTED, "t5", "its decoder sees later tokens")
     with pytest.raises(InputError, match="A 't5' model is not supported: its decoder sees later tokens"):
@@ -383,7 +342,10 @@ def mt_args(mt_data):
     return [
         *("--data", "Seq2SeqData", "--data.train", str(mt_data / "train"), "--data.validation", str(mt_data / "val")),
         *("--data.source", "en", "--data.target", "de", "--data.max_target_length", "14"),
-        *("--data.router_fraction", "0.15", "--data.routing_fraction", "0.1"),
+        *(
+            "--data.routing_fraction",
+            "0.2",
+        ),
         *("--data.batch_size", "16", "--data.eval_batch_size", "8"),
     ]
 
@@ -660,12 +622,12 @@ def test_bad_pairs(mt_pair, mt_args, mt_data, swift_args, fails, tmp_path):
     single = ["validate", "--model", "FinetuneModule", "--model.model", mt_pair["super"], *mt_args, *QUIET]
     fails([*single, "--config", str(prompt)], "was trained with the prompt '{text}'", "translate:")
     fails(
-        ["fit", *swift_args, *out, "--model.super_records", mt_pair["super.parquet"], "--data.router_fraction", "0"],
-        "set --data.router_fraction above 0",
-        "--model.router_weight 0",
+        ["fit", *swift_args, *out, "--model.super_records", mt_pair["super.parquet"], "--data.routing_fraction", "0"],
+        "'encoder_router' is learned on a slice of the training file",
+        "set --data.routing_fraction above 0",
     )
-    records = ["--model.super_records", mt_pair["super.parquet"], "--data.router_fraction", "0.3"]
-    fails(["fit", *swift_args, *out, *records], "0.4 together", "held out 0.25")
+    records = ["--model.super_records", mt_pair["super.parquet"], "--data.routing_fraction", "0.3"]
+    fails(["fit", *swift_args, *out, *records], "was trained with 0.2")
     bare = tmp_path / "bare.jsonl"
     pd.read_parquet(mt_pair["super.parquet"])[["split", "id", "prediction"]].to_json(bare, orient="records", lines=True)
     fails(
@@ -694,12 +656,12 @@ def test_what_is_cut_is_counted(mt_pair, mt_args, tmp_path):
     assert any("on 'validation' reached the limit of 4 tokens" in line for line in said), said
 
 
-def test_heads_learn_without_a_slice_for_thresholds(mt_pair, swift_args, tmp_path):
+def test_without_a_slice_there_are_no_heads(mt_pair, swift_args, tmp_path):
     records = ["--model.super_records", mt_pair["super.parquet"], "--trainer.max_steps", "2"]
-    args = [*swift_args, *records, "--data.routing_fraction", "0", "--data.router_fraction", "0.2"]
+    args = [*swift_args, *records, "--data.routing_fraction", "0", "--model.score", "nll_mean"]
     assert main(["fit", *args, "--model.output", str(tmp_path / "swift")]) == 0
     assert Manifest.read(tmp_path / "swift").thresholds == {}
-    assert all(bool(head.weight.any()) for head in load_model(str(tmp_path / "swift")).heads.values())
+    assert not load_model(str(tmp_path / "swift")).heads
 
 
 def test_tokens_of_another_tokenizer_are_refused(mt_pair, swift_args, fails, tmp_path):
@@ -738,7 +700,7 @@ def test_two_families_with_tokenizers_of_their_own(mt_pair, mt_data, mt_args, sw
     predictor = JointPredictor(str(tmp_path / "swift"), str(tmp_path / "super"), "-inf")
     assert [one.label for one in predictor(["the dog .", "a cat sees ."])] != ["", ""]
     # Its tokens are other words, though as many: they neither teach nor tell what is hard.
-    data = Seq2SeqData(str(mt_data / "train"), source="en", target="de", max_target_length=14, router_fraction=0.15)
+    data = Seq2SeqData(str(mt_data / "train"), source="en", target="de", max_target_length=14)
     module = SwiftModule(str(tmp_path / "marian"), [], data.task_fields, str(tmp_path / "super.parquet"))
     assert module.classifier.vocabulary == load_model(str(tmp_path / "super")).vocabulary
     assert module.classifier.vocabulary != load_model(mt_pair["swift"]).vocabulary

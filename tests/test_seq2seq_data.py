@@ -107,15 +107,11 @@ def test_filters_drop_training_pairs_alone(files, monkeypatch):
 
 
 def test_slices_part_the_training_file(files):
-    data = data_of(files, routing_fraction=0.2, router_fraction=0.3)
-    parts = [data.examples(split) for split in ("train", "routing", "router")]
+    data = data_of(files, routing_fraction=0.3)
+    parts = [data.examples(split) for split in ("train", "routing")]
     assert sorted(i for part in parts for i in part.id.tolist()) == list(range(60))
     assert all(len(part) > 3 for part in parts)
-    assert data.splits == ["validation", "routing", "router", "train"]
-    # A slice for thresholds does not depend on one for the router.
-    alone = data_of(files, routing_fraction=0.2, router_fraction=0.0)
-    assert alone.examples("routing").id.tolist() == parts[1].id.tolist()
-    assert "router" not in alone.splits
+    assert data.splits == ["validation", "routing", "train"]
 
 
 def test_a_test_file_may_lack_its_target(files):
@@ -131,8 +127,7 @@ def test_a_test_file_may_lack_its_target(files):
     ("options", "said"),
     [
         ({"train": None, "validation": None}, "No data was given"),
-        ({"router_fraction": 1.5}, "router_fraction must be in"),
-        ({"router_fraction": 0.6, "routing_fraction": 0.4}, "leave nothing to train on"),
+        ({"routing_fraction": 1.5}, "routing_fraction must be in"),
         ({"source_language": "eng_Latn"}, "Give both"),
         ({"qualities": ["blue"]}, "no metric of texts 'blue'; there are bleu, "),
         ({"max_target_length": 0}, "max_target_length must be at least 1"),

@@ -304,7 +304,7 @@ def test_a_failing_step_names_its_task_and_log(again, plan, tmp_path, fails):
         "superglue/copa stopped at its stage 'swift'",
         str(home / "swift.log"),
         "no_such_score",
-        "run the suite again",
+        "run the same again",
     )
     assert not (home / "swift").exists()
     assert run() == ["superglue/copa: swift", "superglue/copa: joint"]

@@ -70,8 +70,7 @@ def test_every_config_runs(name, here, tiny, monkeypatch):
     own = plan["tasks"][task]["all"]["data"]
     plan["tasks"] = {task: {"all": {"data": {**({"prompt": own["prompt"]} if "prompt" in own else {}), **files}}}}
     plan["all"]["data"] |= {
-        "routing_fraction": 0.25,
-        "router_fraction": 0.25,
+        "routing_fraction": 0.4,
         "max_length": 32,
         "max_target_length": 12,
     }

@@ -23,7 +23,9 @@ from elang.data.format import TextTask
 from elang.data.tasks import TASKS
 from elang.manifest import Manifest
 from elang.models.backbones import load_model
+from elang.models.label_lessons import LabelLessons
 from elang.models.text_to_text import AnswerTrie, TextToText
+from elang.records import Records
 from elang.scores import BEFORE_DECODER, free_energy
 
 TEXTS = [
@@ -243,6 +245,15 @@ def test_answers_do_not_depend_on_the_batch(family, kind, answers):
     assert together.logits[0].sub(together.logits[1]).abs().max() > 1e-3
 
 
+def fit_heads(model):
+    """To chance: there are weights, at least."""
+    with torch.no_grad():
+        features = model.router_features(model(inputs_of(model, TEXTS)))
+    for name, head in model.routers.items():
+        gain = torch.randn(len(TEXTS), generator=torch.Generator().manual_seed(0))
+        head.fit(features[name], gain, torch.arange(len(TEXTS)) << 32)
+
+
 def not_rounded(values):
     return values.dtype == torch.float32 and not torch.equal(values, values.bfloat16().float())
 
@@ -250,6 +261,7 @@ def not_rounded(values):
 def test_logits_stay_float32_under_autocast(family, t5):
     model = family("t5", NESTED[0])
     model.add_heads()
+    fit_heads(model)
     numbers = TextTask.of(["value"], {"problem": "regression", "answers": ["0.3", "1.7", "2.9"]})
     regression = load_model(str(t5), numbers).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -392,9 +404,14 @@ def swift_module(model, names=("bad", "good"), task=None, **options):
     """A Swift with the answers of a made-up Super, which is right where the batch below makes the Swift wrong."""
     torch.manual_seed(1)
     module = SwiftModule(str(model), list(names), task, super_records="unused", **options)
-    module.super_logits = torch.tensor([[3.0, -1.0], [-2.0, 1.0], [0.5, 0.2], [-1.0, 4.0]])
-    module.super_prediction = module.super_logits.argmax(-1)
+    logits = torch.tensor([[3.0, -1.0], [-2.0, 1.0], [0.5, 0.2], [-1.0, 4.0]])
+    module.lessons = lessons_of(module, [Records(torch.arange(4), logits.argmax(-1), logits)])
     return module
+
+
+def lessons_of(module, super_=()):
+    """What a `fit` would set up."""
+    return LabelLessons(module.task.problem, module.weights, "pairwise", module.hard, 1.0, 2.0, super_, None, None)
 
 
 def gradients(module, label=(0, 1, 1, 0)):
@@ -409,7 +426,7 @@ def test_the_heads_leave_the_backbone_alone(t5):
     found = {
         name: gradients(swift_module(t5, **options))
         for name, options in {
-            "none": {"router_weight": 0.0},
+            "none": {"router": False},
             "detached": {},
             "attached": {"detach_router": False},
         }.items()
@@ -420,7 +437,7 @@ def test_the_heads_leave_the_backbone_alone(t5):
     for name in backbone:
         torch.testing.assert_close(found["detached"][name], found["none"][name], atol=1e-7, rtol=1e-5)
     heads = set(found["detached"]) - set(backbone)
-    assert {name.split(".")[1] for name in heads} == {"router", "encoder", "encoder_router"}
+    assert {name.split(".")[1] for name in heads} == {"encoder"}
     assert all(found["detached"][name].abs().max() > 0 for name in heads)
     changed = {n for n in backbone if not torch.allclose(found["attached"][n], found["none"][n], atol=1e-7)}
     assert changed
@@ -428,28 +445,24 @@ def test_the_heads_leave_the_backbone_alone(t5):
     assert all("encoder" in name or "shared" in name for name in changed)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.7])
-def test_the_swifts_loss_by_hand(t5, weight):
+@pytest.mark.parametrize("router", [False, True])
+def test_the_swifts_loss_by_hand(t5, router):
     """Of the constrained decode's logits, with heads or without; the head on the encoder's output learns the same."""
     from elang.losses import distillation, energy_margin_pairwise
 
-    module = swift_module(t5, router_weight=weight)
+    module = swift_module(t5, router=router)
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     batch = batch_of(module, TEXTS, [0, 1, 1, 0])
     total = module.training_step(batch, 0)
     answer = module.classifier(batch["model"], batch["label"])
-    hard = (answer.prediction != batch["label"]) & (module.super_prediction == batch["label"])
+    hard = (answer.prediction != batch["label"]) & (module.lessons.columns["super_prediction"] == batch["label"])
     assert 0 < hard.sum() < 4
     expected = answer.loss
-    for logits in [answer.logits, answer.early] if weight else [answer.logits]:
-        expected = expected + distillation(logits, module.super_logits, 2.0)
+    for logits in [answer.logits, answer.early] if router else [answer.logits]:
+        expected = expected + distillation(logits, module.lessons.columns["super_logits"], 2.0)
         expected = expected + 0.1 * energy_margin_pairwise(free_energy(logits), hard)
-    if weight:
-        heads = module.classifier.heads
-        for name, logits in (("router", answer.logits), ("encoder_router", answer.early)):
-            log_odds = heads[name](answer.pooled, logits)
-            expected = expected + weight * F.binary_cross_entropy_with_logits(log_odds, hard.float())
-        expected = expected + weight * F.cross_entropy(answer.early, batch["label"])
+    if router:
+        expected = expected + F.cross_entropy(answer.early, batch["label"])
     assert float(total.detach()) == pytest.approx(float(expected.detach()), abs=1e-5)
     parameters = list(module.classifier.parameters())
     for ours, by_hand in zip(*(torch.autograd.grad(x, parameters) for x in (total, expected)), strict=True):
@@ -463,16 +476,15 @@ def test_two_own_candidates_are_no_classes(t5):
     module = SwiftModule(str(t5), ["0", "1"], task.plain(), **options)
     choices = [("film", "plot"), ("music", "the very dull story"), ("scene", "actor")]
     batch = batch_of(module, PASSAGES, [0, 1, 1], choices)
+    module.lessons = lessons_of(module)
     with torch.no_grad():
         answer = module.classifier(batch["model"], batch["label"])
         found = module.loss(batch, answer)
     assert answer.early.shape == answer.logits.shape
-    assert set(found) == {"task", "router"}
+    assert set(found) == {"task", "encoder"}
     hard = answer.prediction != batch["label"]
-    heads, expected = module.classifier.heads, F.cross_entropy(answer.early, hard.long())
-    for name, logits in (("router", answer.logits), ("encoder_router", answer.early)):
-        expected = expected + F.binary_cross_entropy_with_logits(heads[name](answer.pooled, logits), hard.float())
-    assert float(found["router"].detach()) == pytest.approx(float(expected), abs=1e-6)
+    expected = F.cross_entropy(answer.early, hard.long())
+    assert float(found["encoder"].detach()) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_answers_are_read_as_targets(t5):
@@ -627,7 +639,7 @@ def test_every_parameter_moves(t5_swift_args, monkeypatch):
     monkeypatch.setattr(SwiftModule, "on_train_start", remember)
     model = run_cli("fit", *t5_swift_args, *STILL, "--trainer.max_steps", "1").model
     after = dict(model.named_parameters())
-    assert {n.split(".")[2] for n in after if "heads" in n} == {"router", "encoder", "encoder_router"}
+    assert {n.split(".")[2] for n in after if "heads" in n} == {"encoder"}
     assert not {n for n, p in after.items() if torch.equal(p, before[n])}
 
 
@@ -650,8 +662,12 @@ def test_a_checkpoint_can_be_the_swift(t5_swift_args, t5_joint_args, t5_pair, tm
         args = [str(swift) if a == t5_pair["swift"] else a for a in t5_joint_args]
         assert main(["validate", *args, "--model.output", str(tmp_path / "joint")]) == 0
         frames.append(pd.read_parquet(tmp_path / "joint" / "records.parquet"))
-    pd.testing.assert_frame_equal(*frames, check_exact=True)
-    assert {f"score_{name}" for name in BEFORE_DECODER} <= set(frames[0])
+    # The router heads are fitted at the end of all training.
+    routers = ["score_router", "score_encoder_router"]
+    assert {f"score_{name}" for name in BEFORE_DECODER} | set(routers) <= set(frames[0])
+    assert not set(routers) & set(frames[1])
+    other = [frame.drop(columns=[*routers, "swift_flops"], errors="ignore") for frame in frames]
+    pd.testing.assert_frame_equal(*other, check_exact=True)
 
 
 def test_gradients_of_two_batches_are_averaged(t5_swift_args, monkeypatch):
@@ -700,7 +716,8 @@ def encoder_flops(model, tokens):
     c = model.backbone.config
     inner = c.num_heads * c.d_kv
     layer = 2 * 4 * tokens * c.d_model * inner + 2 * 2 * tokens * tokens * inner + 2 * 2 * tokens * c.d_model * c.d_ff
-    heads = sum(p.numel() for n in ("encoder", "encoder_router") for p in model.heads[n].parameters())
+    # The router's features are standardised, too.
+    heads = sum(p.numel() for p in model.heads["encoder"].parameters()) + 2 * model.heads["encoder_router"].width
     return c.num_layers * layer + 2 * heads
 
 

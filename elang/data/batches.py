@@ -43,6 +43,12 @@ class EncodedTexts:
         """Token lengths, int64 ``(N,)``."""
         return self.offsets.diff()
 
+    def __add__(self, other: "EncodedTexts") -> "EncodedTexts":
+        """These texts and, behind them, others of the same tokenizer."""
+        columns = {name: torch.cat([column, other.columns[name]]) for name, column in self.columns.items()}
+        offsets = torch.cat([self.offsets, self.offsets[-1] + other.offsets[1:]])
+        return EncodedTexts(columns, offsets, self.pad, self.truncated + other.truncated)
+
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
         """Model inputs for some rows, padded on the right to the longest of them; nothing for no rows."""
         if not rows:
@@ -78,6 +84,10 @@ class EncodedExamples:
         if self.starts is None or self.answers is not None:
             return self.texts.lengths
         return self.texts.offsets[self.starts].diff()
+
+    def __add__(self, other: "EncodedExamples") -> "EncodedExamples":
+        """These examples and, behind them, others, all without candidates or references."""
+        return EncodedExamples(self.texts + other.texts)
 
     def batch(self, examples: list[int]) -> dict[str, Tensor]:
         """Model inputs for some examples; nothing for none.

@@ -163,6 +163,8 @@ class TaskData(TextData):
         max_length: Tokens kept of an input; longer ones are cut and counted.
         routing_fraction: Share of the training file held out for choosing thresholds.
         num_workers: Processes that assemble batches; 0 does it in the training process.
+        transfer: A file of texts without labels, with the task's text columns, which the Swift learns from the Super.
+        fold: ``k/K``: the k-th (from 0) of K parts is left out from training, and is all that is scored.
     """
 
     def __init__(
@@ -175,6 +177,8 @@ class TaskData(TextData):
         max_length: int = 256,
         routing_fraction: float = 0.1,
         num_workers: int = 0,
+        transfer: str | None = None,
+        fold: str | None = None,
     ) -> None:
         found = find_tasks(task)
         if len(found) > 1:
@@ -189,7 +193,8 @@ class TaskData(TextData):
             if missing := set(splits) - files.keys():
                 raise InputError(f"{task} has no split {sorted(missing)}; there are {', '.join(files)}.")
             files = {split: files[split] for split in files if split in splits}
-        super().__init__(files, batch_size, eval_batch_size, max_length, routing_fraction, num_workers)
+        sizes = (batch_size, eval_batch_size, max_length, routing_fraction, num_workers)
+        super().__init__(files, *sizes, transfer=transfer, fold=fold)
 
     @property
     def text_task(self) -> TextTask:

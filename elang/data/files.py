@@ -58,6 +58,13 @@ class Examples:
         return Examples(texts, self.id[mask], self.key[mask], self.label[mask], choices, targets, unit, references)
 
 
+def join_examples(first: Examples, second: Examples, offset: int) -> Examples:
+    """Two sets of labelled or unlabelled texts behind each other; the second one's ids go up by ``offset``."""
+    ids = torch.cat([first.id, second.id + offset])
+    key, label = torch.cat([first.key, second.key]), torch.cat([first.label, second.label])
+    return Examples(first.texts + second.texts, ids, key, label)
+
+
 def content_key(texts: tuple[str, ...]) -> int:
     """A 64-bit signed hash of an example's texts, the same on every machine.
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from elang.data.batches import EncodedExamples, LengthBatches, Reader, encode_examples
-from elang.data.files import Examples, in_slice
+from elang.data.files import Examples, check_file, content_key, in_slice, join_examples, read_frame, texts_of
 from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
 from elang.records import source_of
+from elang.router import fold_of
 
-SplitName = Literal["train", "routing", "router", "validation", "test"]
+SplitName = Literal["train", "routing", "validation", "test", "transfer", "fold"]
 
 
 def given_files(train: str | None, validation: str | None, test: str | None) -> dict[str, str]:
@@ -32,22 +33,40 @@ def given_files(train: str | None, validation: str | None, test: str | None) -> 
     return files
 
 
+def fold_parts(fold: str | None) -> tuple[int, int] | None:
+    """Read ``k/K``.
+
+    Raises:
+        InputError: If it is none.
+
+    >>> fold_parts("0/5")
+    (0, 5)
+    """
+    if fold is None:
+        return None
+    number, _, parts = fold.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts) and int(parts) > 1):
+        raise InputError(f"--data.fold must be k/K with k from 0 to K - 1 and K of at least 2, but it is '{fold}'.")
+    return int(number), int(parts)
+
+
 class TextData(LightningDataModule):
     """Texts of a task in splits. Subclasses say where they are from: :meth:`read` and :attr:`task`.
 
-    A slice of the training file, chosen by a hash of each text, is held out from training: thresholds are chosen
-    on it. A second one, where there is any, is held out as well: router heads learn on it. Every example keeps its row
-    number in its file as its id.
+    A slice of the training file, chosen by a hash of each text, is held out from training: router heads are fitted and
+    thresholds are chosen on it. Every example keeps its row number in its file as its id.
 
     Args:
         files: Where each of ``train``, ``validation`` and ``test`` is.
         batch_size: Examples in a training batch, for each process.
         eval_batch_size: Examples in an evaluation batch.
         max_length: Tokens kept of an input; longer ones are cut and counted.
-        routing_fraction: Share of the training file held out for choosing thresholds.
+        routing_fraction: Share of the training file held out for router heads and thresholds.
         num_workers: Processes that assemble batches; 0 does it in the training process.
-        router_fraction: Share of the training file held out for training router heads.
         max_target_length: Tokens kept of a reference, and generated at most, in a ``sequence`` task.
+        transfer: A file of texts without labels, with the columns of the task's texts, for distillation.
+        fold: ``k/K``: the k-th (from 0) of K parts of the training slice is left out from training, and is all that is
+            scored.
     """
 
     def __init__(
@@ -58,20 +77,16 @@ class TextData(LightningDataModule):
         max_length: int = 256,
         routing_fraction: float = 0.1,
         num_workers: int = 0,
-        router_fraction: float = 0.0,
         max_target_length: int = 128,
+        transfer: str | None = None,
+        fold: str | None = None,
     ) -> None:
         super().__init__()
         self.files = files
-        for name, share in (("routing", routing_fraction), ("router", router_fraction)):
-            if not 0 <= share < 1:
-                raise InputError(f"--data.{name}_fraction must be in [0, 1), but it is {share}.")
-        if routing_fraction + router_fraction >= 1:
-            raise InputError(
-                f"--data.routing_fraction {routing_fraction} and --data.router_fraction {router_fraction} leave "
-                "nothing to train on. Lower one."
-            )
-        self.router_fraction, self.max_target_length = router_fraction, max_target_length
+        if not 0 <= routing_fraction < 1:
+            raise InputError(f"--data.routing_fraction must be in [0, 1), but it is {routing_fraction}.")
+        self.max_target_length, self.transfer = max_target_length, transfer
+        self.fold = fold_parts(fold)
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise InputError(f"--data.{name} must be at least 1, but it is {value}.")
@@ -115,19 +130,17 @@ class TextData(LightningDataModule):
     @property
     def splits(self) -> list[SplitName]:
         """What can be evaluated, ``routing`` before ``train`` being two parts of one file."""
-        order: list[SplitName] = ["validation", *self._held_out, "test", "train"]
-        return [split for split in order if split in self._held_out or split in self.files]
-
-    @property
-    def _held_out(self) -> list[SplitName]:
-        """The slices of the training file that no model is trained on."""
-        shares: list[tuple[SplitName, float]] = [("routing", self.routing_fraction), ("router", self.router_fraction)]
-        return [name for name, share in shares if share > 0 and "train" in self.files]
+        order: list[SplitName] = ["validation", "routing", "test", "fold", "train", "transfer"]
+        known = {"routing": self.routing_fraction > 0, "fold": self.fold is not None}
+        there = {*self.files, *(name for name, wanted in known.items() if wanted and "train" in self.files)}
+        return [split for split in order if split in there or (split == "transfer" and self.transfer)]
 
     @property
     def eval_splits(self) -> list[SplitName]:
         """What `validate` runs over, one loader a split."""
-        return self.splits if self.all_splits else [s for s in self.splits if s in ("validation", "routing")]
+        if not self.all_splits:
+            return [split for split in self.splits if split in ("validation", "routing")]
+        return ["fold"] if self.fold else self.splits
 
     @property
     def test_splits(self) -> list[SplitName]:
@@ -138,27 +151,51 @@ class TextData(LightningDataModule):
         """The examples of a split, in the order of their file."""
         if split not in self._examples:
             source = source_of(split)
+            if source == "transfer" and self.transfer is not None:
+                self._examples[split] = self._unlabelled(self.transfer)
+                return self._examples[split]
             if source not in self.files:
                 raise InputError(f"There is no {source} data. Give its file, or do not leave out its split.")
             found = self.read(source)
-            if source != "train":
+            if source == "train":
+                self.file_rows = len(found)
+            else:
                 self._examples[split] = found
                 return found
             unit = found.key if found.unit is None else found.unit
-            routing = in_slice(unit, self.routing_fraction)
-            held_out = in_slice(unit, self.routing_fraction + self.router_fraction)
-            parts = {"routing": routing, "router": held_out & ~routing, "train": ~held_out}
-            for part in ("train", *self._held_out):
-                self._examples[part] = found.take(parts[part])
+            held_out = in_slice(unit, self.routing_fraction)
+            masks = {"train": ~held_out, "routing": held_out}
+            if self.fold is not None:
+                left_out = ~held_out & (fold_of(unit, self.fold[1]) == self.fold[0])
+                masks |= {"train": ~held_out & ~left_out, "fold": left_out}
+            for part in (p for p in self.splits if p in masks):
+                self._examples[part] = found.take(masks[part])
                 if not len(self._examples[part]):
-                    shares = f"--data.routing_fraction {self.routing_fraction}"
-                    if self.router_fraction:
-                        shares += f" and --data.router_fraction {self.router_fraction}"
                     raise InputError(
-                        f"{self.where(source)} leaves no example for '{part}' with {shares}. Change it, or give more "
+                        f"{self.where(source)} leaves no example for '{part}' with --data.routing_fraction "
+                        f"{self.routing_fraction}{' and --data.fold' if self.fold else ''}. Change it, or give more "
                         "data."
                     )
         return self._examples[split]
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns that an unlabelled file has."""
+        return self.text_task.fields
+
+    def _unlabelled(self, path: str) -> Examples:
+        """The transfer set."""
+        task = self.text_task
+        if task.problem not in ("classification", "regression") or self.examples("train").targets:
+            raise InputError(
+                f"--data.transfer is for classification and regression of texts, not for a {task.problem}."
+            )
+        check_file(path)
+        texts = texts_of(read_frame(path), self.text_columns, f"'{path}'")
+        key = torch.tensor([content_key(row) for row in texts], dtype=torch.int64)
+        unknown = torch.nan if task.problem == "regression" else -1
+        label = torch.full((len(texts),), unknown, dtype=self.examples("train").label.dtype)
+        return Examples(texts, torch.arange(len(texts)), key, label)
 
     def targets(self, split: SplitName, ids: Tensor) -> dict[str, Tensor]:
         """What metrics read besides the label, for the examples ``ids`` of a split."""
@@ -185,10 +222,10 @@ class TextData(LightningDataModule):
         self._readers = readers
         task = self.text_task
         if stage == "fit":
-            needed = [*needed, *(s for s in self.splits if s in ("router", "train"))]
+            needed = [*needed, *(s for s in self.splits if s in ("train", "transfer"))]
         for split in dict.fromkeys(needed):
             examples = self.examples(split)
-            if not examples.labelled and not self.all_splits:
+            if not examples.labelled and not self.all_splits and split != "transfer":
                 raise InputError(
                     f"{self.where(source_of(split))} has examples without labels, so nothing can be trained on or "
                     "evaluated with it. `elang predict` answers it, a benchmark's with --task in its submission format."
@@ -223,9 +260,15 @@ class TextData(LightningDataModule):
         return (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) // max(1, per_epoch)
 
     def loader(self, split: SplitName, shuffle: bool = False) -> DataLoader[Any]:
-        """This process's batches of a split: every example once, or a training epoch's where shuffled."""
+        """This process's batches of a split: every example once, or a training epoch's where shuffled.
+
+        Where shuffled, the transfer set is behind it, with ids that follow those of the training file.
+        """
         examples = self.examples(split)
         encoded = {name: found for (of, name), found in self._encoded.items() if of == split}
+        if shuffle and self.transfer:
+            examples = join_examples(examples, self.examples("transfer"), self.file_rows)
+            encoded = {name: found + self._encoded["transfer", name] for name, found in encoded.items()}
         lengths = next(iter(encoded.values())).lengths if encoded else torch.zeros(len(examples))
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         size = self.batch_size if shuffle else self.eval_batch_size

@@ -43,7 +43,6 @@ class Seq2SeqData(TextData):
         max_length: Tokens kept of a source; longer ones are cut and counted.
         max_target_length: Tokens kept of a reference and generated at most; what is cut is counted.
         routing_fraction: Share of the training file held out for choosing thresholds.
-        router_fraction: Share of it held out for training the router heads.
         max_words: Training pairs with more words on a side are dropped.
         max_ratio: Training pairs with a side so many times as long as the other, in words, are dropped.
         num_workers: Processes that assemble batches; 0 does it in the training process.
@@ -67,7 +66,6 @@ class Seq2SeqData(TextData):
         max_length: int = 128,
         max_target_length: int = 128,
         routing_fraction: float = 0.05,
-        router_fraction: float = 0.05,
         max_words: int | None = None,
         max_ratio: float | None = None,
         num_workers: int = 0,
@@ -86,7 +84,6 @@ class Seq2SeqData(TextData):
             max_length,
             routing_fraction,
             num_workers,
-            router_fraction,
             max_target_length,
         )
         self.source, self.target = source, target

@@ -40,6 +40,8 @@ class TextClassificationData(TextData):
         max_length: Tokens kept of an input; longer ones are cut and counted.
         routing_fraction: Share of the training file held out for choosing thresholds.
         num_workers: Processes that assemble batches; 0 does it in the training process.
+        transfer: A file of texts without labels, with the same text columns, which the Swift learns from the Super.
+        fold: ``k/K``: the k-th (from 0) of K parts is left out from training, and is all that is scored.
     """
 
     def __init__(
@@ -60,9 +62,12 @@ class TextClassificationData(TextData):
         max_length: int = 256,
         routing_fraction: float = 0.1,
         num_workers: int = 0,
+        transfer: str | None = None,
+        fold: str | None = None,
     ) -> None:
         files = given_files(train, validation, test)
-        super().__init__(files, batch_size, eval_batch_size, max_length, routing_fraction, num_workers)
+        sizes = (batch_size, eval_batch_size, max_length, routing_fraction, num_workers)
+        super().__init__(files, *sizes, transfer=transfer, fold=fold)
         self.text = [text] if isinstance(text, str) else text
         if len(self.text) not in (1, 2):
             raise InputError(f"A text or a pair of texts can be classified, but --data.text names {self.text}.")
@@ -123,6 +128,11 @@ class TextClassificationData(TextData):
                 ["pearson", "spearman"] if regression else ["accuracy"],
             ).plain(),
         )
+
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns that an unlabelled file has."""
+        return self.text
 
     def read(self, source: str) -> Examples:
         """All examples of one source, in its order."""

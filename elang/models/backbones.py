@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -182,6 +183,30 @@ def load_model(
     return found
 
 
+def load_masked(path: str) -> tuple[Any, Any, bool]:
+    """A masked language model, its tokenizer, and whether its head came with it.
+
+    Args:
+        path: A folder of ``transformers`` or a hub id, ``owner/name@revision``.
+
+    Raises:
+        InputError: If it cannot be loaded or its kind knows no masked words.
+    """
+    name, revision = _locate(path)
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            config = AutoConfig.from_pretrained(name, **options)
+            model, info = _pretrained(AutoModelForMaskedLM, name, config, options, output_loading_info=True)
+    except Exception as error:
+        raise InputError(
+            f"The model '{path}' cannot be loaded as a masked language model ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]}). Give an encoder such as BERT or MPNet."
+        ) from error
+    return model, tokenizer, not info["missing_keys"]
+
+
 def _text_to_text(backbone: Any, tokenizer: Any, task: TextTask, generate: bool, num_beams: int | None) -> TextModel:
     if task.problem == "sequence":
         return Seq2Seq(backbone, tokenizer, task, num_beams)
@@ -312,18 +337,16 @@ def _from_checkpoint(path: str, generate: bool, num_beams: int | None) -> TextMo
         found = _text_to_text(backbone, tokenizer, task, generate, num_beams)
     else:
         found = Classifier(AutoModelForSequenceClassification.from_config(config), tokenizer, task)
-    # Heads that are fitted after training are not finished in a checkpoint.
-    heads = about["router"] and task.problem != "sequence"
-    if heads:
+    if about["router"]:
         found.add_heads()
     prefix = "classifier."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    if not heads:
-        state = {k: v for k, v in state.items() if not k.startswith("heads.")}
     try:
         found.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(f"The checkpoint '{path}' does not fit the model that it describes: {error}") from error
+    # Router heads are fitted after training, so most checkpoints hold none.
+    found.drop_routers(unfitted=True)
     _limit_length(tokenizer, config)
     found.weights = Path(path)
     return found

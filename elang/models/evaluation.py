@@ -21,6 +21,7 @@ from elang.models.text_model import TextModel, sum_by_example
 from elang.models.text_to_text import TextToText
 from elang.quality import QUALITIES
 from elang.records import SUFFIXES, Records, join_records, read_records, source_of, write_records
+from elang.router import fold_of
 from elang.scores import check_finite, check_logits
 from elang.sequence_scores import SEQUENCE_SCORES
 from elang.text_quality import TEXT_METRICS
@@ -28,7 +29,7 @@ from elang.text_quality import TEXT_METRICS
 Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
-def answer_columns(model: TextModel) -> Columns:
+def answer_columns(model: TextModel, features: bool = False) -> Columns:
     """What :func:`answer_batch` finds out about an example: shapes and types, for an :class:`ExampleTable`."""
     value = torch.float64 if model.task.problem == "regression" else torch.int64
     names = ["flops"]
@@ -38,7 +39,13 @@ def answer_columns(model: TextModel) -> Columns:
         {"logits": ((len(model.label_names),), torch.float32), "prediction": ((), value), "tokens": ((), torch.int64)}
         | dict.fromkeys(names, ((), torch.float64))
         | dict.fromkeys(model.head_scores, ((), torch.float32))
+        | _feature_columns(model, features)
     )
+
+
+def _feature_columns(model: TextModel, features: bool) -> Columns:
+    heads = model.routers if features else {}
+    return {f"{name}_features": ((head.width,), torch.float32) for name, head in heads.items()}
 
 
 def answer_batch(
@@ -47,10 +54,22 @@ def answer_batch(
     order: list[int],
     temperature: float = 1.0,
     convention: FlopsConvention = "exact",
+    fold: Tensor | None = None,
+    features: bool = False,
 ) -> dict[str, Tensor]:
-    """Answer a batch: logits and predictions in the data's class order, tokens, cost and the heads' scores."""
+    """Answer a batch: logits and predictions in the data's class order, tokens, cost and the heads' scores.
+
+    Args:
+        model: The model.
+        inputs: Its inputs.
+        order: Where each of the data's classes stands among its logits.
+        temperature: Of the scores.
+        convention: How cost is counted.
+        fold: Of examples that the router heads may have learned from.
+        features: Also what each router head reads.
+    """
     answer = model(inputs)
-    scores = model.scores(answer, temperature)
+    scores = model.scores(answer, temperature, fold)
     prediction = answer.prediction
     if model.task.problem != "regression":
         place = torch.tensor(order, device=prediction.device).argsort()
@@ -64,6 +83,7 @@ def answer_batch(
         "tokens": tokens,
         **{name: cost.to(tokens.device) for name, cost in model.flops(inputs, convention, answer.steps).items()},
         **{name: scores[name] for name in model.head_scores},
+        **({f"{name}_features": x for name, x in model.router_features(answer).items()} if features else {}),
     }
 
 
@@ -73,8 +93,7 @@ def generated_columns(model: Seq2Seq, features: bool = False, top_k: int = 0) ->
     columns |= dict.fromkeys(("flops", "early_flops", "score_flops"), ((), torch.float64))
     columns |= dict.fromkeys(model.head_scores, ((), torch.float32))
     columns |= {"ids": ((model.max_new_tokens,), torch.int32), "scores": ((len(SEQUENCE_SCORES),), torch.float32)}
-    if features:
-        columns |= {f"{name}_features": ((size,), torch.float32) for name, size in model.feature_sizes.items()}
+    columns |= _feature_columns(model, features)
     if top_k:
         places = (model.max_new_tokens, top_k)
         columns |= {"top_ids": (places, torch.int32), "top_log_probs": (places, torch.float32)}
@@ -94,6 +113,7 @@ def generated_batch(
     convention: FlopsConvention = "exact",
     features: bool = False,
     top_k: int = 0,
+    fold: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Generate a batch's texts: their tokens, padded with -1, steps, scores, cost.
 
@@ -103,11 +123,12 @@ def generated_batch(
         convention: How cost is counted.
         features: Also what each router head reads.
         top_k: Also so many of the most probable tokens at each place of the references, which distillation needs.
+        fold: Of examples that the router heads may have learned from.
     """
     source = model.encode(inputs)
     made = model.generate(source)
     tokens = inputs["attention_mask"].sum(-1)
-    scores = model.late_scores(source, made) | model.early_scores(source)
+    scores = model.late_scores(source, made, fold) | model.early_scores(source, fold)
     found = {
         "tokens": tokens,
         "steps": made.steps,
@@ -116,7 +137,7 @@ def generated_batch(
         **{name: cost.to(tokens.device) for name, cost in model.flops(inputs, convention, made.steps).items()},
         **{name: scores[name] for name in model.head_scores},
     }
-    if features:
+    if features and model.routers:
         found |= {"router_features": model.after_features(source, made), "encoder_router_features": source.features}
     if top_k:
         # An example without a reference, of a test file, has one padded place.
@@ -203,14 +224,15 @@ class EvaluationModule(LightningModule):
         if not len(batch["id"]):
             return
         columns = {name: batch[name] for name in ("id", "key", "label")}
+        # Router heads learned on this slice.
+        fold = fold_of(batch["key"]) if split == "routing" else None
         for name in self.models:
             model = self.model(name)
             if isinstance(model, Seq2Seq):
-                found = generated_batch(model, batch[name], self.flops_convention, top_k=self.top_k)
+                found = generated_batch(model, batch[name], self.flops_convention, top_k=self.top_k, fold=fold)
             else:
-                found = answer_batch(
-                    model, batch[name], self.class_order[name], self.temperature, self.flops_convention
-                )
+                order, costs = self.class_order[name], self.flops_convention
+                found = answer_batch(model, batch[name], order, self.temperature, costs, fold)
             columns |= {f"{name}_{column}": values for column, values in found.items()}
         self._tables[split].update(**columns)
 
@@ -357,7 +379,7 @@ class ScoreModule(EvaluationModule):
         if isinstance(model, Seq2Seq):
             about |= {"num_beams": model.num_beams, "top_k": self.top_k, "vocabulary": model.vocabulary}
         if model.manifest is not None:
-            about |= {name: getattr(model.manifest, name) for name in ("routing_fraction", "router_fraction")}
+            about["routing_fraction"] = model.manifest.routing_fraction
         write_records(self.output, merged, self.label_names, **about)
         self.print(f"the records are in {self.output}")
 

@@ -24,17 +24,16 @@ from elang.quality import QUALITIES, QualityName
 from elang.scores import check_logits
 
 
-def check_held_out(data: Any, about: dict[str, Any], who: str, router: bool = False) -> None:
-    """Refuse slices of the training file that a model was trained on.
+def check_held_out(data: Any, about: dict[str, Any], who: str) -> None:
+    """Refuse a slice of the training file that a model was trained on.
 
     Args:
         data: The data module.
-        about: What is known of the model: ``routing_fraction`` and ``router_fraction``, or nothing.
+        about: What is known of the model: its ``routing_fraction``, or nothing.
         who: Its name in the message.
-        router: Whether the router's slice is used, too.
 
     Raises:
-        InputError: With the largest slices that there may be.
+        InputError: With the largest slice that there may be.
     """
     routing = about.get("routing_fraction")
     if routing is None:
@@ -43,12 +42,6 @@ def check_held_out(data: Any, about: dict[str, Any], who: str, router: bool = Fa
         raise InputError(
             f"--data.routing_fraction is {data.routing_fraction}, but {who} was trained with {routing}: part of the "
             f"slice was trained on. Give --data.routing_fraction {routing} or less."
-        )
-    held_out = routing + about.get("router_fraction", 0.0)
-    if router and data.routing_fraction + data.router_fraction > held_out + 1e-9:
-        raise InputError(
-            f"--data.routing_fraction and --data.router_fraction are {data.routing_fraction + data.router_fraction:g} "
-            f"together, but {who} held out {held_out:g}: part of the router's slice was trained on. Give less."
         )
 
 
@@ -132,6 +125,15 @@ class FinetuneModule(LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(self.classifier, Seq2Seq) and data is not None:
             self.classifier.limit_new_tokens(data.max_target_length)
+        if stage == "fit" and getattr(data, "transfer", None):
+            self._check_transfer(data)
+
+    def _check_transfer(self, data: Any) -> None:
+        """Refuse texts without labels."""
+        raise InputError(
+            f"--data.transfer '{data.transfer}' is text without labels, which only a SwiftModule learns from: leave it "
+            "out here."
+        )
 
     def _wants_router(self) -> bool:
         return False
@@ -292,7 +294,6 @@ class FinetuneModule(LightningModule):
             label_names=self.label_names,
             task=self.task.plain(),
             routing_fraction=getattr(data, "routing_fraction", 0.0),
-            router_fraction=getattr(data, "router_fraction", 0.0),
             max_length=getattr(data, "max_length", 512),
             max_target_length=getattr(data, "max_target_length", 128),
             num_beams=self.classifier.num_beams if isinstance(self.classifier, Seq2Seq) else 1,

@@ -194,6 +194,7 @@ class JointModule(EvaluationModule):
                 max_length=data.max_length,
                 max_target_length=data.max_target_length,
                 num_beams=swift.num_beams if isinstance(swift, Seq2Seq) else 1,
+                router=self.manifest.router if swift and self.manifest else {},
                 thresholds=choose_thresholds(pairs["routing"], primary, ROUTING_SLICE),
             )
             thresholds = self.thresholds_manifest.thresholds

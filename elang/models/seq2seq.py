@@ -19,8 +19,8 @@ from elang.data.batches import IGNORED
 from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.models.text_model import Answer, TextModel
-from elang.router import GainRegression, masked_mean
-from elang.sequence_scores import SEQUENCE_SCORES, sequence_scores, token_scores
+from elang.router import RouterHead, masked_mean
+from elang.sequence_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES, sequence_scores, token_scores
 
 _UNSUPPORTED = {
     "fsmt": "its decoder sees later tokens where it is run without a cache",
@@ -153,29 +153,31 @@ class Seq2Seq(TextModel):
     @property
     def head_scores(self) -> list[str]:
         """Names of the scores that its heads give, the one before the decoder last."""
-        return ["router", "encoder_router"] if self.heads else []
+        return [name for name in ("router", "encoder_router") if name in self.heads]
 
     def compiled_parts(self) -> list[torch.nn.Module]:
         """The encoder is run by itself, and its output is then given to the whole."""
         return [self.backbone.get_encoder(), self.backbone]
 
-    @property
-    def feature_sizes(self) -> dict[str, int]:
-        """How many features each router head reads."""
-        width: int = self.backbone.get_encoder().config.hidden_size
-        return {"router": len(SEQUENCE_SCORES) + 2, "encoder_router": width + 1}
-
     def add_heads(self) -> None:
         """Give it a router head on either side of the decoder, untrained."""
-        for name, size in self.feature_sizes.items():
-            self.heads[name] = GainRegression(size)
+        width: int = self.backbone.get_encoder().config.hidden_size
+        self.heads["router"] = RouterHead(len(SEQUENCE_SCORES) + 2)
+        self.heads["encoder_router"] = RouterHead(width + 1, width)
+
+    def candidates(self, name: str) -> tuple[dict[str, list[int]] | None, str | None]:
+        """What a router head may read."""
+        if name == "encoder_router":
+            return None, None
+        single = {SEQUENCE_DEFAULT: [SEQUENCE_SCORES.index(SEQUENCE_DEFAULT)]}
+        return single | {"token scores and lengths": list(range(self.routers[name].width))}, SEQUENCE_DEFAULT
 
     def encode(self, inputs: dict[str, Tensor]) -> Source:
         """Run the encoder."""
         mask = inputs["attention_mask"]
         encoder = self.backbone.get_encoder()
         hidden = encoder(input_ids=inputs["input_ids"], attention_mask=mask, return_dict=True).last_hidden_state
-        features = torch.cat([masked_mean(hidden, mask).detach().float(), mask.sum(1, keepdim=True).log()], 1)
+        features = torch.cat([mask.sum(1, keepdim=True).log(), masked_mean(hidden, mask).detach().float()], 1)
         return Source(hidden, mask, features)
 
     def _decode(self, source: Source, **decoder: Tensor) -> Tensor:
@@ -257,18 +259,19 @@ class Seq2Seq(TextModel):
 
     def after_features(self, source: Source, made: Generated) -> Tensor:
         """What the router after the decoder reads, float32 ``(B, 26)``: all scores, logs of both lengths."""
-        lengths = torch.stack([made.steps.float().log(), source.features[:, -1]], 1)
+        lengths = torch.stack([made.steps.float().log(), source.features[:, 0]], 1)
         return torch.cat([made.scores, lengths], 1)
 
-    def early_scores(self, source: Source) -> dict[str, Tensor]:
-        """The scores that are known before the decoder runs."""
-        return {"encoder_router": self.heads["encoder_router"](source.features)} if self.heads else {}
+    def early_scores(self, source: Source, fold: Tensor | None = None) -> dict[str, Tensor]:
+        """The scores that are known before the decoder runs; ``fold`` as in :class:`elang.router.RouterHead`."""
+        heads = self.routers
+        return {"encoder_router": heads["encoder_router"](source.features, fold)} if "encoder_router" in heads else {}
 
-    def late_scores(self, source: Source, made: Generated) -> dict[str, Tensor]:
+    def late_scores(self, source: Source, made: Generated, fold: Tensor | None = None) -> dict[str, Tensor]:
         """The scores that the decoder is needed for, each ``(B,)``; larger is harder."""
         found = dict(zip(SEQUENCE_SCORES, made.scores.unbind(1), strict=True))
-        if self.heads:
-            found["router"] = self.heads["router"](self.after_features(source, made))
+        if "router" in self.heads:
+            found["router"] = self.routers["router"](self.after_features(source, made), fold)
         return found
 
     def flops(

@@ -1,6 +1,7 @@
 """The Swift's training: task loss, distillation, energy margin and router head."""
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,41 +11,52 @@ from torch import Tensor
 from elang.data.format import TaskFields
 from elang.errors import InputError
 from elang.evaluate import ROUTING_SLICE, choose_thresholds, pair_answers, reward, share_thresholds
-from elang.losses import MARGINS, MarginKind, distillation
+from elang.losses import MarginKind
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
+from elang.models.backbones import load_model
 from elang.models.evaluation import answer_batch, answer_columns, generated_batch, generated_columns
 from elang.models.finetune import FinetuneModule, check_held_out
+from elang.models.hidden_lessons import HiddenLessons
+from elang.models.label_lessons import Hard, LabelLessons
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_lessons import Distill, TextLessons
 from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
 from elang.quality import QualityName
 from elang.records import Records, read_records
-from elang.scores import SCORES, all_scores, free_energy
+from elang.router import fold_of
+from elang.scores import BEFORE_DECODER, SCORES, all_scores
 from elang.sequence_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
 
 
 class SwiftModule(FinetuneModule):
-    """Fine-tunes the Swift: ``task + w_d * distillation + w_m * energy margin + w_r * router``.
+    """Fine-tunes the Swift: ``task + w_d * distillation + w_m * energy margin + w_h * hidden states``, then its router.
 
-    A term whose weight is 0 is off. The Super itself is never loaded: its cached answers are enough
-    (``elang score`` writes them). After training, thresholds are chosen on the routing slice and written with the
-    model.
+    A term whose weight is 0 is off. The Super's cached answers are enough (``elang score`` writes them); it is run
+    beside the Swift only where hidden states are distilled. After training the router heads are fitted and thresholds
+    chosen on the routing slice, and written with the model.
 
     Args:
         model: As in :class:`elang.FinetuneModule`, like all that is not listed here.
         label_names: Class names in order; the command line takes them from the data.
-        super_records: The Super's answers to the training file.
+        super_records: The Super's answers to the training file (and to the transfer set, if there is one).
         layers: Keep only the first so many layers.
+        task_weight: Weight of the task's own loss.
         distill_weight: Weight of the distillation from the Super's logits.
         distill_temperature: Its temperature (not of tokens or texts, which are learned as they are).
-        margin_weight: Weight of the energy margin.
-        margin: Its form: ``pairwise`` or ``ranking`` (of means) with a gap of 0.3, ``hinge`` (squared).
-        router_weight: Weight of the router head's loss; it does not disturb the rest, whose features it detaches. Of a
-            model that generates texts, whose heads are fitted after all else, only whether it is 0 matters.
-        hard: Which examples are hard: where only the Super is right (``gain``), or wherever the Swift is wrong
-            (``error``, which needs no Super).
+        margin_weight: Weight of the margin between easy and hard examples.
+        margin: Its form, of energies: ``pairwise`` or ``ranking`` (of means, COSEE) with a gap of 0.3, ``hinge``
+            (squared); of confidences: ``confidence`` (pairwise, CascadeBERT); or ``gatekeeper``.
+        router: Whether it gets router heads.
+        hard: Which examples are hard: where only the Super is right (``gain``), wherever the Swift is wrong
+            (``error``, which needs no Super), or by how much more probable the Super finds the label (``soft_gain``).
+        out_of_fold: Records of Swifts that were trained without the examples (`elang crossfit` writes them): what is
+            hard is told by them, not by this Swift, which comes to know its training file.
+        hidden_weight: Weight of the distillation of the Super's hidden states, for which it is loaded.
+        super_model: The Super, for that.
+        layer_map: The Super's layer for the Swift's embeddings and each of its layers (0 its embeddings, -1 none); by
+            default spread evenly.
         score: The score that routes by default: the free energy; in a regression, where energy means nothing, the
             router's; of generated texts that of the router before the decoder or, without heads, ``nll_mean``. For an
             encoder-decoder those that start with ``encoder_`` decide before its decoder runs.
@@ -52,8 +64,7 @@ class SwiftModule(FinetuneModule):
         detach_router: The encoder stays frozen to the head on its output (encoder-decoders).
         distill: Of models that generate texts: ``token``, from the Super's most probable tokens at each place of the
             reference (`elang score --model.top_k 8` keeps them, of the same vocabulary), or ``sequence``, from the
-            Super's texts, which may be of any vocabulary. There the router heads learn after all else, on a slice of
-            the training file that is held out for them.
+            Super's texts, which may be of any vocabulary.
     """
 
     def __init__(
@@ -63,12 +74,17 @@ class SwiftModule(FinetuneModule):
         task: TaskFields | None = None,
         super_records: str | None = None,
         layers: int | None = None,
+        task_weight: float = 1.0,
         distill_weight: float = 1.0,
         distill_temperature: float = 2.0,
         margin_weight: float = 0.1,
         margin: MarginKind = "pairwise",
-        router_weight: float = 1.0,
-        hard: Literal["gain", "error"] = "gain",
+        router: bool = True,
+        hard: Hard = "gain",
+        out_of_fold: str | None = None,
+        hidden_weight: float = 0.0,
+        super_model: str | None = None,
+        layer_map: list[int] | None = None,
         score: str | None = None,
         temperature: float = 1.0,
         lr: float = 5e-5,
@@ -84,19 +100,23 @@ class SwiftModule(FinetuneModule):
         num_beams: int | None = None,
         distill: Distill = "sequence",
     ) -> None:
-        for name, weight in (
-            ("distill", distill_weight),
-            ("margin", margin_weight),
-            ("router", router_weight),
-        ):
+        self.weights = {
+            "task": task_weight,
+            "distill": distill_weight,
+            "margin": margin_weight,
+            "hidden": hidden_weight,
+        }
+        for name, weight in self.weights.items():
             if weight < 0:
                 raise InputError(f"--model.{name}_weight must be 0 (off) or positive, but it is {weight}.")
-        if super_records is None and (distill_weight > 0 or hard == "gain"):
+        if super_records is None and (distill_weight > 0 or hard != "error"):
             raise InputError(
-                "Distillation and hard='gain' need the Super's answers, but --model.super_records is not set. Make "
+                f"Distillation and hard='{hard}' need the Super's answers, but --model.super_records is not set. Make "
                 "them with `elang score`, or set --model.distill_weight 0 --model.hard error."
             )
-        self._has_router = router_weight > 0
+        if hidden_weight > 0 and super_model is None:
+            raise InputError("The distillation of hidden states runs the Super: set --model.super_model.")
+        self._has_router = router
         super().__init__(
             model,
             label_names,
@@ -114,207 +134,218 @@ class SwiftModule(FinetuneModule):
             num_beams,
         )
         self.save_hyperparameters()
-        regression = self.task.problem == "regression"
-        scores = {"regression": [], "sequence": SEQUENCE_SCORES}.get(self.task.problem, SCORES)
+        regression, sequence = (self.task.problem == kind for kind in ("regression", "sequence"))
+        scores: Iterable[str] = [] if regression else SEQUENCE_SCORES if sequence else SCORES
         # Of generated texts the routers alone were better than chance, and the one before the decoder spares it.
-        texts = "encoder_router" if self._has_router else SEQUENCE_DEFAULT
-        score = score or {"regression": "router", "sequence": texts}.get(self.task.problem, "free_energy")
+        texts = "encoder_router" if router else SEQUENCE_DEFAULT
+        score = score or ("router" if regression else texts if sequence else "free_energy")
         known = [*scores, *self.classifier.head_scores]
         if score not in known:
             why = "Energy means nothing for a regression's single output. " if regression else ""
             raise InputError(
                 f"This Swift has no score '{score}'. {why}Choose one of {', '.join(known) or 'none'}; the router's "
-                "need a --model.router_weight above 0."
+                "need --model.router true."
             )
-        if regression and (super_records is None or hard == "error"):
+        if regression and (super_records is None or hard != "gain"):
             raise InputError(
                 "In a regression the router learns where the Super is nearer, so it needs --model.super_records and "
                 "--model.hard gain."
             )
+        if sequence and (hard == "soft_gain" or out_of_fold is not None):
+            raise InputError("Tokens are hard by `gain` or `error`, and on the fly: leave out --model.out_of_fold.")
         if isinstance(self.classifier, TextToText):
             self.classifier.detach = detach_router
-        self.super_records = super_records
-        self.weights = {"distill": distill_weight, "margin": margin_weight, "router": router_weight}
-        self.distill_temperature, self.margin, self.hard = distill_temperature, MARGINS[margin], hard
+        self.super_records, self.hard = super_records, hard
         self.score, self.temperature = score, temperature
-        self.lessons: TextLessons | None = None
+        self.hidden: HiddenLessons | None = None
+        if hidden_weight > 0 and super_model is not None:
+            self.hidden = HiddenLessons(self.classifier, load_model(super_model), layer_map)
+            self.classifier.want_states = True
+        self.lessons: TextLessons | LabelLessons | None = None
         self.super_vocabulary: str | None = None
         self.records: Records | None = None
-        self.super_logits: Tensor
-        self.super_prediction: Tensor
 
     def _wants_router(self) -> bool:
         return self._has_router
 
     def _wants_logits(self) -> bool:
-        return any(self.weights.values())
+        return self._has_router or any(self.weights[name] for name in ("distill", "margin"))
+
+    @property
+    def readers(self) -> dict[str, Any]:
+        """How the model reads, and the Super where it is run beside it."""
+        return super().readers | ({"super": self.hidden.super_.reader} if self.hidden is not None else {})
 
     def setup(self, stage: str) -> None:
         """Load the Super's answers and check that they are answers to this training file."""
+        data: Any = getattr(self.trainer, "datamodule", None)
         super().setup(stage)
         if stage != "fit":
             return
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if self.task.problem == "sequence" and self.classifier.heads and not data.router_fraction:
+        if self.score in ("router", *BEFORE_DECODER) and data is not None and "routing" not in data.splits:
             raise InputError(
-                "The router heads learn on a slice of the training file: set --data.router_fraction above 0, or "
-                "--model.router_weight 0 to have none."
+                f"The score '{self.score}' is learned on a slice of the training file: set --data.routing_fraction "
+                "above 0, or another --model.score."
             )
+        known: dict[str, Records] = {}
         if self.super_records is not None:
-            self._read_super(self.super_records, data)
+            known = self._read_super(self.super_records, data)
+            self.records = known["train"]
         if isinstance(self.classifier, Seq2Seq):
-            options = self.hparams
-            self.lessons = TextLessons(
-                self.classifier,
-                self.records,
-                self.super_records,
-                self.weights,
-                options["distill"],
-                options["margin"],
-                self.hard,
-                self.temperature,
-                getattr(data, "max_target_length", self.classifier.max_new_tokens),
-                self.super_vocabulary == self.classifier.vocabulary,
-            )
-        elif self.records is not None:
-            self._keep_super(self.records)
+            self.lessons = self._text_lessons(self.classifier, data)
+            return
+        other = None
+        if path := self.hparams["out_of_fold"]:
+            folds, _ = read_records(path, self.label_names, self.task.problem)
+            if "train" not in folds:
+                raise InputError(f"'{path}' has no answers to the training file, only to {', '.join(folds)}.")
+            other = folds["train"]
+            if data is not None:
+                examples = data.examples("train")
+                other.rows(examples.id, examples.key, f"The records out of fold '{path}'")
+        options = self.hparams
+        self.lessons = LabelLessons(
+            self.task.problem,
+            self.weights,
+            options["margin"],
+            self.hard,
+            self.temperature,
+            options["distill_temperature"],
+            [*known.values()],
+            other,
+            self.super_records,
+            data.file_rows if data is not None and getattr(data, "transfer", None) else None,
+        )
+        if self.hidden is not None and data is not None:
+            self.hidden.compare_tokenizers(self.classifier.reader, data.examples("train").texts)
 
-    def _read_super(self, path: str, data: Any) -> None:
+    def _text_lessons(self, model: Seq2Seq, data: Any) -> TextLessons:
+        return TextLessons(
+            model,
+            self.records,
+            self.super_records,
+            self.weights,
+            self.hparams["distill"],
+            self.hparams["margin"],
+            self.hard,
+            self.temperature,
+            getattr(data, "max_target_length", model.max_new_tokens),
+            self.super_vocabulary == model.vocabulary,
+        )
+
+    def _read_super(self, path: str, data: Any) -> dict[str, Records]:
+        """The Super's answers to the training file and the transfer set."""
         splits, about = read_records(path, self.label_names, self.task.problem)
-        if "train" not in splits:
+        needed = ["train", *(["transfer"] if getattr(data, "transfer", None) else [])]
+        if missing := [split for split in needed if split not in splits]:
+            what = {"train": "the training file", "transfer": "the transfer set"}[missing[0]]
             raise InputError(
-                f"'{path}' has no answers to the training file, only to {', '.join(splits)}. Score it "
-                "with `elang score`."
+                f"'{path}' has no answers to {what}, only to {', '.join(splits)}. Score it with `elang score`."
             )
-        self.records = splits["train"]
-        for split in ("train", "routing", "router") if data is not None else ():
+        for split in ("train", "routing", "transfer") if data is not None else ():
             if split in data.splits:
                 examples = data.examples(split)
-                self.records.rows(examples.id, examples.key, f"The Super's records '{path}'")
+                source = "transfer" if split == "transfer" else "train"
+                splits[source].rows(examples.id, examples.key, f"The Super's records '{path}'")
         self.super_vocabulary = about.get("vocabulary")
         if data is not None:
-            check_held_out(data, about, f"the Super of '{path}'", router=bool(self.classifier.heads))
+            check_held_out(data, about, f"the Super of '{path}'")
+        return {split: splits[split] for split in needed}
 
-    def _keep_super(self, records: Records) -> None:
-        """Lay the Super's answers out by id."""
-        if records.logits is None and self.weights["distill"] > 0:
+    def _check_transfer(self, data: Any) -> None:
+        if self.super_records is None or self.weights["distill"] == 0:
             raise InputError(
-                f"'{self.super_records}' has predictions but no logits, which distillation needs. Set "
-                "--model.distill_weight 0."
+                "--data.transfer is text without labels, which is learned from the Super: set --model.super_records "
+                "and a --model.distill_weight above 0."
             )
-        size, answers = int(records.id.max()) + 1, records.prediction
-        prediction = torch.full((size,), -1, dtype=answers.dtype).index_copy(0, records.id, answers)
-        # Plain tensors, for DDP would send buffers round at every step.
-        self.super_prediction = prediction
-        if records.logits is not None:
-            logits = torch.zeros(size, len(self.label_names)).index_copy(0, records.id, records.logits)
-            self.super_logits = logits
 
     def on_fit_start(self) -> None:
         """Bring the Super's answers to the device."""
-        if self.records is not None and self.lessons is None:
-            self.super_prediction = self.super_prediction.to(self.device)
-            if self.records.logits is not None:
-                self.super_logits = self.super_logits.to(self.device)
+        if isinstance(self.lessons, LabelLessons):
+            self.lessons.to(self.device)
+        if self.hidden is not None:
+            self.hidden.super_.to(self.device)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One step of training."""
+        if isinstance(self.lessons, LabelLessons):
+            batch["label"] = self.lessons.labels(batch)
+        return super().training_step(batch, batch_idx)
 
     def loss(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
         """The terms of the loss, each with its weight."""
-        terms = super().loss(batch, answer)
-        if self.lessons is not None:
+        terms = {name: self.weights["task"] * term for name, term in super().loss(batch, answer).items()}
+        if isinstance(self.lessons, TextLessons):
             return terms | self.lessons.terms(batch, answer)
-        hard, importance = self._hard(batch, answer)
-        # The head on the encoder's output learns what the decoder does, where it has the same classes.
-        outputs = [answer.logits, *([answer.early] if self._same_classes(answer) and answer.early is not None else [])]
-        if self.weights["distill"] > 0:
-            target = self.super_logits[batch["id"]]
-            if self.task.problem == "regression":
-                close = [F.mse_loss(logits, target) for logits in outputs]
-            else:
-                close = [distillation(logits, target, self.distill_temperature) for logits in outputs]
-            terms["distill"] = self.weights["distill"] * torch.stack(close).sum()
-        if self.weights["margin"] > 0 and self.task.problem != "regression":
-            gaps = [self.margin(free_energy(logits, self.temperature), hard) for logits in outputs]
-            terms["margin"] = self.weights["margin"] * torch.stack(gaps).sum()
-        if answer.pooled is not None:
-            terms["router"] = self.weights["router"] * self._router_loss(batch, answer, hard, importance)
+        assert self.lessons is not None
+        terms |= self.lessons.terms(batch, answer, self._same_classes(answer))
+        if self.hidden is not None:
+            assert answer.states is not None
+            close = self.hidden(answer.states, batch["model"]["attention_mask"], batch["super"])
+            terms["hidden"] = self.weights["hidden"] * close
+        if answer.early is not None:
+            terms["encoder"] = self._encoder_loss(batch, answer, answer.early)
         return terms
 
     def _same_classes(self, answer: Answer) -> bool:
         own = self.task.problem == "choice" and not self.task.answers
         return answer.early is not None and answer.early.shape == answer.logits.shape and not own
 
-    def _hard(self, batch: dict[str, Any], answer: Answer) -> tuple[Tensor, Tensor]:
-        """Which examples of a batch are hard, and how much each of them matters, both ``(B,)``."""
-        label, targets, problem = batch["label"], batch["targets"], self.task.problem
-        prediction = answer.logits.detach()[:, 0].double() if problem == "regression" else answer.logits.argmax(-1)
-        swift = reward(prediction, label, targets, problem)
-        if self.hard == "error":
-            return swift < 1, torch.ones_like(swift)
-        gain = reward(self.super_prediction[batch["id"]], label, targets, problem) - swift
-        # In a regression nearly every answer is a little nearer; what is at stake tells where it matters.
-        importance = gain.abs() / gain.abs().mean().clamp_min(1e-12)
-        return gain > 0, importance if problem == "regression" else torch.ones_like(gain)
-
-    def _router_loss(self, batch: dict[str, Any], answer: Answer, hard: Tensor, importance: Tensor) -> Tensor:
-        heads, pooled, early = self.classifier.heads, answer.pooled, answer.early
-        terms = [heads["router"](pooled, answer.logits)]
-        if early is not None:
-            terms.append(heads["encoder_router"](pooled, early))
-        losses = [F.binary_cross_entropy_with_logits(t, hard.to(t), importance.to(t)) for t in terms]
-        if early is not None and self.task.problem == "regression":
-            losses.append(F.mse_loss(early[:, 0], batch["label"].to(early)))
-        elif early is not None and self._same_classes(answer):
-            losses.append(F.cross_entropy(early, batch["label"]))
-        elif early is not None:
-            # Candidates of each example's own are no classes; the head tells whether the answer will do.
-            losses.append(F.cross_entropy(early, hard.long()))
-        return torch.stack(losses).sum()
+    def _encoder_loss(self, batch: dict[str, Any], answer: Answer, early: Tensor) -> Tensor:
+        """The loss of the head on an encoder's output."""
+        if self.task.problem == "regression":
+            return F.mse_loss(early[:, 0], batch["label"].to(early))
+        if self._same_classes(answer):
+            return F.cross_entropy(early, batch["label"])
+        # Candidates of each example's own are no classes; the head tells whether the answer will do.
+        assert isinstance(self.lessons, LabelLessons)
+        return F.cross_entropy(early, (self.lessons.hardness(batch, answer) > 0.5).long())
 
     def thresholds(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Choose thresholds for every score on the routing slice, answered by the final weights in float32."""
+        """Fit the router heads and choose thresholds for every score, both on the routing slice.
+
+        It is answered by the final weights in float32.
+        """
         data: Any = getattr(self.trainer, "datamodule", None)
-        if data is not None and isinstance(self.classifier, Seq2Seq):
-            self._fit_heads(self.classifier, data)
+        self.router_report: dict[str, dict[str, Any]] = {}
+        model = self.classifier
         if data is None or "routing" not in getattr(data, "splits", ()):
-            rank_zero_info("there is no routing slice: no thresholds were chosen")
+            rank_zero_info("there is no routing slice: no router heads were fitted and no thresholds were chosen")
+            model.drop_routers()
             return {}
-        if isinstance(self.classifier, Seq2Seq):
-            return self._sequence_thresholds(self.classifier, data)
         table = self._answer(data.loader("routing"))
-        heads = {name: table[name] for name in self.classifier.head_scores}
-        if self.records is None:
-            return share_thresholds(all_scores(table["logits"], self.temperature) | heads, ROUTING_SLICE)
-        rows = self.records.rows(table["id"], table["key"])
-        super_ = Records(
-            table["id"],
-            self.records.prediction[rows],
-            flops=None if self.records.flops is None else self.records.flops[rows],
-        )
-        swift = Records(table["id"], table["prediction"], table["logits"], flops=table["flops"])
-        targets = data.targets("routing", table["id"])
-        answers = pair_answers(
-            table, swift, super_, self.task.problem, self.temperature, heads, table.get("early_flops"), targets
-        )
-        return choose_thresholds(answers, self.quality, ROUTING_SLICE)
-
-    def _fit_heads(self, model: Seq2Seq, data: Any) -> None:
-        """Fit the router heads of a model that generates texts, on their slice."""
-        assert self.lessons is not None
-        if model.heads:
-            table = self._answer(data.loader("router"))
-            self.lessons.fit_heads([self.quality.name], table, data.references("router", table["id"]))
-
-    def _sequence_thresholds(self, model: Seq2Seq, data: Any) -> dict[str, dict[str, dict[str, Any]]]:
-        assert self.lessons is not None
-        table = self._answer(data.loader("routing"))
-        heads = {name: table[name] for name in model.head_scores}
-        targets, super_ = self.lessons.targets([self.quality.name], table, data.references("routing", table["id"]))
-        if super_ is None:
+        rows = None if self.records is None else self.records.rows(table["id"], table["key"])
+        super_ = None if self.records is None or rows is None else self.records.take(rows)
+        score_flops = None
+        if isinstance(model, Seq2Seq):
+            assert isinstance(self.lessons, TextLessons)
+            targets = self.lessons.targets([self.quality.name], table, data.references("routing", table["id"]), super_)
+            gain = (targets["worth"][:, 1] if super_ is not None else 0) - targets["worth"][:, 0]
+            swift = Records(table["id"], torch.zeros_like(table["id"]), flops=table["flops"], scores=table["scores"])
             scores = dict(zip(SEQUENCE_SCORES, table["scores"].unbind(1), strict=True))
+            score_flops = table["score_flops"]
+        else:
+            targets = data.targets("routing", table["id"])
+            own = reward(table["prediction"], table["label"], targets, self.task.problem)
+            gain = 1 - own
+            if super_ is not None:
+                gain = reward(super_.prediction, table["label"], targets, self.task.problem) - own
+            swift = Records(table["id"], table["prediction"], table["logits"], flops=table["flops"])
+            scores = {} if self.task.problem == "regression" else all_scores(table["logits"], self.temperature)
+        heads = {name: table[name] for name in model.head_scores if name not in model.routers}
+        for name, head in model.routers.items():
+            features = table[f"{name}_features"]
+            self.router_report[name] = head.fit(features, gain, table["key"], *model.candidates(name))
+            rank_zero_info(f"{name}: reads {self.router_report[name]['reads']}: {self.router_report[name]['why']}")
+            place = head.bias.device
+            heads[name] = head(features.to(place), fold_of(table["key"]).to(place)).to(features.device)
+        # In the order that they are listed in.
+        heads = {name: heads[name] for name in model.head_scores}
+        if super_ is None:
             return share_thresholds(scores | heads, ROUTING_SLICE)
-        swift = Records(table["id"], torch.zeros_like(table["id"]), flops=table["flops"], scores=table["scores"])
-        costs = (table["early_flops"], targets, table["score_flops"])
-        answers = pair_answers(table, swift, super_, "sequence", self.temperature, heads, *costs)
+        super_ = Records(table["id"], super_.prediction, flops=super_.flops)
+        costs = (table.get("early_flops"), targets, score_flops)
+        answers = pair_answers(table, swift, super_, self.task.problem, self.temperature, heads, *costs)
         return choose_thresholds(answers, self.quality, ROUTING_SLICE)
 
     @torch.no_grad()
@@ -322,10 +353,10 @@ class SwiftModule(FinetuneModule):
         """This process's batches of a split, gathered with those of all others."""
         value = torch.float64 if self.task.problem == "regression" else torch.int64
         model = self.classifier
-        own = generated_columns(model, features=True) if isinstance(model, Seq2Seq) else answer_columns(model)
+        own = generated_columns(model, True) if isinstance(model, Seq2Seq) else answer_columns(model, True)
         columns = {"key": ((), torch.int64), "label": ((), value), **own}
         table = ExampleTable(columns).to(self.device)
-        self.classifier.eval()
+        model.eval()
         order = list(range(len(self.label_names)))
         for batch in loader:
             if not len(batch["id"]):
@@ -335,11 +366,11 @@ class SwiftModule(FinetuneModule):
             if isinstance(model, Seq2Seq):
                 table.update(**row, **generated_batch(model, inputs, features=True))
             else:
-                table.update(**row, **answer_batch(model, inputs, order, self.temperature))
+                table.update(**row, **answer_batch(model, inputs, order, self.temperature, features=True))
         return table.compute()
 
     def manifest(self) -> Manifest:
         """Describe the finished Swift."""
         manifest = super().manifest()
-        manifest.score, manifest.temperature = self.score, self.temperature
+        manifest.score, manifest.temperature, manifest.router = self.score, self.temperature, self.router_report
         return manifest

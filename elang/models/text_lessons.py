@@ -1,10 +1,9 @@
-"""What a Swift that generates texts learns besides its task: from the Super's texts and tokens, and for its router."""
+"""What a Swift that generates texts learns besides its task, from the Super's texts and tokens."""
 
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from elang.data.batches import IGNORED, EncodedTexts, encode, padded_answers
@@ -14,8 +13,6 @@ from elang.losses import MARGINS, MarginKind, token_distillation
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Answer
 from elang.records import Records
-from elang.router import GainRegression
-from elang.scores import free_energy
 
 # Tokens of a batch that the energy margin compares with each other, for pairs of them are many.
 _MARGIN_TOKENS = 2048
@@ -50,7 +47,7 @@ class TextLessons:
         weights: dict[str, float],
         distill: Distill,
         margin: MarginKind,
-        hard: Literal["gain", "error"],
+        hard: str,
         temperature: float,
         max_target_length: int,
         same_vocabulary: bool = True,
@@ -101,7 +98,7 @@ class TextLessons:
             hard = logits[some].detach().argmax(-1) != target[some]
             if best is not None and self.hard == "gain":
                 hard = hard & (best[some] == target[some])
-            gap = self.margin(free_energy(logits[some], self.temperature), hard)
+            gap = self.margin(logits[some].float(), target[some], hard, self.temperature)
             found["margin"] = self.weights["margin"] * gap
         return found
 
@@ -126,31 +123,15 @@ class TextLessons:
         return F.cross_entropy(logits, said.flatten(), ignore_index=IGNORED, label_smoothing=smoothing)
 
     def targets(
-        self, qualities: list[str], table: dict[str, Tensor], references: list[str]
-    ) -> tuple[dict[str, Tensor], Records | None]:
-        """What metrics read of a split's texts, and the Super's records of it.
+        self, qualities: list[str], table: dict[str, Tensor], references: list[str], super_: Records | None
+    ) -> dict[str, Tensor]:
+        """What metrics read of a split's texts.
 
         Args:
             qualities: The metrics.
-            table: The Swift's generated texts, as ``ids``, with the ``id`` and ``key`` of their examples.
+            table: The Swift's generated texts, as ``ids``.
             references: Theirs.
+            super_: The Super's texts of the same examples, if they are known.
         """
-        super_ = None if self.records is None else self.records.take(self.records.rows(table["id"], table["key"]))
         texts = super_.texts if super_ is not None else None
-        return text_targets(qualities, references, self.model.texts(table["ids"]), texts), super_
-
-    def fit_heads(self, qualities: list[str], table: dict[str, Tensor], references: list[str]) -> None:
-        """Fit the router heads on examples that are held out for them: how much better the Super's text is.
-
-        Without the Super's texts, how bad the Swift's are. Arguments as for :meth:`targets`, with the features of each
-        head in the table.
-        """
-        targets, super_ = self.targets(qualities, table, references)
-        worth = targets["worth"]
-        gain = (worth[:, 1] if super_ is not None else 0) - worth[:, 0]
-        for name, head in self.model.heads.items():
-            assert isinstance(head, GainRegression)
-            head.fit(table[f"{name}_features"], gain)
-        rank_zero_info(
-            f"the router heads learned on {len(gain)} examples, with a mean gain of {float(gain.mean()):.4g}"
-        )
+        return text_targets(qualities, references, self.model.texts(table["ids"]), texts)

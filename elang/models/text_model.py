@@ -18,8 +18,8 @@ from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.manifest import Manifest, file_sha256
 from elang.records import align_labels
-from elang.router import RouterHead, masked_mean
-from elang.scores import all_scores
+from elang.router import RouterHead, logit_features, masked_mean, num_logit_features
+from elang.scores import SCORES, all_scores
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Answer:
         early: Logits of the head on the encoder's output, ``(B, C)``; ``None`` but for an encoder-decoder's.
         steps: Decoder steps of a generated answer, int64 ``(B,)``; ``None`` for any other.
         source: What a ``sequence`` task's encoder made of the batch; ``None`` for any other.
+        states: An encoder's hidden states, embeddings first, each ``(B, L, D)``, where they were asked for.
     """
 
     logits: Tensor
@@ -46,6 +47,7 @@ class Answer:
     early: Tensor | None = None
     steps: Tensor | None = None
     source: Any = None
+    states: tuple[Tensor, ...] | None = None
 
 
 class TextModel(nn.Module, ABC):
@@ -59,6 +61,7 @@ class TextModel(nn.Module, ABC):
 
     text_to_text = False
     label_smoothing = 0.0
+    want_states = False
 
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask) -> None:
         super().__init__()
@@ -118,14 +121,53 @@ class TextModel(nn.Module, ABC):
     @property
     def head_scores(self) -> list[str]:
         """Names of the scores that its heads give."""
-        return ["router"] if "router" in self.heads else []
+        return list(self.routers)
 
-    def scores(self, answer: Answer, temperature: float = 1.0) -> dict[str, Tensor]:
-        """Every difficulty score of a batch, each ``(B,)``; larger is harder. A regression has those of its heads."""
+    @property
+    def routers(self) -> dict[str, RouterHead]:
+        """The router heads, by the names of their scores."""
+        return {name: head for name, head in self.heads.items() if isinstance(head, RouterHead)}
+
+    def drop_routers(self, unfitted: bool = False) -> None:
+        """Take the router heads away, or only those that have learned nothing."""
+        for name, head in self.routers.items():
+            if not (unfitted and head.fitted):
+                del self.heads[name]
+
+    def candidates(self, name: str) -> tuple[dict[str, list[int]] | None, str | None]:
+        """What a router head may read, for :meth:`elang.router.RouterHead.fit`, and the simplest of it."""
+        if self.task.problem == "regression":
+            return None, None
+        size = self.routers[name].width - self.routers[name].hidden
+        # Scores alone, all that the logits tell, and the hidden state with it.
+        single = {score: [i] for i, score in enumerate(SCORES) if score in ("max_softmax", "free_energy")}
+        groups = {"logits": list(range(size)), "logits and hidden state": list(range(self.routers[name].width))}
+        return single | groups, "max_softmax"
+
+    def router_features(self, answer: Answer) -> dict[str, Tensor]:
+        """What each router head reads, float32 ``(B, F)``."""
+        if "router" not in self.heads:
+            return {}
+        assert answer.pooled is not None
+        return {"router": self._features(answer.pooled, answer.logits, len(self.label_names))}
+
+    def _features(self, pooled: Tensor, logits: Tensor, size: int) -> Tensor:
+        return torch.cat([logit_features(logits, size), pooled.detach().float()], -1)
+
+    def _router(self, size: int) -> RouterHead:
+        hidden: int = self.backbone.config.hidden_size
+        return RouterHead(num_logit_features(size) + hidden, hidden)
+
+    def scores(self, answer: Answer, temperature: float = 1.0, fold: Tensor | None = None) -> dict[str, Tensor]:
+        """Every difficulty score of a batch, each ``(B,)``; larger is harder. A regression has those of its heads.
+
+        Args:
+            answer: Of the batch.
+            temperature: Of the scores.
+            fold: Of examples that the router heads may have learned from, int64 ``(B,)``.
+        """
         found = {} if self.task.problem == "regression" else all_scores(answer.logits, temperature)
-        if "router" in self.heads and answer.pooled is not None:
-            found["router"] = self.heads["router"](answer.pooled, answer.logits).sigmoid()
-        return found
+        return found | {name: self.routers[name](x, fold) for name, x in self.router_features(answer).items()}
 
     def class_order(self, label_names: list[str], who: str) -> list[int]:
         """Where each of the data's classes stands among this model's logits.
@@ -142,9 +184,10 @@ class TextModel(nn.Module, ABC):
         return logits[:, 0].double() if self.task.problem == "regression" else logits.argmax(-1)
 
     def _head_flops(self, *names: str) -> float:
-        known = [self.heads[name].state_dict() for name in names if name in self.heads]
-        weights: int = sum(values.numel() for state in known for values in state.values())
-        return 2.0 * weights
+        known = [self.heads[name] for name in names if name in self.heads]
+        # A router head's standardisation is one weight and one addend more a feature.
+        weights = [2 * h.width if isinstance(h, RouterHead) else sum(p.numel() for p in h.parameters()) for h in known]
+        return 2.0 * sum(weights)
 
 
 class Classifier(TextModel):
@@ -152,15 +195,17 @@ class Classifier(TextModel):
 
     def add_heads(self) -> None:
         """Give it a router head, untrained."""
-        self.heads["router"] = RouterHead(self.backbone.config.hidden_size, len(self.label_names))
+        self.heads["router"] = self._router(len(self.label_names))
 
     def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
         """Answer a batch."""
         counts = inputs.get("num_choices")
         rows = {name: value for name, value in inputs.items() if name != "num_choices"}
-        out = self.backbone(**rows, output_hidden_states=bool(self.heads))
+        # The heads learn after all else.
+        heads, states = bool(self.heads) and not self.training, self.want_states and self.training
+        out = self.backbone(**rows, output_hidden_states=heads or states)
         logits = out.logits.float()
-        pooled = masked_mean(out.hidden_states[-1].detach(), inputs["attention_mask"]) if self.heads else None
+        pooled = masked_mean(out.hidden_states[-1].detach(), inputs["attention_mask"]) if heads else None
         if counts is not None:
             logits = spread(logits[:, 0], counts, len(self.label_names))
             pooled = None if pooled is None else sum_by_example(pooled, counts) / counts[:, None]
@@ -169,7 +214,7 @@ class Classifier(TextModel):
             loss = F.mse_loss(logits[:, 0], target.float())
         elif target is not None:
             loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-        return Answer(logits, self.predict(logits), loss, pooled)
+        return Answer(logits, self.predict(logits), loss, pooled, states=out.hidden_states if states else None)
 
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None

@@ -23,7 +23,7 @@ from elang.data.batches import IGNORED
 from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.models.text_model import Answer, TextModel, owner, spread, sum_by_example
-from elang.router import EncoderHead, RouterHead, masked_mean
+from elang.router import EncoderHead, masked_mean
 from elang.scores import encoder_scores
 
 
@@ -161,10 +161,12 @@ class TextToText(TextModel):
     @property
     def head_scores(self) -> list[str]:
         """Names of the scores that its heads give, those before the decoder last."""
-        if not self.heads:
-            return []
-        by_class = ["encoder_energy", "encoder_max_softmax"] if self._early_classes() else []
-        return ["router", *by_class, "encoder_router"]
+        known = {"router": "router" in self.heads}
+        known |= dict.fromkeys(
+            ("encoder_energy", "encoder_max_softmax"), "encoder" in self.heads and self._early_classes()
+        )
+        known["encoder_router"] = "encoder_router" in self.heads
+        return [name for name, there in known.items() if there]
 
     def compiled_parts(self) -> list[torch.nn.Module]:
         """The encoder is run by itself, and its output is then given to the whole."""
@@ -178,9 +180,9 @@ class TextToText(TextModel):
         """Give it a head on the encoder's output and a router head on either side of the decoder, untrained."""
         width = self.backbone.config.hidden_size
         early = 1 if self.task.problem == "regression" else len(self.label_names) if self._early_classes() else 2
-        self.heads["router"] = RouterHead(width, len(self.label_names))
+        self.heads["router"] = self._router(len(self.label_names))
         self.heads["encoder"] = EncoderHead(width, early)
-        self.heads["encoder_router"] = RouterHead(width, early)
+        self.heads["encoder_router"] = self._router(early)
 
     def encode(self, inputs: dict[str, Tensor]) -> Encoded:
         """Run the encoder and the head on its output."""
@@ -189,7 +191,7 @@ class TextToText(TextModel):
             input_ids=inputs["input_ids"], attention_mask=mask, return_dict=True
         ).last_hidden_state
         pooled = early = None
-        if self.heads:
+        if "encoder" in self.heads:
             pooled = masked_mean(hidden, mask)
             early = self.heads["encoder"](pooled, detach=self.detach)
             pooled = pooled.detach()
@@ -283,23 +285,31 @@ class TextToText(TextModel):
         found = [a.index(text) if text in a else -1 for text, a in zip(said, allowed, strict=True)]
         return torch.tensor(found, device=ids.device), steps
 
-    def scores(self, answer: Answer, temperature: float = 1.0) -> dict[str, Tensor]:
+    def router_features(self, answer: Answer) -> dict[str, Tensor]:
+        """What each router head reads."""
+        found = super().router_features(answer)
+        if "encoder_router" in self.heads:
+            assert answer.pooled is not None
+            assert answer.early is not None
+            found["encoder_router"] = self._features(answer.pooled, answer.early, answer.early.shape[-1])
+        return found
+
+    def scores(self, answer: Answer, temperature: float = 1.0, fold: Tensor | None = None) -> dict[str, Tensor]:
         """Every difficulty score, of both placements."""
-        found = super().scores(answer, temperature)
-        if answer.pooled is not None and answer.early is not None:
-            found |= self._early_scores(answer.pooled, answer.early, temperature)
+        found = super().scores(answer, temperature, fold)
+        if answer.early is not None and self._early_classes():
+            found |= encoder_scores(answer.early, temperature)
         return found
 
     def early_scores(self, encoded: Encoded, temperature: float = 1.0) -> dict[str, Tensor]:
         """The scores that are known before the decoder runs."""
         assert encoded.pooled is not None
         assert encoded.early is not None
-        return self._early_scores(encoded.pooled, encoded.early, temperature)
-
-    def _early_scores(self, pooled: Tensor, early: Tensor, temperature: float) -> dict[str, Tensor]:
-        found = encoder_scores(early, temperature) if self._early_classes() else {}
-        log_odds: Tensor = self.heads["encoder_router"](pooled, early)
-        return found | {"encoder_router": log_odds.sigmoid()}
+        found = encoder_scores(encoded.early, temperature) if self._early_classes() else {}
+        if "encoder_router" in self.heads:
+            features = self._features(encoded.pooled, encoded.early, encoded.early.shape[-1])
+            found["encoder_router"] = self.routers["encoder_router"](features)
+        return found
 
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None

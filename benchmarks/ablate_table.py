@@ -1,0 +1,234 @@
+"""Reads what ablate.py left and sets it into tables, with paired bootstrap intervals over examples and seeds."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ablate import SETUPS, SWIFTS
+from common import write_result
+from torch import Tensor
+
+from elang.bootstrap import gain_area, resamples
+from elang.evaluate import FRACTIONS, PairAnswers, choose_thresholds, pair_answers, summarize
+from elang.quality import QUALITIES
+from elang.records import Records
+
+BASELINE = ("plain", "max_softmax")
+INTERVAL = (0.025, 0.975)
+# The paper's own speed-ups.
+PAPER = {"sst2": 3.5, "rte": 2.0, "cola": 2.2}
+
+
+@dataclass
+class Run:
+    """One pair: a Swift, and the Super of the same seed."""
+
+    task: str
+    swift: str
+    recipe: str
+    seed: int
+    own: dict[str, np.ndarray]
+    super_: dict[str, np.ndarray]
+
+    def answers(self, split: str) -> PairAnswers:
+        """Both models' answers to a split."""
+        own, other = ({k.removeprefix(f"{split}_"): torch.tensor(v) for k, v in x.items() if k.startswith(split)}
+                      for x in (self.own, self.super_))  # fmt: skip
+        assert torch.equal(own["id"], other["id"])
+        records = [
+            Records(x["id"], x["logits"].argmax(-1), x["logits"], x["key"], flops=x["flops"].double())
+            for x in (own, other)
+        ]
+        heads = {"router": own["router"]} if "router" in own else {}
+        return pair_answers(own, records[0], records[1], "classification", 1.0, heads, None, {})
+
+    @cached_property
+    def dev(self) -> PairAnswers:
+        """The evaluation set."""
+        return self.answers("validation")
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Points of all scores, by thresholds of the routing slice and read off the evaluation set."""
+        metric = SETUPS[self.task].metric
+        quality = QUALITIES[metric](self.own["validation_logits"].shape[1])  # type: ignore[index]
+        thresholds = choose_thresholds(self.answers("routing"), quality, "routing slice")
+        return summarize(self.dev, quality, thresholds)
+
+    @cached_property
+    def routing_speedup(self) -> dict[str, float]:
+        """What each score's threshold for the Super's quality saves on the routing slice itself."""
+        quality = QUALITIES[SETUPS[self.task].metric](self.own["routing_logits"].shape[1])  # type: ignore[index]
+        found = summarize(self.answers("routing"), quality, {})["scores"]
+        return {name: point["on_this_set"]["parity"]["speedup"] for name, point in found.items()}
+
+
+def runs_in(out: Path) -> Iterator[Run]:
+    """All pairs that are there."""
+    supers = {}
+    for path in out.glob("super-*.npz"):
+        _, task, seed = path.stem.split("-")
+        supers[task, int(seed)] = dict(np.load(path))
+    for path in sorted(out.glob("swift-*.npz")):
+        _, task, seed, swift, recipe = path.stem.split("-", 4)
+        if (task, int(seed)) in supers:
+            yield Run(task, swift, recipe, int(seed), dict(np.load(path)), supers[task, int(seed)])
+
+
+def areas(runs: list[Run], score: str, weights: Tensor) -> Tensor:
+    """The area of a score by the accuracy gained, of each seed and resample, ``(S, 1 + R)``; the first is the set's."""
+    found = []
+    for run in runs:
+        values = gain_area(run.dev.scores[score], run.dev.gain, weights)
+        found.append(torch.cat([gain_area(run.dev.scores[score], run.dev.gain)[None], values]))
+    return torch.stack(found)
+
+
+def difference(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    """Mean over seeds, and its interval: examples are drawn as they were for both, seeds with replacement."""
+    each = ours - theirs
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randint(len(each), (each.shape[1] - 1, len(each)), generator=generator)
+    means = each[:, 1:].T.gather(1, drawn).mean(1)
+    means = means[~means.isnan()]
+    low, high = (float(means.quantile(q)) if len(means) else math.nan for q in INTERVAL)
+    return {"mean": float(each[:, 0].mean()), "low": low, "high": high}
+
+
+def mean(values: list[float]) -> float:
+    return statistics.fmean(values)
+
+
+def cell_of(runs: list[Run], plain: list[Run], weights: Tensor) -> dict[str, Any]:
+    """One task, Swift and recipe, over its seeds."""
+    first = runs[0].summary["scores"]
+    names = [name for name in first if name not in ("random", "oracle")]
+    found: dict[str, Any] = {
+        "seeds": [run.seed for run in runs],
+        "seconds": mean([float(r.own["seconds"]) for r in runs]),
+    }
+    found["swift"] = mean([run.summary["swift"]["quality"] for run in runs])
+    found["super"] = mean([run.summary["super"]["quality"] for run in runs])
+    base = {run.seed: run for run in plain}
+    both = [run for run in runs if run.seed in base]
+    reference = areas([base[run.seed] for run in both], BASELINE[1], weights) if both else None
+    found["scores"] = {}
+    for name in names:
+        own = areas(runs, name, weights)
+        entry: dict[str, Any] = {"area": float(own[:, 0].mean())}
+        if reference is not None and (runs[0].recipe, name) != BASELINE:
+            entry["against plain max_softmax"] = difference(areas(both, name, weights), reference)
+        for where in ("held_out", "on_this_set"):
+            for point in FRACTIONS:
+                parts = [run.summary["scores"][name][where][point] for run in runs]
+                entry[f"{where}, {point}"] = {
+                    "deferred": mean([p["deferred_share"] for p in parts]),
+                    "speedup": mean([p["speedup"] for p in parts]),
+                    "to the Super": mean(
+                        [p["quality"] - r.summary["super"]["quality"] for p, r in zip(parts, runs, strict=True)]
+                    ),
+                }
+        found["scores"][name] = entry
+    return found
+
+
+def best_swifts(runs: list[Run], score: str, point: str = "held_out") -> dict[str, Any]:
+    """For each task the Swift that saves most on the routing slice, by seed, and what it does on the evaluation set."""
+    by_task: dict[str, dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if score in run.routing_speedup:
+            by_task[run.task][run.seed].append(run)
+    found: dict[str, Any] = {}
+    for task, seeds in by_task.items():
+        chosen = [max(some, key=lambda run: run.routing_speedup[score]) for some in seeds.values()]
+        parts = [run.summary["scores"][score][point]["parity"] for run in chosen]
+        costs = [(run.summary["super"]["cost"], part["cost"]) for run, part in zip(chosen, parts, strict=True)]
+        found[task] = {
+            "swifts": [run.swift for run in chosen],
+            "speedup": mean([super_ / cost for super_, cost in costs]),
+            "costs": [mean([c[0] for c in costs]), mean([c[1] for c in costs])],
+            "to the Super": mean(
+                [p["quality"] - r.summary["super"]["quality"] for p, r in zip(parts, chosen, strict=True)]
+            ),
+            "paper": PAPER.get(task),
+        }
+    tasks = list(found.values())
+    return {
+        "tasks": found,
+        "mean of ratios": mean([t["speedup"] for t in tasks]),
+        "ratio of means": sum(t["costs"][0] for t in tasks) / sum(t["costs"][1] for t in tasks),
+    }
+
+
+def write_table(out: Path) -> None:
+    """Print the tables and write the results file."""
+    groups: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
+    for run in runs_in(out):
+        groups[run.task, run.swift, run.recipe].append(run)
+    figures: dict[str, Any] = {"cells": {}, "best Swift": {}, "training cost": {}, "ranks": {}}
+    draws = {}
+    for (task, swift, recipe), runs in sorted(groups.items(), key=lambda item: order_of(item[0])):
+        if task not in draws:
+            draws[task] = resamples(len(runs[0].dev))
+        plain = groups.get((task, swift, BASELINE[0]), [])
+        cell = cell_of(runs, plain, draws[task])
+        figures["cells"][f"{task}/{swift}/{recipe}"] = cell
+        show(f"{task}/{swift}/{recipe}", cell)
+    for recipe in sorted({key[2] for key in groups}):
+        runs = [run for key, some in groups.items() if key[2] == recipe for run in some]
+        cells = {name: cell for name, cell in figures["cells"].items() if name.endswith(f"/{recipe}")}
+        figures["ranks"][recipe] = ranks([cell["scores"] for cell in cells.values()])
+        seconds = {name.split("/", 2)[0] + "/" + name.split("/", 2)[1]: c["seconds"] for name, c in cells.items()}
+        plain = {name: figures["cells"].get(f"{name}/plain", {}).get("seconds", math.nan) for name in seconds}
+        figures["training cost"][recipe] = {
+            "minutes": {name: value / 60 for name, value in seconds.items()},
+            "against plain": {name: value / plain[name] for name, value in seconds.items()},
+        }
+        scores = ("max_softmax", "free_energy", "softmax_energy", "router")
+        figures["best Swift"][recipe] = {score: best_swifts(runs, score) for score in scores}
+        for score, best in figures["best Swift"][recipe].items():
+            said = ", ".join(
+                f"{task} {t['speedup']:.2f}x ({100 * t['to the Super']:+.1f}; {'/'.join(t['swifts'])})"
+                for task, t in best["tasks"].items()
+            )
+            print(f"{recipe}, {score}: mean of ratios {best['mean of ratios']:.2f}: {said}")
+    write_result("ablate", figures, ("torch", "lightning", "transformers"))
+
+
+def ranks(cells: list[dict[str, Any]]) -> dict[str, float]:
+    """Each score's mean rank by area, 1 being the best, over tasks and Swifts."""
+    names = [name for name in cells[0] if all(name in cell for cell in cells)]
+    found = dict.fromkeys(names, 0.0)
+    for cell in cells:
+        values = [cell[name]["area"] for name in names]
+        for name in names:
+            own = cell[name]["area"]
+            # Equal areas share a rank.
+            found[name] += 1 + sum(v > own + 1e-9 for v in values) + (sum(abs(v - own) <= 1e-9 for v in values) - 1) / 2
+    return {name: value / len(cells) for name, value in found.items()}
+
+
+def order_of(key: tuple[str, str, str]) -> tuple[int, int, str]:
+    return list(SETUPS).index(key[0]), list(SWIFTS).index(key[1]), key[2]
+
+
+def show(name: str, cell: dict[str, Any]) -> None:
+    print(f"{name}: Swift {100 * cell['swift']:.1f}, Super {100 * cell['super']:.1f}, {cell['seconds']:.0f} s")
+    for score in ("max_softmax", "free_energy", "router"):
+        found = cell["scores"].get(score)
+        if found is None:
+            continue
+        line = f"    {score:12} area {found['area']:.3f}"
+        if against := found.get("against plain max_softmax"):
+            line += f" ({against['mean']:+.3f}, {against['low']:+.3f} to {against['high']:+.3f})"
+        for point in ("held_out, parity", "on_this_set, parity", "on_this_set, 99%"):
+            part = found[point]
+            line += f"; {point} {part['speedup']:.2f}x {100 * part['to the Super']:+.1f}"
+        print(line)

@@ -1,0 +1,78 @@
+"""Resamples, and areas by gain against the curves that they stand for."""
+
+import pytest
+import torch
+
+from elang.bootstrap import gain_area, resamples
+from elang.curve import operating_curve, oracle_score, random_curve, relative_area
+from elang.quality import accuracy
+
+
+def answers(n=200, seed=0, ties=False):
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(3, (n,), generator=generator)
+    swift = torch.where(torch.rand(n, generator=generator) < 0.6, label, (label + 1) % 3)
+    super_ = torch.where(torch.rand(n, generator=generator) < 0.85, label, (label + 2) % 3)
+    score = torch.rand(n, generator=generator) + 0.3 * (swift != label)
+    return (score * 5).round() if ties else score, swift, super_, label
+
+
+def curve_area(score, swift, super_, label):
+    quality = accuracy(3)
+    a, b = (quality.statistics(p, label) for p in (swift, super_))
+    gain = (super_ == label).double() - (swift == label).double()
+    curves = [operating_curve(s, a, b, quality.value) for s in (score, oracle_score(gain))]
+    return relative_area(curves[0], random_curve(a, b, quality.value), curves[1])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_area_is_the_curves(seed, ties):
+    score, swift, super_, label = answers(seed=seed, ties=ties)
+    gain = (super_ == label).double() - (swift == label).double()
+    assert float(gain_area(score, gain)) == pytest.approx(curve_area(score, swift, super_, label), abs=1e-6)
+
+
+def test_weights_are_repeated_examples():
+    score, swift, super_, label = answers(60)
+    gain = (super_ == label).double() - (swift == label).double()
+    weights = resamples(60, times=150, seed=3)
+    found = gain_area(score, gain, weights)
+    assert found.shape == (150,)
+    for row in (0, 99, 100, 149):
+        drawn = torch.repeat_interleave(torch.arange(60), weights[row].long())
+        assert float(found[row]) == pytest.approx(float(gain_area(score[drawn], gain[drawn])), abs=1e-12)
+
+
+def test_bounds_and_nothing_to_gain():
+    _, swift, super_, label = answers()
+    gain = (super_ == label).double() - (swift == label).double()
+    assert float(gain_area(gain, gain)) == pytest.approx(1)
+    assert float(gain_area(torch.zeros(200), gain)) == pytest.approx(0, abs=1e-12)
+    assert float(gain_area(-gain, gain)) == pytest.approx(-1)
+    assert gain_area(torch.rand(5), torch.zeros(5)).isnan()
+    assert gain_area(torch.rand(5), torch.ones(5)).isnan()
+
+
+def test_resamples():
+    found = resamples(50, times=250, seed=1)
+    assert found.shape == (250, 50)
+    assert torch.equal(found.sum(1), torch.full((250,), 50.0, dtype=torch.float64))
+    assert torch.equal(found, resamples(50, times=250, seed=1))
+    assert not torch.equal(found, resamples(50, times=250, seed=2))
+    assert float(found.mean(0).std()) < 0.12
+    # Poisson-like: a third of all examples is not drawn.
+    assert float((found == 0).double().mean()) == pytest.approx(0.368, abs=0.02)
+
+
+def test_interval_covers():
+    """The spread over resamples is the spread over samples."""
+    estimates = []
+    for seed in range(60):
+        score, swift, super_, label = answers(300, seed)
+        gain = (super_ == label).double() - (swift == label).double()
+        estimates.append(float(gain_area(score, gain)))
+    score, swift, super_, label = answers(300, 99)
+    gain = (super_ == label).double() - (swift == label).double()
+    spread = float(gain_area(score, gain, resamples(300)).std())
+    assert spread == pytest.approx(float(torch.tensor(estimates).std()), rel=0.35)
