@@ -18,6 +18,7 @@ verbs:
   validate  evaluate a pair at every threshold (JointModule), or one model
   test      the same on the test split
   predict   answer texts with a pair, from a file or standard input
+  bench     what a pair saves in time, beside what it saves in FLOPs
   suite     a whole benchmark (glue, superglue) or several tasks: fit, evaluate, one table
   crossfit  answers of Swifts that were trained without the examples, which tell what is hard
   augment   texts like those of a task, for the Super to label and the Swift to learn from
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             run(verb, None if argv is None else rest)
         elif verb == "crossfit":
             _run_crossfit(rest)
-        elif verb in ("predict", "demo", "suite", "augment"):
+        elif verb in ("predict", "demo", "suite", "augment", "bench"):
             _run_function(verb, rest)
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
@@ -91,6 +92,8 @@ def _run_function(verb: str, args: list[str]) -> None:
         from elang.predict import predict as function
     elif verb == "suite":
         from elang.suite import suite as function
+    elif verb == "bench":
+        from elang.bench import bench as function
     elif verb == "augment":
         from elang.data.augment import augment as function
     else:

@@ -1,13 +1,16 @@
 """`elang predict`: answers to the inputs of a file or of standard input, and to a benchmark's test split."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
 from elang.predictor import JointPredictor, Prediction
-from elang.records import written_aside
 
 
 def predict(
@@ -20,15 +23,19 @@ def predict(
     score: str | None = None,
     thresholds: str | None = None,
     device: str | None = None,
-    batch_size: int = 64,
-    chunk: int = 2048,
+    batch_size: int | None = None,
+    tokens: int | None = None,
+    super_tokens: int | None = None,
+    chunk: int = 4096,
     task: str | None = None,
     folder: str | None = None,
     split: str = "test",
 ) -> None:
     """Answer the texts of a file or of standard input with a pair, one JSON object a line.
 
-    With --task it answers a split of GLUE or SuperGLUE instead, in the form that the benchmark takes.
+    Memory is bounded, whatever comes in (tables are read whole). A run into a file that was killed goes on where it was
+    when it is given again. With --task it answers a split of GLUE or SuperGLUE instead, in the form that the benchmark
+    takes.
 
     Args:
         swift_model: The Swift's folder.
@@ -40,8 +47,10 @@ def predict(
         score: Which score routes; by default the Swift's own.
         thresholds: Another threshold file, as `elang validate` writes it.
         device: By default a GPU if there is one.
-        batch_size: Inputs in a batch.
-        chunk: Inputs that are read and answered at a time.
+        batch_size: Inputs in a batch at most; by default only their tokens count.
+        tokens: Tokens in a batch of the Swift's; by default what suits the device.
+        super_tokens: The same for the Super.
+        chunk: Inputs that are read, tokenised and answered by the Swift at a time.
         task: A task of GLUE or SuperGLUE (glue/rte), to be answered in its submission format.
         folder: The benchmark's own files; by default the hub's.
         split: Which split of the task.
@@ -50,30 +59,105 @@ def predict(
         raise InputError("With --task the inputs are the benchmark's, so leave --input and --text; --output is a file.")
     if task is None and folder is not None:
         raise InputError(f"--folder '{folder}' is a benchmark's, but no --task is named.")
-    predictor = JointPredictor(swift_model, super_model, threshold, score, thresholds, device, batch_size)
-    total = deferred = 0
-
+    if chunk < 1:
+        raise InputError(f"--chunk must be at least 1, but it is {chunk}.")
+    predictor = JointPredictor(
+        swift_model, super_model, threshold, score, thresholds, device, batch_size, tokens, super_tokens
+    )
     if task is not None:
-        found = _submit(predictor, task, folder, split, output, max(1, chunk))
+        found = _submit(predictor, task, folder, split, output, chunk)
         _say(predictor, len(found), sum(one.answered_by == "super" for one in found))
         return
-
-    def answer(file: Any) -> None:
-        nonlocal total, deferred
-        sequence = predictor.task.problem == "sequence"
-        for found in map(predictor, _chunks(input, text, max(1, chunk), sequence)):
-            for one in found:
-                file.write(json.dumps(vars(one), ensure_ascii=False) + "\n")
-            total, deferred = total + len(found), deferred + sum(one.answered_by == "super" for one in found)
-        if total == 0:
-            raise InputError(f"The input '{input}' is empty: there is nothing to predict. Give one input a line.")
-
+    inputs = read_inputs(input, text, predictor.task.problem == "sequence")
     if output == "-":
-        answer(sys.stdout)
+        total, deferred = _write(predictor.map(inputs, chunk), sys.stdout)
     else:
-        with written_aside(output) as aside, aside.open("w", encoding="utf-8") as file:
-            answer(file)
+        about = _about(predictor, swift_model, super_model, input, text)
+        with _resumed(output, about) as (file, done, deferred):
+            if done:
+                sys.stderr.write(f"{done} inputs were answered before; going on behind them\n")
+            total, more = _write(predictor.map(islice(inputs, done, None), chunk), file)
+            total, deferred = done + total, deferred + more
+            if total == 0:
+                raise InputError(_EMPTY.format(input))
+    if total == 0:
+        raise InputError(_EMPTY.format(input))
     _say(predictor, total, deferred)
+
+
+_EMPTY = "The input '{}' is empty: there is nothing to predict. Give one input a line."
+
+
+def _write(answers: Iterator[Prediction], file: Any) -> tuple[int, int]:
+    """Write answers as they come; how many there were, and how many were the Super's."""
+    from tqdm import tqdm
+
+    total = deferred = 0
+    for one in tqdm(answers, unit=" inputs", disable=not sys.stderr.isatty() or file is sys.stdout):
+        file.write(json.dumps(vars(one), ensure_ascii=False) + "\n")
+        total, deferred = total + 1, deferred + (one.answered_by == "super")
+    return total, deferred
+
+
+def _about(predictor: JointPredictor, swift: str, super_: str, source: str, text: list[str] | None) -> dict[str, Any]:
+    """What the answers depend on; nothing of standard input, which does not come again."""
+    if source == "-":
+        return {}
+    try:
+        status = os.stat(source)
+    except OSError as error:
+        raise InputError(f"The input '{source}' cannot be read ({error.strerror}). Mend its path.") from error
+    return {
+        "models": [swift, super_, predictor.swift.weights_sha256, predictor.super_.weights_sha256],
+        "routing": [predictor.score, str(predictor.threshold), predictor.temperature],
+        "input": [os.path.abspath(source), status.st_size, status.st_mtime_ns, text],
+    }
+
+
+@contextmanager
+def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int]]:
+    """Yield a file beside ``output`` that takes its name at the end, and what it holds of an earlier run.
+
+    A run that was killed leaves it behind; one with bad input does not. It is gone on with only if the answers depend
+    on the same things: models, threshold, input.
+    """
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside, note = (path.with_name(f".{path.name}.part{suffix}") for suffix in ("", ".json"))
+    done = deferred = 0
+    try:
+        same = bool(about) and json.loads(note.read_text("utf-8")) == about
+    except (OSError, ValueError):
+        same = False
+    if same and aside.is_file():
+        done, deferred = _whole_lines(aside)
+    else:
+        aside.unlink(missing_ok=True)
+        note.write_text(json.dumps(about), "utf-8")
+    try:
+        with aside.open("a", encoding="utf-8") as file:
+            yield file, done, deferred
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except InputError:
+        aside.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
+        raise
+    note.unlink(missing_ok=True)
+
+
+def _whole_lines(path: Path) -> tuple[int, int]:
+    """Cut a half line off; how many lines there are, and how many of them are the Super's answers."""
+    lines = deferred = end = 0
+    with path.open("r+b") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                lines, end = lines + 1, end + len(line)
+                # Quotes within a text are escaped.
+                deferred += b'"answered_by": "super"' in line
+        file.truncate(end)
+    return lines, deferred
 
 
 def _submit(
@@ -107,25 +191,18 @@ def _say(predictor: JointPredictor, total: int, deferred: int) -> None:
     sys.stderr.write(said + "\n")
 
 
-def _chunks(source: str, columns: list[str] | None, size: int, empty: bool = False) -> Iterator[list[Any]]:
-    """Read inputs, a bounded number at a time; tables are read whole. Lines may be ``empty`` where texts may."""
+def read_inputs(source: str, columns: list[str] | None, empty: bool = False) -> Iterator[Any]:
+    """Read inputs one by one; tables are read whole. Lines may be ``empty`` where texts may."""
     if columns:
         from elang.data.files import read_frame, texts_of
 
-        rows = texts_of(read_frame(source), columns, f"'{source}'", empty)
-        yield from (rows[i : i + size] for i in range(0, len(rows), size))
+        yield from texts_of(read_frame(source), columns, f"'{source}'", empty)
         return
     try:
         with sys.stdin if source == "-" else open(source, encoding="utf-8-sig") as file:
-            part: list[str] = []
             for number, line in enumerate(file, 1):
                 if not line.strip() and not empty:
                     raise InputError(f"Line {number} of '{source}' is empty. Remove it; every line is one input.")
-                part.append(line.rstrip("\r\n"))
-                if len(part) == size:
-                    yield part
-                    part = []
-            if part:
-                yield part
+                yield line.rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The input '{source}' cannot be read as UTF-8 text: {error}.") from error

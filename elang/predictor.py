@@ -1,14 +1,14 @@
 """Using a pair: the Swift answers, and only hard inputs go to the Super. Needs no Lightning."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from elang.data.batches import encode_examples
+from elang.data.batches import EncodedExamples, encode_examples
 from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.manifest import Manifest
@@ -19,6 +19,10 @@ from elang.models.text_to_text import TextToText
 from elang.records import SUFFIXES
 from elang.scores import BEFORE_DECODER, SCORES, check_finite, check_logits, route
 from elang.sequence_scores import SEQUENCE_SCORES
+from elang.throughput import FULL_BATCHES, Deferred, Window, stream, token_batches, windows
+
+# Of the Swift and of the Super: on a GPU small models want large batches, on a CPU the caches small ones.
+_TOKENS = {False: (65536, 16384), True: (1024, 1024)}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,9 @@ class JointPredictor:
         score: Which score routes; by default the Swift's own.
         thresholds: Another threshold file, as `elang validate` writes it.
         device: By default a GPU if there is one.
-        batch_size: Inputs in a batch.
+        batch_size: Inputs in a batch at most; by default only their tokens count.
+        tokens: Tokens in a batch of the Swift's, with padding; by default what suits the device.
+        super_tokens: The same for the Super.
 
     >>> predictor = JointPredictor("runs/swift", "runs/super")  # doctest: +SKIP
     >>> predictor(["what is energy ?"])  # doctest: +SKIP
@@ -63,14 +69,19 @@ class JointPredictor:
         score: str | None = None,
         thresholds: str | None = None,
         device: str | None = None,
-        batch_size: int = 64,
+        batch_size: int | None = None,
+        tokens: int | None = None,
+        super_tokens: int | None = None,
     ) -> None:
         for path in (swift_model, super_model):
             if path.endswith(SUFFIXES):
                 raise InputError(f"Records such as '{path}' answer only the examples in them; give a model to predict.")
-        if batch_size < 1:
-            raise InputError(f"The batch size must be at least 1, but it is {batch_size}.")
+        for name, size in (("batch_size", batch_size), ("tokens", tokens), ("super_tokens", super_tokens)):
+            if size is not None and size < 1:
+                raise InputError(f"{name} must be at least 1, but it is {size}.")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        budgets = _TOKENS[self.device.type == "cpu"]
+        self.tokens, self.super_tokens = tokens or budgets[0], super_tokens or budgets[1]
         self.swift = load_model(swift_model).to(self.device).eval()
         self.super_ = load_model(super_model, self.swift.task).to(self.device).eval()
         manifest = Manifest.read(thresholds) if thresholds else self.swift.manifest
@@ -92,6 +103,9 @@ class JointPredictor:
         if self.score not in known:
             raise InputError(f"The Swift has no score '{self.score}'; choose one of {', '.join(known)}.")
         number = _number(threshold)
+        if self.score not in self.swift.head_scores:
+            # They would be fed for nothing.
+            self.swift.drop_routers()
         self.threshold = manifest.threshold(str(threshold), self.score) if number is None else number
         if math.isnan(self.threshold):
             raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as parity.")
@@ -125,19 +139,42 @@ class JointPredictor:
         """
         if isinstance(texts, str):
             raise InputError(f"The predictor takes a list of texts, but it was given the text {texts[:40]!r} alone.")
-        rows = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in texts]
-        task = self._task(len(rows[0]) if rows else 1)
-        for i, row in enumerate(rows):
-            # An empty line of a text to be translated keeps its place.
-            empty = task.problem != "sequence" and not all(isinstance(t, str) and t.strip() for t in row)
-            if len(row) != len(task.fields) or empty or not all(isinstance(t, str) for t in row):
-                raise InputError(
-                    f"Input {i} (counted from 0) is empty, or not the {len(task.fields)} text(s) {task.fields}: "
-                    f"{texts[i]!r}. Remove or mend it."
-                )
-        if not rows:
-            return []
-        return self.answer(rows, choices)
+        rows = self._rows(texts, 0)
+        return self.answer(rows, choices) if rows else []
+
+    def map(self, texts: Iterable[str] | Iterable[tuple[str, ...]], window: int = 4096) -> Iterator[Prediction]:
+        """Answer a stream of texts, or tuples of the task's texts, in their order and in bounded memory.
+
+        Args:
+            texts: Read as they are needed, in a thread.
+            window: Inputs that are read, tokenised and answered by the Swift at a time.
+
+        Yields:
+            What :meth:`__call__` would say; the first one once a window is full and the Super has answered what it is
+            asked.
+
+        Raises:
+            InputError: As :meth:`__call__` does, when the text's turn comes.
+        """
+        if window < 1:
+            raise InputError(f"A window must hold at least 1 input, but it is {window}.")
+        parts = windows(texts, window)
+        checked = ((self._rows(part, number * window), None) for number, part in enumerate(parts))
+        yield from self._stream(checked)
+
+    def super_map(self, texts: Iterable[str] | Iterable[tuple[str, ...]], window: int = 4096) -> Iterator[Prediction]:
+        """Answer a stream by the Super alone, by the same way; the scores are infinite."""
+        checked = ((self._rows(part, number * window), None) for number, part in enumerate(windows(texts, window)))
+        prepared = (self._window(rows, choices) for rows, choices in checked)
+        yield from stream(
+            prepared, lambda w: [Deferred(w, i, math.inf) for i in range(len(w.rows))], *self._super_stage
+        )
+
+    def batches(self, model: TextModel, texts: Sequence[Any]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """The batches of one of the two models: which texts they are of, and the model's inputs."""
+        rows = self._rows(texts, 0)
+        encoded = self._encode(model, rows, self._task(len(rows[0])).choices_of(rows))
+        yield from self._batches(encoded, self.tokens if model is self.swift else self.super_tokens)
 
     def answer(self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None) -> list[Prediction]:
         """Answer tuples of the task's texts as they are, even if some are empty (a benchmark's may be).
@@ -145,22 +182,65 @@ class JointPredictor:
         Raises:
             InputError: If candidates are missing, or a model's logits are not finite.
         """
+        return list(self._stream(iter([(rows, choices)])))
+
+    def _rows(self, texts: Sequence[Any], first: int) -> list[tuple[str, ...]]:
+        """Check texts; the first one is the input of that number."""
+        rows = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in texts]
+        task = self._task(len(rows[0]) if rows else 1)
+        for i, row in enumerate(rows):
+            # An empty line of a text to be translated keeps its place.
+            empty = task.problem != "sequence" and not all(isinstance(t, str) and t.strip() for t in row)
+            if len(row) != len(task.fields) or empty or not all(isinstance(t, str) for t in row):
+                raise InputError(
+                    f"Input {first + i} (counted from 0) is empty, or not the {len(task.fields)} text(s) "
+                    f"{task.fields}: {texts[i]!r}. Remove or mend it."
+                )
+        return rows
+
+    def _stream(self, parts: Iterator[tuple[list[tuple[str, ...]], Any]]) -> Iterator[Prediction]:
+        prepared = (self._prepare(rows, choices) for rows, choices in parts)
+        return stream(prepared, self._swift_window, *self._super_stage)
+
+    @property
+    def _super_stage(self) -> tuple[Callable[[list[Deferred]], None], int]:
+        """The Super's pass, and how many inputs are worth one."""
+        return self._super_window, FULL_BATCHES * max(1, self.super_tokens // 32)
+
+    def _prepare(self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None) -> Window:
+        window = self._window(rows, choices)
+        window.encoded = self._encode(self.swift, window.rows, window.choices)
+        self.truncated += window.encoded.texts.truncated
+        return window
+
+    def _window(self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None) -> Window:
         task = self._task(len(rows[0]))
         given = [tuple(c) for c in choices] if choices is not None else task.choices_of(rows)
         if task.problem == "choice" and (given is None or len(given) != len(rows) or not all(given)):
             raise InputError("This task chooses among candidates: give at least one for each input, as `choices`.")
         check_choices(max(map(len, given)) if given else 0, len(self.label_names))
-        answer, score = self._swift_pass(task, rows, given)
-        hard = route(score, self.threshold)
-        deferred = hard.nonzero().squeeze(1).tolist()
-        if deferred:
-            found = self._super_pass(task, [rows[i] for i in deferred], [given[i] for i in deferred] if given else None)
-            for i, better in zip(deferred, found, strict=True):
-                answer[i] = better
-        return [
-            Prediction(self._label(a, given[i] if given else ()), s, "super" if h else "swift")
-            for i, (a, s, h) in enumerate(zip(answer, score.tolist(), hard.tolist(), strict=True))
-        ]
+        return Window(rows, given)
+
+    def _swift_window(self, window: Window) -> list[Deferred]:
+        """Answer a window by the Swift; what it defers is returned."""
+        answers, scores = self._swift_pass(window)
+        deferred = []
+        hard = route(scores, self.threshold).tolist()
+        for i, (answer, score, wait) in enumerate(zip(answers, scores.tolist(), hard, strict=True)):
+            if wait:
+                deferred.append(Deferred(window, i, score))
+            else:
+                window.answers[i] = Prediction(self._label(answer, window, i), score, "swift")
+        return deferred
+
+    def _super_window(self, deferred: list[Deferred]) -> None:
+        """Answer what was deferred, from whatever windows."""
+        rows = [one.window.rows[one.place] for one in deferred]
+        choices = [one.window.choices[one.place] for one in deferred if one.window.choices is not None]
+        found = self._super_pass(rows, choices or None)
+        for one, answer in zip(deferred, found, strict=True):
+            label = self._label(answer, one.window, one.place)
+            one.window.answers[one.place] = Prediction(label, one.score, "super")
 
     def _task(self, num_texts: int) -> TextTask:
         """The Swift's task; one that does not say what it was trained on may get pairs of texts."""
@@ -168,57 +248,78 @@ class JointPredictor:
             return self.task
         return replace(self.task, fields=["text", "text_pair"], segments=["{text}", "{text_pair}"])
 
-    def _label(self, answer: float | str, choices: tuple[str, ...]) -> str | float:
+    def _label(self, answer: float | str, window: Window, place: int) -> str | float:
         if self.task.problem in ("regression", "sequence"):
             return answer
-        own = choices and not self.task.answers
-        return choices[int(answer)] if own else self.label_names[int(answer)]
+        if window.choices is not None and not self.task.answers:
+            return window.choices[place][int(answer)]
+        return self.label_names[int(answer)]
 
     def limit(self, model: TextModel) -> int:
         """Tokens that are kept of an input."""
         return int(min(self.max_length, model.tokenizer.model_max_length))
 
-    def _batches(
-        self, model: TextModel, task: TextTask, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        own = model.task if model.manifest is not None else task
-        encoded = encode_examples(model.reader, own, rows, choices, self.limit(model))
-        if model is self.swift:
-            self.truncated += encoded.texts.truncated
-        else:
-            self.super_truncated += encoded.texts.truncated
-        for chosen in encoded.lengths.argsort(descending=True, stable=True).split(self.batch_size):
+    def _encode(
+        self, model: TextModel, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None
+    ) -> EncodedExamples:
+        task = model.task if model.manifest is not None else self._task(len(rows[0]))
+        return encode_examples(model.reader, task, rows, choices, self.limit(model))
+
+    def _batches(self, encoded: EncodedExamples, budget: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        for chosen in token_batches(encoded.lengths, budget, self.batch_size):
             inputs = encoded.batch(chosen.tolist())
-            yield chosen, {name: value.to(self.device) for name, value in inputs.items()}
+            if self.device.type == "cuda":
+                # So that the copy does not wait for what the device is doing.
+                inputs = {name: value.pin_memory() for name, value in inputs.items()}
+            yield chosen, {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
 
     @torch.inference_mode()
-    def _swift_pass(
-        self, task: TextTask, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None
-    ) -> tuple[list[Any], Tensor]:
+    def _swift_pass(self, window: Window) -> tuple[list[Any], Tensor]:
         """The Swift's answers and scores; before the decoder where the score allows, which then runs for the kept."""
-        answers, scores = torch.zeros(len(rows), dtype=torch.float64), torch.empty(len(rows))
-        texts = [""] * len(rows)
-        for chosen, inputs in self._batches(self.swift, task, rows, choices):
+        size = len(window.rows)
+        texts, order, found = [""] * size, [], []
+        assert window.encoded is not None
+        for chosen, inputs in self._batches(window.encoded, self.tokens):
+            order.append(chosen)
             if isinstance(self.swift, Seq2Seq):
                 score, kept, said = self._swift_texts(self.swift, inputs)
                 for i, text in zip(chosen[kept.cpu()].tolist(), said, strict=True):
                     texts[i] = text
+                found.append(score.float()[:, None])
             elif self.score in BEFORE_DECODER and isinstance(self.swift, TextToText):
                 encoded = self.swift.encode(inputs)
-                score = self.swift.early_scores(encoded, self.temperature)[self.score]
-                kept = (~route(score.float(), self.threshold)).nonzero().squeeze(1)
+                score = self.swift.early_scores(encoded, self.temperature)[self.score].float()
+                answer = torch.zeros(len(score), dtype=torch.float64, device=self.device)
+                kept = (~route(score, self.threshold)).nonzero().squeeze(1)
                 if len(kept):
-                    part, taken = self.swift.take(encoded, inputs, kept)
-                    logits = self.swift.label_logits(part, taken)
+                    logits = self.swift.label_logits(*self.swift.take(encoded, inputs, kept))
                     check_logits(logits, "the Swift's logits", self.task.problem == "choice")
-                    answers[chosen[kept.cpu()]] = self.swift.predict(logits).double().cpu()
+                    answer[kept] = self.swift.predict(logits).double()
+                found.append(torch.stack([score.double(), answer], 1))
             else:
-                answer = self.swift(inputs)
-                check_logits(answer.logits, "the Swift's logits", self.task.problem == "choice")
-                score = self.swift.scores(answer, self.temperature)[self.score]
-                answers[chosen] = answer.prediction.double().cpu()
-            scores[chosen] = score.float().cpu()
-        return texts if isinstance(self.swift, Seq2Seq) else answers.tolist(), scores
+                said = self.swift(inputs)
+                score = self.swift.score_of(self.score, said, self.temperature).double()
+                # Logits that are no numbers are told by their extremes, without waiting for the device.
+                odd = self._odd(said.logits)
+                found.append(torch.stack([score, said.prediction.double(), odd.double()], 1))
+        # One wait for the device in a window.
+        table = torch.cat(found).cpu()
+        place = torch.cat(order).argsort()
+        table = table[place]
+        if table.shape[1] == 3 and table[:, 2].any():
+            bad = int(table[:, 2].sum())
+            raise InputError(
+                f"{bad} of {size} inputs have logits of the Swift's that are NaN or infinite, first "
+                f"{window.rows[int(table[:, 2].nonzero()[0])]!r}. Look for a diverged training run."
+            )
+        scores = table[:, 0].float()
+        return texts if isinstance(self.swift, Seq2Seq) else table[:, 1].tolist(), scores
+
+    def _odd(self, logits: Tensor) -> Tensor:
+        """Which rows of logits cannot be scored, bool ``(B,)``."""
+        if self.task.problem != "choice":
+            return ~logits.isfinite().all(-1)
+        return logits.isnan().any(-1) | (logits == math.inf).any(-1) | (logits == -math.inf).all(-1)
 
     def _swift_texts(self, model: Seq2Seq, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:
         """Scores of a batch ``(B,)``, which of it were decoded, and the texts of these."""
@@ -234,21 +335,29 @@ class JointPredictor:
         return score, kept, model.texts(made.ids)
 
     @torch.inference_mode()
-    def _super_pass(
-        self, task: TextTask, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None
-    ) -> list[Any]:
-        answers = torch.empty(len(rows), dtype=torch.float64)
-        texts = [""] * len(rows)
-        for chosen, inputs in self._batches(self.super_, task, rows, choices):
+    def _super_pass(self, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None) -> list[Any]:
+        encoded = self._encode(self.super_, rows, choices)
+        self.super_truncated += encoded.texts.truncated
+        texts, order, found = [""] * len(rows), [], []
+        for chosen, inputs in self._batches(encoded, self.super_tokens):
             if isinstance(self.super_, Seq2Seq):
                 said = self.super_.texts(self.super_.generate(self.super_.encode(inputs), scored=False).ids)
                 for i, text in zip(chosen.tolist(), said, strict=True):
                     texts[i] = text
                 continue
             logits = self.super_(inputs).logits[:, self.super_order]
-            check_logits(logits, "the Super's logits", self.task.problem == "choice")
-            answers[chosen] = self.super_.predict(logits).double().cpu()
-        return texts if isinstance(self.super_, Seq2Seq) else answers.tolist()
+            order.append(chosen)
+            found.append(torch.stack([self.super_.predict(logits).double(), self._odd(logits).double()], 1))
+        if isinstance(self.super_, Seq2Seq):
+            return texts
+        table = torch.cat(found).cpu()[torch.cat(order).argsort()]
+        if table[:, 1].any():
+            raise InputError(
+                f"{int(table[:, 1].sum())} of {len(rows)} inputs have logits of the Super's that are NaN or infinite, "
+                f"first {rows[int(table[:, 1].nonzero()[0])]!r}. Look for a diverged training run."
+            )
+        answers: list[float] = table[:, 0].tolist()
+        return answers
 
 
 def _number(threshold: str | float) -> float | None:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DistributedSampler
 
 from elang.data.format import TextTask
@@ -53,13 +52,15 @@ class EncodedTexts:
         """Model inputs for some rows, padded on the right to the longest of them; nothing for no rows."""
         if not rows:
             return {}
-        spans = [(int(self.offsets[r]), int(self.offsets[r + 1])) for r in rows]
-        out = {
-            name: pad_sequence([column[a:b].long() for a, b in spans], batch_first=True, padding_value=self.pad[name])
-            for name, column in self.columns.items()
-        }
-        lengths = torch.tensor([b - a for a, b in spans])
-        out["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+        chosen = torch.tensor(rows)
+        start = self.offsets[chosen]
+        lengths = self.offsets[chosen + 1] - start
+        place = torch.arange(int(lengths.max()))
+        mask = place < lengths[:, None]
+        # Behind a short text the place is another's, or none.
+        index = (start[:, None] + place).clamp_max(max(0, int(self.offsets[-1]) - 1))
+        out = {name: torch.where(mask, column[index].long(), self.pad[name]) for name, column in self.columns.items()}
+        out["attention_mask"] = mask.long()
         return out
 
 

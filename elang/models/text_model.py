@@ -158,6 +158,12 @@ class TextModel(nn.Module, ABC):
         hidden: int = self.backbone.config.hidden_size
         return RouterHead(num_logit_features(size) + hidden, hidden)
 
+    def score_of(self, name: str, answer: Answer, temperature: float = 1.0) -> Tensor:
+        """One of :meth:`scores`, without the others, ``(B,)``."""
+        if name in SCORES and self.task.problem != "regression":
+            return SCORES[name](answer.logits, temperature)
+        return self.scores(answer, temperature)[name]
+
     def scores(self, answer: Answer, temperature: float = 1.0, fold: Tensor | None = None) -> dict[str, Tensor]:
         """Every difficulty score of a batch, each ``(B,)``; larger is harder. A regression has those of its heads.
 

@@ -1,0 +1,340 @@
+"""Many inputs through a pair: batches by tokens, windows, packed deferrals, files that are gone on with, timings."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+import torch
+from conftest import FILLER, GOOD
+
+from elang import InputError, JointPredictor
+from elang.bench import _threshold, flops_of, time_pair
+from elang.cli import main
+from elang.data.batches import encode
+from elang.models.backbones import load_model
+from elang.throughput import Deferred, Window, ahead, stream, token_batches, windows
+
+
+@pytest.mark.parametrize("budget", [1, 7, 64, 10**6])
+@pytest.mark.parametrize("most", [None, 1, 3])
+def test_batches_hold_so_many_tokens(budget, most):
+    lengths = torch.randint(1, 30, (101,), generator=torch.Generator().manual_seed(budget))
+    found = token_batches(lengths, budget, most)
+    assert sorted(row for batch in found for row in batch.tolist()) == list(range(101))
+    longest = [int(lengths[batch].max()) for batch in found]
+    assert longest == sorted(longest, reverse=True)
+    for batch, length in zip(found, longest, strict=True):
+        assert len(batch) * length <= budget or len(batch) == 1
+        assert most is None or len(batch) <= most
+    # No batch could have taken the next one's first input.
+    for batch, after in pairwise(found):
+        full = (len(batch) + 1) * int(lengths[batch].max()) > budget or len(batch) == most
+        assert full, (batch, after)
+    assert token_batches(torch.zeros(0, dtype=torch.int64), 5) == []
+
+
+def test_a_batch_is_padded_as_it_should_be(pair):
+    tokenizer = load_model(str(pair["swift"])).tokenizer
+    texts = [("the film was good",), ("bad",), ("a very dull story and music",), ("actor",)]
+    encoded = encode(tokenizer, texts, 64)
+    for rows in ([0], [3, 1], [2, 0, 1], [3]):
+        found = encoded.batch(rows)
+        expected = tokenizer([texts[r][0] for r in rows], padding="longest", return_tensors="pt")
+        assert found.keys() == expected.keys()
+        for name, column in expected.items():
+            assert torch.equal(found[name], column), name
+
+
+def test_windows_and_reading_ahead():
+    assert list(windows(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(windows([], 3)) == []
+    threads = set()
+
+    def items():
+        for i in range(5):
+            threads.add(threading.current_thread().name)
+            yield i
+        raise ValueError("the sixth")
+
+    coming = ahead(items())
+    assert [next(coming) for _ in range(5)] == list(range(5))
+    with pytest.raises(ValueError, match="the sixth"):
+        next(coming)
+    assert threading.main_thread().name not in threads
+
+
+def window(size):
+    return Window([("x",)] * size, None)
+
+
+def test_what_is_deferred_is_packed_and_the_order_kept():
+    """The Super is called once there is enough for it, or too much waits."""
+    asked, taken = [], []
+    made = [window(4) for _ in range(20)]
+
+    def swift(one):
+        number = made.index(one)
+        taken.append(number)
+        one.answers = [f"{number}.{i}" for i in range(4)]
+        # One of four, but none of the first three windows.
+        if number < 3:
+            return []
+        one.answers[2] = None
+        return [Deferred(one, 2, 0.5)]
+
+    def super_(deferred):
+        asked.append(len(deferred))
+        for one in deferred:
+            one.window.answers[one.place] = f"{made.index(one.window)}.{one.place}!"
+
+    out, ahead_of_output = [], []
+    for one in stream(iter(made), swift, super_, full=5):
+        out.append(one)
+        ahead_of_output.append(len(taken) - len(out) / 4)
+    assert out == [f"{n}.{i}{'!' if n >= 3 and i == 2 else ''}" for n in range(20) for i in range(4)]
+    assert asked == [5, 5, 5, 2]
+    assert max(ahead_of_output) <= 6
+    # Where hardly anything is deferred, nothing waits for ever.
+    asked.clear()
+    made[:] = [window(1) for _ in range(30)]
+
+    def rare(one):
+        if made.index(one) % 10 == 1:
+            return [Deferred(one, 0, 0.5)]
+        one.answers = ["kept"]
+        return []
+
+    found = list(stream(iter(made), rare, super_, full=100))
+    assert found == ["kept" if n % 10 != 1 else f"{n}.0!" for n in range(30)]
+    assert len(asked) >= 2
+
+
+@pytest.fixture(scope="module")
+def texts(files):
+    rng = random.Random(0)
+    found = pd.read_csv(files[1])["text"].tolist()
+    return found + [" ".join(rng.choices([*FILLER, *GOOD], k=rng.randint(1, 40))) for _ in range(140)]
+
+
+@pytest.fixture(scope="module")
+def predictor(pair):
+    return JointPredictor(str(pair["swift"]), str(pair["super"]), "defer 30%")
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 5000])
+def test_a_stream_is_answered_as_a_list_is(pair, predictor, texts, size):
+    expected = predictor(texts)
+    assert {one.answered_by for one in expected} == {"swift", "super"}
+    for options in ({}, {"tokens": 30, "super_tokens": 50}, {"batch_size": 3}):
+        made = JointPredictor(str(pair["swift"]), str(pair["super"]), "defer 30%", **options)
+        found = list(made.map(iter(texts), size))
+        assert [(one.label, one.answered_by) for one in found] == [(one.label, one.answered_by) for one in expected]
+        assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-5)
+
+
+def test_one_by_one_is_the_same(predictor, texts):
+    for text, expected in zip(texts[:40], predictor(texts[:40]), strict=True):
+        (alone,) = predictor([text])
+        assert (alone.label, alone.answered_by) == (expected.label, expected.answered_by)
+
+
+def test_the_super_alone_answers_everything(pair, predictor, texts):
+    everything = JointPredictor(str(pair["swift"]), str(pair["super"]), "-inf")(texts)
+    found = list(predictor.super_map(texts, 50))
+    assert [one.label for one in found] == [one.label for one in everything]
+    assert {one.answered_by for one in found} == {"super"}
+
+
+def test_memory_is_bounded(predictor, texts):
+    """However slowly answers are taken, only a few windows are read."""
+    read = 0
+
+    def endless():
+        nonlocal read
+        while True:
+            read += 1
+            yield texts[read % len(texts)]
+
+    answers = predictor.map(endless(), 16)
+    for _ in range(100):
+        next(answers)
+    time.sleep(0.2)
+    assert read <= 100 + 16 * 11
+    answers.close()
+
+
+def test_bad_inputs_come_in_their_turn(predictor, texts):
+    found = predictor.map([*texts[:50], " ", *texts[:50]], 8)
+    with pytest.raises(InputError, match=r"Input 50 \(counted from 0\) is empty"):
+        list(found)
+    found = predictor.map([*texts[:50], ("a", "b")], 8)
+    assert len([next(found) for _ in range(48)]) == 48
+    with pytest.raises(InputError, match="Input 50"):
+        list(found)
+    with pytest.raises(InputError, match="window must hold"):
+        next(predictor.map(texts, 0))
+    assert list(predictor.map([])) == []
+
+
+def test_logits_that_are_no_numbers(pair, texts):
+    for name, threshold in (("swift", "inf"), ("super_", "-inf")):
+        made = JointPredictor(str(pair["swift"]), str(pair["super"]), threshold)
+        with torch.no_grad():
+            getattr(made, name).backbone.classifier.bias.fill_(math.nan)
+        who = {"swift": "Swift", "super_": "Super"}[name]
+        with pytest.raises(InputError, match=f"of {len(texts)} inputs have logits of the {who}'s that are NaN"):
+            made(texts)
+
+
+@pytest.mark.parametrize("option", ["batch_size", "tokens", "super_tokens"])
+def test_bad_sizes(pair, option):
+    with pytest.raises(InputError, match=f"{option} must be at least 1, but it is 0"):
+        JointPredictor(str(pair["swift"]), str(pair["super"]), **{option: 0})
+
+
+# Files.
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def command(pair, texts, tmp_path):
+    source = tmp_path / "in.txt"
+    source.write_text("\n".join(texts) + "\n", "utf-8")
+    models = ["--swift_model", str(pair["swift"]), "--super_model", str(pair["super"]), "--threshold", "defer 30%"]
+    return ["predict", *models, "--input", str(source), "--output", str(tmp_path / "out.jsonl"), "--chunk", "16"]
+
+
+def kill(command, folder, after, size=2):
+    """Start a prediction that stops dead once so many answers are in the file."""
+    slow = (
+        "import os, sys, elang.throughput as t, elang.predict as p\n"
+        "from elang.cli import main\n"
+        "real = p.json.dumps\n"
+        "count = 0\n"
+        "def dumps(*a, **k):\n"
+        "    global count\n"
+        "    count += 1\n"
+        f"    if count > {after}:\n"
+        "        os._exit(9)\n"
+        "    return real(*a, **k)\n"
+        "p.json = type('J', (), {'dumps': staticmethod(dumps), 'loads': staticmethod(p.json.loads)})\n"
+        "import io, builtins\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    done = subprocess.run([sys.executable, "-c", slow, *command], env=env, capture_output=True, text=True)
+    assert done.returncode == 9, done.stderr
+    return folder / ".out.jsonl.part", folder / ".out.jsonl.part.json"
+
+
+def test_a_killed_run_goes_on(command, tmp_path, capsys, texts):
+    assert main(command) == 0
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    (tmp_path / "out.jsonl").unlink()
+    part, note = kill(command, tmp_path, 120)
+    assert note.exists()
+    # What had reached the disk, and half a line, for the writer is buffered.
+    head = b"".join(line + b"\n" for line in whole.split(b"\n")[:90])
+    part.write_bytes(head + b'{"label": "go')
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    assert "90 inputs were answered before; going on behind them" in said
+    assert (tmp_path / "out.jsonl").read_bytes() == whole
+    deferred = whole.count(b'"answered_by": "super"')
+    assert f"{len(texts)} inputs, {deferred} (" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.jsonl"]
+
+
+@pytest.mark.parametrize("change", ["input", "threshold", "nothing is left"])
+def test_another_run_begins_anew(command, tmp_path, capsys, change, texts):
+    part, note = kill(command, tmp_path, 120)
+    part.write_bytes(b'{"label": "stale", "score": 0, "answered_by": "swift"}\n' * 20)
+    if change == "input":
+        (tmp_path / "in.txt").write_text("\n".join(texts[:30]) + "\n", "utf-8")
+    elif change == "threshold":
+        command[command.index("defer 30%")] = "defer 10%"
+    else:
+        note.unlink()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "answered before" not in capsys.readouterr().err
+    found = lines_of(tmp_path / "out.jsonl")
+    assert len(found) == (30 if change == "input" else len(texts))
+    assert not any(one["label"] == "stale" for one in found)
+
+
+def test_a_finished_part_is_finished(command, tmp_path, capsys):
+    """Killed between the last answer and the file's name."""
+    assert main(command) == 0
+    whole = (tmp_path / "out.jsonl").read_bytes()
+    part, _ = kill(command, tmp_path, 1)
+    part.write_bytes(whole)
+    (tmp_path / "out.jsonl").unlink()
+    assert main(command) == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == whole
+
+
+def test_bad_chunks(command, fails):
+    fails([*command[:-1], "0"], "--chunk must be at least 1")
+
+
+# Timings.
+
+
+def test_thresholds_of_shares():
+    scores = torch.tensor([0.3, 0.1, 0.2, 0.5])
+    assert [int((scores > _threshold(scores, share)).sum()) for share in (0, 0.25, 0.5, 1)] == [0, 1, 2, 4]
+
+
+def test_what_is_timed(predictor, texts):
+    """The Super's cost by its own lengths; predictions by the inputs that are deferred, not by a mean."""
+    found = time_pair(predictor, texts, [0.25], texts[:3], repeats=2)
+    assert list(found["passes"]) == ["super", "swift", "defer 25%"]
+    swift, super_ = (flops_of(predictor, model, texts) for model in (predictor.swift, predictor.super_))
+    scores = torch.tensor([one.score for one in predictor.map(texts)])
+    hard = scores > _threshold(scores, 0.25)
+    assert int(hard.sum()) == 50
+    entry = found["passes"]["defer 25%"]
+    assert entry["deferred"] == pytest.approx(50 / len(texts), abs=0.002)
+    expected = float(super_.sum() / (swift.sum() + super_[hard].sum()))
+    assert entry["predicted"] == pytest.approx(expected)
+    assert entry["ratio"] == pytest.approx(entry["speedup"] / expected)
+    assert found["passes"]["super"]["speedup"] == found["passes"]["super"]["predicted"] == 1
+    assert found["passes"]["swift"]["predicted"] == pytest.approx(float(super_.sum() / swift.sum()))
+    for entry in found["passes"].values():
+        assert 0 < entry["least"] <= entry["median"] <= entry["most"]
+        assert 0 < entry["one by one"]["median"] <= entry["one by one"]["95%"]
+
+
+def test_bench_verb(pair, files, tmp_path, capsys):
+    models = ["--swift_model", str(pair["swift"]), "--super_model", str(pair["super"])]
+    args = ["bench", *models, "--input", str(files[1]), "--text", "[text]", "--repeats", "1", "--single", "2"]
+    assert main([*args, "--shares", "[0.5]", "--output", str(tmp_path / "b.json")]) == 0
+    said = capsys.readouterr().out
+    assert "61 inputs on cpu" in said
+    assert "defer 50%" in said
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["inputs"] == 61
+    assert found["passes"]["defer 50%"]["deferred"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_bad_benches(pair, files, fails, tmp_path):
+    models = ["--swift_model", pair["swift"], "--super_model", pair["super"]]
+    args = ["bench", *models, "--input", files[1]]
+    fails([*args, "--shares", "[0.5, 2]"], "--shares must be from 0 to 1, but there is 2")
+    fails([*args, "--examples", "1"], "--examples must be at least 2")
+    fails([*args, "--repeats", "0"], "--repeats must be at least 1")
+    (tmp_path / "none.txt").write_text("")
+    fails(["bench", *models, "--input", tmp_path / "none.txt"], "nothing to time")
