@@ -226,6 +226,8 @@ def run_swift(job: Job, args: argparse.Namespace, device: str) -> None:
     super_ = Job("super", job.task, job.seed)
     data = data_of(job, args.data, out, transfer=job.recipe == "distil-transfer")
     options: dict[str, Any] = {"model": str(args.models / folder), "layers": layers, "lr": lr} | recipe
+    # The words that only the evaluation set has stay beside those that are trained on.
+    options["freeze_embeddings"] = True
     options["super_records"] = str(super_.model(out).with_suffix(".parquet"))
     epochs = setup.swift_epochs
     if job.recipe == "gatekeeper":

@@ -104,7 +104,7 @@ def memory(count: int) -> dict[str, float]:
         for name, layers in (("swift", 1), ("super", 2)):
             write_model(Path(folder) / name, layers=layers, labels=("bad", "good"))
         predictor = JointPredictor(f"{folder}/swift", f"{folder}/super", "inf")
-        texts = [f"{a} {b} {c}" for a, b, c in itertools.product(["good film", "bad plot"], "the a was".split(), "xyz")]
+        texts = [f"{a} {b} {c}" for a, b, c in itertools.product(["good film", "bad plot"], ["the", "a", "was"], "xyz")]
         scores = torch.tensor([one.score for one in predictor.map(texts)])
         predictor.threshold = _threshold(scores, 0.25)
         start, early, most, deferred = time.perf_counter(), 0.0, 0.0, 0
