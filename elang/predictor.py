@@ -158,9 +158,9 @@ class JointPredictor:
         """
         if window < 1:
             raise InputError(f"A window must hold at least 1 input, but it is {window}.")
-        parts = windows(texts, window)
-        checked = ((self._rows(part, number * window), None) for number, part in enumerate(parts))
-        yield from self._stream(checked)
+        checked = (self._rows(part, number * window) for number, part in enumerate(windows(texts, window)))
+        prepared = (self._prepare(rows, None) for rows in checked)
+        yield from stream(prepared, self._swift_window, *self._super_stage)
 
     def super_map(self, texts: Iterable[str] | Iterable[tuple[str, ...]], window: int = 4096) -> Iterator[Prediction]:
         """Answer a stream by the Super alone, by the same way; the scores are infinite."""
@@ -182,7 +182,10 @@ class JointPredictor:
         Raises:
             InputError: If candidates are missing, or a model's logits are not finite.
         """
-        return list(self._stream(iter([(rows, choices)])))
+        window = self._prepare(rows, choices)
+        if deferred := self._swift_window(window):
+            self._super_window(deferred)
+        return [one for one in window.answers if one is not None]
 
     def _rows(self, texts: Sequence[Any], first: int) -> list[tuple[str, ...]]:
         """Check texts; the first one is the input of that number."""
@@ -197,10 +200,6 @@ class JointPredictor:
                     f"{task.fields}: {texts[i]!r}. Remove or mend it."
                 )
         return rows
-
-    def _stream(self, parts: Iterator[tuple[list[tuple[str, ...]], Any]]) -> Iterator[Prediction]:
-        prepared = (self._prepare(rows, choices) for rows, choices in parts)
-        return stream(prepared, self._swift_window, *self._super_stage)
 
     @property
     def _super_stage(self) -> tuple[Callable[[list[Deferred]], None], int]:
