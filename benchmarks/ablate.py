@@ -42,6 +42,7 @@ class Setup:
     swift_epochs: int
     batch: int
     routing: float
+    # New texts for each one; none where the task is about words of its texts.
     copies: int
 
 
@@ -49,7 +50,7 @@ SETUPS = {
     "sst2": Setup("glue/SST-2", "accuracy", 2, 4, 64, 0.05, 1),
     "rte": Setup("glue/RTE", "accuracy", 6, 20, 32, 0.15, 10),
     "cola": Setup("glue/CoLA", "matthews", 5, 20, 32, 0.1, 10),
-    "wic": Setup("superglue/WiC-full", "accuracy", 6, 20, 32, 0.1, 10),
+    "wic": Setup("superglue/WiC-full", "accuracy", 6, 20, 32, 0.1, 0),
     "banking77": Setup("banking77", "accuracy", 10, 30, 32, 0.1, 5),
     "trec": Setup("trec", "accuracy", 5, 20, 32, 0.15, 10),
 }
@@ -179,14 +180,13 @@ def write_super_records(job: Job, out: Path, found: dict[str, np.ndarray], names
 
 def save(path: Path, **columns: Any) -> None:
     """Write aside and rename."""
-    aside = path.with_suffix(".part.npz")
+    aside = path.with_name(f".{path.name}")
     np.savez_compressed(aside, **columns)
     os.replace(aside, path)
 
 
 def run_super(job: Job, args: argparse.Namespace, device: str) -> None:
-    """Fine-tune a Super and keep it, its answers, and, once a task, text like the task's."""
-    from elang.data.augment import augment
+    """Fine-tune a Super and keep it and its answers."""
     from elang.models.finetune import FinetuneModule
 
     setup, out = SETUPS[job.task], args.out
@@ -196,24 +196,39 @@ def run_super(job: Job, args: argparse.Namespace, device: str) -> None:
     module = FinetuneModule(base, data.label_names, data.task_fields, lr=args.super_lr, output=str(job.model(out)))
     trainer_of(setup.super_epochs, device).fit(module, datamodule=data)
     seconds = time.perf_counter() - start
-    texts = transfer_file(job.task, out)
-    if not texts.exists() and args.transfer:
-        # From the backbone as it came: fine-tuning has moved the embeddings.
-        source = out / f"source-{job.task}.csv"
-        examples = data.examples("train")
-        columns = data.text_columns
-        import pandas as pd
-
-        pd.DataFrame(examples.texts, columns=columns).to_csv(source, index=False)
-        augment(base, str(texts), str(source), columns, copies=setup.copies, device="cpu")
-    splits = ["train", "routing", "validation"]
-    if texts.exists():
-        data = data_of(job, args.data, out, transfer=True)
-        splits.append("transfer")
-    found = answers_of(module, data, splits, device)
+    found = answers_of(module, data, ["train", "routing", "validation"], device)
     write_super_records(job, out, found, data.label_names)
-    kept = {name: column for name, column in found.items() if not name.startswith(("train", "transfer"))}
+    kept = {name: column for name, column in found.items() if not name.startswith("train")}
     save(job.path(out), seconds=seconds, **kept)
+
+
+def run_texts(job: Job, args: argparse.Namespace, device: str) -> None:
+    """Make text like a task's, by the backbone as it came: fine-tuning has moved its embeddings."""
+    import pandas as pd
+
+    from elang.data.augment import augment
+
+    start = time.perf_counter()
+    data, out = data_of(job, args.data, args.out), args.out
+    examples, columns = data.examples("train"), data.text_columns
+    source = out / f"source-{job.task}.csv"
+    pd.DataFrame(examples.texts, columns=columns).to_csv(source, index=False)
+    options = {"copies": SETUPS[job.task].copies, "device": "cuda" if device == "gpu" else "cpu"}
+    augment(str(args.models / args.super), str(transfer_file(job.task, out)), str(source), columns, **options)
+    save(job.path(out), seconds=time.perf_counter() - start)
+
+
+def run_scored(job: Job, args: argparse.Namespace, device: str) -> None:
+    """Add a Super's answers to the text that was made."""
+    from elang.models.backbones import load_model
+
+    out, super_ = args.out, Job("super", job.task, job.seed)
+    start = time.perf_counter()
+    data = data_of(job, args.data, out, transfer=True)
+    module = argparse.Namespace(classifier=load_model(str(super_.model(out))), label_names=data.label_names)
+    found = answers_of(module, data, ["train", "routing", "transfer"], device)
+    write_super_records(super_, out, found, data.label_names)
+    save(job.path(out), seconds=time.perf_counter() - start)
 
 
 def run_swift(job: Job, args: argparse.Namespace, device: str) -> None:
@@ -297,7 +312,7 @@ def work(jobs: Any, args: argparse.Namespace, device: str, until: float) -> None
         start = time.perf_counter()
         seed_everything(job.seed, verbose=False)
         try:
-            (run_super if job.kind == "super" else run_swift)(job, args, device)
+            {"super": run_super, "texts": run_texts, "scored": run_scored}.get(job.kind, run_swift)(job, args, device)
             print(f"{job.path(args.out).stem}: {time.perf_counter() - start:.0f} s", flush=True)
         except Exception as error:
             print(f"{job.path(args.out).stem} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -319,6 +334,8 @@ def run_all(jobs: list[Job], args: argparse.Namespace, until: float) -> bool:
             worker.start()
         for worker in workers:
             worker.join()
+        # What was not begun is still in it, and would be waited for.
+        queue.cancel_join_thread()
     return all(job.path(args.out).exists() for job in jobs)
 
 
@@ -336,7 +353,6 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e6)
-    parser.add_argument("--transfer", action="store_true", help="make and score the text for distil-transfer")
     parser.add_argument("--out", type=Path, default=Path("runs/ablate"))
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
@@ -354,12 +370,18 @@ def main() -> None:
         for recipe in args.recipes
         for swift in args.swifts
         for task in args.tasks
+        if recipe != "distil-transfer" or SETUPS[task].copies
     ]
+    more = [task for task in args.tasks if SETUPS[task].copies and "distil-transfer" in args.recipes]
+    texts = [Job("texts", task, 0) for task in more]
+    scored = [Job("scored", task, seed) for seed in args.seeds for task in more]
     # What others start from comes first.
     first = [Job("swift", j.task, j.seed, j.swift, "plain") for j in swifts if j.recipe == "gatekeeper"]
     folds = [one for job in swifts if needs_folds(job.recipe) for one in fold_jobs(job)]
-    stages = [supers, list(dict.fromkeys([*first, *folds])), swifts]
-    done = all(run_all(stage, args, until) for stage in stages)
+    stages = [supers, texts, scored, list(dict.fromkeys([*first, *folds])), swifts]
+    # All of them, even if one could not be finished: others may not need it.
+    found = [run_all(stage, args, until) for stage in stages]
+    done = all(found)
     print("all is done" if done else "not all is done: run it again")
 
 

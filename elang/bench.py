@@ -16,6 +16,7 @@ from elang.models.text_model import TextModel
 from elang.predict import read_inputs
 from elang.predictor import JointPredictor
 from elang.records import written_aside
+from elang.scores import BEFORE_DECODER
 
 
 def bench(
@@ -93,6 +94,11 @@ def time_pair(
     """
     scores = torch.tensor([one.score for one in predictor.map(rows)])
     costs = {name: flops_of(predictor, model, rows) for name, model in _models(predictor).items()}
+    super_cost, kept = costs["super"]["flops"], costs["swift"]["flops"] + costs["swift"]["score_flops"]
+    away = kept
+    if predictor.score in BEFORE_DECODER:
+        # Known before the decoder runs, and of a kept input nothing else is scored.
+        kept, away = costs["swift"]["flops"], costs["swift"]["early_flops"]
     thresholds = {f"defer {share:.0%}": _threshold(scores, share) for share in shares}
     calls: dict[str, Callable[[list[Any]], Any]] = {"super": lambda some: list(predictor.super_map(some))}
 
@@ -121,14 +127,16 @@ def time_pair(
     base = statistics.median(many["super"])
     for name, passes in many.items():
         hard = scores > thresholds[name] if name in thresholds else torch.full((len(rows),), name == "super")
-        own = costs["super"].sum() if name == "super" else costs["swift"].sum() + costs["super"][hard].sum()
+        own = super_cost.sum()
+        if name != "super":
+            own = kept[~hard].sum() + (away + super_cost)[hard].sum()
         entry: dict[str, Any] = {
             "deferred": float(hard.double().mean()),
             "median": statistics.median(passes),
             "least": min(passes),
             "most": max(passes),
             "speedup": base / statistics.median(passes),
-            "predicted": float(costs["super"].sum() / own),
+            "predicted": float(super_cost.sum() / own),
         }
         entry["ratio"] = entry["speedup"] / entry["predicted"]
         if single:
@@ -162,14 +170,20 @@ def _timed(call: Callable[[list[Any]], Any], rows: list[Any], device: torch.devi
 
 
 @torch.inference_mode()
-def flops_of(predictor: JointPredictor, model: TextModel, rows: list[Any]) -> torch.Tensor:
-    """What a model spends on each input, float64 ``(N,)``, by its true length."""
-    found = torch.zeros(len(rows), dtype=torch.float64)
+def flops_of(predictor: JointPredictor, model: TextModel, rows: list[Any]) -> dict[str, torch.Tensor]:
+    """What a model spends on each input by its true length, float64 ``(N,)`` each.
+
+    ``flops``, ``early_flops`` (of one that is deferred before the decoder) and ``score_flops`` (of a score after it,
+    where that is not read off on the way).
+    """
+    zero = torch.zeros(len(rows), dtype=torch.float64)
+    found = {name: zero.clone() for name in ("flops", "early_flops", "score_flops")}
     for chosen, inputs in predictor.batches(model, rows):
         steps = None
         if isinstance(model, Seq2Seq):
             steps = model.generate(model.encode(inputs), scored=False).steps
-        found[chosen] = model.flops(inputs, steps=steps)["flops"].cpu()
+        for name, cost in model.flops(inputs, steps=steps).items():
+            found[name][chosen] = cost.cpu()
     return found
 
 

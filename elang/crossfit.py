@@ -5,6 +5,7 @@ answered by a Swift that was trained on all the others; ``--model.out_of_fold`` 
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,13 @@ def crossfit(fit: list[str], output: str = "out_of_fold.parquet", folds: int = 5
     if not output.endswith(".parquet"):
         raise InputError(f"Records are written as parquet, but --output is '{output}'.")
     config = run("fit", fit, parse_only=True)
+    if "fold" not in config["data"]["init_args"]:
+        raise InputError(f"{config['data']['class_path'].rsplit('.', 1)[-1]} has no --data.fold, so it has no parts.")
     devices = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else [str(i) for i in range(devices)]
     root = Path(output).with_suffix("")
-    chains = [_chain(config, k, folds, root, k % devices if devices > 1 else None) for k in range(folds)]
+    chains = [_chain(config, k, folds, root, names[k % devices] if devices > 1 else None) for k in range(folds)]
     steps = [step for chain in chains for step in chain]
     write_configs(steps)
     forget_stale(steps)
@@ -46,7 +51,7 @@ def crossfit(fit: list[str], output: str = "out_of_fold.parquet", folds: int = 5
     _join([chain[-1].made for chain in chains], output)
 
 
-def _chain(config: dict[str, Any], k: int, folds: int, root: Path, device: int | None) -> list[Step]:
+def _chain(config: dict[str, Any], k: int, folds: int, root: Path, device: str | None) -> list[Step]:
     """The two steps of one fold."""
     name, home = f"fold-{k}", root / f"fold-{k}"
     data = {**config["data"], "init_args": {**config["data"]["init_args"], "fold": f"{k}/{folds}"}}
@@ -55,6 +60,8 @@ def _chain(config: dict[str, Any], k: int, folds: int, root: Path, device: int |
     for linked in ("label_names", "task"):
         model["init_args"].pop(linked, None)
     trainer = {**config["trainer"], "default_root_dir": str(home / "swift-run"), "logger": False}
+    if device is not None:
+        trainer["devices"] = 1
     records, seed = home / "swift.parquet", {"seed_everything": config["seed_everything"]}
     hardware = {key: trainer[key] for key in ("accelerator", "precision") if trainer.get(key) is not None}
     scored = {"class_path": "ScoreModule", "init_args": {"model": str(home / "swift"), "output": str(records)}}

@@ -18,9 +18,12 @@ from elang.scores import free_energy, max_softmax
 MarginKind = Literal["pairwise", "ranking", "hinge", "confidence", "gatekeeper"]
 
 
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Mean of ``values`` by ``weight`` in ``[0, 1]``; zero, not NaN, where nothing counts."""
-    return (values * weight).sum() / weight.sum().clamp_min(1)
+def _mean(values: Tensor, weight: Tensor, least: float = 1.0) -> Tensor:
+    """Mean of ``values`` by ``weight`` in ``[0, 1]``; zero, not NaN, where nothing counts.
+
+    What counts for less than ``least`` examples counts for as much less.
+    """
+    return (values * weight).sum() / weight.sum().clamp_min(least)
 
 
 def _kinds(hard: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +81,8 @@ def energy_margin_ranking(energy: Tensor, hard: Tensor, epsilon: float = 0.3) ->
     """
     squashed = torch.sigmoid(energy - energy.detach().mean())
     easy, hard, both = _kinds(hard, energy)
-    return F.relu(_mean(squashed, easy) - _mean(squashed, hard) + epsilon) * both
+    gap = F.relu(_mean(squashed, easy, 1e-6) - _mean(squashed, hard, 1e-6) + epsilon)
+    return gap * both * torch.minimum(easy.sum(), hard.sum()).clamp_max(1)
 
 
 def energy_margin_pairwise(energy: Tensor, hard: Tensor, epsilon: float = 0.3) -> Tensor:

@@ -1,15 +1,19 @@
 """`elang predict`: answers to the inputs of a file or of standard input, and to a benchmark's test split."""
 
+import fcntl
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
+from elang.manifest import Manifest, plain
 from elang.predictor import JointPredictor, Prediction
 
 
@@ -76,7 +80,7 @@ def predict(
         with _resumed(output, about) as (file, done, deferred):
             if done:
                 sys.stderr.write(f"{done} inputs were answered before; going on behind them\n")
-            total, more = _write(predictor.map(islice(inputs, done, None), chunk), file)
+            total, more = _write(predictor.map(islice(inputs, done, None), chunk, done), file)
             total, deferred = done + total, deferred + more
             if total == 0:
                 raise InputError(_EMPTY.format(input))
@@ -108,10 +112,22 @@ def _about(predictor: JointPredictor, swift: str, super_: str, source: str, text
     except OSError as error:
         raise InputError(f"The input '{source}' cannot be read ({error.strerror}). Mend its path.") from error
     return {
-        "models": [swift, super_, predictor.swift.weights_sha256, predictor.super_.weights_sha256],
-        "routing": [predictor.score, str(predictor.threshold), predictor.temperature],
+        "models": [_files(swift), _files(super_)],
+        "routing": [predictor.score, str(predictor.threshold), hash_of(predictor.manifest)],
         "input": [os.path.abspath(source), status.st_size, status.st_mtime_ns, text],
     }
+
+
+def _files(model: str) -> list[Any]:
+    """A model's files by name, size and time, or its name on the hub."""
+    path = Path(model)
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return [model, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
+
+
+def hash_of(manifest: Manifest) -> str:
+    """Of all that a threshold file says."""
+    return hashlib.sha256(json.dumps(plain(asdict(manifest)), sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
@@ -122,6 +138,8 @@ def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int
     on the same things: models, threshold, input.
     """
     path = Path(output)
+    if path.is_dir():
+        raise InputError(f"--output '{output}' is a folder; give the file to write.")
     path.parent.mkdir(parents=True, exist_ok=True)
     aside, note = (path.with_name(f".{path.name}.part{suffix}") for suffix in ("", ".json"))
     done = deferred = 0
@@ -129,22 +147,26 @@ def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int
         same = bool(about) and json.loads(note.read_text("utf-8")) == about
     except (OSError, ValueError):
         same = False
-    if same and aside.is_file():
-        done, deferred = _whole_lines(aside)
-    else:
-        aside.unlink(missing_ok=True)
-        note.write_text(json.dumps(about), "utf-8")
-    try:
-        with aside.open("a", encoding="utf-8") as file:
+    with aside.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"Another run is writing '{output}'. Wait for it, or give another --output.") from error
+        try:
+            if same:
+                done, deferred = _whole_lines(aside)
+            else:
+                file.truncate(0)
+                note.write_text(json.dumps(about), "utf-8")
             yield file, done, deferred
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
-    except InputError:
-        aside.unlink(missing_ok=True)
-        note.unlink(missing_ok=True)
-        raise
-    note.unlink(missing_ok=True)
+            os.replace(aside, path)
+            note.unlink(missing_ok=True)
+        except InputError:
+            aside.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
+            raise
 
 
 def _whole_lines(path: Path) -> tuple[int, int]:

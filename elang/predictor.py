@@ -22,6 +22,7 @@ from elang.sequence_scores import SEQUENCE_SCORES
 from elang.throughput import FULL_BATCHES, Deferred, Window, stream, token_batches, windows
 
 # Of the Swift and of the Super: on a GPU small models want large batches, on a CPU the caches small ones.
+_DECODED = 8
 _TOKENS = {False: (65536, 16384), True: (1024, 1024)}
 
 
@@ -89,6 +90,7 @@ class JointPredictor:
             manifest = Manifest(self.swift.label_names)
         elif self.swift.weights_sha256:
             manifest.check_weights(self.swift.weights_sha256, f"'{swift_model}'")
+        self.manifest = manifest
         self.label_names = self.swift.label_names
         self.super_order = self.super_.class_order(self.label_names, f"'{super_model}'")
         self.score = score or manifest.score
@@ -142,23 +144,26 @@ class JointPredictor:
         rows = self._rows(texts, 0)
         return self.answer(rows, choices) if rows else []
 
-    def map(self, texts: Iterable[str] | Iterable[tuple[str, ...]], window: int = 4096) -> Iterator[Prediction]:
+    def map(
+        self, texts: Iterable[str] | Iterable[tuple[str, ...]], window: int = 4096, first: int = 0
+    ) -> Iterator[Prediction]:
         """Answer a stream of texts, or tuples of the task's texts, in their order and in bounded memory.
 
         Args:
             texts: Read as they are needed, in a thread.
             window: Inputs that are read, tokenised and answered by the Swift at a time.
+            first: Number of the first one in messages, where others were answered before.
 
         Yields:
             What :meth:`__call__` would say; the first one once a window is full and the Super has answered what it is
             asked.
 
         Raises:
-            InputError: As :meth:`__call__` does, when the text's turn comes.
+            InputError: As :meth:`__call__` does, when the turn of the text's window comes.
         """
         if window < 1:
             raise InputError(f"A window must hold at least 1 input, but it is {window}.")
-        checked = (self._rows(part, number * window) for number, part in enumerate(windows(texts, window)))
+        checked = (self._rows(part, first + number * window) for number, part in enumerate(windows(texts, window)))
         prepared = (self._prepare(rows, None) for rows in checked)
         yield from stream(prepared, self._swift_window, *self._super_stage)
 
@@ -174,7 +179,7 @@ class JointPredictor:
         """The batches of one of the two models: which texts they are of, and the model's inputs."""
         rows = self._rows(texts, 0)
         encoded = self._encode(model, rows, self._task(len(rows[0])).choices_of(rows))
-        yield from self._batches(encoded, self.tokens if model is self.swift else self.super_tokens)
+        yield from self._batches(model, encoded)
 
     def answer(self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None) -> list[Prediction]:
         """Answer tuples of the task's texts as they are, even if some are empty (a benchmark's may be).
@@ -264,8 +269,11 @@ class JointPredictor:
         task = model.task if model.manifest is not None else self._task(len(rows[0]))
         return encode_examples(model.reader, task, rows, choices, self.limit(model))
 
-    def _batches(self, encoded: EncodedExamples, budget: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        for chosen in token_batches(encoded.lengths, budget, self.batch_size):
+    def _batches(self, model: TextModel, encoded: EncodedExamples) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        budget = self.tokens if model is self.swift else self.super_tokens
+        # Logits over a vocabulary take far more room than a token.
+        lengths = encoded.lengths.clamp_min(_DECODED * model.decoded if isinstance(model, TextToText) else 1)
+        for chosen in token_batches(lengths, budget, self.batch_size):
             inputs = encoded.batch(chosen.tolist())
             if self.device.type == "cuda":
                 # So that the copy does not wait for what the device is doing.
@@ -278,7 +286,7 @@ class JointPredictor:
         size = len(window.rows)
         texts, order, found = [""] * size, [], []
         assert window.encoded is not None
-        for chosen, inputs in self._batches(window.encoded, self.tokens):
+        for chosen, inputs in self._batches(self.swift, window.encoded):
             order.append(chosen)
             if isinstance(self.swift, Seq2Seq):
                 score, kept, said = self._swift_texts(self.swift, inputs)
@@ -338,7 +346,7 @@ class JointPredictor:
         encoded = self._encode(self.super_, rows, choices)
         self.super_truncated += encoded.texts.truncated
         texts, order, found = [""] * len(rows), [], []
-        for chosen, inputs in self._batches(encoded, self.super_tokens):
+        for chosen, inputs in self._batches(self.super_, encoded):
             if isinstance(self.super_, Seq2Seq):
                 said = self.super_.texts(self.super_.generate(self.super_.encode(inputs), scored=False).ids)
                 for i, text in zip(chosen.tolist(), said, strict=True):

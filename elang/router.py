@@ -16,7 +16,7 @@ from elang.scores import SCORES, all_scores
 FOLDS = 5
 TOP_LOGITS = 3
 _MOST_PROBABILITIES = 8
-_CONFIDENCE = 0.95
+_CONFIDENCE, _RESAMPLES = 0.95, 1000
 
 
 def fold_of(key: Tensor, folds: int = FOLDS) -> Tensor:
@@ -139,7 +139,7 @@ class RouterHead(nn.Module):
         Args:
             features: Shape ``(N, F)``.
             gain: What deferring each would have gained, shape ``(N,)``.
-            key: Of their texts, int64 ``(N,)``: equal ones stay in one fold.
+            key: Of their texts (or of what several share), int64 ``(N,)``: equal ones stay in one fold.
             candidates: By name, the features that it may read; by default all.
             simple: The one of them, of a single feature, that is taken unless another is better with 95% confidence.
 
@@ -193,15 +193,15 @@ def _cross_fitted(
 
 def _ridge(x: Tensor, y: Tensor) -> Tensor:
     """Weights ``(F,)`` of centred features ``(N, F)`` with the penalty of the least generalised CV error."""
-    u, s, vh = torch.linalg.svd(x, full_matrices=False)
     y = y - y.mean()
-    projected, rest = u.T @ y, y.square().sum()
-    penalties = len(x) * torch.logspace(-6, 3, 37, dtype=torch.float64)
-    kept = s.square() / (s.square() + penalties[:, None])
-    residual = rest - projected.square().sum() + ((1 - kept) * projected).square().sum(-1)
-    error = residual / (len(x) - 1 - kept.sum(-1)).clamp_min(1e-9).square()
-    best = kept[int(error.argmin())]
-    found: Tensor = vh.T @ (best / s.clamp_min(1e-12) * projected)
+    # By the eigenvectors of X'X, which is small however many examples there are.
+    values, vectors = torch.linalg.eigh(x.T @ x)
+    values, along = values.clamp_min(0), vectors.T @ (x.T @ y)
+    penalties = len(x) * torch.logspace(-6, 3, 37, dtype=torch.float64)[:, None]
+    residual = y.square().sum() - (along.square() * (values + 2 * penalties) / (values + penalties).square()).sum(-1)
+    freedom = len(x) - 1 - (values / (values + penalties)).sum(-1)
+    error = residual.clamp_min(0) / freedom.clamp_min(1e-9).square()
+    found: Tensor = vectors @ (along / (values + penalties[int(error.argmin())]))
     return found
 
 
@@ -210,10 +210,16 @@ def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None) -> tu
     areas = {name: float(gain_area(score, gain)) for name, score in held_out.items()}
     best = max(areas, key=lambda name: -math.inf if math.isnan(areas[name]) else areas[name])
     report: dict[str, Any] = {"reads": best, "areas": areas, "why": "the largest area on examples not seen"}
+    if math.isnan(areas[best]):
+        best = simple or best
+        return best, report | {"reads": best, "why": "there is nothing to gain on the held-out examples"}
     if simple is None or best == simple:
         return best, report
-    weights = resamples(len(gain))
-    better = gain_area(held_out[best], gain, weights) - gain_area(held_out[simple], gain, weights)
+    parts = []
+    for seed in range(_RESAMPLES // 100):
+        weights = resamples(len(gain), 100, seed)
+        parts.append(gain_area(held_out[best], gain, weights) - gain_area(held_out[simple], gain, weights))
+    better = torch.cat(parts)
     better = better[~better.isnan()]
     bound = float(better.quantile(1 - _CONFIDENCE)) if len(better) else math.nan
     report["better_by_at_least"] = bound

@@ -54,7 +54,7 @@ class Step:
     config: dict[str, Any]
     file: Path
     made: Path
-    device: int | None = None
+    device: str | None = None
 
     @property
     def command(self) -> list[str]:
@@ -339,7 +339,7 @@ def run_step(step: Step) -> None:
     print(f"{step.task}: elang {' '.join(step.command)}", flush=True)  # noqa: T201
     start = time.perf_counter()
     with log.open("a", encoding="utf-8") as file:
-        env = None if step.device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": str(step.device)}
+        env = None if step.device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": step.device}
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False, env=env).returncode
     print(f"{step.task}: {step.stage} took {time.perf_counter() - start:.0f} s", flush=True)  # noqa: T201
     if code:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from queue import Queue
+from threading import Event, Semaphore, Thread
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -38,6 +39,7 @@ def token_batches(lengths: Tensor, budget: int, most: int | None = None) -> list
     Returns:
         Row numbers, longest first, so that what does not fit into memory is seen at once.
 
+    >>> import torch
     >>> [batch.tolist() for batch in token_batches(torch.tensor([2, 9, 3, 2]), 6)]
     [[1], [2, 0], [3]]
     """
@@ -89,13 +91,38 @@ def windows(inputs: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """Yield the items, the next of which is made in a thread meanwhile; its errors come in their turn."""
+    """Yield the items, the next of which is made in a thread meanwhile; its errors come in their turn.
+
+    Whoever stops taking them does not wait for a source that has nothing to say.
+    """
+    ready: Queue[tuple[Any, Exception | None]] = Queue(1)
+    wanted = Semaphore(1)
+    stopped = Event()
     nothing = object()
-    with ThreadPoolExecutor(1, "elang-ahead") as pool:
-        coming = pool.submit(next, items, nothing)
-        while (item := coming.result()) is not nothing:
-            coming = pool.submit(next, items, nothing)
+
+    def work() -> None:
+        while wanted.acquire() and not stopped.is_set():
+            try:
+                item, failure = next(items, nothing), None
+            except Exception as error:
+                item, failure = nothing, error
+            ready.put((item, failure))
+            if item is nothing:
+                return
+
+    Thread(target=work, name="elang-ahead", daemon=True).start()
+    try:
+        while True:
+            item, failure = ready.get()
+            if failure is not None:
+                raise failure
+            if item is nothing:
+                return
+            wanted.release()
             yield item
+    finally:
+        stopped.set()
+        wanted.release()
 
 
 def stream(
@@ -113,7 +140,7 @@ def stream(
         full: Deferred inputs that are worth a pass of the Super.
 
     Yields:
-        The answers, in the order of the inputs; an error of ``prepared`` follows those before it.
+        The answers, in the order of the inputs; an error follows those of the windows before it.
     """
     waiting: deque[Window] = deque()
     deferred: list[Deferred] = []
@@ -122,14 +149,14 @@ def stream(
     while True:
         try:
             window = next(coming)
+            deferred += swift(window)
         except StopIteration:
             break
         except Exception as error:
-            # What came before it is answered first.
+            # The windows before it are answered first.
             failure = error
             break
         waiting.append(window)
-        deferred += swift(window)
         if len(deferred) >= full or len(waiting) >= _WAITING:
             super_(deferred)
             deferred = []

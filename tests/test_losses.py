@@ -233,6 +233,16 @@ def test_pairs_count_by_degrees():
     assert 0 < little < 0.06
 
 
+def test_means_of_what_is_hardly_hard():
+    """The mean of the hard is theirs alone, however little they count; the loss then counts for as little."""
+    energy, degree = torch.tensor([0.0, 1.0, 3.0, 4.0]), torch.tensor([0.0, 0.0, 0.5, 1.0])
+    less = degree * torch.tensor([0.0, 0.0, 0.1, 0.1])
+    squashed = torch.sigmoid(-energy + energy.mean())
+    easy = (squashed * (1 - less)).sum() / (1 - less).sum()
+    hard = (squashed * degree).sum() / degree.sum()
+    torch.testing.assert_close(energy_margin_ranking(-energy, less), 0.15 * (easy - hard + 0.3))
+
+
 def test_hidden_distillation():
     generator = torch.Generator().manual_seed(0)
     ours, theirs = torch.randn(2, 3, 5, 7, generator=generator).double()

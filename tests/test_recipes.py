@@ -96,6 +96,13 @@ def test_unlabelled_text_has_the_supers_labels():
     torch.testing.assert_close(made.columns["super_logits"][given["id"]], torch.stack([SUPER[1], SUPER[2], SUPER[3]]))
 
 
+def test_a_generated_answer_that_is_no_label_teaches_the_nearest():
+    train = Records(torch.tensor([0, 1]), torch.tensor([1, -1]), SUPER[:2])
+    both = {"distill": 1.0, "margin": 0.0}
+    made = LabelLessons("classification", both, "pairwise", "gain", 1.0, 2.0, [train], None, "it")
+    assert made.labels({"id": torch.tensor([0, 1]), "label": torch.tensor([-1, -1])}).tolist() == [1, 0]
+
+
 def test_answers_without_logits():
     bare = [Records(torch.arange(4), SUPER.argmax(-1))]
     for hard, weight in (("gain", 1.0), ("soft_gain", 0.0)):
@@ -214,6 +221,8 @@ def test_bad_crossfits(extras, fails, tmp_path):
     fails(["crossfit", "--jobs", "0", *out, *rest], "--jobs must be at least 1")
     fails(["crossfit", "--output", str(tmp_path / "o.csv"), *rest], "written as parquet")
     fails([*extras["args"], "--model.lr", "1e-4"], "made with other options")
+    other = ["--data", "Seq2SeqData", "--data.train", "x", "--model.model", "y"]
+    fails(["crossfit", *out, *other], "Seq2SeqData has no --data.fold")
     fails(["fit", *rest, "--model.out_of_fold", str(tmp_path / "no.parquet")], "There is no records file")
     fails(["fit", *rest, "--model.out_of_fold", str(extras["folds"]), "--data.routing_fraction", "0.1"], "lack")
     assert not list(tmp_path.iterdir())
@@ -335,6 +344,7 @@ def test_bad_hidden_states(base_model, pair, data_args, fails, tmp_path):
     swift += ["--model.super_model", str(pair["super"])]
     fails([*swift, "--model.layer_map", "[0, 1]"], "layer_map [0, 1]", "each of its 2 layers")
     fails([*swift, "--model.layer_map", "[0, 1, 3]"], "layer_map [0, 1, 3]")
+    fails([*swift, "--model.layer_map", "[-1, -1, -1]"], "layer_map [-1, -1, -1]")
     t5 = write_t5(tmp_path / "t5", ["text: the film was good bad"] * 60)
     swift[4] = str(t5)
     fails([*swift, "--data.answers", "[bad, good]"], "between encoders", "hidden_weight 0")
@@ -423,6 +433,7 @@ def test_bad_augmentations(base_model, files, fails, tmp_path):
     fails([*given, "--task", "glue/rte"], "either --input", "or --task")
     fails([*given, "--copies", "0"], "--copies must be at least 1")
     fails([*given, "--rate", "0"], "--rate must be above 0")
+    fails(["augment", "--model", base_model, "--output", "x.csv", "--task", "superglue/wic"], "asks about words")
     fails([*given, "--candidates", "masked"], "no head of a masked language model", "--candidates neighbours")
     fails([*given, "--text", "[words]"], "has no column 'words'")
     fails(["augment", "--model", base_model, "--output", tmp_path / "x.txt", "--input", files[0]], "must end in .csv")

@@ -162,6 +162,7 @@ def test_nothing_to_choose_by(gain):
     head = RouterHead(6)
     report = head.fit(x, torch.full((40,), gain), keys(40), CANDIDATES, "score")
     assert report["reads"] == "score"
+    assert "nothing to gain" in report["why"]
     assert torch.equal(head(x).argsort(), x[:, 0].argsort())
     assert head(x).isfinite().all()
 

@@ -302,7 +302,7 @@ def test_what_is_timed(predictor, texts):
     """The Super's cost by its own lengths; predictions by the inputs that are deferred, not by a mean."""
     found = time_pair(predictor, texts, [0.25], texts[:3], repeats=2)
     assert list(found["passes"]) == ["super", "swift", "defer 25%"]
-    swift, super_ = (flops_of(predictor, model, texts) for model in (predictor.swift, predictor.super_))
+    swift, super_ = (flops_of(predictor, model, texts)["flops"] for model in (predictor.swift, predictor.super_))
     scores = torch.tensor([one.score for one in predictor.map(texts)])
     hard = scores > _threshold(scores, 0.25)
     assert int(hard.sum()) == 50
@@ -316,6 +316,63 @@ def test_what_is_timed(predictor, texts):
     for entry in found["passes"].values():
         assert 0 < entry["least"] <= entry["median"] <= entry["most"]
         assert 0 < entry["one by one"]["median"] <= entry["one by one"]["95%"]
+
+
+def test_what_is_timed_before_a_decoder(tmp_path, texts):
+    """A deferred input pays for the Swift's encoder alone."""
+    from conftest import write_t5
+
+    from elang.data.format import TextTask
+    from elang.manifest import Manifest
+    from elang.models.backbones import save_model
+
+    task = TextTask.of(["bad", "good"])
+    base = str(write_t5(tmp_path / "base", [*texts, "bad good text: "] * 2))
+    for name in ("swift", "super"):
+        save_model(
+            load_model(base, task, fine_tune=True, router=True),
+            tmp_path / name,
+            Manifest(task.label_names, task.plain()),
+        )
+    made = JointPredictor(str(tmp_path / "swift"), str(tmp_path / "super"), "inf", "encoder_energy")
+    found = time_pair(made, texts[:40], [0.5], [], repeats=1)["passes"]["defer 50%"]
+    swift, super_ = (flops_of(made, model, texts[:40]) for model in (made.swift, made.super_))
+    hard = torch.tensor([one.score for one in made.map(texts[:40])])
+    hard = hard > _threshold(hard, 0.5)
+    paid = torch.where(hard, swift["early_flops"] + super_["flops"], swift["flops"])
+    assert (swift["early_flops"] < swift["flops"]).all()
+    assert found["predicted"] == pytest.approx(float(super_["flops"].sum() / paid.sum()))
+
+
+def test_two_runs_into_one_file(command, tmp_path, fails):
+    """The second one is refused, and the first one's answers stay whole."""
+    from elang.predict import _resumed
+
+    with _resumed(str(tmp_path / "out.jsonl"), {}) as (file, done, _):
+        file.write('{"label": "first"}\n')
+        file.flush()
+        fails(command, "Another run is writing", "another --output")
+        assert done == 0
+    assert lines_of(tmp_path / "out.jsonl") == [{"label": "first"}]
+    (tmp_path / "folder").mkdir()
+    command[command.index(str(tmp_path / "out.jsonl"))] = str(tmp_path / "folder")
+    fails(command, "is a folder")
+
+
+def test_whoever_stops_does_not_wait_for_the_source(predictor, texts):
+    """A stream that has nothing to say at the moment, and perhaps never will."""
+    silent = threading.Event()
+
+    def source():
+        yield from texts[:40]
+        silent.wait(60)
+
+    answers = predictor.map(source(), 8)
+    assert len([next(answers) for _ in range(24)]) == 24
+    start = time.monotonic()
+    answers.close()
+    assert time.monotonic() - start < 5
+    silent.set()
 
 
 def test_bench_verb(pair, files, tmp_path, capsys):

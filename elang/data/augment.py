@@ -18,6 +18,7 @@ from elang.errors import InputError
 from elang.records import written_aside
 
 Candidates = Literal["auto", "masked", "neighbours"]
+_ABOUT_WORDS = ("superglue/wic", "superglue/wsc", "superglue/record", "glue/wnli")
 _PIECES = re.compile(r"\w+|\W+")
 
 
@@ -93,6 +94,8 @@ def _texts(
         columns = text or ["text"]
         return columns, texts_of(read_frame(path), columns, f"'{path}'")
     assert task is not None
+    if task in _ABOUT_WORDS:
+        raise InputError(f"{task} asks about words of its texts; with others in their places it would be another task.")
     data = TaskData(task, folder, ["train"], routing_fraction=0)
     return data.text_task.fields, data.examples("train").texts
 

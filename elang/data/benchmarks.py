@@ -161,7 +161,7 @@ class TaskData(TextData):
         batch_size: Examples in a training batch, for each process.
         eval_batch_size: Examples in an evaluation batch.
         max_length: Tokens kept of an input; longer ones are cut and counted.
-        routing_fraction: Share of the training file held out for choosing thresholds.
+        routing_fraction: Share of the training file held out for the router and thresholds.
         num_workers: Processes that assemble batches; 0 does it in the training process.
         transfer: A file of texts without labels, with the task's text columns, which the Swift learns from the Super.
         fold: ``k/K``: the k-th (from 0) of K parts is left out from training, and is all that is scored.

@@ -297,10 +297,16 @@ class TextData(LightningDataModule):
 
 
 class _Batches(Dataset[dict[str, Any]]):
-    """Maps a list of rows to a batch: ``id``, ``key``, ``label``, and the inputs of each model under its name."""
+    """Maps a list of rows to a batch: ``id``, ``key``, ``unit``, ``label``, and each model's inputs under its name."""
 
     def __init__(self, examples: Examples, encoded: dict[str, EncodedExamples]) -> None:
-        self.tensors: dict[str, Tensor] = {"id": examples.id, "key": examples.key, "label": examples.label}
+        unit = examples.key if examples.unit is None else examples.unit
+        self.tensors: dict[str, Tensor] = {
+            "id": examples.id,
+            "key": examples.key,
+            "unit": unit,
+            "label": examples.label,
+        }
         self.targets = examples.targets
         self.inputs: dict[str, Callable[[list[int]], dict[str, Tensor]]] = {
             name: found.batch for name, found in encoded.items()

@@ -42,7 +42,7 @@ class Seq2SeqData(TextData):
         eval_batch_size: Examples in an evaluation batch.
         max_length: Tokens kept of a source; longer ones are cut and counted.
         max_target_length: Tokens kept of a reference and generated at most; what is cut is counted.
-        routing_fraction: Share of the training file held out for choosing thresholds.
+        routing_fraction: Share of the training file held out for the router and thresholds.
         max_words: Training pairs with more words on a side are dropped.
         max_ratio: Training pairs with a side so many times as long as the other, in words, are dropped.
         num_workers: Processes that assemble batches; 0 does it in the training process.

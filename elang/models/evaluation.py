@@ -225,7 +225,7 @@ class EvaluationModule(LightningModule):
             return
         columns = {name: batch[name] for name in ("id", "key", "label")}
         # Router heads learned on this slice.
-        fold = fold_of(batch["key"]) if split == "routing" else None
+        fold = fold_of(batch["unit"]) if split == "routing" else None
         for name in self.models:
             model = self.model(name)
             if isinstance(model, Seq2Seq):

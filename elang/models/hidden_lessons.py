@@ -47,7 +47,11 @@ class HiddenLessons(nn.Module):
         own, theirs = (model.backbone.config for model in (swift, super_))
         depth, most = own.num_hidden_layers, theirs.num_hidden_layers
         self.layer_map = even_layers(depth, most) if layer_map is None else layer_map
-        if len(self.layer_map) != depth + 1 or not all(-1 <= layer <= most for layer in self.layer_map):
+        if (
+            len(self.layer_map) != depth + 1
+            or max(self.layer_map) < 0
+            or not all(-1 <= layer <= most for layer in self.layer_map)
+        ):
             raise InputError(
                 f"--model.layer_map {self.layer_map} must name one of the Super's layers (0, its embeddings, to "
                 f"{most}; -1 for none) for the Swift's embeddings and each of its {depth} layers."
@@ -86,7 +90,8 @@ class HiddenLessons(nn.Module):
             inputs: The Super's inputs of the same texts.
         """
         with torch.no_grad():
-            out: Any = self.super_.backbone(**inputs, output_hidden_states=True)
+            read = {name: value for name, value in inputs.items() if name != "num_choices"}
+            out: Any = self.super_.backbone(**read, output_hidden_states=True)
         theirs, kept, losses = inputs["attention_mask"], iter(self.projections), []
         for own, layer in zip(swift_states, self.layer_map, strict=True):
             if layer < 0:

@@ -64,7 +64,7 @@ class LabelLessons:
         if file_rows is not None:
             sizes[0] = file_rows
         if super_:
-            parts = [_by_id(r.id, r.prediction, size, -1) for r, size in zip(super_, sizes, strict=True)]
+            parts = [_by_id(r.id, _label(r), size, -1) for r, size in zip(super_, sizes, strict=True)]
             self.columns["super_prediction"] = torch.cat(parts)
             logits = [
                 _by_id(r.id, r.logits, size, 0.0) for r, size in zip(super_, sizes, strict=True) if r.logits is not None
@@ -130,6 +130,14 @@ class LabelLessons:
         if self.hard == "error":
             return (swift < 1).float()
         return (reward(self.columns["super_prediction"][rows], label, targets, self.problem) > swift).float()
+
+
+def _label(records: Records) -> Tensor:
+    """Predictions; for a generated answer that is no label the most probable one."""
+    said = records.prediction
+    if said.is_floating_point() or records.logits is None:
+        return said
+    return torch.where(said < 0, records.logits.argmax(-1), said)
 
 
 def _by_id(ids: Tensor, values: Tensor, size: int, missing: float) -> Tensor:

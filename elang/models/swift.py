@@ -153,6 +153,9 @@ class SwiftModule(FinetuneModule):
             )
         if sequence and (hard == "soft_gain" or out_of_fold is not None):
             raise InputError("Tokens are hard by `gain` or `error`, and on the fly: leave out --model.out_of_fold.")
+        for head in self.classifier.routers.values():
+            # Of another Swift, which this one starts from.
+            head.fitted.zero_()
         if isinstance(self.classifier, TextToText):
             self.classifier.detach = detach_router
         self.super_records, self.hard = super_records, hard
@@ -169,7 +172,9 @@ class SwiftModule(FinetuneModule):
         return self._has_router
 
     def _wants_logits(self) -> bool:
-        return self._has_router or any(self.weights[name] for name in ("distill", "margin"))
+        # The head on an encoder's output may learn whether the answer will do.
+        own = self._has_router and self.task.problem == "choice"
+        return own or any(self.weights[name] for name in ("distill", "margin"))
 
     @property
     def readers(self) -> dict[str, Any]:
@@ -335,10 +340,10 @@ class SwiftModule(FinetuneModule):
         heads = {name: table[name] for name in model.head_scores if name not in model.routers}
         for name, head in model.routers.items():
             features = table[f"{name}_features"]
-            self.router_report[name] = head.fit(features, gain, table["key"], *model.candidates(name))
+            self.router_report[name] = head.fit(features, gain, table["unit"], *model.candidates(name))
             rank_zero_info(f"{name}: reads {self.router_report[name]['reads']}: {self.router_report[name]['why']}")
             place = head.bias.device
-            heads[name] = head(features.to(place), fold_of(table["key"]).to(place)).to(features.device)
+            heads[name] = head(features.to(place), fold_of(table["unit"]).to(place)).to(features.device)
         # In the order that they are listed in.
         heads = {name: heads[name] for name in model.head_scores}
         if super_ is None:
@@ -354,7 +359,7 @@ class SwiftModule(FinetuneModule):
         value = torch.float64 if self.task.problem == "regression" else torch.int64
         model = self.classifier
         own = generated_columns(model, True) if isinstance(model, Seq2Seq) else answer_columns(model, True)
-        columns = {"key": ((), torch.int64), "label": ((), value), **own}
+        columns = {"key": ((), torch.int64), "unit": ((), torch.int64), "label": ((), value), **own}
         table = ExampleTable(columns).to(self.device)
         model.eval()
         order = list(range(len(self.label_names)))
@@ -362,7 +367,7 @@ class SwiftModule(FinetuneModule):
             if not len(batch["id"]):
                 continue
             inputs = {name: column.to(self.device) for name, column in batch["model"].items()}
-            row = {name: batch[name].to(self.device) for name in ("id", "key", "label")}
+            row = {name: batch[name].to(self.device) for name in ("id", "key", "unit", "label")}
             if isinstance(model, Seq2Seq):
                 table.update(**row, **generated_batch(model, inputs, features=True))
             else:

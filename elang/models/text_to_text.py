@@ -172,6 +172,17 @@ class TextToText(TextModel):
         """The encoder is run by itself, and its output is then given to the whole."""
         return [self.backbone.get_encoder(), self.backbone]
 
+    @property
+    def decoded(self) -> int:
+        """Tokens whose logits over the vocabulary an input takes, at most about."""
+        return self.trie.paths.numel() if self.trie is not None else 8 * len(self.label_names)
+
+    def candidates(self, name: str) -> tuple[dict[str, list[int]] | None, str | None]:
+        """What a router head may read; the head on the encoder that tells easy from hard has no confidence."""
+        if name == "encoder_router" and not self._early_classes():
+            return None, None
+        return super().candidates(name)
+
     def _early_classes(self) -> bool:
         """Whether the encoder's head has classes to copy; candidates of each example's own are none."""
         return self.trie is not None and self.task.problem != "regression"
