@@ -48,7 +48,7 @@ _QUESTIONS = _Wheel(
 def demo(output: str = "runs/demo", wheels: str | None = None) -> None:
     """Fine-tune and evaluate a real pair on real text, in minutes on a CPU.
 
-    The Super is all-MiniLM-L6-v2 (six layers), the Swift its first layer; the task is TREC question classification
+    The Super is all-MiniLM-L6-v2 (six layers), the Swift its first two layers; the task is TREC question classification
     (six classes). Every step is an ordinary command, which is printed.
 
     Args:
@@ -92,7 +92,7 @@ def commands(root: Path) -> list[list[str]]:
          "--trainer.max_epochs", "3", "--model.output", str(root / "super"), *data, *training],
         ["score", "--model.model", str(root / "super"), "--model.output", str(root / "super.parquet"),
          *data, *evaluation],
-        ["fit", "--model", "SwiftModule", "--model.model", str(root / "minilm-l6"), "--model.layers", "1",
+        ["fit", "--model", "SwiftModule", "--model.model", str(root / "minilm-l6"), "--model.layers", "2",
          "--model.super_records", str(root / "super.parquet"), "--model.lr", "5e-4",
          "--model.distill_weight", "5", "--model.margin_weight", "0.03",
          "--trainer.max_epochs", "15", "--model.output", str(root / "swift"), *data, *training],
