@@ -1,4 +1,4 @@
-"""A training step of the Swift with energy margin and router head, against a plain fine-tuning step, paired.
+"""A training step of the Swift with the energy margin, against a plain fine-tuning step, paired.
 
 python benchmarks/step.py [--root runs/demo] [--layers 6 1]        # after `make demo`, whose model and data it takes
 
@@ -27,7 +27,7 @@ def step(module: Any, optimizer: torch.optim.Optimizer, batch: dict[str, Any]) -
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
-    terms = module.loss(batch, module.classifier(batch["model"]))
+    terms = module.loss(batch, module.classifier(batch["model"], batch["label"]))
     torch.stack(list(terms.values())).sum().backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -49,7 +49,8 @@ def measure(root: Path, layers: int, pairs: int) -> dict[str, Any]:
     ratios = []
     for i, rows in enumerate(list(LengthBatches(encoded.lengths, 32, shuffle=True))[: pairs + 5]):
         inputs = {name: value.to(device) for name, value in encoded.batch(rows).items()}
-        batch = {"model": inputs, "label": examples.label[rows].to(device), "id": examples.id[rows].to(device)}
+        batch: dict[str, Any] = {"model": inputs, "label": examples.label[rows].to(device), "targets": {}}
+        batch["id"] = examples.id[rows].to(device)
         # Who goes first changes from pair to pair, so that neither always finds warm caches.
         pair = [(swift, optimizers[1]), (plain, optimizers[0])]
         found = {id(m): step(m, o, batch) for m, o in (pair if i % 2 else reversed(pair))}

@@ -165,6 +165,8 @@ class SwiftModule(FinetuneModule):
             self.hidden = HiddenLessons(self.classifier, load_model(super_model), layer_map)
             self.classifier.want_states = True
         self.lessons: TextLessons | LabelLessons | None = None
+        if super_records is None and not sequence:
+            self.lessons = self._label_lessons([], None, None)
         self.super_vocabulary: str | None = None
         self.records: Records | None = None
 
@@ -208,21 +210,25 @@ class SwiftModule(FinetuneModule):
             if data is not None:
                 examples = data.examples("train")
                 other.rows(examples.id, examples.key, f"The records out of fold '{path}'")
+        rows = data.file_rows if data is not None and getattr(data, "transfer", None) else None
+        self.lessons = self._label_lessons([*known.values()], other, rows)
+        if self.hidden is not None and data is not None:
+            self.hidden.compare_tokenizers(self.classifier.reader, data.examples("train").texts)
+
+    def _label_lessons(self, super_: list[Records], other: Records | None, rows: int | None) -> LabelLessons:
         options = self.hparams
-        self.lessons = LabelLessons(
+        return LabelLessons(
             self.task.problem,
             self.weights,
             options["margin"],
             self.hard,
             self.temperature,
             options["distill_temperature"],
-            [*known.values()],
+            super_,
             other,
             self.super_records,
-            data.file_rows if data is not None and getattr(data, "transfer", None) else None,
+            rows,
         )
-        if self.hidden is not None and data is not None:
-            self.hidden.compare_tokenizers(self.classifier.reader, data.examples("train").texts)
 
     def _text_lessons(self, model: Seq2Seq, data: Any) -> TextLessons:
         return TextLessons(
