@@ -93,7 +93,10 @@ def time_pair(
         as FLOPs ``predict`` it, and their ``ratio``.
     """
     scores = torch.tensor([one.score for one in predictor.map(rows)])
-    costs = {name: flops_of(predictor, model, rows) for name, model in _models(predictor).items()}
+    costs = {
+        name: flops_of(predictor, model, rows)
+        for name, model in (("swift", predictor.swift), ("super", predictor.super_))
+    }
     super_cost, kept = costs["super"]["flops"], costs["swift"]["flops"] + costs["swift"]["score_flops"]
     away = kept
     if predictor.score in BEFORE_DECODER:
@@ -148,10 +151,6 @@ def time_pair(
             }
         found["passes"][name] = entry
     return found
-
-
-def _models(predictor: JointPredictor) -> dict[str, TextModel]:
-    return {"swift": predictor.swift, "super": predictor.super_}
 
 
 def _threshold(scores: torch.Tensor, share: float) -> float:

@@ -1,7 +1,6 @@
 """`elang predict`: answers to the inputs of a file or of standard input, and to a benchmark's test split."""
 
 import fcntl
-import hashlib
 import json
 import os
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
-from elang.manifest import Manifest, plain
+from elang.manifest import plain
 from elang.predictor import JointPredictor, Prediction
 
 
@@ -113,7 +112,7 @@ def _about(predictor: JointPredictor, swift: str, super_: str, source: str, text
         raise InputError(f"The input '{source}' cannot be read ({error.strerror}). Mend its path.") from error
     return {
         "models": [_files(swift), _files(super_)],
-        "routing": [predictor.score, str(predictor.threshold), hash_of(predictor.manifest)],
+        "routing": [predictor.score, str(predictor.threshold), plain(asdict(predictor.manifest))],
         "input": [os.path.abspath(source), status.st_size, status.st_mtime_ns, text],
     }
 
@@ -123,11 +122,6 @@ def _files(model: str) -> list[Any]:
     path = Path(model)
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     return [model, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
-
-
-def hash_of(manifest: Manifest) -> str:
-    """Of all that a threshold file says."""
-    return hashlib.sha256(json.dumps(plain(asdict(manifest)), sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -169,8 +169,8 @@ class JointPredictor:
 
     def super_map(self, texts: Iterable[str] | Iterable[tuple[str, ...]], window: int = 4096) -> Iterator[Prediction]:
         """Answer a stream by the Super alone, by the same way; the scores are infinite."""
-        checked = ((self._rows(part, number * window), None) for number, part in enumerate(windows(texts, window)))
-        prepared = (self._window(rows, choices) for rows, choices in checked)
+        checked = (self._rows(part, number * window) for number, part in enumerate(windows(texts, window)))
+        prepared = (self._window(rows, None) for rows in checked)
         yield from stream(
             prepared, lambda w: [Deferred(w, i, math.inf) for i in range(len(w.rows))], *self._super_stage
         )
@@ -283,8 +283,7 @@ class JointPredictor:
     @torch.inference_mode()
     def _swift_pass(self, window: Window) -> tuple[list[Any], Tensor]:
         """The Swift's answers and scores; before the decoder where the score allows, which then runs for the kept."""
-        size = len(window.rows)
-        texts, order, found = [""] * size, [], []
+        texts, order, found = [""] * len(window.rows), [], []
         assert window.encoded is not None
         for chosen, inputs in self._batches(self.swift, window.encoded):
             order.append(chosen)
@@ -310,15 +309,9 @@ class JointPredictor:
                 odd = self._odd(said.logits)
                 found.append(torch.stack([score, said.prediction.double(), odd.double()], 1))
         # One wait for the device in a window.
-        table = torch.cat(found).cpu()
-        place = torch.cat(order).argsort()
-        table = table[place]
-        if table.shape[1] == 3 and table[:, 2].any():
-            bad = int(table[:, 2].sum())
-            raise InputError(
-                f"{bad} of {size} inputs have logits of the Swift's that are NaN or infinite, first "
-                f"{window.rows[int(table[:, 2].nonzero()[0])]!r}. Look for a diverged training run."
-            )
+        table = torch.cat(found).cpu()[torch.cat(order).argsort()]
+        if table.shape[1] == 3:
+            _check_odd(table[:, 2], window.rows, "Swift")
         scores = table[:, 0].float()
         return texts if isinstance(self.swift, Seq2Seq) else table[:, 1].tolist(), scores
 
@@ -358,13 +351,18 @@ class JointPredictor:
         if isinstance(self.super_, Seq2Seq):
             return texts
         table = torch.cat(found).cpu()[torch.cat(order).argsort()]
-        if table[:, 1].any():
-            raise InputError(
-                f"{int(table[:, 1].sum())} of {len(rows)} inputs have logits of the Super's that are NaN or infinite, "
-                f"first {rows[int(table[:, 1].nonzero()[0])]!r}. Look for a diverged training run."
-            )
+        _check_odd(table[:, 1], rows, "Super")
         answers: list[float] = table[:, 0].tolist()
         return answers
+
+
+def _check_odd(odd: Tensor, rows: list[tuple[str, ...]], who: str) -> None:
+    """Refuse inputs whose logits cannot be scored, naming the first."""
+    if odd.any():
+        raise InputError(
+            f"{int(odd.sum())} of {len(rows)} inputs have logits of the {who}'s that are NaN or infinite, first "
+            f"{rows[int(odd.nonzero()[0])]!r}. Look for a diverged training run."
+        )
 
 
 def _number(threshold: str | float) -> float | None:

@@ -24,7 +24,7 @@ from elang.models.text_lessons import Distill, TextLessons
 from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
 from elang.quality import QualityName
-from elang.records import Records, read_records
+from elang.records import Records, read_records, source_of
 from elang.router import fold_of
 from elang.scores import BEFORE_DECODER, SCORES, all_scores
 from elang.sequence_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
@@ -256,8 +256,7 @@ class SwiftModule(FinetuneModule):
         for split in ("train", "routing", "transfer") if data is not None else ():
             if split in data.splits:
                 examples = data.examples(split)
-                source = "transfer" if split == "transfer" else "train"
-                splits[source].rows(examples.id, examples.key, f"The Super's records '{path}'")
+                splits[source_of(split)].rows(examples.id, examples.key, f"The Super's records '{path}'")
         self.super_vocabulary = about.get("vocabulary")
         if data is not None:
             check_held_out(data, about, f"the Super of '{path}'")
@@ -325,15 +324,13 @@ class SwiftModule(FinetuneModule):
             model.drop_routers()
             return {}
         table = self._answer(data.loader("routing"))
-        rows = None if self.records is None else self.records.rows(table["id"], table["key"])
-        super_ = None if self.records is None or rows is None else self.records.take(rows)
+        super_ = None if self.records is None else self.records.take(self.records.rows(table["id"], table["key"]))
         score_flops = None
         if isinstance(model, Seq2Seq):
             assert isinstance(self.lessons, TextLessons)
             targets = self.lessons.targets([self.quality.name], table, data.references("routing", table["id"]), super_)
             gain = (targets["worth"][:, 1] if super_ is not None else 0) - targets["worth"][:, 0]
             swift = Records(table["id"], torch.zeros_like(table["id"]), flops=table["flops"], scores=table["scores"])
-            scores = dict(zip(SEQUENCE_SCORES, table["scores"].unbind(1), strict=True))
             score_flops = table["score_flops"]
         else:
             targets = data.targets("routing", table["id"])
@@ -342,7 +339,6 @@ class SwiftModule(FinetuneModule):
             if super_ is not None:
                 gain = reward(super_.prediction, table["label"], targets, self.task.problem) - own
             swift = Records(table["id"], table["prediction"], table["logits"], flops=table["flops"])
-            scores = {} if self.task.problem == "regression" else all_scores(table["logits"], self.temperature)
         heads = {name: table[name] for name in model.head_scores if name not in model.routers}
         for name, head in model.routers.items():
             features = table[f"{name}_features"]
@@ -353,6 +349,12 @@ class SwiftModule(FinetuneModule):
         # In the order that they are listed in.
         heads = {name: heads[name] for name in model.head_scores}
         if super_ is None:
+            # A regression has its Super's records.
+            scores = (
+                dict(zip(SEQUENCE_SCORES, table["scores"].unbind(1), strict=True))
+                if isinstance(model, Seq2Seq)
+                else all_scores(table["logits"], self.temperature)
+            )
             return share_thresholds(scores | heads, ROUTING_SLICE)
         super_ = Records(table["id"], super_.prediction, flops=super_.flops)
         costs = (table.get("early_flops"), targets, score_flops)
