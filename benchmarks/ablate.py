@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 import warnings
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,15 @@ from common import ROOT
 
 RECIPES = ROOT / "configs" / "recipes"
 FOLDS = 3
+# With text without labels.
+TRANSFER = ("distil-transfer", "distil-hidden-transfer")
+# Of the Super's size, at the same time: their memory adds up.
+MOST_SUPERS = 10
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A task: where its files are, its metric, and how long each model trains."""
+    """A task: where its files are, its metric, and how long each model trains; a Super's batches are half as large."""
 
     folder: str
     metric: str
@@ -47,12 +52,12 @@ class Setup:
 
 
 SETUPS = {
-    "sst2": Setup("glue/SST-2", "accuracy", 2, 4, 64, 0.05, 1),
+    "sst2": Setup("glue/SST-2", "accuracy", 2, 3, 64, 0.05, 1),
     "rte": Setup("glue/RTE", "accuracy", 6, 20, 32, 0.15, 10),
-    "cola": Setup("glue/CoLA", "matthews", 5, 20, 32, 0.1, 10),
-    "wic": Setup("superglue/WiC-full", "accuracy", 6, 20, 32, 0.1, 0),
-    "banking77": Setup("banking77", "accuracy", 10, 30, 32, 0.1, 5),
-    "trec": Setup("trec", "accuracy", 5, 20, 32, 0.15, 10),
+    "cola": Setup("glue/CoLA", "matthews", 5, 20, 64, 0.1, 10),
+    "wic": Setup("superglue/WiC-full", "accuracy", 6, 20, 64, 0.1, 0),
+    "banking77": Setup("banking77", "accuracy", 10, 25, 64, 0.1, 5),
+    "trec": Setup("trec", "accuracy", 5, 20, 64, 0.15, 10),
 }
 # The folder, how many layers, and the learning rate.
 SWIFTS = {
@@ -95,7 +100,7 @@ def data_of(job: Job, data: Path, out: Path, transfer: bool = False) -> Any:
     setup = SETUPS[job.task]
     folder = data / setup.folder
     options: dict[str, Any] = {
-        "batch_size": setup.batch,
+        "batch_size": setup.batch // 2 if job.kind == "super" and job.task != "sst2" else setup.batch,
         "eval_batch_size": 256,
         "max_length": 128,
         "routing_fraction": setup.routing,
@@ -116,15 +121,15 @@ def transfer_file(task: str, out: Path) -> Path:
     return out / f"transfer-{task}.csv"
 
 
-def trainer_of(epochs: int, device: str) -> Any:
-    """A trainer that only trains."""
+def trainer_of(epochs: int, device: str, large: bool) -> Any:
+    """A trainer that only trains; casts would cost a small model more than they save it."""
     from lightning.pytorch import Trainer
 
     return Trainer(
         max_epochs=epochs,
         accelerator=device,
         devices=1,
-        precision="bf16-mixed" if device == "gpu" else "32-true",
+        precision="bf16-mixed" if large and device == "gpu" else "32-true",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -194,7 +199,7 @@ def run_super(job: Job, args: argparse.Namespace, device: str) -> None:
     base = str(args.models / args.super)
     start = time.perf_counter()
     module = FinetuneModule(base, data.label_names, data.task_fields, lr=args.super_lr, output=str(job.model(out)))
-    trainer_of(setup.super_epochs, device).fit(module, datamodule=data)
+    trainer_of(setup.super_epochs, device, True).fit(module, datamodule=data)
     seconds = time.perf_counter() - start
     found = answers_of(module, data, ["train", "routing", "validation"], device)
     write_super_records(job, out, found, data.label_names)
@@ -239,7 +244,7 @@ def run_swift(job: Job, args: argparse.Namespace, device: str) -> None:
     folder, layers, lr = SWIFTS[job.swift]
     recipe = yaml.safe_load((RECIPES / f"{job.recipe}.yaml").read_text("utf-8"))["model"]["init_args"]
     super_ = Job("super", job.task, job.seed)
-    data = data_of(job, args.data, out, transfer=job.recipe == "distil-transfer")
+    data = data_of(job, args.data, out, transfer=job.recipe in TRANSFER)
     options: dict[str, Any] = {"model": str(args.models / folder), "layers": layers, "lr": lr} | recipe
     # The words that only the evaluation set has stay beside those that are trained on.
     options["freeze_embeddings"] = True
@@ -249,18 +254,18 @@ def run_swift(job: Job, args: argparse.Namespace, device: str) -> None:
         start_from = Job("swift", job.task, job.seed, job.swift, "plain")
         options |= {"model": str(start_from.model(out)), "layers": None, "lr": lr / 3}
         epochs = max(1, epochs // 3)
-    if job.recipe == "distil-transfer":
+    if job.recipe in TRANSFER:
         # As many steps as twice the others.
         rows = len(data.examples("train"))
         epochs = max(1, round(2 * epochs * rows / (rows + len(data.examples("transfer")))))
-    if job.recipe == "distil-hidden":
+    if recipe.get("hidden_weight"):
         options["super_model"] = str(super_.model(out))
     if needs_folds(job.recipe):
         options["out_of_fold"] = str(out / f"fold-{job.task}-{job.seed}-{job.swift}.parquet")
         join_folds(job, args)
     start = time.perf_counter()
     module = SwiftModule(label_names=data.label_names, task=data.task_fields, output=str(job.model(out)), **options)
-    trainer_of(epochs, device).fit(module, datamodule=data)
+    trainer_of(epochs, device, "super_model" in options).fit(module, datamodule=data)
     seconds = time.perf_counter() - start
     found = answers_of(module, data, ["fold"] if job.fold else ["routing", "validation"], device)
     save(job.path(out), seconds=seconds, router=json.dumps(module.router_report), **found)
@@ -295,47 +300,70 @@ def join_folds(job: Job, args: argparse.Namespace) -> None:
         write_records(path, {"train": join_records(parts)}, names)
 
 
-def work(jobs: Any, args: argparse.Namespace, device: str, until: float) -> None:
-    """Run jobs until there are none or the time is up."""
+def start_worker(threads: int) -> None:
+    """What each process says and uses."""
     import logging
-
-    from lightning.pytorch import seed_everything
 
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high")
-    while time.time() < until:
-        job = jobs.get()
-        if job is None:
-            return
-        start = time.perf_counter()
-        seed_everything(job.seed, verbose=False)
-        try:
-            {"super": run_super, "texts": run_texts, "scored": run_scored}.get(job.kind, run_swift)(job, args, device)
-            print(f"{job.path(args.out).stem}: {time.perf_counter() - start:.0f} s", flush=True)
-        except Exception as error:
-            print(f"{job.path(args.out).stem} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
-def run_all(jobs: list[Job], args: argparse.Namespace, until: float) -> bool:
-    """Run what is not done, side by side; whether all is done now."""
-    todo = [job for job in jobs if not job.path(args.out).exists()]
-    if todo and time.time() < until:
-        context = multiprocessing.get_context("spawn")
-        queue = context.Queue()
-        for job in [*todo, *[None] * args.jobs]:
-            queue.put(job)
-        device = "gpu" if torch.cuda.is_available() else "cpu"
-        workers = [
-            context.Process(target=work, args=(queue, args, device, until)) for _ in range(min(args.jobs, len(todo)))
-        ]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        # What was not begun is still in it, and would be waited for.
-        queue.cancel_join_thread()
+def work(job: Job, args: argparse.Namespace) -> None:
+    """Run one job; what fails is said, and others go on."""
+    from lightning.pytorch import seed_everything
+
+    device = "gpu" if torch.cuda.is_available() else "cpu"
+    start = time.perf_counter()
+    seed_everything(job.seed, verbose=False)
+    try:
+        {"super": run_super, "texts": run_texts, "scored": run_scored}.get(job.kind, run_swift)(job, args, device)
+        print(f"{job.path(args.out).stem}: {time.perf_counter() - start:.0f} s", flush=True)
+    except Exception as error:
+        print(f"{job.path(args.out).stem} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    # The next job may be another process's, and the memory is shared.
+    torch.cuda.empty_cache()
+
+
+def needs(job: Job) -> list[Job]:
+    """What has to be there before."""
+    if job.kind in ("super", "texts"):
+        return []
+    first = [Job("super", job.task, job.seed)]
+    if job.kind == "scored":
+        return [*first, Job("texts", job.task, 0)]
+    if job.recipe in TRANSFER:
+        first.append(Job("scored", job.task, job.seed))
+    if job.recipe == "gatekeeper":
+        first.append(Job("swift", job.task, job.seed, job.swift, "plain"))
+    return first + (fold_jobs(job) if needs_folds(job.recipe) else [])
+
+
+def run_all(jobs: list[Job], args: argparse.Namespace) -> bool:
+    """Run what is not done, side by side, each as soon as what it needs is there; whether all is done now."""
+    until = time.time() + 60 * args.minutes
+    waiting = [job for job in jobs if not job.path(args.out).exists()]
+    running: dict[Any, Job] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, context, start_worker, (args.threads,)) as pool:
+        while True:
+            supers = sum(job.kind == "super" for job in running.values())
+            for job in [*waiting] if time.time() < until else []:
+                if len(running) == args.jobs:
+                    break
+                if job.kind == "super" and supers == MOST_SUPERS:
+                    continue
+                if all(one.path(args.out).exists() for one in needs(job)):
+                    supers += job.kind == "super"
+                    waiting.remove(job)
+                    running[pool.submit(work, job, args)] = job
+            if not running:
+                break
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                del running[future]
+                future.result()
     return all(job.path(args.out).exists() for job in jobs)
 
 
@@ -362,26 +390,20 @@ def main() -> None:
 
         write_table(args.out)
         return
-    until = time.time() + 60 * args.minutes
-    supers = [Job("super", task, seed) for seed in args.seeds for task in args.tasks]
     swifts = [
         Job("swift", task, seed, swift, recipe)
         for seed in args.seeds
         for recipe in args.recipes
-        for swift in args.swifts
         for task in args.tasks
-        if recipe != "distil-transfer" or SETUPS[task].copies
+        for swift in args.swifts
+        if recipe not in TRANSFER or SETUPS[task].copies
     ]
-    more = [task for task in args.tasks if SETUPS[task].copies and "distil-transfer" in args.recipes]
-    texts = [Job("texts", task, 0) for task in more]
-    scored = [Job("scored", task, seed) for seed in args.seeds for task in more]
-    # What others start from comes first.
-    first = [Job("swift", j.task, j.seed, j.swift, "plain") for j in swifts if j.recipe == "gatekeeper"]
-    folds = [one for job in swifts if needs_folds(job.recipe) for one in fold_jobs(job)]
-    stages = [supers, texts, scored, list(dict.fromkeys([*first, *folds])), swifts]
-    # All of them, even if one could not be finished: others may not need it.
-    found = [run_all(stage, args, until) for stage in stages]
-    done = all(found)
+    todo: list[Job] = []
+    for job in swifts:
+        todo += [one for first in needs(job) for one in [*needs(first), first]] + [job]
+    # The Supers first: much waits for them.
+    todo = sorted(dict.fromkeys(todo), key=lambda job: job.kind not in ("super", "texts"))
+    done = run_all(todo, args)
     print("all is done" if done else "not all is done: run it again")
 
 

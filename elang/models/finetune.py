@@ -232,7 +232,9 @@ class FinetuneModule(LightningModule):
             {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=self.device.type == "cpu" or None)
+        # Lightning does not clip the gradients of a fused optimizer in mixed precision.
+        clipped = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=None if clipped else True)
         steps = self._optimizer_steps()
         rise = max(1, round(self.warmup * steps))
 
