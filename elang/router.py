@@ -197,7 +197,9 @@ def _ridge(x: Tensor, y: Tensor) -> Tensor:
     # By the eigenvectors of X'X, which is small however many examples there are.
     values, vectors = torch.linalg.eigh(x.T @ x)
     values, along = values.clamp_min(0), vectors.T @ (x.T @ y)
-    penalties = len(x) * torch.logspace(-6, 3, 37, dtype=torch.float64)[:, None]
+    # Far above the largest value the order of the predictions stays, and their differences drown in float32's rounding;
+    # far below the smallest one, rounding in the features is learned from.
+    penalties = len(x) * torch.logspace(-4, 1, 31, dtype=torch.float64)[:, None]
     residual = y.square().sum() - (along.square() * (values + 2 * penalties) / (values + penalties).square()).sum(-1)
     freedom = len(x) - 1 - (values / (values + penalties)).sum(-1)
     error = residual.clamp_min(0) / freedom.clamp_min(1e-9).square()
