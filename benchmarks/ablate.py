@@ -21,6 +21,7 @@ import time
 import warnings
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,10 @@ MOST_SUPERS = 10
 
 @dataclass(frozen=True)
 class Setup:
-    """A task: where its files are, its metric, and how long each model trains; a Super's batches are half as large."""
+    """A task: where its files are, its metric, and how long each model trains.
+
+    A Super's batches are half as large, but on SST-2.
+    """
 
     folder: str
     metric: str
@@ -273,6 +277,7 @@ def run_swift(job: Job, args: argparse.Namespace, device: str) -> None:
         shutil.rmtree(job.model(out))
 
 
+@cache
 def needs_folds(recipe: str) -> bool:
     """Whether it reads what Swifts say that have not seen an example."""
     return "OUT_OF_FOLD" in (RECIPES / f"{recipe}.yaml").read_text("utf-8")
