@@ -234,6 +234,9 @@ def task_steps(name: str, plan: dict[str, Any], folder: str | None, root: Path, 
             continue
         options = _merged(plan, name, of, stage)
         model = {**given[stage], **options.pop("model", {}), "output": str(made[stage])}
+        # The hidden states it learns are not in the records.
+        if stage == "swift" and model.get("hidden_weight"):
+            model.setdefault("super_model", used["super"])
         if task is not None:
             only = {"splits": ["train"]} if stage == "score" else {}
             data = {"task": name, **({"folder": folder} if folder else {}), **only, **options.pop("data", {})}

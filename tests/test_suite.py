@@ -478,6 +478,11 @@ def test_finished_models_are_loaded(plan, tmp_path):
     swift = found["swift"].config["model"]["init_args"]
     assert (swift["model"], swift["super_records"]) == ("base", "out/glue/rte/super.parquet")
     assert found["joint"].config["model"]["init_args"]["swift_model"] == "out/glue/rte/swift"
+    # The Super is loaded only where its hidden states are learned.
+    assert "super_model" not in swift
+    hidden = {**ready, "swift": {"model": {"hidden_weight": 1.0}}, "swift_model": "base"}
+    swift = steps_of(hidden, "glue/rte", tmp_path)["swift"].config["model"]["init_args"]
+    assert swift["super_model"] == "models/glue/rte/super"
     # One task's models may be trained where the others' are there; both halves of MNLI then use them.
     one = {**ready, "tasks": {"glue/mnli": {"super": None, "swift": {}}}}
     assert list(steps_of(one, "glue/rte", tmp_path)) == ["joint"]
