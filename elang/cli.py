@@ -18,6 +18,7 @@ verbs:
   validate  evaluate a pair at every threshold (JointModule), or one model
   test      the same on the test split
   predict   answer texts with a pair, from a file or standard input
+  serve     answer texts with a pair over HTTP
   bench     what a pair saves in time, beside what it saves in FLOPs
   suite     a whole benchmark (glue, superglue) or several tasks: fit, evaluate, one table
   crossfit  answers of Swifts that were trained without the examples, which tell what is hard
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             run(verb, None if argv is None else rest)
         elif verb == "crossfit":
             _run_crossfit(rest)
-        elif verb in ("predict", "demo", "suite", "augment", "bench"):
+        elif verb in ("predict", "serve", "demo", "suite", "augment", "bench"):
             _run_function(verb, rest)
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
@@ -90,6 +91,8 @@ def _run_function(verb: str, args: list[str]) -> None:
     function: Callable[..., None]
     if verb == "predict":
         from elang.predict import predict as function
+    elif verb == "serve":
+        from elang.serve import serve as function
     elif verb == "suite":
         from elang.suite import suite as function
     elif verb == "bench":

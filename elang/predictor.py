@@ -47,7 +47,7 @@ class JointPredictor:
 
     Args:
         swift_model: The Swift's folder, as `elang fit` writes it.
-        super_model: The Super's folder, or a hub id.
+        super_model: The Super's folder, or a hub id; ``None`` where it is elsewhere and only :meth:`ask_swift` is used.
         threshold: Name of a threshold in ``elang.json`` (``parity``, ``99%``, ``defer 30%``) or a number: inputs
             that score above it go to the Super. Also ``inf`` and ``-inf``.
         score: Which score routes; by default the Swift's own.
@@ -65,7 +65,7 @@ class JointPredictor:
     def __init__(
         self,
         swift_model: str,
-        super_model: str,
+        super_model: str | None,
         threshold: str | float = "parity",
         score: str | None = None,
         thresholds: str | None = None,
@@ -75,7 +75,7 @@ class JointPredictor:
         super_tokens: int | None = None,
     ) -> None:
         for path in (swift_model, super_model):
-            if path.endswith(SUFFIXES):
+            if path is not None and path.endswith(SUFFIXES):
                 raise InputError(f"Records such as '{path}' answer only the examples in them; give a model to predict.")
         for name, size in (("batch_size", batch_size), ("tokens", tokens), ("super_tokens", super_tokens)):
             if size is not None and size < 1:
@@ -84,7 +84,6 @@ class JointPredictor:
         budgets = _TOKENS[self.device.type == "cpu"]
         self.tokens, self.super_tokens = tokens or budgets[0], super_tokens or budgets[1]
         self.swift = load_model(swift_model).to(self.device).eval()
-        self.super_ = load_model(super_model, self.swift.task).to(self.device).eval()
         manifest = Manifest.read(thresholds) if thresholds else self.swift.manifest
         if manifest is None:
             manifest = Manifest(self.swift.label_names)
@@ -92,14 +91,17 @@ class JointPredictor:
             manifest.check_weights(self.swift.weights_sha256, f"'{swift_model}'")
         self.manifest = manifest
         self.label_names = self.swift.label_names
-        self.super_order = self.super_.class_order(self.label_names, f"'{super_model}'")
         self.score = score or manifest.score
         self.task = self.swift.task
-        if self.super_.manifest is not None and self.super_.task.fields != self.task.fields:
-            raise InputError(
-                f"'{super_model}' was trained on the texts {self.super_.task.fields}, '{swift_model}' on "
-                f"{self.task.fields}. Train both on one task."
-            )
+        self._super: TextModel | None = None
+        if super_model is not None:
+            self._super = load_model(super_model, self.task).to(self.device).eval()
+            self.super_order = self.super_.class_order(self.label_names, f"'{super_model}'")
+            if self.super_.manifest is not None and self.super_.task.fields != self.task.fields:
+                raise InputError(
+                    f"'{super_model}' was trained on the texts {self.super_.task.fields}, '{swift_model}' on "
+                    f"{self.task.fields}. Train both on one task."
+                )
         own: dict[str, Sequence[str]] = {"regression": [], "sequence": SEQUENCE_SCORES}
         known = [*own.get(self.task.problem, list(SCORES)), *self.swift.head_scores]
         if self.score not in known:
@@ -116,13 +118,20 @@ class JointPredictor:
             manifest.max_length,
             batch_size,
         )
-        for model in (self.swift, self.super_):
+        for model in (self.swift, self._super):
             if isinstance(model, Seq2Seq):
                 model.limit_new_tokens(manifest.max_target_length)
         if isinstance(self.swift, Seq2Seq) and manifest.thresholds:
             # Scores of other texts would not be on the thresholds' scale.
             self.swift.set_beams(manifest.num_beams)
         self.truncated = self.super_truncated = 0
+
+    @property
+    def super_(self) -> TextModel:
+        """The Super."""
+        if self._super is None:
+            raise InputError("This predictor was made without a Super; give super_model.")
+        return self._super
 
     def __call__(
         self, texts: Sequence[str] | Sequence[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None
@@ -141,7 +150,7 @@ class JointPredictor:
         """
         if isinstance(texts, str):
             raise InputError(f"The predictor takes a list of texts, but it was given the text {texts[:40]!r} alone.")
-        rows = self._rows(texts, 0)
+        rows = self.rows(texts)
         return self.answer(rows, choices) if rows else []
 
     def map(
@@ -163,13 +172,13 @@ class JointPredictor:
         """
         if window < 1:
             raise InputError(f"A window must hold at least 1 input, but it is {window}.")
-        checked = (self._rows(part, first + number * window) for number, part in enumerate(windows(texts, window)))
+        checked = (self.rows(part, first + number * window) for number, part in enumerate(windows(texts, window)))
         prepared = (self._prepare(rows, None) for rows in checked)
         yield from stream(prepared, self._swift_window, *self._super_stage)
 
     def super_map(self, texts: Iterable[str] | Iterable[tuple[str, ...]], window: int = 4096) -> Iterator[Prediction]:
         """Answer a stream by the Super alone, by the same way; the scores are infinite."""
-        checked = (self._rows(part, number * window) for number, part in enumerate(windows(texts, window)))
+        checked = (self.rows(part, number * window) for number, part in enumerate(windows(texts, window)))
         prepared = (self._window(rows, None) for rows in checked)
         yield from stream(
             prepared, lambda w: [Deferred(w, i, math.inf) for i in range(len(w.rows))], *self._super_stage
@@ -177,7 +186,7 @@ class JointPredictor:
 
     def batches(self, model: TextModel, texts: Sequence[Any]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """The batches of one of the two models: which texts they are of, and the model's inputs."""
-        rows = self._rows(texts, 0)
+        rows = self.rows(texts)
         encoded = self._encode(model, rows, self._task(len(rows[0])).choices_of(rows))
         yield from self._batches(model, encoded)
 
@@ -192,8 +201,43 @@ class JointPredictor:
             self._super_window(deferred)
         return [one for one in window.answers if one is not None]
 
-    def _rows(self, texts: Sequence[Any], first: int) -> list[tuple[str, ...]]:
-        """Check texts; the first one is the input of that number."""
+    def ask_swift(
+        self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None, keep: bool = False
+    ) -> list[tuple[str | float | None, float, bool]]:
+        """The Swift's part of :meth:`answer`: of each input its answer, its score, and whether it is to be deferred.
+
+        Args:
+            rows: Texts, as :meth:`rows` gives them.
+            choices: Each example's candidates, where the task has its own for each.
+            keep: Answer all of them, whatever they score.
+
+        Returns:
+            Its answer is ``None`` where the score decided before the decoder.
+        """
+        window = self._prepare(rows, choices)
+        threshold = math.inf if keep else self.threshold
+        answers, scores = self._swift_pass(window, threshold)
+        early = self.score in BEFORE_DECODER
+        return [
+            (None if early and hard else self._label(answer, window, i), score, hard)
+            for i, (answer, score, hard) in enumerate(
+                zip(answers, scores.tolist(), route(scores, threshold).tolist(), strict=True)
+            )
+        ]
+
+    def ask_super(
+        self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None
+    ) -> list[str | float]:
+        """The Super's answers to texts, as :meth:`rows` gives them."""
+        window = self._window(rows, choices)
+        return [self._label(answer, window, i) for i, answer in enumerate(self._super_pass(rows, window.choices))]
+
+    def rows(self, texts: Sequence[Any], first: int = 0) -> list[tuple[str, ...]]:
+        """Check texts, or tuples of the task's texts; the first one is the input of that number.
+
+        Raises:
+            InputError: If one is empty, not a string, or not as many texts as the task has.
+        """
         rows = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in texts]
         task = self._task(len(rows[0]) if rows else 1)
         for i, row in enumerate(rows):
@@ -227,7 +271,7 @@ class JointPredictor:
 
     def _swift_window(self, window: Window) -> list[Deferred]:
         """Answer a window by the Swift; what it defers is returned."""
-        answers, scores = self._swift_pass(window)
+        answers, scores = self._swift_pass(window, self.threshold)
         deferred = []
         hard = route(scores, self.threshold).tolist()
         for i, (answer, score, wait) in enumerate(zip(answers, scores.tolist(), hard, strict=True)):
@@ -281,14 +325,14 @@ class JointPredictor:
             yield chosen, {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
 
     @torch.inference_mode()
-    def _swift_pass(self, window: Window) -> tuple[list[Any], Tensor]:
+    def _swift_pass(self, window: Window, threshold: float) -> tuple[list[Any], Tensor]:
         """The Swift's answers and scores; before the decoder where the score allows, which then runs for the kept."""
         texts, order, found = [""] * len(window.rows), [], []
         assert window.encoded is not None
         for chosen, inputs in self._batches(self.swift, window.encoded):
             order.append(chosen)
             if isinstance(self.swift, Seq2Seq):
-                score, kept, said = self._swift_texts(self.swift, inputs)
+                score, kept, said = self._swift_texts(self.swift, inputs, threshold)
                 for i, text in zip(chosen[kept.cpu()].tolist(), said, strict=True):
                     texts[i] = text
                 found.append(score.float()[:, None])
@@ -296,7 +340,7 @@ class JointPredictor:
                 encoded = self.swift.encode(inputs)
                 score = self.swift.early_scores(encoded, self.temperature)[self.score].float()
                 answer = torch.zeros(len(score), dtype=torch.float64, device=self.device)
-                kept = (~route(score, self.threshold)).nonzero().squeeze(1)
+                kept = (~route(score, threshold)).nonzero().squeeze(1)
                 if len(kept):
                     logits = self.swift.label_logits(*self.swift.take(encoded, inputs, kept))
                     check_logits(logits, "the Swift's logits", self.task.problem == "choice")
@@ -321,13 +365,15 @@ class JointPredictor:
             return ~logits.isfinite().all(-1)
         return logits.isnan().any(-1) | (logits == math.inf).any(-1) | (logits == -math.inf).all(-1)
 
-    def _swift_texts(self, model: Seq2Seq, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:
+    def _swift_texts(
+        self, model: Seq2Seq, inputs: dict[str, Tensor], threshold: float
+    ) -> tuple[Tensor, Tensor, list[str]]:
         """Scores of a batch ``(B,)``, which of it were decoded, and the texts of these."""
         source = model.encode(inputs)
         kept = torch.arange(len(source.hidden), device=self.device)
         if self.score in BEFORE_DECODER:
             score = model.early_scores(source)[self.score]
-            kept = (~route(score.float(), self.threshold)).nonzero().squeeze(1)
+            kept = (~route(score.float(), threshold)).nonzero().squeeze(1)
             return score, kept, model.texts(model.generate(source[kept], scored=False).ids) if len(kept) else []
         made = model.generate(source)
         score = model.late_scores(source, made)[self.score]

@@ -515,6 +515,25 @@ def test_deferred_inputs_are_not_decoded_by_the_swift(mt_pair, monkeypatch):
     assert [model is predictor.super_ for model, _ in decoded] == [True]
 
 
+def test_a_served_decoder_runs_late_for_what_the_super_left(mt_pair):
+    from test_serve import Models, posted
+
+    from elang.pair_service import Limits
+
+    predictor = JointPredictor(mt_pair["swift"], mt_pair["super"], "-inf", "encoder_router", device="cpu")
+    texts = ["a dog runs .", "the man sees a cat ."]
+    rows = predictor.rows(texts)
+    assert [(label, hard) for label, _, hard in predictor.ask_swift(rows)] == [(None, True)] * 2
+    kept = [label for label, _, _ in predictor.ask_swift(rows, keep=True)]
+    assert all(isinstance(label, str) for label in kept)
+    models = Models(predictor, super_takes=9)
+    (response,) = posted(models.service(Limits(deadline=6)), {"texts": texts})
+    assert response.status_code == 200, response.text
+    assert [a["label"] for a in response.json()["answers"]] == kept
+    assert {a["fallback"] for a in response.json()["answers"]} == {"timeout"}
+    assert models.asked == {"swift": 2, "super": 1}
+
+
 def test_predict_keeps_empty_lines_in_place(mt_pair, tmp_path):
     (tmp_path / "in.txt").write_text("the dog .\n\na cat sees .\n", "utf-8")
     args = ["--swift_model", mt_pair["swift"], "--super_model", mt_pair["super"], "--threshold", "inf"]

@@ -167,11 +167,7 @@ def load_model(
     except InputError:
         raise
     except Exception as error:
-        raise InputError(
-            f"The model '{path}' cannot be loaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}). It "
-            "must be a folder with config.json, model.safetensors and a tokenizer, a .ckpt, or a hub id that is "
-            "reachable or cached."
-        ) from error
+        raise _not_loaded(path, error) from error
     _limit_length(tokenizer, config)
     found.weights = folder if folder.is_dir() else None
     found.manifest = manifest
@@ -242,6 +238,30 @@ def check_words(own: TextTask, task: TextTask, path: str) -> None:
             f"'{path}' was trained with the prompt '{own.prompt}' and the answers {own.answers[:8]}, the data gives "
             f"'{task.prompt}' and {task.answers[:8]}. Set --data.prompt and --data.answers to its own."
         )
+
+
+def _not_loaded(path: str, error: Exception) -> InputError:
+    return InputError(
+        f"The model '{path}' cannot be loaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}). It "
+        "must be a folder with config.json, model.safetensors and a tokenizer, a .ckpt, or a hub id that is reachable "
+        "or cached."
+    )
+
+
+def check_model(path: str) -> None:
+    """Look for a model as far as that goes without its weights.
+
+    Raises:
+        InputError: If :func:`load_model` would not find it.
+    """
+    if path.endswith(".ckpt"):
+        read_checkpoint(path)
+        return
+    name, revision = _locate(path)
+    try:
+        AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
+    except Exception as error:
+        raise _not_loaded(path, error) from error
 
 
 def _locate(path: str) -> tuple[str, str | None]:

@@ -1,0 +1,368 @@
+"""What `elang serve` does with a request: the Swift is asked, then the Super, and never longer than the deadline."""
+
+import asyncio
+import hmac
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastapi import FastAPI, HTTPException, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, Field
+
+from elang.errors import InputError
+from elang.predictor import JointPredictor
+
+_log = logging.getLogger(__name__)
+
+OnSuperFailure = Literal["swift", "fail"]
+Reason = Literal["timeout", "full", "failed", "unavailable"]
+# The part of a deadline that is kept for the Swift's decoder, where its score has decided before it ran.
+LATE = 0.25
+# A path of the server, what it is asked, and until when (of `time.monotonic`); it raises whatever goes wrong.
+Ask = Callable[["Question", float], Awaitable[dict[str, Any]]]
+
+
+class Question(BaseModel):
+    """Texts to be answered."""
+
+    texts: list[str | list[str]] = Field(description="Texts, or for each input one text for each of the task's fields.")
+    choices: list[list[str]] | None = Field(None, description="Each input's candidates, where the task has its own.")
+    keep: bool = Field(False, description="Of the Swift alone: answer also what would be deferred.")
+
+
+class TimedQuestion(Question):
+    """Texts to be answered by the pair."""
+
+    keep: Literal[False] = False
+    deadline: float | None = Field(None, gt=0, description="Seconds; at most the server's, which is the default.")
+
+
+class Answer(BaseModel):
+    """The pair's answer to one input."""
+
+    label: str | float = Field(description="The class, the candidate, the generated text, or a regression's value.")
+    score: float = Field(description="The Swift's difficulty score; larger is harder.")
+    answered_by: Literal["swift", "super"]
+    fallback: Reason | None = Field(None, description="Why the Swift answers what the Super should have.")
+
+
+class Reply(BaseModel):
+    """The answers, in the order of the texts."""
+
+    answers: list[Answer]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes.
+
+    Attributes:
+        deadline: Seconds that a request may take.
+        texts: Texts in a request.
+        pending: Texts that the Swift is asked at a time; more are refused.
+        deferred: Texts that the Super is asked at a time; more are answered as if it had failed.
+    """
+
+    deadline: float = 10.0
+    texts: int = 256
+    pending: int = 4096
+    deferred: int = 4096
+
+
+class Metrics:
+    """Counters and histograms for Prometheus.
+
+    Args:
+        edges: Of the histogram of scores.
+    """
+
+    def __init__(self, edges: list[float]) -> None:
+        self.registry = CollectorRegistry()
+        to: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("elang_requests", "Requests", ["status"], **to)
+        self.texts = Counter("elang_texts", "Texts answered", ["answered_by"], **to)
+        self.deferred = Counter("elang_deferred", "Texts whose score is above the threshold", **to)
+        self.fallbacks = Counter("elang_fallbacks", "Deferred texts that the Super did not answer", ["reason"], **to)
+        self.waiting = Gauge("elang_waiting", "Texts that a model is asked now", ["model"], **to)
+        self.seconds = Histogram("elang_seconds", "Seconds of requests, and of what the models are asked", ["of"], **to)
+        self.scores = Histogram("elang_score", "The Swift's difficulty scores", buckets=edges, **to)
+
+    def page(self) -> Response:
+        """All of them in Prometheus' text format."""
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class PairService:
+    """Answers requests with a Swift and a Super that are asked by message.
+
+    Args:
+        predictor: The Swift, which checks texts and knows the labels; it is not run.
+        swift: Asks the Swift.
+        super_: Asks the Super.
+        super_ready: Whether it is worth asking.
+        limits: What is taken.
+        on_super_failure: What becomes of a deferred text when the Super is slow, full or dead: ``swift`` answers with
+            the Swift's own answer and says so, ``fail`` refuses the request.
+    """
+
+    def __init__(
+        self,
+        predictor: JointPredictor,
+        swift: Ask,
+        super_: Ask,
+        super_ready: Callable[[], bool] = lambda: True,
+        limits: Limits | None = None,
+        on_super_failure: OnSuperFailure = "swift",
+    ) -> None:
+        self.predictor, self.swift, self.super_, self.super_ready = predictor, swift, super_, super_ready
+        self.limits, self.on_super_failure = limits or Limits(), on_super_failure
+        self.metrics = Metrics(score_edges(predictor))
+        self.waiting = {"swift": 0, "super": 0}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def answer(self, question: TimedQuestion) -> Reply:
+        """Answer a request.
+
+        Raises:
+            HTTPException: 422 for bad input, 503 where a model is full or not there, 504 past the deadline.
+        """
+        start = time.monotonic()
+        status = 500
+        try:
+            found = await self._answer(question, start)
+            status = 200
+            return found
+        except HTTPException as error:
+            status = error.status_code
+            raise
+        finally:
+            self.metrics.requests.labels(status).inc()
+            self.metrics.seconds.labels("request").observe(time.monotonic() - start)
+
+    async def _answer(self, question: TimedQuestion, start: float) -> Reply:
+        until = start + min(question.deadline or self.limits.deadline, self.limits.deadline)
+        self._check(question)
+        if not question.texts:
+            return Reply(answers=[])
+        if self.waiting["swift"] + len(question.texts) > self.limits.pending:
+            raise HTTPException(503, "Too many texts are waiting. Ask again later.", {"Retry-After": "1"})
+        try:
+            said = await self._ask("swift", question, until)
+        except asyncio.TimeoutError:
+            raise HTTPException(504, "The Swift did not answer before the deadline.") from None
+        except _RefusedError as error:
+            raise HTTPException(422, str(error)) from None
+        except Exception as error:
+            _log.warning("The Swift failed: %s: %s", type(error).__name__, error)
+            raise HTTPException(503, "The Swift is not there. Ask again later.", {"Retry-After": "1"}) from None
+        answers = [
+            Answer(label="" if x is None else x, score=s, answered_by="swift", fallback=None) for x, s, _ in said
+        ]
+        for answer in answers:
+            self.metrics.scores.observe(answer.score)
+        hard = [i for i, one in enumerate(said) if one[2]]
+        if hard:
+            self.metrics.deferred.inc(len(hard))
+            part = _part(question, hard)
+            # What the Swift has not decoded yet would have to be, in time.
+            late = said[hard[0]][0] is None and self.on_super_failure == "swift"
+            labels, reason = await self._ask_super(part, until - (until - start) * LATE * late)
+            if reason:
+                self.metrics.fallbacks.labels(reason).inc(len(hard))
+                labels = await self._without_super(part, [said[i][0] for i in hard], reason, until)
+            for i, label in zip(hard, labels, strict=True):
+                by: Literal["swift", "super"] = "swift" if reason else "super"
+                answers[i] = answers[i].model_copy(update={"label": label, "answered_by": by, "fallback": reason})
+        for who in ("swift", "super"):
+            self.metrics.texts.labels(who).inc(sum(answer.answered_by == who for answer in answers))
+        return Reply(answers=answers)
+
+    def _check(self, question: Question) -> None:
+        texts, choices = question.texts, question.choices
+        if len(texts) > self.limits.texts:
+            raise HTTPException(422, f"A request has at most {self.limits.texts} texts, but this one {len(texts)}.")
+        if (self.predictor.task.problem == "choice") != (choices is not None):
+            needed = "for each input its candidates" if choices is None else "no candidates"
+            raise HTTPException(422, f"This task takes {needed}, as 'choices'.")
+        if choices is not None and (len(choices) != len(texts) or not all(choices)):
+            raise HTTPException(422, "Each input needs at least one candidate, in 'choices'.")
+        try:
+            self.predictor.rows(texts)
+        except InputError as error:
+            raise HTTPException(422, str(error)) from None
+
+    async def _ask_super(self, part: Question, until: float) -> tuple[list[str | float], Reason | None]:
+        """The Super's labels, or why there are none."""
+        if not self.super_ready():
+            return [], "unavailable"
+        if self.waiting["super"] + len(part.texts) > self.limits.deferred:
+            return [], "full"
+        try:
+            labels = await self._ask("super", part, until)
+        except asyncio.TimeoutError:
+            return [], "timeout"
+        except Exception as error:
+            _log.warning("The Super failed: %s: %s", type(error).__name__, error)
+            return [], "failed"
+        known = set(self.predictor.label_names)
+        if self.predictor.task.problem == "classification" and (odd := [x for x in labels if x not in known]):
+            _log.error("The Super answers %r, which is no label of the Swift's: %s", odd[0], sorted(known))
+            return [], "failed"
+        return labels, None
+
+    async def _without_super(
+        self, part: Question, labels: list[str | float | None], reason: Reason, until: float
+    ) -> list[str | float]:
+        """The Swift's own answers, if it may give them."""
+        status = 504 if reason == "timeout" else 503
+        if self.on_super_failure == "fail":
+            said = {"timeout": "did not answer before the deadline", "full": "has too many texts waiting"}
+            raise HTTPException(status, f"The Super {said.get(reason, 'is not there')}. Ask again later.")
+        if all(label is not None for label in labels):
+            return [label for label in labels if label is not None]
+        try:
+            found = await self._ask("swift", part.model_copy(update={"keep": True}), until)
+        except Exception as error:
+            raise HTTPException(504, f"Neither model answered before the deadline ({type(error).__name__}).") from None
+        return [label for label, _, _ in found]
+
+    async def _ask(self, model: Literal["swift", "super"], question: Question, until: float) -> list[Any]:
+        """What a model says; the wait ends with the deadline, the count of what it is asked when it has answered."""
+        start = time.monotonic()
+        if until <= start:
+            raise asyncio.TimeoutError
+        ask = self.swift if model == "swift" else self.super_
+        size = len(question.texts)
+        self._count(model, size)
+        # An answer that was lost with its worker is not awaited for ever.
+        lost = start + 2 * self.limits.deadline
+        task = asyncio.ensure_future(_within(ask(question, lost), lost))
+        self._tasks.add(task)
+
+        def ended(done: "asyncio.Task[Any]") -> None:
+            self._tasks.discard(done)
+            self._count(model, -size)
+            if not done.cancelled():
+                done.exception()
+
+        task.add_done_callback(ended)
+        found = await _within(asyncio.shield(task), until)
+        self.metrics.seconds.labels(model).observe(time.monotonic() - start)
+        if message := found.get("error"):
+            raise _RefusedError(message)
+        answers: list[Any] = found["answers"]
+        if len(answers) != size:
+            raise RuntimeError(f"{size} texts were asked, but {len(answers)} answers came.")
+        return answers
+
+    def _count(self, model: str, change: int) -> None:
+        self.waiting[model] += change
+        self.metrics.waiting.labels(model).set(self.waiting[model])
+
+
+class _RefusedError(Exception):
+    """A model does not take an input."""
+
+
+async def _within(work: Awaitable[Any], until: float) -> Any:
+    return await asyncio.wait_for(work, max(0.0, until - time.monotonic()))
+
+
+def _part(question: Question, places: list[int]) -> Question:
+    choices = None if question.choices is None else [question.choices[i] for i in places]
+    return Question(texts=[question.texts[i] for i in places], choices=choices, keep=False)
+
+
+def score_edges(predictor: JointPredictor) -> list[float]:
+    """The routing slice's deciles of the score, between which new inputs fall as evenly if nothing drifts."""
+    known = predictor.manifest.thresholds.get(predictor.score, {})
+    edges = {float(entry["threshold"]) for name, entry in known.items() if name.startswith("defer ")}
+    return [*sorted(edge for edge in edges | {predictor.threshold} if math.isfinite(edge)), math.inf]
+
+
+def add_routes(app: FastAPI, service: PairService, swift_ready: Callable[[], bool]) -> None:
+    """Add ``/predict``, ``/metrics`` and ``/ready`` to an app."""
+
+    @app.post("/predict", response_model=Reply, summary="Answer texts with the pair")
+    async def predict(question: TimedQuestion) -> Reply:
+        return await service.answer(question)
+
+    @app.get("/metrics", summary="Counters for Prometheus", response_class=Response)
+    async def metrics() -> Response:
+        return service.metrics.page()
+
+    @app.get("/ready", summary="200 if requests can be answered")
+    async def ready(response: Response) -> dict[str, bool]:
+        state = {"swift": swift_ready(), "super": service.super_ready()}
+        if not state["swift"] or (service.on_super_failure == "fail" and not state["super"]):
+            response.status_code = 503
+        return state
+
+
+class Gate:
+    """Refuses requests without the token, and bodies that are too large, before anything reads them.
+
+    Args:
+        app: What is behind it.
+        token: Expected as ``Authorization: Bearer TOKEN``; ``None`` lets all in.
+        max_bytes: Of a body.
+    """
+
+    OPEN = ("/", "/health", "/ready")
+
+    def __init__(self, app: Any, token: str | None, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+        self.expected = None if token is None else f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Let a request through, or answer it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        if self.expected is not None and scope["path"] not in self.OPEN:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, self.expected):
+                await _refuse(send, 401, "The token is missing or wrong: send 'Authorization: Bearer TOKEN'.")
+                return
+        large = f"A request has at most {self.max_bytes} bytes."
+        declared = headers.get(b"content-length", b"0")
+        if not declared.isdigit() or int(declared) > self.max_bytes:
+            await _refuse(send, 413, large)
+            return
+        # A body may come in pieces and say nothing of its length.
+        read, over = 0, False
+
+        async def counted() -> Any:
+            nonlocal read, over
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.max_bytes:
+                over = True
+                return {"type": "http.disconnect"}
+            return message
+
+        async def answered(message: Any) -> None:
+            if not over:
+                await send(message)
+
+        try:
+            await self.app(scope, counted, answered)
+        except Exception:
+            if not over:
+                raise
+        if over:
+            await _refuse(send, 413, large)
+
+
+async def _refuse(send: Callable[[Any], Coroutine[Any, Any, None]], status: int, detail: str) -> None:
+    import json
+
+    body = json.dumps({"detail": detail}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

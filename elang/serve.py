@@ -1,0 +1,121 @@
+"""`elang serve`: a pair behind HTTP, on LitServe's workers and batches."""
+
+import os
+import signal
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from elang.errors import InputError
+
+TOKEN_VARIABLE = "ELANG_SERVE_TOKEN"
+
+
+def serve(
+    swift_model: str | None = None,
+    super_model: str | None = None,
+    threshold: str | float = "parity",
+    score: str | None = None,
+    thresholds: str | None = None,
+    host: Literal["127.0.0.1", "0.0.0.0", "::"] = "127.0.0.1",
+    port: int = 8000,
+    deadline: float = 10.0,
+    on_super_failure: Literal["swift", "fail"] = "swift",
+    batch: int = 64,
+    batch_wait: float = 0.005,
+    max_texts: int = 256,
+    max_bytes: int = 1_000_000,
+    max_pending: int = 4096,
+    max_deferred: int = 4096,
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    devices: int | Literal["auto"] = "auto",
+    workers: int = 1,
+    threads: int | None = None,
+) -> None:
+    """Answer texts over HTTP with a pair, until it is stopped.
+
+    ``POST /predict`` takes ``{"texts": [...]}``; ``/docs`` shows the schema, ``/metrics`` counts for Prometheus,
+    ``/ready`` says whether requests can be answered, ``/health`` whether all workers are there. Requests that come
+    together are answered together, by each model on its own. If the environment has ELANG_SERVE_TOKEN, every request
+    must bring it as ``Authorization: Bearer TOKEN``.
+
+    Args:
+        swift_model: The Swift's folder; left out, the Super alone is served, for a pair elsewhere.
+        super_model: The Super's folder or hub id, or the address of a server of the Super alone (http://HOST:PORT).
+        threshold: Name of a threshold in ``elang.json`` or a number, as for `elang predict`.
+        score: Which score routes; by default the Swift's own.
+        thresholds: Another threshold file, as `elang validate` writes it.
+        host: Address to listen on; the default is reached from this machine only.
+        port: Its port, from 1024.
+        deadline: Seconds in which a request is answered or refused.
+        on_super_failure: What becomes of a deferred text when the Super is slow, full or dead: `swift` answers with the
+            Swift's own answer, flagged as `fallback`; `fail` refuses the request (503 or 504).
+        batch: Requests that are answered together at most.
+        batch_wait: Seconds that the first of them waits for others.
+        max_texts: Texts in a request at most.
+        max_bytes: Bytes of a request at most.
+        max_pending: Texts that wait for the Swift at most; more are refused with 503.
+        max_deferred: Texts that wait for the Super at most; with more it counts as failed.
+        accelerator: What the models run on.
+        devices: How many of these.
+        workers: Processes on each device, for each of the two models.
+        threads: CPU threads of each of them; by default the cores are shared out.
+
+    Raises:
+        InputError: If an option is wrong, a model cannot be loaded, or the extra `serve` is not installed.
+    """
+    if missing := [name for name in ("litserve", "httpx", "prometheus_client") if find_spec(name) is None]:
+        raise InputError(f"`elang serve` needs {', '.join(missing)}: pip install 'elang[serve]'.")
+    if super_model is None:
+        raise InputError("--super_model is needed: the Super's folder or, beside a --swift_model, its address.")
+    remote = super_model.startswith(("http://", "https://"))
+    if remote and swift_model is None:
+        raise InputError(f"'{super_model}' serves the Super already; give the pair's --swift_model.")
+    sizes = {"max_texts": max_texts, "max_bytes": max_bytes, "max_pending": max_pending, "max_deferred": max_deferred}
+    for name, size in (sizes | {"workers": workers}).items():
+        if size < 1:
+            raise InputError(f"--{name} must be at least 1, but it is {size}.")
+    if batch < 2:
+        raise InputError(f"--batch must be at least 2, but it is {batch}.")
+    if not 1024 <= port <= 65535:
+        raise InputError(f"--port must be from 1024 to 65535, but it is {port}.")
+    if not 0 < batch_wait < deadline:
+        raise InputError(f"--batch_wait must be above 0 and below --deadline ({deadline}), but it is {batch_wait}.")
+    import torch
+
+    from elang.models.backbones import check_model
+    from elang.predictor import JointPredictor
+    from elang.serving_apis import build_server
+
+    pair = {"swift_model": swift_model, "super_model": super_model, "threshold": threshold, "score": score}
+    pair |= {"thresholds": thresholds}
+    predictor = None
+    if swift_model is not None:
+        # What is wrong with it is said now, and its labels and texts are known to the front.
+        predictor = JointPredictor(**{**pair, "super_model": None}, device="cpu")  # type: ignore[arg-type]
+    if not remote:
+        check_model(super_model)
+    models = (swift_model is not None) + (not remote)
+    if threads is None:
+        threads = max(1, (torch.get_num_threads()) // (models * workers))
+    server = build_server(
+        pair,
+        predictor,
+        remote=super_model if remote else None,
+        deadline=deadline,
+        limits={"texts": max_texts, "pending": max_pending, "deferred": max_deferred},
+        on_super_failure=on_super_failure,
+        batching={"max_batch_size": batch, "batch_timeout": batch_wait},
+        max_bytes=max_bytes,
+        token=os.environ.get(TOKEN_VARIABLE) or None,
+        hardware={"accelerator": accelerator, "devices": devices, "workers_per_device": workers},
+        threads=threads,
+    )
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        server.run(host=host, port=port, num_api_servers=1, log_level="warning", generate_client_file=False)
+    except OSError as error:
+        raise InputError(f"--port {port} of {host} cannot be listened on: {error}.") from error
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,439 @@
+"""A pair over HTTP: the same answers, deadlines, a Super that is slow, full, dead or elsewhere, limits, metrics."""
+
+import asyncio
+import json
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from conftest import BAD, FILLER, GOOD
+from fastapi import FastAPI
+
+from elang import JointPredictor
+from elang.pair_service import Gate, Limits, PairService, add_routes, score_edges
+
+
+def some_texts(number, seed=0):
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(FILLER + GOOD + BAD, k=rng.randint(1, 12))) for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def predictor(pair):
+    return JointPredictor(str(pair["swift"]), str(pair["super"]), threshold="defer 30%", device="cpu")
+
+
+class Models:
+    """Both models, asked as the service asks them, with what is to go wrong."""
+
+    def __init__(self, predictor, **wrong):
+        self.predictor, self.wrong, self.asked = predictor, wrong, {"swift": 0, "super": 0}
+
+    async def ask(self, model, question):
+        self.asked[model] += 1
+        await asyncio.sleep(self.wrong.get(f"{model}_takes", 0))
+        if error := self.wrong.get(f"{model}_raises"):
+            raise error
+        if f"{model}_says" in self.wrong:
+            return self.wrong[f"{model}_says"]
+        rows = self.predictor.rows(question.texts)
+        if model == "swift":
+            return json.loads(json.dumps({"answers": self.predictor.ask_swift(rows, question.choices, question.keep)}))
+        return {"answers": self.predictor.ask_super(rows, question.choices)}
+
+    def service(self, limits=None, ready=True, policy="swift"):
+        swift, super_ = (lambda q, until, m=m: self.ask(m, q) for m in ("swift", "super"))
+        return PairService(self.predictor, swift, super_, lambda: ready, limits, policy)
+
+
+def posted(service, *bodies, path="/predict", **options):
+    """The responses to some requests that are sent together."""
+    app = FastAPI()
+    add_routes(app, service, lambda: True)
+    app.add_middleware(Gate, **({"token": None, "max_bytes": 10**6} | options.pop("gate", {})))
+
+    async def all_of_them():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            return await asyncio.gather(*(client.post(path, json=body, **options) for body in bodies))
+
+    return asyncio.run(all_of_them())
+
+
+def labels_of(response):
+    assert response.status_code == 200, response.text
+    return [(a["label"], a["score"], a["answered_by"]) for a in response.json()["answers"]]
+
+
+def as_tuples(predictions):
+    return [(p.label, pytest.approx(p.score, abs=1e-5), p.answered_by) for p in predictions]
+
+
+def test_the_parts_of_a_predictor_are_the_whole(predictor):
+    texts = some_texts(80)
+    rows = predictor.rows(texts)
+    whole = predictor(texts)
+    said = predictor.ask_swift(rows)
+    assert [hard for _, _, hard in said] == [one.answered_by == "super" for one in whole]
+    assert 0 < sum(hard for _, _, hard in said) < 80
+    assert all(label == one.label for (label, _, hard), one in zip(said, whole, strict=True) if not hard)
+    supers = predictor.ask_super(rows)
+    assert all(label == one.label for label, one in zip(supers, whole, strict=True) if one.answered_by == "super")
+    assert not any(hard for _, _, hard in predictor.ask_swift(rows, keep=True))
+    with pytest.raises(Exception, match="without a Super"):
+        JointPredictor(str(predictor.swift.weights), None, device="cpu").ask_super(rows)
+
+
+def test_a_request_is_answered_as_the_predictor_answers(predictor):
+    texts = some_texts(40)
+    models = Models(predictor)
+    (response,) = posted(models.service(), {"texts": texts})
+    assert labels_of(response) == as_tuples(predictor(texts))
+    assert all(answer["fallback"] is None for answer in response.json()["answers"])
+    assert models.asked == {"swift": 1, "super": 1}
+    assert posted(models.service(), {"texts": []})[0].json() == {"answers": []}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "ready", "reason"),
+    [
+        ({"super_takes": 5}, True, "timeout"),
+        ({"super_raises": httpx.ConnectError("refused")}, True, "failed"),
+        ({"super_says": {"answers": ["neither"] * 64}}, True, "failed"),
+        ({"super_says": {"answers": []}}, True, "failed"),
+        ({"super_says": {"answers": [], "error": "odd"}}, True, "failed"),
+        ({}, False, "unavailable"),
+        ({}, True, "full"),
+    ],
+)
+def test_a_super_that_does_not_answer(predictor, wrong, ready, reason):
+    texts = some_texts(40)
+    whole, alone = predictor(texts), predictor.ask_swift(predictor.rows(texts))
+    limits = Limits(deadline=0.8, deferred=1 if reason == "full" else 4096)
+    if "super_says" in wrong and wrong["super_says"]["answers"]:
+        wrong = {"super_says": {"answers": ["neither"] * sum(hard for _, _, hard in alone)}}
+    service = Models(predictor, **wrong).service(limits, ready)
+    start = time.monotonic()
+    (response,) = posted(service, {"texts": texts})
+    assert time.monotonic() - start < 1.5
+    for answer, one, (label, _, hard) in zip(response.json()["answers"], whole, alone, strict=True):
+        assert answer["answered_by"] == "swift"
+        assert answer["label"] == label
+        assert answer["fallback"] == (reason if hard else None)
+        assert hard == (one.answered_by == "super")
+    page = service.metrics.page().body.decode()
+    assert f'elang_fallbacks_total{{reason="{reason}"}} {sum(h for _, _, h in alone)}.0' in page
+    # The other policy refuses, and says why.
+    (response,) = posted(Models(predictor, **wrong).service(limits, ready, "fail"), {"texts": texts})
+    assert response.status_code == (504 if reason == "timeout" else 503)
+    assert "The Super" in response.json()["detail"]
+    # What nobody defers needs no Super.
+    easy = [t for t, (_, _, hard) in zip(texts, alone, strict=True) if not hard]
+    (response,) = posted(Models(predictor, **wrong).service(limits, ready, "fail"), {"texts": easy})
+    assert len(labels_of(response)) == len(easy)
+
+
+def test_a_swift_that_does_not_answer(predictor):
+    (response,) = posted(Models(predictor, swift_takes=5).service(Limits(deadline=0.2)), {"texts": ["good"]})
+    assert response.status_code == 504
+    (response,) = posted(Models(predictor, swift_raises=OSError("gone")).service(), {"texts": ["good"]})
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    (response,) = posted(Models(predictor, swift_says={"answers": [], "error": "too odd"}).service(), {"texts": ["a"]})
+    assert (response.status_code, response.json()["detail"]) == (422, "too odd")
+
+
+def test_a_request_may_be_in_a_hurry(predictor):
+    service = Models(predictor, super_takes=0.6).service(Limits(deadline=10))
+    texts = some_texts(40)
+    hurried, patient = posted(service, {"texts": texts, "deadline": 0.3}, {"texts": texts})
+    assert {a["fallback"] for a in hurried.json()["answers"]} == {None, "timeout"}
+    assert {a["fallback"] for a in patient.json()["answers"]} == {None}
+    assert service.waiting == {"swift": 0, "super": 0}
+
+
+def test_what_waits_is_counted_until_it_is_answered(predictor):
+    texts = some_texts(40)
+    hard = sum(h for _, _, h in predictor.ask_swift(predictor.rows(texts)))
+    # The first request has been answered without the Super, which still works on it.
+    service = Models(predictor, super_takes=0.5).service(Limits(deadline=0.2, deferred=hard))
+
+    async def both():
+        from elang.pair_service import TimedQuestion
+
+        question = TimedQuestion(texts=texts)
+        first = await service.answer(question)
+        assert service.waiting["super"] == hard
+        second = await service.answer(question)
+        await asyncio.sleep(0.6)
+        return first, second
+
+    first, second = asyncio.run(both())
+    assert {a.fallback for a in first.answers} == {None, "timeout"}
+    assert {a.fallback for a in second.answers} == {None, "full"}
+    assert service.waiting == {"swift": 0, "super": 0}
+    # So is what the Swift is asked.
+    service = Models(predictor, swift_takes=0.3).service(Limits(pending=50))
+    codes = [r.status_code for r in posted(service, {"texts": texts}, {"texts": texts})]
+    assert sorted(codes) == [200, 503]
+
+
+def test_bad_requests(predictor):
+    service = Models(predictor).service(Limits(texts=3))
+    for body, word in (
+        ({"texts": ["a", " "]}, "Input 1"),
+        ({"texts": ["a", ["b", "c"]]}, "Input 1"),
+        ({"texts": ["a"] * 4}, "at most 3 texts"),
+        ({"texts": ["a"], "choices": [["b"]]}, "no candidates"),
+        ({"texts": "a"}, "list"),
+        ({"texts": [1]}, "string"),
+        ({"texts": ["a"], "deadline": 0}, "greater than 0"),
+        ({"texts": ["a"], "deadline": "soon"}, "number"),
+        ({}, "required"),
+        ([], "object"),
+    ):
+        (response,) = posted(service, body)
+        assert response.status_code == 422, body
+        assert word in response.text, response.text
+    (response,) = posted(service, {"texts": ["a" * 2000]}, gate={"max_bytes": 1000})
+    assert (response.status_code, response.json()["detail"]) == (413, "A request has at most 1000 bytes.")
+
+
+def test_a_long_body_without_a_length_is_cut_off(predictor):
+    app = FastAPI()
+    add_routes(app, Models(predictor).service(), lambda: True)
+    gate, sent, given = Gate(app, None, 100), [], 0
+
+    async def receive():
+        nonlocal given
+        given += 1
+        assert given < 10, "it goes on reading"
+        return {"type": "http.request", "body": b"x" * 40, "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [], "query_string": b"", "root_path": ""}
+    scope |= {"scheme": "http", "server": ("test", 80), "client": ("test", 1), "http_version": "1.1"}
+    asyncio.run(gate(scope, receive, send))
+    assert [m.get("status") for m in sent] == [413, None]
+    scope["headers"] = [(b"content-length", b"-5")]
+    sent.clear()
+    asyncio.run(gate(scope, receive, send))
+    assert sent[0]["status"] == 413
+
+
+def test_a_token(predictor):
+    service = Models(predictor).service()
+    gate = {"token": "s3cret", "max_bytes": 1000}
+    for headers in ({}, {"authorization": "s3cret"}, {"authorization": "Bearer s3cre"}, {"authorization": "Bearer é"}):
+        encoded = {k: v.encode("utf-8") for k, v in headers.items()}
+        assert posted(service, {"texts": ["good"]}, gate=gate, headers=encoded)[0].status_code == 401
+    right = {"authorization": "Bearer s3cret"}
+    assert posted(service, {"texts": ["good"]}, gate=gate, headers=right)[0].status_code == 200
+
+
+def test_metrics_and_schema(predictor):
+    edges = score_edges(predictor)
+    assert edges == sorted(edges)
+    assert edges[-1] == math.inf
+    assert predictor.threshold in edges
+    assert len(edges) >= 5
+    texts = some_texts(50)
+    service = Models(predictor).service()
+    posted(service, {"texts": texts})
+    page = service.metrics.page().body.decode()
+    hard = sum(one.answered_by == "super" for one in predictor(texts))
+    for line in (
+        'elang_requests_total{status="200"} 1.0',
+        f'elang_texts_total{{answered_by="super"}} {hard}.0',
+        f"elang_deferred_total {hard}.0",
+        "elang_score_count 50.0",
+        'elang_waiting{model="super"} 0.0',
+        'elang_seconds_count{of="swift"} 1.0',
+    ):
+        assert line in page, page
+    app = FastAPI()
+    add_routes(app, service, lambda: True)
+    schema = app.openapi()
+    assert {"/predict", "/metrics", "/ready"} <= schema["paths"].keys()
+    assert "difficulty score" in schema["components"]["schemas"]["Answer"]["properties"]["score"]["description"]
+
+
+def test_options_that_cannot_be(pair, fails, tmp_path, monkeypatch):
+    swift, super_ = ("--swift_model", pair["swift"]), ("--super_model", pair["super"])
+    fails(["serve", *swift], "--super_model is needed")
+    fails(["serve", "--super_model", "http://localhost:8001"], "--swift_model")
+    fails(["serve", *swift, *super_, "--port", "80"], "--port", "80")
+    fails(["serve", *swift, *super_, "--batch", "1"], "--batch", "1")
+    fails(["serve", *swift, *super_, "--batch_wait", "11"], "--batch_wait", "11")
+    fails(["serve", *swift, *super_, "--max_texts", "0"], "--max_texts", "0")
+    fails(["serve", *swift, *super_, "--threshold", "nowhere"], "nowhere")
+    fails(["serve", *swift, "--super_model", tmp_path / "none"], tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    fails(["serve", *swift, "--super_model", tmp_path / "empty"], "cannot be loaded")
+    monkeypatch.setattr("elang.serve.find_spec", lambda name: None if name == "litserve" else 1)
+    fails(["serve", *swift, *super_], "pip install 'elang[serve]'")
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def running(*options, wait="/ready", env=None):
+    """A server in a process of its own: its address, and the process."""
+    port = free_port()
+    command = [sys.executable, "-m", "elang", "serve", "--port", str(port), "--accelerator", "cpu", *map(str, options)]
+    own = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    process = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 120
+        while time.monotonic() < until:
+            assert process.poll() is None, process.stdout.read()
+            try:
+                if httpx.get(address + wait).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        else:
+            process.kill()
+            pytest.fail("the server did not come up: " + process.stdout.read())
+        yield address, process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+
+
+def workers_of(process):
+    """Process ids of the workers, by role, from their memory's size order: the Super's comes second."""
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    found = []
+    for pid in map(int, children.split()):
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            if b"spawn_main" in file.read():
+                found.append(pid)
+    return sorted(found)
+
+
+def test_a_server_lives_through_the_death_of_its_super(pair, predictor):
+    texts = some_texts(300)
+    expected = predictor(texts)
+    options = ("--swift_model", pair["swift"], "--super_model", pair["super"], "--threshold", "defer 30%")
+    with running(*options, "--deadline", "4", wait="/health") as (address, process), httpx.Client(timeout=30) as client:
+
+        def ask(part):
+            return client.post(address + "/predict", json={"texts": part}).json()["answers"]
+
+        # Many clients at a time, none of which gets another's answer.
+        parts = [texts[i : i + 1 + i % 7] for i in range(0, 300, 5)]
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(ask, parts))
+        for i, answers in zip(range(0, 300, 5), found, strict=True):
+            assert [(a["label"], a["score"], a["answered_by"]) for a in answers] == as_tuples(
+                expected[i : i + len(answers)]
+            )
+        assert client.get(address + "/docs").status_code == 200
+        assert "/predict" in client.get(address + "/openapi.json").json()["paths"]
+        assert 'elang_requests_total{status="200"} 60.0' in client.get(address + "/metrics").text
+        # The Super dies: no request takes longer than the deadline, the Swift answers, and the Super comes back.
+        _, super_worker = workers_of(process)[-2:]
+        os.kill(super_worker, signal.SIGKILL)
+        hard = [t for t, one in zip(texts, expected, strict=True) if one.answered_by == "super"][:5]
+        reasons, slowest, start = [], 0.0, time.monotonic()
+        while time.monotonic() - start < 90:
+            before = time.monotonic()
+            answers = ask(hard)
+            slowest = max(slowest, time.monotonic() - before)
+            reasons.append(answers[0]["fallback"])
+            assert all(a["answered_by"] == ("super" if reasons[-1] is None else "swift") for a in answers)
+            if reasons[-1] is None:
+                break
+            time.sleep(0.1)
+        assert reasons[0] in ("timeout", "unavailable", "failed")
+        assert reasons[-1] is None, "the Super did not come back"
+        assert slowest < 5
+        assert [a["label"] for a in ask(hard)] == [one.label for one in expected if one.answered_by == "super"][:5]
+    assert process.returncode is not None
+
+
+def test_a_super_elsewhere(pair, predictor):
+    texts = some_texts(60)
+    expected = as_tuples(predictor(texts))
+    env = {"ELANG_SERVE_TOKEN": "both the same"}
+    headers = {"authorization": "Bearer both the same"}
+    with running("--super_model", pair["super"], wait="/health", env=env) as (super_address, super_process):
+        alone = httpx.post(super_address + "/super", json={"texts": texts}, headers=headers, timeout=30).json()
+        assert alone["answers"] == predictor.ask_super(predictor.rows(texts))
+        assert httpx.post(super_address + "/super", json={"texts": texts}).status_code == 401
+        # One that cannot be answered does not spoil another's.
+        with ThreadPoolExecutor(2) as pool:
+            bodies = [{"texts": ["good film"]}, {"texts": ["fine", " "]}]
+            send = lambda body: httpx.post(super_address + "/super", json=body, headers=headers, timeout=30)  # noqa: E731
+            good, bad = (r.json() for r in pool.map(send, bodies))
+        assert len(good["answers"]) == 1
+        assert "Input" in bad["error"]
+        options = ("--swift_model", pair["swift"], "--super_model", super_address, "--threshold", "defer 30%")
+        with running(*options, "--deadline", "4", env=env) as (address, _):
+
+            def ask():
+                return httpx.post(address + "/predict", json={"texts": texts}, headers=headers, timeout=30)
+
+            assert labels_of(ask()) == expected
+            super_process.send_signal(signal.SIGTERM)
+            super_process.wait(30)
+            found = ask().json()["answers"]
+            assert {a["fallback"] for a in found} == {None, "failed"}
+            assert [a["score"] for a in found] == [pytest.approx(e[1], abs=1e-5) for e in expected]
+
+
+def test_the_kubernetes_example_fits_the_server(predictor):
+    from jsonargparse import ArgumentParser
+
+    from elang.serve import serve
+
+    path = Path(__file__).parent.parent / "configs" / "serve" / "kubernetes.yaml"
+    parts = list(yaml.safe_load_all(path.read_text("utf-8")))
+    deployments = {part["metadata"]["name"]: part for part in parts if part["kind"] == "Deployment"}
+    services = {part["metadata"]["name"]: part["spec"] for part in parts if part["kind"] == "Service"}
+    app = FastAPI()
+    add_routes(app, Models(predictor).service(), lambda: True)
+    # LitServe's own, which the live tests ask.
+    paths = {route.path for route in app.routes} | {"/", "/health"}
+    parser = ArgumentParser()
+    parser.add_function_arguments(serve)
+    assert deployments.keys() == services.keys() == {"elang", "elang-super"}
+    for name, deployment in deployments.items():
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        assert container["args"][:2] == ["elang", "serve"]
+        options = parser.parse_args(container["args"][2:])
+        assert [port["containerPort"] for port in container["ports"]] == [options.port]
+        (port,) = services[name]["ports"]
+        assert port.get("targetPort", port["port"]) == options.port
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            if get := container.get(probe, {}).get("httpGet"):
+                assert get["port"] == options.port
+                assert get["path"] in paths
+        assert deployment["spec"]["selector"]["matchLabels"] == services[name]["selector"]
+        assert container["env"][0]["name"] == "ELANG_SERVE_TOKEN"
+    assert (
+        parser.parse_args(deployments["elang"]["spec"]["template"]["spec"]["containers"][0]["args"][2:]).super_model
+        == f"http://elang-super:{services['elang-super']['ports'][0]['port']}"
+    )
