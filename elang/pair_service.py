@@ -1,10 +1,14 @@
-"""What `elang serve` does with a request: the Swift is asked, then the Super, and never longer than the deadline."""
+"""What `elang serve` does with a request: the Swift is asked, then the Super, and never longer than the deadline.
+
+Whatever has come in while a model was busy is its next batch.
+"""
 
 import asyncio
 import hmac
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,10 +23,11 @@ from elang.predictor import JointPredictor
 _log = logging.getLogger(__name__)
 
 OnSuperFailure = Literal["swift", "fail"]
+Role = Literal["swift", "super"]
 Reason = Literal["timeout", "full", "failed", "unavailable"]
 # The part of a deadline that is kept for the Swift's decoder, where its score has decided before it ran.
 LATE = 0.25
-# A path of the server, what it is asked, and until when (of `time.monotonic`); it raises whatever goes wrong.
+# Asks a model, until when (of `time.monotonic`); it raises whatever goes wrong.
 Ask = Callable[["Question", float], Awaitable[dict[str, Any]]]
 
 
@@ -54,6 +59,12 @@ class Reply(BaseModel):
     """The answers, in the order of the texts."""
 
     answers: list[Answer]
+
+
+class Labels(BaseModel):
+    """The Super's answers, in the order of the texts."""
+
+    answers: list[str | float]
 
 
 @dataclass(frozen=True)
@@ -96,13 +107,120 @@ class Metrics:
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
 
+class Batcher:
+    """Asks a model for many: what waits while it is busy goes to it together.
+
+    Args:
+        ask: Asks the model; the answer has ``answers`` and, if it does not take an input, ``error``.
+        workers: Batches that it works on at a time.
+        most: Texts in a batch; a question that has more is a batch of its own.
+        most_characters: The same for their characters.
+        lost: Seconds after which a batch is given up: its worker has died with it.
+    """
+
+    def __init__(
+        self, ask: Ask, workers: int = 1, most: int = 512, most_characters: int = 250_000, lost: float = 60.0
+    ) -> None:
+        self.send, self.workers, self.lost = ask, workers, lost
+        self.most, self.most_characters = most, most_characters
+        self.gauge: Gauge | None = None
+        # Texts that are not answered yet, of questions that nobody waits for any more, too, while they are worked on.
+        self.waiting = 0
+        self._queue: deque[_Asked] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def ask(self, question: Question, until: float) -> list[Any]:
+        """The model's answers to a question.
+
+        Raises:
+            asyncio.TimeoutError: If there are none in time.
+            InputError: If the model does not take one of the inputs.
+            Exception: Whatever else goes wrong.
+        """
+        asked = _Asked(question, asyncio.get_running_loop().create_future())
+        self._count(len(question.texts))
+        self._queue.append(asked)
+        self._next()
+        try:
+            return await asyncio.wait_for(asked.answers, max(0.0, until - time.monotonic()))
+        finally:
+            if asked in self._queue:
+                self._queue.remove(asked)
+                self._count(-len(question.texts))
+
+    def _next(self) -> None:
+        while self._queue and len(self._running) < self.workers:
+            batch = [self._queue.popleft()]
+            texts, characters = batch[0].size
+            while self._queue and self._queue[0].question.keep == batch[0].question.keep:
+                texts, characters = texts + self._queue[0].size[0], characters + self._queue[0].size[1]
+                if texts > self.most or characters > self.most_characters:
+                    break
+                batch.append(self._queue.popleft())
+            task = asyncio.ensure_future(self._run(batch))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        self._next()
+
+    async def _run(self, batch: "list[_Asked]") -> None:
+        try:
+            texts = [text for one in batch for text in one.question.texts]
+            choices = [part for one in batch for part in one.question.choices or []] or None
+            whole = Question(texts=texts, choices=choices, keep=batch[0].question.keep)
+            lost = time.monotonic() + self.lost
+            found = await asyncio.wait_for(self.send(whole, lost), self.lost)
+            if (message := found.get("error")) and len(batch) > 1:
+                for one in batch:
+                    await self._run([one])
+                return
+            if message:
+                raise InputError(message)
+            answers = found["answers"]
+            if len(answers) != len(texts):
+                raise RuntimeError(f"{len(texts)} texts were asked, but {len(answers)} answers came.")
+            rest = iter(answers)
+            for one in batch:
+                own = [next(rest) for _ in one.question.texts]
+                if not one.answers.done():
+                    one.answers.set_result(own)
+        except Exception as error:
+            for one in batch:
+                if not one.answers.done():
+                    one.answers.set_exception(error)
+        finally:
+            self._count(-sum(len(one.question.texts) for one in batch if not one.counted_off))
+            for one in batch:
+                one.counted_off = True
+
+    def _count(self, change: int) -> None:
+        self.waiting += change
+        if self.gauge is not None:
+            self.gauge.set(self.waiting)
+
+
+@dataclass(eq=False)
+class _Asked:
+    question: Question
+    answers: "asyncio.Future[list[Any]]"
+    counted_off: bool = False
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Texts, and their characters."""
+        texts = [*self.question.texts, *(self.question.choices or [])]
+        return len(self.question.texts), sum(len(t) if isinstance(t, str) else sum(map(len, t)) for t in texts)
+
+
 class PairService:
     """Answers requests with a Swift and a Super that are asked by message.
 
     Args:
         predictor: The Swift, which checks texts and knows the labels; it is not run.
-        swift: Asks the Swift.
-        super_: Asks the Super.
+        swift: The Swift.
+        super_: The Super.
         super_ready: Whether it is worth asking.
         limits: What is taken.
         on_super_failure: What becomes of a deferred text when the Super is slow, full or dead: ``swift`` answers with
@@ -112,17 +230,18 @@ class PairService:
     def __init__(
         self,
         predictor: JointPredictor,
-        swift: Ask,
-        super_: Ask,
+        swift: "Batcher",
+        super_: "Batcher",
         super_ready: Callable[[], bool] = lambda: True,
         limits: Limits | None = None,
         on_super_failure: OnSuperFailure = "swift",
     ) -> None:
-        self.predictor, self.swift, self.super_, self.super_ready = predictor, swift, super_, super_ready
+        self.predictor, self.super_ready = predictor, super_ready
+        self.models: dict[Role, Batcher] = {"swift": swift, "super": super_}
         self.limits, self.on_super_failure = limits or Limits(), on_super_failure
         self.metrics = Metrics(score_edges(predictor))
-        self.waiting = {"swift": 0, "super": 0}
-        self._tasks: set[asyncio.Task[Any]] = set()
+        for role, model in self.models.items():
+            model.gauge = self.metrics.waiting.labels(role)
 
     async def answer(self, question: TimedQuestion) -> Reply:
         """Answer a request.
@@ -148,13 +267,13 @@ class PairService:
         self._check(question)
         if not question.texts:
             return Reply(answers=[])
-        if self.waiting["swift"] + len(question.texts) > self.limits.pending:
+        if self.models["swift"].waiting + len(question.texts) > self.limits.pending:
             raise HTTPException(503, "Too many texts are waiting. Ask again later.", {"Retry-After": "1"})
         try:
             said = await self._ask("swift", question, until)
         except asyncio.TimeoutError:
             raise HTTPException(504, "The Swift did not answer before the deadline.") from None
-        except _RefusedError as error:
+        except InputError as error:
             raise HTTPException(422, str(error)) from None
         except Exception as error:
             _log.warning("The Swift failed: %s: %s", type(error).__name__, error)
@@ -175,7 +294,7 @@ class PairService:
                 self.metrics.fallbacks.labels(reason).inc(len(hard))
                 labels = await self._without_super(part, [said[i][0] for i in hard], reason, until)
             for i, label in zip(hard, labels, strict=True):
-                by: Literal["swift", "super"] = "swift" if reason else "super"
+                by: Role = "swift" if reason else "super"
                 answers[i] = answers[i].model_copy(update={"label": label, "answered_by": by, "fallback": reason})
         for who in ("swift", "super"):
             self.metrics.texts.labels(who).inc(sum(answer.answered_by == who for answer in answers))
@@ -199,7 +318,7 @@ class PairService:
         """The Super's labels, or why there are none."""
         if not self.super_ready():
             return [], "unavailable"
-        if self.waiting["super"] + len(part.texts) > self.limits.deferred:
+        if self.models["super"].waiting + len(part.texts) > self.limits.deferred:
             return [], "full"
         try:
             labels = await self._ask("super", part, until)
@@ -230,46 +349,11 @@ class PairService:
             raise HTTPException(504, f"Neither model answered before the deadline ({type(error).__name__}).") from None
         return [label for label, _, _ in found]
 
-    async def _ask(self, model: Literal["swift", "super"], question: Question, until: float) -> list[Any]:
-        """What a model says; the wait ends with the deadline, the count of what it is asked when it has answered."""
+    async def _ask(self, role: Role, question: Question, until: float) -> list[Any]:
         start = time.monotonic()
-        if until <= start:
-            raise asyncio.TimeoutError
-        ask = self.swift if model == "swift" else self.super_
-        size = len(question.texts)
-        self._count(model, size)
-        # An answer that was lost with its worker is not awaited for ever.
-        lost = start + 2 * self.limits.deadline
-        task = asyncio.ensure_future(_within(ask(question, lost), lost))
-        self._tasks.add(task)
-
-        def ended(done: "asyncio.Task[Any]") -> None:
-            self._tasks.discard(done)
-            self._count(model, -size)
-            if not done.cancelled():
-                done.exception()
-
-        task.add_done_callback(ended)
-        found = await _within(asyncio.shield(task), until)
-        self.metrics.seconds.labels(model).observe(time.monotonic() - start)
-        if message := found.get("error"):
-            raise _RefusedError(message)
-        answers: list[Any] = found["answers"]
-        if len(answers) != size:
-            raise RuntimeError(f"{size} texts were asked, but {len(answers)} answers came.")
-        return answers
-
-    def _count(self, model: str, change: int) -> None:
-        self.waiting[model] += change
-        self.metrics.waiting.labels(model).set(self.waiting[model])
-
-
-class _RefusedError(Exception):
-    """A model does not take an input."""
-
-
-async def _within(work: Awaitable[Any], until: float) -> Any:
-    return await asyncio.wait_for(work, max(0.0, until - time.monotonic()))
+        found = await self.models[role].ask(question, until)
+        self.metrics.seconds.labels(role).observe(time.monotonic() - start)
+        return found
 
 
 def _part(question: Question, places: list[int]) -> Question:
@@ -282,6 +366,22 @@ def score_edges(predictor: JointPredictor) -> list[float]:
     known = predictor.manifest.thresholds.get(predictor.score, {})
     edges = {float(entry["threshold"]) for name, entry in known.items() if name.startswith("defer ")}
     return [*sorted(edge for edge in edges | {predictor.threshold} if math.isfinite(edge)), math.inf]
+
+
+def add_super_route(app: FastAPI, model: Batcher, limits: Limits) -> None:
+    """Add ``/super``, which pairs elsewhere ask, to an app."""
+
+    @app.post("/super", response_model=Labels, summary="Answer texts with the Super")
+    async def ask_super(question: TimedQuestion) -> Labels:
+        if model.waiting + len(question.texts) > limits.deferred:
+            raise HTTPException(503, "Too many texts are waiting. Ask again later.", {"Retry-After": "1"})
+        until = time.monotonic() + min(question.deadline or limits.deadline, limits.deadline)
+        try:
+            return Labels(answers=await model.ask(question, until) if question.texts else [])
+        except InputError as error:
+            raise HTTPException(422, str(error)) from None
+        except asyncio.TimeoutError:
+            raise HTTPException(504, "The Super did not answer before the deadline.") from None
 
 
 def add_routes(app: FastAPI, service: PairService, swift_ready: Callable[[], bool]) -> None:
@@ -310,12 +410,13 @@ class Gate:
         app: What is behind it.
         token: Expected as ``Authorization: Bearer TOKEN``; ``None`` lets all in.
         max_bytes: Of a body.
+        inside: Expected as ``X-Inside`` by the workers' own paths, whose batches are as large as they are.
     """
 
     OPEN = ("/", "/health", "/ready")
 
-    def __init__(self, app: Any, token: str | None, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: Any, token: str | None, max_bytes: int, inside: str = "") -> None:
+        self.app, self.max_bytes, self.inside = app, max_bytes, inside.encode()
         self.expected = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -324,6 +425,12 @@ class Gate:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        if scope["path"].startswith("/workers/"):
+            if self.inside and hmac.compare_digest(headers.get(b"x-inside", b""), self.inside):
+                await self.app(scope, receive, send)
+            else:
+                await _refuse(send, 404, "Ask /predict.")
+            return
         if self.expected is not None and scope["path"] not in self.OPEN:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, self.expected):

@@ -21,9 +21,11 @@ from elang.scores import BEFORE_DECODER, SCORES, check_finite, check_logits, rou
 from elang.sequence_scores import SEQUENCE_SCORES
 from elang.throughput import FULL_BATCHES, Deferred, Window, stream, token_batches, windows
 
-# Of the Swift and of the Super: on a GPU small models want large batches, on a CPU the caches small ones.
 _DECODED = 8
-_TOKENS = {False: (65536, 16384), True: (1024, 1024)}
+# Of the Swift and of the Super: small models want large batches on a GPU.
+_GPU_TOKENS = 65536, 16384
+# The caches of a CPU want small ones; large enough for its threads.
+_CPU_TOKENS, _THREAD_TOKENS = 512, 256
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,9 @@ class JointPredictor:
             if size is not None and size < 1:
                 raise InputError(f"{name} must be at least 1, but it is {size}.")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        budgets = _TOKENS[self.device.type == "cpu"]
+        budgets = _GPU_TOKENS
+        if self.device.type == "cpu":
+            budgets = (max(_CPU_TOKENS, _THREAD_TOKENS * torch.get_num_threads()),) * 2
         self.tokens, self.super_tokens = tokens or budgets[0], super_tokens or budgets[1]
         self.swift = load_model(swift_model).to(self.device).eval()
         manifest = Manifest.read(thresholds) if thresholds else self.swift.manifest

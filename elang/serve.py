@@ -20,8 +20,7 @@ def serve(
     port: int = 8000,
     deadline: float = 10.0,
     on_super_failure: Literal["swift", "fail"] = "swift",
-    batch: int = 64,
-    batch_wait: float = 0.005,
+    batch: int = 512,
     max_texts: int = 256,
     max_bytes: int = 1_000_000,
     max_pending: int = 4096,
@@ -49,8 +48,7 @@ def serve(
         deadline: Seconds in which a request is answered or refused.
         on_super_failure: What becomes of a deferred text when the Super is slow, full or dead: `swift` answers with the
             Swift's own answer, flagged as `fallback`; `fail` refuses the request (503 or 504).
-        batch: Requests that are answered together at most.
-        batch_wait: Seconds that the first of them waits for others.
+        batch: Texts of requests that are answered together at most.
         max_texts: Texts in a request at most.
         max_bytes: Bytes of a request at most.
         max_pending: Texts that wait for the Swift at most; more are refused with 503.
@@ -71,18 +69,17 @@ def serve(
     if remote and swift_model is None:
         raise InputError(f"'{super_model}' serves the Super already; give the pair's --swift_model.")
     sizes = {"max_texts": max_texts, "max_bytes": max_bytes, "max_pending": max_pending, "max_deferred": max_deferred}
-    for name, size in (sizes | {"workers": workers}).items():
+    for name, size in (sizes | {"workers": workers, "batch": batch}).items():
         if size < 1:
             raise InputError(f"--{name} must be at least 1, but it is {size}.")
-    if batch < 2:
-        raise InputError(f"--batch must be at least 2, but it is {batch}.")
     if not 1024 <= port <= 65535:
         raise InputError(f"--port must be from 1024 to 65535, but it is {port}.")
-    if not 0 < batch_wait < deadline:
-        raise InputError(f"--batch_wait must be above 0 and below --deadline ({deadline}), but it is {batch_wait}.")
+    if not deadline > 0:
+        raise InputError(f"--deadline must be above 0 seconds, but it is {deadline}.")
     import torch
 
     from elang.models.backbones import check_model
+    from elang.pair_service import Limits
     from elang.predictor import JointPredictor
     from elang.serving_apis import build_server
 
@@ -101,21 +98,22 @@ def serve(
         pair,
         predictor,
         remote=super_model if remote else None,
-        deadline=deadline,
-        limits={"texts": max_texts, "pending": max_pending, "deferred": max_deferred},
+        limits=Limits(deadline, max_texts, max_pending, max_deferred),
         on_super_failure=on_super_failure,
-        batching={"max_batch_size": batch, "batch_timeout": batch_wait},
+        batch=batch,
         max_bytes=max_bytes,
         token=os.environ.get(TOKEN_VARIABLE) or None,
         hardware={"accelerator": accelerator, "devices": devices, "workers_per_device": workers},
         threads=threads,
     )
-    signal.signal(signal.SIGTERM, _stop)
+    parent = os.getpid()
+
+    def stop(number: int, frame: Any) -> None:
+        # The front is forked from this process, and inherits this.
+        raise KeyboardInterrupt if os.getpid() == parent else SystemExit(0)
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         server.run(host=host, port=port, num_api_servers=1, log_level="warning", generate_client_file=False)
     except OSError as error:
         raise InputError(f"--port {port} of {host} cannot be listened on: {error}.") from error
-
-
-def _stop(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt

@@ -1,7 +1,9 @@
 """The two models as LitServe's workers, and the server that asks them."""
 
 import logging
+import secrets
 import time
+from functools import partial
 from typing import Any
 
 import httpx
@@ -9,25 +11,35 @@ import litserve
 import torch
 
 from elang.errors import InputError
-from elang.pair_service import Gate, Limits, OnSuperFailure, PairService, Question, add_routes
+from elang.pair_service import (
+    Batcher,
+    Gate,
+    Limits,
+    OnSuperFailure,
+    PairService,
+    Question,
+    add_routes,
+    add_super_route,
+)
 from elang.predictor import JointPredictor
 
 _log = logging.getLogger(__name__)
+# Of a server elsewhere, which makes batches of its own.
+_REMOTE_WORKERS = 4
 
 
 class ModelAPI(litserve.LitAPI):  # type: ignore[misc]
     """One model of the pair, in a worker of its own.
 
     Args:
-        role: Which one it is, and the path that it answers.
+        role: Which one it is.
         options: Of the :class:`elang.JointPredictor`; the Super is loaded only for the Super, and a Super that is
             alone takes the Swift's place in it.
         threads: Of the worker on a CPU.
-        batching: LitServe's ``max_batch_size`` and ``batch_timeout``.
     """
 
-    def __init__(self, role: str, options: dict[str, Any], threads: int, batching: dict[str, Any]) -> None:
-        super().__init__(api_path=f"/{role}", **batching)
+    def __init__(self, role: str, options: dict[str, Any], threads: int) -> None:
+        super().__init__(api_path=f"/workers/{role}")
         self.role, self.options, self.threads = role, options, threads
 
     def setup(self, device: str) -> None:
@@ -49,36 +61,16 @@ class ModelAPI(litserve.LitAPI):  # type: ignore[misc]
             _log.warning("The first pass failed: %s", error)
 
     def decode_request(self, request: Question) -> Question:
-        """A request as it is."""
+        """A batch as it is."""
         return request
 
-    def batch(self, inputs: list[Question]) -> list[Question]:
-        """Requests as they are: the predictor makes batches of tokens from their texts."""
-        return inputs
-
-    def predict(self, inputs: list[Question]) -> list[dict[str, Any]]:
-        """Answer some requests together; where one cannot be answered, each alone."""
-        found: list[dict[str, Any]] = [{} for _ in inputs]
-        for keep in (False, True):
-            places = [i for i, one in enumerate(inputs) if one.keep == keep]
-            if not places:
-                continue
-            try:
-                answers = iter(self._ask([inputs[i] for i in places], keep))
-                for i in places:
-                    found[i] = {"answers": [next(answers) for _ in inputs[i].texts]}
-            except InputError:
-                for i in places:
-                    try:
-                        found[i] = {"answers": self._ask([inputs[i]], keep)}
-                    except InputError as error:
-                        found[i] = {"answers": [], "error": str(error)}
-        return found
-
-    def _ask(self, questions: list[Question], keep: bool) -> list[Any]:
-        texts = [text for one in questions for text in one.texts]
-        choices = [part for one in questions for part in one.choices or []] or None
-        return self._answer(self.predictor.rows(texts), choices, keep) if texts else []
+    def predict(self, question: Question) -> dict[str, Any]:
+        """Answer a batch, or say what is wrong with it."""
+        try:
+            rows = self.predictor.rows(question.texts)
+            return {"answers": self._answer(rows, question.choices, question.keep) if rows else []}
+        except InputError as error:
+            return {"answers": [], "error": str(error)}
 
     def _answer(self, rows: list[tuple[str, ...]], choices: Any, keep: bool) -> list[Any]:
         if self.role == "swift":
@@ -86,10 +78,6 @@ class ModelAPI(litserve.LitAPI):  # type: ignore[misc]
         if self.alone:
             return [label for label, _, _ in self.predictor.ask_swift(rows, choices, keep=True)]
         return self.predictor.ask_super(rows, choices)
-
-    def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Answers as they are."""
-        return output
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
         """An answer as it is."""
@@ -100,10 +88,9 @@ def build_server(
     pair: dict[str, Any],
     predictor: JointPredictor | None,
     remote: str | None,
-    deadline: float,
-    limits: dict[str, int],
+    limits: Limits,
     on_super_failure: OnSuperFailure,
-    batching: dict[str, Any],
+    batch: int,
     max_bytes: int,
     token: str | None,
     hardware: dict[str, Any],
@@ -115,10 +102,9 @@ def build_server(
         pair: Options of the :class:`elang.JointPredictor`.
         predictor: The Swift, for the front; ``None`` serves the Super alone.
         remote: The Super's address, if it is elsewhere.
-        deadline: Seconds that a request may take.
-        limits: The others of :class:`Limits`.
+        limits: What is taken.
         on_super_failure: As :class:`PairService` takes it.
-        batching: LitServe's ``max_batch_size`` and ``batch_timeout``.
+        batch: Texts in a batch at most.
         max_bytes: Of a request.
         token: That requests must bring.
         hardware: LitServe's ``accelerator``, ``devices`` and ``workers_per_device``.
@@ -128,13 +114,12 @@ def build_server(
         A ``litserve.LitServer``.
     """
     roles = [*([] if predictor is None else ["swift"]), *([] if remote else ["super"])]
-    apis = [ModelAPI(role, pair, threads, batching) for role in roles]
+    inside_token = secrets.token_urlsafe(32)
     server = litserve.LitServer(
-        apis,
-        # What has waited so long has been answered otherwise.
-        timeout=deadline,
+        [ModelAPI(role, pair, threads) for role in roles],
+        timeout=False,
         restart_workers=True,
-        middlewares=[(Gate, {"token": token, "max_bytes": max_bytes})],
+        middlewares=[(Gate, {"token": token, "max_bytes": max_bytes, "inside": inside_token})],
         **hardware,
     )
 
@@ -143,18 +128,22 @@ def build_server(
         return any(key.startswith(f"{role}_") and state == "ready" for key, state in states.items())
 
     known = _Remembered(ready)
+    headers = {"accept-encoding": "identity", "x-inside": inside_token}
+    inside = _Client(headers, transport=httpx.ASGITransport(app=server.app), base_url="http://inside")
+    workers = len(server.devices) * hardware["workers_per_device"]
+    # Of four bytes at most; a server elsewhere takes as much as this one.
+    options: dict[str, Any] = {"most": batch, "most_characters": max_bytes // 4, "lost": 2 * limits.deadline}
+    batchers = {
+        role: Batcher(partial(inside.ask, f"/workers/{role}"), workers, **options) for role in ("swift", "super")
+    }
+    if remote:
+        outside = _Client({"authorization": f"Bearer {token}"} if token else {}, base_url=remote)
+        batchers["super"] = Batcher(partial(outside.ask, "/super"), _REMOTE_WORKERS, **options)
+    else:
+        add_super_route(server.app, batchers["super"], limits)
     if predictor is not None:
-        headers = {"accept-encoding": "identity"} | ({"authorization": f"Bearer {token}"} if token else {})
-        inside = _Client(headers, transport=httpx.ASGITransport(app=server.app), base_url="http://inside")
-        outside = _Client(headers, base_url=remote) if remote else inside
-        service = PairService(
-            predictor,
-            lambda question, until: inside.ask("/swift", question, until),
-            lambda question, until: outside.ask("/super", question, until),
-            (lambda: True) if remote else (lambda: known("super")),
-            Limits(deadline, **limits),
-            on_super_failure,
-        )
+        super_ready = (lambda: True) if remote else (lambda: known("super"))
+        service = PairService(predictor, batchers["swift"], batchers["super"], super_ready, limits, on_super_failure)
         add_routes(server.app, service, lambda: known("swift"))
     return server
 

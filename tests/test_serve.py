@@ -20,8 +20,8 @@ import yaml
 from conftest import BAD, FILLER, GOOD
 from fastapi import FastAPI
 
-from elang import JointPredictor
-from elang.pair_service import Gate, Limits, PairService, add_routes, score_edges
+from elang import InputError, JointPredictor
+from elang.pair_service import Batcher, Gate, Limits, PairService, Question, add_routes, score_edges
 
 
 def some_texts(number, seed=0):
@@ -53,7 +53,8 @@ class Models:
         return {"answers": self.predictor.ask_super(rows, question.choices)}
 
     def service(self, limits=None, ready=True, policy="swift"):
-        swift, super_ = (lambda q, until, m=m: self.ask(m, q) for m in ("swift", "super"))
+        lost = 2 * (limits or Limits()).deadline
+        swift, super_ = (Batcher(lambda q, until, m=m: self.ask(m, q), lost=lost) for m in ("swift", "super"))
         return PairService(self.predictor, swift, super_, lambda: ready, limits, policy)
 
 
@@ -158,7 +159,8 @@ def test_a_request_may_be_in_a_hurry(predictor):
     hurried, patient = posted(service, {"texts": texts, "deadline": 0.3}, {"texts": texts})
     assert {a["fallback"] for a in hurried.json()["answers"]} == {None, "timeout"}
     assert {a["fallback"] for a in patient.json()["answers"]} == {None}
-    assert service.waiting == {"swift": 0, "super": 0}
+    # The hurried one's batch was still worked on; the other's came after it.
+    assert [model.waiting for model in service.models.values()] == [0, 0]
 
 
 def test_what_waits_is_counted_until_it_is_answered(predictor):
@@ -172,7 +174,7 @@ def test_what_waits_is_counted_until_it_is_answered(predictor):
 
         question = TimedQuestion(texts=texts)
         first = await service.answer(question)
-        assert service.waiting["super"] == hard
+        assert service.models["super"].waiting == hard
         second = await service.answer(question)
         await asyncio.sleep(0.6)
         return first, second
@@ -180,11 +182,70 @@ def test_what_waits_is_counted_until_it_is_answered(predictor):
     first, second = asyncio.run(both())
     assert {a.fallback for a in first.answers} == {None, "timeout"}
     assert {a.fallback for a in second.answers} == {None, "full"}
-    assert service.waiting == {"swift": 0, "super": 0}
+    assert [model.waiting for model in service.models.values()] == [0, 0]
     # So is what the Swift is asked.
     service = Models(predictor, swift_takes=0.3).service(Limits(pending=50))
     codes = [r.status_code for r in posted(service, {"texts": texts}, {"texts": texts})]
     assert sorted(codes) == [200, 503]
+
+
+def test_what_waits_goes_together():
+    sent = []
+
+    async def ask(question, until):
+        sent.append((question.keep, list(question.texts)))
+        await asyncio.sleep(0.05)
+        if "odd" in question.texts:
+            return {"answers": [], "error": "odd is odd"}
+        return {"answers": [text.upper() for text in question.texts]}
+
+    async def all_of_them():
+        batcher = Batcher(ask, workers=1, most=4, most_characters=30)
+        until = time.monotonic() + 20
+
+        def question(*texts, keep=False):
+            return batcher.ask(Question(texts=list(texts), choices=None, keep=keep), until)
+
+        parts = [("a",), ("b", "c"), ("d",), ("e",), ("f" * 40,), ("g",), ("odd",), ("h",)]
+        found = await asyncio.gather(*(question(*p) for p in parts), question("k", keep=True), return_exceptions=True)
+        assert batcher.waiting == 0
+        return parts, found
+
+    parts, found = asyncio.run(all_of_them())
+    for part, said in zip([*parts, ("k",)], found, strict=True):
+        if part == ("odd",):
+            assert isinstance(said, InputError)
+        else:
+            assert said == [text.upper() for text in part]
+    first, second, third, *rest = [texts for _, texts in sent]
+    assert (first, second, third) == (["a"], ["b", "c", "d", "e"], ["f" * 40])
+    # One that is not taken spoils no other's answer, and what is kept is asked apart.
+    assert rest == [["g", "odd", "h"], ["g"], ["odd"], ["h"], ["k"]]
+    assert [keep for keep, _ in sent] == [False] * 7 + [True]
+
+
+def test_a_lost_batch_is_given_up():
+    async def lose():
+        calls = []
+
+        async def ask(question, until):
+            calls.append(1)
+            await asyncio.sleep(60 if len(calls) == 1 else 0)
+            return {"answers": list(question.texts)}
+
+        batcher = Batcher(ask, lost=0.4)
+        one = Question(texts=["a"], choices=None, keep=False)
+        with pytest.raises(asyncio.TimeoutError):
+            await batcher.ask(one, time.monotonic() + 0.1)
+        # Its worker may still be at it.
+        assert batcher.waiting == 1
+        assert await batcher.ask(one, time.monotonic() + 5) == ["a"]
+        with pytest.raises(asyncio.TimeoutError):
+            await batcher.ask(one, time.monotonic() - 1)
+        await asyncio.sleep(0.05)
+        assert batcher.waiting == 0
+
+    asyncio.run(lose())
 
 
 def test_bad_requests(predictor):
@@ -274,8 +335,8 @@ def test_options_that_cannot_be(pair, fails, tmp_path, monkeypatch):
     fails(["serve", *swift], "--super_model is needed")
     fails(["serve", "--super_model", "http://localhost:8001"], "--swift_model")
     fails(["serve", *swift, *super_, "--port", "80"], "--port", "80")
-    fails(["serve", *swift, *super_, "--batch", "1"], "--batch", "1")
-    fails(["serve", *swift, *super_, "--batch_wait", "11"], "--batch_wait", "11")
+    fails(["serve", *swift, *super_, "--batch", "0"], "--batch", "0")
+    fails(["serve", *swift, *super_, "--deadline", "0"], "--deadline", "0")
     fails(["serve", *swift, *super_, "--max_texts", "0"], "--max_texts", "0")
     fails(["serve", *swift, *super_, "--threshold", "nowhere"], "nowhere")
     fails(["serve", *swift, "--super_model", tmp_path / "none"], tmp_path / "none")
@@ -387,9 +448,12 @@ def test_a_super_elsewhere(pair, predictor):
         with ThreadPoolExecutor(2) as pool:
             bodies = [{"texts": ["good film"]}, {"texts": ["fine", " "]}]
             send = lambda body: httpx.post(super_address + "/super", json=body, headers=headers, timeout=30)  # noqa: E731
-            good, bad = (r.json() for r in pool.map(send, bodies))
-        assert len(good["answers"]) == 1
-        assert "Input" in bad["error"]
+            good, bad = pool.map(send, bodies)
+        assert len(good.json()["answers"]) == 1
+        assert (bad.status_code, "Input" in bad.json()["detail"]) == (422, True)
+        # The workers' own paths are the server's alone.
+        refused = httpx.post(super_address + "/workers/super", json={"texts": texts}, headers=headers)
+        assert refused.status_code == 404
         options = ("--swift_model", pair["swift"], "--super_model", super_address, "--threshold", "defer 30%")
         with running(*options, "--deadline", "4", env=env) as (address, _):
 
