@@ -19,6 +19,7 @@ verbs:
   test      the same on the test split
   predict   answer texts with a pair, from a file or standard input
   serve     answer texts with a pair over HTTP
+  calibrate choose a threshold that keeps a promise on new inputs, with a certificate
   bench     what a pair saves in time, beside what it saves in FLOPs
   suite     a whole benchmark (glue, superglue) or several tasks: fit, evaluate, one table
   crossfit  answers of Swifts that were trained without the examples, which tell what is hard
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             run(verb, None if argv is None else rest)
         elif verb == "crossfit":
             _run_crossfit(rest)
-        elif verb in ("predict", "serve", "demo", "suite", "augment", "bench"):
+        elif verb in ("predict", "serve", "calibrate", "demo", "suite", "augment", "bench"):
             _run_function(verb, rest)
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
@@ -91,6 +92,8 @@ def _run_function(verb: str, args: list[str]) -> None:
     function: Callable[..., None]
     if verb == "predict":
         from elang.predict import predict as function
+    elif verb == "calibrate":
+        from elang.calibrate import calibrate as function
     elif verb == "serve":
         from elang.serve import serve as function
     elif verb == "suite":
@@ -102,10 +105,11 @@ def _run_function(verb: str, args: list[str]) -> None:
     else:
         from elang.data.demo import demo as function
     parser = ArgumentParser(prog=f"elang {verb}", description=(function.__doc__ or "").split("\n", 1)[0])
-    if verb != "suite":
+    positional = verb in ("suite", "calibrate")
+    if not positional:
         parser.add_argument("--config", action="config", help="YAML file with these options.")
-    parser.add_function_arguments(function, as_positional=verb == "suite")
+    parser.add_function_arguments(function, as_positional=positional)
     options: dict[str, Any] = parser.parse_args(args).as_dict()
-    if verb != "suite":
+    if not positional:
         options.pop("config")
     function(**options)

@@ -40,7 +40,7 @@ def write_report(
         label_names: The classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_pair_records(folder / "records.parquet", pairs, label_names)
+    write_pair_records(folder / "records.parquet", pairs, label_names, summary["worth"])
     curves = {quality.name: pair_curves(pairs[evaluated], quality) for quality in qualities}
     summary["curve_points"] = _write_curves(folder / "curve.csv", curves)
     name = qualities[0].name
@@ -52,8 +52,17 @@ def write_report(
         aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
 
 
-def write_pair_records(path: Path, pairs: dict[str, PairAnswers], label_names: list[str]) -> None:
-    """Write one row an example: both answers, scores, costs and token counts, in the order of the data."""
+def write_pair_records(
+    path: Path, pairs: dict[str, PairAnswers], label_names: list[str], worth: dict[str, Any]
+) -> None:
+    """Write one row an example: both answers, scores, costs and token counts, in the order of the data.
+
+    Args:
+        path: The parquet file.
+        pairs: The answers to each split.
+        label_names: The classes.
+        worth: The largest worth of an answer, and its unit.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -65,6 +74,9 @@ def write_pair_records(path: Path, pairs: dict[str, PairAnswers], label_names: l
             columns |= {"label": pair.label.numpy()}
             columns |= {"swift_prediction": pair.swift.numpy(), "super_prediction": pair.super_.numpy()}
         columns |= {"swift_flops": pair.swift_flops.numpy(), "super_flops": pair.super_flops.numpy()}
+        columns["gain"] = pair.gain.numpy()
+        if pair.early_flops is not None:
+            columns["swift_early_flops"] = pair.early_flops.numpy()
         if pair.score_flops is not None:
             columns["swift_score_flops"] = pair.score_flops.numpy()
         columns |= {f"score_{name}": score.numpy() for name, score in pair.scores.items()}
@@ -76,7 +88,7 @@ def write_pair_records(path: Path, pairs: dict[str, PairAnswers], label_names: l
                     values.numpy() if values.ndim == 1 else pa.array(list(values.numpy()), pa.list_(pa.float32()))
                 )
         parts.append(pa.table(columns))
-    metadata = {"elang": json.dumps({"label_names": label_names})}
+    metadata = {"elang": json.dumps({"label_names": label_names, "worth": worth})}
     with written_aside(path) as aside:
         pq.write_table(pa.concat_tables(parts).replace_schema_metadata(metadata), aside)
 
@@ -255,6 +267,17 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             "FLOPs.",
             soft_wrap=True,
         )
+    for said in summary.get("statements", []):
+        console.print(f"{said['name']} ({said['score']}): {said['statement']}", soft_wrap=True)
+        if said["same_slice"]:
+            console.print("  This is the slice that it was chosen on, which says nothing of it.", soft_wrap=True)
+        elif "verdict" in said:
+            console.print(
+                f"  Here: {said['verdict']}, {said['observed']:.3%} where {said['allowed']:.3%} is allowed.",
+                soft_wrap=True,
+            )
+        for warning in said["warnings"]:
+            console.print(f"  Warning: {warning}.", soft_wrap=True)
     for what, found in summary.get("latency", {}).items():
         console.print(
             f"{what}, {found['tokens']} tokens: {1e3 * found['batch 1']:.2f} ms an input at batch 1, "

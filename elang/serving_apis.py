@@ -117,7 +117,8 @@ def build_server(
     inside_token = secrets.token_urlsafe(32)
     server = litserve.LitServer(
         [ModelAPI(role, pair, threads) for role in roles],
-        timeout=False,
+        # Nobody waits any longer for what has waited so long.
+        timeout=limits.deadline,
         restart_workers=True,
         middlewares=[(Gate, {"token": token, "max_bytes": max_bytes, "inside": inside_token})],
         **hardware,
@@ -132,7 +133,7 @@ def build_server(
     inside = _Client(headers, transport=httpx.ASGITransport(app=server.app), base_url="http://inside")
     workers = len(server.devices) * hardware["workers_per_device"]
     # Of four bytes at most; a server elsewhere takes as much as this one.
-    options: dict[str, Any] = {"most": batch, "most_characters": max_bytes // 4, "lost": 2 * limits.deadline}
+    options: dict[str, Any] = {"most": batch, "most_characters": max_bytes // 4, "lost": limits.deadline}
     batchers = {
         role: Batcher(partial(inside.ask, f"/workers/{role}"), workers, **options) for role in ("swift", "super")
     }

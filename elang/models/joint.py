@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from elang.calibrate import check_statements
 from elang.cost import FlopsConvention
 from elang.data.format import TaskFields
 from elang.errors import InputError
@@ -22,6 +23,7 @@ from elang.evaluate import (
     share_near_threshold,
     summarize,
     text_targets,
+    worth_of,
 )
 from elang.manifest import Manifest
 from elang.models.evaluation import EvaluationModule
@@ -213,9 +215,21 @@ class JointModule(EvaluationModule):
             "flops_convention": self.flops_convention,
             "thresholds": source if thresholds else "",
             "thresholds_from": source,
+            "weights": {name: self._weights(name) for name in ("swift", "super")},
+            "worth": worth_of(answers.problem, primary.name),
             "qualities": {q.name: summarize(answers, q, thresholds) for q in self.qualities},
             "operating_points": operating_points(answers, self.qualities, thresholds),
         }
+        if self.manifest is not None:
+            worth = answers.gain / summary["worth"]["largest"]
+            said = check_statements(self.manifest, answers.key, answers.scores, worth, self._weights("super"))
+            same = [one["name"] for one in said if one["same_slice"]]
+            if same and self.explicit_thresholds:
+                raise InputError(
+                    f"The threshold '{same[0]}' was chosen on these very examples, so they cannot tell whether its "
+                    "statement holds. Evaluate on others, or leave --model.thresholds out."
+                )
+            summary["statements"] = said
         if self.task.problem == "sequence":
             summary["signatures"] = {q.name: signature(q.name) for q in self.qualities}
             summary["lengths"] = length_bias(answers)
@@ -239,6 +253,12 @@ class JointModule(EvaluationModule):
         elif self.latency:
             rank_zero_info("latency is measured only where both models run here")
         return summary
+
+    def _weights(self, name: str) -> str:
+        """Hash of a model's weights, where it is known."""
+        if name in self.models:
+            return self.model(name).weights_sha256 or ""
+        return str(self.about.get(name, {}).get("weights_sha256", ""))
 
     def _default_score(self, answers: PairAnswers) -> str:
         """The Swift's own choice, or the paper's; a Swift that is known from records alone has no heads to ask."""

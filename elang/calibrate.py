@@ -1,0 +1,345 @@
+"""`elang calibrate`: an operating point that is promised something, chosen on records that no model was trained on."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from elang.bootstrap import resamples
+from elang.certificate import (
+    certify_regret,
+    drift,
+    least_examples,
+    quantiles_of,
+    regret_at,
+    upper_bound,
+)
+from elang.curve import at_budget, at_share, operating_curve
+from elang.errors import InputError
+from elang.manifest import FILENAME, Manifest
+from elang.scores import BEFORE_DECODER, route
+
+DRIFT_P = 0.01
+_GRID = 1001
+
+
+@dataclass
+class Slice:
+    """One split of a pair's records.
+
+    Attributes:
+        key: int64 ``(N,)``.
+        score: The score that routes, ``(N,)``.
+        gain: How much better the Super's answer is, float64 ``(N,)``, each answer being worth 0 to 1.
+        costs: FLOPs of the Swift where it is kept, of the Super, and of the Swift where it is deferred, each ``(N,)``.
+        unit: What ``gain`` counts.
+    """
+
+    key: Tensor
+    score: Tensor
+    gain: Tensor
+    costs: tuple[Tensor, Tensor, Tensor]
+    unit: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the texts, in whatever order."""
+        return slice_sha256(self.key)
+
+
+def slice_sha256(key: Tensor) -> str:
+    """Hash of some examples by their keys, int64 ``(N,)``, in whatever order."""
+    return hashlib.sha256(key.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def calibrate(
+    joint: str,
+    max_regret: float | None = None,
+    max_drop: float | None = None,
+    super_share: float | None = None,
+    flops: float | None = None,
+    latency: float | None = None,
+    confidence: float = 0.95,
+    score: str | None = None,
+    split: Literal["routing", "validation", "test"] = "routing",
+    name: str = "certified",
+    output: str | None = None,
+) -> None:
+    """Choose a threshold that keeps a promise on new inputs, and write it with its statement into ``elang.json``.
+
+    Say what is to be kept by exactly one of the first five options. Regret is the share of inputs that the Swift keeps
+    and gets wrong where the Super is right; a bound on it is a certificate: exact binomial tests, in a fixed sequence.
+    A bound on the drop of quality is a bootstrap's; shares and budgets promise nothing about quality.
+
+    Args:
+        joint: Folder that `elang validate` wrote: ``records.parquet`` and ``elang.json``.
+        max_regret: Regret that is allowed, as in 0.01.
+        max_drop: Drop below the Super's mean (accuracy, or whatever an answer is worth) that is allowed, as in 0.005.
+        super_share: Share of inputs that the Super may answer.
+        flops: FLOPs of the pair as a share of the Super's alone.
+        latency: Mean seconds of an input at batch 1, by the latencies of `elang validate --model.latency true`.
+        confidence: Of the promise.
+        score: Which score routes; by default the Swift's own.
+        split: Of the records. It must be held out from both models' training, and cannot be evaluated on afterwards.
+        name: Of the threshold, for `elang predict --threshold NAME`.
+        output: The ``elang.json``, or its folder, that it is added to; by default that of ``joint``.
+
+    Raises:
+        InputError: If nothing can be promised, with how many examples would be needed.
+    """
+    asked = {"max_regret": max_regret, "max_drop": max_drop, "super_share": super_share, "flops": flops}
+    given = {key: value for key, value in (asked | {"latency": latency}).items() if value is not None}
+    if len(given) != 1:
+        raise InputError(
+            f"Give one of --max_regret, --max_drop, --super_share, --flops and --latency, not {len(given)} of them."
+        )
+    ((kind, target),) = given.items()
+    if not 0 < confidence < 1:
+        raise InputError(f"--confidence must be between 0 and 1, but it is {confidence}.")
+    if not (target > 0 and (kind == "latency" or target < 1)):
+        raise InputError(f"--{kind} must be above 0{'' if kind == 'latency' else ' and below 1'}, but it is {target}.")
+    folder = Path(joint)
+    summary = _summary(folder)
+    path = Path(output) if output else folder
+    path = path / FILENAME if path.is_dir() else path
+    manifest = Manifest.read(path)
+    weights = summary.get("weights", {})
+    if weights.get("swift"):
+        manifest.check_weights(weights["swift"], f"'{summary['swift_model']}'")
+    found = read_slice(folder, split, score or manifest.score)
+    if kind == "max_regret":
+        entry = _by_regret(found, target, confidence)
+    elif kind == "max_drop":
+        entry = _by_drop(found, target, confidence)
+    else:
+        entry = _by_budget(found, kind, target, summary)
+    entry |= {
+        "chosen_on": f"{split} of {folder}",
+        "slice_sha256": found.sha256,
+        "score_quantiles": quantiles_of(found.score),
+        "swift_sha256": weights.get("swift", ""),
+        "super_sha256": weights.get("super", ""),
+    }
+    manifest.thresholds.setdefault(score or manifest.score, {})[name] = entry
+    manifest.write(path)
+    print(entry["statement"])  # noqa: T201
+    print(f"It is the threshold '{name}' of '{score or manifest.score}' in {path}.")  # noqa: T201
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{folder}' is no folder that `elang validate` wrote ({error}).") from error
+    return found
+
+
+def read_slice(folder: Path, split: str, score: str) -> Slice:
+    """Read one split of a pair's records.
+
+    Raises:
+        InputError: If the split or the score is not there.
+    """
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    path = folder / "records.parquet"
+    try:
+        frame = pd.read_parquet(path)
+        about = json.loads((pq.read_schema(path).metadata or {}).get(b"elang", b"{}"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"The records '{path}' cannot be read ({error}). Run `elang validate` again.") from error
+    known = [str(column).removeprefix("score_") for column in frame if str(column).startswith("score_")]
+    if score not in known:
+        raise InputError(f"The records have no score '{score}'; choose one of {', '.join(known)}.")
+    splits = sorted(set(frame["split"]))
+    part = frame[frame["split"] == split]
+    if not len(part):
+        raise InputError(f"The records have no split '{split}', only {', '.join(splits)}. Name one with --split.")
+    if "gain" not in part:
+        raise InputError(f"The records '{path}' do not say what deferring gains. Run `elang validate` again.")
+
+    def column(name: str) -> Tensor:
+        return torch.tensor(part[name].to_numpy())
+
+    kept = column("swift_flops")
+    deferred = column("swift_early_flops") if score in BEFORE_DECODER and "swift_early_flops" in part else kept
+    if "swift_score_flops" in part and score not in BEFORE_DECODER:
+        kept = deferred = kept + column("swift_score_flops")
+    worth = about.get("worth", {"largest": 1.0, "unit": "right answers"})
+    gain = column("gain").double() / worth["largest"]
+    return Slice(column("key"), column(f"score_{score}"), gain, (kept, column("super_flops"), deferred), worth["unit"])
+
+
+def _entry(found: Slice, threshold: float, rule: str, statement: str, **more: Any) -> dict[str, Any]:
+    share = float(route(found.score, threshold).double().mean())
+    pair = torch.where(route(found.score, threshold), found.costs[2] + found.costs[1], found.costs[0]).mean()
+    speedup = float(found.costs[1].mean() / pair)
+    statement += f" There {share:.1%} of the inputs were deferred"
+    statement += "." if math.isnan(speedup) else f", which makes a FLOPs speed-up of {speedup:.2f}x."
+    if speedup < 1:
+        statement += " The pair costs more than the Super alone."
+    return {
+        "threshold": threshold,
+        "rule": rule,
+        "statement": statement,
+        "num_examples": len(found.gain),
+        "deferred_share": share,
+        "speedup": speedup,
+        **more,
+    }
+
+
+def _by_regret(found: Slice, allowed: float, confidence: float) -> dict[str, Any]:
+    n = len(found.gain)
+    certificate = certify_regret(found.score, found.gain, allowed, confidence)
+    if certificate is None:
+        raise InputError(
+            f"No threshold can be certified to a regret of {allowed:.3%} with {confidence:.1%} confidence: that takes "
+            f"at least {least_examples(allowed, confidence):,} examples, even if all are deferred, and the slice has "
+            f"{n:,}. Hold out more, or allow more."
+        )
+    what = "of the inputs are kept and answered wrong where the Super is right"
+    if not bool(((found.gain.abs() == 1) | (found.gain == 0)).all()):
+        what = f"of an answer's worth ({found.unit}) is lost to the Super on an input"
+    statement = (
+        f"On new inputs like these, at most {100 * allowed:.3g}% {what}, with {100 * confidence:.3g}% "
+        f"confidence: {certificate.regretted:.4g} of {n:,} examples (p = {certificate.p_value:.2g})."
+    )
+    if certificate.threshold == -math.inf:
+        statement += " That is only so because everything is deferred: no score is trusted at this level."
+    more = {key: value for key, value in asdict(certificate).items() if key in ("regretted", "p_value")}
+    rule = f"least deferral with a regret of at most {allowed:g} at {confidence:g} confidence (fixed-sequence testing)"
+    return _entry(found, certificate.threshold, rule, statement, max_regret=allowed, confidence=confidence, **more)
+
+
+def drops(score: Tensor, gain: Tensor, times: int = 2000, grid: int = _GRID) -> tuple[Tensor, Tensor]:
+    """How far the pair is below the Super at thresholds from all deferred to all kept, with resamples.
+
+    Args:
+        score: Shape ``(N,)``.
+        gain: Shape ``(N,)``.
+        times: Resamples ``R``.
+        grid: Thresholds at most, spread evenly over the distinct scores.
+
+    Returns:
+        Thresholds, descending in deferral, ``(M,)`` and the drop, ``(1 + R, M)``; the first row is the examples' own.
+    """
+    order = score.argsort(stable=True)
+    ranked, own = score.double()[order], gain.double()[order]
+    ends = torch.cat([ranked[1:] != ranked[:-1], torch.tensor([True])]).nonzero().squeeze(1)
+    kept = torch.cat([torch.tensor([0]), ends + 1])
+    kept = kept[torch.linspace(0, len(kept) - 1, min(len(kept), grid)).round().long()]
+    rows = [own.cumsum(0)[None] / len(own)]
+    for part in resamples(len(own), times).split(100):
+        rows.append((part * own).cumsum(1) / len(own))
+    sums = torch.nn.functional.pad(torch.cat([row[:, kept[1:] - 1] for row in rows]), (1, 0))
+    thresholds = torch.cat([torch.tensor([-math.inf], dtype=torch.float64), ranked[kept[1:] - 1]])
+    thresholds[-1] = math.inf
+    return thresholds, sums
+
+
+def _by_drop(found: Slice, allowed: float, confidence: float) -> dict[str, Any]:
+    thresholds, sums = drops(found.score, found.gain)
+    bound = sums[1:].quantile(confidence, dim=0)
+    failed = (bound > allowed).nonzero()
+    last = int(failed[0]) - 1 if len(failed) else len(bound) - 1
+    rule = f"least deferral before the {confidence:g} quantile of the bootstrapped drop first exceeds {allowed:g}"
+    statement = (
+        f"On new inputs like these, the pair is at most {allowed:.3g} ({found.unit}) below the Super, by a bootstrap "
+        f"at {100 * confidence:.3g}% confidence: by {float(sums[0, last]):.4f} on {len(found.gain):,} examples, and at "
+        f"most {float(bound[last]):.4f}."
+    )
+    return _entry(found, float(thresholds[last]), rule, statement, max_drop=allowed, confidence=confidence)
+
+
+def _by_budget(found: Slice, kind: str, target: float, summary: dict[str, Any]) -> dict[str, Any]:
+    swift, super_ = torch.zeros_like(found.gain), found.gain
+    curve = operating_curve(
+        found.score, swift[:, None], super_[:, None], lambda sums: sums[..., 0].double(), *found.costs
+    )
+    if kind == "latency":
+        times = {name: summary.get("latency", {}).get(name, {}).get("batch 1") for name in ("swift", "super")}
+        if None in times.values():
+            raise InputError("--latency reads what `elang validate --model.latency true` measured; run it so.")
+        if target < times["swift"]:
+            raise InputError(f"The Swift alone takes {times['swift']:.4g} s an input, more than --latency {target:g}.")
+        share = min(1.0, (target - times["swift"]) / times["super"])
+        index, rule = at_share(curve, share), f"most deferral within {target:g} s an input at batch 1"
+        statement = f"An input takes at most {target:.4g} s at batch 1 on average, measured one by one."
+    elif kind == "flops":
+        if math.isnan(curve.super_cost):
+            raise InputError(
+                "The records do not say what the Super costs: give --model.super_flops to `elang validate`."
+            )
+        index, rule = (
+            at_budget(curve, target * curve.super_cost),
+            f"best quality within {target:g} of the Super's FLOPs",
+        )
+        statement = f"The pair takes at most {target:.3g} of the Super's FLOPs."
+    else:
+        index, rule = at_share(curve, target), f"most deferral up to {target:g} of the inputs"
+        statement = f"The Super answers at most {target:.3g} of the inputs."
+    statement += " Nothing is promised of its quality."
+    return _entry(found, float(curve.threshold[index]), rule, statement, **{kind: target})
+
+
+def check_statements(
+    manifest: Manifest, key: Tensor, scores: dict[str, Tensor], gain: Tensor, super_sha256: str
+) -> list[dict[str, Any]]:
+    """What became of the statements of calibrated thresholds on an evaluation set.
+
+    Args:
+        manifest: With the thresholds.
+        key: int64 ``(N,)``.
+        scores: By name, each ``(N,)``.
+        gain: Shape ``(N,)``, each answer being worth 0 to 1.
+        super_sha256: Of the Super that answered here, or empty.
+
+    Returns:
+        For each: ``score``, ``name``, ``statement``, ``observed`` (regret or drop, where one was bounded), its 95%
+        interval's lower end ``at least``, ``verdict`` (``held``; ``not refuted`` where more was observed, but no more
+        than chance; ``broken``), ``drift`` and its ``drift_p``, and ``warnings``.
+    """
+    found = []
+    for score, named in manifest.thresholds.items():
+        for name, entry in named.items():
+            if "statement" not in entry or score not in scores:
+                continue
+            same = entry["slice_sha256"] == slice_sha256(key)
+            about: dict[str, Any] = {"score": score, "name": name, "statement": entry["statement"]}
+            about |= {"same_slice": same, "warnings": []}
+            distance, p = drift(scores[score], entry["score_quantiles"], int(entry["num_examples"]))
+            about |= {"drift": distance, "drift_p": p}
+            if p < DRIFT_P and not same:
+                about["warnings"].append(
+                    f"the scores have drifted since it was chosen (Kolmogorov-Smirnov {distance:.3f}, p = {p:.2g})"
+                )
+            if super_sha256 and entry.get("super_sha256") not in ("", super_sha256):
+                about["warnings"].append("it was chosen for another Super")
+            about |= _verdict(entry, scores[score], gain)
+            found.append(about)
+    return found
+
+
+def _verdict(entry: dict[str, Any], score: Tensor, gain: Tensor) -> dict[str, Any]:
+    threshold, n = float(entry["threshold"]), len(gain)
+    if "max_regret" in entry:
+        values, allowed = regret_at(score, gain, threshold), float(entry["max_regret"])
+    elif "max_drop" in entry:
+        values, allowed = gain * ~route(score, threshold), float(entry["max_drop"])
+    else:
+        return {}
+    observed = float(values.mean())
+    if bool(((values == 0) | (values == 1)).all()):
+        # The other end, by symmetry.
+        least = 1 - upper_bound(n - round(float(values.sum())), n, 0.975)
+    else:
+        least = observed - 1.96 * float(values.std()) / math.sqrt(n)
+    verdict = "held" if observed <= allowed else "broken" if least > allowed else "not refuted"
+    return {"allowed": allowed, "observed": observed, "at least": least, "verdict": verdict}

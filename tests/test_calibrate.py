@@ -1,0 +1,312 @@
+"""Certificates and other operating points: their mathematics, their promise in simulation, their file, their checks."""
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+from conftest import QUIET, write_data
+from scipy import stats
+
+from elang import InputError, JointPredictor
+from elang.calibrate import drops, slice_sha256
+from elang.certificate import (
+    binomial_cdf,
+    certify_regret,
+    drift,
+    least_examples,
+    p_value,
+    quantiles_of,
+    regret_at,
+    upper_bound,
+)
+from elang.cli import main
+from elang.curve import operating_curve
+from elang.quality import accuracy
+from elang.scores import route
+
+
+@pytest.mark.parametrize("n", [1, 7, 299, 5_000, 200_000])
+@pytest.mark.parametrize("p", [0.001, 0.02, 0.5, 0.97])
+def test_the_binomial_is_scipys(n, p):
+    for k in sorted({0, 1, n // 100, int(n * p), n // 2, n - 1, n}):
+        assert binomial_cdf(k, n, p) == pytest.approx(float(stats.binom.cdf(k, n, p)), rel=1e-7, abs=1e-12)
+    assert binomial_cdf(-1, n, p) == 0
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 625), (40, 872), (10, 10), (1, 1)])
+def test_upper_bounds_are_clopper_and_pearsons(k, n):
+    expected = stats.binomtest(k, n).proportion_ci(0.9, method="exact").high
+    assert upper_bound(k, n, 0.95) == pytest.approx(expected, abs=1e-9)
+
+
+def test_how_many_examples_are_needed():
+    for allowed, confidence in ((0.01, 0.95), (0.05, 0.9), (0.005, 0.99)):
+        n = least_examples(allowed, confidence)
+        assert n == math.ceil(math.log(1 - confidence) / math.log(1 - allowed))
+        score, none = torch.arange(float(n)), torch.zeros(n)
+        assert certify_regret(score, none, allowed, confidence) is not None
+        assert certify_regret(score[1:], none[1:], allowed, confidence) is None
+    n = least_examples(0.02, 0.95, share=0.01)
+    assert binomial_cdf(math.ceil(0.01 * n), n, 0.02) <= 0.05
+    with pytest.raises(InputError, match="cannot be certified"):
+        least_examples(0.01, 0.95, share=0.01)
+
+
+def by_a_loop(score, gain, allowed, confidence):
+    """Fixed-sequence testing as it is written down: from all deferred, one threshold after the other."""
+    chosen = None
+    for threshold in [-math.inf, *sorted(set(score.tolist()))]:
+        regretted = float((gain.clamp_min(0) * (score <= threshold)).sum())
+        if stats.binom.cdf(round(regretted), len(score), allowed) > 1 - confidence:
+            break
+        chosen = threshold
+    return math.inf if chosen == float(score.max()) else chosen
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_certificate_is_the_last_of_the_sequence(seed):
+    generator = torch.Generator().manual_seed(seed)
+    n = 400 + 50 * seed
+    # Ties, in half of the cases.
+    score = torch.randn(n, generator=generator)
+    score = (8 * score).round() if seed % 2 else score
+    gain = torch.randint(-1, 2, (n,), generator=generator).double() * (torch.rand(n, generator=generator) < 0.3)
+    for allowed in (0.005, 0.01, 0.05, 0.2, 0.9):
+        for confidence in (0.9, 0.95):
+            found = certify_regret(score, gain, allowed, confidence)
+            expected = by_a_loop(score, gain, allowed, confidence)
+            assert (found.threshold if found else None) == expected
+            if found is not None:
+                assert found.p_value <= 1 - confidence
+                assert found.regretted == float(regret_at(score, gain, found.threshold).sum())
+                assert found.deferred_share == pytest.approx(float(route(score, found.threshold).double().mean()))
+
+
+def test_worths_between_0_and_1_take_the_bound_for_them():
+    # Not sharper than the exact test of the same sum, and no worse than Hoeffding's.
+    for total, n, allowed in ((3.0, 500, 0.02), (0.0, 300, 0.01), (12.0, 1000, 0.05)):
+        bound = p_value(total, n, allowed, exact=False)
+        assert p_value(total, n, allowed) - 1e-12 <= bound <= 1
+        assert bound <= math.exp(-2 * n * (allowed - total / n) ** 2) + 1e-12
+    assert p_value(30.0, 500, 0.02, exact=False) == 1.0
+    score, gain = torch.arange(2000.0), torch.full((2000,), 0.25)
+    found = certify_regret(score, gain, 0.05)
+    assert 0.5 < found.deferred_share < 1
+    with pytest.raises(InputError, match=r"not in \[-1, 1\]"):
+        certify_regret(score, 4 * gain + 1, 0.05)
+    for allowed, confidence in ((0.0, 0.9), (1.0, 0.9), (0.1, 1.0), (math.nan, 0.9)):
+        with pytest.raises(InputError, match="between 0 and 1"):
+            certify_regret(score, gain, allowed, confidence)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.5])
+def test_the_promise_is_kept_as_often_as_it_says(confidence):
+    """On a population that is known, the share of broken certificates is the stated one, and not much less."""
+    generator = torch.Generator().manual_seed(0)
+    score = torch.randn(100_000, generator=generator)
+    gain = (torch.rand(100_000, generator=generator) < torch.sigmoid(score - 2.5)).double()
+    broken, times = 0, 400
+    for _ in range(times):
+        chosen = torch.randint(100_000, (1500,), generator=generator)
+        found = certify_regret(score[chosen], gain[chosen], 0.02, confidence)
+        broken += float(regret_at(score, gain, found.threshold).mean()) > 0.02
+    assert broken / times <= (1 - confidence) + 3 * math.sqrt(confidence * (1 - confidence) / times)
+    # A test that is never wrong would be too careful: the discrete binomial loses a little, not more.
+    assert broken / times >= (1 - confidence) / 3
+
+
+def test_drift_is_told():
+    generator = torch.Generator().manual_seed(0)
+    known = torch.randn(800, generator=generator)
+    quantiles = quantiles_of(known)
+    false_alarms = sum(drift(torch.randn(1000, generator=generator), quantiles, 800)[1] < 0.01 for _ in range(200))
+    assert false_alarms <= 6
+    for moved in (torch.randn(1000, generator=generator) + 0.4, 2 * torch.randn(1000, generator=generator)):
+        distance, p = drift(moved, quantiles, 800)
+        expected = stats.ks_2samp(moved.numpy(), known.numpy())
+        assert expected.statistic - 0.012 < distance <= expected.statistic + 1e-6
+        assert p < 1e-4
+    # Of a score with few values, the same one is no drift.
+    ties = torch.randint(0, 4, (900,), generator=generator).float()
+    assert drift(ties[450:], quantiles_of(ties[:450]), 450)[1] > 0.05
+
+
+def test_drops_are_the_curve_and_its_resamples():
+    generator = torch.Generator().manual_seed(0)
+    score = torch.randn(300, generator=generator)
+    swift, super_ = ((torch.rand(300, generator=generator) < p).long() for p in (0.7, 0.9))
+    label = torch.ones(300).long()
+    gain = (super_ == label).double() - (swift == label).double()
+    thresholds, sums = drops(score, gain, times=2000)
+    quality = accuracy(2)
+    curve = operating_curve(score, *(quality.statistics(x, label) for x in (swift, super_)), quality.value)
+    lost = curve.quality[-1] - curve.quality
+    assert torch.allclose(sums[0], lost.flip(0), atol=1e-12)
+    assert thresholds[0] == -math.inf
+    assert thresholds[-1] == math.inf
+    assert len(drops(score, gain, times=10, grid=11)[0]) == 11
+    # The spread at one threshold is that of a mean.
+    middle = len(thresholds) // 2
+    each = gain * (score <= thresholds[middle])
+    assert float(sums[1:, middle].std()) == pytest.approx(float(each.std()) / math.sqrt(300), rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def joint(pair, joint_args, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibrate") / "joint"
+    assert main(["validate", "--model.output", str(folder), "--model.latency", "true", *joint_args]) == 0
+    return folder
+
+
+def entry_of(path, score="free_energy", name="certified"):
+    return json.loads((path / "elang.json").read_text())["thresholds"][score][name]
+
+
+def test_a_certificate_from_records_to_prediction(pair, joint, joint_args, tmp_path, capfd, fails):
+    frame = pd.read_parquet(joint / "records.parquet").query("split == 'routing'")
+    score, gain = (torch.tensor(frame[name].to_numpy()) for name in ("score_free_energy", "gain"))
+    right = [frame[f"{who}_prediction"] == frame["label"] for who in ("swift", "super")]
+    assert (frame["gain"] == right[1].astype(float) - right[0].astype(float)).all()
+    assert main(["calibrate", str(joint), "--max_regret", "0.2", "--confidence", "0.8"]) == 0
+    said = capfd.readouterr().out
+    found = certify_regret(score, gain, 0.2, 0.8)
+    entry = entry_of(joint)
+    assert float(entry["threshold"]) == found.threshold
+    assert entry["regretted"] == found.regretted
+    assert entry["slice_sha256"] == slice_sha256(torch.tensor(frame["key"].to_numpy()))
+    assert entry["statement"] in said
+    for part in ("at most 20%", "80% confidence", f"of {len(frame)} examples", "certified"):
+        assert part in said
+    weights = json.loads((joint / "summary.json").read_text())["weights"]
+    assert (entry["swift_sha256"], entry["super_sha256"]) == (weights["swift"], weights["super"])
+    assert len(weights["swift"]) == len(weights["super"]) == 64
+    # The pair works with it, and `validate` says what became of it.
+    predictor = JointPredictor(str(pair["swift"]), str(pair["super"]), "certified", thresholds=str(joint))
+    assert predictor.threshold == found.threshold
+    again = tmp_path / "again"
+    given = ["--model.thresholds", str(joint / "elang.json"), "--model.output", str(again)]
+    assert main(["validate", *given, *joint_args]) == 0
+    said = capfd.readouterr().out
+    assert entry["statement"] in said.replace("\n", "")
+    (statement,) = json.loads((again / "summary.json").read_text())["statements"]
+    dev = pd.read_parquet(joint / "records.parquet").query("split == 'validation'")
+    own = [torch.tensor(dev[name].to_numpy()) for name in ("score_free_energy", "gain")]
+    assert statement["observed"] == pytest.approx(float(regret_at(*own, found.threshold).mean()))
+    assert statement["verdict"] == "held"
+    assert not statement["same_slice"]
+    # What it was chosen on cannot tell.
+    assert main(["calibrate", str(joint), "--max_regret", "0.3", "--split", "validation", "--output", str(again)]) == 2
+    assert "no threshold file" in capfd.readouterr().err
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "elang.json").write_bytes((joint / "elang.json").read_bytes())
+    own_name = ["--name", "of the evaluation set", "--split", "validation", "--output", str(copy)]
+    assert main(["calibrate", str(joint), "--max_regret", "0.3", *own_name]) == 0
+    given = ["--model.thresholds", str(copy / "elang.json"), "--model.output", str(tmp_path / "no")]
+    fails(["validate", *given, *joint_args], "of the evaluation set", "these very examples")
+
+
+def test_a_statement_that_does_not_hold_is_told(pair, joint, joint_args, tmp_path, capsys):
+    manifest = json.loads((joint / "elang.json").read_text())
+    assert main(["calibrate", str(joint), "--max_regret", "0.2", "--confidence", "0.8", "--name", "mine"]) == 0
+    entry = entry_of(joint, name="mine")
+    # Chosen for another Super, on other scores, and too bold.
+    entry |= {"threshold": "inf", "max_regret": 1e-4, "super_sha256": "0" * 64}
+    entry["score_quantiles"] = [value - 50 for value in entry["score_quantiles"]]
+    manifest["thresholds"]["free_energy"] = {"mine": entry}
+    (tmp_path / "elang.json").write_text(json.dumps(manifest))
+    out = tmp_path / "out"
+    given = ["--model.thresholds", str(tmp_path / "elang.json"), "--model.output", str(out)]
+    assert main(["validate", *given, *joint_args]) == 0
+    said = capsys.readouterr().out
+    (statement,) = json.loads((out / "summary.json").read_text())["statements"]
+    frame = pd.read_parquet(out / "records.parquet").query("split == 'validation'")
+    regretted = int((frame["gain"] > 0).sum())
+    least = stats.binomtest(regretted, len(frame)).proportion_ci(0.95, method="exact").low
+    assert statement["at least"] == pytest.approx(least, abs=1e-9)
+    assert statement["verdict"] == ("held" if regretted == 0 else "broken" if least > 1e-4 else "not refuted")
+    assert regretted > 0
+    assert "drifted" in said
+    assert "another Super" in said
+    assert "is allowed" in said
+
+
+def test_other_points(joint, capsys):
+    frame = pd.read_parquet(joint / "records.parquet").query("split == 'routing'")
+    score = torch.tensor(frame["score_free_energy"].to_numpy())
+    latency = json.loads((joint / "summary.json").read_text())["latency"]
+    seconds = [latency[name]["batch 1"] for name in ("swift", "super")]
+    for option, target in (
+        ("super_share", 0.3),
+        ("flops", 0.8),
+        ("max_drop", 0.2),
+        ("latency", seconds[0] + 0.4 * seconds[1]),
+    ):
+        assert main(["calibrate", str(joint), f"--{option}", str(target), "--name", option]) == 0
+        entry = entry_of(joint, name=option)
+        said = capsys.readouterr().out
+        assert entry["statement"] in said
+        assert ("Nothing is promised" in said) == (option != "max_drop")
+        deferred = route(score, float(entry["threshold"]))
+        assert entry["deferred_share"] == pytest.approx(float(deferred.double().mean()))
+        if option == "super_share":
+            # One more would be too many.
+            assert 0.3 - 1 / len(frame) < entry["deferred_share"] <= 0.3
+        if option == "latency":
+            assert 0.4 - 1 / len(frame) < entry["deferred_share"] <= 0.4
+        if option == "flops":
+            cost = frame["swift_flops"] + frame["super_flops"] * deferred.numpy()
+            assert cost.mean() <= 0.8 * frame["super_flops"].mean()
+            assert entry["speedup"] == pytest.approx(frame["super_flops"].mean() / cost.mean())
+        if option == "max_drop":
+            assert float(frame["gain"][~deferred.numpy()].sum()) / len(frame) <= 0.2
+
+
+def test_what_cannot_be_promised(joint, fails, tmp_path):
+    fails(["calibrate", joint], "one of", "0 of them")
+    fails(["calibrate", joint, "--max_regret", "0.1", "--flops", "0.5"], "2 of them")
+    fails(["calibrate", joint, "--max_regret", "0.001"], "at least 2,995 examples", "0.100%")
+    fails(["calibrate", joint, "--max_regret", "1.5"], "--max_regret", "1.5")
+    fails(["calibrate", joint, "--max_regret", "0.1", "--confidence", "95"], "--confidence", "95")
+    fails(["calibrate", joint, "--max_regret", "0.1", "--score", "enrgy"], "enrgy", "free_energy")
+    fails(["calibrate", joint, "--max_regret", "0.1", "--split", "test"], "no split 'test'", "routing")
+    fails(["calibrate", joint, "--latency", "1e-9"], "The Swift alone takes")
+    fails(["calibrate", tmp_path, "--max_regret", "0.1"], "no folder that `elang validate` wrote")
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "elang.json").write_bytes((joint / "elang.json").read_bytes())
+    fails(["calibrate", tmp_path, "--max_regret", "0.1"], "records.parquet", "cannot be read")
+    pd.read_parquet(joint / "records.parquet").drop(columns="gain").to_parquet(tmp_path / "records.parquet")
+    fails(["calibrate", tmp_path, "--max_regret", "0.1"], "what deferring gains")
+
+
+def test_thresholds_of_another_swift_are_not_added_to(pair, joint, fails, tmp_path):
+    manifest = json.loads((joint / "elang.json").read_text())
+    manifest["weights_sha256"] = "1" * 64
+    (tmp_path / "elang.json").write_text(json.dumps(manifest))
+    fails(["calibrate", joint, "--max_regret", "0.3", "--output", tmp_path], "another Swift")
+
+
+def test_a_small_slice_defers_everything_and_says_so(pair, joint_args, tmp_path, capsys, base_model):
+    """With a Swift that knows nothing, the Super is all that can be trusted."""
+    data = write_data(tmp_path / "dev.csv", 400, 5, noise=0.0)
+    args = ["--model.super_model", str(pair["super"]), "--model.output", str(tmp_path / "joint")]
+    args += ["--data.validation", str(data), *QUIET]
+    assert main(["validate", "--model.swift_model", str(pair["swift"]), *args]) == 0
+    (tmp_path / "joint" / "elang.json").write_bytes((pair["swift"] / "elang.json").read_bytes())
+    options = ["--split", "validation", "--max_regret", "0.0075"]
+    path = tmp_path / "joint" / "records.parquet"
+    frame = pd.read_parquet(path)
+    frame["gain"] = 1.0
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata(pq.read_schema(path).metadata), path)
+    capsys.readouterr()
+    assert main(["calibrate", str(tmp_path / "joint"), *options]) == 0
+    said = capsys.readouterr().out
+    assert "everything is deferred" in said
+    assert "costs more than the Super alone" in said
+    assert float(entry_of(tmp_path / "joint")["threshold"]) == -math.inf
