@@ -67,12 +67,13 @@ def demo(output: str = "runs/demo", wheels: str | None = None) -> None:
             raise InputError(f"The demo stopped: `elang {arguments[0]}` failed with the message above.")
     print(f"\nThe plot is {root / 'joint' / 'curve.png'}. Ask the pair something of your own:\n")  # noqa: T201
     print(  # noqa: T201
-        f"$ echo 'Who wrote Faust ?' | elang predict --swift_model {root / 'swift'} --super_model {root / 'super'}"
+        f"$ echo 'Who wrote Faust ?' | elang predict --swift_model {root / 'swift'} --super_model {root / 'super'} "
+        "--threshold certified"
     )
 
 
 def commands(root: Path) -> list[list[str]]:
-    """The four commands of the demo, as they would be typed."""
+    """The commands of the demo, as they would be typed."""
     data = [
         "--data.train", str(root / "train.csv"),
         "--data.validation", str(root / "validation.csv"),
@@ -98,6 +99,7 @@ def commands(root: Path) -> list[list[str]]:
          "--trainer.max_epochs", "15", "--model.output", str(root / "swift"), *data, *training],
         ["validate", "--model.swift_model", str(root / "swift"), "--model.super_model", str(root / "super"),
          "--model.output", str(root / "joint"), "--model.latency", "true", *data, *evaluation],
+        ["calibrate", str(root / "joint"), "--max_regret", "0.02", "--output", str(root / "swift")],
     ]  # fmt: skip
 
 
