@@ -1,5 +1,7 @@
 """Paired bootstrap over examples, and the area of a score by what deferring gains."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -61,3 +63,43 @@ def _captured(score: Tensor, gain: Tensor, counts: Tensor) -> Tensor:
     middle = (done[:, first] + done[:, last]) / 2
     total = counts.sum(1, keepdim=True)
     return ((0.5 - middle / total) * counts * gain).sum(1)
+
+
+def curve_interval(
+    score: Tensor,
+    swift: Tensor,
+    super_: Tensor,
+    value: Callable[[Tensor], Tensor],
+    points: int = 101,
+    times: int = 2000,
+    confidence: float = 0.95,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The interval of a metric at thresholds all along the curve, examples being drawn again.
+
+    Args:
+        score: Shape ``(N,)``; larger is harder.
+        swift: Per-example statistics under the Swift, shape ``(N, S)``.
+        super_: The same under the Super.
+        value: Maps sums of statistics ``(..., S)`` to the metric.
+        points: Thresholds, spread evenly over the examples.
+        times: Resamples.
+        confidence: Of each interval by itself, not of all together.
+
+    Returns:
+        Deferred shares, lower and upper ends, each ``(points,)`` at most; equal scores are deferred together.
+    """
+    order = score.argsort(descending=True, stable=True)
+    ranked = score[order]
+    ends = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)]).nonzero().squeeze(1) + 1
+    ends = ends[torch.linspace(0, len(ends) - 1, min(len(ends), points - 1)).round().long()].unique()
+    own, change = swift[order].double(), (super_[order].double() - swift[order].double())
+    parts = []
+    for drawn in resamples(len(score), times).split(100):
+        draws = drawn[:, order]
+        pieces = torch.tensor_split(draws, ends[:-1].tolist(), dim=1)
+        steps = [piece @ some for piece, some in zip(pieces, change.tensor_split(ends[:-1].tolist()), strict=True)]
+        sums = torch.stack([draws @ own, *steps], 1).cumsum(1)
+        parts.append(value(sums))
+    ends_of = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    low, high = torch.cat(parts).double().quantile(ends_of, dim=0)
+    return torch.nn.functional.pad(ends.double() / len(score), (1, 0)), low, high

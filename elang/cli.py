@@ -21,6 +21,7 @@ verbs:
   serve     answer texts with a pair over HTTP
   calibrate choose a threshold that keeps a promise on new inputs, with a certificate
   bench     what a pair saves in time, beside what it saves in FLOPs
+  report    evaluations as one HTML page, with a slider over all thresholds
   suite     a whole benchmark (glue, superglue) or several tasks: fit, evaluate, one table
   crossfit  answers of Swifts that were trained without the examples, which tell what is hard
   augment   texts like those of a task, for the Super to label and the Swift to learn from
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             run(verb, None if argv is None else rest)
         elif verb == "crossfit":
             _run_crossfit(rest)
-        elif verb in ("predict", "serve", "calibrate", "demo", "suite", "augment", "bench"):
+        elif verb in ("predict", "serve", "calibrate", "report", "demo", "suite", "augment", "bench"):
             _run_function(verb, rest)
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
@@ -92,6 +93,8 @@ def _run_function(verb: str, args: list[str]) -> None:
     function: Callable[..., None]
     if verb == "predict":
         from elang.predict import predict as function
+    elif verb == "report":
+        from elang.page import report as function
     elif verb == "calibrate":
         from elang.calibrate import calibrate as function
     elif verb == "serve":
@@ -105,10 +108,13 @@ def _run_function(verb: str, args: list[str]) -> None:
     else:
         from elang.data.demo import demo as function
     parser = ArgumentParser(prog=f"elang {verb}", description=(function.__doc__ or "").split("\n", 1)[0])
-    positional = verb in ("suite", "calibrate")
+    positional = verb in ("suite", "calibrate", "report")
     if not positional:
         parser.add_argument("--config", action="config", help="YAML file with these options.")
-    parser.add_function_arguments(function, as_positional=positional)
+    several: set[str | int] = {"joint"} if verb == "report" else set()
+    if several:
+        parser.add_argument("joint", nargs="+", type=str, help="folders that `elang validate` wrote")
+    parser.add_function_arguments(function, as_positional=positional, skip=several)
     options: dict[str, Any] = parser.parse_args(args).as_dict()
     if not positional:
         options.pop("config")

@@ -49,14 +49,7 @@ class Manifest:
 
     def write(self, path: str | Path) -> None:
         """Write to the file ``path``; infinities become strings, for JSON has none."""
-        import torch
-        import transformers
-
-        self.versions = {
-            "elang": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
+        self.versions = versions()
         with written_aside(path) as aside:
             aside.write_text(json.dumps({"format": _FORMAT, **plain(asdict(self))}, indent=2) + "\n", "utf-8")
 
@@ -118,6 +111,14 @@ class Manifest:
                 f"(weights {digest[:12]}…), and scores of two models are not on one scale. Choose them anew with "
                 "`elang validate`."
             )
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that make a result."""
+    import torch
+    import transformers
+
+    return {"elang": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def _write_curves(path: Path, curves: dict[str, dict[str, OperatingCurve]]) -> d
     return {"written": written, "of": total}
 
 
-_COLORS = {
+COLORS = {
     "free_energy": "#0072B2",
     "softmax_energy": "#56B4E9",
     "max_softmax": "#E69F00",
@@ -149,8 +149,8 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
         for name in drawn:
             curve = curves[name]
             x = curve.cost / curve.super_cost if by_cost else curve.deferred_share
-            kind = name if name in _COLORS else name.rpartition("_")[0]
-            style: dict[str, Any] = {"color": _COLORS.get(kind, "#666666"), "linewidth": 1.1, "label": name}
+            kind = name if name in COLORS else name.rpartition("_")[0]
+            style: dict[str, Any] = {"color": COLORS.get(kind, "#666666"), "linewidth": 1.1, "label": name}
             if name in BEFORE_DECODER:
                 style["linestyle"] = "-."
             if name in ("random", "oracle"):

@@ -247,6 +247,17 @@ def test_numbers_from_training_to_prediction(pairs, datasets, swift, super_):
         assert Manifest.read(found["swift"]).thresholds.keys() >= {name}
 
 
+@pytest.mark.parametrize("task", ["numbers", "copa"])
+def test_pages_of_other_problems(pairs, tmp_path, task, fails):
+    found = pairs("bert", "bert", task)
+    out = tmp_path / "report.html"
+    assert main(["report", str(found["joint"]), "--output", str(out)]) == 0
+    text = out.read_text("utf-8")
+    assert ("By class" in text) == (task == "copa")
+    if task == "numbers":
+        fails(["calibrate", found["joint"], "--max_regret", "0.2"], "worth 0 to 1")
+
+
 @pytest.mark.parametrize(("swift", "super_"), KINDS[:2])
 def test_curves_of_correlations(pairs, swift, super_):
     """Pearson at every threshold and Spearman on a grid, both scored from scratch."""

@@ -534,6 +534,19 @@ def test_a_served_decoder_runs_late_for_what_the_super_left(mt_pair):
     assert models.asked == {"swift": 2, "super": 1}
 
 
+def test_the_page_of_generated_texts(joint, mt_pair, tmp_path):
+    from test_page import Page
+
+    out = tmp_path / "report.html"
+    assert main(["report", str(mt_pair["joint"]), "--output", str(out)]) == 0
+    page = Page(out.read_text("utf-8"))
+    # Neither classes nor probabilities.
+    assert len(page.all("img")) == 2
+    slider = json.loads(page.all("section")[0]["data-curve"])
+    assert slider["quality"][-1] == pytest.approx(joint[1]["qualities"]["bleu"]["super"]["quality"], rel=1e-4)
+    assert main(["calibrate", str(mt_pair["joint"]), "--max_regret", "0.9", "--output", str(mt_pair["joint"])]) == 0
+
+
 def test_predict_keeps_empty_lines_in_place(mt_pair, tmp_path):
     (tmp_path / "in.txt").write_text("the dog .\n\na cat sees .\n", "utf-8")
     args = ["--swift_model", mt_pair["swift"], "--super_model", mt_pair["super"], "--threshold", "inf"]

@@ -1,6 +1,9 @@
 """Joint inference, evaluated: a Swift and a Super over a whole data set, at every threshold at once."""
 
 import math
+import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from elang.evaluate import (
     text_targets,
     worth_of,
 )
-from elang.manifest import Manifest
+from elang.manifest import Manifest, versions
 from elang.models.evaluation import EvaluationModule
 from elang.models.finetune import check_held_out
 from elang.models.latency import pair_latency
@@ -56,6 +59,7 @@ class JointModule(EvaluationModule):
         generate: Text-to-text models answer by free generation, matched with the task's answers.
         num_beams: Hypotheses that generated texts are chosen from; by default each model's own setting.
         static_cache: Generate with a cache of fixed size.
+        texts: Keep the inputs in the records, for `elang report` to show some.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class JointModule(EvaluationModule):
         generate: bool = False,
         num_beams: int | None = None,
         static_cache: bool = False,
+        texts: bool = True,
     ) -> None:
         models = {"swift": swift_model, "super": super_model}
         super().__init__(models, label_names, task, flops_convention, generate, num_beams, static_cache)
@@ -87,7 +92,7 @@ class JointModule(EvaluationModule):
         self.output = Path(output)
         if self.output.exists() and not self.output.is_dir():
             raise InputError(f"'{output}' is a file; --model.output must be a folder.")
-        self.super_flops, self.latency = super_flops, latency
+        self.super_flops, self.latency, self.texts = super_flops, latency, texts
         swift = self.model("swift") if "swift" in self.models else None
         self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None
         if self.manifest is not None and swift is not None and swift.weights_sha256:
@@ -167,7 +172,7 @@ class JointModule(EvaluationModule):
             assert swift.texts is not None
             wanted = [q.name for q in self.qualities]
             targets = text_targets(wanted, data.references(split, table["id"]), swift.texts, super_.texts)
-        return pair_answers(
+        found = pair_answers(
             table,
             swift,
             super_,
@@ -178,6 +183,11 @@ class JointModule(EvaluationModule):
             targets,
             swift.score_flops if sequence else table.get("swift_score_flops"),
         )
+        if self.texts and data is not None:
+            examples = data.examples(split)
+            place = {int(i): row for row, i in enumerate(examples.id.tolist())}
+            found.more["input"] = ["\n".join(examples.texts[place[i]]) for i in table["id"].tolist()]
+        return found
 
     def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str) -> dict[str, Any]:
         primary = self.qualities[0]
@@ -215,6 +225,7 @@ class JointModule(EvaluationModule):
             "flops_convention": self.flops_convention,
             "thresholds": source if thresholds else "",
             "thresholds_from": source,
+            "made": {"command": shlex.join(sys.argv), "seed": os.environ.get("PL_GLOBAL_SEED"), "versions": versions()},
             "weights": {name: self._weights(name) for name in ("swift", "super")},
             "worth": worth_of(answers.problem, primary.name),
             "qualities": {q.name: summarize(answers, q, thresholds) for q in self.qualities},
