@@ -30,7 +30,7 @@ SHAPES: dict[str, dict[str, float]] = {
     "swift": {"d_model": 128, "ffn": 256, "encoder": 3, "decoder": 2, "heads": 4, "dropout": 0.1}
     | {"lr": 2e-3, "epochs": 40, "batch_size": 128, "num_beams": 1},
     "super": {"d_model": 256, "ffn": 1024, "encoder": 4, "decoder": 4, "heads": 4, "dropout": 0.3}
-    | {"lr": 1e-3, "epochs": 50, "batch_size": 128, "num_beams": 4},
+    | {"lr": 1e-3, "epochs": 30, "batch_size": 128, "num_beams": 4},
 }
 RESAMPLES = 2_000
 BLEU_BAR, FLOPS_BAR, GAP_BAR, PARITY = 35.0, 4.0, 4.0, 0.3

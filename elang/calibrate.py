@@ -38,6 +38,7 @@ class Slice:
         gain: How much better the Super's answer is, float64 ``(N,)``, each answer being worth 0 to 1.
         costs: FLOPs of the Swift where it is kept, of the Super, and of the Swift where it is deferred, each ``(N,)``.
         unit: What ``gain`` counts.
+        bounded: It cannot be more.
     """
 
     key: Tensor
@@ -45,6 +46,7 @@ class Slice:
     gain: Tensor
     costs: tuple[Tensor, Tensor, Tensor]
     unit: str
+    bounded: bool = True
 
     @property
     def sha256(self) -> str:
@@ -87,7 +89,7 @@ def calibrate(
         score: Which score routes; by default the Swift's own.
         split: Of the records. It must be held out from both models' training, and cannot be evaluated on afterwards.
         name: Of the threshold, for `elang predict --threshold NAME`.
-        output: The ``elang.json``, or its folder, that it is added to; by default that of ``joint``.
+        output: Another ``elang.json``, or its folder, that it is added to beside that of ``joint``: the Swift's.
 
     Raises:
         InputError: If nothing can be promised, with how many examples would be needed.
@@ -105,13 +107,26 @@ def calibrate(
         raise InputError(f"--{kind} must be above 0{'' if kind == 'latency' else ' and below 1'}, but it is {target}.")
     folder = Path(joint)
     summary = _summary(folder)
-    path = Path(output) if output else folder
-    path = path / FILENAME if path.is_dir() else path
-    manifest = Manifest.read(path)
+    paths = list(dict.fromkeys(_file(path) for path in (joint, output) if path is not None))
+    manifests = {path: Manifest.read(path) for path in paths if path.is_file() or path != _file(joint)}
+    if not manifests:
+        raise InputError(f"'{folder}' has no {FILENAME}. Name the Swift's with --output.")
     weights = summary.get("weights", {})
-    if weights.get("swift"):
-        manifest.check_weights(weights["swift"], f"'{summary['swift_model']}'")
-    found = read_slice(folder, split, score or manifest.score)
+    for path, manifest in manifests.items():
+        if weights.get("swift"):
+            manifest.check_weights(weights["swift"], f"'{summary['swift_model']}'")
+        if manifest.temperature != summary["temperature"]:
+            raise InputError(
+                f"'{path}' is for the temperature {manifest.temperature}, and the records' scores are of "
+                f"{summary['temperature']}. Run `elang validate` with --model.temperature {manifest.temperature}."
+            )
+    score = score or summary["score"]
+    found = read_slice(folder, split, score)
+    if kind == "max_regret" and split == "routing" and "router" in score:
+        raise InputError(
+            f"'{score}' was fitted on the routing slice itself, so nothing can be certified of it there. Certify it on "
+            "an evaluation set with --split, or another score."
+        )
     if kind == "max_regret":
         entry = _by_regret(found, target, confidence)
     elif kind == "max_drop":
@@ -125,15 +140,22 @@ def calibrate(
         "swift_sha256": weights.get("swift", ""),
         "super_sha256": weights.get("super", ""),
     }
-    manifest.thresholds.setdefault(score or manifest.score, {})[name] = entry
-    manifest.write(path)
     print(entry["statement"])  # noqa: T201
-    print(f"It is the threshold '{name}' of '{score or manifest.score}' in {path}.")  # noqa: T201
+    for path, manifest in manifests.items():
+        manifest.thresholds.setdefault(score, {})[name] = entry
+        manifest.write(path)
+        print(f"It is the threshold '{name}' of '{score}' in {path}.")  # noqa: T201
+
+
+def _file(path: str) -> Path:
+    return Path(path) / FILENAME if Path(path).is_dir() else Path(path)
 
 
 def _summary(folder: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
+        if "worth" not in found:
+            raise ValueError("its summary is of an earlier version")
     except (OSError, ValueError) as error:
         raise InputError(f"'{folder}' is no folder that `elang validate` wrote ({error}).") from error
     return found
@@ -171,9 +193,10 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
     deferred = column("swift_early_flops") if score in BEFORE_DECODER and "swift_early_flops" in part else kept
     if "swift_score_flops" in part and score not in BEFORE_DECODER:
         kept = deferred = kept + column("swift_score_flops")
-    worth = about.get("worth", {"largest": 1.0, "unit": "right answers"})
-    gain = column("gain").double() / worth["largest"]
-    return Slice(column("key"), column(f"score_{score}"), gain, (kept, column("super_flops"), deferred), worth["unit"])
+    worth = about["worth"]
+    gain = column("gain").double() / (worth["largest"] or 1.0)
+    costs = kept, column("super_flops"), deferred
+    return Slice(column("key"), column(f"score_{score}"), gain, costs, worth["unit"], worth["largest"] is not None)
 
 
 def _entry(found: Slice, threshold: float, rule: str, statement: str, **more: Any) -> dict[str, Any]:
@@ -197,7 +220,12 @@ def _entry(found: Slice, threshold: float, rule: str, statement: str, **more: An
 
 def _by_regret(found: Slice, allowed: float, confidence: float) -> dict[str, Any]:
     n = len(found.gain)
-    certificate = certify_regret(found.score, found.gain, allowed, confidence)
+    if not found.bounded:
+        raise InputError(
+            "A regret can be certified where each answer is worth 0 to 1, and a regression's errors have no bound. "
+            "--max_drop bootstraps them."
+        )
+    certificate = certify_regret(found.score, found.gain, allowed, confidence, found.unit == "right answers")
     if certificate is None:
         raise InputError(
             f"No threshold can be certified to a regret of {allowed:.3%} with {confidence:.1%} confidence: that takes "

@@ -87,29 +87,18 @@ def p_value(regretted: float, n: int, allowed: float, exact: bool = True) -> flo
     return min(1.0, bentkus, math.exp(-n * divergence))
 
 
-def least_examples(allowed: float, confidence: float, share: float = 0.0) -> int:
-    """Examples that a certificate needs, if so large a share of them is regretted.
-
-    With a share of 0 nothing less can certify anything.
+def least_examples(allowed: float, confidence: float) -> int:
+    """Examples without which nothing can be certified, not even to defer everything.
 
     >>> least_examples(0.01, 0.95)
     299
     """
-    if share >= allowed:
-        raise InputError(f"A regret of {share:.3%} cannot be certified to be at most {allowed:.3%}.")
-    low, high = 0, 1
-    while binomial_cdf(math.ceil(share * high), high, allowed) > 1 - confidence:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if binomial_cdf(math.ceil(share * middle), middle, allowed) <= 1 - confidence:
-            high = middle
-        else:
-            low = middle
-    return high
+    return math.ceil(math.log(1 - confidence) / math.log(1 - allowed))
 
 
-def certify_regret(score: Tensor, gain: Tensor, allowed: float, confidence: float = 0.95) -> Certificate | None:
+def certify_regret(
+    score: Tensor, gain: Tensor, allowed: float, confidence: float = 0.95, exact: bool | None = None
+) -> Certificate | None:
     """The least deferral whose regret is at most ``allowed``, with confidence: fixed-sequence testing.
 
     Thresholds are tested from deferring everything downwards, each at the whole level, until the first one that is
@@ -121,6 +110,7 @@ def certify_regret(score: Tensor, gain: Tensor, allowed: float, confidence: floa
         gain: How much better the Super's answer is, shape ``(N,)``, in [-1, 1].
         allowed: In (0, 1).
         confidence: In (0, 1).
+        exact: Answers are right or wrong, nothing in between; by default told by these gains.
 
     Returns:
         ``None`` if nothing can be certified, not even to defer everything.
@@ -140,7 +130,8 @@ def certify_regret(score: Tensor, gain: Tensor, allowed: float, confidence: floa
     regret = gain.double().clamp_min(0)
     if len(gain) == 0 or not bool((gain.abs() <= 1).all()):
         raise InputError("A regret can be certified where each answer is worth 0 to 1; these gains are not in [-1, 1].")
-    exact = bool(((regret == 0) | (regret == 1)).all())
+    binary = bool(((regret == 0) | (regret == 1)).all())
+    exact = binary if exact is None else exact and binary
     order = score.argsort(stable=True)
     ranked = score.double()[order]
     # The last of equal scores, which are kept together.

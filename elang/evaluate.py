@@ -50,12 +50,14 @@ def reward(prediction: Tensor, label: Tensor, targets: dict[str, Tensor], proble
     return (prediction == label).double()
 
 
-def worth_of(problem: Problem, quality: str) -> dict[str, Any]:
-    """The most that :func:`reward` says of an answer, and what it counts."""
+def worth_of(problem: Problem, quality: str, targets: dict[str, Tensor]) -> dict[str, Any]:
+    """The most that :func:`reward` says of an answer (``None`` where it has no bounds), and what it counts."""
     if problem == "sequence":
         unit = worth_metric(quality)
         return {"largest": 100.0 if unit == "chrf" else 1.0, "unit": f"{unit}, from 0 to 1"}
-    return {"largest": 1.0, "unit": "negative absolute error" if problem == "regression" else "right answers"}
+    if problem == "regression":
+        return {"largest": None, "unit": "negative absolute error"}
+    return {"largest": 1.0, "unit": "F1 of the answer" if "answer_f1" in targets else "right answers"}
 
 
 def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[str, Tensor]) -> float:

@@ -113,7 +113,7 @@ class Evaluation:
     @cached_property
     def gain(self) -> Tensor:
         """How much more the Super's answer is worth, of 1, ``(N,)``."""
-        return self.column("gain").double() / float(self.summary["worth"]["largest"])
+        return self.column("gain").double() / float(self.summary["worth"]["largest"] or 1.0)
 
     @cached_property
     def labels(self) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -134,6 +134,15 @@ class Evaluation:
     def curve(self) -> Any:
         """The routing score's curve, a row for each threshold."""
         return self.curves[self.curves["score"] == self.score].reset_index(drop=True)
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """Command, seed and versions."""
+        try:
+            found: dict[str, Any] = json.loads((self.folder / "made.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found
 
     def row_at(self, threshold: float) -> int:
         """The row of the curve where a pair with this threshold works."""
@@ -161,7 +170,9 @@ class Evaluation:
 
     def chosen(self, wanted: str | None) -> tuple[str, float]:
         """The name of the threshold that the page is about, and its value."""
-        known = self.manifest.thresholds.get(self.score, {}) if self.manifest else {}
+        # Those that were reported on, and those that have come into the folder since.
+        known: dict[str, Any] = dict(self.found["scores"][self.score]["held_out"])
+        known |= self.manifest.thresholds.get(self.score, {}) if self.manifest else {}
         if wanted is not None and wanted not in known:
             raise InputError(
                 f"'{self.folder}' has no threshold '{wanted}' for '{self.score}'; there are "
@@ -225,7 +236,7 @@ def _section(one: Evaluation, label: str, wanted: str | None, beside: Path) -> d
         "needless": _texts(one, deferred & (one.gain <= 0), one.routed, "needless"),
         "missed": _texts(one, ~deferred & (one.gain > 0), -one.routed, "missed"),
         "statements": one.statements,
-        "made": one.summary.get("made", {}),
+        "made": one.made,
     }
 
 
@@ -359,7 +370,7 @@ def _curve_figure(one: Evaluation, name: str, threshold: float) -> dict[str, Any
     figure = _figure()
     axis = figure.subplots()
     found, cost = one.found, one.found["super"]["cost"]
-    by_cost = cost is not None and math.isfinite(cost)
+    by_cost = all(c is not None and math.isfinite(c) for c in (cost, found["swift"]["cost"]))
     for score in dict.fromkeys(["random", "oracle", "max_softmax", one.score]):
         curve = one.curves[one.curves["score"] == score]
         if not len(curve):

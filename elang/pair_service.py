@@ -18,6 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from pydantic import BaseModel, Field
 
 from elang.errors import InputError
+from elang.models.text_model import check_choices
 from elang.predictor import JointPredictor
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ class TimedQuestion(Question):
     """Texts to be answered by the pair."""
 
     keep: Literal[False] = False
-    deadline: float | None = Field(None, gt=0, description="Seconds; at most the server's, which is the default.")
+    deadline: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Seconds; at most the server's, which is the default."
+    )
 
 
 class Answer(BaseModel):
@@ -174,7 +177,9 @@ class Batcher:
             found = await asyncio.wait_for(self.send(whole, lost), self.lost)
             if (message := found.get("error")) and len(batch) > 1:
                 for one in batch:
-                    await self._run([one])
+                    # Those that nobody waits for any more need no pass of their own.
+                    if not one.answers.done():
+                        await self._run([one])
                 return
             if message:
                 raise InputError(message)
@@ -304,13 +309,14 @@ class PairService:
         texts, choices = question.texts, question.choices
         if len(texts) > self.limits.texts:
             raise HTTPException(422, f"A request has at most {self.limits.texts} texts, but this one {len(texts)}.")
-        if (self.predictor.task.problem == "choice") != (choices is not None):
+        task = self.predictor.task
+        if (task.problem == "choice" and not task.choice_fields) != (choices is not None):
             needed = "for each input its candidates" if choices is None else "no candidates"
             raise HTTPException(422, f"This task takes {needed}, as 'choices'.")
-        if choices is not None and (len(choices) != len(texts) or not all(choices)):
-            raise HTTPException(422, "Each input needs at least one candidate, in 'choices'.")
+        check_question(question)
         try:
             self.predictor.rows(texts)
+            check_choices(max(map(len, choices)) if choices else 0, len(self.predictor.label_names))
         except InputError as error:
             raise HTTPException(422, str(error)) from None
 
@@ -361,8 +367,24 @@ def _part(question: Question, places: list[int]) -> Question:
     return Question(texts=[question.texts[i] for i in places], choices=choices, keep=False)
 
 
+def check_question(question: Question) -> None:
+    """Refuse what would spoil others' answers in a common batch.
+
+    Raises:
+        HTTPException: 422, for candidates that are not one list for each text, or text that is no Unicode.
+    """
+    texts, choices = question.texts, question.choices
+    if choices is not None and (len(choices) != len(texts) or not all(choices)):
+        raise HTTPException(422, "Each input needs at least one candidate, in 'choices'.")
+    for place, part in enumerate([*texts, *(choices or [])]):
+        try:
+            "".join(part).encode("utf-8")
+        except UnicodeEncodeError:
+            raise HTTPException(422, f"Input {place % len(texts)} (counted from 0) is no valid Unicode.") from None
+
+
 def score_edges(predictor: JointPredictor) -> list[float]:
-    """The routing slice's deciles of the score, between which new inputs fall as evenly if nothing drifts."""
+    """The scores above which half to a tenth of the routing slice lies (``defer 50%``, ...), and the threshold."""
     known = predictor.manifest.thresholds.get(predictor.score, {})
     edges = {float(entry["threshold"]) for name, entry in known.items() if name.startswith("defer ")}
     return [*sorted(edge for edge in edges | {predictor.threshold} if math.isfinite(edge)), math.inf]
@@ -373,6 +395,9 @@ def add_super_route(app: FastAPI, model: Batcher, limits: Limits) -> None:
 
     @app.post("/super", response_model=Labels, summary="Answer texts with the Super")
     async def ask_super(question: TimedQuestion) -> Labels:
+        check_question(question)
+        if len(question.texts) > limits.texts:
+            raise HTTPException(422, f"A request has at most {limits.texts} texts.")
         if model.waiting + len(question.texts) > limits.deferred:
             raise HTTPException(503, "Too many texts are waiting. Ask again later.", {"Retry-After": "1"})
         until = time.monotonic() + min(question.deadline or limits.deadline, limits.deadline)
@@ -382,6 +407,9 @@ def add_super_route(app: FastAPI, model: Batcher, limits: Limits) -> None:
             raise HTTPException(422, str(error)) from None
         except asyncio.TimeoutError:
             raise HTTPException(504, "The Super did not answer before the deadline.") from None
+        except Exception as error:
+            _log.warning("The Super failed: %s: %s", type(error).__name__, error)
+            raise HTTPException(503, "The Super is not there. Ask again later.", {"Retry-After": "1"}) from None
 
 
 def add_routes(app: FastAPI, service: PairService, swift_ready: Callable[[], bool]) -> None:

@@ -48,7 +48,7 @@ class JointPredictor:
     """Answers texts with a Swift and a Super.
 
     Args:
-        swift_model: The Swift's folder, as `elang fit` writes it.
+        swift_model: The Swift's folder, as `elang fit` writes it; ``None`` where only :meth:`ask_super` is used.
         super_model: The Super's folder, or a hub id; ``None`` where it is elsewhere and only :meth:`ask_swift` is used.
         threshold: Name of a threshold in ``elang.json`` (``parity``, ``99%``, ``defer 30%``) or a number: inputs
             that score above it go to the Super. Also ``inf`` and ``-inf``.
@@ -66,7 +66,7 @@ class JointPredictor:
 
     def __init__(
         self,
-        swift_model: str,
+        swift_model: str | None,
         super_model: str | None,
         threshold: str | float = "parity",
         score: str | None = None,
@@ -87,7 +87,10 @@ class JointPredictor:
         if self.device.type == "cpu":
             budgets = (max(_CPU_TOKENS, _THREAD_TOKENS * torch.get_num_threads()),) * 2
         self.tokens, self.super_tokens = tokens or budgets[0], super_tokens or budgets[1]
-        self.swift = load_model(swift_model).to(self.device).eval()
+        first = swift_model if swift_model is not None else super_model
+        if first is None:
+            raise InputError("Give a swift_model, a super_model, or both.")
+        self.swift = load_model(first).to(self.device).eval()
         manifest = Manifest.read(thresholds) if thresholds else self.swift.manifest
         if manifest is None:
             manifest = Manifest(self.swift.label_names)
@@ -98,7 +101,10 @@ class JointPredictor:
         self.score = score or manifest.score
         self.task = self.swift.task
         self._super: TextModel | None = None
-        if super_model is not None:
+        if swift_model is None:
+            # It takes both places, and nothing is routed.
+            self._super, self.super_order = self.swift, list(range(len(self.label_names)))
+        elif super_model is not None:
             self._super = load_model(super_model, self.task).to(self.device).eval()
             self.super_order = self.super_.class_order(self.label_names, f"'{super_model}'")
             if self.super_.manifest is not None and self.super_.task.fields != self.task.fields:
@@ -108,12 +114,14 @@ class JointPredictor:
                 )
         own: dict[str, Sequence[str]] = {"regression": [], "sequence": SEQUENCE_SCORES}
         known = [*own.get(self.task.problem, list(SCORES)), *self.swift.head_scores]
-        if self.score not in known:
+        if self.score not in known and swift_model is not None:
             raise InputError(f"The Swift has no score '{self.score}'; choose one of {', '.join(known)}.")
         number = _number(threshold)
         if self.score not in self.swift.head_scores:
             # They would be fed for nothing.
             self.swift.drop_routers()
+        if swift_model is None:
+            number = math.inf
         self.threshold = manifest.threshold(str(threshold), self.score) if number is None else number
         if math.isnan(self.threshold):
             raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as parity.")

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from elang.errors import InputError
@@ -69,18 +71,26 @@ def serve(
     if remote and swift_model is None:
         raise InputError(f"'{super_model}' serves the Super already; give the pair's --swift_model.")
     sizes = {"max_texts": max_texts, "max_bytes": max_bytes, "max_pending": max_pending, "max_deferred": max_deferred}
-    for name, size in (sizes | {"workers": workers, "batch": batch}).items():
-        if size < 1:
+    for name, size in (sizes | {"workers": workers, "batch": batch, "threads": threads}).items():
+        if size is not None and size < 1:
             raise InputError(f"--{name} must be at least 1, but it is {size}.")
     if not 1024 <= port <= 65535:
         raise InputError(f"--port must be from 1024 to 65535, but it is {port}.")
     if not deadline > 0:
         raise InputError(f"--deadline must be above 0 seconds, but it is {deadline}.")
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind((host, port))
+    except OSError as error:
+        raise InputError(f"--port {port} of {host} cannot be listened on ({error}). Give another.") from error
     import torch
 
+    from elang.manifest import FILENAME, Manifest
     from elang.models.backbones import check_model
     from elang.pair_service import Limits
     from elang.predictor import JointPredictor
+    from elang.records import align_labels
     from elang.serving_apis import build_server
 
     pair = {"swift_model": swift_model, "super_model": super_model, "threshold": threshold, "score": score}
@@ -91,6 +101,10 @@ def serve(
         predictor = JointPredictor(**{**pair, "super_model": None}, device="cpu")  # type: ignore[arg-type]
     if not remote:
         check_model(super_model)
+        if predictor is not None and (Path(super_model) / FILENAME).is_file():
+            # What its worker would say much later.
+            own = Manifest.read(super_model)
+            align_labels(own.label_names, predictor.label_names, f"'{super_model}'")
     models = (swift_model is not None) + (not remote)
     if threads is None:
         threads = max(1, (torch.get_num_threads()) // (models * workers))
@@ -113,7 +127,9 @@ def serve(
         raise KeyboardInterrupt if os.getpid() == parent else SystemExit(0)
 
     signal.signal(signal.SIGTERM, stop)
+    what = "the pair at /predict" if swift_model is not None else "the Super at /super"
+    print(f"serving {what} of http://{host}:{port} as soon as /health says so; its schema is at /docs", flush=True)  # noqa: T201
     try:
         server.run(host=host, port=port, num_api_servers=1, log_level="warning", generate_client_file=False)
-    except OSError as error:
-        raise InputError(f"--port {port} of {host} cannot be listened on: {error}.") from error
+    except RuntimeError as error:
+        raise InputError(f"The server did not start: {error}. What its workers met with is above.") from error

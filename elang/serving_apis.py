@@ -33,8 +33,7 @@ class ModelAPI(litserve.LitAPI):  # type: ignore[misc]
 
     Args:
         role: Which one it is.
-        options: Of the :class:`elang.JointPredictor`; the Super is loaded only for the Super, and a Super that is
-            alone takes the Swift's place in it.
+        options: Of the :class:`elang.JointPredictor`; the Super is loaded only for the Super.
         threads: Of the worker on a CPU.
     """
 
@@ -45,12 +44,8 @@ class ModelAPI(litserve.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
         """Load the model, and answer once, so that the first request does not wait for it."""
         torch.set_num_threads(self.threads)
-        self.alone = self.options["swift_model"] is None
         options = dict(self.options)
-        if self.alone:
-            options |= {"swift_model": options["super_model"], "super_model": None, "threshold": float("inf")}
-            options |= {"score": None, "thresholds": None}
-        elif self.role == "swift":
+        if self.role == "swift":
             options["super_model"] = None
         self.predictor = JointPredictor(**options, device=device)
         fields = tuple("warm up" for _ in self.predictor.task.fields)
@@ -75,8 +70,6 @@ class ModelAPI(litserve.LitAPI):  # type: ignore[misc]
     def _answer(self, rows: list[tuple[str, ...]], choices: Any, keep: bool) -> list[Any]:
         if self.role == "swift":
             return self.predictor.ask_swift(rows, choices, keep)
-        if self.alone:
-            return [label for label, _, _ in self.predictor.ask_swift(rows, choices, keep=True)]
         return self.predictor.ask_super(rows, choices)
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:

@@ -48,10 +48,6 @@ def test_how_many_examples_are_needed():
         score, none = torch.arange(float(n)), torch.zeros(n)
         assert certify_regret(score, none, allowed, confidence) is not None
         assert certify_regret(score[1:], none[1:], allowed, confidence) is None
-    n = least_examples(0.02, 0.95, share=0.01)
-    assert binomial_cdf(math.ceil(0.01 * n), n, 0.02) <= 0.05
-    with pytest.raises(InputError, match="cannot be certified"):
-        least_examples(0.01, 0.95, share=0.01)
 
 
 def by_a_loop(score, gain, allowed, confidence):
@@ -182,6 +178,12 @@ def test_a_certificate_from_records_to_prediction(pair, joint, joint_args, tmp_p
     weights = json.loads((joint / "summary.json").read_text())["weights"]
     assert (entry["swift_sha256"], entry["super_sha256"]) == (weights["swift"], weights["super"])
     assert len(weights["swift"]) == len(weights["super"]) == 64
+    # The Swift's own file gets it, too.
+    both = tmp_path / "both"
+    both.mkdir()
+    (both / "elang.json").write_bytes((pair["swift"] / "elang.json").read_bytes())
+    assert main(["calibrate", str(joint), "--max_regret", "0.2", "--confidence", "0.8", "--output", str(both)]) == 0
+    assert entry_of(both) == entry_of(joint) == entry
     # The pair works with it, and `validate` says what became of it.
     predictor = JointPredictor(str(pair["swift"]), str(pair["super"]), "certified", thresholds=str(joint))
     assert predictor.threshold == found.threshold
@@ -275,10 +277,26 @@ def test_what_cannot_be_promised(joint, fails, tmp_path):
     fails(["calibrate", joint, "--latency", "1e-9"], "The Swift alone takes")
     fails(["calibrate", tmp_path, "--max_regret", "0.1"], "no folder that `elang validate` wrote")
     (tmp_path / "summary.json").write_text("{}")
+    fails(["calibrate", tmp_path, "--max_regret", "0.1"], "earlier version")
+    (tmp_path / "summary.json").write_bytes((joint / "summary.json").read_bytes())
     (tmp_path / "elang.json").write_bytes((joint / "elang.json").read_bytes())
     fails(["calibrate", tmp_path, "--max_regret", "0.1"], "records.parquet", "cannot be read")
     pd.read_parquet(joint / "records.parquet").drop(columns="gain").to_parquet(tmp_path / "records.parquet")
     fails(["calibrate", tmp_path, "--max_regret", "0.1"], "what deferring gains")
+
+
+def test_a_router_is_not_certified_on_what_it_was_fitted_on(joint, fails):
+    fails(["calibrate", joint, "--max_regret", "0.3", "--score", "router"], "fitted on the routing slice", "--split")
+    options = ["--split", "validation", "--name", "of a router"]
+    assert main(["calibrate", str(joint), "--max_regret", "0.3", "--score", "router", *options]) == 0
+    assert entry_of(joint, "router", "of a router")["num_examples"] == 61
+
+
+def test_scores_of_another_temperature_are_another_scale(pair, joint_args, tmp_path, fails):
+    joint = tmp_path / "joint"
+    assert main(["validate", "--model.output", str(joint), "--model.temperature", "2", *joint_args]) == 0
+    fails(["calibrate", joint, "--max_regret", "0.3", "--output", pair["swift"]], "temperature 1.0", "2.0")
+    assert main(["calibrate", str(joint), "--max_regret", "0.3"]) == 0
 
 
 def test_thresholds_of_another_swift_are_not_added_to(pair, joint, fails, tmp_path):

@@ -255,7 +255,9 @@ def test_pages_of_other_problems(pairs, tmp_path, task, fails):
     text = out.read_text("utf-8")
     assert ("By class" in text) == (task == "copa")
     if task == "numbers":
-        fails(["calibrate", found["joint"], "--max_regret", "0.2"], "worth 0 to 1")
+        fails(["calibrate", found["joint"], "--max_regret", "0.2", "--split", "validation"], "errors have no bound")
+        alone, pair = JointPredictor(None, found["super"]), JointPredictor(found["swift"], found["super"], "inf")
+        assert alone.ask_super(alone.rows(["good film"])) == pair.ask_super(pair.rows(["good film"]))
 
 
 @pytest.mark.parametrize(("swift", "super_"), KINDS[:2])

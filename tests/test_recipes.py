@@ -494,7 +494,8 @@ def test_a_router_that_reads_everything_is_used(pair, joint_args, files, tmp_pat
     records = pd.read_parquet(tmp_path / "joint" / "records.parquet").query("split == 'validation'")
     said = records["score_router"].to_numpy()
     assert np.corrcoef(said, gain.numpy())[0, 1] > 0.9
-    np.testing.assert_allclose(said, head(features).numpy(), atol=1e-4)
+    # Its weights are large where features are alike, and so is what batches round.
+    np.testing.assert_allclose(said, head(features).numpy(), atol=5e-3)
     threshold = float(np.sort(said)[len(said) // 2 : len(said) // 2 + 2].mean())
     answers = JointPredictor(str(folder), str(pair["super"]), threshold, "router")(texts)
     assert [a.answered_by == "super" for a in answers] == (said > threshold).tolist()

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import warnings
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -544,7 +545,14 @@ def test_the_page_of_generated_texts(joint, mt_pair, tmp_path):
     assert len(page.all("img")) == 2
     slider = json.loads(page.all("section")[0]["data-curve"])
     assert slider["quality"][-1] == pytest.approx(joint[1]["qualities"]["bleu"]["super"]["quality"], rel=1e-4)
-    assert main(["calibrate", str(mt_pair["joint"]), "--max_regret", "0.9", "--output", str(mt_pair["joint"])]) == 0
+    assert main(["calibrate", str(mt_pair["joint"]), "--max_regret", "0.9"]) == 2
+    assert main(["calibrate", str(mt_pair["joint"]), "--max_regret", "0.9", "--split", "validation"]) == 0
+    entry = json.loads(Path(mt_pair["joint"], "elang.json").read_text())["thresholds"]["encoder_router"]["certified"]
+    assert "of an answer's worth (chrf, from 0 to 1) is lost" in entry["statement"]
+    # The Super can be served alone.
+    texts = ["a dog runs .", "the man sees a cat ."]
+    alone, both = JointPredictor(None, mt_pair["super"]), JointPredictor(mt_pair["swift"], mt_pair["super"])
+    assert alone.ask_super(alone.rows(texts)) == both.ask_super(both.rows(texts))
 
 
 def test_predict_keeps_empty_lines_in_place(mt_pair, tmp_path):

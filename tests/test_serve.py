@@ -58,7 +58,7 @@ class Models:
         return PairService(self.predictor, swift, super_, lambda: ready, limits, policy)
 
 
-def posted(service, *bodies, path="/predict", **options):
+def posted(service, *bodies, path="/predict", content=None, **options):
     """The responses to some requests that are sent together."""
     app = FastAPI()
     add_routes(app, service, lambda: True)
@@ -66,6 +66,8 @@ def posted(service, *bodies, path="/predict", **options):
 
     async def all_of_them():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            if content is not None:
+                return [await client.post(path, content=content, **options)]
             return await asyncio.gather(*(client.post(path, json=body, **options) for body in bodies))
 
     return asyncio.run(all_of_them())
@@ -258,11 +260,13 @@ def test_bad_requests(predictor):
         ({"texts": "a"}, "list"),
         ({"texts": [1]}, "string"),
         ({"texts": ["a"], "deadline": 0}, "greater than 0"),
+        ({"texts": ["a", "\ud800"]}, "Input 1 (counted from 0) is no valid Unicode"),
         ({"texts": ["a"], "deadline": "soon"}, "number"),
         ({}, "required"),
         ([], "object"),
     ):
-        (response,) = posted(service, body)
+        raw = json.dumps(body).encode()
+        (response,) = posted(service, content=raw, headers={"content-type": "application/json"})
         assert response.status_code == 422, body
         assert word in response.text, response.text
     (response,) = posted(service, {"texts": ["a" * 2000]}, gate={"max_bytes": 1000})
@@ -340,6 +344,11 @@ def test_options_that_cannot_be(pair, fails, tmp_path, monkeypatch):
     fails(["serve", *swift, *super_, "--max_texts", "0"], "--max_texts", "0")
     fails(["serve", *swift, *super_, "--threshold", "nowhere"], "nowhere")
     fails(["serve", *swift, "--super_model", tmp_path / "none"], tmp_path / "none")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        fails(["serve", *swift, *super_, "--port", port], f"--port {port}", "cannot be listened on")
     (tmp_path / "empty").mkdir()
     fails(["serve", *swift, "--super_model", tmp_path / "empty"], "cannot be loaded")
     monkeypatch.setattr("elang.serve.find_spec", lambda name: None if name == "litserve" else 1)

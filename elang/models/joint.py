@@ -1,5 +1,6 @@
 """Joint inference, evaluated: a Swift and a Super over a whole data set, at every threshold at once."""
 
+import json
 import math
 import os
 import shlex
@@ -34,6 +35,7 @@ from elang.models.finetune import check_held_out
 from elang.models.latency import pair_latency
 from elang.models.seq2seq import Seq2Seq
 from elang.quality import QUALITIES, QualityName
+from elang.records import written_aside
 from elang.report import print_summary, write_report
 from elang.sequence_scores import SEQUENCE_DEFAULT
 from elang.text_quality import signature
@@ -138,6 +140,9 @@ class JointModule(EvaluationModule):
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             if self.summary["thresholds"] and self.thresholds_manifest is not None:
                 self.thresholds_manifest.write(self.output / "elang.json")
+            made = {"command": shlex.join(sys.argv), "seed": os.environ.get("PL_GLOBAL_SEED"), "versions": versions()}
+            with written_aside(self.output / "made.json") as aside:
+                aside.write_text(json.dumps(made, indent=2) + "\n", "utf-8")
             write_report(self.output, pairs, evaluated, self.qualities, self.summary, self.label_names)
             print_summary(self.summary, self.output)
         self.trainer.strategy.barrier()
@@ -225,14 +230,14 @@ class JointModule(EvaluationModule):
             "flops_convention": self.flops_convention,
             "thresholds": source if thresholds else "",
             "thresholds_from": source,
-            "made": {"command": shlex.join(sys.argv), "seed": os.environ.get("PL_GLOBAL_SEED"), "versions": versions()},
             "weights": {name: self._weights(name) for name in ("swift", "super")},
-            "worth": worth_of(answers.problem, primary.name),
+            "worth": worth_of(answers.problem, primary.name, answers.targets),
             "qualities": {q.name: summarize(answers, q, thresholds) for q in self.qualities},
             "operating_points": operating_points(answers, self.qualities, thresholds),
         }
-        if self.manifest is not None:
-            worth = answers.gain / summary["worth"]["largest"]
+        # Thresholds are on the scale of their own temperature.
+        if self.manifest is not None and self.temperature == self.manifest.temperature:
+            worth = answers.gain / (summary["worth"]["largest"] or 1.0)
             said = check_statements(self.manifest, answers.key, answers.scores, worth, self._weights("super"))
             same = [one["name"] for one in said if one["same_slice"]]
             if same and self.explicit_thresholds:
