@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from elang.curve import deferral_events
+
 
 def resamples(n: int, times: int = 1000, seed: int = 0) -> Tensor:
     """How often each of ``n`` examples is drawn in each of ``times`` resamples, float64 ``(times, n)``.
@@ -88,9 +90,8 @@ def curve_interval(
     Returns:
         Deferred shares, lower and upper ends, each ``(points,)`` at most; equal scores are deferred together.
     """
-    order = score.argsort(descending=True, stable=True)
-    ranked = score[order]
-    ends = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)]).nonzero().squeeze(1) + 1
+    order, deferred, _ = deferral_events(score)
+    ends = deferred[1:]
     ends = ends[torch.linspace(0, len(ends) - 1, min(len(ends), points - 1)).round().long()].unique()
     own, change = swift[order].double(), (super_[order].double() - swift[order].double())
     parts = []

@@ -19,9 +19,10 @@ from elang.certificate import (
     regret_at,
     upper_bound,
 )
-from elang.curve import at_budget, at_share, operating_curve
+from elang.curve import at_budget, at_share, deferral_events, operating_curve
 from elang.errors import InputError
 from elang.manifest import FILENAME, Manifest
+from elang.records import read_about
 from elang.scores import BEFORE_DECODER, route
 
 DRIFT_P = 0.01
@@ -47,11 +48,6 @@ class Slice:
     costs: tuple[Tensor, Tensor, Tensor]
     unit: str
     bounded: bool = True
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the texts, in whatever order."""
-        return slice_sha256(self.key)
 
 
 def slice_sha256(key: Tensor) -> str:
@@ -106,7 +102,7 @@ def calibrate(
     if not (target > 0 and (kind == "latency" or target < 1)):
         raise InputError(f"--{kind} must be above 0{'' if kind == 'latency' else ' and below 1'}, but it is {target}.")
     folder = Path(joint)
-    summary = _summary(folder)
+    summary = read_summary(folder)
     paths = list(dict.fromkeys(_file(path) for path in (joint, output) if path is not None))
     manifests = {path: Manifest.read(path) for path in paths if path.is_file() or path != _file(joint)}
     if not manifests:
@@ -135,7 +131,7 @@ def calibrate(
         entry = _by_budget(found, kind, target, summary)
     entry |= {
         "chosen_on": f"{split} of {folder}",
-        "slice_sha256": found.sha256,
+        "slice_sha256": slice_sha256(found.key),
         "score_quantiles": quantiles_of(found.score),
         "swift_sha256": weights.get("swift", ""),
         "super_sha256": weights.get("super", ""),
@@ -151,7 +147,12 @@ def _file(path: str) -> Path:
     return Path(path) / FILENAME if Path(path).is_dir() else Path(path)
 
 
-def _summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read an evaluation's ``summary.json``.
+
+    Raises:
+        InputError: If there is none, or one of an earlier version.
+    """
     try:
         found: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
         if "worth" not in found:
@@ -168,12 +169,11 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
         InputError: If the split or the score is not there.
     """
     import pandas as pd
-    import pyarrow.parquet as pq
 
     path = folder / "records.parquet"
     try:
         frame = pd.read_parquet(path)
-        about = json.loads((pq.read_schema(path).metadata or {}).get(b"elang", b"{}"))
+        about = read_about(path)
     except (OSError, ValueError) as error:
         raise InputError(f"The records '{path}' cannot be read ({error}). Run `elang validate` again.") from error
     known = [str(column).removeprefix("score_") for column in frame if str(column).startswith("score_")]
@@ -258,18 +258,15 @@ def drops(score: Tensor, gain: Tensor, times: int = 2000, grid: int = _GRID) -> 
     Returns:
         Thresholds, descending in deferral, ``(M,)`` and the drop, ``(1 + R, M)``; the first row is the examples' own.
     """
-    order = score.argsort(stable=True)
-    ranked, own = score.double()[order], gain.double()[order]
-    ends = torch.cat([ranked[1:] != ranked[:-1], torch.tensor([True])]).nonzero().squeeze(1)
-    kept = torch.cat([torch.tensor([0]), ends + 1])
-    kept = kept[torch.linspace(0, len(kept) - 1, min(len(kept), grid)).round().long()]
+    order, deferred, thresholds = deferral_events(score)
+    own = gain.double()[order.flip(0)]
+    chosen = torch.linspace(0, len(deferred) - 1, min(len(deferred), grid)).round().long()
+    kept = (len(own) - deferred).flip(0)[chosen]
     rows = [own.cumsum(0)[None] / len(own)]
     for part in resamples(len(own), times).split(100):
         rows.append((part * own).cumsum(1) / len(own))
     sums = torch.nn.functional.pad(torch.cat([row[:, kept[1:] - 1] for row in rows]), (1, 0))
-    thresholds = torch.cat([torch.tensor([-math.inf], dtype=torch.float64), ranked[kept[1:] - 1]])
-    thresholds[-1] = math.inf
-    return thresholds, sums
+    return thresholds.flip(0)[chosen], sums
 
 
 def _by_drop(found: Slice, allowed: float, confidence: float) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from elang.curve import deferral_events
 from elang.errors import InputError
 from elang.scores import route
 
@@ -132,14 +133,10 @@ def certify_regret(
         raise InputError("A regret can be certified where each answer is worth 0 to 1; these gains are not in [-1, 1].")
     binary = bool(((regret == 0) | (regret == 1)).all())
     exact = binary if exact is None else exact and binary
-    order = score.argsort(stable=True)
-    ranked = score.double()[order]
-    # The last of equal scores, which are kept together.
-    ends = torch.cat([ranked[1:] != ranked[:-1], torch.tensor([True])]).nonzero().squeeze(1)
-    sums = regret[order].cumsum(0)[ends]
+    order, deferred, threshold = deferral_events(score)
     # Index 0 keeps nothing; regret does not fall along them, so neither do p-values, and bisection finds the last.
-    kept = torch.cat([torch.tensor([0]), ends + 1])
-    sums = torch.cat([torch.zeros(1, dtype=torch.float64), sums])
+    kept, threshold = (len(gain) - deferred).flip(0), threshold.flip(0)
+    sums = torch.nn.functional.pad(regret[order.flip(0)].cumsum(0), (1, 0))[kept]
 
     def p_at(index: int) -> float:
         return p_value(float(sums[index]), len(gain), allowed, exact)
@@ -150,10 +147,7 @@ def certify_regret(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if p_at(middle) <= 1 - confidence else (low, middle)
-    threshold = -math.inf if low == 0 else float(ranked[kept[low] - 1])
-    if low == len(kept) - 1:
-        threshold = math.inf
-    return Certificate(threshold, len(gain), float(sums[low]), 1 - int(kept[low]) / len(gain), p_at(low))
+    return Certificate(float(threshold[low]), len(gain), float(sums[low]), 1 - int(kept[low]) / len(gain), p_at(low))
 
 
 def regret_at(score: Tensor, gain: Tensor, threshold: float) -> Tensor:

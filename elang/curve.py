@@ -139,7 +139,7 @@ def operating_curve(
             f"Scores {tuple(score.shape)} and statistics {tuple(swift.shape)} of the Swift and "
             f"{tuple(super_.shape)} of the Super must have shapes (N,), (N, S) and (N, S)."
         )
-    order, deferred, threshold = _events(score)
+    order, deferred, threshold = deferral_events(score)
     quality = value(_sums_at(order, deferred, swift, super_, group, by_group))
     mixed = partial(_sums_at, order, deferred)
     return _with_costs(
@@ -147,11 +147,14 @@ def operating_curve(
     )
 
 
-def _events(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort the examples by falling score.
+def deferral_events(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort the examples by falling score; equal ones are deferred together.
 
     Returns:
         Their order ``(N,)``, and for each of the ``M`` points the number of deferred ones and the threshold.
+
+    Raises:
+        InputError: If there are none, or a score is not finite.
     """
     n = score.numel()
     if n == 0:
@@ -357,7 +360,7 @@ def rescored_curve(
             f"Scores {tuple(score.shape)}, predictions {tuple(swift.shape)} of the Swift and {tuple(super_.shape)} of "
             f"the Super and targets {tuple(target.shape)} must all have shape (N,)."
         )
-    order, deferred, threshold = _events(score)
+    order, deferred, threshold = deferral_events(score)
     grid = torch.searchsorted(deferred, _grid(n, points, score.device), right=True) - 1
     grid = grid.unique_consecutive()
     deferred, threshold = deferred[grid], threshold[grid]

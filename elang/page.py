@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from elang.bootstrap import curve_interval, resamples
-from elang.calibrate import check_statements
+from elang.calibrate import check_statements, read_summary
 from elang.certificate import binomial_cdf
 from elang.errors import InputError
 from elang.manifest import FILENAME, Manifest
 from elang.quality import QUALITIES, Quality
-from elang.records import written_aside
+from elang.records import read_about, written_aside
 from elang.report import COLORS
 from elang.scores import route
 
@@ -78,11 +78,11 @@ class Evaluation:
         import pandas as pd
 
         try:
-            self.summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text("utf-8"))
+            self.summary = read_summary(self.folder)
             frame = pd.read_parquet(self.folder / "records.parquet")
             self.curves = pd.read_csv(self.folder / "curve.csv")
             self.frame = frame[frame["split"] == self.summary["evaluated_on"]].reset_index(drop=True)
-            self.label_names = _label_names(self.folder / "records.parquet")
+            self.label_names: list[str] = read_about(self.folder / "records.parquet")["label_names"]
             self.score: str = self.summary["score"]
             self.quality_name = next(iter(self.summary["qualities"]))
         except (OSError, ValueError, KeyError) as error:
@@ -184,13 +184,6 @@ class Evaluation:
         return "parity, read here", float(self.found["scores"][self.score]["on_this_set"]["parity"]["threshold"])
 
 
-def _label_names(path: Path) -> list[str]:
-    import pyarrow.parquet as pq
-
-    names: list[str] = json.loads((pq.read_schema(path).metadata or {})[b"elang"])["label_names"]
-    return names
-
-
 def _section(one: Evaluation, label: str, wanted: str | None, beside: Path) -> dict[str, Any]:
     """What the template shows of one evaluation."""
     name, threshold = one.chosen(wanted)
@@ -230,11 +223,11 @@ def _section(one: Evaluation, label: str, wanted: str | None, beside: Path) -> d
         "figures": drawn,
         "slider": slider,
         "scores": _scores(one),
-        "times": _times(latency),
+        "times": [{"name": name, **found} for name, found in latency.items()],
         "classes": _classes(one, deferred),
         "lengths": _lengths(one, deferred),
-        "needless": _texts(one, deferred & (one.gain <= 0), one.routed, "needless"),
-        "missed": _texts(one, ~deferred & (one.gain > 0), -one.routed, "missed"),
+        "needless": _texts(one, deferred & (one.gain <= 0), one.routed),
+        "missed": _texts(one, ~deferred & (one.gain > 0), -one.routed),
         "statements": one.statements,
         "made": one.made,
     }
@@ -249,11 +242,9 @@ def _point(one: Evaluation, name: str, threshold: float, deferred: Tensor) -> di
     row = one.curve.iloc[one.row_at(threshold)]
     found = {
         "name": name,
-        "threshold": threshold,
         "share": float(deferred.double().mean()),
         "quality": float(row[one.quality_name]),
         "speedup": float(row["speedup"]),
-        "flops": float(row["flops"]),
     }
     # What the pair loses to the Super, by examples that are drawn again.
     lost = one.gain * ~deferred
@@ -283,10 +274,6 @@ def _scores(one: Evaluation) -> list[dict[str, Any]]:
         points = {"held out, 99%": found["held_out"].get("99%"), "read here, parity": found["on_this_set"]["parity"]}
         rows.append({"name": name, "area": found["area"], "points": points, "chosen": name == one.score})
     return rows
-
-
-def _times(latency: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"name": name, **found} for name, found in latency.items()]
 
 
 def _rates(one: Evaluation, rows: Tensor, deferred: Tensor) -> dict[str, Any]:
@@ -327,7 +314,7 @@ def _lengths(one: Evaluation, deferred: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def _texts(one: Evaluation, chosen: Tensor, order: Tensor, kind: str) -> dict[str, Any]:
+def _texts(one: Evaluation, chosen: Tensor, order: Tensor) -> dict[str, Any]:
     """Some inputs, the most certain ones first."""
     rows = chosen.nonzero().squeeze(1)
     rows = rows[order[rows].argsort(descending=True, stable=True)]
@@ -346,7 +333,7 @@ def _texts(one: Evaluation, chosen: Tensor, order: Tensor, kind: str) -> dict[st
                 "super": str(found.get("super_text", _named(one, found.get("super_prediction")))),
             }
         )
-    return {"kind": kind, "number": len(rows), "shown": shown}
+    return {"number": len(rows), "shown": shown}
 
 
 def _named(one: Evaluation, value: Any) -> str:

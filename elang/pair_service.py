@@ -9,13 +9,15 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse
 
 from elang.errors import InputError
 from elang.models.text_model import check_choices
@@ -170,6 +172,12 @@ class Batcher:
 
     async def _run(self, batch: "list[_Asked]") -> None:
         try:
+            await self._answer(batch)
+        finally:
+            self._count(-sum(len(one.question.texts) for one in batch))
+
+    async def _answer(self, batch: "list[_Asked]") -> None:
+        try:
             texts = [text for one in batch for text in one.question.texts]
             choices = [part for one in batch for part in one.question.choices or []] or None
             whole = Question(texts=texts, choices=choices, keep=batch[0].question.keep)
@@ -179,7 +187,7 @@ class Batcher:
                 for one in batch:
                     # Those that nobody waits for any more need no pass of their own.
                     if not one.answers.done():
-                        await self._run([one])
+                        await self._answer([one])
                 return
             if message:
                 raise InputError(message)
@@ -195,10 +203,6 @@ class Batcher:
             for one in batch:
                 if not one.answers.done():
                     one.answers.set_exception(error)
-        finally:
-            self._count(-sum(len(one.question.texts) for one in batch if not one.counted_off))
-            for one in batch:
-                one.counted_off = True
 
     def _count(self, change: int) -> None:
         self.waiting += change
@@ -210,9 +214,8 @@ class Batcher:
 class _Asked:
     question: Question
     answers: "asyncio.Future[list[Any]]"
-    counted_off: bool = False
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int]:
         """Texts, and their characters."""
         texts = [*self.question.texts, *(self.question.choices or [])]
@@ -457,17 +460,18 @@ class Gate:
             if self.inside and hmac.compare_digest(headers.get(b"x-inside", b""), self.inside):
                 await self.app(scope, receive, send)
             else:
-                await _refuse(send, 404, "Ask /predict.")
+                await _refusal(404, "Ask /predict.")(scope, receive, send)
             return
         if self.expected is not None and scope["path"] not in self.OPEN:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, self.expected):
-                await _refuse(send, 401, "The token is missing or wrong: send 'Authorization: Bearer TOKEN'.")
+                said = "The token is missing or wrong: send 'Authorization: Bearer TOKEN'."
+                await _refusal(401, said)(scope, receive, send)
                 return
-        large = f"A request has at most {self.max_bytes} bytes."
+        large = _refusal(413, f"A request has at most {self.max_bytes} bytes.")
         declared = headers.get(b"content-length", b"0")
         if not declared.isdigit() or int(declared) > self.max_bytes:
-            await _refuse(send, 413, large)
+            await large(scope, receive, send)
             return
         # A body may come in pieces and say nothing of its length.
         read, over = 0, False
@@ -491,13 +495,8 @@ class Gate:
             if not over:
                 raise
         if over:
-            await _refuse(send, 413, large)
+            await large(scope, receive, send)
 
 
-async def _refuse(send: Callable[[Any], Coroutine[Any, Any, None]], status: int, detail: str) -> None:
-    import json
-
-    body = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _refusal(status: int, detail: str) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status)

@@ -226,8 +226,10 @@ class JointPredictor:
         Returns:
             Its answer is ``None`` where the score decided before the decoder.
         """
-        window = self._prepare(rows, choices)
-        threshold = math.inf if keep else self.threshold
+        return self._judge(self._prepare(rows, choices), math.inf if keep else self.threshold)
+
+    def _judge(self, window: Window, threshold: float) -> list[tuple[str | float | None, float, bool]]:
+        """Of each input of a window the Swift's answer, if it has one, its score, and whether it is to be deferred."""
         answers, scores = self._swift_pass(window, threshold)
         early = self.score in BEFORE_DECODER
         return [
@@ -283,14 +285,13 @@ class JointPredictor:
 
     def _swift_window(self, window: Window) -> list[Deferred]:
         """Answer a window by the Swift; what it defers is returned."""
-        answers, scores = self._swift_pass(window, self.threshold)
         deferred = []
-        hard = route(scores, self.threshold).tolist()
-        for i, (answer, score, wait) in enumerate(zip(answers, scores.tolist(), hard, strict=True)):
-            if wait:
+        for i, (label, score, hard) in enumerate(self._judge(window, self.threshold)):
+            if hard:
                 deferred.append(Deferred(window, i, score))
             else:
-                window.answers[i] = Prediction(self._label(answer, window, i), score, "swift")
+                assert label is not None
+                window.answers[i] = Prediction(label, score, "swift")
         return deferred
 
     def _super_window(self, deferred: list[Deferred]) -> None:

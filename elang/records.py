@@ -186,6 +186,14 @@ def write_records(path: str | Path, splits: dict[str, Records], label_names: lis
         pq.write_table(pa.concat_tables(tables).replace_schema_metadata(metadata), aside)
 
 
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What a parquet file of ours says of itself; empty for others."""
+    import pyarrow.parquet as pq
+
+    found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(_METADATA, b"{}"))
+    return found
+
+
 def read_records(
     path: str | Path, label_names: list[str], problem: Problem = "classification"
 ) -> tuple[dict[str, Records], dict[str, Any]]:
@@ -211,9 +219,7 @@ def read_records(
     text = float if problem == "regression" else str
     try:
         if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            about = json.loads((pq.read_schema(path).metadata or {}).get(_METADATA, b"{}"))
+            about = read_about(path)
             frame = pd.read_parquet(path)
         elif path.suffix == ".jsonl":
             types = {"prediction": text, "split": str}
