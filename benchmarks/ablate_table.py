@@ -46,7 +46,7 @@ class Run:
             Records(x["id"], x["logits"].argmax(-1), x["logits"], x["key"], flops=x["flops"].double())
             for x in (own, other)
         ]
-        heads = {"router": own["router"]} if "router" in own else {}
+        heads = {name: score for name, score in own.items() if name.startswith("router")}
         return pair_answers(own, records[0], records[1], "classification", 1.0, heads, None, {})
 
     @cached_property
