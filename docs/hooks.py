@@ -1,0 +1,96 @@
+"""Builds what the site does not keep twice: its first page from the README, the command line's options, equations."""
+
+import contextlib
+import html
+import io
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent
+MODULES = ("FinetuneModule", "SwiftModule", "JointModule", "ScoreModule")
+DATA = ("TextClassificationData", "TaskData", "Seq2SeqData")
+
+
+def on_config(config: Any) -> Any:
+    """Show ```math blocks as MathML, which browsers draw without a script."""
+    fence = {"name": "math", "class": "math", "format": _equation}
+    config["mdx_configs"].setdefault("pymdownx.superfences", {})["custom_fences"] = [fence]
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages that are made."""
+    made = {"index.md": _first_page(), "reference/cli.md": _command_line(), "reference/python.md": _python()}
+    for name, text in made.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Name files of the repository that are no pages, instead of linking to them."""
+    return re.sub(r"\[([^\]]*)\]\(\.\./([^)#]+)\)", r"`\2`", markdown)
+
+
+def on_page_content(content: str, page: Any, **_: Any) -> str:
+    """Names in docstrings are set as code, without the marks of their kind."""
+    return re.sub(r":(?:class|meth|func|mod|data|attr):(<code[^>]*>)~?", r"\1", content)
+
+
+def _equation(source: str, *_: Any, **__: Any) -> str:
+    return f'<p class="equation">{convert(source.strip(), display="block")}</p>'
+
+
+def _first_page() -> str:
+    """The README, with its links as seen from the pages."""
+    text = (ROOT / "README.md").read_text("utf-8").replace("](docs/", "](")
+    return re.sub(r"\[([^\]]*)\]\((?![a-z]+://)([^)]*\.(?:ipynb|yaml)|[A-Z]+\.md)\)", r"`\2`", text)
+
+
+def _command_line() -> str:
+    """Every verb's options as its parser prints them."""
+    parts = ["# The command line", "As `elang <verb> --help` and `--model.help CLASS`, `--data.help CLASS` print it."]
+    parts += ["## elang", _printed("--help")]
+    verbs = re.findall(r"^  (\w+) +\S", _help("--help").split("verbs:")[1].split("options:")[0], re.MULTILINE)
+    for verb in verbs:
+        parts += [f"## {verb}", _printed(verb, "--help")]
+    for option, names in (("model", MODULES), ("data", DATA)):
+        for name in names:
+            verb = {"JointModule": "validate", "ScoreModule": "score"}.get(name, "fit")
+            parts += [f"## --{option} {name}", _printed(verb, f"--{option}.help", name)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _printed(*args: str) -> str:
+    return f"<pre><code>{html.escape(_help(*args).rstrip())}</code></pre>"
+
+
+def _help(*args: str) -> str:
+    from elang.cli import main
+
+    shown = io.StringIO()
+    os.environ["COLUMNS"] = "88"
+    before, sys.argv = sys.argv, ["elang", *args]
+    try:
+        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+            main()
+    finally:
+        sys.argv = before
+    return re.sub(r"[^\n -~]", "", shown.getvalue())
+
+
+def _python() -> str:
+    """The public names, and the modules behind them."""
+    import elang
+
+    parts = ["# Python", "Names that `import elang` gives, then the modules that hold the equations."]
+    names = [name for name in elang.__all__ if name not in ("SCORES", "__version__")]
+    parts += [f"::: {elang._HOME[name]}.{name}" for name in names]
+    for module in ("scores", "losses", "router", "curve", "quality", "cost", "certificate", "bootstrap"):
+        parts += [f"## elang.{module}", f"::: elang.{module}\n    options:\n      show_root_heading: false"]
+    return "\n\n".join(parts) + "\n"

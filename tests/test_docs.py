@@ -1,0 +1,66 @@
+"""The documentation's site: it builds without a warning, has every option and every public name."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import elang
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"NO_MKDOCS_2_WARNING": "1"})
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def shown(page: Path) -> str:
+    return re.sub(r"<[^>]+>", "", page.read_text("utf-8"))
+
+
+def test_every_public_name_is_in_the_reference(site):
+    text = shown(site / "reference" / "python" / "index.html")
+    for name in elang.__all__:
+        if name not in ("SCORES", "__version__"):
+            assert f"{elang._HOME[name]}.{name}" in text
+    assert "free_energy" in text
+    assert ":class:" not in text
+
+
+@pytest.mark.parametrize(
+    ("heading", "option"),
+    [
+        ("usage: elang calibrate", "--max_regret"),
+        ("usage: elang serve", "--on_super_failure"),
+        ("usage: elang [options] fit", "--trainer.max_epochs"),
+        ("Help for --model.help=elang.SwiftModule", "--model.margin_weight"),
+        ("Help for --data.help=elang.Seq2SeqData", "--data.hub_config"),
+    ],
+)
+def test_options_are_the_parsers(site, heading, option):
+    _, _, part = shown(site / "reference" / "cli" / "index.html").partition(heading)
+    assert option in part[:20_000]
+
+
+def test_equations_are_drawn_without_a_script(site):
+    page = (site / "method" / "index.html").read_text("utf-8")
+    assert page.count("<math") == (ROOT / "docs" / "method.md").read_text("utf-8").count("```math")
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    source = re.compile(r"<(?:script|img|iframe)[^>]+src=\"([^\"]+)|<link[^>]+rel=\"stylesheet\"[^>]+href=\"([^\"]+)")
+    found = [a or b for page in site.rglob("*.html") for a, b in source.findall(page.read_text("utf-8"))]
+    assert found
+    assert not [url for url in found if url.startswith(("http", "//"))]
+
+
+def test_a_page_for_each_file(site):
+    for page in (ROOT / "docs").glob("*.md"):
+        assert (site / page.stem / "index.html").is_file()
