@@ -1,11 +1,18 @@
 """Paired bootstrap over examples, and the area of a score by what deferring gains."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from elang.certificate import binomial_cdf
 from elang.curve import deferral_events
+
+_ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
+# Draws at a time that are worth their seconds; of more examples than that allows, intervals are narrow anyway.
+_MOST_DRAWS = 20_000_000
+_LEAST_TIMES = 100
 
 
 def resamples(n: int, times: int = 1000, seed: int = 0) -> Tensor:
@@ -52,6 +59,94 @@ def gain_area(score: Tensor, gain: Tensor, weights: Tensor | None = None) -> Ten
         parts.append(torch.where(best > 1e-12 * part.sum(1), own / best, torch.nan))
     found = torch.cat(parts)
     return found[0] if weights is None else found
+
+
+def mean_intervals(values: Tensor, times: int = 2000) -> tuple[Tensor, Tensor]:
+    """95% intervals of means over examples, which are drawn again, the same ones for every column.
+
+    Args:
+        values: Shape ``(N, P)``.
+        times: Resamples at most; where there are too many examples for 100, the normal approximation is taken.
+
+    Returns:
+        Lower and upper ends, float64 ``(P,)`` each.
+
+    >>> low, high = mean_intervals(torch.tensor([[0.0], [1.0]]).repeat(50, 1))
+    >>> float(low) < 0.5 < float(high)
+    True
+    """
+    values, n = values.double(), len(values)
+    times = min(times, _MOST_DRAWS // n)
+    if times < _LEAST_TIMES:
+        half = 1.96 * values.std(0, correction=0) / math.sqrt(n)
+        return values.mean(0) - half, values.mean(0) + half
+    low, high = (resamples(n, times) @ values / n).quantile(_ENDS, dim=0)
+    return low, high
+
+
+def mcnemar(worse: int, better: int) -> float:
+    """McNemar's exact two-sided p-value, of two models' right answers that the other has wrong.
+
+    >>> mcnemar(0, 5)
+    0.0625
+    """
+    n = worse + better
+    return min(1.0, 2 * binomial_cdf(min(worse, better), n, 0.5)) if n else 1.0
+
+
+def lost_to_super(lost: Tensor) -> list[dict[str, float]]:
+    """How much a pair's mean worth differs from the Super's, and how sure that is.
+
+    Args:
+        lost: What each kept example would have gained, 0 where it is deferred, shape ``(N, P)`` for so many pairs.
+
+    Returns:
+        For each pair its ``difference`` (negative: the pair is worse) with the ends ``low`` and ``high`` of the 95%
+        interval; of answers that are right or wrong also how many are ``worse`` and ``better`` than the Super's, and
+        McNemar's ``p``.
+    """
+    low, high = mean_intervals(-lost.double())
+    found = []
+    for column, a, b in zip(lost.T, low.tolist(), high.tolist(), strict=True):
+        one = {"difference": 0.0 - float(column.double().mean()), "low": a, "high": b}
+        if bool(((column.abs() == 1) | (column == 0)).all()):
+            worse, better = int((column > 0).sum()), int((column < 0).sum())
+            one |= {"worse": worse, "better": better, "p": mcnemar(worse, better)}
+        found.append(one)
+    return found
+
+
+def compare_areas(
+    scores: dict[str, Tensor], gain: Tensor, chosen: str, times: int = 1000
+) -> dict[str, dict[str, float]]:
+    """Each score's area by what deferring gains, and its difference to the chosen score's, on the same resamples.
+
+    Args:
+        scores: By name, each ``(N,)``.
+        gain: How much better the Super's answer is, ``(N,)``.
+        chosen: The score that the others are compared with.
+        times: Resamples at most.
+
+    Returns:
+        For each score the ends ``low`` and ``high`` of its area's 95% interval, and but for the chosen one the
+        ``difference`` to it with ``difference_low`` and ``difference_high``. Empty where nothing can be gained or there
+        are too many examples for 100 resamples.
+    """
+    times = min(times, _MOST_DRAWS // len(gain))
+    if times < _LEAST_TIMES or math.isnan(float(gain_area(scores[chosen], gain))):
+        return {}
+    drawn = resamples(len(gain), times)
+    areas = {name: gain_area(score, gain, drawn) for name, score in scores.items()}
+    there = ~areas[chosen].isnan()
+    found: dict[str, dict[str, float]] = {}
+    for name, area in areas.items():
+        low, high = area[there].quantile(_ENDS).tolist()
+        found[name] = {"low": low, "high": high}
+        if name != chosen:
+            low, high = (area - areas[chosen])[there].quantile(_ENDS).tolist()
+            own = float(gain_area(scores[name], gain) - gain_area(scores[chosen], gain))
+            found[name] |= {"difference": own, "difference_low": low, "difference_high": high}
+    return found
 
 
 def _captured(score: Tensor, gain: Tensor, counts: Tensor) -> Tensor:

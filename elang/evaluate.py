@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elang.bootstrap import lost_to_super
 from elang.curve import (
     OperatingCurve,
     at_best,
@@ -334,7 +335,8 @@ def operating_points(
 
     Returns:
         For each score its points ``held out, <name>`` and ``read here, <name>``, each with its threshold, deferred
-        share, cost, speed-up and ``qualities``.
+        share, cost, speed-up, ``qualities`` and ``to_super``, its difference to the Super as
+        :func:`elang.bootstrap.lost_to_super` gives it.
     """
     curves = pair_curves(answers, qualities[0])
     found: dict[str, Any] = {}
@@ -350,6 +352,10 @@ def operating_points(
         for point in points.values():
             point["qualities"] = {q.name: answers.quality_at(q, name, point["threshold"]) for q in qualities}
         found[name] = points
+    each = [(answers.scores[name], point) for name, points in found.items() for point in points.values()]
+    lost = torch.stack([answers.gain * ~route(score, point["threshold"]) for score, point in each], 1)
+    for (_, point), difference in zip(each, lost_to_super(lost), strict=True):
+        point["to_super"] = difference
     return found
 
 

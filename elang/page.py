@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elang.bootstrap import curve_interval, resamples
+from elang.bootstrap import curve_interval, lost_to_super
 from elang.calibrate import check_statements, read_summary
-from elang.certificate import binomial_cdf
 from elang.errors import InputError
 from elang.manifest import FILENAME, Manifest
 from elang.quality import QUALITIES, Quality
 from elang.records import read_about, written_aside
-from elang.report import COLORS
+from elang.report import COLORS, said_against
 from elang.scores import route
 
 _STEPS = 400
@@ -247,24 +246,7 @@ def _point(one: Evaluation, name: str, threshold: float, deferred: Tensor) -> di
         "speedup": float(row["speedup"]),
     }
     # What the pair loses to the Super, by examples that are drawn again.
-    lost = one.gain * ~deferred
-    drawn = resamples(len(lost), _RESAMPLES) @ lost / len(lost)
-    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    found |= {"difference": -float(lost.mean()), "low": -high, "high": -low}
-    if one.labels is not None and bool(((lost.abs() == 1) | (lost == 0)).all()):
-        worse, better = int((lost > 0).sum()), int((lost < 0).sum())
-        found["mcnemar"] = {"worse": worse, "better": better, "p": mcnemar(worse, better)}
-    return found
-
-
-def mcnemar(worse: int, better: int) -> float:
-    """McNemar's exact two-sided p-value, of two models' right answers that the other has wrong.
-
-    >>> mcnemar(0, 5)
-    0.0625
-    """
-    n = worse + better
-    return min(1.0, 2 * binomial_cdf(min(worse, better), n, 0.5)) if n else 1.0
+    return found | lost_to_super((one.gain * ~deferred)[:, None])[0]
 
 
 def _scores(one: Evaluation) -> list[dict[str, Any]]:
@@ -272,7 +254,10 @@ def _scores(one: Evaluation) -> list[dict[str, Any]]:
     rows = []
     for name, found in one.found["scores"].items():
         points = {"held out, 99%": found["held_out"].get("99%"), "read here, parity": found["on_this_set"]["parity"]}
-        rows.append({"name": name, "area": found["area"], "points": points, "chosen": name == one.score})
+        against = said_against(one.summary.get("areas", {}).get(name, {}))
+        rows.append(
+            {"name": name, "area": found["area"], "against": against, "points": points, "chosen": name == one.score}
+        )
     return rows
 
 

@@ -225,12 +225,13 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=132)
+        console = Console(highlight=False, width=150)
     lengths = summary.get("lengths", {})
     by_length = lengths.get("generated", lengths.get("source"))
     for number, (name, found) in enumerate(summary["qualities"].items()):
         swift, super_ = found["swift"], found["super"]
         before = any(score in BEFORE_DECODER for score in found["scores"])
+        compared = not number and bool(summary.get("areas"))
         table = Table(
             title=f"{name} on {found['num_examples']:,} examples of {summary['evaluated_on']}: "
             f"Swift {swift['quality']:.4f} ({_flops(swift['cost'])}), "
@@ -239,10 +240,13 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             + "area: between random (0) and oracle (1). Held out: threshold chosen on "
             f"{summary['thresholds_from']}.\nRead here: least deferral that reaches the Super on this very set; it "
             "flatters, and is no promise."
+            + (f"\n{_AREAS}" * compared)
             + ("\nA score that begins with encoder_ decides before the Swift's decoder runs." * before),
         )
         table.add_column("score")
         table.add_column("area", justify="right")
+        if compared:
+            table.add_column("less that of *", justify="right", no_wrap=True)
         if by_length:
             table.add_column("by length", justify="right")
         for title in ("held out, parity", "held out, 99%", "read here, parity", "read here, 99%"):
@@ -252,12 +256,14 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             cells += [row["on_this_set"]["parity"], row["on_this_set"]["99%"]]
             mark = "*" if score == summary["score"] else ""
             length = [_number(by_length.get(score, math.nan), 2)] if by_length else []
-            table.add_row(score + mark, _number(row["area"]), *length, *(_point(cell) for cell in cells))
+            against = [said_against(summary["areas"].get(score, {}))] if compared else []
+            table.add_row(score + mark, _number(row["area"]), *against, *length, *(_point(cell) for cell in cells))
         if number and len(found["scores"]) > _MAX_DRAWN:
             console.print(table.title, soft_wrap=True)
         else:
             console.print(table)
-        console.print(_bottom_line(name, found, summary["score"]), soft_wrap=True)
+        to_super = summary.get("operating_points", {}).get(summary["score"], {}) if not number else {}
+        console.print(_bottom_line(name, found, summary["score"], to_super, summary["worth"]), soft_wrap=True)
     for name, said in summary.get("signatures", {}).items():
         if said != name:
             console.print(f"{name}: {said}", soft_wrap=True)
@@ -286,19 +292,44 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     console.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")
 
 
-def _bottom_line(name: str, found: dict[str, Any], score: str) -> str:
+_AREAS = "less that of *: with its 95% interval (1,000 paired resamples); = where that holds 0: it may be chance."
+
+
+def said_against(area: dict[str, float]) -> str:
+    """A score's area against that of the score that routes."""
+    if "difference" not in area:
+        return ""
+    low, high = area["difference_low"], area["difference_high"]
+    said = f"{'= ' * (low <= 0 <= high)}{area['difference']:+.3f} ({low:+.2f}, {high:+.2f})"
+    return said.replace("0.", ".")
+
+
+def _to_super(found: dict[str, float], worth: dict[str, Any]) -> str:
+    """A pair's difference to the Super, and whether it may be chance."""
+    scale = 100 / worth["largest"] if worth["largest"] else 1.0
+    own, low, high = (scale * found[name] for name in ("difference", "low", "high"))
+    unit, points = worth["unit"].split(",")[0], " points" if worth["largest"] else ""
+    said = f"{unit}: {own:+.2f}{points} to the Super's, 95% interval {low:+.2f} to {high:+.2f}"
+    if low <= 0 <= high:
+        said += ": no difference shown"
+    return said + (f" (McNemar: p = {found['p']:.2g})" if "p" in found else "")
+
+
+def _bottom_line(name: str, found: dict[str, Any], score: str, to_super: dict[str, Any], worth: dict[str, Any]) -> str:
     """Say in words what the pair does with the score that routes by default."""
     row, best = found["scores"][score], found["super"]["quality"]
     lines = []
-    for point, how in (
-        (row["held_out"].get("parity"), "with the threshold chosen on held-out data"),
-        (row["on_this_set"]["parity"], "with the threshold read on this very set"),
+    for point, how, key in (
+        (row["held_out"].get("parity"), "with the threshold chosen on held-out data", "held out, parity"),
+        (row["on_this_set"]["parity"], "with the threshold read on this very set", "read here, parity"),
     ):
         if point is not None:
             lines.append(
                 f"{score}, {how}: {name} {point['quality']:.4f} (Super {best:.4f}), {point['deferred_share']:.1%} "
                 f"deferred, FLOPs speed-up {_number(point['speedup'], 2)}x"
             )
+            if key in to_super:
+                lines.append(f"  {_to_super(to_super[key]['to_super'], worth)}")
     return "\n".join(lines)
 
 

@@ -41,6 +41,31 @@ def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
+def expected_gain(super_logits: Tensor, super_: Tensor, swift: Tensor) -> Tensor:
+    """What deferring gains by the Super's own probabilities: how much more probable it finds its answer.
+
+    The mean of the gain over labels that are drawn from the Super's distribution. It is wrong where the Super is, but
+    tells of every example how much there is to gain, where right and wrong answers differ on a few only.
+
+    Args:
+        super_logits: Shape ``(N, C)``; ``-inf`` marks a choice that an example does not have.
+        super_: The Super's answers, int64 ``(N,)``, -1 for one that names no class.
+        swift: The Swift's.
+
+    Returns:
+        float64, shape ``(N,)``.
+
+    Source:
+        The difference of probabilities of Narasimhan et al., NeurIPS 2022, with the Super's in the labels' place.
+
+    >>> expected_gain(torch.tensor([[0.0, 0.0], [0.0, 99.0]]), torch.tensor([0, 1]), torch.tensor([1, 0]))
+    tensor([0., 1.], dtype=torch.float64)
+    """
+    p = super_logits.double().softmax(-1)
+    own, other = (p.gather(1, answer.clamp_min(0)[:, None])[:, 0] * (answer >= 0) for answer in (super_, swift))
+    return own - other
+
+
 def num_logit_features(num_labels: int) -> int:
     """Number of :func:`logit_features` of ``C`` logits."""
     if num_labels == 1:
@@ -133,6 +158,7 @@ class RouterHead(nn.Module):
         key: Tensor,
         candidates: dict[str, list[int]] | None = None,
         simple: str | None = None,
+        lesson: Tensor | None = None,
     ) -> dict[str, Any]:
         """Learn from examples that the Swift was not trained on.
 
@@ -142,12 +168,15 @@ class RouterHead(nn.Module):
             key: Of their texts (or of what several share), int64 ``(N,)``: equal ones stay in one fold.
             candidates: By name, the features that it may read; by default all.
             simple: The one of them, of a single feature, that is taken unless another is better with 95% confidence.
+            lesson: A less noisy estimate of the gain (:func:`expected_gain`), ``(N,)``: it is learned from, and
+                candidates are compared by it; predictions are then put on the gain's scale.
 
         Returns:
             What was found, for ``elang.json``: ``reads``, ``examples``, the ``areas`` of all candidates between random
             (0) and oracle (1) on examples that they had not seen, and ``why``.
         """
         x, y, fold = features.double().cpu(), gain.double().cpu(), fold_of(key.cpu())
+        taught = y if lesson is None else lesson.double().cpu()
         mean, scale = x.mean(0), x.std(0, correction=0)
         # What never varies tells nothing.
         scale = torch.where(scale > 1e-6 * mean.abs().clamp_min(1e-6), 1 / scale, 0.0)
@@ -155,20 +184,23 @@ class RouterHead(nn.Module):
             scale[-self.hidden :] /= math.sqrt(self.hidden)
         x = (x - mean) * scale
         candidates = candidates or {"all features": list(range(self.width))}
-        fits = {name: _cross_fitted(x, y, fold, columns, name == simple) for name, columns in candidates.items()}
+        fits = {
+            name: _cross_fitted(x, y, taught, fold, columns, name == simple) for name, columns in candidates.items()
+        }
         held_out = {name: found[1] for name, found in fits.items()}
-        chosen, report = _choose(held_out, y, simple)
+        chosen, report = _choose(held_out, taught, simple)
         (weight, bias), _ = fits[chosen]
         # In float32, whatever the model was trained in.
         state = {"mean": mean, "scale": scale, "weight": weight[-1], "bias": bias[-1:]}
         state |= {"fold_weight": weight[:-1], "fold_bias": bias[:-1], "fitted": torch.ones(1)}
         for name, value in state.items():
             setattr(self, name, value.float().to(self.bias.device))
+        report["learned_from"] = "the gain" if lesson is None else "the Super's probabilities"
         return report | {"examples": len(y), "mean_gain": float(y.mean())}
 
 
 def _cross_fitted(
-    x: Tensor, y: Tensor, fold: Tensor, columns: list[int], simple: bool
+    x: Tensor, y: Tensor, taught: Tensor, fold: Tensor, columns: list[int], simple: bool
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Weights ``(FOLDS + 1, F)`` and biases of the fits without each fold and to all, and held-out predictions."""
     weight, bias = x.new_zeros(FOLDS + 1, x.shape[1]), y.mean().repeat(FOLDS + 1)
@@ -176,7 +208,7 @@ def _cross_fitted(
         # A single score is put on the gain's scale, by all: its order must be the same in every fold.
         rows = fold != k if not simple and (fold != k).sum() > 1 else torch.ones_like(fold, dtype=torch.bool)
         own, centre = x[rows][:, columns], x[rows][:, columns].mean(0)
-        found = _ridge(own - centre, y[rows])
+        found = _ridge(own - centre, (y if simple else taught)[rows])
         if simple:
             found = found.clamp_min(0.01)
         # The mean of all, for that of the others is the lower the higher the fold's own.

@@ -55,6 +55,7 @@ def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
         row["points"][name] = {
             "quality": scale * _mean(point["qualities"][name] for name in qualities),
             "qualities": point["qualities"],
+            "to_super": point.get("to_super"),
             "kept": 1 - share,
             "gflops": _giga(point["cost"]),
             "speedup": math.nan if point["speedup"] is None else point["speedup"],
@@ -169,13 +170,16 @@ _COLUMNS = (
 )
 _CAPTION = (
     "Qualities are the mean of a task's metrics, x 100. Milliseconds are for one input, on random tokens of the median "
-    "length. Swift ratio: share of inputs that it answers."
+    "length. Swift ratio: share of inputs that it answers. =: the joint answers' worth is not shown to differ from the "
+    "Super's (95% interval, paired bootstrap)."
 )
 
 
 def _cells(row: dict[str, Any], point: str) -> list[str]:
     found = row["points"][point]
     cells = [f"{100 * q:.1f}" for q in (row["swift"], row["super"], found["quality"])]
+    if (to_super := found.get("to_super")) and to_super["low"] <= 0 <= to_super["high"]:
+        cells[-1] = f"= {cells[-1]}"
     cells.append(" / ".join(_short(v) for v in (row["swift_gflops"], row["super_gflops"], found["gflops"])))
     for batch in ("batch 1", "best batch"):
         times = (_ms(row, batch, "swift"), _ms(row, batch), found["ms"][batch])

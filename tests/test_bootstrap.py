@@ -1,9 +1,11 @@
 """Resamples, and areas by gain against the curves that they stand for."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import bootstrap
 
-from elang.bootstrap import gain_area, resamples
+from elang.bootstrap import compare_areas, gain_area, lost_to_super, mcnemar, mean_intervals, resamples
 from elang.curve import operating_curve, oracle_score, random_curve, relative_area
 from elang.quality import accuracy
 
@@ -76,3 +78,51 @@ def test_interval_covers():
     gain = (super_ == label).double() - (swift == label).double()
     spread = float(gain_area(score, gain, resamples(300)).std())
     assert spread == pytest.approx(float(torch.tensor(estimates).std()), rel=0.35)
+
+
+def gains(n=400, seed=5):
+    score, swift, super_, label = answers(n, seed)
+    return score, (super_ == label).double() - (swift == label).double()
+
+
+def test_mean_intervals_are_those_of_scipy():
+    _, gain = gains()
+    low, high = mean_intervals(torch.stack([gain, -gain], 1), 4000)
+    found = bootstrap((gain.numpy(),), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1))
+    assert [float(low[0]), float(high[0])] == pytest.approx(list(found.confidence_interval), abs=0.01)
+    # The same draws for both columns.
+    assert torch.allclose(low[0], -high[1])
+    assert torch.allclose(high[0], -low[1])
+
+
+def test_intervals_of_very_many_examples():
+    values = torch.tensor([[0.0], [1.0]], dtype=torch.float64).repeat(150_000, 1)
+    low, high = mean_intervals(values)
+    half = 1.96 * 0.5 / 300_000**0.5
+    assert [float(low), float(high)] == pytest.approx([0.5 - half, 0.5 + half], abs=1e-9)
+
+
+def test_lost_to_the_super():
+    score, gain = gains()
+    kept = score <= score.median()
+    everything, nothing = lost_to_super(torch.stack([gain * kept, gain * 0], 1))
+    assert everything["difference"] == pytest.approx(-float((gain * kept).mean()))
+    assert everything["low"] < everything["difference"] < everything["high"]
+    assert everything["worse"] == int((gain * kept > 0).sum())
+    assert everything["better"] == int((gain * kept < 0).sum())
+    assert everything["p"] == mcnemar(everything["worse"], everything["better"])
+    assert nothing == {"difference": 0, "low": 0, "high": 0, "worse": 0, "better": 0, "p": 1}
+    # What is worth something between 0 and 1 has no such test.
+    assert "p" not in lost_to_super(0.5 * gain[:, None])[0]
+
+
+def test_areas_against_one_another():
+    score, gain = gains()
+    noise = torch.rand(len(score), generator=torch.Generator().manual_seed(0))
+    found = compare_areas({"a": score, "same": 2 * score + 1, "noise": noise}, gain, "a")
+    assert found["same"]["difference"] == found["same"]["difference_low"] == found["same"]["difference_high"] == 0
+    assert found["same"]["low"] == found["a"]["low"] < float(gain_area(score, gain)) < found["a"]["high"]
+    assert found["noise"]["difference_high"] < 0
+    assert "difference" not in found["a"]
+    assert found["noise"]["difference"] == pytest.approx(float(gain_area(noise, gain) - gain_area(score, gain)))
+    assert compare_areas({"a": score}, gain * 0, "a") == {}

@@ -292,6 +292,25 @@ def test_a_checkpoint_can_stand_for_a_folder(base_model, data_args, pair, tmp_pa
     pd.testing.assert_frame_equal(a, b)
 
 
+def test_differences_to_the_super_are_told_with_their_intervals(joint, joint_args, tmp_path, capsys):
+    frame = pd.read_parquet(joint / "records.parquet").query("split == 'validation'")
+    summary = json.loads((joint / "summary.json").read_text())
+    for score, points in summary["operating_points"].items():
+        for point in points.values():
+            kept = frame[f"score_{score}"] <= float(point["threshold"])
+            found, lost = point["to_super"], frame["gain"] * kept
+            assert found["difference"] == pytest.approx(-lost.mean())
+            assert found["low"] <= found["difference"] <= found["high"]
+            assert (found["worse"], found["better"]) == ((lost > 0).sum(), (lost < 0).sum())
+            super_ = summary["qualities"]["accuracy"]["super"]["quality"]
+            assert point["qualities"]["accuracy"] == pytest.approx(super_ + found["difference"])
+    assert main(["validate", *joint_args, "--model.output", str(tmp_path / "again")]) == 0
+    said = capsys.readouterr().out
+    assert "right answers: " in said
+    assert "McNemar: p = " in said
+    assert "less that of *" in said
+
+
 def test_validate_one_model(pair, data_args, capsys):
     args = ["validate", "--model", "FinetuneModule", "--model.model", str(pair["super"]), *data_args, *QUIET]
     assert main(args) == 0

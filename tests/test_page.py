@@ -14,11 +14,12 @@ import torch
 from conftest import QUIET, write_data
 from scipy import stats
 
-from elang.bootstrap import curve_interval
+from elang.bootstrap import curve_interval, mcnemar
 from elang.cli import main
 from elang.curve import operating_curve
-from elang.page import Evaluation, mcnemar
+from elang.page import Evaluation
 from elang.quality import QUALITIES
+from elang.report import said_against
 
 SCREENS = [(1280, 900), (390, 844)]
 
@@ -135,6 +136,18 @@ def test_breakdowns_are_the_records(joint, tmp_path):
         assert (f" {number} of {len(frame)} inputs" in part) if number else "None." in part
     hardest = frame[deferred & (frame["gain"] <= 0)].sort_values("score_free_energy", ascending=False)
     assert hardest["input"].iloc[0] in plain
+
+
+def test_differences_of_areas_are_said(joint, tmp_path):
+    plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page_of(joint, out=tmp_path / "report.html")))
+    areas = json.loads((joint / "summary.json").read_text())["areas"]
+    assert "less that of free_energy" in plain
+    for name in set(areas) - {"free_energy"}:
+        assert said_against(areas[name]) in plain
+        assert said_against(areas[name]).startswith("= ") == (
+            areas[name]["difference_low"] <= 0 <= areas[name]["difference_high"]
+        )
+    assert said_against(areas["free_energy"]) == ""
 
 
 def test_what_a_text_says_is_only_text(pair, joint_args, tmp_path):

@@ -8,7 +8,16 @@ from sklearn.linear_model import RidgeCV
 from torch.nn.functional import cross_entropy, layer_norm
 
 from elang.bootstrap import gain_area
-from elang.router import FOLDS, EncoderHead, RouterHead, fold_of, logit_features, masked_mean, num_logit_features
+from elang.router import (
+    FOLDS,
+    EncoderHead,
+    RouterHead,
+    expected_gain,
+    fold_of,
+    logit_features,
+    masked_mean,
+    num_logit_features,
+)
 from elang.scores import SCORES, all_scores
 
 
@@ -104,6 +113,40 @@ def test_an_example_is_answered_by_a_fit_that_has_not_seen_it():
     # In sample it would look as if there were something to learn.
     assert gain_area(head(x), y) > gain_area(before, y) + 0.2
     assert abs(float(gain_area(before, y))) < 0.4
+
+
+def test_expected_gain_is_the_mean_over_the_supers_labels():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, generator=generator)
+    logits[0, 2] = -math.inf
+    super_, swift = logits.argmax(-1), torch.randint(4, (6,), generator=generator)
+    super_[3], swift[4] = -1, -1
+    labels = torch.multinomial(logits.softmax(-1), 40_000, True, generator=generator)
+    drawn = (labels == super_[:, None]).double().mean(1) - (labels == swift[:, None]).double().mean(1)
+    torch.testing.assert_close(expected_gain(logits, super_, swift), drawn, atol=0.01, rtol=0)
+
+
+def test_a_lesson_is_learned_from_and_put_on_the_gains_scale():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(400, 3, generator=generator)
+    odds = (2 * x[:, 1] - 2).sigmoid().double()
+    gain = (torch.rand(400, generator=generator) < odds).double()
+    # The lesson says it all, but three times as large.
+    head, plain = RouterHead(3), RouterHead(3)
+    candidates = {"score": [0], "all": [0, 1, 2]}
+    report = head.fit(x, gain, keys(400), candidates, "score", lesson=3 * odds)
+    assert report["reads"] == "all"
+    assert report["learned_from"] == "the Super's probabilities"
+    assert report["areas"]["all"] > 0.9
+    assert plain.fit(x, gain, keys(400), candidates, "score")["learned_from"] == "the gain"
+    fresh = torch.randn(2000, 3, generator=generator)
+    truth = (2 * fresh[:, 1] - 2).sigmoid()
+    errors = [1 - torch.corrcoef(torch.stack([h(fresh), truth]))[0, 1] for h in (head, plain)]
+    assert errors[0] < errors[1]
+    said = head(fresh)
+    assert float(said.mean()) == pytest.approx(float(truth.mean()), abs=0.03)
+    line = torch.linalg.lstsq(torch.stack([said, torch.ones(2000)], 1), truth[:, None]).solution[0]
+    assert 0.8 < float(line) < 1.25
 
 
 def test_folds_are_told_by_the_text_alone():

@@ -143,7 +143,9 @@ def test_table_is_printed(whole):
     first = json.loads((out / "suite.json").read_text())["tasks"][0]
     point = first["points"]["held out, parity"]
     assert cells[:3] == ["glue/rte", "free_energy", "12"]
-    assert cells[3:6] == [f"{100 * q:.1f}" for q in (first["swift"], first["super"], point["quality"])]
+    qualities = [f"{100 * q:.1f}" for q in (first["swift"], first["super"], point["quality"])]
+    same = "= " * (point["to_super"]["low"] <= 0 <= point["to_super"]["high"])
+    assert cells[3:6] == [*qualities[:2], same + qualities[2]]
     assert cells[6].split(" / ")[2] == f"{point['gflops']:.3g}"
     assert cells[9] == f"{point['kept']:.0%}"
     assert cells[10] == f"{point['speedup']:.3g}x"

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from elang.bootstrap import compare_areas
 from elang.calibrate import check_statements
 from elang.cost import FlopsConvention
 from elang.data.format import TaskFields
@@ -235,6 +236,7 @@ class JointModule(EvaluationModule):
             "qualities": {q.name: summarize(answers, q, thresholds) for q in self.qualities},
             "operating_points": operating_points(answers, self.qualities, thresholds),
         }
+        summary["areas"] = compare_areas(answers.scores, answers.gain, summary["score"])
         # Thresholds are on the scale of their own temperature.
         if self.manifest is not None and self.temperature == self.manifest.temperature:
             worth = answers.gain / (summary["worth"]["largest"] or 1.0)

@@ -25,7 +25,7 @@ from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
 from elang.quality import QualityName
 from elang.records import Records, read_records, source_of
-from elang.router import fold_of
+from elang.router import expected_gain, fold_of
 from elang.scores import BEFORE_DECODER, SCORES, all_scores
 from elang.sequence_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
 
@@ -325,7 +325,7 @@ class SwiftModule(FinetuneModule):
             return {}
         table = self._answer(data.loader("routing"))
         super_ = None if self.records is None else self.records.take(self.records.rows(table["id"], table["key"]))
-        score_flops = None
+        score_flops = lesson = None
         if isinstance(model, Seq2Seq):
             assert isinstance(self.lessons, TextLessons)
             targets = self.lessons.targets([self.quality.name], table, data.references("routing", table["id"]), super_)
@@ -338,11 +338,13 @@ class SwiftModule(FinetuneModule):
             gain = 1 - own
             if super_ is not None:
                 gain = reward(super_.prediction, table["label"], targets, self.task.problem) - own
+                if super_.logits is not None and self.task.problem != "regression" and "answer_f1" not in targets:
+                    lesson = expected_gain(super_.logits, super_.prediction, table["prediction"])
             swift = Records(table["id"], table["prediction"], table["logits"], flops=table["flops"])
         heads = {name: table[name] for name in model.head_scores if name not in model.routers}
         for name, head in model.routers.items():
             features = table[f"{name}_features"]
-            self.router_report[name] = head.fit(features, gain, table["unit"], *model.candidates(name))
+            self.router_report[name] = head.fit(features, gain, table["unit"], *model.candidates(name), lesson)
             rank_zero_info(f"{name}: reads {self.router_report[name]['reads']}: {self.router_report[name]['why']}")
             place = head.bias.device
             heads[name] = head(features.to(place), fold_of(table["unit"]).to(place)).to(features.device)
