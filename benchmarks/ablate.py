@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from common import ROOT
+from common import ROOT, about
 
 RECIPES = ROOT / "configs" / "recipes"
 FOLDS = 3
@@ -36,8 +36,6 @@ FOLDS = 3
 TRANSFER = ("distil-transfer", "distil-hidden-transfer")
 # Of the Super's size, at the same time: their memory adds up.
 MOST_SUPERS = 10
-# New texts for each of the routing slice, from which a router may learn.
-NEAR_COPIES = 10
 
 
 @dataclass(frozen=True)
@@ -146,7 +144,7 @@ def trainer_of(epochs: int, device: str, large: bool) -> Any:
     )
 
 
-def answers_of(module: Any, data: Any, splits: list[str], device: str, features: bool = False) -> dict[str, np.ndarray]:
+def answers_of(module: Any, data: Any, splits: list[str], device: str) -> dict[str, np.ndarray]:
     """A model's answers to some splits, as arrays named by split and column."""
     from elang.data.batches import encode_examples
     from elang.models.evaluation import answer_batch
@@ -163,11 +161,11 @@ def answers_of(module: Any, data: Any, splits: list[str], device: str, features:
             inputs = {name: column.to(place) for name, column in encoded.batch(rows.tolist()).items()}
             fold = fold_of(examples.key[rows]).to(place) if split == "routing" else None
             with torch.no_grad():
-                answer = answer_batch(model, inputs, order, fold=fold, features=features)
+                answer = answer_batch(model, inputs, order, fold=fold)
             parts.append({"row": rows, **{name: column.cpu() for name, column in answer.items()}})
         table = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         place_of = table.pop("row").argsort()
-        for name in ("logits", "flops", *model.head_scores, *(["router_features"] if features else [])):
+        for name in ("logits", "flops", *model.head_scores):
             found[f"{split}_{name}"] = table[name][place_of].float().numpy()
         found |= {f"{split}_id": examples.id.numpy(), f"{split}_key": examples.key.numpy()}
         found[f"{split}_label"] = examples.label.numpy()
@@ -209,81 +207,8 @@ def run_super(job: Job, args: argparse.Namespace, device: str) -> None:
     seconds = time.perf_counter() - start
     found = answers_of(module, data, ["train", "routing", "validation"], device)
     write_super_records(job, out, found, data.label_names)
-    if setup.copies:
-        near_texts(job, data, args, device)
-        found |= answers_of(module, near_data(job, args), ["transfer"], device)
-        save(near_file(job, out).with_suffix(".npz"), logits=found.pop("transfer_logits"))
     kept = {name: column for name, column in found.items() if not name.startswith("train")}
     save(job.path(out), seconds=seconds, **kept)
-
-
-def near_file(job: Job, out: Path) -> Path:
-    """Text like that of the routing slice, without labels."""
-    return out / f"near-{job.task}-{job.seed}.csv"
-
-
-def near_texts(job: Job, data: Any, args: argparse.Namespace, device: str) -> None:
-    """Make it, each with the key of the text that it was made from."""
-    import random
-
-    import pandas as pd
-
-    from elang.data.augment import Replacements
-
-    examples = data.examples("routing")
-    source = Replacements(str(args.models / args.super), "auto", 15, torch.device("cuda" if device == "gpu" else "cpu"))
-    rng, made = random.Random(job.seed), {}
-    rows = list(zip(examples.texts, examples.key.tolist(), strict=True)) * NEAR_COPIES
-    for start in range(0, len(rows), 64):
-        some = rows[start : start + 64]
-        sides = [source.replace([texts[i] for texts, _ in some], 0.3, rng) for i in range(len(data.text_columns))]
-        made |= dict(zip(zip(*sides, strict=True), (key for _, key in some), strict=True))
-    frame = pd.DataFrame(list(made), columns=data.text_columns)
-    frame.assign(key=list(made.values())).to_csv(near_file(job, args.out), index=False)
-
-
-def near_data(job: Job, args: argparse.Namespace) -> Any:
-    """The task with that text in the place of the transfer set."""
-    data = data_of(job, args.data, args.out)
-    data.transfer = str(near_file(job, args.out))
-    return data
-
-
-def soft_gain(super_: np.ndarray, swift: np.ndarray) -> torch.Tensor:
-    """How much more probable the Super finds its own answer than the Swift's, from logits ``(N, C)``."""
-    p = torch.tensor(super_).softmax(-1)
-    return p.amax(-1) - p.gather(1, torch.tensor(swift).argmax(-1, keepdim=True))[:, 0]
-
-
-def more_routers(
-    job: Job, module: Any, args: argparse.Namespace, device: str, found: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Scores of routers with other targets and texts, by split."""
-    import pandas as pd
-
-    from elang.router import RouterHead, fold_of
-
-    super_ = Job("super", job.task, job.seed)
-    answers = np.load(super_.path(args.out))
-    features = {split: torch.tensor(found.pop(f"{split}_router_features")) for split in ("routing", "validation")}
-    key = torch.tensor(found["routing_key"])
-    targets = soft_gain(answers["routing_logits"], found["routing_logits"])
-    learned = {"soft": (features["routing"], targets, key)}
-    if SETUPS[job.task].copies:
-        near = answers_of(module, near_data(super_, args), ["transfer"], device, features=True)
-        logits = np.load(near_file(super_, args.out).with_suffix(".npz"))["logits"]
-        more = torch.tensor(near["transfer_router_features"]), soft_gain(logits, near["transfer_logits"])
-        keys = torch.tensor(pd.read_csv(near_file(super_, args.out))["key"].to_numpy())
-        learned["near"] = (*(torch.cat(pair) for pair in zip(learned["soft"], (*more, keys), strict=True)),)
-    scores = {}
-    hidden = module.classifier.routers["router"].hidden
-    for name, (x, y, keys) in learned.items():
-        for what, columns in (("", list(range(x.shape[1] - hidden))), ("_all", list(range(x.shape[1])))):
-            head = RouterHead(x.shape[1], hidden)
-            head.fit(x, y, keys, {name: columns})
-            scores[f"routing_router_{name}{what}"] = head(features["routing"], fold_of(key)).numpy()
-            scores[f"validation_router_{name}{what}"] = head(features["validation"]).numpy()
-    return scores
 
 
 def run_texts(job: Job, args: argparse.Namespace, device: str) -> None:
@@ -346,9 +271,7 @@ def run_swift(job: Job, args: argparse.Namespace, device: str) -> None:
     module = SwiftModule(label_names=data.label_names, task=data.task_fields, output=str(job.model(out)), **options)
     trainer_of(epochs, device, "super_model" in options).fit(module, datamodule=data)
     seconds = time.perf_counter() - start
-    found = answers_of(module, data, ["fold"] if job.fold else ["routing", "validation"], device, not job.fold)
-    if not job.fold:
-        found |= more_routers(job, module, args, device, found)
+    found = answers_of(module, data, ["fold"] if job.fold else ["routing", "validation"], device)
     save(job.path(out), seconds=seconds, router=json.dumps(module.router_report), **found)
     if job.recipe != "plain" or job.fold:
         shutil.rmtree(job.model(out))
@@ -485,6 +408,9 @@ def main() -> None:
         todo += [one for first in needs(job) for one in [*needs(first), first]] + [job]
     # The Supers first: much waits for them.
     todo = sorted(dict.fromkeys(todo), key=lambda job: job.kind not in ("super", "texts"))
+    made = args.out / "made.json"
+    if not made.exists():
+        made.write_text(json.dumps(about(("torch", "lightning", "transformers")) | {"jobs": args.jobs}))
     done = run_all(todo, args)
     print("all is done" if done else "not all is done: run it again")
 

@@ -1,10 +1,11 @@
 """Reads what ablate.py left and sets it into tables, with paired bootstrap intervals over examples and seeds."""
 
+import json
 import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from elang.records import Records
 
 BASELINE = ("plain", "max_softmax")
 INTERVAL = (0.025, 0.975)
+# A task is set into a table where all Swifts have so many seeds in common.
+LEAST_SEEDS = 2
+# Of the other scores only areas are kept.
+MAIN = ("max_softmax", "free_energy", "softmax_energy", "router")
 # The paper's own speed-ups.
 PAPER = {"sst2": 3.5, "rte": 2.0, "cola": 2.2}
 
@@ -36,6 +41,7 @@ class Run:
     seed: int
     own: dict[str, np.ndarray]
     super_: dict[str, np.ndarray]
+    areas: dict[str, Tensor] = field(default_factory=dict)
 
     def answers(self, split: str) -> PairAnswers:
         """Both models' answers to a split."""
@@ -63,11 +69,15 @@ class Run:
         return summarize(self.dev, quality, thresholds)
 
     @cached_property
-    def routing_speedup(self) -> dict[str, float]:
-        """What each score's threshold for the Super's quality saves on the routing slice itself."""
+    def routing(self) -> dict[str, Any]:
+        """Points of all scores, read off the routing slice itself."""
         quality = QUALITIES[SETUPS[self.task].metric](self.own["routing_logits"].shape[1])  # type: ignore[index]
-        found = summarize(self.answers("routing"), quality, {})["scores"]
-        return {name: point["on_this_set"]["parity"]["speedup"] for name, point in found.items()}
+        found: dict[str, Any] = summarize(self.answers("routing"), quality, {})["scores"]
+        return found
+
+    def routing_speedup(self, score: str, point: str) -> float:
+        """What a score's threshold for a share of the Super's quality saves on the routing slice itself."""
+        return float(self.routing[score]["on_this_set"][point]["speedup"])
 
 
 def runs_in(out: Path) -> Iterator[Run]:
@@ -86,8 +96,10 @@ def areas(runs: list[Run], score: str, weights: Tensor) -> Tensor:
     """The area of a score by the accuracy gained, of each seed and resample, ``(S, 1 + R)``; the first is the set's."""
     found = []
     for run in runs:
-        values = gain_area(run.dev.scores[score], run.dev.gain, weights)
-        found.append(torch.cat([gain_area(run.dev.scores[score], run.dev.gain)[None], values]))
+        if score not in run.areas:
+            values = gain_area(run.dev.scores[score], run.dev.gain, weights)
+            run.areas[score] = torch.cat([gain_area(run.dev.scores[score], run.dev.gain)[None], values])
+        found.append(run.areas[score])
     return torch.stack(found)
 
 
@@ -125,7 +137,7 @@ def cell_of(runs: list[Run], plain: list[Run], weights: Tensor) -> dict[str, Any
         entry: dict[str, Any] = {"area": float(own[:, 0].mean())}
         if reference is not None and (runs[0].recipe, name) != BASELINE:
             entry["against plain max_softmax"] = difference(areas(both, name, weights), reference)
-        for where in ("held_out", "on_this_set"):
+        for where in ("held_out", "on_this_set") if name in MAIN else ():
             for point in FRACTIONS:
                 parts = [run.summary["scores"][name][where][point] for run in runs]
                 entry[f"{where}, {point}"] = {
@@ -139,16 +151,16 @@ def cell_of(runs: list[Run], plain: list[Run], weights: Tensor) -> dict[str, Any
     return found
 
 
-def best_swifts(runs: list[Run], score: str, point: str = "held_out") -> dict[str, Any]:
+def best_swifts(runs: list[Run], score: str, point: str) -> dict[str, Any]:
     """For each task the Swift that saves most on the routing slice, by seed, and what it does on the evaluation set."""
     by_task: dict[str, dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        if score in run.routing_speedup:
+        if score in run.routing:
             by_task[run.task][run.seed].append(run)
     found: dict[str, Any] = {}
     for task, seeds in by_task.items():
-        chosen = [max(some, key=lambda run: run.routing_speedup[score]) for some in seeds.values()]
-        parts = [run.summary["scores"][score][point]["parity"] for run in chosen]
+        chosen = [max(some, key=lambda run: run.routing_speedup(score, point)) for some in seeds.values()]
+        parts = [run.summary["scores"][score]["held_out"][point] for run in chosen]
         costs = [(run.summary["super"]["cost"], part["cost"]) for run, part in zip(chosen, parts, strict=True)]
         found[task] = {
             "swifts": [run.swift for run in chosen],
@@ -172,7 +184,7 @@ def write_table(out: Path) -> None:
     groups: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs_in(out):
         groups[run.task, run.swift, run.recipe].append(run)
-    figures: dict[str, Any] = {"cells": {}, "best Swift": {}, "training cost": {}, "ranks": {}}
+    figures: dict[str, Any] = {"cells": {}, "tasks": {}, "best Swift": {}, "training cost": {}, "ranks": {}}
     draws = {}
     for (task, swift, recipe), runs in sorted(groups.items(), key=lambda item: order_of(item[0])):
         if task not in draws:
@@ -181,35 +193,99 @@ def write_table(out: Path) -> None:
         cell = cell_of(runs, plain, draws[task])
         figures["cells"][f"{task}/{swift}/{recipe}"] = cell
         show(f"{task}/{swift}/{recipe}", cell)
-    for recipe in sorted({key[2] for key in groups}):
+    recipes = sorted({key[2] for key in groups})
+    for task in SETUPS:
+        for recipe in recipes:
+            some = {key[1]: runs for key, runs in groups.items() if key[0] == task and key[2] == recipe}
+            if len(some) < len(SWIFTS):
+                continue
+            plain = {swift: groups[task, swift, BASELINE[0]] for swift in some}
+            seeds = set.intersection(*({run.seed for run in runs} for runs in [*some.values(), *plain.values()]))
+            if len(seeds) >= LEAST_SEEDS:
+                both = [
+                    {swift: [run for run in runs if run.seed in seeds] for swift, runs in group.items()}
+                    for group in (some, plain)
+                ]
+                cells = [figures["cells"][f"{task}/{swift}/{recipe}"] for swift in some]
+                figures["tasks"][f"{task}/{recipe}"] = task_of(*both, cells, draws[task]) | {"seeds": sorted(seeds)}
+    for recipe in recipes:
         runs = [run for key, some in groups.items() if key[2] == recipe for run in some]
         cells = {name: cell for name, cell in figures["cells"].items() if name.endswith(f"/{recipe}")}
         figures["ranks"][recipe] = ranks([cell["scores"] for cell in cells.values()])
-        seconds = {name.rpartition("/")[0]: c["seconds"] for name, c in cells.items()}
-        plain = {name: figures["cells"].get(f"{name}/plain", {}).get("seconds", math.nan) for name in seconds}
-        for name in seconds:
-            # What has to be there before, too.
-            if recipe == "gatekeeper":
-                seconds[name] += plain[name]
-            if needs_folds(recipe):
-                task, swift = name.split("/")
-                parts = [float(np.load(path)["seconds"]) for path in out.glob(f"fold-{task}-*-{swift}-*.npz")]
-                seeds = len({path.stem.split("-")[2] for path in out.glob(f"fold-{task}-*-{swift}-*.npz")})
-                seconds[name] += sum(parts) / max(1, seeds)
-        # While other runs share the machine; without the Super's training and its answers.
-        figures["training cost"][recipe] = {
-            "minutes": {name: value / 60 for name, value in seconds.items()},
-            "against plain": {name: value / plain[name] for name, value in seconds.items()},
+        figures["training cost"][recipe] = cost_of(recipe, cells, figures["cells"], out)
+        figures["best Swift"][recipe] = {
+            f"{score}, {point}": best_swifts(runs, score, point) for score in MAIN for point in ("parity", "99%")
         }
-        scores = ("max_softmax", "free_energy", "softmax_energy", "router")
-        figures["best Swift"][recipe] = {score: best_swifts(runs, score) for score in scores}
-        for score, best in figures["best Swift"][recipe].items():
+        for name, best in figures["best Swift"][recipe].items():
             said = ", ".join(
                 f"{task} {t['speedup']:.2f}x ({100 * t['to the Super']:+.1f}; {'/'.join(t['swifts'])})"
                 for task, t in best["tasks"].items()
             )
-            print(f"{recipe}, {score}: mean of ratios {best['mean of ratios']:.2f}: {said}")
-    write_result("ablate", figures, ("torch", "lightning", "transformers"))
+            print(f"{recipe}, {name}: mean of ratios {best['mean of ratios']:.2f}: {said}")
+    print_tasks(figures["tasks"])
+    made = json.loads((out / "made.json").read_text("utf-8"))
+    write_result("ablate", rounded(figures), ("torch", "lightning", "transformers"), made)
+
+
+def task_of(
+    some: dict[str, list[Run]], plain: dict[str, list[Run]], cells: list[dict[str, Any]], weights: Tensor
+) -> dict[str, Any]:
+    """One task and recipe, over all Swifts: the mean of their cells, areas against plain fine-tuning of each size."""
+    found: dict[str, Any] = {name: mean([cell[name] for cell in cells]) for name in ("swift", "super")}
+    base = torch.stack([areas(plain[swift], BASELINE[1], weights) for swift in some]).mean(0)
+    found["scores"] = {}
+    for score in cells[0]["scores"]:
+        own = torch.stack([areas(runs, score, weights) for runs in some.values()]).mean(0)
+        entry: dict[str, Any] = {"area": float(own[:, 0].mean()), "against plain max_softmax": difference(own, base)}
+        for point in (key for key in cells[0]["scores"][score] if ", " in key):
+            parts = [cell["scores"][score][point] for cell in cells]
+            entry[point] = {name: mean([part[name] for part in parts]) for name in parts[0]}
+        found["scores"][score] = entry
+    return found
+
+
+def print_tasks(tasks: dict[str, Any]) -> None:
+    """One line for each task and recipe, for the documentation."""
+    print("| task, recipe | Swift | Super | area, max_softmax | area, router | to plain max_softmax | read here, 99% |")
+    print("|---|---|---|---|---|---|---|")
+    for name, found in tasks.items():
+        simple, router = found["scores"]["max_softmax"], found["scores"]["router"]
+        against = router["against plain max_softmax"]
+        print(
+            f"| {name} | {100 * found['swift']:.1f} | {100 * found['super']:.1f} | {simple['area']:.3f} | "
+            f"{router['area']:.3f} | {against['mean']:+.3f} ({against['low']:+.2f}, {against['high']:+.2f}) | "
+            f"{router['on_this_set, 99%']['speedup']:.2f}x |"
+        )
+
+
+def cost_of(recipe: str, cells: dict[str, Any], every: dict[str, Any], out: Path) -> dict[str, dict[str, float]]:
+    """Minutes of training, and against plain fine-tuning.
+
+    While other runs share the machine; without the Super's training and its answers.
+    """
+    seconds = {name.rpartition("/")[0]: cell["seconds"] for name, cell in cells.items()}
+    plain = {name: every.get(f"{name}/plain", {}).get("seconds", math.nan) for name in seconds}
+    for name in seconds:
+        # What has to be there before, too.
+        if recipe == "gatekeeper":
+            seconds[name] += plain[name]
+        if needs_folds(recipe):
+            task, swift = name.split("/")
+            parts = {path: float(np.load(path)["seconds"]) for path in out.glob(f"fold-{task}-*-{swift}-*.npz")}
+            seconds[name] += sum(parts.values()) / max(1, len({path.stem.split("-")[2] for path in parts}))
+    return {
+        "minutes": {name: value / 60 for name, value in seconds.items()},
+        "against plain": {name: value / plain[name] for name, value in seconds.items()},
+    }
+
+
+def rounded(value: Any) -> Any:
+    """Five significant digits are enough, and a file a third as long."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def ranks(cells: list[dict[str, Any]]) -> dict[str, float]:

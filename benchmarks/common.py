@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -42,16 +43,29 @@ def gpu() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def write_result(name: str, figures: dict[str, Any], libraries: tuple[str, ...]) -> Path:
-    """Replace ``results/{name}.json`` with these figures, the date, the hardware, the commit and the versions."""
-    result = {
+def about(libraries: tuple[str, ...]) -> dict[str, Any]:
+    """Date, hardware, commit and versions."""
+    return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "hardware": {"cpu": cpu_model(), "cores": os.cpu_count(), "gpu": gpu()},
         "commit": git_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
-        "figures": figures,
     }
+
+
+def _on_a_line(found: re.Match[str]) -> str:
+    opens, inside, closes = found.groups()
+    return opens + re.sub(r"\n\s+", " ", inside) + closes
+
+
+def write_result(
+    name: str, figures: dict[str, Any], libraries: tuple[str, ...], made: dict[str, Any] | None = None
+) -> Path:
+    """Replace ``results/{name}.json`` with these figures and what they are about; ``made``: where they come from."""
+    result = about(libraries) | ({} if made is None else {"records": made}) | {"figures": figures}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    # What holds no more of its kind takes one line.
+    text = re.sub(r"([{[])\s+([^{}[\]]*?)\s+([}\]])", _on_a_line, json.dumps(result, indent=2))
+    path.write_text(text + "\n", "utf-8")
     return path

@@ -1,24 +1,20 @@
-"""A pair in seconds: many inputs at a time, one at a time, the router's own share, and memory on an endless stream.
+"""A pair in seconds: many inputs at a time, one at a time, and the router's own share.
 
-    python benchmarks/throughput.py [--demo runs/demo] [--streamed 10000000]
+    python benchmarks/throughput.py [--demo runs/demo]
 
 Takes the pair that `elang demo` made and its evaluation set. Prints tables and writes
 benchmarks/results/throughput.json.
 """
 
 import argparse
-import itertools
-import os
 import statistics
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from common import ROOT, write_result
+from common import write_result
 
 from elang import JointPredictor
 from elang.bench import _print, _threshold, time_pair
@@ -31,7 +27,6 @@ REPEATS = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--streamed", type=int, default=10_000_000)
     args = parser.parse_args()
     texts = pd.read_csv(args.demo / "validation.csv")["text"].tolist()
     predictor = JointPredictor(str(args.demo / "swift"), str(args.demo / "super"), "inf")
@@ -41,9 +36,8 @@ def main() -> None:
         "pair": pair,
         "loop": against_a_loop(predictor, texts),
         "router": router_share(str(args.demo), texts),
-        "memory": memory(args.streamed),
     }
-    for name in ("loop", "router", "memory"):
+    for name in ("loop", "router"):
         print(f"{name}: {figures[name]}")
     write_result("throughput", figures, ("torch", "transformers"))
 
@@ -93,34 +87,6 @@ def router_share(demo: str, texts: list[str]) -> dict[str, float]:
         predictor._swift_window(window)
     found = {name: statistics.median(values) for name, values in times.items()}
     return found | {"share": found["with router and bookkeeping"] / found["Swift"] - 1}
-
-
-def memory(count: int) -> dict[str, float]:
-    """Resident megabytes of a process that streams so many inputs through a tiny pair, early and at its most later."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from conftest import write_model
-
-    with tempfile.TemporaryDirectory() as folder:
-        for name, layers in (("swift", 1), ("super", 2)):
-            write_model(Path(folder) / name, layers=layers, labels=("bad", "good"))
-        predictor = JointPredictor(f"{folder}/swift", f"{folder}/super", "inf")
-        texts = [f"{a} {b} {c}" for a, b, c in itertools.product(["good film", "bad plot"], ["the", "a", "was"], "xyz")]
-        scores = torch.tensor([one.score for one in predictor.map(texts)])
-        predictor.threshold = _threshold(scores, 0.25)
-        start, early, most, deferred = time.perf_counter(), 0.0, 0.0, 0
-        for i, one in enumerate(predictor.map(itertools.islice(itertools.cycle(texts), count)), 1):
-            deferred += one.answered_by == "super"
-            if i % max(1, count // 100) == 0:
-                resident = resident_megabytes()
-                early = resident if i <= count // 20 else early
-                most = max(most, resident)
-        seconds = time.perf_counter() - start
-    return {"inputs": count, "deferred": deferred / count, "after 5%, MB": early, "most, MB": most, "seconds": seconds}
-
-
-def resident_megabytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 if __name__ == "__main__":

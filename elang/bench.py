@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from elang.data.files import columns_of
 from elang.errors import InputError
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel
@@ -23,7 +24,7 @@ def bench(
     swift_model: str,
     super_model: str,
     input: str,  # noqa: A002 - the option's name
-    text: list[str] | None = None,
+    text: list[str] | str | None = None,
     score: str | None = None,
     shares: list[float] | None = None,
     examples: int = 2000,
@@ -64,7 +65,7 @@ def bench(
         swift_model, super_model, "inf", score, device=device, tokens=tokens, super_tokens=super_tokens
     )
     sequence = predictor.task.problem == "sequence"
-    rows = list(islice(read_inputs(input, text, sequence), examples))
+    rows = list(islice(read_inputs(input, columns_of(text), sequence), examples))
     if not rows:
         raise InputError(f"The input '{input}' is empty: there is nothing to time.")
     found = time_pair(predictor, rows, wanted, rows[:single], repeats)

@@ -157,9 +157,10 @@ def _captured(score: Tensor, gain: Tensor, counts: Tensor) -> Tensor:
     last = torch.searchsorted(-score, -score, right=True)
     first = torch.searchsorted(-score, -score)
     done = torch.nn.functional.pad(counts.cumsum(1), (1, 0))
-    middle = (done[:, first] + done[:, last]) / 2
-    total = counts.sum(1, keepdim=True)
-    return ((0.5 - middle / total) * counts * gain).sum(1)
+    # The others add nothing, and in most sets they are most.
+    some = gain.nonzero().squeeze(1)
+    middle = (done[:, first[some]] + done[:, last[some]]) / 2
+    return ((0.5 - middle / done[:, -1:]) * counts[:, some]) @ gain[some]
 
 
 def curve_interval(

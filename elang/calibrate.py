@@ -64,7 +64,7 @@ def calibrate(
     latency: float | None = None,
     confidence: float = 0.95,
     score: str | None = None,
-    split: Literal["routing", "validation", "test"] = "routing",
+    split: Literal["routing", "validation", "test"] | None = None,
     name: str = "certified",
     output: str | None = None,
 ) -> None:
@@ -83,7 +83,8 @@ def calibrate(
         latency: Mean seconds of an input at batch 1, by the latencies of `elang validate --model.latency true`.
         confidence: Of the promise.
         score: Which score routes; by default the Swift's own.
-        split: Of the records. It must be held out from both models' training, and cannot be evaluated on afterwards.
+        split: Of the records. It must be held out from both models' training, and cannot be evaluated on afterwards. By
+            default the routing slice or, for a router, which was fitted on that, the evaluation set.
         name: Of the threshold, for `elang predict --threshold NAME`.
         output: Another ``elang.json``, or its folder, that it is added to beside that of ``joint``: the Swift's.
 
@@ -117,8 +118,9 @@ def calibrate(
                 f"{summary['temperature']}. Run `elang validate` with --model.temperature {manifest.temperature}."
             )
     score = score or summary["score"]
-    found = read_slice(folder, split, score)
-    if kind == "max_regret" and split == "routing" and "router" in score:
+    part: str = split or (summary["evaluated_on"] if "router" in score else "routing")
+    found = read_slice(folder, part, score)
+    if kind == "max_regret" and part == "routing" and "router" in score:
         raise InputError(
             f"'{score}' was fitted on the routing slice itself, so nothing can be certified of it there. Certify it on "
             "an evaluation set with --split, or another score."
@@ -130,7 +132,7 @@ def calibrate(
     else:
         entry = _by_budget(found, kind, target, summary)
     entry |= {
-        "chosen_on": f"{split} of {folder}",
+        "chosen_on": f"{part} of {folder}",
         "slice_sha256": slice_sha256(found.key),
         "score_quantiles": quantiles_of(found.score),
         "swift_sha256": weights.get("swift", ""),

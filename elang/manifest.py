@@ -10,6 +10,7 @@ from elang._version import __version__
 from elang.curve import Point
 from elang.errors import InputError
 from elang.records import written_aside
+from elang.scores import DEFAULT_SCORE
 
 FILENAME = "elang.json"
 _FORMAT = 1
@@ -36,7 +37,7 @@ class Manifest:
 
     label_names: list[str]
     task: dict[str, Any] | None = None
-    score: str = "free_energy"
+    score: str = DEFAULT_SCORE
     temperature: float = 1.0
     weights_sha256: str = ""
     routing_fraction: float = 0.0

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from elang.data.files import columns_of
 from elang.errors import InputError
 from elang.manifest import plain
 from elang.predictor import JointPredictor, Prediction
@@ -21,7 +22,7 @@ def predict(
     super_model: str,
     input: str = "-",  # noqa: A002 - the option's name
     output: str = "-",
-    text: list[str] | None = None,
+    text: list[str] | str | None = None,
     threshold: str = "parity",
     score: str | None = None,
     thresholds: str | None = None,
@@ -71,11 +72,12 @@ def predict(
         found = _submit(predictor, task, folder, split, output, chunk)
         _say(predictor, len(found), sum(one.answered_by == "super" for one in found))
         return
-    inputs = read_inputs(input, text, predictor.task.problem == "sequence")
+    columns = columns_of(text)
+    inputs = read_inputs(input, columns, predictor.task.problem == "sequence")
     if output == "-":
         total, deferred = _write(predictor.map(inputs, chunk), sys.stdout)
     else:
-        about = _about(predictor, swift_model, super_model, input, text)
+        about = _about(predictor, swift_model, super_model, input, columns)
         with _resumed(output, about) as (file, done, deferred):
             if done:
                 sys.stderr.write(f"{done} inputs were answered before; going on behind them\n")

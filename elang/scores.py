@@ -21,6 +21,9 @@ ScoreName = Literal["free_energy", "softmax_energy", "max_softmax", "entropy", "
 BEFORE_DECODER = ("encoder_energy", "encoder_max_softmax", "encoder_router")
 """Scores that are known before an encoder-decoder's decoder runs; an input deferred by them saves the decoder."""
 
+DEFAULT_SCORE: ScoreName = "max_softmax"
+"""Routes where no router has shown to be better: by ``benchmarks/ablate.py`` no other score of the logits is."""
+
 
 def _prepare(logits: Tensor, temperature: float) -> Tensor:
     """Return ``logits / temperature`` in at least float32, for half precision moves energies by up to 0.004."""

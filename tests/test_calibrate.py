@@ -156,13 +156,13 @@ def joint(pair, joint_args, tmp_path_factory):
     return folder
 
 
-def entry_of(path, score="free_energy", name="certified"):
+def entry_of(path, score="max_softmax", name="certified"):
     return json.loads((path / "elang.json").read_text())["thresholds"][score][name]
 
 
 def test_a_certificate_from_records_to_prediction(pair, joint, joint_args, tmp_path, capfd, fails):
     frame = pd.read_parquet(joint / "records.parquet").query("split == 'routing'")
-    score, gain = (torch.tensor(frame[name].to_numpy()) for name in ("score_free_energy", "gain"))
+    score, gain = (torch.tensor(frame[name].to_numpy()) for name in ("score_max_softmax", "gain"))
     right = [frame[f"{who}_prediction"] == frame["label"] for who in ("swift", "super")]
     assert (frame["gain"] == right[1].astype(float) - right[0].astype(float)).all()
     assert main(["calibrate", str(joint), "--max_regret", "0.2", "--confidence", "0.8"]) == 0
@@ -194,7 +194,7 @@ def test_a_certificate_from_records_to_prediction(pair, joint, joint_args, tmp_p
     assert entry["statement"] in said.replace("\n", "")
     (statement,) = json.loads((again / "summary.json").read_text())["statements"]
     dev = pd.read_parquet(joint / "records.parquet").query("split == 'validation'")
-    own = [torch.tensor(dev[name].to_numpy()) for name in ("score_free_energy", "gain")]
+    own = [torch.tensor(dev[name].to_numpy()) for name in ("score_max_softmax", "gain")]
     assert statement["observed"] == pytest.approx(float(regret_at(*own, found.threshold).mean()))
     assert statement["verdict"] == "held"
     assert not statement["same_slice"]
@@ -217,7 +217,7 @@ def test_a_statement_that_does_not_hold_is_told(pair, joint, joint_args, tmp_pat
     # Chosen for another Super, on other scores, and too bold.
     entry |= {"threshold": "inf", "max_regret": 1e-4, "super_sha256": "0" * 64}
     entry["score_quantiles"] = [value - 50 for value in entry["score_quantiles"]]
-    manifest["thresholds"]["free_energy"] = {"mine": entry}
+    manifest["thresholds"]["max_softmax"] = {"mine": entry}
     (tmp_path / "elang.json").write_text(json.dumps(manifest))
     out = tmp_path / "out"
     given = ["--model.thresholds", str(tmp_path / "elang.json"), "--model.output", str(out)]
@@ -237,7 +237,7 @@ def test_a_statement_that_does_not_hold_is_told(pair, joint, joint_args, tmp_pat
 
 def test_other_points(joint, capsys):
     frame = pd.read_parquet(joint / "records.parquet").query("split == 'routing'")
-    score = torch.tensor(frame["score_free_energy"].to_numpy())
+    score = torch.tensor(frame["score_max_softmax"].to_numpy())
     latency = json.loads((joint / "summary.json").read_text())["latency"]
     seconds = [latency[name]["batch 1"] for name in ("swift", "super")]
     for option, target in (
@@ -286,8 +286,9 @@ def test_what_cannot_be_promised(joint, fails, tmp_path):
 
 
 def test_a_router_is_not_certified_on_what_it_was_fitted_on(joint, fails):
-    fails(["calibrate", joint, "--max_regret", "0.3", "--score", "router"], "fitted on the routing slice", "--split")
-    options = ["--split", "validation", "--name", "of a router"]
+    router = ["calibrate", joint, "--max_regret", "0.3", "--score", "router"]
+    fails([*router, "--split", "routing"], "fitted on the routing slice", "--split")
+    options = ["--name", "of a router"]
     assert main(["calibrate", str(joint), "--max_regret", "0.3", "--score", "router", *options]) == 0
     assert entry_of(joint, "router", "of a router")["num_examples"] == 61
 

@@ -66,7 +66,7 @@ def test_the_slider_has_the_curve(joint, tmp_path):
     page = Page(page_of(joint, out=tmp_path / "report.html"))
     (section,) = page.all("section")
     slider = json.loads(section["data-curve"])
-    curve = pd.read_csv(joint / "curve.csv").query("score == 'free_energy'").reset_index(drop=True)
+    curve = pd.read_csv(joint / "curve.csv").query("score == 'max_softmax'").reset_index(drop=True)
     shares = curve["deferred_share"].round(9)
     for share, quality, speedup, threshold in zip(
         slider["share"], slider["quality"], slider["speedup"], slider["threshold"], strict=True
@@ -81,9 +81,9 @@ def test_the_slider_has_the_curve(joint, tmp_path):
         )
     assert len(slider["share"]) == len(curve)
     # It starts where the page's threshold works.
-    entry = json.loads((joint / "elang.json").read_text())["thresholds"]["free_energy"]["99%"]
+    entry = json.loads((joint / "elang.json").read_text())["thresholds"]["max_softmax"]["99%"]
     frame = pd.read_parquet(joint / "records.parquet").query("split == 'validation'")
-    deferred = (frame["score_free_energy"] > float(entry["threshold"])).mean()
+    deferred = (frame["score_max_softmax"] > float(entry["threshold"])).mean()
     assert slider["share"][slider["start"]] == pytest.approx(deferred, abs=1e-5)
     latency = json.loads((joint / "summary.json").read_text())["latency"]
     assert slider["times"]["batch 1"] == [latency["swift"]["batch 1"], latency["super"]["batch 1"]]
@@ -119,8 +119,8 @@ def test_the_page_needs_nothing_beside_it(joint, tmp_path):
 def test_breakdowns_are_the_records(joint, tmp_path):
     text = page_of(joint, out=tmp_path / "report.html")
     frame = pd.read_parquet(joint / "records.parquet").query("split == 'validation'")
-    entry = json.loads((joint / "elang.json").read_text())["thresholds"]["free_energy"]["99%"]
-    deferred = frame["score_free_energy"] > float(entry["threshold"])
+    entry = json.loads((joint / "elang.json").read_text())["thresholds"]["max_softmax"]["99%"]
+    deferred = frame["score_max_softmax"] > float(entry["threshold"])
     plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text))
     names = Evaluation(joint).label_names
     for i, name in enumerate(names):
@@ -134,20 +134,20 @@ def test_breakdowns_are_the_records(joint, tmp_path):
     for number, title in ((missed, "Kept, but the Super knew better"), (needless, "Deferred, but the Super was no")):
         part = plain[plain.index(title) :]
         assert (f" {number} of {len(frame)} inputs" in part) if number else "None." in part
-    hardest = frame[deferred & (frame["gain"] <= 0)].sort_values("score_free_energy", ascending=False)
+    hardest = frame[deferred & (frame["gain"] <= 0)].sort_values("score_max_softmax", ascending=False)
     assert hardest["input"].iloc[0] in plain
 
 
 def test_differences_of_areas_are_said(joint, tmp_path):
     plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page_of(joint, out=tmp_path / "report.html")))
     areas = json.loads((joint / "summary.json").read_text())["areas"]
-    assert "less that of free_energy" in plain
-    for name in set(areas) - {"free_energy"}:
+    assert "less that of max_softmax" in plain
+    for name in set(areas) - {"max_softmax"}:
         assert said_against(areas[name]) in plain
         assert said_against(areas[name]).startswith("= ") == (
             areas[name]["difference_low"] <= 0 <= areas[name]["difference_high"]
         )
-    assert said_against(areas["free_energy"]) == ""
+    assert said_against(areas["max_softmax"]) == ""
 
 
 def test_what_a_text_says_is_only_text(pair, joint_args, tmp_path):
@@ -181,7 +181,7 @@ def test_several_tasks_and_a_certificate(joint, tmp_path, capfd):
     text = page_of(joint, other, out=tmp_path / "report.html")
     page = Page(text)
     assert [s["id"] for s in page.all("section")] == [link["href"].removeprefix("#") for link in page.all("a")]
-    statement = json.loads((other / "elang.json").read_text())["thresholds"]["free_energy"]["certified"]["statement"]
+    statement = json.loads((other / "elang.json").read_text())["thresholds"]["max_softmax"]["certified"]["statement"]
     plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", text))
     assert plain.count(statement) == 1
     assert "Here: held" in plain

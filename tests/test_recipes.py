@@ -177,6 +177,51 @@ def test_bad_folds(fold):
         fold_parts(fold)
 
 
+def test_a_single_text_column_needs_no_list(tmp_path, base_model):
+    pd.DataFrame({"question": ["the good film is here", "a bad plot was made"]}).to_csv(tmp_path / "in.csv", index=False)
+    out = tmp_path / "out.csv"
+    args = ["augment", "--model", str(base_model), "--input", str(tmp_path / "in.csv"), "--output", str(out)]
+    assert main([*args, "--text", "question"]) == 0
+    assert list(pd.read_csv(out).columns) == ["question"]
+    assert main([*args, "--text", "[question]"]) == 0
+
+
+@pytest.mark.parametrize(("better", "expected"), [(True, "router"), (False, "max_softmax")])
+def test_the_default_score_is_the_routers_where_it_is_better(
+    better, expected, pair, base_model, data_args, tmp_path, monkeypatch
+):
+    def choose(held_out, gain, simple):
+        assert simple == "max_softmax"
+        return ("logits" if better else simple), {"reads": "logits" if better else simple, "why": "told so"}
+
+    monkeypatch.setattr("elang.router._choose", choose)
+    args = [
+        "--model",
+        "SwiftModule",
+        "--model.model",
+        str(base_model),
+        "--model.layers",
+        "1",
+        "--trainer.max_steps",
+        "2",
+    ]
+    args += [
+        "--model.super_records",
+        str(pair["records"]),
+        "--model.output",
+        str(tmp_path / "swift"),
+        *data_args,
+        *FAST,
+    ]
+    assert main(["fit", *args]) == 0
+    found = Manifest.read(tmp_path / "swift")
+    assert found.score == expected
+    assert found.router["router"]["learned_from"] == "the Super's probabilities"
+    # One that was asked for stays.
+    assert main(["fit", *args, "--model.score", "margin", "--model.output", str(tmp_path / "other")]) == 0
+    assert Manifest.read(tmp_path / "other").score == "margin"
+
+
 def test_answers_out_of_fold(extras, files, data_args, capsys):
     """Every training example once, by the Swift that was trained without it."""
     records = read_records(extras["folds"], NAMES)[0]["train"]

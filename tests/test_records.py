@@ -280,7 +280,8 @@ def manifest(**changes):
     entries = {
         name: threshold_entry(Point(t, 0.25, 0.9, math.nan, 2.0), "rule", "slice", 40) for name, t in points.items()
     }
-    return Manifest(NAMES, weights_sha256="a" * 64, thresholds={"free_energy": entries, "margin": {}}, **changes)
+    options = {"score": "free_energy", "weights_sha256": "a" * 64} | changes
+    return Manifest(NAMES, thresholds={"free_energy": entries, "margin": {}}, **options)
 
 
 def test_manifest_round_trip(tmp_path):

@@ -368,7 +368,8 @@ def mt_pair(mt_data, mt_args, swift_args):
     score = ["score", "--model.model", paths["super"], "--model.output", paths["super.parquet"]]
     assert main([*score, "--model.top_k", "4", *mt_args, *QUIET]) == 0
     swift = ["--model.super_records", paths["super.parquet"], "--model.output", paths["swift"]]
-    assert main(["fit", *swift_args, *swift, "--model.distill", "token", "--trainer.max_epochs", "3"]) == 0
+    swift += ["--model.margin_weight", "0.1", "--model.score", "encoder_router", "--trainer.max_epochs", "3"]
+    assert main(["fit", *swift_args, *swift, "--model.distill", "token"]) == 0
     joint = ["--model.swift_model", paths["swift"], "--model.super_model", paths["super"]]
     assert main(["validate", *joint, "--model.output", paths["joint"], *mt_args, *QUIET]) == 0
     return paths
@@ -662,8 +663,9 @@ def test_bad_pairs(mt_pair, mt_args, mt_data, swift_args, fails, tmp_path):
     prompt.write_text(json.dumps({"data": {"init_args": {"prompt": "translate: {text}"}}}))
     single = ["validate", "--model", "FinetuneModule", "--model.model", mt_pair["super"], *mt_args, *QUIET]
     fails([*single, "--config", str(prompt)], "was trained with the prompt '{text}'", "translate:")
+    early = ["--model.super_records", mt_pair["super.parquet"], "--model.score", "encoder_router"]
     fails(
-        ["fit", *swift_args, *out, "--model.super_records", mt_pair["super.parquet"], "--data.routing_fraction", "0"],
+        ["fit", *swift_args, *out, *early, "--data.routing_fraction", "0"],
         "'encoder_router' is learned on a slice of the training file",
         "set --data.routing_fraction above 0",
     )

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from elang.data.files import read_frame, texts_of
+from elang.data.files import columns_of, read_frame, texts_of
 from elang.errors import InputError
 from elang.records import written_aside
 
@@ -26,7 +26,7 @@ def augment(
     model: str,
     output: str,
     input: str | None = None,  # noqa: A002 - the option's name
-    text: list[str] | None = None,
+    text: list[str] | str | None = None,
     task: str | None = None,
     folder: str | None = None,
     copies: int = 10,
@@ -64,7 +64,7 @@ def augment(
         raise InputError(f"--rate must be above 0 and at most 1, but it is {rate}.")
     if Path(output).suffix not in (".csv", ".jsonl", ".parquet"):
         raise InputError(f"--output '{output}' must end in .csv, .jsonl or .parquet.")
-    columns, texts = _texts(input, text, task, folder)
+    columns, texts = _texts(input, columns_of(text), task, folder)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     source = Replacements(model, candidates, top_k, place)
     rng = random.Random(seed)

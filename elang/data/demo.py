@@ -79,6 +79,8 @@ def commands(root: Path) -> list[list[str]]:
         "--data.validation", str(root / "validation.csv"),
         "--data.routing_fraction", "0.15",
     ]  # fmt: skip
+    # Texts without labels, which the Swift learns from the Super.
+    transfer = ["--data.transfer", str(root / "texts.csv")]
     training = [
         "--model.freeze_embeddings", "true",
         "--trainer.accelerator", "cpu",
@@ -91,12 +93,13 @@ def commands(root: Path) -> list[list[str]]:
     return [
         ["fit", "--model", "FinetuneModule", "--model.model", str(root / "minilm-l6"), "--model.lr", "1e-4",
          "--trainer.max_epochs", "3", "--model.output", str(root / "super"), *data, *training],
+        ["augment", "--model", str(root / "minilm-l6"), "--input", str(root / "train.csv"),
+         "--output", str(root / "texts.csv"), "--copies", "3"],
         ["score", "--model.model", str(root / "super"), "--model.output", str(root / "super.parquet"),
-         *data, *evaluation],
+         *data, *transfer, *evaluation],
         ["fit", "--model", "SwiftModule", "--model.model", str(root / "minilm-l6"), "--model.layers", "2",
          "--model.super_records", str(root / "super.parquet"), "--model.lr", "5e-4",
-         "--model.distill_weight", "5", "--model.margin_weight", "0.03",
-         "--trainer.max_epochs", "15", "--model.output", str(root / "swift"), *data, *training],
+         "--trainer.max_epochs", "4", "--model.output", str(root / "swift"), *data, *transfer, *training],
         ["validate", "--model.swift_model", str(root / "swift"), "--model.super_model", str(root / "super"),
          "--model.output", str(root / "joint"), "--model.latency", "true", *data, *evaluation],
         ["calibrate", str(root / "joint"), "--max_regret", "0.02", "--output", str(root / "swift")],

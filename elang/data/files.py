@@ -96,6 +96,11 @@ def check_file(path: str) -> None:
         raise InputError(f"There is no data file '{path}'. Mend its path.")
 
 
+def columns_of(text: list[str] | str | None) -> list[str] | None:
+    """Names of text columns, of which a single one may come by itself."""
+    return [text] if isinstance(text, str) else text
+
+
 def read_frame(source: str, hub: str | None = None, hub_config: str | None = None) -> Any:
     """Read a split as a data frame.
 

@@ -38,6 +38,7 @@ from elang.models.seq2seq import Seq2Seq
 from elang.quality import QUALITIES, QualityName
 from elang.records import written_aside
 from elang.report import print_summary, write_report
+from elang.scores import DEFAULT_SCORE
 from elang.sequence_scores import SEQUENCE_DEFAULT
 from elang.text_quality import signature
 
@@ -279,6 +280,6 @@ class JointModule(EvaluationModule):
         return str(self.about.get(name, {}).get("weights_sha256", ""))
 
     def _default_score(self, answers: PairAnswers) -> str:
-        """The Swift's own choice, or the paper's; a Swift that is known from records alone has no heads to ask."""
-        wanted = self.manifest.score if self.manifest else "free_energy"
-        return next(name for name in (wanted, "free_energy", SEQUENCE_DEFAULT, "router") if name in answers.scores)
+        """The Swift's own choice; a Swift that is known from records alone has no heads to ask."""
+        wanted = self.manifest.score if self.manifest else DEFAULT_SCORE
+        return next(name for name in (wanted, DEFAULT_SCORE, SEQUENCE_DEFAULT, "router") if name in answers.scores)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from elang.data.format import TaskFields
+from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
 from elang.evaluate import ROUTING_SLICE, choose_thresholds, pair_answers, reward, share_thresholds
 from elang.losses import MarginKind
@@ -26,8 +26,11 @@ from elang.models.text_to_text import TextToText
 from elang.quality import QualityName
 from elang.records import Records, read_records, source_of
 from elang.router import expected_gain, fold_of
-from elang.scores import BEFORE_DECODER, SCORES, all_scores
+from elang.scores import BEFORE_DECODER, DEFAULT_SCORE, SCORES, all_scores
 from elang.sequence_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
+
+# A router that reads one of these alone has its order.
+SIMPLE = (DEFAULT_SCORE, SEQUENCE_DEFAULT)
 
 
 class SwiftModule(FinetuneModule):
@@ -43,9 +46,10 @@ class SwiftModule(FinetuneModule):
         super_records: The Super's answers to the training file (and to the transfer set, if there is one).
         layers: Keep only the first so many layers.
         task_weight: Weight of the task's own loss.
-        distill_weight: Weight of the distillation from the Super's logits.
+        distill_weight: Weight of the distillation from the Super's logits: by default 10, of generated texts 1.
         distill_temperature: Its temperature (not of tokens or texts, which are learned as they are).
-        margin_weight: Weight of the margin between easy and hard examples.
+        margin_weight: Weight of the margin between easy and hard examples. By default it is off: beside distillation
+            no margin made a better pair (``benchmarks/ablate.py``). 0.1 is a start without a Super.
         margin: Its form, of energies: ``pairwise`` or ``ranking`` (of means, COSEE) with a gap of 0.3, ``hinge``
             (squared); of confidences: ``confidence`` (pairwise, CascadeBERT); or ``gatekeeper``.
         router: Whether it gets router heads.
@@ -57,9 +61,10 @@ class SwiftModule(FinetuneModule):
         super_model: The Super, for that.
         layer_map: The Super's layer for the Swift's embeddings and each of its layers (0 its embeddings, -1 none); by
             default spread evenly.
-        score: The score that routes by default: the free energy; in a regression, where energy means nothing, the
-            router's; of generated texts that of the router before the decoder or, without heads, ``nll_mean``. For an
-            encoder-decoder those that start with ``encoder_`` decide before its decoder runs.
+        score: The score that routes by default: the router's where the routing slice shows that it is better than the
+            largest probability (of generated texts ``nll_mean``), and else that; always in a regression, whose single
+            output has no confidence. For an encoder-decoder those that start with ``encoder_`` decide before its
+            decoder runs.
         temperature: Its temperature.
         detach_router: The encoder stays frozen to the head on its output (encoder-decoders).
         distill: Of models that generate texts: ``token``, from the Super's most probable tokens at each place of the
@@ -75,9 +80,9 @@ class SwiftModule(FinetuneModule):
         super_records: str | None = None,
         layers: int | None = None,
         task_weight: float = 1.0,
-        distill_weight: float = 1.0,
+        distill_weight: float | None = None,
         distill_temperature: float = 2.0,
-        margin_weight: float = 0.1,
+        margin_weight: float = 0.0,
         margin: MarginKind = "pairwise",
         router: bool = True,
         hard: Hard = "gain",
@@ -100,6 +105,8 @@ class SwiftModule(FinetuneModule):
         num_beams: int | None = None,
         distill: Distill = "sequence",
     ) -> None:
+        if distill_weight is None:
+            distill_weight = 1.0 if TextTask.of(label_names, task).problem == "sequence" else 10.0
         self.weights = {
             "task": task_weight,
             "distill": distill_weight,
@@ -136,9 +143,8 @@ class SwiftModule(FinetuneModule):
         self.save_hyperparameters()
         regression, sequence = (self.task.problem == kind for kind in ("regression", "sequence"))
         scores: Iterable[str] = [] if regression else SEQUENCE_SCORES if sequence else SCORES
-        # Of generated texts the routers alone were better than chance, and the one before the decoder spares it.
-        texts = "encoder_router" if router else SEQUENCE_DEFAULT
-        score = score or ("router" if regression else texts if sequence else "free_energy")
+        self._score_given = score is not None
+        score = score or ("router" if regression else SEQUENCE_DEFAULT if sequence else DEFAULT_SCORE)
         known = [*scores, *self.classifier.head_scores]
         if score not in known:
             why = "Energy means nothing for a regression's single output. " if regression else ""
@@ -346,6 +352,8 @@ class SwiftModule(FinetuneModule):
             features = table[f"{name}_features"]
             self.router_report[name] = head.fit(features, gain, table["unit"], *model.candidates(name), lesson)
             rank_zero_info(f"{name}: reads {self.router_report[name]['reads']}: {self.router_report[name]['why']}")
+            if name == "router" and not self._score_given and self.router_report[name]["reads"] not in SIMPLE:
+                self.score = "router"
             place = head.bias.device
             heads[name] = head(features.to(place), fold_of(table["unit"]).to(place)).to(features.device)
         # In the order that they are listed in.
