@@ -61,7 +61,7 @@ class JointPredictor:
 
     >>> predictor = JointPredictor("runs/swift", "runs/super")  # doctest: +SKIP
     >>> predictor(["what is energy ?"])  # doctest: +SKIP
-    [Prediction(label='DESC', score=-5.1, answered_by='swift')]
+    [Prediction(label='DESC', score=-0.96, answered_by='swift')]
     """
 
     def __init__(
