@@ -225,7 +225,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=150)
+        console = Console(highlight=False, width=160)
     lengths = summary.get("lengths", {})
     by_length = lengths.get("generated", lengths.get("source"))
     for number, (name, found) in enumerate(summary["qualities"].items()):
@@ -312,7 +312,7 @@ def _to_super(found: dict[str, float], worth: dict[str, Any]) -> str:
     said = f"{unit}: {own:+.2f}{points} to the Super's, 95% interval {low:+.2f} to {high:+.2f}"
     if low <= 0 <= high:
         said += ": no difference shown"
-    return said + (f" (McNemar: p = {found['p']:.2g})" if "p" in found else "")
+    return said + (f" (McNemar: p = {found['p']:.2g})" if found.get("worse", 0) + found.get("better", 0) else "")
 
 
 def _bottom_line(name: str, found: dict[str, Any], score: str, to_super: dict[str, Any], worth: dict[str, Any]) -> str:

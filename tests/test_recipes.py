@@ -178,7 +178,9 @@ def test_bad_folds(fold):
 
 
 def test_a_single_text_column_needs_no_list(tmp_path, base_model):
-    pd.DataFrame({"question": ["the good film is here", "a bad plot was made"]}).to_csv(tmp_path / "in.csv", index=False)
+    pd.DataFrame({"question": ["the good film is here", "a bad plot was made"]}).to_csv(
+        tmp_path / "in.csv", index=False
+    )
     out = tmp_path / "out.csv"
     args = ["augment", "--model", str(base_model), "--input", str(tmp_path / "in.csv"), "--output", str(out)]
     assert main([*args, "--text", "question"]) == 0
