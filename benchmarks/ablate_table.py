@@ -206,7 +206,7 @@ def write_table(out: Path) -> None:
                     {swift: [run for run in runs if run.seed in seeds] for swift, runs in group.items()}
                     for group in (some, plain)
                 ]
-                cells = [figures["cells"][f"{task}/{swift}/{recipe}"] for swift in some]
+                cells = [cell_of(runs, both[1][swift], draws[task]) for swift, runs in both[0].items()]
                 figures["tasks"][f"{task}/{recipe}"] = task_of(*both, cells, draws[task]) | {"seeds": sorted(seeds)}
     for recipe in recipes:
         runs = [run for key, some in groups.items() if key[2] == recipe for run in some]
@@ -223,7 +223,7 @@ def write_table(out: Path) -> None:
             )
             print(f"{recipe}, {name}: mean of ratios {best['mean of ratios']:.2f}: {said}")
     print_tasks(figures["tasks"])
-    made = json.loads((out / "made.json").read_text("utf-8"))
+    made = json.loads((out / "made.json").read_text("utf-8")) if (out / "made.json").exists() else None
     write_result("ablate", rounded(figures), ("torch", "lightning", "transformers"), made)
 
 

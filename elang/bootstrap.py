@@ -102,14 +102,14 @@ def lost_to_super(lost: Tensor) -> list[dict[str, float]]:
 
     Returns:
         For each pair its ``difference`` (negative: the pair is worse) with the ends ``low`` and ``high`` of the 95%
-        interval; of answers that are right or wrong also how many are ``worse`` and ``better`` than the Super's, and
-        McNemar's ``p``.
+        interval; of answers that are right or wrong, where any differs, also how many are ``worse`` and ``better``
+        than the Super's, and McNemar's ``p``.
     """
     low, high = mean_intervals(-lost.double())
     found = []
     for column, a, b in zip(lost.T, low.tolist(), high.tolist(), strict=True):
         one = {"difference": 0.0 - float(column.double().mean()), "low": a, "high": b}
-        if bool(((column.abs() == 1) | (column == 0)).all()):
+        if bool(((column.abs() == 1) | (column == 0)).all()) and bool(column.any()):
             worse, better = int((column > 0).sum()), int((column < 0).sum())
             one |= {"worse": worse, "better": better, "p": mcnemar(worse, better)}
         found.append(one)

@@ -138,7 +138,7 @@ def calibrate(
         "swift_sha256": weights.get("swift", ""),
         "super_sha256": weights.get("super", ""),
     }
-    print(entry["statement"])  # noqa: T201
+    print(f"{entry['statement']}\nIt was chosen on the {len(found.key)} examples of {entry['chosen_on']}.")  # noqa: T201
     for path, manifest in manifests.items():
         manifest.thresholds.setdefault(score, {})[name] = entry
         manifest.write(path)

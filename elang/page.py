@@ -244,6 +244,7 @@ def _point(one: Evaluation, name: str, threshold: float, deferred: Tensor) -> di
         "share": float(deferred.double().mean()),
         "quality": float(row[one.quality_name]),
         "speedup": float(row["speedup"]),
+        "same_slice": any(s["name"] == name and s["score"] == one.score and s["same_slice"] for s in one.statements),
     }
     # What the pair loses to the Super, by examples that are drawn again.
     return found | lost_to_super((one.gain * ~deferred)[:, None])[0]

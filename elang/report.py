@@ -292,7 +292,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     console.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")
 
 
-_AREAS = "less that of *: with its 95% interval (1,000 paired resamples); = where that holds 0: it may be chance."
+_AREAS = "less that of *: with its 95% interval (paired bootstrap); = where that holds 0: it may be chance."
 
 
 def said_against(area: dict[str, float]) -> str:
@@ -312,7 +312,7 @@ def _to_super(found: dict[str, float], worth: dict[str, Any]) -> str:
     said = f"{unit}: {own:+.2f}{points} to the Super's, 95% interval {low:+.2f} to {high:+.2f}"
     if low <= 0 <= high:
         said += ": no difference shown"
-    return said + (f" (McNemar: p = {found['p']:.2g})" if found.get("worse", 0) + found.get("better", 0) else "")
+    return said + (f" (McNemar: p = {found['p']:.2g})" if "p" in found else "")
 
 
 def _bottom_line(name: str, found: dict[str, Any], score: str, to_super: dict[str, Any], worth: dict[str, Any]) -> str:

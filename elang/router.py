@@ -173,7 +173,8 @@ class RouterHead(nn.Module):
 
         Returns:
             What was found, for ``elang.json``: ``reads``, ``examples``, the ``areas`` of all candidates between random
-            (0) and oracle (1) on examples that they had not seen, and ``why``.
+            (0) and oracle (1) on examples that they had not seen, by what was learned from (with a lesson also
+            ``areas_by_answers``, by the gain, of the best and the simple one: it must not be smaller), and ``why``.
         """
         x, y, fold = features.double().cpu(), gain.double().cpu(), fold_of(key.cpu())
         taught = y if lesson is None else lesson.double().cpu()
@@ -189,6 +190,11 @@ class RouterHead(nn.Module):
         }
         held_out = {name: found[1] for name, found in fits.items()}
         chosen, report = _choose(held_out, taught, simple)
+        if lesson is not None and simple is not None:
+            report["areas_by_answers"] = {name: float(gain_area(held_out[name], y)) for name in {chosen, simple}}
+            if report["areas_by_answers"][chosen] < report["areas_by_answers"][simple]:
+                why = f"{chosen} has a larger area by the Super's probabilities, and a smaller one by right answers"
+                chosen, report = simple, report | {"reads": simple, "why": why}
         (weight, bias), _ = fits[chosen]
         # In float32, whatever the model was trained in.
         state = {"mean": mean, "scale": scale, "weight": weight[-1], "bias": bias[-1:]}

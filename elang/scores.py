@@ -22,7 +22,7 @@ BEFORE_DECODER = ("encoder_energy", "encoder_max_softmax", "encoder_router")
 """Scores that are known before an encoder-decoder's decoder runs; an input deferred by them saves the decoder."""
 
 DEFAULT_SCORE: ScoreName = "max_softmax"
-"""Routes where no router has shown to be better: by ``benchmarks/ablate.py`` no other score of the logits is."""
+"""Routes where no router has shown to be better: in ``benchmarks/ablate.py`` none is clearly better than it."""
 
 
 def _prepare(logits: Tensor, temperature: float) -> Tensor:

@@ -51,6 +51,7 @@ def test_fit_and_score_on_two_processes(base_model, pair, data_args, tmp_path):
     ]
     swift = tmp_path / "swift"
     args = ["--model", "SwiftModule", "--model.model", base_model, "--model.super_records", pair["records"]]
+    args += ["--model.margin_weight", "0.1"]
     elang("fit", *args, "--model.output", swift, *data_args, *quiet, "--trainer.max_epochs", "1", processes=2)
     assert load_file(swift / "router.safetensors")
     thresholds = json.loads((swift / "elang.json").read_text())["thresholds"]["free_energy"]

@@ -278,10 +278,10 @@ def test_decisions_that_rounding_could_flip_are_counted(pair, joint_args, tmp_pa
         assert said["distance"] == distance
         frame = pd.read_parquet(tmp_path / "records.parquet")
         frame = frame[frame["split"] == "validation"]
-        threshold = json.loads((tmp_path / "elang.json").read_text())["thresholds"]["free_energy"]["parity"][
+        threshold = json.loads((tmp_path / "elang.json").read_text())["thresholds"]["max_softmax"]["parity"][
             "threshold"
         ]
-        near = ((frame["score_free_energy"] - float(threshold)).abs() <= distance).mean()
+        near = ((frame["score_max_softmax"] - float(threshold)).abs() <= distance).mean()
         assert said["share"] == pytest.approx(near)
     # Logits and energies stay float32 under autocast.
     energy = torch.tensor(frame["score_free_energy"].to_numpy())

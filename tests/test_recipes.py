@@ -177,6 +177,38 @@ def test_bad_folds(fold):
         fold_parts(fold)
 
 
+def test_what_was_made_from_the_slice_is_left_out(pair, base_model, files, tmp_path):
+    out = tmp_path / "texts.csv"
+    augment(str(base_model), str(out), str(files[0]), copies=2, device="cpu")
+    frame = pd.read_csv(out)
+    data = TextClassificationData(str(files[0]), str(files[1]), routing_fraction=0.3, transfer=str(out))
+    held_out = {data.examples("routing").key.tolist()[i] for i in range(len(data.examples("routing")))}
+    kept = data.examples("transfer")
+    sources = frame["source_key"].to_numpy()[kept.id.tolist()]
+    assert 0 < len(kept) < len(frame)
+    assert not held_out & set(sources.tolist())
+    assert len(kept) == (~frame["source_key"].isin(held_out)).sum()
+    # Nor does a fold learn from what was made from its own part.
+    folded = TextClassificationData(str(files[0]), str(files[1]), routing_fraction=0.3, transfer=str(out), fold="0/3")
+    left_out = set(folded.examples("fold").key.tolist())
+    sources = frame["source_key"].to_numpy()[folded.examples("transfer").id.tolist()]
+    assert left_out
+    assert not (left_out | held_out) & set(sources.tolist())
+    # A file that says nothing of its sources is taken whole.
+    frame.drop(columns="source_key").to_csv(tmp_path / "bare.csv", index=False)
+    bare = TextClassificationData(
+        str(files[0]), str(files[1]), routing_fraction=0.3, transfer=str(tmp_path / "bare.csv")
+    )
+    assert len(bare.examples("transfer")) == len(frame)
+
+
+def test_default_weights_and_scores(base_model):
+    labels = SwiftModule(str(base_model), NAMES, super_records="super.parquet")
+    assert labels.weights == {"task": 1, "distill": 10, "margin": 0, "hidden": 0}
+    assert labels.score == "max_softmax"
+    assert labels.hparams["distill_weight"] is None
+
+
 def test_a_single_text_column_needs_no_list(tmp_path, base_model):
     pd.DataFrame({"question": ["the good film is here", "a bad plot was made"]}).to_csv(
         tmp_path / "in.csv", index=False
@@ -184,7 +216,7 @@ def test_a_single_text_column_needs_no_list(tmp_path, base_model):
     out = tmp_path / "out.csv"
     args = ["augment", "--model", str(base_model), "--input", str(tmp_path / "in.csv"), "--output", str(out)]
     assert main([*args, "--text", "question"]) == 0
-    assert list(pd.read_csv(out).columns) == ["question"]
+    assert list(pd.read_csv(out).columns) == ["question", "source_key"]
     assert main([*args, "--text", "[question]"]) == 0
 
 
@@ -197,6 +229,7 @@ def test_the_default_score_is_the_routers_where_it_is_better(
         return ("logits" if better else simple), {"reads": "logits" if better else simple, "why": "told so"}
 
     monkeypatch.setattr("elang.router._choose", choose)
+    monkeypatch.setattr("elang.router.gain_area", lambda *_: torch.tensor(0.5))
     args = [
         "--model",
         "SwiftModule",
@@ -461,13 +494,14 @@ def test_pairs_and_tasks_are_augmented(base_model, tmp_path):
     args = ["augment", "--model", str(base_model), "--task", "glue/rte", "--folder", str(tmp_path), "--copies", "3"]
     assert main([*args, "--output", str(out)]) == 0
     frame = pd.read_parquet(out)
-    assert list(frame) == ["sentence1", "sentence2"]
+    assert list(frame) == ["sentence1", "sentence2", "source_key"]
     assert 5 < len(frame) <= 15
     # They are what the task's Swift can learn from.
     from elang.data.benchmarks import TaskData
 
     data = TaskData("glue/rte", str(tmp_path), transfer=str(out), routing_fraction=0)
     found = data.examples("transfer")
+    assert set(frame["source_key"]) <= set(data.examples("train").key.tolist())
     assert found.texts == list(zip(frame["sentence1"], frame["sentence2"], strict=True))
     assert found.label.tolist() == [-1] * len(frame)
     assert found.key.tolist() == [content_key(text) for text in found.texts]

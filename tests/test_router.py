@@ -149,6 +149,23 @@ def test_a_lesson_is_learned_from_and_put_on_the_gains_scale():
     assert 0.8 < float(line) < 1.25
 
 
+def test_a_super_that_is_sure_and_wrong_does_not_choose_the_router():
+    """Where the Super is certain and often wrong, its probabilities say that there is much to gain."""
+    refused = 0
+    for seed in range(12):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(600, 2, generator=generator)
+        sure = x[:, 1] > 0.8
+        lesson = torch.where(sure, 0.9, 0.2 * (x[:, 0]).sigmoid()).double()
+        gain = (torch.rand(600, generator=generator) < 0.4 * (3 * x[:, 0] - 1).sigmoid()).double() * ~sure
+        report = RouterHead(2).fit(x, gain, keys(600, seed), {"score": [0], "all": [0, 1]}, "score", lesson=lesson)
+        assert report["areas"]["all"] > report["areas"]["score"]
+        assert report["reads"] == "score"
+        refused += "a smaller one by right answers" in report["why"]
+        assert report["areas_by_answers"]["all"] < report["areas_by_answers"]["score"]
+    assert refused == 12
+
+
 def test_folds_are_told_by_the_text_alone():
     key = keys(10_000)
     for folds in (2, 5, 7):

@@ -547,8 +547,9 @@ def test_the_page_of_generated_texts(joint, mt_pair, tmp_path):
     assert len(page.all("img")) == 2
     slider = json.loads(page.all("section")[0]["data-curve"])
     assert slider["quality"][-1] == pytest.approx(joint[1]["qualities"]["bleu"]["super"]["quality"], rel=1e-4)
-    assert main(["calibrate", str(mt_pair["joint"]), "--max_regret", "0.9"]) == 2
-    assert main(["calibrate", str(mt_pair["joint"]), "--max_regret", "0.9", "--split", "validation"]) == 0
+    assert main(["calibrate", str(mt_pair["joint"]), "--max_regret", "0.9", "--split", "routing"]) == 2
+    # By default the evaluation set, for a router routes.
+    assert main(["calibrate", str(mt_pair["joint"]), "--max_regret", "0.9"]) == 0
     entry = json.loads(Path(mt_pair["joint"], "elang.json").read_text())["thresholds"]["encoder_router"]["certified"]
     assert "of an answer's worth (chrf, from 0 to 1) is lost" in entry["statement"]
     # The Super can be served alone.
@@ -648,6 +649,13 @@ def test_latency_is_of_texts_of_the_usual_length(mt_pair, mt_args, tmp_path, mon
     frame = pd.read_parquet(tmp_path / "j" / "records.parquet").query("split == 'validation'")
     expected = {(int(frame[f"{role}_steps"].quantile(0.5, "lower")), role == "swift") for role in ("swift", "super")}
     assert timed == expected
+
+
+def test_default_weights_and_scores_of_texts(mt_data, mt_pair):
+    task = Manifest.read(mt_pair["swift"]).task
+    module = SwiftModule(str(mt_data / "swift-base"), [], task, super_records=mt_pair["super.parquet"])
+    assert module.weights == {"task": 1, "distill": 1, "margin": 0, "hidden": 0}
+    assert module.score == "nll_mean"
 
 
 def test_bad_pairs(mt_pair, mt_args, mt_data, swift_args, fails, tmp_path):

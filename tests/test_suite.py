@@ -64,7 +64,7 @@ def plan(tiny):
         "super_model": tiny["bert"][1],
         "all": {"trainer": QUIET, "data": {"batch_size": 8, "routing_fraction": 0.3}},
         "super": {"trainer": {"max_epochs": 2}, "model": {"lr": 1e-2}},
-        "swift": {"trainer": {"max_steps": 2}, "model": {"lr": 1e-2}},
+        "swift": {"trainer": {"max_steps": 2}, "model": {"lr": 1e-2, "score": "free_energy"}},
         "joint": {"model": {"latency": False}},
         "tasks": {"glue/rte": {"joint": {"model": {"latency": True}}}, "superglue/copa": None},
     }
@@ -773,10 +773,11 @@ def test_every_config_runs_on_every_task(name, task, tiny, data, tmp_path):
     row = read_row(task, tmp_path / task / "joint" / "summary.json")
     assert row["metrics"] == list(TASKS[task].qualities)
     assert row["examples"] == 12
-    wanted = plan["swift"]["model"].get("score", "free_energy")
+    # The router routes where so few examples show it to be better.
+    wanted = [plan["swift"]["model"]["score"]] if "score" in plan["swift"]["model"] else ["max_softmax", "router"]
     if task == "glue/stsb" or (name.startswith("t5") and task == "superglue/record"):
-        wanted = "encoder_router" if name.startswith("t5") else "router"
-    assert row["score"] == wanted
+        wanted = ["encoder_router" if name.startswith("t5") else "router"]
+    assert row["score"] in wanted
     for point in row["points"].values():
         assert point["gflops"] > 0
         assert math.isfinite(point["quality"])

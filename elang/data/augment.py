@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from elang.data.files import columns_of, read_frame, texts_of
+from elang.data.files import SOURCE_KEY, columns_of, content_key, read_frame, texts_of
 from elang.errors import InputError
 from elang.records import written_aside
 
@@ -41,7 +41,8 @@ def augment(
 
     Args:
         model: The Super's backbone: a folder or a hub id, ``owner/name@revision``.
-        output: The table to write (.csv, .jsonl, .parquet), with the text columns alone; for `--data.transfer`.
+        output: The table to write (.csv, .jsonl, .parquet), for `--data.transfer`: the text columns, and
+            ``source_key``, by which what was made from the routing slice is left out of training.
         input: The training file.
         text: Its text columns, by default ``text``.
         task: A task of GLUE or SuperGLUE instead (glue/rte).
@@ -64,7 +65,7 @@ def augment(
         raise InputError(f"--rate must be above 0 and at most 1, but it is {rate}.")
     if Path(output).suffix not in (".csv", ".jsonl", ".parquet"):
         raise InputError(f"--output '{output}' must end in .csv, .jsonl or .parquet.")
-    columns, texts = _texts(input, columns_of(text), task, folder)
+    columns, texts, keys = _texts(input, columns_of(text), task, folder)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     source = Replacements(model, candidates, top_k, place)
     rng = random.Random(seed)
@@ -75,7 +76,11 @@ def augment(
         sides = [source.replace([row[i] for row in some], rate, rng) for i in range(len(columns))]
         made += zip(*sides, strict=True)
     known = set(texts)
-    kept = list(dict.fromkeys(row for row in made if row not in known))
+    sources = [key for key in keys for _ in range(copies)]
+    kept: dict[tuple[str, ...], int] = {}
+    for row, key in zip(made, sources, strict=True):
+        if row not in known:
+            kept.setdefault(row, key)
     if not kept:
         raise InputError(f"No word of the {len(texts)} texts could be replaced. Set another --model or --candidates.")
     _write(kept, columns, output)
@@ -85,25 +90,28 @@ def augment(
 
 def _texts(
     path: str | None, text: list[str] | None, task: str | None, folder: str | None
-) -> tuple[list[str], list[tuple[str, ...]]]:
+) -> tuple[list[str], list[tuple[str, ...]], list[int]]:
+    """Text columns, texts, and by what each is held out or not."""
     from elang.data.benchmarks import TaskData
 
     if (path is None) == (task is None):
         raise InputError("Give either --input, a training file, or --task, a task of GLUE or SuperGLUE.")
     if path is not None:
         columns = text or ["text"]
-        return columns, texts_of(read_frame(path), columns, f"'{path}'")
+        texts = texts_of(read_frame(path), columns, f"'{path}'")
+        return columns, texts, [content_key(row) for row in texts]
     assert task is not None
     if task in _ABOUT_WORDS:
         raise InputError(f"{task} asks about words of its texts; with others in their places it would be another task.")
     data = TaskData(task, folder, ["train"], routing_fraction=0)
-    return data.text_task.fields, data.examples("train").texts
+    examples = data.examples("train")
+    return data.text_task.fields, examples.texts, (examples.key if examples.unit is None else examples.unit).tolist()
 
 
-def _write(rows: list[tuple[str, ...]], columns: list[str], output: str) -> None:
+def _write(rows: dict[tuple[str, ...], int], columns: list[str], output: str) -> None:
     import pandas as pd
 
-    frame = pd.DataFrame(rows, columns=columns)
+    frame = pd.DataFrame(list(rows), columns=columns).assign(**{SOURCE_KEY: list(rows.values())})
     with written_aside(output) as aside:
         if output.endswith(".parquet"):
             frame.to_parquet(aside, index=False)

@@ -96,6 +96,10 @@ def check_file(path: str) -> None:
         raise InputError(f"There is no data file '{path}'. Mend its path.")
 
 
+SOURCE_KEY = "source_key"
+"""Column of a transfer set: the key of the text that each was made from."""
+
+
 def columns_of(text: list[str] | str | None) -> list[str] | None:
     """Names of text columns, of which a single one may come by itself."""
     return [text] if isinstance(text, str) else text

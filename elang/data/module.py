@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from elang.data.batches import EncodedExamples, LengthBatches, Reader, encode_examples
-from elang.data.files import Examples, check_file, content_key, in_slice, join_examples, read_frame, texts_of
+from elang.data.files import (
+    SOURCE_KEY,
+    Examples,
+    check_file,
+    content_key,
+    in_slice,
+    join_examples,
+    read_frame,
+    texts_of,
+)
 from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
 from elang.records import source_of
@@ -191,11 +200,23 @@ class TextData(LightningDataModule):
                 f"--data.transfer is for classification and regression of texts, not for a {task.problem}."
             )
         check_file(path)
-        texts = texts_of(read_frame(path), self.text_columns, f"'{path}'")
+        frame = read_frame(path)
+        texts = texts_of(frame, self.text_columns, f"'{path}'")
         key = torch.tensor([content_key(row) for row in texts], dtype=torch.int64)
         unknown = torch.nan if task.problem == "regression" else -1
         label = torch.full((len(texts),), unknown, dtype=self.examples("train").label.dtype)
-        return Examples(texts, torch.arange(len(texts)), key, label)
+        found = Examples(texts, torch.arange(len(texts)), key, label)
+        if SOURCE_KEY not in frame:
+            return found
+        # A text that was made from one that is held out would tell of it.
+        source = torch.tensor(frame[SOURCE_KEY].to_numpy(dtype="int64"))
+        held_out = in_slice(source, self.routing_fraction)
+        if self.fold is not None:
+            held_out |= fold_of(source, self.fold[1]) == self.fold[0]
+        rank_zero_info(
+            f"{int(held_out.sum())} of {len(texts)} texts of '{path}' were made from held-out ones: left out"
+        )
+        return found.take(~held_out)
 
     def targets(self, split: SplitName, ids: Tensor) -> dict[str, Tensor]:
         """What metrics read besides the label, for the examples ``ids`` of a split."""

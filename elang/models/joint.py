@@ -252,13 +252,13 @@ class JointModule(EvaluationModule):
         if self.task.problem == "sequence":
             summary["signatures"] = {q.name: signature(q.name) for q in self.qualities}
             summary["lengths"] = length_bias(answers)
-        energy = "free_energy" if "free_energy" in answers.scores else summary["score"]
-        chosen = thresholds.get(energy, {}).get("parity")
+        routing = summary["score"]
+        chosen = thresholds.get(routing, {}).get("parity")
         if chosen is not None and abs(float(chosen["threshold"])) != math.inf:
             # Of tokens the logits themselves are rounded, and they are large.
             half = 6.3e-2 if self.task.problem == "sequence" else 4e-3
             distance = 4e-7 if str(self.trainer.precision).startswith(("32", "64")) else half
-            share = share_near_threshold(answers.scores[energy], float(chosen["threshold"]), distance)
+            share = share_near_threshold(answers.scores[routing], float(chosen["threshold"]), distance)
             summary["within_rounding_of_threshold"] = {"distance": distance, "share": share}
         if self.latency and len(self.models) == 2:
             models = {name: self.model(name) for name in ("swift", "super")}

@@ -105,18 +105,17 @@ class SwiftModule(FinetuneModule):
         num_beams: int | None = None,
         distill: Distill = "sequence",
     ) -> None:
-        if distill_weight is None:
-            distill_weight = 1.0 if TextTask.of(label_names, task).problem == "sequence" else 10.0
+        default = 1.0 if TextTask.of(label_names, task).problem == "sequence" else 10.0
         self.weights = {
             "task": task_weight,
-            "distill": distill_weight,
+            "distill": default if distill_weight is None else distill_weight,
             "margin": margin_weight,
             "hidden": hidden_weight,
         }
         for name, weight in self.weights.items():
             if weight < 0:
                 raise InputError(f"--model.{name}_weight must be 0 (off) or positive, but it is {weight}.")
-        if super_records is None and (distill_weight > 0 or hard != "error"):
+        if super_records is None and (self.weights["distill"] > 0 or hard != "error"):
             raise InputError(
                 f"Distillation and hard='{hard}' need the Super's answers, but --model.super_records is not set. Make "
                 "them with `elang score`, or set --model.distill_weight 0 --model.hard error."
