@@ -636,6 +636,8 @@ def test_a_row_is_read(tmp_path):
     assert point == {
         "quality": pytest.approx(0.75),
         "qualities": {"accuracy": 0.8, "f1": 0.7},
+        # From a summary that has none.
+        "to_super": None,
         "kept": 0.75,
         "gflops": 4.0,
         "speedup": 3.0,

@@ -91,7 +91,9 @@ def test_every_config_runs(name, here, tiny, monkeypatch):
     suite(task, "plan.yaml", output="runs")
     (row,) = json.loads(Path("runs/suite.json").read_text("utf-8"))["tasks"]
     assert (row["task"], row["examples"], row["metrics"]) == (task, 21, ["bleu"])
-    assert row["score"] == plan["swift"]["model"].get("score", "encoder_router")
+    # The router routes where so few examples show it to be better.
+    asked = plan["swift"]["model"].get("score")
+    assert row["score"] in ([asked] if asked else ["nll_mean", "router"])
     # Points of 100, as a share.
     assert 0 <= row["super"] <= 1
     summary = json.loads(Path(f"runs/{task}/joint/summary.json").read_text("utf-8"))

@@ -450,7 +450,7 @@ def test_the_swifts_loss_by_hand(t5, router):
     """Of the constrained decode's logits, with heads or without; the head on the encoder's output learns the same."""
     from elang.losses import distillation, energy_margin_pairwise
 
-    module = swift_module(t5, router=router)
+    module = swift_module(t5, router=router, distill_weight=1.0, margin_weight=0.1)
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     batch = batch_of(module, TEXTS, [0, 1, 1, 0])
     total = module.training_step(batch, 0)
