@@ -397,8 +397,8 @@ def main() -> None:
         return
     swifts = [
         Job("swift", task, seed, swift, recipe)
-        for recipe in args.recipes
         for seed in args.seeds
+        for recipe in args.recipes
         for task in args.tasks
         for swift in args.swifts
         if recipe not in TRANSFER or SETUPS[task].copies
