@@ -5,6 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from elang.data.files import columns_of
 from elang.errors import InputError
+from elang.few import DType
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel
 from elang.predict import read_inputs
@@ -33,6 +35,9 @@ def bench(
     device: str | None = None,
     tokens: int | None = None,
     super_tokens: int | None = None,
+    few: int = 0,
+    dtype: DType = "float32",
+    compile: bool = False,  # noqa: A002 - the option's name
     output: str | None = None,
 ) -> None:
     """Time Swift, Super and the pair on real inputs, and compare with what FLOPs predict.
@@ -53,6 +58,9 @@ def bench(
         device: By default a GPU if there is one.
         tokens: Tokens in a batch of the Swift's; by default what suits the device.
         super_tokens: The same for the Super.
+        few: 1 answers one by one the short way, by captured graphs on a GPU; 0 the same way as many.
+        dtype: Precision of both models' weights; in another than float32 it is counted where its decisions differ.
+        compile: Compile both models.
         output: A JSON file for all figures.
     """
     wanted = [0.1, 0.25, 0.5] if shares is None else shares
@@ -61,15 +69,17 @@ def bench(
             raise InputError(f"--{name} must be at least {least}, but it is {value}.")
     if wrong := [share for share in wanted if not 0 <= share <= 1]:
         raise InputError(f"--shares must be from 0 to 1, but there is {wrong[0]}.")
-    predictor = JointPredictor(
-        swift_model, super_model, "inf", score, device=device, tokens=tokens, super_tokens=super_tokens
-    )
+    options: dict[str, Any] = {"score": score, "device": device, "tokens": tokens, "super_tokens": super_tokens}
+    predictor = JointPredictor(swift_model, super_model, "inf", **options, few=few, dtype=dtype, compile=compile)
     sequence = predictor.task.problem == "sequence"
     rows = list(islice(read_inputs(input, columns_of(text), sequence), examples))
     if not rows:
         raise InputError(f"The input '{input}' is empty: there is nothing to time.")
     found = time_pair(predictor, rows, wanted, rows[:single], repeats)
-    found |= {"swift_model": swift_model, "super_model": super_model, "input": input}
+    if dtype != "float32":
+        plain = JointPredictor(swift_model, super_model, "inf", **options)
+        found["differences"] = differences(predictor, plain, rows, wanted)
+    found |= {"dtype": dtype, "swift_model": swift_model, "super_model": super_model, "input": input}
     _print(found)
     if output is not None:
         with written_aside(output) as aside:
@@ -104,16 +114,18 @@ def time_pair(
         # Known before the decoder runs, and of a kept input nothing else is scored.
         kept, away = costs["swift"]["flops"], costs["swift"]["early_flops"]
     thresholds = {f"defer {share:.0%}": _threshold(scores, share) for share in shares}
+
+    def stream(threshold: float, some: list[Any]) -> Any:
+        predictor.threshold = threshold
+        return list(predictor.map(some))
+
+    def one(threshold: float, some: list[Any]) -> Any:
+        predictor.threshold = threshold
+        return predictor(some)
+
     calls: dict[str, Callable[[list[Any]], Any]] = {"super": lambda some: list(predictor.super_map(some))}
-
-    def pair(threshold: float) -> Callable[[list[Any]], Any]:
-        def run(some: list[Any]) -> Any:
-            predictor.threshold = threshold
-            return list(predictor.map(some))
-
-        return run
-
-    calls |= {"swift": pair(math.inf)} | {name: pair(threshold) for name, threshold in thresholds.items()}
+    limits = {"swift": math.inf} | thresholds
+    calls |= {name: partial(stream, threshold) for name, threshold in limits.items()}
     many: dict[str, list[float]] = {name: [] for name in calls}
     ones: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
@@ -122,8 +134,10 @@ def time_pair(
             if repeat:
                 many[name].append(seconds / len(rows))
     warm = min(10, len(single))
+    alone: dict[str, Callable[[list[Any]], Any]] = {name: partial(one, t) for name, t in limits.items()}
+    alone["super"] = lambda some: predictor.ask_super(predictor.rows(some))
     for i, row in enumerate(single[:warm] + single):
-        for name, call in calls.items():
+        for name, call in alone.items():
             seconds = _timed(call, [row], predictor.device)
             if i >= warm:
                 ones[name].append(seconds)
@@ -151,6 +165,29 @@ def time_pair(
                 "speedup": statistics.fmean(ones["super"]) / statistics.fmean(ordered),
             }
         found["passes"][name] = entry
+    return found
+
+
+def differences(
+    predictor: JointPredictor, plain: JointPredictor, rows: list[Any], shares: list[float]
+) -> dict[str, dict[str, float]]:
+    """What two ways of the same pair say otherwise, at the thresholds that give these deferred shares.
+
+    Returns:
+        For each share ``labels`` and ``decisions``, how many inputs are answered, or routed, otherwise, and
+        ``distance``: how far from the threshold, in the plain way's score, such an input lies at most.
+    """
+    scores = torch.tensor([one.score for one in plain.map(rows)], dtype=torch.float64)
+    found = {}
+    for share in shares:
+        threshold = predictor.threshold = plain.threshold = _threshold(scores, share)
+        both = list(zip(predictor.map(rows), plain.map(rows), strict=True))
+        other = torch.tensor([a.answered_by != b.answered_by for a, b in both])
+        found[f"defer {share:.0%}"] = {
+            "labels": sum(a.label != b.label for a, b in both),
+            "decisions": int(other.sum()),
+            "distance": float((scores - threshold).abs()[other].max()) if other.any() else 0.0,
+        }
     return found
 
 
@@ -213,4 +250,10 @@ def _print(found: dict[str, Any]) -> None:
         if one := entry.get("one by one"):
             row += [f"{1e3 * one['median']:.2f} ({1e3 * one['95%']:.2f})", f"{one['speedup']:.2f}x"]
         table.add_row(*row)
-    Console(width=None if Console().is_terminal else 140).print(table)
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(table)
+    for name, one in found.get("differences", {}).items():
+        console.print(
+            f"{name}: of {found['inputs']} inputs {one['decisions']} are routed and {one['labels']} answered otherwise "
+            f"than in float32, at most {one['distance']:.3g} from the threshold"
+        )

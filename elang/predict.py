@@ -13,6 +13,7 @@ from typing import Any
 
 from elang.data.files import columns_of
 from elang.errors import InputError
+from elang.few import DType
 from elang.manifest import plain
 from elang.predictor import JointPredictor, Prediction
 
@@ -30,6 +31,8 @@ def predict(
     batch_size: int | None = None,
     tokens: int | None = None,
     super_tokens: int | None = None,
+    dtype: DType = "float32",
+    compile: bool = False,  # noqa: A002 - the option's name
     chunk: int = 4096,
     task: str | None = None,
     folder: str | None = None,
@@ -54,6 +57,8 @@ def predict(
         batch_size: Inputs in a batch at most; by default only their tokens count.
         tokens: Tokens in a batch of the Swift's; by default what suits the device.
         super_tokens: The same for the Super.
+        dtype: Precision of both models' weights; scores are float32 in any.
+        compile: Compile both models with ``torch.compile``.
         chunk: Inputs that are read, tokenised and answered by the Swift at a time.
         task: A task of GLUE or SuperGLUE (glue/rte), to be answered in its submission format.
         folder: The benchmark's own files; by default the hub's.
@@ -66,7 +71,17 @@ def predict(
     if chunk < 1:
         raise InputError(f"--chunk must be at least 1, but it is {chunk}.")
     predictor = JointPredictor(
-        swift_model, super_model, threshold, score, thresholds, device, batch_size, tokens, super_tokens
+        swift_model,
+        super_model,
+        threshold,
+        score,
+        thresholds,
+        device,
+        batch_size,
+        tokens,
+        super_tokens,
+        dtype=dtype,
+        compile=compile,
     )
     if task is not None:
         found = _submit(predictor, task, folder, split, output, chunk)
@@ -114,7 +129,12 @@ def _about(predictor: JointPredictor, swift: str, super_: str, source: str, text
         raise InputError(f"The input '{source}' cannot be read ({error.strerror}). Mend its path.") from error
     return {
         "models": [_files(swift), _files(super_)],
-        "routing": [predictor.score, str(predictor.threshold), plain(asdict(predictor.manifest))],
+        "routing": [
+            predictor.score,
+            str(next(predictor.swift.backbone.parameters()).dtype),
+            str(predictor.threshold),
+            plain(asdict(predictor.manifest)),
+        ],
         "input": [os.path.abspath(source), status.st_size, status.st_mtime_ns, text],
     }
 

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from elang.data.batches import EncodedExamples, encode_examples
+from elang.data.batches import EncodedExamples, encode_examples, pad_of, token_lists
 from elang.data.format import TextTask
 from elang.errors import InputError
+from elang.few import DType, FewInputs, Pass
 from elang.manifest import Manifest
 from elang.models.backbones import load_model
 from elang.models.seq2seq import Seq2Seq
@@ -58,6 +60,13 @@ class JointPredictor:
         batch_size: Inputs in a batch at most; by default only their tokens count.
         tokens: Tokens in a batch of the Swift's, with padding; by default what suits the device.
         super_tokens: The same for the Super.
+        few: Up to so many inputs at a time take the short way of :mod:`elang.few`, for latency: captured graphs on a
+            GPU, for which loading takes longer. Not for generated texts, nor candidates of each input's own.
+        dtype: Precision of both models' weights; scores are float32 in any, but thresholds that were chosen in
+            float32 are met only about.
+        compile: Compile both models with ``torch.compile``, for whatever shapes come, at the first inputs.
+
+    Models that are there already (:class:`elang.models.text_model.TextModel`) can be given in the place of folders.
 
     >>> predictor = JointPredictor("runs/swift", "runs/super")  # doctest: +SKIP
     >>> predictor(["what is energy ?"])  # doctest: +SKIP
@@ -66,8 +75,8 @@ class JointPredictor:
 
     def __init__(
         self,
-        swift_model: str | None,
-        super_model: str | None,
+        swift_model: str | TextModel | None,
+        super_model: str | TextModel | None,
         threshold: str | float = "parity",
         score: str | None = None,
         thresholds: str | None = None,
@@ -75,13 +84,21 @@ class JointPredictor:
         batch_size: int | None = None,
         tokens: int | None = None,
         super_tokens: int | None = None,
+        few: int = 0,
+        dtype: DType = "float32",
+        compile: bool = False,  # noqa: A002 - the option's name
     ) -> None:
         for path in (swift_model, super_model):
-            if path is not None and path.endswith(SUFFIXES):
+            if isinstance(path, str) and path.endswith(SUFFIXES):
                 raise InputError(f"Records such as '{path}' answer only the examples in them; give a model to predict.")
         for name, size in (("batch_size", batch_size), ("tokens", tokens), ("super_tokens", super_tokens)):
             if size is not None and size < 1:
                 raise InputError(f"{name} must be at least 1, but it is {size}.")
+        if few < 0:
+            raise InputError(f"few must be at least 0, but it is {few}.")
+        if dtype not in get_args(DType):
+            raise InputError(f"dtype must be one of {', '.join(get_args(DType))}, but it is {dtype!r}.")
+        precision: torch.dtype = getattr(torch, dtype)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         budgets = _GPU_TOKENS
         if self.device.type == "cpu":
@@ -90,7 +107,7 @@ class JointPredictor:
         first = swift_model if swift_model is not None else super_model
         if first is None:
             raise InputError("Give a swift_model, a super_model, or both.")
-        self.swift = load_model(first).to(self.device).eval()
+        self.swift = _ready(first, None, precision, self.device)
         manifest = Manifest.read(thresholds) if thresholds else self.swift.manifest
         if manifest is None:
             manifest = Manifest(self.swift.label_names)
@@ -105,7 +122,7 @@ class JointPredictor:
             # It takes both places, and nothing is routed.
             self._super, self.super_order = self.swift, list(range(len(self.label_names)))
         elif super_model is not None:
-            self._super = load_model(super_model, self.task).to(self.device).eval()
+            self._super = _ready(super_model, self.task, precision, self.device)
             self.super_order = self.super_.class_order(self.label_names, f"'{super_model}'")
             if self.super_.manifest is not None and self.super_.task.fields != self.task.fields:
                 raise InputError(
@@ -137,6 +154,45 @@ class JointPredictor:
             # Scores of other texts would not be on the thresholds' scale.
             self.swift.set_beams(manifest.num_beams)
         self.truncated = self.super_truncated = 0
+        if compile:
+            for model in {self.swift, *([self._super] if self._super else [])}:
+                for part in model.compiled_parts():
+                    part.compile(dynamic=True)
+        self.few, self._tokens = few, dict[tuple[str, ...], dict[str, list[int]]]()
+        self._few_swift = self._few_super = None
+        if few:
+            passes: list[Pass] = [self._swift_first]
+            if self._early:
+                passes = [self._early_first, self._early_second]
+            if swift_model is not None:
+                self._few_swift = self._few_inputs(self.swift, passes, "The Swift")
+            if self._super is not None:
+                self._few_super = self._few_inputs(self._super, [self._super_first], "The Super")
+
+    def _few_inputs(self, model: TextModel, passes: list[Pass], who: str) -> FewInputs | None:
+        """What runs a model over few inputs, if that can be."""
+        free = isinstance(model, Seq2Seq) or (isinstance(model, TextToText) and (model.generate or not model.trie))
+        if free or (self.task.problem == "choice" and not model.task.answers):
+            return None
+        limit = self.limit(model)
+        with torch.inference_mode():
+            return FewInputs(passes, pad_of(model.tokenizer), self.few, limit, self.device, who)
+
+    @cached_property
+    def _early(self) -> bool:
+        """Whether the score decides before a decoder runs."""
+        return self.score in BEFORE_DECODER and isinstance(self.swift, TextToText)
+
+    @cached_property
+    def _same_tokens(self) -> bool:
+        """Whether both models read a text as the same tokens."""
+        readers = self.swift.reader, self.super_.reader
+        tasks = [self._read_task(model, 1) for model in (self.swift, self.super_)]
+        if readers[0].text_to_text != readers[1].text_to_text or tasks[0].plain() != tasks[1].plain():
+            return False
+        own, other = (getattr(reader.tokenizer, "backend_tokenizer", None) for reader in readers)
+        same = own is not None and other is not None and own.to_str() == other.to_str()
+        return same and self.limit(self.swift) == self.limit(self.super_)
 
     @property
     def super_(self) -> TextModel:
@@ -271,6 +327,8 @@ class JointPredictor:
 
     def _prepare(self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None) -> Window:
         window = self._window(rows, choices)
+        if self._few_swift is not None and window.choices is None and len(rows) <= self.few:
+            return window
         window.encoded = self._encode(self.swift, window.rows, window.choices)
         self.truncated += window.encoded.texts.truncated
         return window
@@ -320,11 +378,17 @@ class JointPredictor:
         """Tokens that are kept of an input."""
         return int(min(self.max_length, model.tokenizer.model_max_length))
 
+    def _read_task(self, model: TextModel, num_texts: int) -> TextTask:
+        """The task as a model reads it."""
+        return model.task if model.manifest is not None else self._task(num_texts)
+
     def _encode(
         self, model: TextModel, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None
     ) -> EncodedExamples:
-        task = model.task if model.manifest is not None else self._task(len(rows[0]))
-        return encode_examples(model.reader, task, rows, choices, self.limit(model))
+        return encode_examples(model.reader, self._read_task(model, len(rows[0])), rows, choices, self.limit(model))
+
+    def _token_lists(self, model: TextModel, rows: list[tuple[str, ...]]) -> tuple[list[dict[str, list[int]]], int]:
+        return token_lists(model.reader, self._read_task(model, len(rows[0])), rows, self.limit(model))
 
     def _batches(self, model: TextModel, encoded: EncodedExamples) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         budget = self.tokens if model is self.swift else self.super_tokens
@@ -340,8 +404,9 @@ class JointPredictor:
     @torch.inference_mode()
     def _swift_pass(self, window: Window, threshold: float) -> tuple[list[Any], Tensor]:
         """The Swift's answers and scores; before the decoder where the score allows, which then runs for the kept."""
+        if window.encoded is None:
+            return self._swift_few(window.rows, threshold)
         texts, order, found = [""] * len(window.rows), [], []
-        assert window.encoded is not None
         for chosen, inputs in self._batches(self.swift, window.encoded):
             order.append(chosen)
             if isinstance(self.swift, Seq2Seq):
@@ -349,9 +414,10 @@ class JointPredictor:
                 for i, text in zip(chosen[kept.cpu()].tolist(), said, strict=True):
                     texts[i] = text
                 found.append(score.float()[:, None])
-            elif self.score in BEFORE_DECODER and isinstance(self.swift, TextToText):
-                encoded = self.swift.encode(inputs)
-                score = self.swift.early_scores(encoded, self.temperature)[self.score].float()
+            elif self._early:
+                assert isinstance(self.swift, TextToText)
+                table, encoded = self._early_first(inputs)
+                score = table[:, 0].float()
                 answer = torch.zeros(len(score), dtype=torch.float64, device=self.device)
                 kept = (~route(score, threshold)).nonzero().squeeze(1)
                 if len(kept):
@@ -360,17 +426,69 @@ class JointPredictor:
                     answer[kept] = self.swift.predict(logits).double()
                 found.append(torch.stack([score.double(), answer], 1))
             else:
-                said = self.swift(inputs)
-                score = self.swift.score_of(self.score, said, self.temperature).double()
-                # Logits that are no numbers are told by their extremes, without waiting for the device.
-                odd = self._odd(said.logits)
-                found.append(torch.stack([score, said.prediction.double(), odd.double()], 1))
+                found.append(self._swift_first(inputs)[0])
         # One wait for the device in a window.
         table = torch.cat(found).cpu()[torch.cat(order).argsort()]
         if table.shape[1] == 3:
             _check_odd(table[:, 2], window.rows, "Swift")
         scores = table[:, 0].float()
         return texts if isinstance(self.swift, Seq2Seq) else table[:, 1].tolist(), scores
+
+    def _swift_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, None]:
+        """Of each input score, answer and whether its logits are odd, float64 ``(B, 3)``."""
+        said = self.swift(inputs)
+        score = self.swift.score_of(self.score, said, self.temperature).double()
+        # Logits that are no numbers are told by their extremes, without waiting for the device.
+        return torch.stack([score, said.prediction.double(), self._odd(said.logits).double()], 1), None
+
+    def _early_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """Of each input the score before the decoder, float64 ``(B, 1)``, and what the decoder takes."""
+        assert isinstance(self.swift, TextToText)
+        encoded = self.swift.encode(inputs)
+        return self.swift.early_scores(encoded, self.temperature)[self.score].double()[:, None], encoded
+
+    def _early_second(self, encoded: Any) -> tuple[Tensor, None]:
+        """The decoder's answers, and whether their logits are odd, float64 ``(B, 2)``."""
+        assert isinstance(self.swift, TextToText)
+        logits = self.swift.label_logits(encoded, {})
+        return torch.stack([self.swift.predict(logits).double(), self._odd(logits).double()], 1), None
+
+    def _super_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, None]:
+        """The Super's answers, and whether their logits are odd, float64 ``(B, 2)``."""
+        logits = self.super_(inputs).logits[:, self.super_order]
+        return torch.stack([self.super_.predict(logits).double(), self._odd(logits).double()], 1), None
+
+    def _swift_few(self, rows: list[tuple[str, ...]], threshold: float) -> tuple[list[Any], Tensor]:
+        """:meth:`_swift_pass` for few inputs."""
+        assert self._few_swift is not None
+        tokens, cut = self._token_lists(self.swift, rows)
+        self.truncated += cut
+        # Of over-long ones the Super counts its own.
+        self._tokens = {} if cut else dict(zip(rows, tokens, strict=True))
+        table = self._few_swift.first(tokens)
+        scores = table[:, 0].float()
+        if not self._early:
+            _check_odd(table[:, 2], rows, "Swift")
+            return table[:, 1].tolist(), scores
+        kept = ~route(scores, threshold)
+        if not kept.any():
+            return [0.0] * len(rows), scores
+        table = self._few_swift.second(len(rows))
+        _check_odd(table[:, 1] * kept, rows, "Swift")
+        return table[:, 0].tolist(), scores
+
+    def _super_few(self, rows: list[tuple[str, ...]]) -> list[Any]:
+        """:meth:`_super_pass` for few inputs."""
+        assert self._few_super is not None
+        if self._few_swift is not None and self._same_tokens and all(row in self._tokens for row in rows):
+            tokens = [self._tokens[row] for row in rows]
+        else:
+            tokens, cut = self._token_lists(self.super_, rows)
+            self.super_truncated += cut
+        table = self._few_super.first(tokens)
+        _check_odd(table[:, 1], rows, "Super")
+        answers: list[float] = table[:, 0].tolist()
+        return answers
 
     def _odd(self, logits: Tensor) -> Tensor:
         """Which rows of logits cannot be scored, bool ``(B,)``."""
@@ -395,6 +513,8 @@ class JointPredictor:
 
     @torch.inference_mode()
     def _super_pass(self, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None) -> list[Any]:
+        if self._few_super is not None and choices is None and len(rows) <= self.few:
+            return self._super_few(rows)
         encoded = self._encode(self.super_, rows, choices)
         self.super_truncated += encoded.texts.truncated
         texts, order, found = [""] * len(rows), [], []
@@ -404,9 +524,8 @@ class JointPredictor:
                 for i, text in zip(chosen.tolist(), said, strict=True):
                     texts[i] = text
                 continue
-            logits = self.super_(inputs).logits[:, self.super_order]
             order.append(chosen)
-            found.append(torch.stack([self.super_.predict(logits).double(), self._odd(logits).double()], 1))
+            found.append(self._super_first(inputs)[0])
         if isinstance(self.super_, Seq2Seq):
             return texts
         table = torch.cat(found).cpu()[torch.cat(order).argsort()]
@@ -422,6 +541,14 @@ def _check_odd(odd: Tensor, rows: list[tuple[str, ...]], who: str) -> None:
             f"{int(odd.sum())} of {len(rows)} inputs have logits of the {who}'s that are NaN or infinite, first "
             f"{rows[int(odd.nonzero()[0])]!r}. Look for a diverged training run."
         )
+
+
+def _ready(model: str | TextModel, task: TextTask | None, dtype: torch.dtype, device: torch.device) -> TextModel:
+    """A model on its device, to be asked."""
+    found = load_model(model, task, dtype=dtype) if isinstance(model, str) else model
+    found = found.to(device).eval()
+    found.shorten()
+    return found
 
 
 def _number(threshold: str | float) -> float | None:

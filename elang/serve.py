@@ -31,6 +31,8 @@ def serve(
     devices: int | Literal["auto"] = "auto",
     workers: int = 1,
     threads: int | None = None,
+    few: int = 0,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
 ) -> None:
     """Answer texts over HTTP with a pair, until it is stopped.
 
@@ -59,6 +61,8 @@ def serve(
         devices: How many of these.
         workers: Processes on each device, for each of the two models.
         threads: CPU threads of each of them; by default the cores are shared out.
+        few: Batches of up to so many texts take the short way, by captured graphs on a GPU.
+        dtype: Precision of both models' weights; scores are float32 in any.
 
     Raises:
         InputError: If an option is wrong, a model cannot be loaded, or the extra `serve` is not installed.
@@ -93,18 +97,20 @@ def serve(
     from elang.records import align_labels
     from elang.serving_apis import build_server
 
-    pair = {"swift_model": swift_model, "super_model": super_model, "threshold": threshold, "score": score}
-    pair |= {"thresholds": thresholds}
+    pair: dict[str, Any] = {"swift_model": swift_model, "super_model": super_model, "threshold": threshold}
+    pair |= {"score": score, "thresholds": thresholds}
     predictor = None
     if swift_model is not None:
         # What is wrong with it is said now, and its labels and texts are known to the front.
-        predictor = JointPredictor(**{**pair, "super_model": None}, device="cpu")  # type: ignore[arg-type]
+        predictor = JointPredictor(**{**pair, "super_model": None}, device="cpu")
     if not remote:
         check_model(super_model)
         if predictor is not None and (Path(super_model) / FILENAME).is_file():
             # What its worker would say much later.
             own = Manifest.read(super_model)
             align_labels(own.label_names, predictor.label_names, f"'{super_model}'")
+    # The front answers nothing itself.
+    pair |= {"few": few, "dtype": dtype}
     models = (swift_model is not None) + (not remote)
     if threads is None:
         threads = max(1, (torch.get_num_threads()) // (models * workers))

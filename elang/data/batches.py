@@ -185,10 +185,39 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
     columns = {
         name: torch.tensor([token for row in rows for token in row], dtype=torch.int32) for name, rows in found.items()
     }
-    pad_id = tokenizer.pad_token_id
-    pad = {"input_ids": 0 if pad_id is None else pad_id, "token_type_ids": tokenizer.pad_token_type_id}
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return EncodedTexts(columns, offsets, pad, len(over))
+    return EncodedTexts(columns, offsets, pad_of(tokenizer), len(over))
+
+
+def token_lists(
+    reader: Reader, task: TextTask, texts: list[tuple[str, ...]], max_length: int
+) -> tuple[list[dict[str, list[int]]], int]:
+    """Tokens of few examples without candidates: as :func:`encode_examples` makes them, in a fraction of the time.
+
+    Returns:
+        The columns of each example, and how many examples were cut.
+    """
+    task, tokenizer = reader.task or task, reader.tokenizer
+    rows = [(task.prompt_text(t),) if reader.text_to_text else task.segment_texts(t)[0] for t in texts]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    # What its file has set is taken back by the first call of the other way.
+    if backend is not None and backend.truncation is None and backend.padding is None:
+        made = [backend.encode(*row) for row in rows]
+        if all(len(one) <= max_length for one in made):
+            columns = {"input_ids": "ids", "token_type_ids": "type_ids"}
+            return [{name: getattr(one, columns[name]) for name in pad_of(tokenizer)} for one in made], 0
+    found = encode(tokenizer, rows, max_length)
+    parts = {name: column.split(found.lengths.tolist()) for name, column in found.columns.items()}
+    return [{name: parts[name][i].tolist() for name in parts} for i in range(len(rows))], found.truncated
+
+
+def pad_of(tokenizer: Any) -> dict[str, int]:
+    """The columns that a tokenizer makes, and what pads each."""
+    pad_id = tokenizer.pad_token_id
+    pad = {"input_ids": 0 if pad_id is None else pad_id}
+    if "token_type_ids" in tokenizer.model_input_names:
+        pad["token_type_ids"] = tokenizer.pad_token_type_id
+    return pad
 
 
 class LengthBatches(DistributedSampler[Any]):

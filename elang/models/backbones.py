@@ -84,6 +84,7 @@ def load_model(
     router: bool = False,
     generate: bool = False,
     num_beams: int | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> TextModel:
     """Load a pretrained model to be fine-tuned, or a finished one.
 
@@ -96,10 +97,12 @@ def load_model(
         router: Give it router heads if it has none.
         generate: A text-to-text model answers by free generation.
         num_beams: Hypotheses that generated texts are chosen from; by default the model's own setting.
+        dtype: Precision of the weights, for inference; logits and scores are float32 in any.
 
     Raises:
-        InputError: If it cannot be loaded, or answers another task.
+        InputError: If it cannot be loaded, answers another task, or overflows in this precision.
     """
+    found: TextModel
     if path.endswith(".ckpt"):
         if fine_tune:
             read_checkpoint(path)
@@ -107,7 +110,10 @@ def load_model(
                 f"A module starts from a model folder, and '{path}' is a checkpoint. Give the folder that `elang fit` "
                 "wrote, or go on from the checkpoint with --ckpt_path."
             )
-        return _from_checkpoint(path, generate, num_beams)
+        found = _from_checkpoint(path, generate, num_beams)
+        if dtype != torch.float32:
+            found.cast(dtype)
+        return found
     name, revision = _locate(path)
     options: dict[str, Any] = {"revision": revision} if revision else {}
     folder = Path(name)
@@ -135,8 +141,9 @@ def load_model(
             assert said is not None
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
             with _quiet():
-                backbone = _pretrained(AutoModelForSeq2SeqLM, name, config, options)
-            found: TextModel = _text_to_text(backbone, tokenizer, said, generate, num_beams)
+                # Large ones are not to be there twice.
+                backbone = _pretrained(AutoModelForSeq2SeqLM, name, config, options, dtype=dtype)
+            found = _text_to_text(backbone, tokenizer, said, generate, num_beams)
             original = found.label_names
         else:
             if task is not None and task.problem == "sequence":
@@ -176,6 +183,8 @@ def load_model(
         _load_heads(found, folder / ROUTER_FILE)
     elif router:
         found.add_heads()
+    if dtype != torch.float32:
+        found.cast(dtype)
     return found
 
 
@@ -211,7 +220,8 @@ def _text_to_text(backbone: Any, tokenizer: Any, task: TextTask, generate: bool,
 
 def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **more: Any) -> Any:
     # transformers loads in the file's own precision; weights that are trained stay float32.
-    return kind.from_pretrained(name, config=config, dtype=torch.float32, use_safetensors=True, **more, **options)
+    settings = {"dtype": torch.float32, "use_safetensors": True} | more | options
+    return kind.from_pretrained(name, config=config, **settings)
 
 
 def _keep_layers(config: Any, layers: int, path: str) -> None:

@@ -175,8 +175,7 @@ class Seq2Seq(TextModel):
     def encode(self, inputs: dict[str, Tensor]) -> Source:
         """Run the encoder."""
         mask = inputs["attention_mask"]
-        encoder = self.backbone.get_encoder()
-        hidden = encoder(input_ids=inputs["input_ids"], attention_mask=mask, return_dict=True).last_hidden_state
+        hidden = self.encoder_output(inputs)
         features = torch.cat([mask.sum(1, keepdim=True).log(), masked_mean(hidden, mask).detach().float()], 1)
         return Source(hidden, mask, features)
 

@@ -17,6 +17,7 @@ from elang.data.batches import Reader
 from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.manifest import Manifest, file_sha256
+from elang.models.t5_path import FAMILIES, T5Path
 from elang.records import align_labels
 from elang.router import RouterHead, logit_features, masked_mean, num_logit_features
 from elang.scores import SCORES, all_scores
@@ -70,6 +71,7 @@ class TextModel(nn.Module, ABC):
         self.manifest: Manifest | None = None
         self.original_names: list[str] = task.label_names
         self.weights: Path | None = None
+        self.short_path: T5Path | None = None
 
     @abstractmethod
     def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
@@ -95,6 +97,34 @@ class TextModel(nn.Module, ABC):
         ``steps`` of generated answers also ``score_flops``: what the logits of the constrained decode, which only
         scores need, cost beside them.
         """
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Bring the backbone's weights to a smaller precision, for inference.
+
+        Raises:
+            InputError: If the family overflows in it.
+        """
+        if dtype == torch.float16 and self.backbone.config.model_type in FAMILIES:
+            raise InputError(
+                f"A '{self.backbone.config.model_type}' model overflows in float16. Take bfloat16, or float32."
+            )
+        for weight in self.backbone.parameters():
+            weight.data = weight.data.to(dtype)
+
+    def shorten(self) -> None:
+        """Use the short forward pass where its family has one, for inference only; the answers stay the same."""
+        if self.backbone.config.model_type in FAMILIES:
+            self.short_path = T5Path(self.backbone)
+
+    def encoder_output(self, inputs: dict[str, Tensor]) -> Tensor:
+        """The last hidden state of an encoder-decoder's encoder, ``(B, L, D)``."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        if self.short_path is not None:
+            return self.short_path.encode(ids, mask)
+        hidden: Tensor = self.backbone.get_encoder()(
+            input_ids=ids, attention_mask=mask, return_dict=True
+        ).last_hidden_state
+        return hidden
 
     def compiled_parts(self) -> list[nn.Module]:
         """The modules that are called from outside, for ``torch.compile``."""
@@ -203,6 +233,17 @@ class Classifier(TextModel):
         """Give it a router head, untrained."""
         self.heads["router"] = self._router(len(self.label_names))
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Bring the body's weights to a smaller precision; the classes' head stays in float32, and so do logits."""
+        body = self.backbone.base_model
+        heads = [module for module in self.backbone.children() if module is not body]
+        whole = [weight.data for head in heads for weight in head.parameters()]
+        super().cast(dtype)
+        for weight, kept in zip((w for head in heads for w in head.parameters()), whole, strict=True):
+            weight.data = kept
+        for head in heads:
+            head.register_forward_pre_hook(_in_float32)
+
     def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
         """Answer a batch."""
         counts = inputs.get("num_choices")
@@ -230,6 +271,10 @@ class Classifier(TextModel):
         if "num_choices" in inputs:
             found = sum_by_example(found, inputs["num_choices"].cpu())
         return {"flops": found + self._head_flops("router")}
+
+
+def _in_float32(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given)
 
 
 def owner(counts: Tensor) -> Tensor:

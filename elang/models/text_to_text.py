@@ -100,8 +100,15 @@ class AnswerTrie:
 
     def label_logits(self, logits: Tensor) -> Tensor:
         """Turn the decoder's logits over the paths, ``(B, P, T, V)``, into one for each answer, ``(B, C)``."""
-        z = logits[:, self.node[:, 0], self.node[:, 1]].float()
-        z = z.gather(-1, self.branches.clamp_min(0).expand(len(z), -1, -1))
+        z = self.at_nodes(logits).float()
+        return self.answers(z.gather(-1, self.branches.clamp_min(0).expand(len(z), -1, -1)))
+
+    def at_nodes(self, values: Tensor) -> Tensor:
+        """What there is at the branching nodes, ``(B, M, ...)``, of ``(B, P, T, ...)``."""
+        return values[:, self.node[:, 0], self.node[:, 1]]
+
+    def answers(self, z: Tensor) -> Tensor:
+        """One logit for each answer, ``(B, C)``, from the decoder's logits of each node's branches, ``(B, M, K)``."""
         z = z.masked_fill(self.branches < 0, -torch.inf)
         z = torch.cat([z[:, :1], z[:, 1:].log_softmax(-1)], 1)
         # Autocast would round the product's factors and its result.
@@ -198,9 +205,7 @@ class TextToText(TextModel):
     def encode(self, inputs: dict[str, Tensor]) -> Encoded:
         """Run the encoder and the head on its output."""
         mask = inputs["attention_mask"]
-        hidden = self.backbone.get_encoder()(
-            input_ids=inputs["input_ids"], attention_mask=mask, return_dict=True
-        ).last_hidden_state
+        hidden = self.encoder_output(inputs)
         pooled = early = None
         if "encoder" in self.heads:
             pooled = masked_mean(hidden, mask)
@@ -234,12 +239,17 @@ class TextToText(TextModel):
             logits = self._decode(encoded.hidden[row], encoded.mask[row], labels=ids).logits.float()
             token = -F.cross_entropy(logits.transpose(1, 2), ids, ignore_index=IGNORED, reduction="none")
             return spread(token.sum(-1), counts, len(self.label_names))
-        trie = self.trie = self.trie.to(encoded.hidden.device)
-        size, paths = len(encoded.hidden), len(trie.paths)
-        start = self.backbone.config.decoder_start_token_id
-        ids = F.pad(trie.paths, (1, 0), value=start).repeat(size, 1)
-        hidden, mask = (x.repeat_interleave(paths, 0) for x in (encoded.hidden, encoded.mask))
-        logits = trie.label_logits(self._decode(hidden, mask, decoder_input_ids=ids).logits.unflatten(0, (size, paths)))
+        if self.trie.paths.device != encoded.hidden.device:
+            self.trie = self.trie.to(encoded.hidden.device)
+        trie, size = self.trie, len(encoded.hidden)
+        ids = F.pad(trie.paths, (1, 0), value=self.backbone.config.decoder_start_token_id)
+        if self.short_path is not None:
+            output = trie.at_nodes(self.short_path.decode(encoded.hidden, encoded.mask, ids))
+            logits = trie.answers(self.short_path.logits(output, trie.branches.clamp_min(0)))
+        else:
+            hidden, mask = (x.repeat_interleave(len(ids), 0) for x in (encoded.hidden, encoded.mask))
+            said = self._decode(hidden, mask, decoder_input_ids=ids.repeat(size, 1)).logits
+            logits = trie.label_logits(said.unflatten(0, (size, len(ids))))
         if self.task.problem != "regression":
             return logits
         return (logits.softmax(-1) * self.values).sum(-1, keepdim=True)

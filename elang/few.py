@@ -1,0 +1,142 @@
+"""Few inputs at a time: what a model does for them is captured as one graph a shape, and launched whole.
+
+Launched one by one, the kernels of a small model take longer to launch than to run. A captured graph takes one launch,
+but has one shape, so inputs are padded to the next of some; all are captured when a model is loaded. On a CPU, where
+there are no graphs, the same passes run as they are, without padding.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+# What is wanted of a model, as a table ``(B, K)``, and what its next pass takes.
+Pass = Callable[[Any], tuple[Tensor, Any]]
+DType = Literal["float32", "bfloat16", "float16"]
+_STEPS = (64, 16), (128, 32), (10**9, 64)
+_WARM_UP = 3
+
+
+def padded_length(length: int, limit: int) -> int:
+    """The next length that there is a graph for: every 16 tokens to 64, every 32 to 128, then every 64.
+
+    >>> [padded_length(n, 200) for n in (1, 17, 65, 129, 199)]
+    [16, 32, 96, 192, 200]
+    """
+    step = next(step for end, step in _STEPS if length <= end)
+    return min(limit, -(-length // step) * step)
+
+
+class Graph:
+    """The passes of a model over inputs of one shape.
+
+    Args:
+        passes: The model's; each takes what the one before it has left.
+        names: Of the columns of tokens.
+        rows: Inputs.
+        length: Tokens of each.
+        device: A GPU.
+        pool: Memory that all graphs share, for no two of them run at a time.
+    """
+
+    def __init__(
+        self, passes: list[Pass], names: list[str], rows: int, length: int, device: torch.device, pool: Any
+    ) -> None:
+        columns = [*names, "attention_mask"]
+        self.host = torch.zeros(len(columns), rows, length, dtype=torch.int64).pin_memory()
+        self.given = self.host.to(device)
+        self.given[-1] = 1
+        state: Any = dict(zip(columns, self.given, strict=True))
+        self.graphs, self.tables = [], []
+        for one in passes:
+            stream = torch.cuda.Stream(device)
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    one(state)
+            torch.cuda.current_stream(device).wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                table, state = one(state)
+            self.graphs.append(graph)
+            self.tables.append(table)
+        # They live as long as the graphs that read and write them.
+        self.state = state
+
+    def replay(self, number: int) -> Tensor:
+        """Run a pass, the first one on what :attr:`host` holds; its table, on the CPU."""
+        if number == 0:
+            self.given.copy_(self.host, non_blocking=True)
+        self.graphs[number].replay()
+        return self.tables[number].cpu()
+
+
+class FewInputs:
+    """Runs a model's passes over few inputs.
+
+    Args:
+        passes: Each takes what the one before it has left, the first one the model's inputs.
+        pad: The columns of tokens and what pads each, as :attr:`elang.data.batches.EncodedTexts.pad` has them.
+        most: Inputs at a time.
+        limit: Tokens of an input at most.
+        device: Where the model is; on a GPU all shapes are captured here.
+        who: The model, in a warning.
+    """
+
+    def __init__(
+        self, passes: list[Pass], pad: dict[str, int], most: int, limit: int, device: torch.device, who: str
+    ) -> None:
+        self.passes, self.pad, self.limit, self.device = passes, pad, limit, device
+        self.graphs: dict[tuple[int, int], Graph] = {}
+        self._last: Any = None
+        if device.type != "cuda":
+            return
+        pool = torch.cuda.graph_pool_handle()
+        rows = [2**i for i in range((most - 1).bit_length() + 1)]
+        lengths = sorted({padded_length(n, limit) for n in range(1, limit + 1)})
+        try:
+            for shape in [(r, length) for r in reversed(rows) for length in reversed(lengths)]:
+                self.graphs[shape] = Graph(passes, list(pad), *shape, device, pool)
+        except RuntimeError as error:
+            # A model that asks the device something on its way cannot be captured.
+            self.graphs.clear()
+            torch.cuda.synchronize(device)
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"{who} cannot be captured as a graph, and runs kernel by kernel: {reason}", stacklevel=2)
+
+    def first(self, tokens: list[dict[str, list[int]]]) -> Tensor:
+        """The table of the first pass over some inputs, on the CPU, ``(B, K)``."""
+        count, longest = len(tokens), max(len(one["input_ids"]) for one in tokens)
+        if not self.graphs:
+            inputs = dict(zip([*self.pad, "attention_mask"], self._filled(tokens, count, longest), strict=True))
+            table, self._last = self.passes[0]({name: x.to(self.device) for name, x in inputs.items()})
+            return table.cpu()
+        self._last = graph = self.graphs[1 << (count - 1).bit_length(), padded_length(longest, self.limit)]
+        self._filled(tokens, graph.host.shape[1], graph.host.shape[2], graph.host)
+        return graph.replay(0)[:count]
+
+    def second(self, count: int) -> Tensor:
+        """The table of the second pass over the inputs that the first one was run over."""
+        if isinstance(self._last, Graph):
+            return self._last.replay(1)[:count]
+        return self.passes[1](self._last)[0].cpu()
+
+    def _filled(self, tokens: list[dict[str, list[int]]], rows: int, length: int, into: Tensor | None = None) -> Tensor:
+        """Columns of tokens and the mask, padded, int64 ``(columns, rows, length)``."""
+        if into is None:
+            into = torch.empty(len(self.pad) + 1, rows, length, dtype=torch.int64)
+        array = into.numpy()
+        for place, (name, pad) in enumerate(self.pad.items()):
+            array[place] = pad
+            for row, one in enumerate(tokens):
+                array[place, row, : len(one[name])] = one[name]
+        array[-1] = 0
+        for row, one in enumerate(tokens):
+            array[-1, row, : len(one["input_ids"])] = 1
+        # Rows that stand for nothing have a token, for attention to none is no number.
+        array[-1, len(tokens) :, 0] = 1
+        return into

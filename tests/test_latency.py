@@ -1,0 +1,228 @@
+"""The short ways: T5's own forward pass, few inputs at a time, smaller precisions. Captured graphs need a GPU."""
+
+import json
+import random
+
+import pytest
+import torch
+from conftest import FILLER, GOOD, write_t5
+from transformers import AutoModelForSeq2SeqLM, MT5Config, T5Config
+
+from elang import InputError, JointPredictor
+from elang.bench import differences
+from elang.cli import main
+from elang.data.batches import encode_examples, token_lists
+from elang.data.format import TextTask
+from elang.few import FewInputs, padded_length
+from elang.manifest import Manifest
+from elang.models.backbones import load_model, save_model
+from elang.models.t5_path import T5Path
+
+KINDS = {
+    "t5": (T5Config, {}),
+    "t5 1.1": (T5Config, {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "mt5": (MT5Config, {"feed_forward_proj": "gated-gelu"}),
+    "gelu": (T5Config, {"feed_forward_proj": "gelu"}),
+}
+
+
+@pytest.fixture(scope="module")
+def texts():
+    draw = random.Random(3)
+    return [" ".join(draw.choice(GOOD + FILLER) for _ in range(draw.randint(1, 20))) for _ in range(60)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_short_path_of_t5_says_what_the_library_says(kind):
+    family, options = KINDS[kind]
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 6, "vocab_size": 50}
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(family(**sizes, decoder_start_token_id=0, **options)).eval()
+    for weight in model.parameters():
+        weight.data += 0.1 * torch.randn_like(weight)
+    path = T5Path(model)
+    ids = torch.randint(1, 50, (4, 13))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = mask[3, 1:] = 0
+    with torch.inference_mode():
+        hidden = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        found = path.encode(ids, mask)
+        real = mask.bool()
+        assert torch.allclose(found[real], hidden[real], atol=1e-4)
+        # Several paths of several tokens, and the single token of most tasks.
+        for shape in ((3, 4), (1, 1)):
+            paths = torch.randint(1, 50, shape)
+            said = [
+                model(encoder_outputs=(hidden,), attention_mask=mask, decoder_input_ids=p.expand(4, -1)).logits
+                for p in paths
+            ]
+            nodes = path.decode(found, mask, paths).flatten(1, 2)
+            tokens = torch.randint(50, (nodes.shape[1], 7))
+            expected = torch.stack(said, 1).flatten(1, 2).gather(2, tokens.expand(4, -1, -1))
+            assert torch.allclose(path.logits(nodes, tokens), expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def t5_models(tmp_path_factory, texts):
+    """A pair of untrained T5 models with heads; some answers branch at their second token."""
+    folder = tmp_path_factory.mktemp("short")
+    task = TextTask.of(["bad", "good", "so so"])
+    base = str(write_t5(folder / "base", [*texts, "bad good so so text: "] * 2))
+    for seed, name in enumerate(("swift", "super")):
+        torch.manual_seed(seed)
+        model = load_model(base, task, fine_tune=True, router=True)
+        for weight in model.parameters():
+            weight.data += 0.2 * torch.randn_like(weight)
+        for head in model.routers.values():
+            head.scale += 1
+            head.weight += torch.randn(head.width) / head.width
+        save_model(model, folder / name, Manifest(task.label_names, task.plain()))
+    return str(folder / "swift"), str(folder / "super")
+
+
+def like(found, expected):
+    """The same answers, and the same scores but for the order of sums."""
+    assert [(one.label, one.answered_by) for one in found] == [(one.label, one.answered_by) for one in expected]
+    assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=2e-4, rel=1e-4)
+
+
+@pytest.mark.parametrize("score", ["free_energy", "router", "encoder_energy", "encoder_router"])
+def test_a_pair_answers_by_the_short_path_as_by_the_library(t5_models, texts, score):
+    short = JointPredictor(*t5_models, "inf", score)
+    assert short.swift.short_path is not None
+    plain = JointPredictor(*t5_models, "inf", score)
+    plain.swift.short_path = plain.super_.short_path = None
+    ordered = sorted(one.score for one in plain(texts))
+    for threshold in ("inf", "-inf", (ordered[29] + ordered[30]) / 2):
+        short.threshold = plain.threshold = float(threshold)
+        found = plain(texts)
+        like(short(texts), found)
+        few = JointPredictor(*t5_models, threshold, score, few=3)
+        like([one for start in range(0, 60, 3) for one in few(texts[start : start + 3])], found)
+        like([few([text])[0] for text in texts[:9]], found[:9])
+    assert 0 < sum(one.answered_by == "super" for one in found) < 60
+
+
+@pytest.mark.parametrize("score", ["max_softmax", "router"])
+@pytest.mark.parametrize("threshold", ["defer 30%", "inf", "-inf"])
+def test_few_inputs_are_answered_as_many_are(pair, texts, score, threshold):
+    models = str(pair["swift"]), str(pair["super"])
+    plain = JointPredictor(*models, threshold, score)
+    few = JointPredictor(*models, threshold, score, few=4)
+    expected = plain(texts)
+    like([one for start in range(0, 60, 4) for one in few(texts[start : start + 4])], expected)
+    like([few([text])[0] for text in texts], expected)
+    # More than few take the way of many.
+    like(few(texts), expected)
+    rows = few.rows(texts[:4])
+    assert few.ask_super(rows) == plain.ask_super(rows)
+    asked = zip(few.ask_swift(rows, keep=True), plain.ask_swift(rows, keep=True), strict=True)
+    assert all(a[0] == b[0] and not a[2] for a, b in asked)
+    assert JointPredictor(None, models[1], few=4).ask_super(rows) == plain.ask_super(rows)
+
+
+def test_over_long_ones_are_cut_and_counted_when_there_are_few(pair, texts):
+    models = str(pair["swift"]), str(pair["super"])
+    plain, few = (JointPredictor(*models, "-inf", few=n) for n in (0, 4))
+    for one in (plain, few):
+        one.max_length = 6
+    for start in range(0, 20, 4):
+        like(few(texts[start : start + 4]), plain(texts[start : start + 4]))
+    assert few.truncated == plain.truncated > 0
+    assert few.super_truncated == plain.super_truncated == few.truncated
+
+
+def test_tokens_of_few_are_those_of_many(pair, texts):
+    model = load_model(str(pair["swift"]))
+    rows = [(text,) for text in texts[:8]]
+    for limit in (64, 6):
+        found, cut = token_lists(model.reader, model.task, rows, limit)
+        expected = encode_examples(model.reader, model.task, rows, None, limit)
+        assert cut == expected.texts.truncated
+        for i, one in enumerate(found):
+            own = expected.texts.batch([i])
+            assert one == {name: own[name][0].tolist() for name in one}
+            assert {*one, "attention_mask"} == own.keys()
+
+
+def test_padded_rows_and_lengths_change_nothing(pair, texts):
+    """As a graph has them: more rows and tokens than there are."""
+    predictor = JointPredictor(str(pair["swift"]), None, "inf", few=4)
+    few, (tokens, _) = predictor._few_swift, predictor._token_lists(predictor.swift, [(t,) for t in texts[:3]])
+    with torch.inference_mode():
+        filled = few._filled(tokens, 4, 48)
+        names = [*few.pad, "attention_mask"]
+        table, _ = predictor._swift_first(dict(zip(names, filled, strict=True)))
+        assert table.isfinite().all()
+        assert torch.allclose(table[:3], few.first(tokens), atol=1e-5)
+
+
+def test_lengths_of_graphs():
+    found = [padded_length(n, 300) for n in range(1, 301)]
+    assert all(n <= length for n, length in enumerate(found, 1))
+    assert found == sorted(found)
+    assert sorted(set(found)) == [16, 32, 48, 64, 96, 128, 192, 256, 300]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_what_cannot_be_captured_runs_as_it_is(monkeypatch):
+    """A model whose capture fails is run kernel by kernel, and that is said."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    passes = [lambda inputs: (inputs["input_ids"].sum(1, keepdim=True).double(), None)]
+    with pytest.warns(UserWarning, match="The Swift cannot be captured"):
+        few = FewInputs(passes, {"input_ids": 0}, 2, 32, torch.device("cuda"), "The Swift")
+    few.device = torch.device("cpu")
+    assert few.first([{"input_ids": [1, 2, 3]}, {"input_ids": [4]}]).tolist() == [[6.0], [4.0]]
+
+
+def test_half_the_bits(pair, texts, t5_models):
+    """Weights are bfloat16, the classes' head and all scores float32, and what differs lies near the threshold."""
+    models = str(pair["swift"]), str(pair["super"])
+    half = JointPredictor(*models, "inf", dtype="bfloat16")
+    types = {name: weight.dtype for name, weight in half.swift.backbone.named_parameters()}
+    assert {t for name, t in types.items() if name.startswith("classifier")} == {torch.float32}
+    assert {t for name, t in types.items() if not name.startswith("classifier")} == {torch.bfloat16}
+    logits = half.swift(half.swift.tokenizer(["a good film"], return_tensors="pt")).logits
+    assert logits.dtype == torch.float32
+    # Not on the grid of bfloat16.
+    assert not torch.equal(logits, logits.bfloat16().float())
+    plain = JointPredictor(*models, "inf")
+    scores = [[one.score for one in predictor(texts)] for predictor in (half, plain)]
+    assert scores[0] != scores[1]
+    assert scores[0] == pytest.approx(scores[1], abs=0.05)
+    found = differences(half, plain, texts, [0.3, 0.5])
+    for one in found.values():
+        assert one["distance"] < 0.05
+        assert one["labels"] <= 6
+    assert all(not any(one.values()) for one in differences(plain, plain, texts, [0.3]).values())
+    t5 = JointPredictor(*t5_models, "inf", "free_energy", dtype="bfloat16")
+    assert {weight.dtype for weight in t5.swift.backbone.parameters()} == {torch.bfloat16}
+    expected = JointPredictor(*t5_models, "inf", "free_energy")(texts)
+    assert [one.score for one in t5(texts)] == pytest.approx([one.score for one in expected], abs=1.0, rel=0.1)
+    with pytest.raises(InputError, match="'t5' model overflows in float16"):
+        JointPredictor(*t5_models, "inf", dtype="float16")
+    with pytest.raises(InputError, match="dtype must be one of float32, bfloat16, float16, but it is 'int8'"):
+        JointPredictor(*models, "inf", dtype="int8")
+    with pytest.raises(InputError, match="few must be at least 0, but it is -1"):
+        JointPredictor(*models, "inf", few=-1)
+
+
+def test_compiled_models_answer_alike(pair, texts, monkeypatch):
+    """Compilation itself is the library's; here it only traces."""
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: calls.append((self, given)))
+    calls = []
+    made = JointPredictor(str(pair["swift"]), str(pair["super"]), "inf", compile=True)
+    assert [one for one, _ in calls] == [made.swift.backbone, made.super_.backbone] or len(calls) == 2
+    assert all(given == {"dynamic": True} for _, given in calls)
+
+
+def test_bench_one_by_one_and_in_bfloat16(pair, files, tmp_path, capsys):
+    args = ["bench", "--swift_model", str(pair["swift"]), "--super_model", str(pair["super"]), "--few", "1"]
+    args += ["--input", str(files[1]), "--text", "[text]", "--repeats", "1", "--single", "3", "--shares", "[0.5]"]
+    assert main([*args, "--dtype", "bfloat16", "--output", str(tmp_path / "b.json")]) == 0
+    assert "answered otherwise than in float32" in capsys.readouterr().out.replace("\n", " ")
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["dtype"] == "bfloat16"
+    assert found["differences"]["defer 50%"].keys() == {"labels", "decisions", "distance"}
+    assert found["passes"]["defer 50%"]["one by one"]["median"] > 0
