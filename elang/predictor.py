@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from itertools import groupby
+from operator import add
 from typing import Any, Literal, get_args
 
 import torch
@@ -247,7 +249,7 @@ class JointPredictor:
     def super_map(self, texts: Iterable[str] | Iterable[tuple[str, ...]], window: int = 4096) -> Iterator[Prediction]:
         """Answer a stream by the Super alone, by the same way; the scores are infinite."""
         checked = (self.rows(part, number * window) for number, part in enumerate(windows(texts, window)))
-        prepared = (self._window(rows, None) for rows in checked)
+        prepared = (self._prepare_super(rows) for rows in checked)
         yield from stream(
             prepared, lambda w: [Deferred(w, i, math.inf) for i in range(len(w.rows))], *self._super_stage
         )
@@ -331,6 +333,14 @@ class JointPredictor:
             return window
         window.encoded = self._encode(self.swift, window.rows, window.choices)
         self.truncated += window.encoded.texts.truncated
+        if self._super is not None and not window.encoded.texts.truncated and self._same_tokens:
+            window.super_encoded = window.encoded
+        return window
+
+    def _prepare_super(self, rows: list[tuple[str, ...]]) -> Window:
+        window = self._window(rows, None)
+        window.super_encoded = self._encode(self.super_, window.rows, window.choices)
+        self.super_truncated += window.super_encoded.texts.truncated
         return window
 
     def _window(self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None) -> Window:
@@ -356,7 +366,7 @@ class JointPredictor:
         """Answer what was deferred, from whatever windows."""
         rows = [one.window.rows[one.place] for one in deferred]
         choices = [one.window.choices[one.place] for one in deferred if one.window.choices is not None]
-        found = self._super_pass(rows, choices or None)
+        found = self._super_pass(rows, choices or None, None if choices else _tokens_of(deferred))
         for one, answer in zip(deferred, found, strict=True):
             label = self._label(answer, one.window, one.place)
             one.window.answers[one.place] = Prediction(label, one.score, "super")
@@ -512,11 +522,18 @@ class JointPredictor:
         return score, kept, model.texts(made.ids)
 
     @torch.inference_mode()
-    def _super_pass(self, rows: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None) -> list[Any]:
+    def _super_pass(
+        self,
+        rows: list[tuple[str, ...]],
+        choices: list[tuple[str, ...]] | None,
+        encoded: EncodedExamples | None = None,
+    ) -> list[Any]:
+        """The Super's answers; their tokens are made here where they are not known."""
         if self._few_super is not None and choices is None and len(rows) <= self.few:
             return self._super_few(rows)
-        encoded = self._encode(self.super_, rows, choices)
-        self.super_truncated += encoded.texts.truncated
+        if encoded is None:
+            encoded = self._encode(self.super_, rows, choices)
+            self.super_truncated += encoded.texts.truncated
         texts, order, found = [""] * len(rows), [], []
         for chosen, inputs in self._batches(self.super_, encoded):
             if isinstance(self.super_, Seq2Seq):
@@ -532,6 +549,16 @@ class JointPredictor:
         _check_odd(table[:, 1], rows, "Super")
         answers: list[float] = table[:, 0].tolist()
         return answers
+
+
+def _tokens_of(deferred: list[Deferred]) -> EncodedExamples | None:
+    """The Super's tokens of what was deferred, if they are known."""
+    parts = []
+    for window, group in groupby(deferred, key=lambda one: one.window):
+        if window.super_encoded is None:
+            return None
+        parts.append(window.super_encoded.texts.take(torch.tensor([one.place for one in group])))
+    return EncodedExamples(reduce(add, parts))
 
 
 def _check_odd(odd: Tensor, rows: list[tuple[str, ...]], who: str) -> None:

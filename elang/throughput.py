@@ -62,12 +62,14 @@ class Window:
         rows: The texts of each input.
         choices: The candidates of each, where the task has any.
         encoded: Their tokens for the Swift, where it is asked.
+        super_encoded: Their tokens for the Super, where they are known before it is asked.
         answers: What is known of each; ``None`` while the Super is awaited.
     """
 
     rows: list[tuple[str, ...]]
     choices: list[tuple[str, ...]] | None
     encoded: EncodedExamples | None = None
+    super_encoded: EncodedExamples | None = None
     answers: list[Prediction | None] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
@@ -41,6 +44,13 @@ class EncodedTexts:
     def lengths(self) -> Tensor:
         """Token lengths, int64 ``(N,)``."""
         return self.offsets.diff()
+
+    def take(self, rows: Tensor) -> "EncodedTexts":
+        """Some of these texts; what was cut of them has been counted."""
+        lengths = self.lengths[rows]
+        offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        place = torch.arange(int(offsets[-1])) + (self.offsets[rows] - offsets[:-1]).repeat_interleave(lengths)
+        return EncodedTexts({name: column[place] for name, column in self.columns.items()}, offsets, self.pad, 0)
 
     def __add__(self, other: "EncodedTexts") -> "EncodedTexts":
         """These texts and, behind them, others of the same tokenizer."""
@@ -174,7 +184,9 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
             **options,
         )
 
-    found = dict(tokens(texts, truncation=False))
+    found = None if answers else _backend_columns(tokenizer, texts)
+    if found is None:
+        found = dict(tokens(texts, truncation=False))
     over = [i for i, ids in enumerate(found["input_ids"]) if len(ids) > max_length]
     if over:
         cut = tokens([texts[i] for i in over], truncation=True, max_length=max_length)
@@ -182,8 +194,9 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
             for place, row in zip(over, cut[name], strict=True):
                 rows[place] = row
     lengths = torch.tensor([len(ids) for ids in found["input_ids"]])
+    total = int(lengths.sum())
     columns = {
-        name: torch.tensor([token for row in rows for token in row], dtype=torch.int32) for name, rows in found.items()
+        name: torch.from_numpy(np.fromiter(chain.from_iterable(rows), np.int32, total)) for name, rows in found.items()
     }
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     return EncodedTexts(columns, offsets, pad_of(tokenizer), len(over))
@@ -199,16 +212,41 @@ def token_lists(
     """
     task, tokenizer = reader.task or task, reader.tokenizer
     rows = [(task.prompt_text(t),) if reader.text_to_text else task.segment_texts(t)[0] for t in texts]
+    columns = _backend_columns(tokenizer, rows)
+    cut = 0
+    if columns is None or max(map(len, columns["input_ids"])) > max_length:
+        found = encode(tokenizer, rows, max_length)
+        parts = {name: column.split(found.lengths.tolist()) for name, column in found.columns.items()}
+        columns, cut = {name: [one.tolist() for one in part] for name, part in parts.items()}, found.truncated
+    return [dict(zip(columns, one, strict=True)) for one in zip(*columns.values(), strict=True)], cut
+
+
+def _backend_columns(tokenizer: Any, texts: list[tuple[str, ...]]) -> dict[str, list[list[int]]] | None:
+    """Uncut tokens straight from a fast tokenizer's backend; ``None`` where the tokenizer does more than it.
+
+    Wrapping what comes from it into the library's objects takes as long again as tokenising on some cores.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    # What its file has set is taken back by the first call of the other way.
-    if backend is not None and backend.truncation is None and backend.padding is None:
-        made = [backend.encode(*row) for row in rows]
-        if all(len(one) <= max_length for one in made):
-            columns = {"input_ids": "ids", "token_type_ids": "type_ids"}
-            return [{name: getattr(one, columns[name]) for name in pad_of(tokenizer)} for one in made], 0
-    found = encode(tokenizer, rows, max_length)
-    parts = {name: column.split(found.lengths.tolist()) for name, column in found.columns.items()}
-    return [{name: parts[name][i].tolist() for name in parts} for i in range(len(rows))], found.truncated
+    kind: Any = type(tokenizer)
+    if backend is None or not _plain_kind(kind):
+        return None
+    # What a tokenizer's file has set.
+    backend.no_truncation()
+    backend.no_padding()
+    made = backend.encode_batch_fast([t[0] for t in texts] if len(texts[0]) == 1 else texts)
+    columns = {"input_ids": [one.ids for one in made]}
+    if "token_type_ids" in pad_of(tokenizer):
+        columns["token_type_ids"] = [one.type_ids for one in made]
+    return columns
+
+
+@cache
+def _plain_kind(kind: type) -> bool:
+    """Whether a class of tokenizers adds nothing to what its backend does."""
+    from transformers import PreTrainedTokenizerFast
+
+    steps = ("__call__", "_encode_plus", "_batch_encode_plus", "batch_encode_plus", "encode_plus")
+    return all(getattr(kind, step, None) is getattr(PreTrainedTokenizerFast, step, None) for step in steps)
 
 
 def pad_of(tokenizer: Any) -> dict[str, int]:
