@@ -465,7 +465,9 @@ class JointPredictor:
 
     def _super_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, None]:
         """The Super's answers, and whether their logits are odd, float64 ``(B, 2)``."""
-        logits = self.super_(inputs).logits[:, self.super_order]
+        logits = self.super_(inputs).logits
+        if self.super_order != list(range(logits.shape[1])):
+            logits = torch.stack([logits[:, place] for place in self.super_order], 1)
         return torch.stack([self.super_.predict(logits).double(), self._odd(logits).double()], 1), None
 
     def _swift_few(self, rows: list[tuple[str, ...]], threshold: float) -> tuple[list[Any], Tensor]:
