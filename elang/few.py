@@ -48,6 +48,7 @@ class Graph:
     ) -> None:
         columns = [*names, "attention_mask"]
         self.host = torch.zeros(len(columns), rows, length, dtype=torch.int64).pin_memory()
+        self.array = self.host.numpy()
         self.given = self.host.to(device)
         self.given[-1] = 1
         state: Any = dict(zip(columns, self.given, strict=True))
@@ -112,11 +113,13 @@ class FewInputs:
         """The table of the first pass over some inputs, on the CPU, ``(B, K)``."""
         count, longest = len(tokens), max(len(one["input_ids"]) for one in tokens)
         if not self.graphs:
-            inputs = dict(zip([*self.pad, "attention_mask"], self._filled(tokens, count, longest), strict=True))
-            table, self._last = self.passes[0]({name: x.to(self.device) for name, x in inputs.items()})
+            columns = torch.empty(len(self.pad) + 1, count, longest, dtype=torch.int64)
+            self.fill(columns.numpy(), tokens)
+            names = [*self.pad, "attention_mask"]
+            table, self._last = self.passes[0](dict(zip(names, columns.to(self.device), strict=True)))
             return table.cpu()
         self._last = graph = self.graphs[1 << (count - 1).bit_length(), padded_length(longest, self.limit)]
-        self._filled(tokens, graph.host.shape[1], graph.host.shape[2], graph.host)
+        self.fill(graph.array, tokens)
         return graph.replay(0)[:count]
 
     def second(self, count: int) -> Tensor:
@@ -125,18 +128,15 @@ class FewInputs:
             return self._last.replay(1)[:count]
         return self.passes[1](self._last)[0].cpu()
 
-    def _filled(self, tokens: list[dict[str, list[int]]], rows: int, length: int, into: Tensor | None = None) -> Tensor:
-        """Columns of tokens and the mask, padded, int64 ``(columns, rows, length)``."""
-        if into is None:
-            into = torch.empty(len(self.pad) + 1, rows, length, dtype=torch.int64)
-        array = into.numpy()
-        for place, (name, pad) in enumerate(self.pad.items()):
-            array[place] = pad
-            for row, one in enumerate(tokens):
-                array[place, row, : len(one[name])] = one[name]
-        array[-1] = 0
-        for row, one in enumerate(tokens):
-            array[-1, row, : len(one["input_ids"])] = 1
+    def fill(self, array: Any, tokens: list[dict[str, list[int]]]) -> None:
+        """Write tokens and their mask, padded, into an int64 array ``(columns, rows, length)``."""
+        for column, (name, pad) in zip(array, self.pad.items(), strict=False):
+            column.fill(pad)
+            for row, one in zip(column, tokens, strict=False):
+                row[: len(one[name])] = one[name]
+        mask = array[-1]
+        mask.fill(0)
+        for row, one in zip(mask, tokens, strict=False):
+            row[: len(one["input_ids"])] = 1
         # Rows that stand for nothing have a token, for attention to none is no number.
-        array[-1, len(tokens) :, 0] = 1
-        return into
+        mask[len(tokens) :, 0] = 1

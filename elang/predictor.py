@@ -289,12 +289,14 @@ class JointPredictor:
     def _judge(self, window: Window, threshold: float) -> list[tuple[str | float | None, float, bool]]:
         """Of each input of a window the Swift's answer, if it has one, its score, and whether it is to be deferred."""
         answers, scores = self._swift_pass(window, threshold)
+        values = scores.tolist()
+        if not all(map(math.isfinite, values)):
+            check_finite(scores, "score")
         early = self.score in BEFORE_DECODER
+        # As `route` decides, on the host.
         return [
-            (None if early and hard else self._label(answer, window, i), score, hard)
-            for i, (answer, score, hard) in enumerate(
-                zip(answers, scores.tolist(), route(scores, threshold).tolist(), strict=True)
-            )
+            (None if early and score > threshold else self._label(answer, window, i), score, score > threshold)
+            for i, (answer, score) in enumerate(zip(answers, values, strict=True))
         ]
 
     def ask_super(
@@ -565,7 +567,8 @@ def _tokens_of(deferred: list[Deferred]) -> EncodedExamples | None:
 
 def _check_odd(odd: Tensor, rows: list[tuple[str, ...]], who: str) -> None:
     """Refuse inputs whose logits cannot be scored, naming the first."""
-    if odd.any():
+    # Faster than by torch where there are few.
+    if any(odd.tolist()):
         raise InputError(
             f"{int(odd.sum())} of {len(rows)} inputs have logits of the {who}'s that are NaN or infinite, first "
             f"{rows[int(odd.nonzero()[0])]!r}. Look for a diverged training run."

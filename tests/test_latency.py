@@ -150,7 +150,8 @@ def test_padded_rows_and_lengths_change_nothing(pair, texts):
     predictor = JointPredictor(str(pair["swift"]), None, "inf", few=4)
     few, (tokens, _) = predictor._few_swift, predictor._token_lists(predictor.swift, [(t,) for t in texts[:3]])
     with torch.inference_mode():
-        filled = few._filled(tokens, 4, 48)
+        filled = torch.empty(3, 4, 48, dtype=torch.int64)
+        few.fill(filled.numpy(), tokens)
         names = [*few.pad, "attention_mask"]
         table, _ = predictor._swift_first(dict(zip(names, filled, strict=True)))
         assert table.isfinite().all()

@@ -230,12 +230,18 @@ def _backend_columns(tokenizer: Any, texts: list[tuple[str, ...]]) -> dict[str, 
     kind: Any = type(tokenizer)
     if backend is None or not _plain_kind(kind):
         return None
-    # What a tokenizer's file has set.
-    backend.no_truncation()
-    backend.no_padding()
-    made = backend.encode_batch_fast([t[0] for t in texts] if len(texts[0]) == 1 else texts)
+    # A tokenizer's file can have set both.
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if len(texts) == 1:
+        # Threads that share out a single text take longer than it.
+        made = [backend.encode(*texts[0])]
+    else:
+        made = backend.encode_batch_fast([t[0] for t in texts] if len(texts[0]) == 1 else texts)
     columns = {"input_ids": [one.ids for one in made]}
-    if "token_type_ids" in pad_of(tokenizer):
+    if "token_type_ids" in tokenizer.model_input_names:
         columns["token_type_ids"] = [one.type_ids for one in made]
     return columns
 
