@@ -2,13 +2,13 @@
 
     python benchmarks/ablate.py --data DATA --models MODELS [--tasks rte cola] [--swifts l6x1 l3]
         [--recipes plain distil] [--seeds 0 1 2] [--jobs 6] [--minutes 9] [--out runs/ablate]
-    python benchmarks/ablate.py --out runs/ablate --table
+    python benchmarks/ablate.py --out runs/ablate --table [--result ablate]
 
 DATA holds glue/SST-2, glue/RTE, glue/CoLA, superglue/WiC-full, banking77 (the benchmarks' own files) and trec (the
 train.csv and validation.csv that `elang demo` writes); MODELS holds minilm-l3, minilm-l6 and mpnet-base, plain folders.
 Every run leaves its answers to the routing slice and the evaluation set in OUT; what is there is not run again, and
 after --minutes nothing new is begun. --table reads them all, prints the tables and writes
-benchmarks/results/ablate.json.
+benchmarks/results/ablate.json. Supers of another run are other Supers, and their tables are of their own.
 """
 
 import argparse
@@ -388,12 +388,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e6)
     parser.add_argument("--out", type=Path, default=Path("runs/ablate"))
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--result", default="ablate", help="name of the results file")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.table:
         from ablate_table import write_table
 
-        write_table(args.out)
+        write_table(args.out, args.result)
         return
     swifts = [
         Job("swift", task, seed, swift, recipe)

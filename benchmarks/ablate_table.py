@@ -179,7 +179,7 @@ def best_swifts(runs: list[Run], score: str, point: str) -> dict[str, Any]:
     }
 
 
-def write_table(out: Path) -> None:
+def write_table(out: Path, result: str) -> None:
     """Print the tables and write the results file."""
     groups: dict[tuple[str, str, str], list[Run]] = defaultdict(list)
     for run in runs_in(out):
@@ -224,7 +224,7 @@ def write_table(out: Path) -> None:
             print(f"{recipe}, {name}: mean of ratios {best['mean of ratios']:.2f}: {said}")
     print_tasks(figures["tasks"])
     made = json.loads((out / "made.json").read_text("utf-8")) if (out / "made.json").exists() else None
-    write_result("ablate", rounded(figures), ("torch", "lightning", "transformers"), made)
+    write_result(result, rounded(figures), ("torch", "lightning", "transformers"), made)
 
 
 def task_of(
