@@ -127,18 +127,27 @@ def ahead(items: Iterator[Any]) -> Iterator[Any]:
         wanted.release()
 
 
+def _answered(waiting: deque[Window]) -> Iterator[Prediction]:
+    """Take the answers of the windows that have all of theirs, as far as that goes in order."""
+    while waiting and all(answer is not None for answer in waiting[0].answers):
+        yield from waiting.popleft().answers  # type: ignore[misc]
+
+
 def stream(
     prepared: Iterator[Window],
-    swift: Callable[[Window], list[Deferred]],
-    super_: Callable[[list[Deferred]], None],
+    swift: Callable[[Window], Callable[[], list[Deferred]]],
+    super_: Callable[[list[Deferred]], Callable[[], None]],
     full: int,
 ) -> Iterator[Prediction]:
     """Run windows through the pair.
 
+    Each model is started on its next inputs before its last answers are taken, so that a GPU does not wait for them to
+    be written down.
+
     Args:
         prepared: The windows.
-        swift: Answers a window and returns what it defers.
-        super_: Answers what was deferred.
+        swift: Starts on a window; what it returns waits, writes the answers down and tells what is deferred.
+        super_: Starts on what was deferred; what it returns waits and writes the answers down.
         full: Deferred inputs that are worth a pass of the Super.
 
     Yields:
@@ -147,25 +156,42 @@ def stream(
     waiting: deque[Window] = deque()
     deferred: list[Deferred] = []
     failure: Exception | None = None
+    started: tuple[Window, Callable[[], list[Deferred]]] | None = None
+    asked: Callable[[], None] | None = None
     coming = ahead(prepared)
-    while True:
+    more = True
+    while more:
+        last, started = started, None
         try:
             window = next(coming)
-            deferred += swift(window)
+            started = window, swift(window)
         except StopIteration:
-            break
+            more = False
         except Exception as error:
             # The windows before it are answered first.
+            failure, more = error, False
+        if last is None:
+            continue
+        try:
+            deferred += last[1]()
+        except Exception as error:
             failure = error
             break
-        waiting.append(window)
+        waiting.append(last[0])
+        if asked is not None and len(waiting) >= _WAITING:
+            asked()
+            asked = None
+            yield from _answered(waiting)
         if len(deferred) >= full or len(waiting) >= _WAITING:
-            super_(deferred)
+            before, asked = asked, super_(deferred)
             deferred = []
-        while waiting and all(answer is not None for answer in waiting[0].answers):
-            yield from waiting.popleft().answers  # type: ignore[misc]
+            if before is not None:
+                before()
+        yield from _answered(waiting)
+    if asked is not None:
+        asked()
     if deferred:
-        super_(deferred)
+        super_(deferred)()
     for window in waiting:
         yield from window.answers  # type: ignore[misc]
     if failure is not None:
