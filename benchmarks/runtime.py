@@ -14,7 +14,6 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,8 @@ def from_tokens(predictor: JointPredictor, texts: list[str], share: float, repea
     prepared = [predictor._prepare(predictor.rows(part), None) for part in windows(texts, WINDOW)]
     supers = [predictor._prepare_super(predictor.rows(part)) for part in windows(texts, WINDOW)]
 
-    def every(window: Window) -> Callable[[], list[Deferred]]:
-        return lambda: [Deferred(window, i, math.inf) for i in range(len(window.rows))]
+    def every(window: Window) -> list[Deferred]:
+        return [Deferred(window, i, math.inf) for i in range(len(window.rows))]
 
     ways = {"super": (supers, every), "pair": (prepared, predictor._swift_window)}
     times: dict[str, list[float]] = {name: [] for name in ways}

@@ -84,7 +84,7 @@ def router_share(demo: str, texts: list[str]) -> dict[str, float]:
     # The rest, once a window: the decision and the answers.
     start = time.perf_counter()
     for _ in range(10):
-        predictor._swift_window(window)()
+        predictor._swift_window(window)
     found = {name: statistics.median(values) for name, values in times.items()}
     return found | {"share": found["with router and bookkeeping"] / found["Swift"] - 1}
 

@@ -251,7 +251,7 @@ class JointPredictor:
         checked = (self.rows(part, number * window) for number, part in enumerate(windows(texts, window)))
         prepared = (self._prepare_super(rows) for rows in checked)
         yield from stream(
-            prepared, lambda w: lambda: [Deferred(w, i, math.inf) for i in range(len(w.rows))], *self._super_stage
+            prepared, lambda w: [Deferred(w, i, math.inf) for i in range(len(w.rows))], *self._super_stage
         )
 
     def batches(self, model: TextModel, texts: Sequence[Any]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
@@ -267,8 +267,8 @@ class JointPredictor:
             InputError: If candidates are missing, or a model's logits are not finite.
         """
         window = self._prepare(rows, choices)
-        if deferred := self._swift_window(window)():
-            self._super_window(deferred)()
+        if deferred := self._swift_window(window):
+            self._super_window(deferred)
         return [one for one in window.answers if one is not None]
 
     def ask_swift(
@@ -284,35 +284,27 @@ class JointPredictor:
         Returns:
             Its answer is ``None`` where the score decided before the decoder.
         """
-        return self._judge(self._prepare(rows, choices), math.inf if keep else self.threshold)()
+        return self._judge(self._prepare(rows, choices), math.inf if keep else self.threshold)
 
-    def _judge(self, window: Window, threshold: float) -> Callable[[], list[tuple[str | float | None, float, bool]]]:
-        """Start the Swift on a window; waiting tells of each input its answer, its score, and if it is to be deferred.
-
-        There is no answer where the score has decided before the decoder.
-        """
-        found = self._swift_pass(window, threshold)
+    def _judge(self, window: Window, threshold: float) -> list[tuple[str | float | None, float, bool]]:
+        """Of each input of a window the Swift's answer, if it has one, its score, and whether it is to be deferred."""
+        answers, scores = self._swift_pass(window, threshold)
+        values = scores.tolist()
+        if not all(map(math.isfinite, values)):
+            check_finite(scores, "score")
         early = self.score in BEFORE_DECODER
-
-        def wait() -> list[tuple[str | float | None, float, bool]]:
-            answers, scores = found()
-            values = scores.tolist()
-            if not all(map(math.isfinite, values)):
-                check_finite(scores, "score")
-            # As `route` decides, on the host.
-            return [
-                (None if early and score > threshold else self._label(answer, window, i), score, score > threshold)
-                for i, (answer, score) in enumerate(zip(answers, values, strict=True))
-            ]
-
-        return wait
+        # As `route` decides, on the host.
+        return [
+            (None if early and score > threshold else self._label(answer, window, i), score, score > threshold)
+            for i, (answer, score) in enumerate(zip(answers, values, strict=True))
+        ]
 
     def ask_super(
         self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None
     ) -> list[str | float]:
         """The Super's answers to texts, as :meth:`rows` gives them."""
         window = self._window(rows, choices)
-        return [self._label(answer, window, i) for i, answer in enumerate(self._super_pass(rows, window.choices)())]
+        return [self._label(answer, window, i) for i, answer in enumerate(self._super_pass(rows, window.choices))]
 
     def rows(self, texts: Sequence[Any], first: int = 0) -> list[tuple[str, ...]]:
         """Check texts, or tuples of the task's texts; the first one is the input of that number.
@@ -333,7 +325,7 @@ class JointPredictor:
         return rows
 
     @property
-    def _super_stage(self) -> tuple[Callable[[list[Deferred]], Callable[[], None]], int]:
+    def _super_stage(self) -> tuple[Callable[[list[Deferred]], None], int]:
         """The Super's pass, and how many inputs are worth one."""
         return self._super_window, FULL_BATCHES * max(1, self.super_tokens // 32)
 
@@ -361,34 +353,25 @@ class JointPredictor:
         check_choices(max(map(len, given)) if given else 0, len(self.label_names))
         return Window(rows, given)
 
-    def _swift_window(self, window: Window) -> Callable[[], list[Deferred]]:
-        """Start the Swift on a window; waiting writes its answers down and tells what it defers."""
-        judged = self._judge(window, self.threshold)
+    def _swift_window(self, window: Window) -> list[Deferred]:
+        """Answer a window by the Swift; what it defers is returned."""
+        deferred = []
+        for i, (label, score, hard) in enumerate(self._judge(window, self.threshold)):
+            if hard:
+                deferred.append(Deferred(window, i, score))
+            else:
+                assert label is not None
+                window.answers[i] = Prediction(label, score, "swift")
+        return deferred
 
-        def wait() -> list[Deferred]:
-            deferred = []
-            for i, (label, score, hard) in enumerate(judged()):
-                if hard:
-                    deferred.append(Deferred(window, i, score))
-                else:
-                    assert label is not None
-                    window.answers[i] = Prediction(label, score, "swift")
-            return deferred
-
-        return wait
-
-    def _super_window(self, deferred: list[Deferred]) -> Callable[[], None]:
-        """Start the Super on what was deferred, from whatever windows; waiting writes its answers down."""
+    def _super_window(self, deferred: list[Deferred]) -> None:
+        """Answer what was deferred, from whatever windows."""
         rows = [one.window.rows[one.place] for one in deferred]
         choices = [one.window.choices[one.place] for one in deferred if one.window.choices is not None]
         found = self._super_pass(rows, choices or None, None if choices else _tokens_of(deferred))
-
-        def wait() -> None:
-            for one, answer in zip(deferred, found(), strict=True):
-                label = self._label(answer, one.window, one.place)
-                one.window.answers[one.place] = Prediction(label, one.score, "super")
-
-        return wait
+        for one, answer in zip(deferred, found, strict=True):
+            label = self._label(answer, one.window, one.place)
+            one.window.answers[one.place] = Prediction(label, one.score, "super")
 
     def _task(self, num_texts: int) -> TextTask:
         """The Swift's task; one that does not say what it was trained on may get pairs of texts."""
@@ -431,14 +414,10 @@ class JointPredictor:
             yield chosen, {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
 
     @torch.inference_mode()
-    def _swift_pass(self, window: Window, threshold: float) -> Callable[[], tuple[list[Any], Tensor]]:
-        """Start the Swift; waiting tells its answers and scores.
-
-        A score before the decoder decides first, and the decoder then runs for the kept.
-        """
+    def _swift_pass(self, window: Window, threshold: float) -> tuple[list[Any], Tensor]:
+        """The Swift's answers and scores; before the decoder where the score allows, which then runs for the kept."""
         if window.encoded is None:
-            few = self._swift_few(window.rows, threshold)
-            return lambda: few
+            return self._swift_few(window.rows, threshold)
         texts, order, found = [""] * len(window.rows), [], []
         for chosen, inputs in self._batches(self.swift, window.encoded):
             order.append(chosen)
@@ -461,16 +440,11 @@ class JointPredictor:
             else:
                 found.append(self._swift_first(inputs)[0])
         # One wait for the device in a window.
-        copied, places = _to_host(torch.cat(found)), torch.cat(order).argsort()
-
-        def wait() -> tuple[list[Any], Tensor]:
-            table = copied()[places]
-            if table.shape[1] == 3:
-                _check_odd(table[:, 2], window.rows, "Swift")
-            scores = table[:, 0].float()
-            return texts if isinstance(self.swift, Seq2Seq) else table[:, 1].tolist(), scores
-
-        return wait
+        table = torch.cat(found).cpu()[torch.cat(order).argsort()]
+        if table.shape[1] == 3:
+            _check_odd(table[:, 2], window.rows, "Swift")
+        scores = table[:, 0].float()
+        return texts if isinstance(self.swift, Seq2Seq) else table[:, 1].tolist(), scores
 
     def _swift_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, None]:
         """Of each input score, answer and whether its logits are odd, float64 ``(B, 3)``."""
@@ -557,11 +531,10 @@ class JointPredictor:
         rows: list[tuple[str, ...]],
         choices: list[tuple[str, ...]] | None,
         encoded: EncodedExamples | None = None,
-    ) -> Callable[[], list[Any]]:
-        """Start the Super; waiting tells its answers. Its tokens are made here where they are not known."""
+    ) -> list[Any]:
+        """The Super's answers; their tokens are made here where they are not known."""
         if self._few_super is not None and choices is None and len(rows) <= self.few:
-            few = self._super_few(rows)
-            return lambda: few
+            return self._super_few(rows)
         if encoded is None:
             encoded = self._encode(self.super_, rows, choices)
             self.super_truncated += encoded.texts.truncated
@@ -575,32 +548,11 @@ class JointPredictor:
             order.append(chosen)
             found.append(self._super_first(inputs)[0])
         if isinstance(self.super_, Seq2Seq):
-            return lambda: texts
-        copied, places = _to_host(torch.cat(found)), torch.cat(order).argsort()
-
-        def wait() -> list[Any]:
-            table = copied()[places]
-            _check_odd(table[:, 1], rows, "Super")
-            answers: list[float] = table[:, 0].tolist()
-            return answers
-
-        return wait
-
-
-def _to_host(table: Tensor) -> Callable[[], Tensor]:
-    """Start to copy a table to the CPU; waiting gives it, while the device is at what came after it."""
-    if table.device.type != "cuda":
-        return table.cpu
-    host = torch.empty(table.shape, dtype=table.dtype, pin_memory=True)
-    host.copy_(table, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record()
-
-    def wait() -> Tensor:
-        done.synchronize()
-        return host
-
-    return wait
+            return texts
+        table = torch.cat(found).cpu()[torch.cat(order).argsort()]
+        _check_odd(table[:, 1], rows, "Super")
+        answers: list[float] = table[:, 0].tolist()
+        return answers
 
 
 def _tokens_of(deferred: list[Deferred]) -> EncodedExamples | None:

@@ -127,27 +127,18 @@ def ahead(items: Iterator[Any]) -> Iterator[Any]:
         wanted.release()
 
 
-def _answered(waiting: deque[Window]) -> Iterator[Prediction]:
-    """Take the answers of the windows that have all of theirs, as far as that goes in order."""
-    while waiting and all(answer is not None for answer in waiting[0].answers):
-        yield from waiting.popleft().answers  # type: ignore[misc]
-
-
 def stream(
     prepared: Iterator[Window],
-    swift: Callable[[Window], Callable[[], list[Deferred]]],
-    super_: Callable[[list[Deferred]], Callable[[], None]],
+    swift: Callable[[Window], list[Deferred]],
+    super_: Callable[[list[Deferred]], None],
     full: int,
 ) -> Iterator[Prediction]:
     """Run windows through the pair.
 
-    Each model is started on its next inputs before its last answers are taken, so that a GPU does not wait for them to
-    be written down.
-
     Args:
         prepared: The windows.
-        swift: Starts on a window; what it returns waits, writes the answers down and tells what is deferred.
-        super_: Starts on what was deferred; what it returns waits and writes the answers down.
+        swift: Answers a window and returns what it defers.
+        super_: Answers what was deferred.
         full: Deferred inputs that are worth a pass of the Super.
 
     Yields:
@@ -156,42 +147,25 @@ def stream(
     waiting: deque[Window] = deque()
     deferred: list[Deferred] = []
     failure: Exception | None = None
-    started: tuple[Window, Callable[[], list[Deferred]]] | None = None
-    asked: Callable[[], None] | None = None
     coming = ahead(prepared)
-    more = True
-    while more:
-        last, started = started, None
+    while True:
         try:
             window = next(coming)
-            started = window, swift(window)
+            deferred += swift(window)
         except StopIteration:
-            more = False
+            break
         except Exception as error:
             # The windows before it are answered first.
-            failure, more = error, False
-        if last is None:
-            continue
-        try:
-            deferred += last[1]()
-        except Exception as error:
             failure = error
             break
-        waiting.append(last[0])
-        if asked is not None and len(waiting) >= _WAITING:
-            asked()
-            asked = None
-            yield from _answered(waiting)
+        waiting.append(window)
         if len(deferred) >= full or len(waiting) >= _WAITING:
-            before, asked = asked, super_(deferred)
+            super_(deferred)
             deferred = []
-            if before is not None:
-                before()
-        yield from _answered(waiting)
-    if asked is not None:
-        asked()
+        while waiting and all(answer is not None for answer in waiting[0].answers):
+            yield from waiting.popleft().answers  # type: ignore[misc]
     if deferred:
-        super_(deferred)()
+        super_(deferred)
     for window in waiting:
         yield from window.answers  # type: ignore[misc]
     if failure is not None:
