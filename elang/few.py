@@ -65,8 +65,6 @@ class Graph:
                 table, state = one(state)
             self.graphs.append(graph)
             self.tables.append(table)
-        # They live as long as the graphs that read and write them.
-        self.state = state
 
     def replay(self, number: int) -> Tensor:
         """Run a pass, the first one on what :attr:`host` holds; its table, on the CPU."""
@@ -102,7 +100,7 @@ class FewInputs:
         try:
             for shape in [(r, length) for r in reversed(rows) for length in reversed(lengths)]:
                 self.graphs[shape] = Graph(passes, list(pad), *shape, device, pool)
-        except RuntimeError as error:
+        except Exception as error:
             # A model that asks the device something on its way cannot be captured.
             self.graphs.clear()
             torch.cuda.synchronize(device)
@@ -112,13 +110,14 @@ class FewInputs:
     def first(self, tokens: list[dict[str, list[int]]]) -> Tensor:
         """The table of the first pass over some inputs, on the CPU, ``(B, K)``."""
         count, longest = len(tokens), max(len(one["input_ids"]) for one in tokens)
-        if not self.graphs:
+        graph = self.graphs.get((1 << (count - 1).bit_length(), padded_length(max(1, longest), self.limit)))
+        if graph is None:
             columns = torch.empty(len(self.pad) + 1, count, longest, dtype=torch.int64)
             self.fill(columns.numpy(), tokens)
             names = [*self.pad, "attention_mask"]
             table, self._last = self.passes[0](dict(zip(names, columns.to(self.device), strict=True)))
             return table.cpu()
-        self._last = graph = self.graphs[1 << (count - 1).bit_length(), padded_length(longest, self.limit)]
+        self._last = graph
         self.fill(graph.array, tokens)
         return graph.replay(0)[:count]
 

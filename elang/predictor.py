@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from elang.data.batches import EncodedExamples, encode_examples, pad_of, token_lists
+from elang.data.batches import EncodedExamples, encode_examples, pad_of, same_tokens, token_lists
 from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.few import DType, FewInputs, Pass
@@ -66,7 +66,8 @@ class JointPredictor:
             GPU, for which loading takes longer. Not for generated texts, nor candidates of each input's own.
         dtype: Precision of both models' weights; scores are float32 in any, but thresholds that were chosen in
             float32 are met only about.
-        compile: Compile both models with ``torch.compile``, for whatever shapes come, at the first inputs.
+        compile: Compile both models with ``torch.compile``, for whatever shapes come, at the first inputs; T5 then
+            runs by the library's own forward pass.
 
     Models that are there already (:class:`elang.models.text_model.TextModel`) can be given in the place of folders.
 
@@ -109,7 +110,7 @@ class JointPredictor:
         first = swift_model if swift_model is not None else super_model
         if first is None:
             raise InputError("Give a swift_model, a super_model, or both.")
-        self.swift = _ready(first, None, precision, self.device)
+        self.swift = _ready(first, None, precision, self.device, compile)
         manifest = Manifest.read(thresholds) if thresholds else self.swift.manifest
         if manifest is None:
             manifest = Manifest(self.swift.label_names)
@@ -124,7 +125,7 @@ class JointPredictor:
             # It takes both places, and nothing is routed.
             self._super, self.super_order = self.swift, list(range(len(self.label_names)))
         elif super_model is not None:
-            self._super = _ready(super_model, self.task, precision, self.device)
+            self._super = _ready(super_model, self.task, precision, self.device, compile)
             self.super_order = self.super_.class_order(self.label_names, f"'{super_model}'")
             if self.super_.manifest is not None and self.super_.task.fields != self.task.fields:
                 raise InputError(
@@ -174,7 +175,7 @@ class JointPredictor:
     def _few_inputs(self, model: TextModel, passes: list[Pass], who: str) -> FewInputs | None:
         """What runs a model over few inputs, if that can be."""
         free = isinstance(model, Seq2Seq) or (isinstance(model, TextToText) and (model.generate or not model.trie))
-        if free or (self.task.problem == "choice" and not model.task.answers):
+        if free or self.task.problem == "choice":
             return None
         limit = self.limit(model)
         with torch.inference_mode():
@@ -192,9 +193,9 @@ class JointPredictor:
         tasks = [self._read_task(model, 1) for model in (self.swift, self.super_)]
         if readers[0].text_to_text != readers[1].text_to_text or tasks[0].plain() != tasks[1].plain():
             return False
-        own, other = (getattr(reader.tokenizer, "backend_tokenizer", None) for reader in readers)
-        same = own is not None and other is not None and own.to_str() == other.to_str()
-        return same and self.limit(self.swift) == self.limit(self.super_)
+        if self.limit(self.swift) != self.limit(self.super_):
+            return False
+        return same_tokens(readers[0].tokenizer, readers[1].tokenizer)
 
     @property
     def super_(self) -> TextModel:
@@ -533,7 +534,7 @@ class JointPredictor:
         encoded: EncodedExamples | None = None,
     ) -> list[Any]:
         """The Super's answers; their tokens are made here where they are not known."""
-        if self._few_super is not None and choices is None and len(rows) <= self.few:
+        if self._few_super is not None and choices is None and encoded is None and len(rows) <= self.few:
             return self._super_few(rows)
         if encoded is None:
             encoded = self._encode(self.super_, rows, choices)
@@ -575,11 +576,16 @@ def _check_odd(odd: Tensor, rows: list[tuple[str, ...]], who: str) -> None:
         )
 
 
-def _ready(model: str | TextModel, task: TextTask | None, dtype: torch.dtype, device: torch.device) -> TextModel:
-    """A model on its device, to be asked."""
+def _ready(
+    model: str | TextModel, task: TextTask | None, dtype: torch.dtype, device: torch.device, compiled: bool
+) -> TextModel:
+    """A model on its device, to be asked; one that is to be compiled is so by the library's own passes."""
+    if not isinstance(model, str) and dtype != torch.float32:
+        raise InputError(f"dtype {dtype} is for models that are loaded here; give this one as it is to be used.")
     found = load_model(model, task, dtype=dtype) if isinstance(model, str) else model
     found = found.to(device).eval()
-    found.shorten()
+    if not compiled:
+        found.shorten()
     return found
 
 

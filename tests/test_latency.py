@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, MT5Config, T5Config
 from elang import InputError, JointPredictor
 from elang.bench import differences
 from elang.cli import main
-from elang.data.batches import encode_examples, token_lists
+from elang.data.batches import encode_examples, same_tokens, token_lists
 from elang.data.format import TextTask
 from elang.few import FewInputs, padded_length
 from elang.manifest import Manifest
@@ -139,10 +139,61 @@ def test_tokens_of_few_are_those_of_many(pair, texts):
         found, cut = token_lists(model.reader, model.task, rows, limit)
         expected = encode_examples(model.reader, model.task, rows, None, limit)
         assert cut == expected.texts.truncated
+        # By the library alone, too.
+        said = model.tokenizer([row[0] for row in rows], truncation=True, max_length=limit)
+        assert [one["input_ids"] for one in found] == said["input_ids"]
         for i, one in enumerate(found):
             own = expected.texts.batch([i])
             assert one == {name: own[name][0].tolist() for name in one}
             assert {*one, "attention_mask"} == own.keys()
+
+
+def test_tokens_are_shared_only_where_they_are_the_same(pair):
+    first, second = (load_model(str(pair[name])).tokenizer for name in ("swift", "super"))
+    assert same_tokens(first, second)
+    # What is set for padding is set anew for every call.
+    second(["a film", "a good film"], padding=True, truncation=True, max_length=3)
+    assert same_tokens(first, second)
+    assert JointPredictor(str(pair["swift"]), str(pair["super"]), "inf")._same_tokens
+    second.model_input_names = ["input_ids", "attention_mask"]
+    assert not same_tokens(first, second)
+    second.model_input_names = first.model_input_names
+    second.backend_tokenizer.encode_special_tokens = True
+    assert not same_tokens(first, second)
+
+
+def test_over_long_ones_of_the_super_are_counted_once(pair, texts):
+    counts = []
+    for few in (0, 4):
+        made = JointPredictor(str(pair["swift"]), str(pair["super"]), "inf", few=few)
+        made.max_length = 6
+        list(made.super_map(texts[:3], 3))
+        counts.append(made.super_truncated)
+    assert counts[0] == counts[1] > 0
+
+
+def test_the_short_path_is_for_inference(t5_models, texts):
+    made = JointPredictor(*t5_models, "inf", "free_energy")
+    model = made.swift
+    before = [one.score for one in made(texts[:5])]
+    kept = model.short_path
+    # A second predictor of the same object leaves the first one's weights where they are.
+    JointPredictor(model, None, "inf")
+    assert model.short_path is kept
+    inputs = dict(model.tokenizer(["a good film"], return_tensors="pt"))
+    model.train()
+    model(inputs, torch.tensor([1])).loss.backward()
+    assert model.backbone.encoder.block[0].layer[0].SelfAttention.q.weight.grad is not None
+    model.eval()
+    with torch.no_grad():
+        for weight in model.backbone.parameters():
+            weight.data = weight.data * 1.5
+    assert not kept.current
+    again = JointPredictor(model, None, "inf", "free_energy")
+    assert again.swift.short_path.current
+    assert [s for _, s, _ in made.ask_swift([(t,) for t in texts[:5]])] != pytest.approx(before)
+    with pytest.raises(InputError, match="is for models that are loaded here"):
+        JointPredictor(model, None, dtype="bfloat16")
 
 
 def test_padded_rows_and_lengths_change_nothing(pair, texts):
@@ -209,13 +260,15 @@ def test_half_the_bits(pair, texts, t5_models):
         JointPredictor(*models, "inf", few=-1)
 
 
-def test_compiled_models_answer_alike(pair, texts, monkeypatch):
-    """Compilation itself is the library's; here it only traces."""
+def test_both_models_are_compiled(pair, t5_models, monkeypatch):
+    """Compilation itself is the library's."""
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: calls.append((self, given)))
     calls = []
     made = JointPredictor(str(pair["swift"]), str(pair["super"]), "inf", compile=True)
-    assert [one for one, _ in calls] == [made.swift.backbone, made.super_.backbone] or len(calls) == 2
+    assert {one for one, _ in calls} == {made.swift.backbone, made.super_.backbone}
     assert all(given == {"dynamic": True} for _, given in calls)
+    # What is compiled is what is called.
+    assert JointPredictor(*t5_models, "inf", compile=True).swift.short_path is None
 
 
 def test_bench_one_by_one_and_in_bfloat16(pair, files, tmp_path, capsys):

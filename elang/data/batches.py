@@ -1,5 +1,6 @@
 """Tokenised texts without padding, and batches of like lengths shared out over processes."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -262,6 +263,22 @@ def pad_of(tokenizer: Any) -> dict[str, int]:
     if "token_type_ids" in tokenizer.model_input_names:
         pad["token_type_ids"] = tokenizer.pad_token_type_id
     return pad
+
+
+def same_tokens(one: Any, other: Any) -> bool:
+    """Whether two tokenizers make the same of every text: their backends, columns and pads."""
+
+    def described(tokenizer: Any) -> Any:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        kind: Any = type(tokenizer)
+        if backend is None or not _plain_kind(kind):
+            return None
+        # Cut and padded are texts by others.
+        parts = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
+        return parts, backend.encode_special_tokens, pad_of(tokenizer)
+
+    found = described(one)
+    return found is not None and found == described(other)
 
 
 class LengthBatches(DistributedSampler[Any]):

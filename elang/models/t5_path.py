@@ -90,6 +90,14 @@ class T5Path:
             for block in stack.block:
                 _bring_together(block.layer[0].SelfAttention)
 
+    @property
+    def current(self) -> bool:
+        """Whether it still reads the model's own weights, which may have been moved or replaced."""
+        own = [
+            block.layer[0].SelfAttention for s in (self.backbone.encoder, self.backbone.decoder) for block in s.block
+        ]
+        return all(one.together.data_ptr() == one.q.weight.data_ptr() for one in own)
+
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The encoder's output for tokens ``(B, L)``, ``(B, L, D)``; without meaning behind a text's end."""
         batch, length = ids.shape

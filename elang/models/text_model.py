@@ -108,19 +108,25 @@ class TextModel(nn.Module, ABC):
             raise InputError(
                 f"A '{self.backbone.config.model_type}' model overflows in float16. Take bfloat16, or float32."
             )
+        self.short_path = None
         for weight in self.backbone.parameters():
             weight.data = weight.data.to(dtype)
 
     def shorten(self) -> None:
         """Use the short forward pass where its family has one, for inference only; the answers stay the same."""
-        if self.backbone.config.model_type in FAMILIES:
+        if self.backbone.config.model_type in FAMILIES and not (self.short_path and self.short_path.current):
             self.short_path = T5Path(self.backbone)
+
+    @property
+    def inference_path(self) -> T5Path | None:
+        """The short forward pass, where it is there and no gradients are asked for."""
+        return None if self.training or torch.is_grad_enabled() else self.short_path
 
     def encoder_output(self, inputs: dict[str, Tensor]) -> Tensor:
         """The last hidden state of an encoder-decoder's encoder, ``(B, L, D)``."""
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        if self.short_path is not None:
-            return self.short_path.encode(ids, mask)
+        if (path := self.inference_path) is not None:
+            return path.encode(ids, mask)
         hidden: Tensor = self.backbone.get_encoder()(
             input_ids=ids, attention_mask=mask, return_dict=True
         ).last_hidden_state

@@ -243,9 +243,9 @@ class TextToText(TextModel):
             self.trie = self.trie.to(encoded.hidden.device)
         trie, size = self.trie, len(encoded.hidden)
         ids = F.pad(trie.paths, (1, 0), value=self.backbone.config.decoder_start_token_id)
-        if self.short_path is not None:
-            output = trie.at_nodes(self.short_path.decode(encoded.hidden, encoded.mask, ids))
-            logits = trie.answers(self.short_path.logits(output, trie.branches.clamp_min(0)))
+        if (path := self.inference_path) is not None:
+            output = trie.at_nodes(path.decode(encoded.hidden, encoded.mask, ids))
+            logits = trie.answers(path.logits(output, trie.branches.clamp_min(0)))
         else:
             hidden, mask = (x.repeat_interleave(len(ids), 0) for x in (encoded.hidden, encoded.mask))
             said = self._decode(hidden, mask, decoder_input_ids=ids.repeat(size, 1)).logits
