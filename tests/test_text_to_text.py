@@ -202,15 +202,24 @@ class Calls:
     def __init__(self, model):
         self.shapes = []
         self._hook = model.backbone.get_decoder().register_forward_hook(self._see, with_kwargs=True)
+        self.path = model.short_path
+        if self.path is not None:
+            self.path.decode = self._decode
 
     def _see(self, module, args, kwargs, output):
         self.shapes.append(tuple(output.last_hidden_state.shape[:2]))
+
+    def _decode(self, hidden, mask, ids):
+        self.shapes.append((len(hidden) * len(ids), ids.shape[1]))
+        return type(self.path).decode(self.path, hidden, mask, ids)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self._hook.remove()
+        if self.path is not None:
+            del self.path.decode
 
 
 @pytest.mark.parametrize(
@@ -493,7 +502,7 @@ def test_answers_are_read_as_targets(t5):
     model = load_model(str(t5), RECORD)
 
     class Spy:
-        pad_token_id, pad_token_type_id = 0, 0
+        pad_token_id, pad_token_type_id, model_input_names = 0, 0, ["input_ids"]
 
         def __call__(self, **given):
             asked.append({name for name in ("text", "text_target") if given.get(name) is not None})
