@@ -23,7 +23,7 @@ from common import write_result
 from shapes import build, caller, shapes
 
 from elang import JointPredictor
-from elang.bench import _print, _threshold, time_pair
+from elang.bench import _print, _threshold, disagreement, time_pair
 from elang.cost import best_batch, measure_throughput
 from elang.data.format import TextTask
 from elang.models.text_model import Classifier, TextModel
@@ -105,15 +105,9 @@ def measure(
 
 def same_answers(few: JointPredictor, texts: list[str], share: float) -> dict[str, float]:
     """Where answers one by one, by graphs, differ from those of many at a time."""
-    scores = torch.tensor([one.score for one in few.map(texts)], dtype=torch.float64)
+    scores = torch.tensor([one.score for one in few.map(texts)])
     few.threshold = _threshold(scores, share)
-    many, alone = list(few.map(texts)), [few([text])[0] for text in texts]
-    other = torch.tensor([a.answered_by != b.answered_by for a, b in zip(many, alone, strict=True)])
-    return {
-        "labels": sum(a.label != b.label for a, b in zip(many, alone, strict=True)),
-        "decisions": int(other.sum()),
-        "distance": float((scores - few.threshold).abs()[other].max()) if other.any() else 0.0,
-    }
+    return disagreement([few([text])[0] for text in texts], few.map(texts), few.threshold)
 
 
 def plain_library(model: Any, device: torch.device, tiny: bool) -> dict[str, float]:

@@ -4,7 +4,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from elang.few import DType
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel
 from elang.predict import read_inputs
-from elang.predictor import JointPredictor
+from elang.predictor import JointPredictor, Prediction
 from elang.records import written_aside
 from elang.scores import BEFORE_DECODER
 
@@ -181,15 +181,19 @@ def differences(
     found = {}
     for share in shares:
         threshold = predictor.threshold = plain.threshold = _threshold(scores, share)
-        both = list(zip(predictor.map(rows), plain.map(rows), strict=True))
-        other = torch.tensor([a.answered_by != b.answered_by for a, b in both])
-        found[f"defer {share:.0%}"] = {
-            # A regression's values hardly ever agree to the last bit.
-            "labels": sum(a.label != b.label for a, b in both if isinstance(a.label, str)),
-            "decisions": int(other.sum()),
-            "distance": float((scores - threshold).abs()[other].max()) if other.any() else 0.0,
-        }
+        found[f"defer {share:.0%}"] = disagreement(predictor.map(rows), plain.map(rows), threshold)
     return found
+
+
+def disagreement(found: Iterable[Prediction], plain: Iterable[Prediction], threshold: float) -> dict[str, float]:
+    """What two ways of a pair say otherwise at a threshold: an entry of :func:`differences`."""
+    both = list(zip(found, plain, strict=True))
+    return {
+        # A regression's values hardly ever agree to the last bit.
+        "labels": sum(a.label != b.label for a, b in both if isinstance(a.label, str)),
+        "decisions": sum(a.answered_by != b.answered_by for a, b in both),
+        "distance": max((abs(b.score - threshold) for a, b in both if a.answered_by != b.answered_by), default=0.0),
+    }
 
 
 def _threshold(scores: torch.Tensor, share: float) -> float:

@@ -172,6 +172,20 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
         max_length: In tokens, special ones included.
         answers: They are what a text-to-text model is to say, which some tokenizers write differently.
     """
+    found, cut = _columns(tokenizer, texts, max_length, answers)
+    lengths = torch.tensor([len(ids) for ids in found["input_ids"]])
+    total = int(lengths.sum())
+    columns = {
+        name: torch.from_numpy(np.fromiter(chain.from_iterable(rows), np.int32, total)) for name, rows in found.items()
+    }
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    return EncodedTexts(columns, offsets, pad_of(tokenizer), cut)
+
+
+def _columns(
+    tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answers: bool = False
+) -> tuple[dict[str, list[list[int]]], int]:
+    """Columns of tokens of texts or pairs, one list a text, and how many texts were cut; as :func:`encode` says."""
     pair = len(texts[0]) == 2
 
     def tokens(some: list[tuple[str, ...]], **options: Any) -> Any:
@@ -194,13 +208,7 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
         for name, rows in found.items():
             for place, row in zip(over, cut[name], strict=True):
                 rows[place] = row
-    lengths = torch.tensor([len(ids) for ids in found["input_ids"]])
-    total = int(lengths.sum())
-    columns = {
-        name: torch.from_numpy(np.fromiter(chain.from_iterable(rows), np.int32, total)) for name, rows in found.items()
-    }
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return EncodedTexts(columns, offsets, pad_of(tokenizer), len(over))
+    return found, len(over)
 
 
 def token_lists(
@@ -211,14 +219,9 @@ def token_lists(
     Returns:
         The columns of each example, and how many examples were cut.
     """
-    task, tokenizer = reader.task or task, reader.tokenizer
+    task = reader.task or task
     rows = [(task.prompt_text(t),) if reader.text_to_text else task.segment_texts(t)[0] for t in texts]
-    columns = _backend_columns(tokenizer, rows)
-    cut = 0
-    if columns is None or max(map(len, columns["input_ids"])) > max_length:
-        found = encode(tokenizer, rows, max_length)
-        parts = {name: column.split(found.lengths.tolist()) for name, column in found.columns.items()}
-        columns, cut = {name: [one.tolist() for one in part] for name, part in parts.items()}, found.truncated
+    columns, cut = _columns(reader.tokenizer, rows, max_length)
     return [dict(zip(columns, one, strict=True)) for one in zip(*columns.values(), strict=True)], cut
 
 
