@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from elang.data.files import columns_of
 from elang.errors import InputError
 from elang.few import DType
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel
-from elang.predict import read_inputs
+from elang.predict import input_columns, read_inputs
 from elang.predictor import JointPredictor, Prediction
 from elang.records import written_aside
 from elang.scores import BEFORE_DECODER
@@ -69,10 +68,11 @@ def bench(
             raise InputError(f"--{name} must be at least {least}, but it is {value}.")
     if wrong := [share for share in wanted if not 0 <= share <= 1]:
         raise InputError(f"--shares must be from 0 to 1, but there is {wrong[0]}.")
+    columns = input_columns(input, text)
     options: dict[str, Any] = {"score": score, "device": device, "tokens": tokens, "super_tokens": super_tokens}
     predictor = JointPredictor(swift_model, super_model, "inf", **options, few=few, dtype=dtype, compile=compile)
     sequence = predictor.task.problem == "sequence"
-    rows = list(islice(read_inputs(input, columns_of(text), sequence), examples))
+    rows = list(islice(read_inputs(input, columns, sequence), examples))
     if not rows:
         raise InputError(f"The input '{input}' is empty: there is nothing to time.")
     found = time_pair(predictor, rows, wanted, rows[:single], repeats)

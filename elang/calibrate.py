@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from elang.certificate import (
 )
 from elang.curve import at_budget, at_share, deferral_events, operating_curve
 from elang.errors import InputError
+from elang.evaluate import little_to_gain
 from elang.manifest import FILENAME, Manifest
 from elang.records import read_about
 from elang.scores import BEFORE_DECODER, route
@@ -40,6 +41,7 @@ class Slice:
         costs: FLOPs of the Swift where it is kept, of the Super, and of the Swift where it is deferred, each ``(N,)``.
         unit: What ``gain`` counts.
         bounded: It cannot be more.
+        splits: How many examples each split of the records has.
     """
 
     key: Tensor
@@ -48,6 +50,7 @@ class Slice:
     costs: tuple[Tensor, Tensor, Tensor]
     unit: str
     bounded: bool = True
+    splits: dict[str, int] = field(default_factory=dict)
 
 
 def slice_sha256(key: Tensor) -> str:
@@ -126,7 +129,8 @@ def calibrate(
             "an evaluation set with --split, or another score."
         )
     if kind == "max_regret":
-        entry = _by_regret(found, target, confidence)
+        fraction = max((manifest.routing_fraction for manifest in manifests.values()), default=0.0)
+        entry = _by_regret(found, target, confidence, part, fraction)
     elif kind == "max_drop":
         entry = _by_drop(found, target, confidence)
     else:
@@ -139,6 +143,8 @@ def calibrate(
         "super_sha256": weights.get("super", ""),
     }
     print(f"{entry['statement']}\nIt was chosen on the {len(found.key)} examples of {entry['chosen_on']}.")  # noqa: T201
+    if said := little_to_gain(found.gain):
+        print(f"Caution: {said}.")  # noqa: T201
     for path, manifest in manifests.items():
         manifest.thresholds.setdefault(score, {})[name] = entry
         manifest.write(path)
@@ -181,7 +187,7 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
     known = [str(column).removeprefix("score_") for column in frame if str(column).startswith("score_")]
     if score not in known:
         raise InputError(f"The records have no score '{score}'; choose one of {', '.join(known)}.")
-    splits = sorted(set(frame["split"]))
+    splits = {str(name): int(n) for name, n in frame["split"].value_counts().sort_index().items()}
     part = frame[frame["split"] == split]
     if not len(part):
         raise InputError(f"The records have no split '{split}', only {', '.join(splits)}. Name one with --split.")
@@ -198,7 +204,9 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
     worth = about["worth"]
     gain = column("gain").double() / (worth["largest"] or 1.0)
     costs = kept, column("super_flops"), deferred
-    return Slice(column("key"), column(f"score_{score}"), gain, costs, worth["unit"], worth["largest"] is not None)
+    return Slice(
+        column("key"), column(f"score_{score}"), gain, costs, worth["unit"], worth["largest"] is not None, splits
+    )
 
 
 def _entry(found: Slice, threshold: float, rule: str, statement: str, **more: Any) -> dict[str, Any]:
@@ -220,7 +228,26 @@ def _entry(found: Slice, threshold: float, rule: str, statement: str, **more: An
     }
 
 
-def _by_regret(found: Slice, allowed: float, confidence: float) -> dict[str, Any]:
+def _too_few(found: Slice, needed: int, part: str, fraction: float) -> str:
+    """What to do where a split has fewer examples than ``needed``."""
+    n = found.splits.get(part, len(found.gain))
+    ways = [
+        f"give --split {name}, which has {k:,} (evaluate on others then)"
+        for name, k in found.splits.items()
+        if name not in (part, "routing") and k >= needed
+    ]
+    wider = math.ceil(fraction * needed / n * 100) / 100
+    if part == "routing" and 0 < wider <= 0.5:
+        ways.append(
+            f"hold out more by --data.routing_fraction {wider:g} or above (it was {fraction:g}), from the Super on: "
+            "it, its answers and the Swift are made anew"
+        )
+    elif part != "routing":
+        ways.append(f"evaluate on more examples of '{part}'")
+    return ", or ".join([*ways, "allow more (a larger --max_regret, a smaller --confidence)"])
+
+
+def _by_regret(found: Slice, allowed: float, confidence: float, part: str, fraction: float) -> dict[str, Any]:
     n = len(found.gain)
     if not found.bounded:
         raise InputError(
@@ -229,10 +256,11 @@ def _by_regret(found: Slice, allowed: float, confidence: float) -> dict[str, Any
         )
     certificate = certify_regret(found.score, found.gain, allowed, confidence, found.unit == "right answers")
     if certificate is None:
+        needed = least_examples(allowed, confidence)
         raise InputError(
             f"No threshold can be certified to a regret of {allowed:.3%} with {confidence:.1%} confidence: that takes "
-            f"at least {least_examples(allowed, confidence):,} examples, even if all are deferred, and the slice has "
-            f"{n:,}. Hold out more, or allow more."
+            f"at least {needed:,} examples, even if all are deferred, and the slice has {n:,}. To get one, "
+            f"{_too_few(found, needed, part, fraction)}."
         )
     what = "of the inputs are kept and answered wrong where the Super is right"
     if not bool(((found.gain.abs() == 1) | (found.gain == 0)).all()):

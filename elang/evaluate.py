@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elang.bootstrap import lost_to_super
+from elang.bootstrap import lost_to_super, mean_intervals
 from elang.curve import (
     OperatingCurve,
     at_best,
@@ -35,6 +35,8 @@ FRACTIONS = {"parity": 1.0, "99.5%": 0.995, "99%": 0.99}
 ROUTING_SLICE = "routing slice, held out from training"
 BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs": 0.75}
 SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5}
+# Of fewer examples a class may be missed whole by chance.
+_ENOUGH = 5
 
 
 def reward(prediction: Tensor, label: Tensor, targets: dict[str, Tensor], problem: Problem) -> Tensor:
@@ -59,6 +61,48 @@ def worth_of(problem: Problem, quality: str, targets: dict[str, Tensor]) -> dict
     if problem == "regression":
         return {"largest": None, "unit": "negative absolute error"}
     return {"largest": 1.0, "unit": "F1 of the answer" if "answer_f1" in targets else "right answers"}
+
+
+def never_right(prediction: Tensor, label: Tensor, label_names: list[str]) -> list[str]:
+    """The classes of five examples or more of which not one is answered right.
+
+    Args:
+        prediction: int64 ``(N,)``.
+        label: int64 ``(N,)``; -1 where it is not known.
+        label_names: ``C``.
+
+    >>> never_right(torch.tensor([0] * 9), torch.tensor([0] * 4 + [1] * 5), ["a", "b"])
+    ['b']
+    """
+    given, right = (x[x >= 0].bincount(minlength=len(label_names)) for x in (label, label[prediction == label]))
+    return [
+        name for name, n, k in zip(label_names, given.tolist(), right.tolist(), strict=True) if n >= _ENOUGH and not k
+    ]
+
+
+def little_to_gain(gain: Tensor) -> str:
+    """Says it if the Super is not shown to be better than the Swift, by ``gain`` ``(N,)``; otherwise empty."""
+    low = float(mean_intervals(gain[:, None])[0])
+    if low > 0:
+        return ""
+    return (
+        f"the Super is not shown to be better than the Swift on these {len(gain):,} examples (mean gain "
+        f"{float(gain.mean()):+.4f}, 95% interval from {low:+.4f}): deferring has little to gain, and areas, "
+        "thresholds and certificates say little. Train the Super longer, or use the Swift alone"
+    )
+
+
+def cautions(answers: "PairAnswers", label_names: list[str]) -> list[str]:
+    """What makes a pair's figures say less than they seem to."""
+    found = []
+    if answers.problem == "classification":
+        for who, prediction in (("Swift", answers.swift), ("Super", answers.super_)):
+            if names := never_right(prediction, answers.label, label_names):
+                found.append(
+                    f"the {who} is never right where the label is {', '.join(map(repr, names))}: it has not learned "
+                    "that yet. Train it longer (--trainer.max_epochs), or raise its --model.lr"
+                )
+    return found + [said for said in [little_to_gain(answers.gain)] if said]
 
 
 def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[str, Tensor]) -> float:

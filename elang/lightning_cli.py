@@ -1,5 +1,7 @@
 """The verbs that Lightning runs: ``fit``, ``validate``, ``test`` and ``score``."""
 
+import logging
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -7,6 +9,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from elang.data.benchmarks import TaskData
@@ -102,6 +106,15 @@ class ElangCLI(LightningCLI):
                 known[name] = value
 
     @override
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        for logger in trainer.loggers:
+            if isinstance(logger, (CSVLogger, TensorBoardLogger)):
+                # Each takes the next free number when asked: asked before either makes its folder, they share one.
+                _ = logger.version
+        return trainer
+
+    @override
     def before_instantiate_classes(self) -> None:
         name = self.config[self.config.subcommand]["model"]["class_path"].rsplit(".", 1)[-1]
         if self.config.subcommand == "fit" and name in ("JointModule", "ScoreModule"):
@@ -129,6 +142,8 @@ def run(
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    # It advertises a logger and an uploader.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
 
     class VerbCLI(ElangCLI):
         @staticmethod
@@ -144,8 +159,14 @@ def run(
                 super().instantiate_classes()
 
         def _run_subcommand(self, subcommand: str) -> None:
-            if not parse_only:
+            if parse_only:
+                return
+            try:
                 super()._run_subcommand(subcommand)
+            except SIGTERMException:
+                # It is a SystemExit without a code, so the process would end as if all were done.
+                _note(_stopped(verb, self.trainer))
+                raise SystemExit(128 + signal.SIGTERM) from None
 
     cli = VerbCLI(
         pl.LightningModule,
@@ -158,14 +179,35 @@ def run(
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"callbacks": list(callbacks)} if callbacks else None,
         parser_kwargs={"prog": "elang", verb: {"prog": f"elang {verb}"}},
-        args=None if args is None else [verb, *args],
+        args=[verb, *_with_class(verb, sys.argv[2:] if args is None else args)],
     )
     found: dict[str, Any] = cli.config[verb].as_dict()
     return found
 
 
+def _stopped(verb: str, trainer: pl.Trainer) -> str:
+    said = f"SIGTERM stopped `elang {verb}` before its end, so it has written no result."
+    saver: Any = trainer.checkpoint_callback
+    kept = (getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")) if verb == "fit" else ""
+    return said + (f" Go on with --ckpt_path {kept}" if kept else "")
+
+
 def _path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _with_class(verb: str, args: list[str]) -> list[str]:
+    """Name the default class behind a bare ``--model.help`` or ``--data.help``, whose own base class has no options."""
+    found = list(args)
+    for option, kind in (("--model.help", _DEFAULT_MODELS[verb]), ("--data.help", TextClassificationData)):
+        place = found.index(option) + 1 if option in found else 0
+        if place and (place == len(found) or found[place].startswith("-")):
+            found.insert(place, _path(kind))
+    return found
+
+
+def _no_tips(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
 
 
 def _note(text: str) -> None:

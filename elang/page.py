@@ -91,8 +91,9 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """The folder's own name, or that of the task that it is in."""
-        return self.folder.resolve().parent.name if self.folder.name == "joint" else self.folder.name
+        """The folder's own name, or that of the task that it is in: of the first folder upwards that says something."""
+        names = reversed(self.folder.resolve().parts[1:])
+        return next((name for name in names if name not in ("joint", "runs")), self.folder.name)
 
     @property
     def found(self) -> dict[str, Any]:
@@ -375,7 +376,7 @@ def _curve_figure(one: Evaluation, name: str, threshold: float) -> dict[str, Any
     axis.set_xlabel("compute, as a share of the Super's FLOPs" if by_cost else "share deferred to the Super")
     axis.set_ylabel(one.quality_name)
     axis.grid(alpha=0.25)
-    axis.legend(loc="lower right", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     # Where data lies in the picture, so that the slider's mark can be put there.
     figure.canvas.draw()
     box = axis.get_window_extent()
@@ -394,6 +395,8 @@ def _curve_figure(one: Evaluation, name: str, threshold: float) -> dict[str, Any
 
 def _score_figure(one: Evaluation, threshold: float) -> dict[str, Any]:
     """The scores of inputs by what the Super could do for them."""
+    from matplotlib.ticker import StrMethodFormatter, SymmetricalLogLocator
+
     figure = _figure(7.0, 3.2)
     axis = figure.subplots()
     score = one.routed.double()
@@ -410,11 +413,14 @@ def _score_figure(one: Evaluation, threshold: float) -> dict[str, Any]:
     if math.isfinite(threshold):
         axis.axvline(threshold, color="black", linewidth=1.2)
     axis.set_yscale("symlog", linthresh=10)
+    axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=10, subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axis.set_xlabel(f"{one.score} (larger is harder)")
     axis.set_ylabel("inputs")
     axis.legend(fontsize=9)
     said = f"Histograms of {one.score}: " + " and ".join(groups)
-    caption = f"{said}; the line is the threshold. The vertical axis is logarithmic from 10."
+    line = "; the line is the threshold" if math.isfinite(threshold) else ""
+    caption = f"{said}{line}. The vertical axis is logarithmic from 10."
     return {"figure": figure, "name": "scores", "alt": said, "caption": caption}
 
 

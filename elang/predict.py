@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from elang.data.files import columns_of
+from elang.data.files import SUFFIXES, columns_of
 from elang.errors import InputError
 from elang.few import DType
 from elang.manifest import plain
@@ -70,6 +70,7 @@ def predict(
         raise InputError(f"--folder '{folder}' is a benchmark's, but no --task is named.")
     if chunk < 1:
         raise InputError(f"--chunk must be at least 1, but it is {chunk}.")
+    columns = input_columns(input, text)
     predictor = JointPredictor(
         swift_model,
         super_model,
@@ -87,7 +88,6 @@ def predict(
         found = _submit(predictor, task, folder, split, output, chunk)
         _say(predictor, len(found), sum(one.answered_by == "super" for one in found))
         return
-    columns = columns_of(text)
     inputs = read_inputs(input, columns, predictor.task.problem == "sequence")
     if output == "-":
         total, deferred = _write(predictor.map(inputs, chunk), sys.stdout)
@@ -227,6 +227,21 @@ def _say(predictor: JointPredictor, total: int, deferred: int) -> None:
         if count:
             said += f", {count} over-long ones cut to the {who}'s {predictor.limit(model)} tokens"
     sys.stderr.write(said + "\n")
+
+
+def input_columns(source: str, text: list[str] | str | None) -> list[str] | None:
+    """Names of the text columns of ``source``, or nothing where each line is an input.
+
+    Raises:
+        InputError: If it is a table and no column is named: its lines would be taken for texts, labels and all.
+    """
+    columns = columns_of(text)
+    if not columns and source.lower().endswith(SUFFIXES):
+        raise InputError(
+            f"The input '{source}' is a table: name its text column (or two) with --text. Where each of its lines is "
+            "one input as it stands, give them by standard input, --input -."
+        )
+    return columns
 
 
 def read_inputs(source: str, columns: list[str] | None, empty: bool = False) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """Using a pair: the Swift answers, and only hard inputs go to the Super. Needs no Lightning."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -143,6 +144,13 @@ class JointPredictor:
         if swift_model is None:
             number = math.inf
         self.threshold = manifest.threshold(str(threshold), self.score) if number is None else number
+        speedup = manifest.thresholds[self.score][str(threshold)].get("speedup") if number is None else None
+        if speedup is not None and speedup < 1:
+            warnings.warn(
+                f"At the threshold '{threshold}' the pair costs more than the Super alone: a FLOPs speed-up of "
+                f"{speedup:.2f}x on the slice that it was chosen on. Take another, as 99%, or ask the Super alone.",
+                stacklevel=2,
+            )
         if math.isnan(self.threshold):
             raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as parity.")
         self.temperature, self.max_length, self.batch_size = (

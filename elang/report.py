@@ -150,7 +150,12 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
             curve = curves[name]
             x = curve.cost / curve.super_cost if by_cost else curve.deferred_share
             kind = name if name in COLORS else name.rpartition("_")[0]
-            style: dict[str, Any] = {"color": COLORS.get(kind, "#666666"), "linewidth": 1.1, "label": name}
+            # One line would hide the other.
+            same = [other for other in drawn if _alike(curves[other], curve)]
+            if name != (chosen if chosen in same else same[0]):
+                continue
+            label = " = ".join([name, *(other for other in same if other != name)])
+            style: dict[str, Any] = {"color": COLORS.get(kind, "#666666"), "linewidth": 1.1, "label": label}
             if name in BEFORE_DECODER:
                 style["linestyle"] = "-."
             if name in ("random", "oracle"):
@@ -174,10 +179,15 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
         axis.set_xlabel("compute, as a share of the Super's FLOPs" if by_cost else "share deferred to the Super")
         axis.grid(alpha=0.25)
     axes[0].set_ylabel(summary["quality_name"])
-    axes[-1].legend(fontsize=8, loc="lower right")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
     figure.suptitle(f"Joint inference on {summary['num_examples']:,} examples")
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=130, format="png")
+
+
+def _alike(one: OperatingCurve, other: OperatingCurve) -> bool:
+    return torch.equal(one.deferred, other.deferred) and torch.equal(one.quality, other.quality)
 
 
 def _area(summary: dict[str, Any], score: str) -> float:
@@ -289,6 +299,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             f"{what}, {found['tokens']} tokens: {1e3 * found['batch 1']:.2f} ms an input at batch 1, "
             f"{1e3 * found['at best batch']:.3f} ms at batch {found['best batch']}"
         )
+    for said in summary.get("cautions", []):
+        console.print(f"Caution: {said}.", soft_wrap=True)
     console.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")
 
 
@@ -311,7 +323,7 @@ def _to_super(found: dict[str, float], worth: dict[str, Any]) -> str:
     unit, points = worth["unit"].split(",")[0], " points" if worth["largest"] else ""
     said = f"{unit}: {own:+.2f}{points} to the Super's, 95% interval {low:+.2f} to {high:+.2f}"
     if low <= 0 <= high:
-        said += ": no difference shown"
+        said += ", which holds 0: neither is shown to be better"
     return said + (f" (McNemar: p = {found['p']:.2g})" if "p" in found else "")
 
 
