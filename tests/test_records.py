@@ -307,6 +307,7 @@ def test_threshold_entry():
         "num_examples": 40,
         "deferred_share": 0.25,
         "quality": 0.9,
+        "speedup": 2.0,
     }
 
 

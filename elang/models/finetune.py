@@ -225,7 +225,7 @@ class FinetuneModule(LightningModule):
     def _check_classes(self, split: str, table: dict[str, Tensor]) -> None:
         """Say after the last epoch which classes were not learned."""
         last = self.trainer.state.fn == TrainerFn.FITTING and self.trainer.current_epoch + 1 == self.trainer.max_epochs
-        if not last or self.task.problem != "classification":
+        if not last or split != "validation" or self.task.problem != "classification":
             return
         if names := never_right(table["prediction"], table["label"], self.label_names):
             rank_zero_warn(

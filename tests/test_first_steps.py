@@ -1,0 +1,207 @@
+"""What a newcomer runs into: untrained models, a slice too small, a run that was stopped, a table taken for text."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from conftest import FAST, write_data, write_model
+
+from elang.calibrate import read_slice
+from elang.cli import main
+from elang.evaluate import cautions, little_to_gain
+from elang.manifest import Manifest
+from elang.predictor import JointPredictor
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory, joint_args):
+    folder = tmp_path_factory.mktemp("first") / "intents" / "runs" / "joint"
+    assert main(["validate", *joint_args, "--model.output", str(folder)]) == 0
+    return folder
+
+
+def test_a_class_that_was_not_learned_is_named(tmp_path, recwarn):
+    """One example is too few to learn from, six that are all wrong too many to be chance."""
+    frames = []
+    for name, rows, odd, seed in (("train", 120, 1, 1), ("validation", 40, 6, 2)):
+        frame = pd.read_csv(write_data(tmp_path / "whole.csv", rows, seed))
+        frame.loc[: odd - 1, "label"] = "odd"
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+        frames.append(frame)
+    base = write_model(tmp_path / "base")
+    data = ["--data.train", str(tmp_path / "train.csv"), "--data.validation", str(tmp_path / "validation.csv")]
+    data += ["--data.routing_fraction", "0"]
+    fit = ["fit", "--model.model", str(base), "--trainer.max_epochs", "2", *data, *FAST]
+    assert main([*fit, "--model.output", str(tmp_path / "super")]) == 0
+    said = [str(w.message) for w in recwarn if "never right" in str(w.message)]
+    assert len(said) == 1
+    assert "After 2 epochs" in said[0]
+    assert "'odd'" in said[0]
+    assert "--trainer.max_epochs" in said[0]
+
+
+def test_a_super_that_is_no_better_is_told(pair, joint_args, files, tmp_path, capsys):
+    """It says 'good', as the Swift does; the table, the page and the calibration tell their readers."""
+    answers = pd.DataFrame({"prediction": ["good"] * len(pd.read_csv(files[1]))}).rename_axis("id").reset_index()
+    answers.to_csv(tmp_path / "super.csv", index=False)
+    args = [str(tmp_path / "super.csv") if a == str(pair["super"]) else a for a in joint_args]
+    out = tmp_path / "joint"
+    assert main(["validate", *args, "--model.super_flops", "1e9", "--model.output", str(out)]) == 0
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    found = json.loads((out / "summary.json").read_text())["cautions"]
+    assert "the Super is never right where the label is 'bad'" in found[-2]
+    assert "the Super is not shown to be better than the Swift" in found[-1]
+    assert main(["report", str(out), "--output", str(tmp_path / "page.html")]) == 0
+    page = re.sub(r"\s+", " ", (tmp_path / "page.html").read_text("utf-8")).replace("&#39;", "'")
+    shutil.copy(pair["swift"] / "elang.json", out)
+    capsys.readouterr()
+    assert main(["calibrate", str(out), "--max_regret", "0.1", "--split", "validation"]) == 0
+    assert f"Caution: {found[-1]}." in capsys.readouterr().out
+    for said in found:
+        assert f"Caution: {said}." in printed
+        assert f"Caution: {said}." in page
+
+
+def test_a_good_super_is_not_cautioned_of(joint):
+    summary = json.loads((joint / "summary.json").read_text())
+    assert summary["qualities"]["accuracy"]["super"]["quality"] > summary["qualities"]["accuracy"]["swift"]["quality"]
+    assert not [said for said in summary["cautions"] if "the Super is" in said]
+    assert little_to_gain(torch.tensor([1.0] * 30 + [0.0] * 70)) == ""
+    assert "+0.0000" in little_to_gain(torch.zeros(50))
+
+
+def test_a_regression_has_no_classes(joint):
+    class Answers:
+        problem = "regression"
+        gain = torch.ones(9)
+
+    assert cautions(Answers(), ["score"]) == []
+
+
+def test_a_slice_that_is_too_small_names_the_ways_out(joint_args, tmp_path, fails):
+    """First the split that has enough examples, then the share to hold out."""
+    joint = tmp_path / "joint"
+    assert main(["validate", *joint_args, "--model.output", str(joint), "--data.routing_fraction", "0.2"]) == 0
+    held_out, evaluated = (len(read_slice(joint, split, "max_softmax").key) for split in ("routing", "validation"))
+    assert held_out < evaluated
+    allowed = 1 - 0.05 ** (1 / evaluated)
+    said = fails(["calibrate", joint, "--max_regret", allowed + 1e-6], f"at least {evaluated}", f"slice has {held_out}")
+    assert said.index(f"--split validation, which has {evaluated}") < said.index("--data.routing_fraction 0.")
+    share = float(re.search(r"routing_fraction (0\.\d+) or above", said)[1])
+    assert share == pytest.approx(0.2 * evaluated / held_out, abs=0.01)
+    said = fails(["calibrate", joint, "--max_regret", "1e-4"], "a larger --max_regret")
+    assert "--split" not in said
+    assert "--data.routing_fraction" not in said
+    fails(["calibrate", joint, "--max_regret", "1e-4", "--split", "validation"], "more examples of 'validation'")
+
+
+def test_a_stopped_fit_is_no_success(base_model, data_args, tmp_path):
+    """It ends with the signal's code, says what to go on from, and has left one folder."""
+    args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "model"), *data_args]
+    args += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "100000", "--trainer.enable_progress_bar", "false"]
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "elang", *args], cwd=tmp_path, stdout=said, stderr=said, env=os.environ
+        )
+        try:
+            end = time.monotonic() + 240
+            while not list(tmp_path.glob("runs/*/checkpoints/*.ckpt")):
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(120) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+    text = (tmp_path / "said").read_text()
+    assert "Tip:" not in text
+    kept = re.search(r"elang: SIGTERM stopped `elang fit`.*--ckpt_path (\S+)", text)[1]
+    assert (tmp_path / kept).is_file()
+    assert not (tmp_path / "model").exists()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["version_0"]
+    names = {path.name.split(".")[0] for path in (tmp_path / "runs" / "version_0").iterdir()}
+    assert {"config", "metrics", "events", "checkpoints"} <= names
+
+
+def test_a_model_that_was_not_written_is_no_hub_id(pair, fails, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    models = ["--swift_model", "runs/swift", "--super_model", pair["super"]]
+    said = fails(["predict", *models], "no model folder 'runs/swift'", "elang fit")
+    assert "hub" not in said
+
+
+def test_a_table_is_not_taken_for_lines(pair, files, fails):
+    models = ["--swift_model", pair["swift"], "--super_model", pair["super"]]
+    for verb in ("predict", "bench"):
+        fails([verb, *models, "--input", files[1]], "validation.csv", "--text")
+
+
+def test_a_threshold_that_was_not_made_names_what_makes_it(pair, fails):
+    models = ["--swift_model", pair["swift"], "--super_model", pair["super"]]
+    fails(["predict", *models, "--threshold", "certified"], "'certified'", "elang calibrate", "'parity'")
+
+
+@pytest.mark.parametrize(("speedup", "warned"), [(0.83, True), (1.2, False), (None, False)])
+def test_a_pair_that_is_dearer_than_its_super_is_warned_of(pair, tmp_path, recwarn, speedup, warned):
+    manifest = Manifest.read(pair["swift"])
+    manifest.thresholds["max_softmax"]["parity"]["speedup"] = speedup
+    manifest.write(tmp_path / "elang.json")
+    JointPredictor(str(pair["swift"]), str(pair["super"]), thresholds=str(tmp_path / "elang.json"))
+    assert any("costs more than the Super alone" in str(w.message) for w in recwarn) == warned
+    if warned:
+        assert any("0.83x" in str(w.message) for w in recwarn)
+
+
+def test_thresholds_know_their_speedup(joint, pair):
+    """As the curve has it at their deferred share, in what `fit` writes and in what `validate` writes."""
+    frame = pd.read_parquet(joint / "records.parquet").query("split == 'routing'")
+    for folder in (joint, pair["swift"]):
+        for entry in Manifest.read(folder).thresholds["max_softmax"].values():
+            deferred = frame["score_max_softmax"] > float(entry["threshold"])
+            cost = (frame["swift_flops"] + frame["super_flops"] * deferred).mean()
+            assert entry["speedup"] == pytest.approx(frame["super_flops"].mean() / cost, rel=1e-6)
+
+
+def test_help_of_a_group_without_a_class(capsys):
+    for option, words in (("--data.help", "--data.train"), ("--model.help", "--model.swift_model")):
+        with pytest.raises(SystemExit) as end:
+            main(["validate", option])
+        assert end.value.code in (0, None)
+        assert words in capsys.readouterr().out
+
+
+def test_the_page_is_named_after_the_task(joint, tmp_path):
+    assert main(["report", str(joint), "--output", str(tmp_path / "page.html")]) == 0
+    assert "<h1>Joint inference: intents</h1>" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_equal_curves_share_a_line(joint_args, tmp_path, monkeypatch):
+    """A router that is max_softmax would hide it."""
+    from matplotlib.figure import Figure
+
+    drawn = []
+    legend = Figure.legend
+
+    def spy(figure, handles, labels, **options):
+        drawn.extend(labels)
+        return legend(figure, handles, labels, **options)
+
+    monkeypatch.setattr(Figure, "legend", spy)
+    assert main(["validate", *joint_args, "--model.output", str(tmp_path / "joint")]) == 0
+    curve = pd.read_csv(tmp_path / "joint" / "curve.csv")
+    points = {name: part[["deferred", "accuracy"]].to_numpy().tolist() for name, part in curve.groupby("score")}
+    for label in drawn:
+        names = label.split(" = ")
+        if names[0] in points:
+            assert {str(points[name]) for name in names} == {str(points[names[0]])}
+    shown = [name for label in drawn for name in label.split(" = ") if name in points]
+    assert sorted(shown) == sorted(points)
