@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
@@ -37,6 +38,7 @@ def bench(
     few: int = 0,
     dtype: DType = "float32",
     compile: bool = False,  # noqa: A002 - the option's name
+    super_int8: bool = False,
     output: str | None = None,
 ) -> None:
     """Time Swift, Super and the pair on real inputs, and compare with what FLOPs predict.
@@ -60,6 +62,7 @@ def bench(
         few: 1 answers one by one the short way, by captured graphs on a GPU; 0 the same way as many.
         dtype: Precision of both models' weights; in another than float32 it is counted where its decisions differ.
         compile: Compile both models.
+        super_int8: Keep the matrices of the Super's layers as int8; what it answers otherwise is counted.
         output: A JSON file for all figures.
     """
     wanted = [0.1, 0.25, 0.5] if shares is None else shares
@@ -70,16 +73,22 @@ def bench(
         raise InputError(f"--shares must be from 0 to 1, but there is {wrong[0]}.")
     columns = input_columns(input, text)
     options: dict[str, Any] = {"score": score, "device": device, "tokens": tokens, "super_tokens": super_tokens}
-    predictor = JointPredictor(swift_model, super_model, "inf", **options, few=few, dtype=dtype, compile=compile)
+    ways: dict[str, Any] = {"dtype": dtype, "compile": compile, "super_int8": super_int8}
+    predictor = JointPredictor(swift_model, super_model, "inf", **options, **ways, few=few)
     sequence = predictor.task.problem == "sequence"
     rows = list(islice(read_inputs(input, columns, sequence), examples))
     if not rows:
         raise InputError(f"The input '{input}' is empty: there is nothing to time.")
     found = time_pair(predictor, rows, wanted, rows[:single], repeats)
-    if dtype != "float32":
-        plain = JointPredictor(swift_model, super_model, "inf", **options)
-        found["differences"] = differences(predictor, plain, rows, wanted)
-    found |= {"dtype": dtype, "swift_model": swift_model, "super_model": super_model, "input": input}
+    if dtype != "float32" or super_int8:
+        try:
+            plain = JointPredictor(swift_model, super_model, "inf", **options)
+            found["differences"] = differences(predictor, plain, rows, wanted)
+        except torch.OutOfMemoryError:
+            warnings.warn(
+                "The pair in float32 does not fit beside this one: differences are not counted.", stacklevel=2
+            )
+    found |= {**ways, "swift_model": swift_model, "super_model": super_model, "input": input}
     _print(found)
     if output is not None:
         with written_aside(output) as aside:

@@ -33,6 +33,7 @@ def predict(
     super_tokens: int | None = None,
     dtype: DType = "float32",
     compile: bool = False,  # noqa: A002 - the option's name
+    super_int8: bool = False,
     chunk: int = 4096,
     task: str | None = None,
     folder: str | None = None,
@@ -59,6 +60,7 @@ def predict(
         super_tokens: The same for the Super.
         dtype: Precision of both models' weights; scores are float32 in any.
         compile: Compile both models with ``torch.compile``.
+        super_int8: Keep the matrices of the Super's layers as int8 (the extra ``int8``).
         chunk: Inputs that are read, tokenised and answered by the Swift at a time.
         task: A task of GLUE or SuperGLUE (glue/rte), to be answered in its submission format.
         folder: The benchmark's own files; by default the hub's.
@@ -83,6 +85,7 @@ def predict(
         super_tokens,
         dtype=dtype,
         compile=compile,
+        super_int8=super_int8,
     )
     if task is not None:
         found = _submit(predictor, task, folder, split, output, chunk)
@@ -92,7 +95,7 @@ def predict(
     if output == "-":
         total, deferred = _write(predictor.map(inputs, chunk), sys.stdout)
     else:
-        about = _about(predictor, swift_model, super_model, input, columns)
+        about = _about(predictor, swift_model, super_model, input, columns, [dtype, compile, super_int8])
         with _resumed(output, about) as (file, done, deferred):
             if done:
                 sys.stderr.write(f"{done} inputs were answered before; going on behind them\n")
@@ -119,8 +122,13 @@ def _write(answers: Iterator[Prediction], file: Any) -> tuple[int, int]:
     return total, deferred
 
 
-def _about(predictor: JointPredictor, swift: str, super_: str, source: str, text: list[str] | None) -> dict[str, Any]:
-    """What the answers depend on; nothing of standard input, which does not come again."""
+def _about(
+    predictor: JointPredictor, swift: str, super_: str, source: str, text: list[str] | None, ways: list[Any]
+) -> dict[str, Any]:
+    """What the answers depend on, with the ``ways`` in which the models run.
+
+    Nothing of standard input, which does not come again.
+    """
     if source == "-":
         return {}
     try:
@@ -131,7 +139,7 @@ def _about(predictor: JointPredictor, swift: str, super_: str, source: str, text
         "models": [_files(swift), _files(super_)],
         "routing": [
             predictor.score,
-            str(next(predictor.swift.backbone.parameters()).dtype),
+            *ways,
             str(predictor.threshold),
             plain(asdict(predictor.manifest)),
         ],

@@ -69,6 +69,8 @@ class JointPredictor:
             float32 are met only about.
         compile: Compile both models with ``torch.compile``, for whatever shapes come, at the first inputs; T5 then
             runs by the library's own forward pass.
+        super_int8: Keep the matrices of the Super's layers as int8 (torchao; the extra ``int8``), for a card that it is
+            too large for; what is computed with them stays in ``dtype``.
 
     Models that are there already (:class:`elang.models.text_model.TextModel`) can be given in the place of folders.
 
@@ -91,6 +93,7 @@ class JointPredictor:
         few: int = 0,
         dtype: DType = "float32",
         compile: bool = False,  # noqa: A002 - the option's name
+        super_int8: bool = False,
     ) -> None:
         for path in (swift_model, super_model):
             if isinstance(path, str) and path.endswith(SUFFIXES):
@@ -111,7 +114,7 @@ class JointPredictor:
         first = swift_model if swift_model is not None else super_model
         if first is None:
             raise InputError("Give a swift_model, a super_model, or both.")
-        self.swift = _ready(first, None, precision, self.device, compile)
+        self.swift = _ready(first, None, precision, self.device, compile, super_int8 and swift_model is None)
         manifest = Manifest.read(thresholds) if thresholds else self.swift.manifest
         if manifest is None:
             manifest = Manifest(self.swift.label_names)
@@ -126,7 +129,7 @@ class JointPredictor:
             # It takes both places, and nothing is routed.
             self._super, self.super_order = self.swift, list(range(len(self.label_names)))
         elif super_model is not None:
-            self._super = _ready(super_model, self.task, precision, self.device, compile)
+            self._super = _ready(super_model, self.task, precision, self.device, compile, super_int8)
             self.super_order = self.super_.class_order(self.label_names, f"'{super_model}'")
             if self.super_.manifest is not None and self.super_.task.fields != self.task.fields:
                 raise InputError(
@@ -585,14 +588,25 @@ def _check_odd(odd: Tensor, rows: list[tuple[str, ...]], who: str) -> None:
 
 
 def _ready(
-    model: str | TextModel, task: TextTask | None, dtype: torch.dtype, device: torch.device, compiled: bool
+    model: str | TextModel,
+    task: TextTask | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    compiled: bool,
+    int8: bool = False,
 ) -> TextModel:
     """A model on its device, to be asked; one that is to be compiled is so by the library's own passes."""
-    if not isinstance(model, str) and dtype != torch.float32:
-        raise InputError(f"dtype {dtype} is for models that are loaded here; give this one as it is to be used.")
+    if not isinstance(model, str) and (dtype != torch.float32 or int8):
+        raise InputError(
+            f"{'super_int8' if int8 else f'dtype {dtype}'} is for models that are loaded here; give this one as it is "
+            "to be used."
+        )
     found = load_model(model, task, dtype=dtype) if isinstance(model, str) else model
+    if int8:
+        # Before it goes to the card, where the whole of it may find no room.
+        found.quantize()
     found = found.to(device).eval()
-    if not compiled:
+    if not compiled and not int8:
         found.shorten()
     return found
 

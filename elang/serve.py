@@ -33,6 +33,7 @@ def serve(
     threads: int | None = None,
     few: int = 0,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    super_int8: bool = False,
 ) -> None:
     """Answer texts over HTTP with a pair, until it is stopped.
 
@@ -63,12 +64,15 @@ def serve(
         threads: CPU threads of each of them; by default the cores are shared out.
         few: Batches of up to so many texts take the short way, by captured graphs on a GPU.
         dtype: Precision of both models' weights; scores are float32 in any.
+        super_int8: Keep the matrices of the Super's layers as int8 (the extra ``int8``).
 
     Raises:
         InputError: If an option is wrong, a model cannot be loaded, or the extra `serve` is not installed.
     """
     if missing := [name for name in ("litserve", "httpx", "prometheus_client") if find_spec(name) is None]:
         raise InputError(f"`elang serve` needs {', '.join(missing)}: pip install 'elang[serve]'.")
+    if super_int8 and find_spec("torchao") is None:
+        raise InputError("--super_int8 needs torchao: pip install 'elang[int8]'.")
     if super_model is None:
         raise InputError("--super_model is needed: the Super's folder or, beside a --swift_model, its address.")
     remote = super_model.startswith(("http://", "https://"))
@@ -110,7 +114,7 @@ def serve(
             own = Manifest.read(super_model)
             align_labels(own.label_names, predictor.label_names, f"'{super_model}'")
     # The front answers nothing itself.
-    pair |= {"few": few, "dtype": dtype}
+    pair |= {"few": few, "dtype": dtype, "super_int8": super_int8}
     models = (swift_model is not None) + (not remote)
     if threads is None:
         threads = max(1, (torch.get_num_threads()) // (models * workers))

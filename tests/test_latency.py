@@ -260,6 +260,51 @@ def test_half_the_bits(pair, texts, t5_models):
         JointPredictor(*models, "inf", few=-1)
 
 
+def quantized(model):
+    """Names of the weights that are int8, with a scale for each row."""
+    found = set()
+    for name, weight in model.backbone.named_parameters():
+        if hasattr(weight, "qdata"):
+            assert weight.qdata.dtype == torch.int8
+            assert weight.scale.numel() == weight.shape[0]
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("few", [0, 2])
+def test_the_supers_matrices_as_int8(pair, texts, t5_models, few):
+    """Of its layers alone: neither heads nor embeddings, nor the Swift."""
+    models = str(pair["swift"]), str(pair["super"])
+    small, plain = (JointPredictor(*models, "-inf", super_int8=int8, few=few) for int8 in (True, False))
+    linear = {n: m for n, m in plain.super_.backbone.named_modules() if isinstance(m, torch.nn.Linear)}
+    matrices = {f"{name}.weight" for name in linear if name != "classifier"}
+    assert quantized(small.super_) == matrices
+    assert quantized(small.swift) == quantized(plain.super_) == set()
+    assert [one.label for one in small(texts[:2])] == [one.label for one in plain(texts[:2])]
+    inputs = small.super_.tokenizer(texts, return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        a, b = (predictor.super_(inputs).logits for predictor in (small, plain))
+    assert not torch.equal(a, b)
+    assert torch.allclose(a, b, atol=0.05)
+    t5, expected = (JointPredictor(*t5_models, "-inf", "free_energy", super_int8=int8) for int8 in (True, False))
+    assert t5.super_.short_path is None
+    assert quantized(t5.super_)
+    assert not [name for name in quantized(t5.super_) if name.startswith(("lm_head", "shared"))]
+    pairs = zip(t5(texts), expected(texts), strict=True)
+    assert sum(one.label == other.label for one, other in pairs) > 0.8 * len(texts)
+    alone = JointPredictor(None, models[1], super_int8=True)
+    assert quantized(alone.super_) == matrices
+
+
+def test_int8_needs_torchao_and_a_folder(pair, monkeypatch):
+    models = str(pair["swift"]), str(pair["super"])
+    with pytest.raises(InputError, match="super_int8 is for models that are loaded here"):
+        JointPredictor(models[0], load_model(models[1]), "inf", super_int8=True)
+    monkeypatch.setattr("elang.models.text_model.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"elang\[int8\]"):
+        JointPredictor(*models, "inf", super_int8=True)
+
+
 def test_both_models_are_compiled(pair, t5_models, monkeypatch):
     """Compilation itself is the library's."""
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **given: calls.append((self, given)))
@@ -277,6 +322,11 @@ def test_bench_one_by_one_and_in_bfloat16(pair, files, tmp_path, capsys):
     assert main([*args, "--dtype", "bfloat16", "--output", str(tmp_path / "b.json")]) == 0
     assert "answered otherwise than in float32" in capsys.readouterr().out.replace("\n", " ")
     found = json.loads((tmp_path / "b.json").read_text())
-    assert found["dtype"] == "bfloat16"
+    assert (found["dtype"], found["super_int8"]) == ("bfloat16", False)
     assert found["differences"]["defer 50%"].keys() == {"labels", "decisions", "distance"}
     assert found["passes"]["defer 50%"]["one by one"]["median"] > 0
+    assert main([*args, "--super_int8", "true", "--output", str(tmp_path / "c.json")]) == 0
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert (found["dtype"], found["super_int8"]) == ("float32", True)
+    # The Swift routes, and is as it was.
+    assert found["differences"]["defer 50%"]["decisions"] == 0

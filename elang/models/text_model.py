@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,28 @@ class TextModel(nn.Module, ABC):
         self.short_path = None
         for weight in self.backbone.parameters():
             weight.data = weight.data.to(dtype)
+
+    def quantize(self) -> None:
+        """Keep the matrices of the body's layers as int8 with a scale for each row, for inference.
+
+        What is computed with them stays in the precision of the other weights. Embeddings and heads are left alone.
+
+        Raises:
+            InputError: If torchao is not installed.
+        """
+        if find_spec("torchao") is None:
+            raise InputError("int8 weights need torchao: pip install 'elang[int8]', or leave super_int8 out.")
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        body, words = self.backbone.base_model, self.backbone.get_output_embeddings()
+        heads = {module for module in self.backbone.children() if body is not self.backbone and module is not body}
+        outside = {part for head in heads for part in head.modules()} | {words}
+        self.short_path = None
+        quantize_(
+            self.backbone,
+            Int8WeightOnlyConfig(),
+            filter_fn=lambda module, name: isinstance(module, nn.Linear) and module not in outside,
+        )
 
     def shorten(self) -> None:
         """Use the short forward pass where its family has one, for inference only; the answers stay the same."""
