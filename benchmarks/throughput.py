@@ -1,4 +1,4 @@
-"""A pair in seconds: many inputs at a time, one at a time, and the router's own share.
+"""A pair in seconds: many inputs at a time, one at a time, by each engine, and the router's own share.
 
     python benchmarks/throughput.py [--demo runs/demo]
 
@@ -39,6 +39,7 @@ def main() -> None:
     }
     for name in ("loop", "router"):
         print(f"{name}: {figures[name]}")
+    figures["engines"] = engines(args.demo, texts)
     write_result("throughput", figures, ("torch", "transformers"))
 
 
@@ -58,6 +59,25 @@ def against_a_loop(predictor: JointPredictor, texts: list[str]) -> dict[str, flo
             times[name].append(time.perf_counter() - start)
     found = {name: statistics.median(values) for name, values in times.items()}
     return found | {"times as fast": found["loop"] / found["stream"]}
+
+
+def engines(demo: Path, texts: list[str]) -> dict[str, Any]:
+    """Seconds an input, many at a time and one by one: torch as it is, compiled, and ONNX Runtime."""
+    ways: dict[str, dict[str, Any]] = {"eager": {}, "compile": {"compile": True}, "onnx": {"onnx": True}}
+    found = {}
+    for name, options in ways.items():
+        predictor = JointPredictor(str(demo / "swift"), str(demo / "super"), "inf", few=1, **options)
+        passes = time_pair(predictor, texts, [0.25], texts[:100], 3)["passes"]
+        found[name] = {
+            what: {
+                "many": one["median"],
+                "one by one": one["one by one"]["median"],
+                "speedup": one["one by one"]["speedup"],
+            }
+            for what, one in passes.items()
+        }
+        print(f"{name}: {found[name]}")
+    return found
 
 
 @torch.inference_mode()

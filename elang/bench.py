@@ -39,6 +39,7 @@ def bench(
     dtype: DType = "float32",
     compile: bool = False,  # noqa: A002 - the option's name
     super_int8: bool = False,
+    onnx: bool = False,
     output: str | None = None,
 ) -> None:
     """Time Swift, Super and the pair on real inputs, and compare with what FLOPs predict.
@@ -63,6 +64,7 @@ def bench(
         dtype: Precision of both models' weights; in another than float32 it is counted where its decisions differ.
         compile: Compile both models.
         super_int8: Keep the matrices of the Super's layers as int8; what it answers otherwise is counted.
+        onnx: Run both encoders by ONNX Runtime on the CPU.
         output: A JSON file for all figures.
     """
     wanted = [0.1, 0.25, 0.5] if shares is None else shares
@@ -73,7 +75,7 @@ def bench(
         raise InputError(f"--shares must be from 0 to 1, but there is {wrong[0]}.")
     columns = input_columns(input, text)
     options: dict[str, Any] = {"score": score, "device": device, "tokens": tokens, "super_tokens": super_tokens}
-    ways: dict[str, Any] = {"dtype": dtype, "compile": compile, "super_int8": super_int8}
+    ways: dict[str, Any] = {"dtype": dtype, "compile": compile, "super_int8": super_int8, "onnx": onnx}
     predictor = JointPredictor(swift_model, super_model, "inf", **options, **ways, few=few)
     sequence = predictor.task.problem == "sequence"
     rows = list(islice(read_inputs(input, columns, sequence), examples))

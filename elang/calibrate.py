@@ -129,8 +129,8 @@ def calibrate(
             "an evaluation set with --split, or another score."
         )
     if kind == "max_regret":
-        fraction = max((manifest.routing_fraction for manifest in manifests.values()), default=0.0)
-        entry = _by_regret(found, target, confidence, part, fraction)
+        fractions = [manifest.routing_fraction for manifest in manifests.values()]
+        entry = _by_regret(found, target, confidence, part, fractions)
     elif kind == "max_drop":
         entry = _by_drop(found, target, confidence)
     else:
@@ -228,7 +228,7 @@ def _entry(found: Slice, threshold: float, rule: str, statement: str, **more: An
     }
 
 
-def _too_few(found: Slice, needed: int, part: str, fraction: float) -> str:
+def _too_few(found: Slice, needed: int, part: str, fractions: list[float]) -> str:
     """What to do where a split has fewer examples than ``needed``."""
     n = found.splits.get(part, len(found.gain))
     ways = [
@@ -236,18 +236,22 @@ def _too_few(found: Slice, needed: int, part: str, fraction: float) -> str:
         for name, k in found.splits.items()
         if name not in (part, "routing") and k >= needed
     ]
-    wider = math.ceil(fraction * needed / n * 100) / 100
-    if part == "routing" and 0 < wider <= 0.5:
+    # How many fall into a slice varies by the root of their number.
+    own, most = fractions[0], max(fractions)
+    wider = math.ceil(own * (needed + 2 * math.sqrt(needed) + 2) / n * 100) / 100
+    if part == "routing" and 0 < wider <= most:
+        ways.append(f"run `elang validate` with --data.routing_fraction {most:g}, which the Swift was trained with")
+    elif part == "routing" and 0 < wider <= 0.5:
         ways.append(
-            f"hold out more by --data.routing_fraction {wider:g} or above (it was {fraction:g}), from the Super on: "
-            "it, its answers and the Swift are made anew"
+            f"hold out more by --data.routing_fraction {wider:g} or above (it was {own:g}), from the Super on: it, its "
+            "answers and the Swift are made anew"
         )
     elif part != "routing":
         ways.append(f"evaluate on more examples of '{part}'")
     return ", or ".join([*ways, "allow more (a larger --max_regret, a smaller --confidence)"])
 
 
-def _by_regret(found: Slice, allowed: float, confidence: float, part: str, fraction: float) -> dict[str, Any]:
+def _by_regret(found: Slice, allowed: float, confidence: float, part: str, fractions: list[float]) -> dict[str, Any]:
     n = len(found.gain)
     if not found.bounded:
         raise InputError(
@@ -260,7 +264,7 @@ def _by_regret(found: Slice, allowed: float, confidence: float, part: str, fract
         raise InputError(
             f"No threshold can be certified to a regret of {allowed:.3%} with {confidence:.1%} confidence: that takes "
             f"at least {needed:,} examples, even if all are deferred, and the slice has {n:,}. To get one, "
-            f"{_too_few(found, needed, part, fraction)}."
+            f"{_too_few(found, needed, part, fractions)}."
         )
     what = "of the inputs are kept and answered wrong where the Super is right"
     if not bool(((found.gain.abs() == 1) | (found.gain == 0)).all()):

@@ -37,6 +37,7 @@ BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs"
 SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5}
 # Of fewer examples a class may be missed whole by chance.
 _ENOUGH = 5
+_LISTED = 8
 
 
 def reward(prediction: Tensor, label: Tensor, targets: dict[str, Tensor], problem: Problem) -> Tensor:
@@ -80,6 +81,16 @@ def never_right(prediction: Tensor, label: Tensor, label_names: list[str]) -> li
     ]
 
 
+def listed(names: list[str]) -> str:
+    """Some names in a sentence, and how many more there are.
+
+    >>> listed(["a", "b"])
+    "'a', 'b'"
+    """
+    said = ", ".join(map(repr, names[:_LISTED]))
+    return said + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+
+
 def little_to_gain(gain: Tensor) -> str:
     """Says it if the Super is not shown to be better than the Swift, by ``gain`` ``(N,)``; otherwise empty."""
     low = float(mean_intervals(gain[:, None])[0])
@@ -92,17 +103,23 @@ def little_to_gain(gain: Tensor) -> str:
     )
 
 
-def cautions(answers: "PairAnswers", label_names: list[str]) -> list[str]:
-    """What makes a pair's figures say less than they seem to."""
+def cautions(answers: "PairAnswers", label_names: list[str], largest: float | None) -> list[str]:
+    """What makes a pair's figures say less than they seem to.
+
+    Args:
+        answers: The pair's.
+        label_names: The classes.
+        largest: The most that an answer is worth, if there is one.
+    """
     found = []
     if answers.problem == "classification":
         for who, prediction in (("Swift", answers.swift), ("Super", answers.super_)):
             if names := never_right(prediction, answers.label, label_names):
                 found.append(
-                    f"the {who} is never right where the label is {', '.join(map(repr, names))}: it has not learned "
-                    "that yet. Train it longer (--trainer.max_epochs), or raise its --model.lr"
+                    f"the {who} is never right where the label is {listed(names)}: it has not learned that, or its "
+                    "answers name it otherwise. Train it longer (--trainer.max_epochs, --model.lr), or mend its answers"
                 )
-    return found + [said for said in [little_to_gain(answers.gain)] if said]
+    return found + [said for said in [little_to_gain(answers.gain / (largest or 1.0))] if said]
 
 
 def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[str, Tensor]) -> float:

@@ -197,12 +197,17 @@ def _path(kind: type) -> str:
 
 
 def _with_class(verb: str, args: list[str]) -> list[str]:
-    """Name the default class behind a bare ``--model.help`` or ``--data.help``, whose own base class has no options."""
+    """Name a class behind a bare ``--model.help`` or ``--data.help``: the base classes have no options to show.
+
+    It is the one that was asked for before it, or the verb's default.
+    """
     found = list(args)
-    for option, kind in (("--model.help", _DEFAULT_MODELS[verb]), ("--data.help", TextClassificationData)):
-        place = found.index(option) + 1 if option in found else 0
+    for option, kind in (("--model", _DEFAULT_MODELS[verb]), ("--data", TextClassificationData)):
+        place = found.index(f"{option}.help") + 1 if f"{option}.help" in found else 0
         if place and (place == len(found) or found[place].startswith("-")):
-            found.insert(place, _path(kind))
+            before = [*found[:place], ""]
+            asked = before[before.index(option) + 1] if option in before else ""
+            found.insert(place, asked or _path(kind))
     return found
 
 

@@ -395,7 +395,7 @@ def _curve_figure(one: Evaluation, name: str, threshold: float) -> dict[str, Any
 
 def _score_figure(one: Evaluation, threshold: float) -> dict[str, Any]:
     """The scores of inputs by what the Super could do for them."""
-    from matplotlib.ticker import StrMethodFormatter, SymmetricalLogLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter, SymmetricalLogLocator
 
     figure = _figure(7.0, 3.2)
     axis = figure.subplots()
@@ -413,7 +413,9 @@ def _score_figure(one: Evaluation, threshold: float) -> dict[str, Any]:
     if math.isfinite(threshold):
         axis.axvline(threshold, color="black", linewidth=1.2)
     axis.set_yscale("symlog", linthresh=10)
-    axis.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=10, subs=(1, 2, 5)))
+    few = axis.get_ylim()[1] < 10
+    wanted = MaxNLocator(integer=True) if few else SymmetricalLogLocator(base=10, linthresh=10, subs=(1, 2, 5))
+    axis.yaxis.set_major_locator(wanted)
     axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axis.set_xlabel(f"{one.score} (larger is harder)")
     axis.set_ylabel("inputs")

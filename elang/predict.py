@@ -34,6 +34,7 @@ def predict(
     dtype: DType = "float32",
     compile: bool = False,  # noqa: A002 - the option's name
     super_int8: bool = False,
+    onnx: bool = False,
     chunk: int = 4096,
     task: str | None = None,
     folder: str | None = None,
@@ -61,6 +62,7 @@ def predict(
         dtype: Precision of both models' weights; scores are float32 in any.
         compile: Compile both models with ``torch.compile``.
         super_int8: Keep the matrices of the Super's layers as int8 (the extra ``int8``).
+        onnx: Run both encoders by ONNX Runtime on the CPU (the extra ``onnx``).
         chunk: Inputs that are read, tokenised and answered by the Swift at a time.
         task: A task of GLUE or SuperGLUE (glue/rte), to be answered in its submission format.
         folder: The benchmark's own files; by default the hub's.
@@ -86,6 +88,7 @@ def predict(
         dtype=dtype,
         compile=compile,
         super_int8=super_int8,
+        onnx=onnx,
     )
     if task is not None:
         found = _submit(predictor, task, folder, split, output, chunk)
@@ -95,7 +98,7 @@ def predict(
     if output == "-":
         total, deferred = _write(predictor.map(inputs, chunk), sys.stdout)
     else:
-        about = _about(predictor, swift_model, super_model, input, columns, [dtype, compile, super_int8])
+        about = _about(predictor, swift_model, super_model, input, columns, [dtype, compile, super_int8, onnx])
         with _resumed(output, about) as (file, done, deferred):
             if done:
                 sys.stderr.write(f"{done} inputs were answered before; going on behind them\n")

@@ -27,6 +27,8 @@ from elang.sequence_scores import SEQUENCE_SCORES
 from elang.throughput import FULL_BATCHES, Deferred, Window, stream, token_batches, windows
 
 _DECODED = 8
+# Below 1 by more than is said.
+_DEAR = 0.995
 # Of the Swift and of the Super: small models want large batches on a GPU.
 _GPU_TOKENS = 65536, 16384
 # The caches of a CPU want small ones; large enough for its threads.
@@ -71,6 +73,7 @@ class JointPredictor:
             runs by the library's own forward pass.
         super_int8: Keep the matrices of the Super's layers as int8 (torchao; the extra ``int8``), for a card that it is
             too large for; what is computed with them stays in ``dtype``.
+        onnx: Run both encoders by ONNX Runtime (the extra ``onnx``), on a CPU, in float32.
 
     Models that are there already (:class:`elang.models.text_model.TextModel`) can be given in the place of folders.
 
@@ -94,6 +97,7 @@ class JointPredictor:
         dtype: DType = "float32",
         compile: bool = False,  # noqa: A002 - the option's name
         super_int8: bool = False,
+        onnx: bool = False,
     ) -> None:
         for path in (swift_model, super_model):
             if isinstance(path, str) and path.endswith(SUFFIXES):
@@ -111,6 +115,8 @@ class JointPredictor:
         if self.device.type == "cpu":
             budgets = (max(_CPU_TOKENS, _THREAD_TOKENS * torch.get_num_threads()),) * 2
         self.tokens, self.super_tokens = tokens or budgets[0], super_tokens or budgets[1]
+        if onnx and (self.device.type != "cpu" or precision != torch.float32 or compile or super_int8):
+            raise InputError("onnx runs on the CPU in float32; leave it out, or device, dtype, compile and super_int8.")
         first = swift_model if swift_model is not None else super_model
         if first is None:
             raise InputError("Give a swift_model, a super_model, or both.")
@@ -147,13 +153,8 @@ class JointPredictor:
         if swift_model is None:
             number = math.inf
         self.threshold = manifest.threshold(str(threshold), self.score) if number is None else number
-        speedup = manifest.thresholds[self.score][str(threshold)].get("speedup") if number is None else None
-        if speedup is not None and speedup < 1:
-            warnings.warn(
-                f"At the threshold '{threshold}' the pair costs more than the Super alone: a FLOPs speed-up of "
-                f"{speedup:.2f}x on the slice that it was chosen on. Take another, as 99%, or ask the Super alone.",
-                stacklevel=2,
-            )
+        if number is None and self._super is not None:
+            self._warn_if_dear(str(threshold))
         if math.isnan(self.threshold):
             raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as parity.")
         self.temperature, self.max_length, self.batch_size = (
@@ -172,6 +173,9 @@ class JointPredictor:
             for model in {self.swift, *([self._super] if self._super else [])}:
                 for part in model.compiled_parts():
                     part.compile(dynamic=True)
+        if onnx:
+            for model in {self.swift, *([self._super] if self._super else [])}:
+                model.export()
         self.few, self._tokens = few, dict[tuple[str, ...], dict[str, list[int]]]()
         self._few_swift = self._few_super = None
         if few:
@@ -182,6 +186,20 @@ class JointPredictor:
                 self._few_swift = self._few_inputs(self.swift, passes, "The Swift")
             if self._super is not None:
                 self._few_super = self._few_inputs(self._super, [self._super_first], "The Super")
+
+    def _warn_if_dear(self, name: str) -> None:
+        """Say it if the pair costs more than the Super alone at a threshold, and at which ones it does not."""
+        known = self.manifest.thresholds[self.score]
+        speedups = {key: float(entry.get("speedup") or math.nan) for key, entry in known.items()}
+        if not speedups[name] < _DEAR:
+            return
+        better = [repr(key) for key, speedup in speedups.items() if speedup > 1]
+        warnings.warn(
+            f"At the threshold '{name}' the pair costs more than the Super alone: a FLOPs speed-up of "
+            f"{speedups[name]:.2f}x on the slice that it was chosen on. "
+            + (f"It is above 1 at {', '.join(better)}." if better else "Ask the Super alone."),
+            stacklevel=3,
+        )
 
     def _few_inputs(self, model: TextModel, passes: list[Pass], who: str) -> FewInputs | None:
         """What runs a model over few inputs, if that can be."""

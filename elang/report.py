@@ -151,7 +151,7 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
             x = curve.cost / curve.super_cost if by_cost else curve.deferred_share
             kind = name if name in COLORS else name.rpartition("_")[0]
             # One line would hide the other.
-            same = [other for other in drawn if _alike(curves[other], curve)]
+            same = [other for other in drawn if other == name or _alike(curves[other], curve)]
             if name != (chosen if chosen in same else same[0]):
                 continue
             label = " = ".join([name, *(other for other in same if other != name)])
@@ -187,7 +187,10 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
 
 
 def _alike(one: OperatingCurve, other: OperatingCurve) -> bool:
-    return torch.equal(one.deferred, other.deferred) and torch.equal(one.quality, other.quality)
+    return all(
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+        for a, b in ((one.deferred, other.deferred), (one.quality, other.quality), (one.cost, other.cost))
+    )
 
 
 def _area(summary: dict[str, Any], score: str) -> float:

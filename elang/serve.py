@@ -34,6 +34,7 @@ def serve(
     few: int = 0,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     super_int8: bool = False,
+    onnx: bool = False,
 ) -> None:
     """Answer texts over HTTP with a pair, until it is stopped.
 
@@ -65,6 +66,7 @@ def serve(
         few: Batches of up to so many texts take the short way, by captured graphs on a GPU.
         dtype: Precision of both models' weights; scores are float32 in any.
         super_int8: Keep the matrices of the Super's layers as int8 (the extra ``int8``).
+        onnx: Run both encoders by ONNX Runtime on the CPU (the extra ``onnx``).
 
     Raises:
         InputError: If an option is wrong, a model cannot be loaded, or the extra `serve` is not installed.
@@ -114,7 +116,7 @@ def serve(
             own = Manifest.read(super_model)
             align_labels(own.label_names, predictor.label_names, f"'{super_model}'")
     # The front answers nothing itself.
-    pair |= {"few": few, "dtype": dtype, "super_int8": super_int8}
+    pair |= {"few": few, "dtype": dtype, "super_int8": super_int8, "onnx": onnx}
     models = (swift_model is not None) + (not remote)
     if threads is None:
         threads = max(1, (torch.get_num_threads()) // (models * workers))

@@ -16,6 +16,7 @@ from elang.data.format import TextTask
 from elang.few import FewInputs, padded_length
 from elang.manifest import Manifest
 from elang.models.backbones import load_model, save_model
+from elang.models.onnx_path import OnnxPath
 from elang.models.t5_path import T5Path
 
 KINDS = {
@@ -303,6 +304,48 @@ def test_int8_needs_torchao_and_a_folder(pair, monkeypatch):
     monkeypatch.setattr("elang.models.text_model.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"elang\[int8\]"):
         JointPredictor(*models, "inf", super_int8=True)
+
+
+@pytest.mark.parametrize("score", ["max_softmax", "router"])
+def test_onnx_says_the_same(pair, texts, score):
+    """Many, few and one; the router reads the hidden state."""
+    models = str(pair["swift"]), str(pair["super"])
+    plain = JointPredictor(*models, "inf", score)
+    ordered = sorted(one.score for one in plain(texts))
+    plain.threshold = (ordered[29] + ordered[30]) / 2
+    for few in (0, 2):
+        fast = JointPredictor(*models, plain.threshold, score, few=few, onnx=True)
+        assert fast.swift.onnx_path is not None
+        assert fast.super_.onnx_path is not None
+        # The weights are not read any more.
+        for model in (fast.swift, fast.super_):
+            for weight in model.backbone.parameters():
+                weight.data.fill_(float("nan"))
+        for some in (texts, texts[:2], texts[:1]):
+            like(fast(some), plain(some))
+
+
+def test_an_export_that_says_otherwise_is_refused(pair, monkeypatch):
+    model = load_model(str(pair["swift"])).eval()
+    call = OnnxPath.__call__
+    monkeypatch.setattr(OnnxPath, "__call__", lambda *given, **more: (call(*given, **more)[0] + 0.01, None))
+    with pytest.raises(InputError, match="'bert' model answers otherwise once exported"):
+        model.export()
+    monkeypatch.setattr(torch.onnx, "export", lambda *given, **more: 1 / 0)
+    with pytest.raises(InputError, match=r"'bert' model cannot be exported to ONNX \(ZeroDivisionError"):
+        model.export()
+
+
+def test_onnx_is_for_encoders_on_a_cpu(pair, t5_models, monkeypatch):
+    models = str(pair["swift"]), str(pair["super"])
+    for wrong in ({"dtype": "bfloat16"}, {"compile": True}, {"super_int8": True}):
+        with pytest.raises(InputError, match="onnx runs on the CPU in float32"):
+            JointPredictor(*models, "inf", onnx=True, **wrong)
+    with pytest.raises(InputError, match="onnx is for encoders, and this model is a 't5'"):
+        JointPredictor(*t5_models, "inf", onnx=True)
+    monkeypatch.setattr("elang.models.onnx_path.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"elang\[onnx\]"):
+        JointPredictor(*models, "inf", onnx=True)
 
 
 def test_both_models_are_compiled(pair, t5_models, monkeypatch):

@@ -281,7 +281,7 @@ def _locate(path: str) -> tuple[str, str | None]:
     name, _, revision = path.partition("@")
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_file():
         raise InputError(f"There is no model folder '{path}'. Run `elang fit` to make it, or mend the path.")
-    if Path(path).parent != Path() and Path(path).parent.is_dir():
+    if not revision and Path(path).parent != Path() and Path(path).parent.is_dir():
         raise InputError(
             f"There is no model folder '{path}', only '{Path(path).parent}' above it. `elang fit` writes it at its "
             "very end: run it (again), or mend the path."

@@ -12,7 +12,7 @@ from torch import Tensor
 from elang.data.batches import Reader
 from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
-from elang.evaluate import check_qualities, measure, never_right
+from elang.evaluate import check_qualities, listed, measure, never_right
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
 from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_words, describe, load_model, save_model
@@ -119,6 +119,7 @@ class FinetuneModule(LightningModule):
         self.output = output
         self.label_names = label_names
         self._tables: dict[str, ExampleTable] = {}
+        self._unlearned: list[str] = []
 
     def setup(self, stage: str) -> None:
         """Take the limit of generated texts from the data."""
@@ -215,24 +216,13 @@ class FinetuneModule(LightningModule):
                 check_logits(table["logits"], f"the model's logits on '{split}'", self.task.problem == "choice")
                 targets = data.targets(split, table["id"]) if data is not None else {}
                 values = {self.quality.name: measure(self.quality, table["prediction"], table["label"], targets)}
-                self._check_classes(split, table)
+                if split == "validation" and self.task.problem == "classification":
+                    self._unlearned = never_right(table["prediction"], table["label"], self.label_names)
             for name, value in values.items():
                 self.log(f"{split}/{name}", value, prog_bar=True, sync_dist=True)
                 if self.trainer.state.fn != TrainerFn.FITTING:
                     self.print(f"{name} on {len(table['id'])} examples of {split}: {value:.4f}")
         self._tables = {}
-
-    def _check_classes(self, split: str, table: dict[str, Tensor]) -> None:
-        """Say after the last epoch which classes were not learned."""
-        last = self.trainer.state.fn == TrainerFn.FITTING and self.trainer.current_epoch + 1 == self.trainer.max_epochs
-        if not last or split != "validation" or self.task.problem != "classification":
-            return
-        if names := never_right(table["prediction"], table["label"], self.label_names):
-            rank_zero_warn(
-                f"After {self.trainer.max_epochs} epochs ({self.trainer.global_step:,} steps) the model is never right "
-                f"on '{split}' where the label is {', '.join(map(repr, names))}: it has not learned that yet. Train "
-                "longer (--trainer.max_epochs), or raise --model.lr."
-            )
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
@@ -318,6 +308,12 @@ class FinetuneModule(LightningModule):
     def on_train_end(self) -> None:
         """Choose thresholds while the model is still on its device and the processes can gather."""
         self._finished = self.manifest()
+        if self._unlearned:
+            rank_zero_warn(
+                f"After {self.trainer.global_step:,} steps the model is never right on 'validation' where the label is "
+                f"{listed(self._unlearned)}: it has not learned that yet. Train longer (--trainer.max_epochs), or "
+                "raise --model.lr."
+            )
 
     def on_fit_end(self) -> None:
         """Write the folder, unless training was interrupted or only tried out."""

@@ -238,7 +238,7 @@ class JointModule(EvaluationModule):
             "qualities": {q.name: summarize(answers, q, thresholds) for q in self.qualities},
             "operating_points": operating_points(answers, self.qualities, thresholds),
         }
-        summary["cautions"] = cautions(answers, self.label_names)
+        summary["cautions"] = cautions(answers, self.label_names, summary["worth"]["largest"])
         summary["areas"] = compare_areas(answers.scores, answers.gain, summary["score"])
         # Thresholds are on the scale of their own temperature.
         if self.manifest is not None and self.temperature == self.manifest.temperature:

@@ -18,6 +18,7 @@ from elang.data.batches import Reader
 from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.manifest import Manifest, file_sha256
+from elang.models.onnx_path import OnnxPath
 from elang.models.t5_path import FAMILIES, T5Path
 from elang.records import align_labels
 from elang.router import RouterHead, logit_features, masked_mean, num_logit_features
@@ -133,6 +134,16 @@ class TextModel(nn.Module, ABC):
             self.backbone,
             Int8WeightOnlyConfig(),
             filter_fn=lambda module, name: isinstance(module, nn.Linear) and module not in outside,
+        )
+
+    def export(self) -> None:
+        """Run the backbone by ONNX Runtime from now on, for inference on the CPU; the answers stay the same.
+
+        Raises:
+            InputError: If it is an encoder-decoder, or as :class:`elang.models.onnx_path.OnnxPath` says.
+        """
+        raise InputError(
+            f"onnx is for encoders, and this model is a '{self.backbone.config.model_type}'. Leave it out."
         )
 
     def shorten(self) -> None:
@@ -258,6 +269,8 @@ class TextModel(nn.Module, ABC):
 class Classifier(TextModel):
     """Any ``AutoModelForSequenceClassification``: one output a class, a candidate, or the value."""
 
+    onnx_path: OnnxPath | None = None
+
     def add_heads(self) -> None:
         """Give it a router head, untrained."""
         self.heads["router"] = self._router(len(self.label_names))
@@ -273,15 +286,24 @@ class Classifier(TextModel):
         for head in heads:
             head.register_forward_pre_hook(_in_float32)
 
+    def export(self) -> None:
+        """Run the backbone by ONNX Runtime from now on."""
+        self.onnx_path = OnnxPath(self.backbone, list(self.tokenizer("a")))
+
     def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
         """Answer a batch."""
         counts = inputs.get("num_choices")
         rows = {name: value for name, value in inputs.items() if name != "num_choices"}
         # The heads learn after all else.
         heads, states = bool(self.heads) and not self.training, self.want_states and self.training
-        out = self.backbone(**rows, output_hidden_states=heads or states)
-        logits = out.logits.float()
-        pooled = masked_mean(out.hidden_states[-1].detach(), inputs["attention_mask"]) if heads else None
+        found: tuple[Tensor, ...] | None = None
+        if self.onnx_path is not None and not (self.training or torch.is_grad_enabled()):
+            logits, last = self.onnx_path(rows, hidden=heads)
+        else:
+            out = self.backbone(**rows, output_hidden_states=heads or states)
+            logits, found = out.logits.float(), out.hidden_states
+            last = found[-1] if heads and found is not None else None
+        pooled = None if last is None else masked_mean(last.detach(), inputs["attention_mask"])
         if counts is not None:
             logits = spread(logits[:, 0], counts, len(self.label_names))
             pooled = None if pooled is None else sum_by_example(pooled, counts) / counts[:, None]
@@ -290,7 +312,7 @@ class Classifier(TextModel):
             loss = F.mse_loss(logits[:, 0], target.float())
         elif target is not None:
             loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-        return Answer(logits, self.predict(logits), loss, pooled, states=out.hidden_states if states else None)
+        return Answer(logits, self.predict(logits), loss, pooled, states=found if states else None)
 
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
