@@ -161,8 +161,8 @@ def _files(model: str) -> list[Any]:
 def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int]]:
     """Yield a file beside ``output`` that takes its name at the end, and what it holds of an earlier run.
 
-    A run that was killed leaves it behind; one with bad input does not. It is gone on with only if the answers depend
-    on the same things: models, threshold, input.
+    A run that was killed leaves it behind, as does one that came upon bad input after some answers. It is gone on with
+    only if the answers depend on the same things: models, threshold, input.
     """
     path = Path(output)
     if path.is_dir():
@@ -190,7 +190,10 @@ def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int
             os.fsync(file.fileno())
             os.replace(aside, path)
             note.unlink(missing_ok=True)
-        except InputError:
+        except InputError as error:
+            file.flush()
+            if kept := _whole_lines(aside)[0]:
+                raise InputError(f"{error} The {kept:,} answers before it are in '{aside}'.") from error
             aside.unlink(missing_ok=True)
             note.unlink(missing_ok=True)
             raise

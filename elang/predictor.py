@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from itertools import groupby
 from operator import add
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from elang.scores import BEFORE_DECODER, SCORES, check_finite, check_logits, rou
 from elang.sequence_scores import SEQUENCE_SCORES
 from elang.throughput import FULL_BATCHES, Deferred, Window, stream, token_batches, windows
 
+_Said = TypeVar("_Said")
 _DECODED = 8
 # Below 1 by more than is said.
 _DEAR = 0.995
@@ -288,7 +289,8 @@ class JointPredictor:
         """The batches of one of the two models: which texts they are of, and the model's inputs."""
         rows = self.rows(texts)
         encoded = self._encode(model, rows, self._task(len(rows[0])).choices_of(rows))
-        yield from self._batches(model, encoded)
+        for chosen in self._batches(model, encoded.lengths):
+            yield chosen, self._inputs(encoded, chosen)
 
     def answer(self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None) -> list[Prediction]:
         """Answer tuples of the task's texts as they are, even if some are empty (a benchmark's may be).
@@ -432,16 +434,55 @@ class JointPredictor:
     def _token_lists(self, model: TextModel, rows: list[tuple[str, ...]]) -> tuple[list[dict[str, list[int]]], int]:
         return token_lists(model.reader, self._read_task(model, len(rows[0])), rows, self.limit(model))
 
-    def _batches(self, model: TextModel, encoded: EncodedExamples) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    def _batches(self, model: TextModel, lengths: Tensor) -> list[Tensor]:
         budget = self.tokens if model is self.swift else self.super_tokens
         # Logits over a vocabulary take far more room than a token.
-        lengths = encoded.lengths.clamp_min(_DECODED * model.decoded if isinstance(model, TextToText) else 1)
-        for chosen in token_batches(lengths, budget, self.batch_size):
-            inputs = encoded.batch(chosen.tolist())
+        lengths = lengths.clamp_min(_DECODED * model.decoded if isinstance(model, TextToText) else 1)
+        return token_batches(lengths, budget, self.batch_size)
+
+    def _inputs(self, encoded: EncodedExamples, chosen: Tensor) -> dict[str, Tensor]:
+        inputs = encoded.batch(chosen.tolist())
+        if self.device.type == "cuda":
+            # So that the copy does not wait for what the device is doing.
+            inputs = {name: value.pin_memory() for name, value in inputs.items()}
+        return {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
+
+    def _each_batch(
+        self, model: TextModel, encoded: EncodedExamples, call: Callable[[dict[str, Tensor]], _Said]
+    ) -> Iterator[tuple[Tensor, _Said]]:
+        """What a model says of each batch; for one that does not fit into memory the budget of tokens is halved."""
+        batches = self._batches(model, encoded.lengths)
+        while batches:
+            chosen = batches[0]
+            try:
+                said = call(self._inputs(encoded, chosen))
+            except torch.OutOfMemoryError as error:
+                if len(chosen) == 1:
+                    raise InputError(
+                        f"An input of {int(encoded.lengths[chosen])} tokens does not fit into the memory of "
+                        f"{self.device}. Take a smaller dtype, or free memory."
+                    ) from error
+            else:
+                batches = batches[1:]
+                yield chosen, said
+                continue
+            # Outside, where the error does not hold on to what was computed any more.
             if self.device.type == "cuda":
-                # So that the copy does not wait for what the device is doing.
-                inputs = {name: value.pin_memory() for name, value in inputs.items()}
-            yield chosen, {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
+                torch.cuda.empty_cache()
+            self._halve(model, chosen, encoded.lengths)
+            left = torch.cat(batches)
+            batches = [left[part] for part in self._batches(model, encoded.lengths[left])]
+
+    def _halve(self, model: TextModel, chosen: Tensor, lengths: Tensor) -> None:
+        least = _DECODED * model.decoded if isinstance(model, TextToText) else 1
+        # Half of what was too much, be it by the limit of inputs that it was no more.
+        budget = len(chosen) // 2 * max(least, int(lengths[chosen].max()))
+        name = "tokens" if model is self.swift else "super_tokens"
+        setattr(self, name, budget)
+        warnings.warn(
+            f"A batch of {len(chosen)} inputs does not fit into the memory of {self.device}: {name} is {budget} now.",
+            stacklevel=2,
+        )
 
     @torch.inference_mode()
     def _swift_pass(self, window: Window, threshold: float) -> tuple[list[Any], Tensor]:
@@ -449,32 +490,42 @@ class JointPredictor:
         if window.encoded is None:
             return self._swift_few(window.rows, threshold)
         texts, order, found = [""] * len(window.rows), [], []
-        for chosen, inputs in self._batches(self.swift, window.encoded):
-            order.append(chosen)
-            if isinstance(self.swift, Seq2Seq):
-                score, kept, said = self._swift_texts(self.swift, inputs, threshold)
+        if isinstance(self.swift, Seq2Seq):
+            model = self.swift
+            for chosen, (score, kept, said) in self._each_batch(
+                model, window.encoded, lambda inputs: self._swift_texts(model, inputs, threshold)
+            ):
+                order.append(chosen)
                 for i, text in zip(chosen[kept.cpu()].tolist(), said, strict=True):
                     texts[i] = text
                 found.append(score.float()[:, None])
-            elif self._early:
-                assert isinstance(self.swift, TextToText)
-                table, encoded = self._early_first(inputs)
-                score = table[:, 0].float()
-                answer = torch.zeros(len(score), dtype=torch.float64, device=self.device)
-                kept = (~route(score, threshold)).nonzero().squeeze(1)
-                if len(kept):
-                    logits = self.swift.label_logits(*self.swift.take(encoded, inputs, kept))
-                    check_logits(logits, "the Swift's logits", self.task.problem == "choice")
-                    answer[kept] = self.swift.predict(logits).double()
-                found.append(torch.stack([score.double(), answer], 1))
-            else:
-                found.append(self._swift_first(inputs)[0])
+        else:
+            for chosen, table in self._each_batch(
+                self.swift, window.encoded, lambda inputs: self._swift_table(inputs, threshold)
+            ):
+                order.append(chosen)
+                found.append(table)
         # One wait for the device in a window.
         table = torch.cat(found).cpu()[torch.cat(order).argsort()]
         if table.shape[1] == 3:
             _check_odd(table[:, 2], window.rows, "Swift")
         scores = table[:, 0].float()
         return texts if isinstance(self.swift, Seq2Seq) else table[:, 1].tolist(), scores
+
+    def _swift_table(self, inputs: dict[str, Tensor], threshold: float) -> Tensor:
+        """Of each input score and answer, float64 ``(B, 2)``, or also whether its logits are odd, ``(B, 3)``."""
+        if not self._early:
+            return self._swift_first(inputs)[0]
+        assert isinstance(self.swift, TextToText)
+        table, encoded = self._early_first(inputs)
+        score = table[:, 0].float()
+        answer = torch.zeros(len(score), dtype=torch.float64, device=self.device)
+        kept = (~route(score, threshold)).nonzero().squeeze(1)
+        if len(kept):
+            logits = self.swift.label_logits(*self.swift.take(encoded, inputs, kept))
+            check_logits(logits, "the Swift's logits", self.task.problem == "choice")
+            answer[kept] = self.swift.predict(logits).double()
+        return torch.stack([score.double(), answer], 1)
 
     def _swift_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, None]:
         """Of each input score, answer and whether its logits are odd, float64 ``(B, 3)``."""
@@ -569,19 +620,20 @@ class JointPredictor:
             encoded = self._encode(self.super_, rows, choices)
             self.super_truncated += encoded.texts.truncated
         texts, order, found = [""] * len(rows), [], []
-        for chosen, inputs in self._batches(self.super_, encoded):
-            if isinstance(self.super_, Seq2Seq):
-                said = self.super_.texts(self.super_.generate(self.super_.encode(inputs), scored=False).ids)
+        if isinstance(self.super_, Seq2Seq):
+            model = self.super_
+            for chosen, said in self._each_batch(
+                model, encoded, lambda inputs: model.texts(model.generate(model.encode(inputs), scored=False).ids)
+            ):
                 for i, text in zip(chosen.tolist(), said, strict=True):
                     texts[i] = text
-                continue
-            order.append(chosen)
-            found.append(self._super_first(inputs)[0])
-        if isinstance(self.super_, Seq2Seq):
             return texts
-        table = torch.cat(found).cpu()[torch.cat(order).argsort()]
-        _check_odd(table[:, 1], rows, "Super")
-        answers: list[float] = table[:, 0].tolist()
+        for chosen, table in self._each_batch(self.super_, encoded, lambda inputs: self._super_first(inputs)[0]):
+            order.append(chosen)
+            found.append(table)
+        whole = torch.cat(found).cpu()[torch.cat(order).argsort()]
+        _check_odd(whole[:, 1], rows, "Super")
+        answers: list[float] = whole[:, 0].tolist()
         return answers
 
 

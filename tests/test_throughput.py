@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -171,6 +172,49 @@ def test_memory_is_bounded(predictor, texts):
     answers.close()
 
 
+def small_memory(model, monkeypatch, tokens, calls):
+    """A device that holds so many tokens of a model's inputs."""
+    forward = model.forward
+
+    def tight(inputs, *given, **more):
+        rows, length = inputs["input_ids"].shape
+        if rows * length > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        calls.append(rows * length)
+        return forward(inputs, *given, **more)
+
+    monkeypatch.setattr(model, "forward", tight)
+
+
+@pytest.mark.parametrize("batch_size", [None, 40])
+def test_what_does_not_fit_into_memory_is_halved(pair, texts, monkeypatch, recwarn, batch_size):
+    models = str(pair["swift"]), str(pair["super"])
+    expected = JointPredictor(*models, "defer 30%")(texts)
+    predictor = JointPredictor(*models, "defer 30%", tokens=1024, super_tokens=512, batch_size=batch_size)
+    calls, more = [], []
+    small_memory(predictor.swift, monkeypatch, 130, calls)
+    small_memory(predictor.super_, monkeypatch, 70, more)
+    found = list(predictor.map(texts, 64))
+    assert [(one.label, one.answered_by) for one in found] == [(one.label, one.answered_by) for one in expected]
+    assert [one.score for one in found] == pytest.approx([one.score for one in expected], abs=1e-5)
+    assert max(calls) <= 130
+    assert max(more) <= 70
+    # It was halved until it fitted, no further, and stays so.
+    assert 65 <= predictor.tokens <= 130
+    assert 35 <= predictor.super_tokens <= 70
+    said = [str(w.message) for w in recwarn if "does not fit into the memory of cpu" in str(w.message)]
+    assert any("tokens is" in one for one in said)
+    assert any("super_tokens is" in one for one in said)
+    assert len(said) < 12
+
+
+def test_an_input_that_does_not_fit_alone(pair, texts, monkeypatch):
+    predictor = JointPredictor(str(pair["swift"]), str(pair["super"]), "inf")
+    small_memory(predictor.swift, monkeypatch, 8, [])
+    with pytest.raises(InputError, match=r"An input of \d+ tokens does not fit into the memory of cpu"):
+        predictor(texts)
+
+
 def test_bad_inputs_come_in_their_turn(predictor, texts):
     found = predictor.map([*texts[:50], " ", *texts[:50]], 8)
     with pytest.raises(InputError, match=r"Input 50 \(counted from 0\) is empty"):
@@ -288,6 +332,27 @@ def test_a_finished_part_is_finished(command, tmp_path, capsys):
     (tmp_path / "out.jsonl").unlink()
     assert main(command) == 0
     assert (tmp_path / "out.jsonl").read_bytes() == whole
+
+
+def test_answers_before_a_bad_input_are_kept(command, tmp_path, fails, texts):
+    """And the same command goes on behind them, to the same end."""
+    assert main(command) == 0
+    whole = lines_of(tmp_path / "out.jsonl")
+    (tmp_path / "out.jsonl").unlink()
+    (tmp_path / "in.txt").write_text("\n".join([*texts[:100], "", *texts[100:]]) + "\n", "utf-8")
+    part = tmp_path / ".out.jsonl.part"
+    for _ in range(2):
+        said = fails(command, "Line 101", "is empty", part)
+        kept = int(re.search(r"The (\d+) answers before it", said)[1])
+        # Whole windows, and none of those after it.
+        assert 80 <= kept <= 100
+        found = lines_of(part)
+        assert found == [one | {"score": pytest.approx(one["score"], abs=1e-5)} for one in whole[:kept]]
+    assert not (tmp_path / "out.jsonl").exists()
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n", "utf-8")
+    assert main(command) == 0
+    assert len(lines_of(tmp_path / "out.jsonl")) == len(texts)
+    assert not part.exists()
 
 
 def test_bad_chunks(command, fails):
