@@ -23,7 +23,7 @@ from elang.curve import at_budget, at_share, deferral_events, operating_curve
 from elang.errors import InputError
 from elang.evaluate import little_to_gain
 from elang.manifest import FILENAME, Manifest
-from elang.records import read_about
+from elang.records import check_format, read_about
 from elang.scores import BEFORE_DECODER, route
 
 DRIFT_P = 0.01
@@ -165,6 +165,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
         if "worth" not in found:
             raise ValueError("its summary is of an earlier version")
+        check_format(found)
     except (OSError, ValueError) as error:
         raise InputError(f"'{folder}' is no folder that `elang validate` wrote ({error}).") from error
     return found

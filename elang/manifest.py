@@ -66,8 +66,8 @@ class Manifest:
             path = path / FILENAME
         try:
             data = json.loads(path.read_text("utf-8"))
-            if data.pop("format") != _FORMAT:
-                raise ValueError("another format")
+            if (own := data.pop("format")) != _FORMAT:
+                raise ValueError(f"it is of the format {own!r}, and this version knows {_FORMAT}")
             found = cls(**data)
             if not all(isinstance(named, dict) for named in found.thresholds.values()):
                 raise ValueError("its thresholds are no table")

@@ -38,6 +38,8 @@ from elang.sequence_scores import SEQUENCE_SCORES
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 _METADATA = b"elang"
+FORMAT = 1
+"""Of records and summaries; one that is larger is of a later version."""
 
 
 def source_of(split: str) -> str:
@@ -53,9 +55,20 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield aside
+        settle(aside)
         os.replace(aside, path)
+        settle(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def settle(path: Path) -> None:
+    """Wait until a file, or a folder's names, are on the disk: a name must not get there before what it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @dataclass
@@ -181,17 +194,39 @@ def write_records(path: str | Path, splits: dict[str, Records], label_names: lis
                 [p[mask].numpy() for p, mask in zip(records.top_log_probs, real, strict=True)], pa.list_(pa.float32())
             )
         tables.append(pa.table(columns))
-    metadata = {_METADATA: json.dumps({"label_names": label_names, **about}).encode()}
+    metadata = {_METADATA: json.dumps({"format": FORMAT, "label_names": label_names, **about}).encode()}
     with written_aside(path) as aside:
         pq.write_table(pa.concat_tables(tables).replace_schema_metadata(metadata), aside)
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """What a parquet file of ours says of itself; empty for others."""
+    """What a parquet file of ours says of itself; empty for others.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
     import pyarrow.parquet as pq
 
-    found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(_METADATA, b"{}"))
+    try:
+        found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(_METADATA, b"{}"))
+    except Exception as error:  # whatever the reader says of a damaged file
+        raise ValueError(str(error)) from error
+    names = found.get("label_names", []) if isinstance(found, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("what it says of itself is damaged")
+    check_format(found)
     return found
+
+
+def check_format(found: dict[str, Any]) -> None:
+    """Refuse what a later version wrote.
+
+    Raises:
+        ValueError: Naming its format.
+    """
+    own = found.get("format", FORMAT)
+    if not isinstance(own, int) or own > FORMAT:
+        raise ValueError(f"it is of the format {own!r}, and this version knows formats up to {FORMAT}: update elang")
 
 
 def read_records(
@@ -228,7 +263,11 @@ def read_records(
             frame = pd.read_csv(path, dtype={"prediction": text, "split": str}, keep_default_na=False)
         else:
             raise InputError(f"Records are read from {', '.join(SUFFIXES)}, but the file is '{path}'.")
-    except (OSError, ValueError) as error:
+        # Now, for texts that are no UTF-8 would show later.
+        frame = frame.astype({name: object for name, kind in frame.dtypes.items() if isinstance(kind, pd.StringDtype)})
+    except InputError:
+        raise
+    except Exception as error:  # whatever the readers say of a damaged file
         raise InputError(f"The records file '{path}' cannot be read ({error}). Make it anew.") from error
     needed = ["prediction"] if problem == "sequence" else ["logits", "prediction"]
     if "id" not in frame or not any(name in frame for name in needed):

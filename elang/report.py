@@ -12,7 +12,7 @@ from elang.curve import OperatingCurve
 from elang.evaluate import PairAnswers, pair_curves
 from elang.manifest import plain
 from elang.quality import Quality
-from elang.records import written_aside
+from elang.records import FORMAT, written_aside
 from elang.scores import BEFORE_DECODER
 from elang.sequence_scores import TOKEN_SCORES
 
@@ -88,7 +88,7 @@ def write_pair_records(
                     values.numpy() if values.ndim == 1 else pa.array(list(values.numpy()), pa.list_(pa.float32()))
                 )
         parts.append(pa.table(columns))
-    metadata = {"elang": json.dumps({"label_names": label_names, "worth": worth})}
+    metadata = {"elang": json.dumps({"format": FORMAT, "label_names": label_names, "worth": worth})}
     with written_aside(path) as aside:
         pq.write_table(pa.concat_tables(parts).replace_schema_metadata(metadata), aside)
 

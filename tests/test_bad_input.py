@@ -4,14 +4,19 @@ import json
 import shutil
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import FAST, QUIET, VOCABULARY, write_model
 from safetensors.torch import load_file, save_file
 
 from elang.cli import main
+from elang.data.files import read_frame, texts_of
 from elang.errors import InputError
 from elang.predictor import JointPredictor
+from elang.records import read_records
+from elang.suite import read_plan
 
 
 def replaced(args, option, value):
@@ -271,6 +276,44 @@ def test_predict_on_bad_input(fails, pair, tmp_path):
     assert not list(tmp_path.glob("*out*"))
     with pytest.raises(InputError, match="Input 1"):
         JointPredictor(str(pair["swift"]), str(pair["super"]))(["good", " "])
+
+
+def test_damaged_tables(tmp_path):
+    """What fuzzing found: bytes that are no UTF-8 within parquet, a bare number among JSON lines, a wrong metadata."""
+    columns = {"split": ["test"], "id": [0], "prediction": ["good"], "text": ["film"], "label": ["good"]}
+    whole, bad = tmp_path / "whole.parquet", tmp_path / "bad.parquet"
+    for about in ({"label_names": ["bad", "good"]}, {"label_names": 3}, [1], {"label_names": ["good"], "format": 99}):
+        table = pa.table(columns).replace_schema_metadata({"elang": json.dumps(about)})
+        pq.write_table(table, whole, compression="none", use_dictionary=False)
+        if about != {"label_names": ["bad", "good"]}:
+            said = "update elang" if "format" in about else "damaged"
+            with pytest.raises(InputError, match=f"cannot be read.*{said}"):
+                read_records(whole, ["bad", "good"])
+            continue
+        assert len(read_records(whole, ["bad", "good"])[0]["test"].id) == 1
+        for word in (b"test", b"film"):
+            bad.write_bytes(whole.read_bytes().replace(word, b"\xff\xfe\xfd\xfc"))
+            with pytest.raises(InputError, match="cannot be read"):
+                read_records(bad, ["bad", "good"])
+        with pytest.raises(InputError, match="cannot be read"):
+            texts_of(read_frame(str(bad)), ["text"], "it")
+    (tmp_path / "x.jsonl").write_text('{"id": 0, "prediction": "good"}\n2')
+    with pytest.raises(InputError, match="cannot be read"):
+        read_records(tmp_path / "x.jsonl", ["bad", "good"])
+    (tmp_path / "x.yaml").write_bytes(b"swift_model: \x94\n")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_plan(str(tmp_path / "x.yaml"))
+
+
+def test_what_a_later_version_wrote_is_refused(pair, joint_args, tmp_path, fails):
+    joint = tmp_path / "joint"
+    assert main(["validate", *joint_args, "--model.output", str(joint)]) == 0
+    for name in ("summary.json", "elang.json"):
+        text = (joint / name).read_text("utf-8")
+        assert '"format": 1' in text
+        (joint / name).write_text(text.replace('"format": 1', '"format": 2'), "utf-8")
+        fails(["calibrate", joint, "--max_regret", "0.3"], "format 2", "version")
+        (joint / name).write_text(text, "utf-8")
 
 
 def test_regression_models_have_no_energy(base_model):

@@ -53,7 +53,7 @@ def test_round_trip(tmp_path, logits):
     splits = {"train": records(9, 0, logits), "validation": records(4, 1, logits)}
     write_records(tmp_path / "new" / "r.parquet", splits, NAMES, weights_sha256="abc", seed=3)
     found, about = read_records(tmp_path / "new" / "r.parquet", NAMES)
-    assert about == {"label_names": NAMES, "weights_sha256": "abc", "seed": 3}
+    assert about == {"format": 1, "label_names": NAMES, "weights_sha256": "abc", "seed": 3}
     assert found.keys() == splits.keys()
     for split, expected in splits.items():
         check_same(found[split], expected)

@@ -143,7 +143,9 @@ def read_frame(source: str, hub: str | None = None, hub_config: str | None = Non
                 encoding="utf-8-sig",
                 index_col=False,
             )
-    except (OSError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever the readers say of a damaged file
         raise InputError(f"The file '{path}' cannot be read: {str(error).strip()}. Mend or re-save it.") from error
     raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.")
 
@@ -189,7 +191,7 @@ def texts_of(frame: Any, columns: list[str], where: str, empty: bool = False) ->
             )
     if len(frame) == 0:
         raise InputError(f"{where} is an empty data set: it has a header but no rows. Give another file.")
-    texts = list(zip(*(frame[column].astype(object).tolist() for column in columns), strict=True))
+    texts = list(zip(*(_values(frame, column, where) for column in columns), strict=True))
     bad = [i for i, row in enumerate(texts) if any(not isinstance(t, str) or not (t.strip() or empty) for t in row)]
     if bad:
         raise InputError(
@@ -210,7 +212,15 @@ def label_values(frame: Any, column: str, where: str) -> list[str]:
     if frame[column].isna().any():
         row = int(frame[column].isna().to_numpy().nonzero()[0][0])
         raise InputError(f"{where} has no label in row {row} (counted from 0). Remove or fill it.")
-    return [str(value) for value in frame[column].tolist()]
+    return [str(value) for value in _values(frame, column, where)]
+
+
+def _values(frame: Any, column: str, where: str) -> list[Any]:
+    try:
+        found: list[Any] = frame[column].astype(object).tolist()
+    except Exception as error:  # texts that are no UTF-8 show as late as this
+        raise InputError(f"The column '{column}' of {where} cannot be read: {error}. Mend or re-save it.") from error
+    return found
 
 
 def label_index(values: list[str], label_names: list[str], where: str) -> Tensor:

@@ -37,7 +37,7 @@ from elang.models.finetune import check_held_out
 from elang.models.latency import pair_latency
 from elang.models.seq2seq import Seq2Seq
 from elang.quality import QUALITIES, QualityName
-from elang.records import written_aside
+from elang.records import FORMAT, written_aside
 from elang.report import print_summary, write_report
 from elang.scores import DEFAULT_SCORE
 from elang.sequence_scores import SEQUENCE_DEFAULT
@@ -224,6 +224,7 @@ class JointModule(EvaluationModule):
             thresholds, source = {}, "none: there is no held-out slice and no threshold file"
         answers = pairs[evaluated]
         summary: dict[str, Any] = {
+            "format": FORMAT,
             "evaluated_on": evaluated,
             "num_examples": len(answers),
             "swift_model": self.paths["swift"],

@@ -1,0 +1,172 @@
+"""Every reader of files, configurations and requests, fuzzed: nothing but our own error may come out.
+
+    pip install atheris
+    python benchmarks/fuzz.py [--runs 100000] [--targets csv records.parquet] [--name fuzz]
+
+Each target runs in a process of its own, guided by the coverage of `elang` (libFuzzer, through atheris), from small
+valid files. Counts what was refused, what was taken and what else came out; a case that takes more than 10 seconds or
+2 GB ends the target. Writes benchmarks/results/fuzz.json.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SEEDS = {
+    "csv": b'text,label\n"a, b",good\nc d,bad\n',
+    "tsv": b"text\tlabel\na b\tgood\nc\tbad\n",
+    "jsonl": b'{"text": "a b", "label": "good"}\n{"text": "c", "label": "bad"}\n',
+    "lines": "a b\nc d\nä ß\n".encode(),
+    "records.csv": b"split,id,prediction,tokens,flops\nvalidation,0,good,3,1e9\nvalidation,1,bad,4,2e9\n",
+    "records.jsonl": b'{"split": "test", "id": 0, "logits": [0.5, 1]}\n{"split": "test", "id": 1, "logits": [2, 1]}\n',
+    "elang.json": b'{"format": 1, "label_names": ["bad", "good"], "score": "max_softmax", "thresholds": '
+    b'{"max_softmax": {"parity": {"threshold": -0.5, "speedup": 1.2}, "99%": {"threshold": "inf"}}}}',
+    "suite.yaml": b"swift_model: a\nsuper_model: b\nall:\n  trainer: {max_epochs: 1}\njoint: {}\ntasks:\n  one:\n"
+    b"    all: {data: {train: x.csv}}\n",
+    "request": b'{"texts": ["a", ["b", "c"]], "deadline": 1.5}',
+}
+TARGETS = [*SEEDS, "parquet", "records.parquet"]
+
+
+def seed_of(target: str) -> bytes:
+    """A small valid file."""
+    if target in SEEDS:
+        return SEEDS[target]
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {"text": ["a b", "c"], "label": ["good", "bad"]}
+    if target == "records.parquet":
+        columns = {"split": ["test"] * 2, "id": [0, 1], "logits": [[0.5, 1.0], [2.0, 1.0]], "key": [5, 6]}
+    out = io.BytesIO()
+    table = pa.table(columns).replace_schema_metadata({"elang": json.dumps({"label_names": ["bad", "good"]})})
+    pq.write_table(table, out, compression="none")
+    return out.getvalue()
+
+
+def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple[type[Exception], ...]]:
+    """What reads a case, and the errors that are ours."""
+    from elang.errors import InputError
+
+    kind = target.rpartition(".")[2] if target.startswith("records.") else target
+    path = folder / (target if target in ("elang.json", "suite.yaml") else f"case.{kind}")
+    ours: tuple[type[Exception], ...] = (InputError,)
+
+    def table() -> None:
+        from elang.data.files import label_index, label_values, read_frame, texts_of
+
+        frame = read_frame(str(path))
+        texts_of(frame, ["text"], "it")
+        label_index(label_values(frame, "label", "it"), ["bad", "good"], "it")
+
+    def records() -> None:
+        from elang.records import read_records
+
+        read_records(path, ["bad", "good"])
+
+    def manifest() -> None:
+        from elang.manifest import Manifest
+
+        found = Manifest.read(path)
+        found.threshold("parity", "max_softmax")
+
+    def plan() -> None:
+        from elang.suite import chosen_tasks, read_plan
+
+        chosen_tasks("one", read_plan(str(path)))
+
+    def lines() -> None:
+        from elang.predict import read_inputs
+
+        for _ in read_inputs(str(path), None):
+            pass
+
+    readers = {"elang.json": manifest, "suite.yaml": plan, "lines": lines}
+    reader = readers.get(target, records if target.startswith("records.") else table)
+    if target == "request":
+        from fastapi import HTTPException
+        from pydantic import ValidationError
+
+        from elang.pair_service import TimedQuestion, check_question
+
+        return lambda data: check_question(TimedQuestion.model_validate_json(data)), (HTTPException, ValidationError)
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        reader()
+
+    return read, ours
+
+
+def fuzz(target: str, runs: int, folder: Path) -> None:
+    """Fuzz one target in this process, which ends with it."""
+    import atheris
+
+    with atheris.instrument_imports(include=["elang"]):
+        read, ours = reader_of(target, folder)
+        counts: Counter[str] = Counter()
+        odd: dict[str, dict[str, str]] = {}
+        seed = seed_of(target)
+        read(seed)
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    (corpus / "seed").write_bytes(seed)
+
+    def one(data: bytes) -> None:
+        try:
+            read(data)
+            counts["taken"] += 1
+        except ours:
+            counts["refused"] += 1
+        except Exception as error:
+            counts["odd"] += 1
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if "elang" in f.filename]
+            where = f"{type(error).__name__} at {Path(frames[-1].filename).name}:{frames[-1].lineno}"
+            odd.setdefault(where, {"error": str(error)[:300], "case": repr(data[:400])})
+        if sum(counts.values()) >= runs:
+            (folder / "found.json").write_text(json.dumps({**counts, "kinds of odd": odd}))
+
+    warnings.simplefilter("ignore")
+    options = [f"-runs={runs + 1000}", "-timeout=10", "-rss_limit_mb=2048", "-max_len=2000", "-verbosity=0", "-seed=1"]
+    atheris.Setup([sys.argv[0], *options, str(corpus)], one)
+    atheris.Fuzz()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=100_000)
+    parser.add_argument("--targets", nargs="+", default=TARGETS, choices=TARGETS)
+    parser.add_argument("--name", default="fuzz")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one is not None:
+        fuzz(args.targets[0], args.runs, args.one)
+        return
+    figures: dict[str, Any] = {}
+    for target in args.targets:
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+            command = [sys.executable, __file__, "--one", folder, "--runs", str(args.runs), "--targets", target]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            found = Path(folder) / "found.json"
+            if found.is_file():
+                figures[target] = json.loads(found.read_text())
+            else:
+                figures[target] = {"ended": done.stderr[-2000:]}
+        print(target, json.dumps(figures[target], indent=1), flush=True)
+    from common import write_result
+
+    write_result(args.name, figures, ("atheris", "pandas", "pyarrow", "pydantic", "PyYAML"))
+
+
+if __name__ == "__main__":
+    main()
