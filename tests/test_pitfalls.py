@@ -88,16 +88,10 @@ def test_a_value_given_in_a_file_counts_as_said(fit_args, checkpoint, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resuming_ends_with_the_same_weights(workers, base_model, fit_args, tmp_path):
-    """Without dropout, two epochs at once and one after the other end bit for bit the same."""
-    import shutil
-
-    still = shutil.copytree(base_model, tmp_path / "still")
-    config = json.loads((still / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (still / "config.json").write_text(json.dumps(config))
+    """With dropout, two epochs at once and one after the other end bit for bit the same."""
+    assert json.loads((base_model / "config.json").read_text())["hidden_dropout_prob"] > 0
     every = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_top_k": -1}}
-    args = [str(still) if a == str(base_model) else a for a in fit_args]
-    args += ["--model.lr", "0.002", "--trainer.max_epochs", "2", "--trainer.callbacks", json.dumps([every])]
+    args = [*fit_args, "--model.lr", "0.002", "--trainer.max_epochs", "2", "--trainer.callbacks", json.dumps([every])]
     args += ["--data.num_workers", str(workers)]
     run_cli("fit", *args)
     at_once = load_file(tmp_path / "model" / "model.safetensors")

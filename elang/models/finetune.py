@@ -23,6 +23,8 @@ from elang.models.text_to_text import TextToText
 from elang.quality import QUALITIES, QualityName
 from elang.scores import check_logits
 
+_RANDOM = "elang_random"
+
 
 def check_held_out(data: Any, about: dict[str, Any], who: str) -> None:
     """Refuse a slice of the training file that a model was trained on.
@@ -120,6 +122,7 @@ class FinetuneModule(LightningModule):
         self.label_names = label_names
         self._tables: dict[str, ExampleTable] = {}
         self._unlearned: list[str] = []
+        self._random: dict[str, Tensor] | None = None
 
     def setup(self, stage: str) -> None:
         """Take the limit of generated texts from the data."""
@@ -269,6 +272,9 @@ class FinetuneModule(LightningModule):
             "class": type(self).__name__,
             **describe(self.classifier, self.hparams["model"]),
         }
+        checkpoint[_RANDOM] = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            checkpoint[_RANDOM]["cuda"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another class or of other labels.
@@ -287,6 +293,19 @@ class FinetuneModule(LightningModule):
                 f"The checkpoint has the labels {about['label_names']}, the data has {self.label_names}. Resume with "
                 "the data that it was trained on."
             )
+        self._random = checkpoint.get(_RANDOM)
+
+    def on_train_epoch_start(self) -> None:
+        """Go on with the random numbers of a checkpoint, so that a resumed run ends as one that was not stopped."""
+        # They are the first process's; shared, all would drop the same activations.
+        if self._random is not None and self.trainer.world_size == 1:
+            torch.set_rng_state(self._random["cpu"].cpu())
+            if not getattr(self.trainer.train_dataloader, "persistent_workers", False):
+                # The loader would draw this now, but did so earlier where Lightning resumes; lasting workers once only.
+                torch.empty((), dtype=torch.int64).random_()
+            if self.device.type == "cuda" and "cuda" in self._random:
+                torch.cuda.set_rng_state(self._random["cuda"].cpu(), self.device)
+        self._random = None
 
     def thresholds(self) -> dict[str, dict[str, dict[str, Any]]]:
         """What goes into the manifest's thresholds; a Super has none."""
