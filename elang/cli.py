@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before the verb is known."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, or 2 after bad input, which is explained in one paragraph on standard error.
     """
+    # A user of the command line has no use for the line of code that warns.
+    warnings.formatwarning = lambda message, category, *rest, **more: f"{category.__name__}: {message}\n"
     args = sys.argv[1:] if argv is None else argv
     verb, rest = (args[0], args[1:]) if args else ("--help", [])
     try:

@@ -29,6 +29,8 @@ _DEFAULT_MODELS: dict[str, type] = {
     "test": JointModule,
     "score": ScoreModule,
 }
+# They come from the data.
+_LINKED = ("label_names", "task")
 _NOT_ARGUMENTS = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 _LOGGERS = [
     {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": "runs", "name": None}}
@@ -59,6 +61,8 @@ class ElangCLI(LightningCLI):
                 "model": {"class_path": _path(_DEFAULT_MODELS[verb])},
                 "data": {"class_path": _path(TextClassificationData)},
                 "trainer.num_sanity_val_steps": 0,
+                # It counts FLOPs, and finds none.
+                "trainer.enable_model_summary": False,
                 "trainer.logger": _LOGGERS if verb == "fit" else False,
             }
         )
@@ -97,7 +101,7 @@ class ElangCLI(LightningCLI):
         said = (explicit[self.config.subcommand].get("model") or {}).get("init_args") or {}
         known = model["init_args"]
         for name, value in checkpoint.get("hyper_parameters", {}).items():
-            if name not in known or known[name] == value:
+            if name not in known or known[name] == value or name in _LINKED:
                 continue
             if name in said:
                 _note(f"{name} is {known[name]!r}, as given; the checkpoint has {value!r}")

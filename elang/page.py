@@ -411,7 +411,7 @@ def _score_figure(one: Evaluation, threshold: float) -> dict[str, Any]:
         values = score[rows].clamp(bins[0], bins[-1]).numpy()
         axis.hist(values, bins, histtype="stepfilled", alpha=0.55, color=color, label=f"{what} ({len(values):,})")
     if math.isfinite(threshold):
-        axis.axvline(threshold, color="black", linewidth=1.2)
+        axis.axvline(threshold, color="black", linewidth=1.2, label="threshold")
     axis.set_yscale("symlog", linthresh=10)
     few = axis.get_ylim()[1] < 10
     wanted = MaxNLocator(integer=True) if few else SymmetricalLogLocator(base=10, linthresh=10, subs=(1, 2, 5))

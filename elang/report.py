@@ -325,6 +325,8 @@ def _to_super(found: dict[str, float], worth: dict[str, Any]) -> str:
     own, low, high = (scale * found[name] for name in ("difference", "low", "high"))
     unit, points = worth["unit"].split(",")[0], " points" if worth["largest"] else ""
     said = f"{unit}: {own:+.2f}{points} to the Super's, 95% interval {low:+.2f} to {high:+.2f}"
+    if low == high == 0:
+        return f"{unit}: none differ from the Super's"
     if low <= 0 <= high:
         said += ", which holds 0: neither is shown to be better"
     return said + (f" (McNemar: p = {found['p']:.2g})" if "p" in found else "")

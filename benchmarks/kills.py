@@ -1,0 +1,169 @@
+"""Runs that are killed at random moments, gone on with, and compared with one that was not.
+
+    python benchmarks/kills.py [--kills 50] [--verbs fit score suite predict] [--processes 1 2]
+
+A tiny pair on the CPU. Every other kill is SIGKILL, the others SIGTERM, to the whole group of processes; `fit` is gone
+on with from the newest checkpoint, all else by the same command. Weights (of one process) must be the same bit for bit,
+records, tables and answers row by row. Writes benchmarks/results/kills.json; ends with 1 if anything was lost.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from common import ROOT, write_result
+
+QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+QUIET += ["--trainer.enable_model_summary", "false"]
+
+
+def prepare(home: Path) -> None:
+    """Models, data and what the verbs start from."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from conftest import write_data, write_model
+
+    write_model(home / "base")
+    write_data(home / "train.csv", 400, 1)
+    write_data(home / "dev.csv", 101, 2)
+    frame = pd.read_csv(write_data(home / "many.csv", 3000, 3))
+    (home / "many.txt").write_text("\n".join(frame["text"]) + "\n", "utf-8")
+    fit = ["fit", "--model.model", "base", *data(), *QUIET, "--trainer.logger", "false", "--model.lr", "5e-3"]
+    fit += ["--trainer.enable_checkpointing", "false", "--trainer.max_epochs", "1"]
+    score = ["score", "--model.model", "super", "--model.output", "super.parquet", *data(), *QUIET]
+    swift = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", "super.parquet"]
+    for command in ([*fit, "--model.output", "super"], score, [*fit, *swift, "--model.output", "swift"]):
+        run(command, home)
+
+
+def data(processes: int = 1) -> list[str]:
+    found = ["--data.train", "train.csv", "--data.validation", "dev.csv", "--data.batch_size", "16"]
+    return [*found, "--trainer.devices", str(processes)]
+
+
+def command_of(verb: str, folder: Path, processes: int) -> list[str]:
+    """The command whose results lie in ``folder`` (relative to the home)."""
+    if verb == "fit":
+        swift = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", "super.parquet"]
+        every = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_top_k": -1}}
+        options = ["--model.model", "base", "--trainer.max_epochs", "4", "--trainer.default_root_dir", str(folder)]
+        options += ["--trainer.callbacks", json.dumps([every]), "--trainer.logger", "false"]
+        return ["fit", *swift, *options, "--model.output", f"{folder}/swift", *data(processes), *QUIET]
+    if verb == "score":
+        return ["score", "--model.model", "super", "--model.output", f"{folder}/r.parquet", *data(processes), *QUIET]
+    if verb == "predict":
+        models = ["--swift_model", "swift", "--super_model", "super", "--threshold", "defer 30%", "--chunk", "64"]
+        return ["predict", *models, "--input", "many.txt", "--output", f"{folder}/out.jsonl"]
+    plan: dict[str, Any] = {"swift_model": "base", "super_model": "base", "super": {"trainer": {"max_epochs": 1}}}
+    plan |= {"swift": {"model": {"layers": 1}, "trainer": {"max_epochs": 1}}, "joint": {}}
+    plan["all"] = {
+        "trainer": {"accelerator": "cpu", "logger": False, "devices": processes, "enable_progress_bar": False}
+    }
+    task = {"train": "train.csv", "validation": "dev.csv", "batch_size": 16}
+    plan["tasks"] = {"one": {"all": {"data": task}}}
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan), "utf-8")
+    return ["suite", "one", "--config", f"{folder}/plan.yaml", "--output", f"{folder}/runs"]
+
+
+def start(command: list[str], home: Path) -> "subprocess.Popen[str]":
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    full = [sys.executable, "-m", "elang", *command]
+    out = subprocess.PIPE
+    return subprocess.Popen(full, cwd=home, env=env, text=True, stdout=out, stderr=out, start_new_session=True)
+
+
+def run(command: list[str], home: Path) -> float:
+    """Run to the end; seconds."""
+    begin, process = time.monotonic(), start(command, home)
+    said = process.communicate(timeout=600)
+    if process.returncode:
+        raise SystemExit(f"{command} ended with {process.returncode}: {said[1][-2000:]}")
+    return time.monotonic() - begin
+
+
+def newest(folder: Path) -> list[str]:
+    found = sorted(
+        folder.rglob("*.ckpt"), key=lambda path: int(path.name.split("step=")[1].split(".")[0].split("-")[0])
+    )
+    return ["--ckpt_path", str(found[-1])] if found else []
+
+
+def result_of(verb: str, home: Path, folder: Path, processes: int) -> Any:
+    """What two runs must have in common."""
+    there = home / folder
+    if verb == "fit":
+        weights = (there / "swift" / "model.safetensors").read_bytes()
+        return hashlib.sha256(weights).hexdigest() if processes == 1 else len(weights)
+    if verb == "predict":
+        rows = [json.loads(line) for line in (there / "out.jsonl").read_text("utf-8").splitlines()]
+        return [(row["label"], row["answered_by"], round(row["score"], 4)) for row in rows]
+    paths = [there / "r.parquet"] if verb == "score" else sorted(there.rglob("records.parquet"))
+    frames = [pd.read_parquet(path) for path in paths]
+    return [frame.drop(columns="swift_flops", errors="ignore").to_json(double_precision=5) for frame in frames]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--verbs", nargs="+", default=["fit", "score", "suite", "predict"])
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    args = parser.parse_args()
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as where:
+        home = Path(where)
+        prepare(home)
+        for verb in args.verbs:
+            for processes in args.processes if verb != "predict" else [1]:
+                found = survive(verb, home, processes, args.kills)
+                figures[f"{verb}, {processes} process{'es' if processes > 1 else ''}"] = found
+                print(verb, processes, found, flush=True)
+    write_result("kills", figures, ("torch", "lightning"))
+    if any(found["lost"] for found in figures.values()):
+        raise SystemExit(1)
+
+
+def survive(verb: str, home: Path, processes: int, kills: int) -> dict[str, Any]:
+    """Kill one verb so often, each time in a folder of its own."""
+    draw = random.Random(f"{verb} {processes}")
+    whole = Path(f"{verb}-{processes}-whole")
+    (home / whole).mkdir()
+    os.chdir(home)
+    seconds = run(command_of(verb, whole, processes), home)
+    expected = result_of(verb, home, whole, processes)
+    found: dict[str, Any] = {"kills": 0, "too late": 0, "lost": 0, "half-written": 0, "seconds of a whole run": seconds}
+    for number in range(kills):
+        folder = Path(f"{verb}-{processes}-{number}")
+        (home / folder).mkdir()
+        command = command_of(verb, folder, processes)
+        process = start(command, home)
+        time.sleep(draw.uniform(0.3, 1.0) * seconds)
+        sign = (signal.SIGKILL, signal.SIGTERM)[number % 2]
+        late = process.poll() is not None
+        if not late:
+            os.killpg(process.pid, sign)
+        process.communicate(timeout=300)
+        found["too late" if late else "kills"] += 1
+        again = [*command, *(newest(home / folder) if verb == "fit" else [])]
+        try:
+            run(again, home)
+            same = result_of(verb, home, folder, processes) == expected
+        except SystemExit as error:
+            print(error, flush=True)
+            same = False
+        found["lost"] += not same
+        found["half-written"] += len([path for path in (home / folder).rglob("*.part*") if path.is_file()])
+    return found
+
+
+if __name__ == "__main__":
+    main()
