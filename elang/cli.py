@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from elang._version import __version__
-from elang.errors import InputError, input_error_behind
+from elang.errors import InputError, disk_error_behind, input_error_behind
 
 _HELP = """usage: elang <verb> [options]
 
@@ -42,8 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0, or 2 after bad input, which is explained in one paragraph on standard error.
     """
-    # A user of the command line has no use for the line of code that warns.
-    warnings.formatwarning = lambda message, category, *rest, **more: f"{category.__name__}: {message}\n"
+    if argv is None:
+        # A user of the command line has no use for the line of code that warns.
+        warnings.formatwarning = lambda message, category, *rest, **more: f"{category.__name__}: {message}\n"
     args = sys.argv[1:] if argv is None else argv
     verb, rest = (args[0], args[1:]) if args else ("--help", [])
     try:
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
     except Exception as error:
-        bad_input = input_error_behind(error)
+        bad_input = input_error_behind(error) or disk_error_behind(error)
         if bad_input is None:
             raise
         print(f"elang: error: {bad_input}", file=sys.stderr)

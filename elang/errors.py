@@ -1,4 +1,11 @@
-"""The one error that a user's input can cause."""
+"""The one error that a user's input can cause, and those of a disk in plain words."""
+
+import errno
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+# Of libraries that do not say it by a number.
+_DISK_WORDS = ("No space left on device", "File too large", "Read-only file system")
 
 
 class InputError(Exception):
@@ -15,3 +22,16 @@ def input_error_behind(error: BaseException) -> InputError | None:
     while seen is not None and not isinstance(seen, InputError):
         seen = seen.__cause__ or seen.__context__
     return seen
+
+
+def disk_error_behind(error: BaseException) -> str | None:
+    """Say in a sentence what a disk refused, if that is what ``error`` comes from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _FULL + _REFUSED:
+            what = f"'{seen.filename}'" if seen.filename else "a file"
+            return f"{what} cannot be written or read ({seen.strerror}). Free the disk, or give another place."
+        if words := [one for one in _DISK_WORDS if one in str(seen)]:
+            return f"A file cannot be written ({words[0]}). Free the disk, or give another place."
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -101,6 +101,18 @@ class Manifest:
                 f"The threshold '{name}' of '{score}' is damaged: {known[name]!r}. Make it anew."
             ) from error
 
+    def check_whole(self, digest: str, path: str) -> None:
+        """Refuse a model whose files are not those that it was written with.
+
+        Raises:
+            InputError: If the hashes differ.
+        """
+        if self.weights_sha256 and digest and digest != self.weights_sha256:
+            raise InputError(
+                f"The weights of '{path}' are not those that its {FILENAME} was written for ({digest[:12]}…, not "
+                f"{self.weights_sha256[:12]}…): they are damaged, or were exchanged. Make the model anew."
+            )
+
     def check_weights(self, digest: str, who: str) -> None:
         """Refuse thresholds that were chosen for other weights.
 

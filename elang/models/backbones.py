@@ -41,21 +41,28 @@ def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None
 
     folder = Path(folder)
     check_output_folder(folder)
-    aside = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("part", "old"))
+    for path in (aside, old):
+        shutil.rmtree(path, ignore_errors=True)
     aside.mkdir(parents=True)
-    with _quiet():
-        model.backbone.save_pretrained(aside)
-    model.tokenizer.save_pretrained(aside)
-    if model.heads:
-        save_file({k: v.contiguous() for k, v in model.heads.state_dict().items()}, aside / ROUTER_FILE)
-    manifest.weights_sha256 = folder_sha256(aside)
-    manifest.write(aside / FILENAME)
-    for path in (*aside.iterdir(), aside):
-        settle(path)
+    try:
+        with _quiet():
+            model.backbone.save_pretrained(aside)
+        model.tokenizer.save_pretrained(aside)
+        if model.heads:
+            save_file({k: v.contiguous() for k, v in model.heads.state_dict().items()}, aside / ROUTER_FILE)
+        manifest.weights_sha256 = folder_sha256(aside)
+        manifest.write(aside / FILENAME)
+        for path in (*aside.iterdir(), aside):
+            settle(path)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.rename(old)
     aside.rename(folder)
+    settle(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -189,6 +189,8 @@ class EvaluationModule(LightningModule):
                 model = load_model(path, self.task if task else None, generate=generate, num_beams=num_beams).eval()
                 self.class_order[name] = model.class_order(label_names, f"'{path}'")
                 self.models[name] = model
+                if model.manifest is not None:
+                    model.manifest.check_whole(model.weights_sha256, path)
         self.paths = models
         self.top_k, self.static_cache = 0, static_cache
         self._tables: dict[str, ExampleTable] = {}

@@ -1,0 +1,98 @@
+"""Disks that are full or refuse, and files that were damaged: one sentence, and nothing half-written."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+from conftest import FAST, QUIET
+
+from elang.errors import disk_error_behind
+
+
+def limited(args, folder, size):
+    """Run a command that may write no file larger than ``size``, as on a full disk."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "elang", *map(str, args)],
+        cwd=folder,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    errors = [line for line in done.stderr.splitlines() if line.startswith("elang: error: ")]
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert len(errors) == 1, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    return errors[0]
+
+
+def left_in(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_disk_that_is_full(base_model, data_args, joint_args, pair, files, tmp_path):
+    """Of each verb that writes much; what it would have written is not there, not even a part."""
+    fit = ["fit", "--model.model", base_model, "--model.output", tmp_path / "model", *data_args, *FAST]
+    said = limited([*fit, "--trainer.max_steps", "1"], tmp_path, 20_000)
+    assert "File too large" in said
+    assert "another place" in said
+    score = ["score", "--model.model", pair["super"], "--model.output", tmp_path / "r.parquet", *data_args, *QUIET]
+    assert "File too large" in limited(score, tmp_path, 4_000)
+    validate = ["validate", *joint_args, "--model.output", tmp_path / "joint"]
+    assert "File too large" in limited(validate, tmp_path, 4_000)
+    assert left_in(tmp_path) == []
+    models = ["--swift_model", pair["swift"], "--super_model", pair["super"]]
+    predict = ["predict", *models, "--input", files[0], "--text", "text", "--output", tmp_path / "out.jsonl"]
+    assert "File too large" in limited(predict, tmp_path, 9_000)
+    # Whole answers are kept, to be gone on with.
+    assert "out.jsonl" not in left_in(tmp_path)
+    lines = (tmp_path / ".out.jsonl.part").read_bytes().split(b"\n")
+    assert all(json.loads(line)["answered_by"] for line in lines[:-1])
+
+
+@pytest.mark.parametrize("verb", ["validate", "score", "predict", "report"])
+def test_a_place_that_cannot_be_written(verb, pair, joint_args, data_args, files, tmp_path, fails):
+    (tmp_path / "file").write_text("x")
+    there = tmp_path / "file" / "within"
+    models = ["--swift_model", pair["swift"], "--super_model", pair["super"]]
+    args = {
+        "validate": ["validate", *joint_args, "--model.output", there],
+        "score": ["score", "--model.model", pair["super"], "--model.output", f"{there}.parquet", *data_args, *QUIET],
+        "predict": ["predict", *models, "--input", files[0], "--text", "text", "--output", there],
+        "report": ["report", tmp_path, "--output", f"{there}.html"],
+    }
+    fails(args[verb], "file" if verb != "report" else "no folder that")
+
+
+def test_a_flipped_bit_is_seen(pair, joint_args, data_args, tmp_path, fails):
+    """In the Swift's weights, and in the Super's, though the files load."""
+    import shutil
+
+    for name in ("swift", "super"):
+        copy = shutil.copytree(pair[name], tmp_path / name)
+        weights = copy / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-5] ^= 1
+        weights.write_bytes(content)
+        args = [str(copy) if a == str(pair[name]) else a for a in joint_args]
+        said = fails(["validate", *args, "--model.output", tmp_path / "joint"], str(copy), "damaged")
+        assert "Make the model anew" in said
+        output = tmp_path / "r.parquet"
+        fails(["score", "--model.model", copy, "--model.output", output, *data_args, *QUIET], "damaged")
+        assert not output.exists()
+
+
+def test_errors_of_a_disk_in_a_chain():
+    error = RuntimeError("while saving")
+    error.__cause__ = OSError(28, "No space left on device", "x.bin")
+    assert "'x.bin'" in disk_error_behind(error)
+    assert "No space left" in disk_error_behind(RuntimeError("I/O error: No space left on device (os error 28)"))
+    assert disk_error_behind(OSError(2, "No such file", "x")) is None
+    assert disk_error_behind(ValueError("shape")) is None
