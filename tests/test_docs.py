@@ -64,3 +64,13 @@ def test_nothing_is_loaded_from_elsewhere(site):
 def test_a_page_for_each_file(site):
     for page in (ROOT / "docs").glob("*.md"):
         assert (site / page.stem / "index.html").is_file()
+
+
+def test_what_is_said_of_faults_is_tested():
+    said = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text("utf-8")))
+    texts = [path.read_text("utf-8") for path in ROOT.glob("tests/test_*.py")]
+    written = {name for text in texts for name in re.findall(r"def (test_\w+)", text)}
+        name for path in ROOT.glob("tests/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert said
+    assert said <= written
