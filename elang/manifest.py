@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ class Manifest:
             if (own := data.pop("format")) != _FORMAT:
                 raise ValueError(f"it is of the format {own!r}, and this version knows {_FORMAT}")
             found = cls(**data)
-            if not all(isinstance(named, dict) for named in found.thresholds.values()):
+            tables = list(found.thresholds.values())
+            entries = [entry for named in tables if isinstance(named, dict) for entry in named.values()]
+            if not all(isinstance(one, dict) for one in tables + entries):
                 raise ValueError("its thresholds are no table")
             return found
         except FileNotFoundError as error:
@@ -100,6 +103,13 @@ class Manifest:
             raise InputError(
                 f"The threshold '{name}' of '{score}' is damaged: {known[name]!r}. Make it anew."
             ) from error
+
+    def speedup(self, name: str, score: str) -> float:
+        """The Super's FLOPs over the pair's at a threshold, on the slice that it was chosen on; NaN if unknown."""
+        try:
+            return float(self.thresholds[score][name]["speedup"])
+        except (KeyError, TypeError, ValueError):
+            return math.nan
 
     def check_whole(self, digest: str, path: str) -> None:
         """Refuse a model whose files are not those that it was written with.

@@ -190,8 +190,7 @@ class JointPredictor:
 
     def _warn_if_dear(self, name: str) -> None:
         """Say it if the pair costs more than the Super alone at a threshold, and at which ones it does not."""
-        known = self.manifest.thresholds[self.score]
-        speedups = {key: float(entry.get("speedup") or math.nan) for key, entry in known.items()}
+        speedups = {key: self.manifest.speedup(key, self.score) for key in self.manifest.thresholds[self.score]}
         if not speedups[name] < _DEAR:
             return
         better = [repr(key) for key, speedup in speedups.items() if speedup > 1]
