@@ -24,6 +24,7 @@ import pandas as pd
 import yaml
 from common import ROOT, write_result
 
+SWIFT = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", "super.parquet"]
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 QUIET += ["--trainer.enable_model_summary", "false"]
 
@@ -41,8 +42,7 @@ def prepare(home: Path) -> None:
     fit = ["fit", "--model.model", "base", *data(), *QUIET, "--trainer.logger", "false", "--model.lr", "5e-3"]
     fit += ["--trainer.enable_checkpointing", "false", "--trainer.max_epochs", "1"]
     score = ["score", "--model.model", "super", "--model.output", "super.parquet", *data(), *QUIET]
-    swift = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", "super.parquet"]
-    for command in ([*fit, "--model.output", "super"], score, [*fit, *swift, "--model.output", "swift"]):
+    for command in ([*fit, "--model.output", "super"], score, [*fit, *SWIFT, "--model.output", "swift"]):
         run(command, home)
 
 
@@ -54,11 +54,10 @@ def data(processes: int = 1) -> list[str]:
 def command_of(verb: str, folder: Path, processes: int) -> list[str]:
     """The command whose results lie in ``folder`` (relative to the home)."""
     if verb == "fit":
-        swift = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", "super.parquet"]
         every = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_top_k": -1}}
         options = ["--model.model", "base", "--trainer.max_epochs", "4", "--trainer.default_root_dir", str(folder)]
         options += ["--trainer.callbacks", json.dumps([every]), "--trainer.logger", "false"]
-        return ["fit", *swift, *options, "--model.output", f"{folder}/swift", *data(processes), *QUIET]
+        return ["fit", *SWIFT, *options, "--model.output", f"{folder}/swift", *data(processes), *QUIET]
     if verb == "score":
         return ["score", "--model.model", "super", "--model.output", f"{folder}/r.parquet", *data(processes), *QUIET]
     if verb == "predict":
@@ -108,8 +107,7 @@ def result_of(verb: str, home: Path, folder: Path, processes: int) -> Any:
         rows = [json.loads(line) for line in (there / "out.jsonl").read_text("utf-8").splitlines()]
         return [(row["label"], row["answered_by"], round(row["score"], 4)) for row in rows]
     paths = [there / "r.parquet"] if verb == "score" else sorted(there.rglob("records.parquet"))
-    frames = [pd.read_parquet(path) for path in paths]
-    return [frame.drop(columns="swift_flops", errors="ignore").to_json(double_precision=5) for frame in frames]
+    return [pd.read_parquet(path).to_json(double_precision=5) for path in paths]
 
 
 def main() -> None:

@@ -231,7 +231,7 @@ def _entry(found: Slice, threshold: float, rule: str, statement: str, **more: An
 
 def _too_few(found: Slice, needed: int, part: str, fractions: list[float]) -> str:
     """What to do where a split has fewer examples than ``needed``."""
-    n = found.splits.get(part, len(found.gain))
+    n = len(found.gain)
     ways = [
         f"give --split {name}, which has {k:,} (evaluate on others then)"
         for name, k in found.splits.items()

@@ -1,9 +1,13 @@
 """The one error that a user's input can cause, and those of a disk in plain words."""
 
 import errno
+from collections.abc import Iterator
+from importlib.util import find_spec
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
+}
 # Of libraries that do not say it by a number.
 _DISK_WORDS = ("No space left on device", "File too large", "Read-only file system")
 
@@ -18,20 +22,33 @@ class InputError(Exception):
 
 def input_error_behind(error: BaseException) -> InputError | None:
     """Find the :class:`InputError` that ``error`` is, or that it was raised from (jsonargparse wraps what it calls)."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, InputError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
+    return next((seen for seen in _chain(error) if isinstance(seen, InputError)), None)
 
 
 def disk_error_behind(error: BaseException) -> str | None:
     """Say in a sentence what a disk refused, if that is what ``error`` comes from."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _FULL + _REFUSED:
+    for seen in _chain(error):
+        if isinstance(seen, OSError) and seen.errno in _DISK:
             what = f"'{seen.filename}'" if seen.filename else "a file"
             return f"{what} cannot be written or read ({seen.strerror}). Free the disk, or give another place."
         if words := [one for one in _DISK_WORDS if one in str(seen)]:
             return f"A file cannot be written ({words[0]}). Free the disk, or give another place."
-        seen = seen.__cause__ or seen.__context__
     return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it was raised from, the latest first."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def need(what: str, extra: str, *packages: str) -> None:
+    """Refuse ``what`` where the packages of an extra are not installed.
+
+    Raises:
+        InputError: With the command that installs them.
+    """
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise InputError(f"{what} needs {', '.join(missing)}: pip install 'elang[{extra}]'.")

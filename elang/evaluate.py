@@ -26,7 +26,7 @@ from elang.data.format import Problem, TextTask
 from elang.errors import InputError
 from elang.manifest import threshold_entry
 from elang.quality import Quality, spearman
-from elang.records import Records
+from elang.records import Records, listed
 from elang.scores import BEFORE_DECODER, all_scores, route
 from elang.sequence_scores import SEQUENCE_SCORES
 from elang.text_quality import TEXT_METRICS, worth_metric
@@ -37,7 +37,6 @@ BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs"
 SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5}
 # Of fewer examples a class may be missed whole by chance.
 _ENOUGH = 5
-_LISTED = 8
 
 
 def reward(prediction: Tensor, label: Tensor, targets: dict[str, Tensor], problem: Problem) -> Tensor:
@@ -81,16 +80,6 @@ def never_right(prediction: Tensor, label: Tensor, label_names: list[str]) -> li
     ]
 
 
-def listed(names: list[str]) -> str:
-    """Some names in a sentence, and how many more there are.
-
-    >>> listed(["a", "b"])
-    "'a', 'b'"
-    """
-    said = ", ".join(map(repr, names[:_LISTED]))
-    return said + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
-
-
 def little_to_gain(gain: Tensor) -> str:
     """Says it if the Super is not shown to be better than the Swift, by ``gain`` ``(N,)``; otherwise empty."""
     low = float(mean_intervals(gain[:, None])[0])
@@ -119,7 +108,9 @@ def cautions(answers: "PairAnswers", label_names: list[str], largest: float | No
                     f"the {who} is never right where the label is {listed(names)}: it has not learned that, or its "
                     "answers name it otherwise. Train it longer (--trainer.max_epochs, --model.lr), or mend its answers"
                 )
-    return found + [said for said in [little_to_gain(answers.gain / (largest or 1.0))] if said]
+    if said := little_to_gain(answers.gain / (largest or 1.0)):
+        found.append(said)
+    return found
 
 
 def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[str, Tensor]) -> float:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -170,12 +171,11 @@ class JointPredictor:
             # Scores of other texts would not be on the thresholds' scale.
             self.swift.set_beams(manifest.num_beams)
         self.truncated = self.super_truncated = 0
-        if compile:
-            for model in {self.swift, *([self._super] if self._super else [])}:
-                for part in model.compiled_parts():
-                    part.compile(dynamic=True)
-        if onnx:
-            for model in {self.swift, *([self._super] if self._super else [])}:
+        # A Super alone takes both places.
+        for model in {self.swift, *([self._super] if self._super else [])}:
+            for part in model.compiled_parts() if compile else []:
+                part.compile(dynamic=True)
+            if onnx:
                 model.export()
         self.few, self._tokens = few, dict[tuple[str, ...], dict[str, list[int]]]()
         self._few_swift = self._few_super = None
@@ -435,9 +435,11 @@ class JointPredictor:
 
     def _batches(self, model: TextModel, lengths: Tensor) -> list[Tensor]:
         budget = self.tokens if model is self.swift else self.super_tokens
-        # Logits over a vocabulary take far more room than a token.
-        lengths = lengths.clamp_min(_DECODED * model.decoded if isinstance(model, TextToText) else 1)
-        return token_batches(lengths, budget, self.batch_size)
+        return token_batches(self._room(model, lengths), budget, self.batch_size)
+
+    def _room(self, model: TextModel, lengths: Tensor) -> Tensor:
+        """Tokens that count against the budget; logits over a vocabulary take far more room than a token."""
+        return lengths.clamp_min(_DECODED * model.decoded if isinstance(model, TextToText) else 1)
 
     def _inputs(self, encoded: EncodedExamples, chosen: Tensor) -> dict[str, Tensor]:
         inputs = encoded.batch(chosen.tolist())
@@ -450,9 +452,9 @@ class JointPredictor:
         self, model: TextModel, encoded: EncodedExamples, call: Callable[[dict[str, Tensor]], _Said]
     ) -> Iterator[tuple[Tensor, _Said]]:
         """What a model says of each batch; for one that does not fit into memory the budget of tokens is halved."""
-        batches = self._batches(model, encoded.lengths)
+        batches = deque(self._batches(model, encoded.lengths))
         while batches:
-            chosen = batches[0]
+            chosen = batches.popleft()
             try:
                 said = call(self._inputs(encoded, chosen))
             except torch.OutOfMemoryError as error:
@@ -462,24 +464,22 @@ class JointPredictor:
                         f"{self.device}. Take a smaller dtype, or free memory."
                     ) from error
             else:
-                batches = batches[1:]
                 yield chosen, said
                 continue
             # Outside, where the error does not hold on to what was computed any more.
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self._halve(model, chosen, encoded.lengths)
-            left = torch.cat(batches)
-            batches = [left[part] for part in self._batches(model, encoded.lengths[left])]
+            self._halve(model, encoded.lengths[chosen])
+            left = torch.cat([chosen, *batches])
+            batches = deque(left[part] for part in self._batches(model, encoded.lengths[left]))
 
-    def _halve(self, model: TextModel, chosen: Tensor, lengths: Tensor) -> None:
-        least = _DECODED * model.decoded if isinstance(model, TextToText) else 1
-        # Half of what was too much, be it by the limit of inputs that it was no more.
-        budget = len(chosen) // 2 * max(least, int(lengths[chosen].max()))
+    def _halve(self, model: TextModel, lengths: Tensor) -> None:
+        """Take half of a batch with these lengths for the budget, be it by the limit of inputs that it was no more."""
+        budget = len(lengths) // 2 * int(self._room(model, lengths).max())
         name = "tokens" if model is self.swift else "super_tokens"
         setattr(self, name, budget)
         warnings.warn(
-            f"A batch of {len(chosen)} inputs does not fit into the memory of {self.device}: {name} is {budget} now.",
+            f"A batch of {len(lengths)} inputs does not fit into the memory of {self.device}: {name} is {budget} now.",
             stacklevel=2,
         )
 

@@ -38,6 +38,7 @@ from elang.sequence_scores import SEQUENCE_SCORES
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 _METADATA = b"elang"
+_LISTED = 8
 FORMAT = 1
 """Of records and summaries; one that is larger is of a later version."""
 
@@ -334,7 +335,8 @@ def _from_frame(
         unknown = sorted(set(frame["prediction"]) - index.keys())
         if unknown:
             raise InputError(
-                f"'{path}' answers with the unknown label '{unknown[0]}'; the data's labels are {_some(label_names)}."
+                f"'{path}' answers with the unknown label '{unknown[0]}'; the data's labels are "
+                f"[{listed(label_names)}]."
             )
         prediction = torch.tensor([index[name] for name in frame["prediction"]], dtype=torch.int64)
     return Records(_numbers(frame, "id", torch.int64, path), prediction, logits, **columns)
@@ -383,12 +385,18 @@ def align_labels(theirs: list[str], ours: list[str], who: str) -> list[int]:
     """
     if sorted(theirs) != sorted(ours):
         raise InputError(
-            f"The label names {_some(theirs)} of {who} do not match the data's {_some(ours)}. Fine-tune it on "
+            f"The label names [{listed(theirs)}] of {who} do not match the data's [{listed(ours)}]. Fine-tune it on "
             "this data, or rename its labels (id2label in its config.json, or --data.label_names)."
         )
     place = {name: i for i, name in enumerate(theirs)}
     return [place[name] for name in ours]
 
 
-def _some(names: list[str]) -> str:
-    return str(names) if len(names) <= 8 else f"{names[:8]} and {len(names) - 8} more"
+def listed(names: list[str]) -> str:
+    """Some names in a sentence, and how many more there are.
+
+    >>> listed(["a", "b"])
+    "'a', 'b'"
+    """
+    said = ", ".join(map(repr, names[:_LISTED]))
+    return said + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")

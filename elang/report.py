@@ -143,19 +143,20 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
         always = {chosen, "router", "encoder_router", "random", "oracle"}
         best = {next(n for n in by_area if n.startswith(kind)) for kind in TOKEN_SCORES}
         drawn = [name for name in drawn if name in always | best]
+    # Of equal curves one line would hide the other: they share it, under the name of the one that routes.
+    groups: list[list[str]] = []
+    for name in sorted(drawn, key=lambda name: name != chosen):
+        same = next((group for group in groups if _alike(curves[group[0]], curves[name])), None)
+        groups.append([name]) if same is None else same.append(name)
+    labels = {group[0]: " = ".join(group) for group in sorted(groups, key=lambda group: drawn.index(group[0]))}
     known = bool(torch.isfinite(curves["random"].cost).all())
     axes = figure.subplots(1, 2 if known else 1, sharey=True, squeeze=False)[0]
     for axis, by_cost in zip(axes, (False, True), strict=False):
-        for name in drawn:
+        for name in labels:
             curve = curves[name]
             x = curve.cost / curve.super_cost if by_cost else curve.deferred_share
             kind = name if name in COLORS else name.rpartition("_")[0]
-            # One line would hide the other.
-            same = [other for other in drawn if other == name or _alike(curves[other], curve)]
-            if name != (chosen if chosen in same else same[0]):
-                continue
-            label = " = ".join([name, *(other for other in same if other != name)])
-            style: dict[str, Any] = {"color": COLORS.get(kind, "#666666"), "linewidth": 1.1, "label": label}
+            style: dict[str, Any] = {"color": COLORS.get(kind, "#666666"), "linewidth": 1.1, "label": labels[name]}
             if name in BEFORE_DECODER:
                 style["linestyle"] = "-."
             if name in ("random", "oracle"):
@@ -179,17 +180,16 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
         axis.set_xlabel("compute, as a share of the Super's FLOPs" if by_cost else "share deferred to the Super")
         axis.grid(alpha=0.25)
     axes[0].set_ylabel(summary["quality_name"])
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     figure.suptitle(f"Joint inference on {summary['num_examples']:,} examples")
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=130, format="png")
 
 
 def _alike(one: OperatingCurve, other: OperatingCurve) -> bool:
-    return all(
-        torch.equal(a.nan_to_num(), b.nan_to_num())
-        for a, b in ((one.deferred, other.deferred), (one.quality, other.quality), (one.cost, other.cost))
+    pairs = (one.quality, other.quality), (one.cost, other.cost)
+    return torch.equal(one.deferred, other.deferred) and all(
+        torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs
     )
 
 

@@ -3,11 +3,10 @@
 import os
 import signal
 import socket
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from elang.errors import InputError
+from elang.errors import InputError, need
 
 TOKEN_VARIABLE = "ELANG_SERVE_TOKEN"
 
@@ -71,10 +70,9 @@ def serve(
     Raises:
         InputError: If an option is wrong, a model cannot be loaded, or the extra `serve` is not installed.
     """
-    if missing := [name for name in ("litserve", "httpx", "prometheus_client") if find_spec(name) is None]:
-        raise InputError(f"`elang serve` needs {', '.join(missing)}: pip install 'elang[serve]'.")
-    if super_int8 and find_spec("torchao") is None:
-        raise InputError("--super_int8 needs torchao: pip install 'elang[int8]'.")
+    need("`elang serve`", "serve", "litserve", "httpx", "prometheus_client")
+    if super_int8:
+        need("super_int8", "int8", "torchao")
     if super_model is None:
         raise InputError("--super_model is needed: the Super's folder or, beside a --swift_model, its address.")
     remote = super_model.startswith(("http://", "https://"))

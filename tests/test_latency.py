@@ -301,7 +301,7 @@ def test_int8_needs_torchao_and_a_folder(pair, monkeypatch):
     models = str(pair["swift"]), str(pair["super"])
     with pytest.raises(InputError, match="super_int8 is for models that are loaded here"):
         JointPredictor(models[0], load_model(models[1]), "inf", super_int8=True)
-    monkeypatch.setattr("elang.models.text_model.find_spec", lambda name: None)
+    monkeypatch.setattr("elang.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"elang\[int8\]"):
         JointPredictor(*models, "inf", super_int8=True)
 
@@ -343,7 +343,7 @@ def test_onnx_is_for_encoders_on_a_cpu(pair, t5_models, monkeypatch):
             JointPredictor(*models, "inf", onnx=True, **wrong)
     with pytest.raises(InputError, match="onnx is for encoders, and this model is a 't5'"):
         JointPredictor(*t5_models, "inf", onnx=True)
-    monkeypatch.setattr("elang.models.onnx_path.find_spec", lambda name: None)
+    monkeypatch.setattr("elang.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"elang\[onnx\]"):
         JointPredictor(*models, "inf", onnx=True)
 

@@ -351,7 +351,7 @@ def test_options_that_cannot_be(pair, fails, tmp_path, monkeypatch):
         fails(["serve", *swift, *super_, "--port", port], f"--port {port}", "cannot be listened on")
     (tmp_path / "empty").mkdir()
     fails(["serve", *swift, "--super_model", tmp_path / "empty"], "cannot be loaded")
-    monkeypatch.setattr("elang.serve.find_spec", lambda name: None if name == "litserve" else 1)
+    monkeypatch.setattr("elang.errors.find_spec", lambda name: None if name == "litserve" else 1)
     fails(["serve", *swift, *super_], "pip install 'elang[serve]'")
 
 

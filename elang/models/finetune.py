@@ -12,7 +12,7 @@ from torch import Tensor
 from elang.data.batches import Reader
 from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
-from elang.evaluate import check_qualities, listed, measure, never_right
+from elang.evaluate import check_qualities, measure, never_right
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
 from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_words, describe, load_model, save_model
@@ -21,6 +21,7 @@ from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
 from elang.quality import QUALITIES, QualityName
+from elang.records import listed
 from elang.scores import check_logits
 
 _RANDOM = "elang_random"

@@ -7,14 +7,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elang.errors import InputError
+from elang.errors import InputError, need
 
 # Float32 sums in another order; far below what moves a decision that is not on the threshold itself.
 _TOLERANCE = 1e-3
@@ -32,8 +31,7 @@ class OnnxPath:
     """
 
     def __init__(self, backbone: Any, names: list[str]) -> None:
-        if missing := [name for name in ("onnxruntime", "onnx", "onnxscript") if find_spec(name) is None]:
-            raise InputError(f"onnx needs {', '.join(missing)}: pip install 'elang[onnx]', or leave it out.")
+        need("onnx", "onnx", "onnxruntime", "onnx", "onnxscript")
         import onnxruntime
 
         self.names = names

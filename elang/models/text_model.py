@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from elang.cost import FlopsConvention, flops_by_length
 from elang.data.batches import Reader
 from elang.data.format import TextTask
-from elang.errors import InputError
+from elang.errors import InputError, need
 from elang.manifest import Manifest, file_sha256
 from elang.models.onnx_path import OnnxPath
 from elang.models.t5_path import FAMILIES, T5Path
@@ -122,8 +121,7 @@ class TextModel(nn.Module, ABC):
         Raises:
             InputError: If torchao is not installed.
         """
-        if find_spec("torchao") is None:
-            raise InputError("int8 weights need torchao: pip install 'elang[int8]', or leave super_int8 out.")
+        need("super_int8", "int8", "torchao")
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
         body, words = self.backbone.base_model, self.backbone.get_output_embeddings()
