@@ -1,10 +1,11 @@
 """Runs that are killed at random moments, gone on with, and compared with one that was not.
 
-    python benchmarks/kills.py [--kills 50] [--verbs fit score suite predict] [--processes 1 2]
+    python benchmarks/kills.py [--kills 50] [--verbs fit score suite predict] [--processes 1 2] [--jobs 1]
 
-A tiny pair on the CPU. Every other kill is SIGKILL, the others SIGTERM, to the whole group of processes; `fit` is gone
-on with from the newest checkpoint, all else by the same command. Weights (of one process) must be the same bit for bit,
-records, tables and answers row by row. Writes benchmarks/results/kills.json; ends with 1 if anything was lost.
+A tiny pair on the CPU. Every other kill is SIGKILL, the others SIGTERM, to the whole group of processes; a run is
+killed up to three times before it may end. `fit` is gone on with from the newest checkpoint, all else by the same
+command. Weights (of one process) must be the same bit for bit, records, tables and answers row by row. Writes
+benchmarks/results/kills.json; ends with 1 if anything was lost.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import pandas as pd
 import yaml
 from common import ROOT, write_result
 
+IN_A_ROW = 3
 SWIFT = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", "super.parquet"]
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 QUIET += ["--trainer.enable_model_summary", "false"]
@@ -52,7 +55,7 @@ def data(processes: int = 1) -> list[str]:
 
 
 def command_of(verb: str, folder: Path, processes: int) -> list[str]:
-    """The command whose results lie in ``folder`` (relative to the home)."""
+    """The command whose results lie in ``folder``."""
     if verb == "fit":
         every = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_top_k": -1}}
         options = ["--model.model", "base", "--trainer.max_epochs", "4", "--trainer.default_root_dir", str(folder)]
@@ -97,9 +100,8 @@ def newest(folder: Path) -> list[str]:
     return ["--ckpt_path", str(found[-1])] if found else []
 
 
-def result_of(verb: str, home: Path, folder: Path, processes: int) -> Any:
+def result_of(verb: str, there: Path, processes: int) -> Any:
     """What two runs must have in common."""
-    there = home / folder
     if verb == "fit":
         weights = (there / "swift" / "model.safetensors").read_bytes()
         return hashlib.sha256(weights).hexdigest() if processes == 1 else len(weights)
@@ -112,54 +114,60 @@ def result_of(verb: str, home: Path, folder: Path, processes: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=50, help="of each verb, shared out among --processes")
     parser.add_argument("--verbs", nargs="+", default=["fit", "score", "suite", "predict"])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="verbs at a time")
     args = parser.parse_args()
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as where:
         home = Path(where)
         prepare(home)
-        for verb in args.verbs:
-            for processes in args.processes if verb != "predict" else [1]:
-                found = survive(verb, home, processes, args.kills)
-                figures[f"{verb}, {processes} process{'es' if processes > 1 else ''}"] = found
-                print(verb, processes, found, flush=True)
+        share = -(-args.kills // len(args.processes))
+        todo = [(verb, n, home, share) for verb in args.verbs if verb != "predict" for n in args.processes]
+        todo += [("predict", 1, home, args.kills)] * ("predict" in args.verbs)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            every = pool.map(lambda one: survive(*one), todo)
+            for (verb, n, *_), found in zip(todo, every, strict=True):
+                figures[f"{verb}, {n} process{'es' if n > 1 else ''}"] = found
+                print(verb, n, found, flush=True)
     write_result("kills", figures, ("torch", "lightning"))
     if any(found["lost"] for found in figures.values()):
         raise SystemExit(1)
 
 
-def survive(verb: str, home: Path, processes: int, kills: int) -> dict[str, Any]:
-    """Kill one verb so often, each time in a folder of its own."""
+def survive(verb: str, processes: int, home: Path, kills: int) -> dict[str, Any]:
+    """Kill one verb so often, up to ``IN_A_ROW`` times in one folder, and compare what it ends with."""
     draw = random.Random(f"{verb} {processes}")
     whole = Path(f"{verb}-{processes}-whole")
     (home / whole).mkdir()
-    os.chdir(home)
-    seconds = run(command_of(verb, whole, processes), home)
-    expected = result_of(verb, home, whole, processes)
-    found: dict[str, Any] = {"kills": 0, "too late": 0, "lost": 0, "half-written": 0, "seconds of a whole run": seconds}
-    for number in range(kills):
-        folder = Path(f"{verb}-{processes}-{number}")
-        (home / folder).mkdir()
+    seconds = run(command_of(verb, home / whole, processes), home)
+    expected = result_of(verb, home / whole, processes)
+    found: dict[str, Any] = {"kills": 0, "runs": 0, "lost": 0, "half-written": 0, "seconds of a whole run": seconds}
+    while found["kills"] < kills:
+        folder = home / f"{verb}-{processes}-{found['runs']}"
+        folder.mkdir()
+        found["runs"] += 1
         command = command_of(verb, folder, processes)
-        process = start(command, home)
-        time.sleep(draw.uniform(0.3, 1.0) * seconds)
-        sign = (signal.SIGKILL, signal.SIGTERM)[number % 2]
-        late = process.poll() is not None
-        if not late:
-            os.killpg(process.pid, sign)
-        process.communicate(timeout=300)
-        found["too late" if late else "kills"] += 1
-        again = [*command, *(newest(home / folder) if verb == "fit" else [])]
+        for _ in range(IN_A_ROW):
+            process = start([*command, *(newest(folder) if verb == "fit" else [])], home)
+            time.sleep(draw.uniform(0.3, 1.0) * seconds)
+            if process.poll() is not None or found["kills"] == kills:
+                break
+            os.killpg(process.pid, (signal.SIGKILL, signal.SIGTERM)[found["kills"] % 2])
+            found["kills"] += 1
+            process.communicate(timeout=300)
+        else:
+            process = start([*command, *(newest(folder) if verb == "fit" else [])], home)
+        said = process.communicate(timeout=600)[1]
         try:
-            run(again, home)
-            same = result_of(verb, home, folder, processes) == expected
-        except SystemExit as error:
-            print(error, flush=True)
-            same = False
+            same = process.returncode == 0 and result_of(verb, folder, processes) == expected
+        except (OSError, ValueError) as error:
+            same, said = False, f"{said}\n{error}"
+        if not same:
+            print(verb, processes, folder.name, process.returncode, said[-2000:], flush=True)
         found["lost"] += not same
-        found["half-written"] += len([path for path in (home / folder).rglob("*.part*") if path.is_file()])
+        found["half-written"] += len([path for path in folder.rglob("*.part*") if path.is_file()])
     return found
 
 
