@@ -49,29 +49,34 @@ class Graph:
         columns = [*names, "attention_mask"]
         self.host = torch.zeros(len(columns), rows, length, dtype=torch.int64).pin_memory()
         self.array = self.host.numpy()
-        self.given = self.host.to(device)
-        self.given[-1] = 1
-        state: Any = dict(zip(columns, self.given, strict=True))
-        self.graphs, self.tables = [], []
-        for one in passes:
+        given = self.host.to(device)
+        given[-1] = 1
+        state: Any = dict(zip(columns, given, strict=True))
+        self.device, self.graphs, self.tables = device, [], []
+        for number, one in enumerate(passes):
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UP):
-                    one(state)
+                    shape = one(state)[0].shape
             torch.cuda.current_stream(device).wait_stream(stream)
+            host = torch.zeros(shape, dtype=torch.float64).pin_memory()
             graph = torch.cuda.CUDAGraph()
+            # Both copies are a part of it, for each launch takes as long as a layer.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                if number == 0:
+                    given.copy_(self.host, non_blocking=True)
                 table, state = one(state)
+                host.copy_(table, non_blocking=True)
             self.graphs.append(graph)
-            self.tables.append(table)
+            self.tables.append(host.numpy())
 
-    def replay(self, number: int) -> Tensor:
-        """Run a pass, the first one on what :attr:`host` holds; its table, on the CPU."""
-        if number == 0:
-            self.given.copy_(self.host, non_blocking=True)
+    def replay(self, number: int, count: int) -> list[list[float]]:
+        """Run a pass, the first one on what :attr:`host` holds; the columns of its table."""
         self.graphs[number].replay()
-        return self.tables[number].cpu()
+        torch.cuda.current_stream(self.device).synchronize()
+        columns: list[list[float]] = self.tables[number][:count].T.tolist()
+        return columns
 
 
 class FewInputs:
@@ -107,8 +112,8 @@ class FewInputs:
             reason = str(error).splitlines()[0]
             warnings.warn(f"{who} cannot be captured as a graph, and runs kernel by kernel: {reason}", stacklevel=2)
 
-    def first(self, tokens: list[dict[str, list[int]]]) -> Tensor:
-        """The table of the first pass over some inputs, on the CPU, ``(B, K)``."""
+    def first(self, tokens: list[dict[str, list[int]]]) -> list[list[float]]:
+        """The K columns of the first pass's table over B inputs."""
         count, longest = len(tokens), max(len(one["input_ids"]) for one in tokens)
         graph = self.graphs.get((1 << (count - 1).bit_length(), padded_length(max(1, longest), self.limit)))
         if graph is None:
@@ -116,26 +121,30 @@ class FewInputs:
             self.fill(columns.numpy(), tokens)
             names = [*self.pad, "attention_mask"]
             table, self._last = self.passes[0](dict(zip(names, columns.to(self.device), strict=True)))
-            return table.cpu()
+            return _columns(table)
         self._last = graph
         self.fill(graph.array, tokens)
-        return graph.replay(0)[:count]
+        return graph.replay(0, count)
 
-    def second(self, count: int) -> Tensor:
-        """The table of the second pass over the inputs that the first one was run over."""
+    def second(self, count: int) -> list[list[float]]:
+        """The same of the second pass, over the inputs that the first one was run over."""
         if isinstance(self._last, Graph):
-            return self._last.replay(1)[:count]
-        return self.passes[1](self._last)[0].cpu()
+            return self._last.replay(1, count)
+        return _columns(self.passes[1](self._last)[0])
 
     def fill(self, array: Any, tokens: list[dict[str, list[int]]]) -> None:
         """Write tokens and their mask, padded, into an int64 array ``(columns, rows, length)``."""
-        for column, (name, pad) in zip(array, self.pad.items(), strict=False):
-            column.fill(pad)
-            for row, one in zip(column, tokens, strict=False):
-                row[: len(one[name])] = one[name]
-        mask = array[-1]
-        mask.fill(0)
-        for row, one in zip(mask, tokens, strict=False):
-            row[: len(one["input_ids"])] = 1
+        mask, length = array[-1], array.shape[2]
+        for number, one in enumerate(tokens):
+            count = len(one["input_ids"])
+            for column, (name, pad) in zip(array, self.pad.items(), strict=False):
+                column[number] = one[name] + [pad] * (length - count)
+            mask[number, :count], mask[number, count:] = 1, 0
         # Rows that stand for nothing have a token, for attention to none is no number.
+        array[:, len(tokens) :] = 0
         mask[len(tokens) :, 0] = 1
+
+
+def _columns(table: Tensor) -> list[list[float]]:
+    columns: list[list[float]] = table.T.tolist()
+    return columns

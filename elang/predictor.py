@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from itertools import groupby
+from itertools import chain, groupby
 from operator import add
 from typing import Any, Literal, TypeVar, get_args
 
@@ -260,7 +260,8 @@ class JointPredictor:
 
         Args:
             texts: Read as they are needed, in a thread.
-            window: Inputs that are read, tokenised and answered by the Swift at a time.
+            window: Inputs that are read, tokenised and answered by the Swift at a time at most; the first ones are
+                fewer.
             first: Number of the first one in messages, where others were answered before.
 
         Yields:
@@ -272,13 +273,13 @@ class JointPredictor:
         """
         if window < 1:
             raise InputError(f"A window must hold at least 1 input, but it is {window}.")
-        checked = (self.rows(part, first + number * window) for number, part in enumerate(windows(texts, window)))
+        checked = (self.rows(part, first + start) for start, part in windows(texts, window))
         prepared = (self._prepare(rows, None) for rows in checked)
         yield from stream(prepared, self._swift_window, *self._super_stage)
 
     def super_map(self, texts: Iterable[str] | Iterable[tuple[str, ...]], window: int = 4096) -> Iterator[Prediction]:
         """Answer a stream by the Super alone, by the same way; the scores are infinite."""
-        checked = (self.rows(part, number * window) for number, part in enumerate(windows(texts, window)))
+        checked = (self.rows(part, start) for start, part in windows(texts, window))
         prepared = (self._prepare_super(rows) for rows in checked)
         yield from stream(
             prepared, lambda w: [Deferred(w, i, math.inf) for i in range(len(w.rows))], *self._super_stage
@@ -320,14 +321,13 @@ class JointPredictor:
     def _judge(self, window: Window, threshold: float) -> list[tuple[str | float | None, float, bool]]:
         """Of each input of a window the Swift's answer, if it has one, its score, and whether it is to be deferred."""
         answers, scores = self._swift_pass(window, threshold)
-        values = scores.tolist()
-        if not all(map(math.isfinite, values)):
-            check_finite(scores, "score")
+        if not all(map(math.isfinite, scores)):
+            check_finite(torch.tensor(scores), "score")
         early = self.score in BEFORE_DECODER
         # As `route` decides, on the host.
         return [
             (None if early and score > threshold else self._label(answer, window, i), score, score > threshold)
-            for i, (answer, score) in enumerate(zip(answers, values, strict=True))
+            for i, (answer, score) in enumerate(zip(answers, scores, strict=True))
         ]
 
     def ask_super(
@@ -345,6 +345,10 @@ class JointPredictor:
         """
         rows = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in texts]
         task = self._task(len(rows[0]) if rows else 1)
+        flat = list(chain.from_iterable(rows))
+        plain = set(map(type, flat)) <= {str} and set(map(len, rows)) <= {len(task.fields)}
+        if plain and (task.problem == "sequence" or all(map(str.strip, flat))):
+            return rows
         for i, row in enumerate(rows):
             # An empty line of a text to be translated keeps its place.
             empty = task.problem != "sequence" and not all(isinstance(t, str) and t.strip() for t in row)
@@ -484,7 +488,7 @@ class JointPredictor:
         )
 
     @torch.inference_mode()
-    def _swift_pass(self, window: Window, threshold: float) -> tuple[list[Any], Tensor]:
+    def _swift_pass(self, window: Window, threshold: float) -> tuple[list[Any], list[float]]:
         """The Swift's answers and scores; before the decoder where the score allows, which then runs for the kept."""
         if window.encoded is None:
             return self._swift_few(window.rows, threshold)
@@ -507,8 +511,8 @@ class JointPredictor:
         # One wait for the device in a window.
         table = torch.cat(found).cpu()[torch.cat(order).argsort()]
         if table.shape[1] == 3:
-            _check_odd(table[:, 2], window.rows, "Swift")
-        scores = table[:, 0].float()
+            _check_odd(table[:, 2].tolist(), window.rows, "Swift")
+        scores = table[:, 0].tolist()
         return texts if isinstance(self.swift, Seq2Seq) else table[:, 1].tolist(), scores
 
     def _swift_table(self, inputs: dict[str, Tensor], threshold: float) -> Tensor:
@@ -552,24 +556,24 @@ class JointPredictor:
             logits = torch.stack([logits[:, place] for place in self.super_order], 1)
         return torch.stack([self.super_.predict(logits).double(), self._odd(logits).double()], 1), None
 
-    def _swift_few(self, rows: list[tuple[str, ...]], threshold: float) -> tuple[list[Any], Tensor]:
+    def _swift_few(self, rows: list[tuple[str, ...]], threshold: float) -> tuple[list[Any], list[float]]:
         """:meth:`_swift_pass` for few inputs."""
         assert self._few_swift is not None
         tokens, cut = self._token_lists(self.swift, rows)
         self.truncated += cut
         # Of over-long ones the Super counts its own.
         self._tokens = {} if cut else dict(zip(rows, tokens, strict=True))
-        table = self._few_swift.first(tokens)
-        scores = table[:, 0].float()
+        scores, *said = self._few_swift.first(tokens)
         if not self._early:
-            _check_odd(table[:, 2], rows, "Swift")
-            return table[:, 1].tolist(), scores
-        kept = ~route(scores, threshold)
-        if not kept.any():
+            answers, odd = said
+            _check_odd(odd, rows, "Swift")
+            return answers, scores
+        kept = [score <= threshold for score in scores]
+        if not any(kept):
             return [0.0] * len(rows), scores
-        table = self._few_swift.second(len(rows))
-        _check_odd(table[:, 1] * kept, rows, "Swift")
-        return table[:, 0].tolist(), scores
+        answers, odd = self._few_swift.second(len(rows))
+        _check_odd([one and keep for one, keep in zip(odd, kept, strict=True)], rows, "Swift")
+        return answers, scores
 
     def _super_few(self, rows: list[tuple[str, ...]]) -> list[Any]:
         """:meth:`_super_pass` for few inputs."""
@@ -579,9 +583,8 @@ class JointPredictor:
         else:
             tokens, cut = self._token_lists(self.super_, rows)
             self.super_truncated += cut
-        table = self._few_super.first(tokens)
-        _check_odd(table[:, 1], rows, "Super")
-        answers: list[float] = table[:, 0].tolist()
+        answers, odd = self._few_super.first(tokens)
+        _check_odd(odd, rows, "Super")
         return answers
 
     def _odd(self, logits: Tensor) -> Tensor:
@@ -631,7 +634,7 @@ class JointPredictor:
             order.append(chosen)
             found.append(table)
         whole = torch.cat(found).cpu()[torch.cat(order).argsort()]
-        _check_odd(whole[:, 1], rows, "Super")
+        _check_odd(whole[:, 1].tolist(), rows, "Super")
         answers: list[float] = whole[:, 0].tolist()
         return answers
 
@@ -646,13 +649,13 @@ def _tokens_of(deferred: list[Deferred]) -> EncodedExamples | None:
     return EncodedExamples(reduce(add, parts))
 
 
-def _check_odd(odd: Tensor, rows: list[tuple[str, ...]], who: str) -> None:
+def _check_odd(odd: list[float], rows: list[tuple[str, ...]], who: str) -> None:
     """Refuse inputs whose logits cannot be scored, naming the first."""
-    # Faster than by torch where there are few.
-    if any(odd.tolist()):
+    if any(odd):
+        found = [row for row, one in zip(rows, odd, strict=True) if one]
         raise InputError(
-            f"{int(odd.sum())} of {len(rows)} inputs have logits of the {who}'s that are NaN or infinite, first "
-            f"{rows[int(odd.nonzero()[0])]!r}. Look for a diverged training run."
+            f"{len(found)} of {len(rows)} inputs have logits of the {who}'s that are NaN or infinite, first "
+            f"{found[0]!r}. Look for a diverged training run."
         )
 
 

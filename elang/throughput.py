@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # The Super is run once so many of its batches are full: the rest of the last one is then a small part.
 FULL_BATCHES = 8
+# A window's part that the first one has.
+_FIRST = 8
 # Windows that wait for the Super at most.
 _WAITING = 8
 
@@ -85,11 +87,19 @@ class Deferred:
     score: float
 
 
-def windows(inputs: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Cut a stream into lists of ``size``."""
-    stream = iter(inputs)
-    while part := list(islice(stream, size)):
-        yield part
+def windows(inputs: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
+    """Cut a stream into lists of ``size``, each with the number of its first input.
+
+    The first lists are smaller: until there is one, the models have nothing to do.
+
+    >>> [(first, len(part)) for first, part in windows(range(100), 64)]
+    [(0, 8), (8, 16), (24, 32), (56, 44)]
+    """
+    stream, first = iter(inputs), 0
+    now = max(1, size // _FIRST)
+    while part := list(islice(stream, now)):
+        yield first, part
+        first, now = first + len(part), min(size, 2 * now)
 
 
 def ahead(items: Iterator[Any]) -> Iterator[Any]:

@@ -178,6 +178,8 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
     columns = {
         name: torch.from_numpy(np.fromiter(chain.from_iterable(rows), np.int32, total)) for name, rows in found.items()
     }
+    for name in pad_of(tokenizer).keys() - columns.keys():
+        columns[name] = torch.zeros(total, dtype=torch.int32)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
     return EncodedTexts(columns, offsets, pad_of(tokenizer), cut)
 
@@ -185,7 +187,10 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
 def _columns(
     tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answers: bool = False
 ) -> tuple[dict[str, list[list[int]]], int]:
-    """Columns of tokens of texts or pairs, one list a text, and how many texts were cut; as :func:`encode` says."""
+    """Columns of tokens of texts or pairs, one list a text, and how many texts were cut; as :func:`encode` says.
+
+    The tokens' types are left out where all are 0.
+    """
     pair = len(texts[0]) == 2
 
     def tokens(some: list[tuple[str, ...]], **options: Any) -> Any:
@@ -222,6 +227,9 @@ def token_lists(
     task = reader.task or task
     rows = [(task.prompt_text(t),) if reader.text_to_text else task.segment_texts(t)[0] for t in texts]
     columns, cut = _columns(reader.tokenizer, rows, max_length)
+    if len(texts) > 1:
+        for name in pad_of(reader.tokenizer).keys() - columns.keys():
+            columns[name] = [[0] * len(ids) for ids in columns["input_ids"]]
     return [dict(zip(columns, one, strict=True)) for one in zip(*columns.values(), strict=True)], cut
 
 
@@ -246,6 +254,9 @@ def _backend_columns(tokenizer: Any, texts: list[tuple[str, ...]]) -> dict[str, 
         made = backend.encode_batch_fast([t[0] for t in texts] if len(texts[0]) == 1 else texts)
     columns = {"input_ids": [one.ids for one in made]}
     if "token_type_ids" in tokenizer.model_input_names:
+        # All texts that stand alone have the same types, which are mostly 0.
+        if len(texts[0]) == 1 < len(texts) and not any(backend.encode("a").type_ids):
+            return columns
         columns["token_type_ids"] = [one.type_ids for one in made]
     return columns
 

@@ -1,6 +1,7 @@
 """What a task asks, and how texts become a model's input: segments for an encoder, a prompt for text-to-text."""
 
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from elang.errors import InputError
@@ -73,12 +74,21 @@ class TextTask:
         places = [self.fields.index(name) for name in self.choice_fields]
         return [tuple(row[i] for i in places) for row in texts] if places else None
 
+    @cached_property
+    def _places(self) -> list[int] | None:
+        """Which text each segment is, where templates add nothing to them."""
+        known = {f"{{{name}}}": place for place, name in enumerate(self.fields)}
+        plain = self.problem != "choice" and all(template in known for template in self.segments)
+        return [known[template] for template in self.segments] if plain else None
+
     def segment_texts(self, texts: tuple[str, ...], choices: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         """The encoder inputs of one example: one, or one for each candidate.
 
         >>> TextTask(["a", "b"], fields=["q", "p"], segments=["{p}", "{q}"]).segment_texts(("why ?", "so."))
         [('so.', 'why ?')]
         """
+        if self._places is not None and len(texts) == len(self.fields):
+            return [tuple([texts[place] for place in self._places])]
         values = dict(zip(self.fields, texts, strict=True))
         if self.problem != "choice":
             return [tuple(template.format(**values) for template in self.segments)]
