@@ -60,8 +60,8 @@ def from_tokens(predictor: JointPredictor, texts: list[str], share: float, repea
     """Seconds an input of Super and pair without reading and tokenising, and the pair's speed-up."""
     scores = torch.tensor([one.score for one in predictor.map(texts)])
     predictor.threshold = _threshold(scores, share)
-    prepared = [predictor._prepare(predictor.rows(part), None) for part in windows(texts, WINDOW)]
-    supers = [predictor._prepare_super(predictor.rows(part)) for part in windows(texts, WINDOW)]
+    prepared = [predictor._prepare(predictor.rows(part), None) for _, part in windows(texts, WINDOW)]
+    supers = [predictor._prepare_super(predictor.rows(part)) for _, part in windows(texts, WINDOW)]
 
     def every(window: Window) -> list[Deferred]:
         return [Deferred(window, i, math.inf) for i in range(len(window.rows))]
