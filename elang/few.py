@@ -58,9 +58,9 @@ class Graph:
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UP):
-                    shape = one(state)[0].shape
+                    table = one(state)[0]
             torch.cuda.current_stream(device).wait_stream(stream)
-            host = torch.zeros(shape, dtype=torch.float64).pin_memory()
+            host = torch.zeros_like(table, device="cpu").pin_memory()
             graph = torch.cuda.CUDAGraph()
             # Both copies are a part of it, for each launch takes as long as a layer.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):

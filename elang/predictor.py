@@ -516,45 +516,46 @@ class JointPredictor:
         return texts if isinstance(self.swift, Seq2Seq) else table[:, 1].tolist(), scores
 
     def _swift_table(self, inputs: dict[str, Tensor], threshold: float) -> Tensor:
-        """Of each input score and answer, float64 ``(B, 2)``, or also whether its logits are odd, ``(B, 3)``."""
+        """Of each input score and answer, float32 ``(B, 2)``, or also what tells odd logits, ``(B, 3)``."""
         if not self._early:
             return self._swift_first(inputs)[0]
         assert isinstance(self.swift, TextToText)
         table, encoded = self._early_first(inputs)
-        score = table[:, 0].float()
-        answer = torch.zeros(len(score), dtype=torch.float64, device=self.device)
+        score = table[:, 0]
+        answer = torch.zeros_like(score)
         kept = (~route(score, threshold)).nonzero().squeeze(1)
         if len(kept):
             logits = self.swift.label_logits(*self.swift.take(encoded, inputs, kept))
             check_logits(logits, "the Swift's logits", self.task.problem == "choice")
-            answer[kept] = self.swift.predict(logits).double()
-        return torch.stack([score.double(), answer], 1)
+            answer[kept] = self.swift.predict(logits).float()
+        return torch.stack([score, answer], 1)
 
     def _swift_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, None]:
-        """Of each input score, answer and whether its logits are odd, float64 ``(B, 3)``."""
+        """Of each input score, answer and what tells odd logits, float32 ``(B, 3)``."""
         said = self.swift(inputs)
-        score = self.swift.score_of(self.score, said, self.temperature).double()
-        # Logits that are no numbers are told by their extremes, without waiting for the device.
-        return torch.stack([score, said.prediction.double(), self._odd(said.logits).double()], 1), None
+        score = self.swift.score_of(self.score, said, self.temperature).float()
+        return torch.stack([score, said.prediction.float(), self._odd(said.logits)], 1), None
 
     def _early_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
-        """Of each input the score before the decoder, float64 ``(B, 1)``, and what the decoder takes."""
+        """Of each input the score before the decoder, float32 ``(B, 1)``, and what the decoder takes."""
         assert isinstance(self.swift, TextToText)
         encoded = self.swift.encode(inputs)
-        return self.swift.early_scores(encoded, self.temperature)[self.score].double()[:, None], encoded
+        return self.swift.early_scores(encoded, self.temperature)[self.score].float()[:, None], encoded
 
     def _early_second(self, encoded: Any) -> tuple[Tensor, None]:
-        """The decoder's answers, and whether their logits are odd, float64 ``(B, 2)``."""
+        """The decoder's answers, and what tells odd logits, float32 ``(B, 2)``."""
         assert isinstance(self.swift, TextToText)
         logits = self.swift.label_logits(encoded, {})
-        return torch.stack([self.swift.predict(logits).double(), self._odd(logits).double()], 1), None
+        return torch.stack([self.swift.predict(logits).float(), self._odd(logits)], 1), None
 
     def _super_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, None]:
-        """The Super's answers, and whether their logits are odd, float64 ``(B, 2)``."""
-        logits = self.super_(inputs).logits
+        """The Super's answers, and what tells odd logits, float32 ``(B, 2)``."""
+        said = self.super_(inputs)
+        logits, answer = said.logits, said.prediction
         if self.super_order != list(range(logits.shape[1])):
             logits = torch.stack([logits[:, place] for place in self.super_order], 1)
-        return torch.stack([self.super_.predict(logits).double(), self._odd(logits).double()], 1), None
+            answer = self.super_.predict(logits)
+        return torch.stack([answer.float(), self._odd(logits)], 1), None
 
     def _swift_few(self, rows: list[tuple[str, ...]], threshold: float) -> tuple[list[Any], list[float]]:
         """:meth:`_swift_pass` for few inputs."""
@@ -572,7 +573,7 @@ class JointPredictor:
         if not any(kept):
             return [0.0] * len(rows), scores
         answers, odd = self._few_swift.second(len(rows))
-        _check_odd([one and keep for one, keep in zip(odd, kept, strict=True)], rows, "Swift")
+        _check_odd([one if keep else 0.0 for one, keep in zip(odd, kept, strict=True)], rows, "Swift")
         return answers, scores
 
     def _super_few(self, rows: list[tuple[str, ...]]) -> list[Any]:
@@ -588,10 +589,11 @@ class JointPredictor:
         return answers
 
     def _odd(self, logits: Tensor) -> Tensor:
-        """Which rows of logits cannot be scored, bool ``(B,)``."""
+        """A number that is finite where a row of logits can be scored, float32 ``(B,)``; one kernel."""
         if self.task.problem != "choice":
-            return ~logits.isfinite().all(-1)
-        return logits.isnan().any(-1) | (logits == math.inf).any(-1) | (logits == -math.inf).all(-1)
+            return logits.float().sum(-1)
+        # An example has fewer candidates than there are columns, but not none.
+        return logits.masked_fill(logits == -math.inf, 0).float().sum(-1) + logits.amax(-1)
 
     def _swift_texts(
         self, model: Seq2Seq, inputs: dict[str, Tensor], threshold: float
@@ -651,8 +653,8 @@ def _tokens_of(deferred: list[Deferred]) -> EncodedExamples | None:
 
 def _check_odd(odd: list[float], rows: list[tuple[str, ...]], who: str) -> None:
     """Refuse inputs whose logits cannot be scored, naming the first."""
-    if any(odd):
-        found = [row for row, one in zip(rows, odd, strict=True) if one]
+    if not all(map(math.isfinite, odd)):
+        found = [row for row, one in zip(rows, odd, strict=True) if not math.isfinite(one)]
         raise InputError(
             f"{len(found)} of {len(rows)} inputs have logits of the {who}'s that are NaN or infinite, first "
             f"{found[0]!r}. Look for a diverged training run."

@@ -34,7 +34,8 @@ def _prepare(logits: Tensor, temperature: float) -> Tensor:
         )
     if not temperature > 0:
         raise InputError(f"The temperature must be positive, but it is {temperature}.")
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if temperature == 1 else logits / temperature
 
 
 def free_energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
