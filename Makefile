@@ -1,5 +1,5 @@
 # make demo: the real pair of the README, in a virtual environment of its own
-# make test: lint, types, tests and doctests; make lint: the first two
+# make test: lint, types, tests and doctests, on all cores; make lint: the first two
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -20,4 +20,4 @@ lint: $(VENV)/installed
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
