@@ -1,6 +1,7 @@
 """A pair's answers to one split, every score's curve side by side, and the operating points read off them."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,8 @@ BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs"
 SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5}
 # Of fewer examples a class may be missed whole by chance.
 _ENOUGH = 5
+# Of the evaluated examples; texts such as "thanks" come twice in most data.
+_FEW_SHARED = 0.01
 
 
 def reward(prediction: Tensor, label: Tensor, targets: dict[str, Tensor], problem: Problem) -> Tensor:
@@ -286,6 +289,51 @@ def pair_curves(answers: PairAnswers, quality: Quality) -> dict[str, OperatingCu
     return found | {"random": floor, "oracle": oracle}
 
 
+def check_ends(answers: PairAnswers, quality: Quality, curves: dict[str, OperatingCurve]) -> None:
+    """Check that curves begin with the Swift alone and end with the Super alone, computed another way.
+
+    Raises:
+        RuntimeError: If one does not; nothing that is read off it can be trusted.
+    """
+    for end, who, answered in ((0, "Swift", answers.swift), (-1, "Super", answers.super_)):
+        quality_alone = measure(quality, answered, answers.label, answers.targets)
+        for name, curve in curves.items():
+            kept, super_, deferred = answers.flops(name)
+            paid = kept if who == "Swift" else deferred + super_
+            compared = {quality.name: (float(curve.quality[end]), quality_alone)}
+            if not paid.isnan().any() and not answers.super_flops.isnan().any():
+                compared["mean cost"] = float(curve.cost[end]), float(paid.double().mean())
+            for what, (said, alone) in compared.items():
+                if not math.isclose(said, alone, rel_tol=1e-6, abs_tol=1e-6) and not (
+                    math.isnan(said) and math.isnan(alone)
+                ):
+                    raise RuntimeError(
+                        f"The curve of '{name}' ends at a {what} of {said} where the {who} alone has {alone}. This is "
+                        "a fault of elang; please report it with the records."
+                    )
+
+
+def check_apart(chosen_on: PairAnswers, evaluated: PairAnswers) -> None:
+    """Refuse to evaluate thresholds on what they were chosen on, and count examples that are in both.
+
+    Raises:
+        InputError: If all that they were chosen on is among what is evaluated.
+    """
+    shared = torch.isin(evaluated.key, chosen_on.key)
+    if bool(torch.isin(chosen_on.key, evaluated.key).all()):
+        raise InputError(
+            f"All {len(chosen_on)} examples of the {ROUTING_SLICE}, on which thresholds are chosen, are among the "
+            f"{len(evaluated)} evaluated ones: are --data.train and --data.validation the same file? Give another one, "
+            "or --model.thresholds."
+        )
+    if (count := int(shared.sum())) > _FEW_SHARED * len(evaluated):
+        warnings.warn(
+            f"{count} of the {len(evaluated)} evaluated examples are also in the {ROUTING_SLICE} that thresholds are "
+            "chosen on; the figures are too good by as much.",
+            stacklevel=2,
+        )
+
+
 def choose_thresholds(answers: PairAnswers, quality: Quality, chosen_on: str) -> dict[str, dict[str, dict[str, Any]]]:
     """Choose each score's named thresholds on a held-out slice, for :class:`elang.manifest.Manifest`."""
     chosen: dict[str, dict[str, dict[str, Any]]] = {}
@@ -344,6 +392,7 @@ def summarize(
         on this very set (``on_this_set``) and what the given thresholds do on it (``held_out``).
     """
     curves = pair_curves(answers, quality)
+    check_ends(answers, quality, curves)
     random, oracle, gain = curves["random"], curves["oracle"], answers.gain
     scores: dict[str, Any] = {}
     for name, curve in curves.items():

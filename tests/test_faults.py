@@ -5,11 +5,15 @@ import os
 import resource
 import subprocess
 import sys
+import warnings
 
 import pytest
+import torch
 from conftest import FAST, QUIET
 
-from elang.errors import disk_error_behind
+from elang.errors import InputError, disk_error_behind
+from elang.evaluate import check_apart, check_ends, pair_curves
+from elang.quality import QUALITIES
 
 
 def limited(args, folder, size):
@@ -96,3 +100,53 @@ def test_errors_of_a_disk_in_a_chain():
     assert "No space left" in disk_error_behind(RuntimeError("I/O error: No space left on device (os error 28)"))
     assert disk_error_behind(OSError(2, "No such file", "x")) is None
     assert disk_error_behind(ValueError("shape")) is None
+
+
+# What must hold of every evaluation, checked while it runs.
+
+
+def answers_of(count, first_key=0):
+    """A pair's answers to some examples."""
+    from elang.evaluate import PairAnswers
+
+    draw = torch.Generator().manual_seed(count)
+    label, swift, super_ = (torch.randint(2, (count,), generator=draw) for _ in range(3))
+    ids = torch.arange(count)
+    scores = {"max_softmax": torch.rand(count, generator=draw)}
+    costs = torch.full((count,), 1.0).double(), torch.full((count,), 4.0).double()
+    return PairAnswers(ids, ids + first_key, label, swift, super_, scores, *costs, {})
+
+
+@pytest.mark.parametrize("field", ["quality", "cost"])
+@pytest.mark.parametrize("end", [0, -1])
+def test_a_curve_that_does_not_end_with_its_models(field, end):
+    quality, answers = QUALITIES["accuracy"](2), answers_of(50)
+    curves = pair_curves(answers, quality)
+    check_ends(answers, quality, curves)
+    getattr(curves["max_softmax"], field)[end] += 1e-4
+    with pytest.raises(RuntimeError, match="The curve of 'max_softmax' ends at"):
+        check_ends(answers, quality, curves)
+
+
+def test_costs_that_are_not_known_are_no_fault():
+    quality, answers = QUALITIES["accuracy"](2), answers_of(50)
+    answers.super_flops = torch.full((50,), float("nan")).double()
+    check_ends(answers, quality, pair_curves(answers, quality))
+
+
+def test_thresholds_evaluated_on_what_they_were_chosen_on():
+    with pytest.raises(InputError, match=r"All 10 examples .* are among the 50 evaluated ones"):
+        check_apart(answers_of(10), answers_of(50))
+    with pytest.warns(UserWarning, match="5 of the 50 evaluated examples are also"):
+        check_apart(answers_of(10, 45), answers_of(50))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_apart(answers_of(10, 50), answers_of(50))
+
+
+def test_one_file_for_training_and_evaluation(pair, files, fails, tmp_path):
+    models = ("--model.swift_model", pair["swift"], "--model.super_model", pair["super"])
+    data = ("--data.train", files[0], "--data.validation", files[0])
+    fails(
+        ["validate", *models, *data, *QUIET, "--model.output", tmp_path], "are --data.train and --data.validation the"
+    )

@@ -21,6 +21,7 @@ from elang.evaluate import (
     ROUTING_SLICE,
     PairAnswers,
     cautions,
+    check_apart,
     check_qualities,
     choose_thresholds,
     length_bias,
@@ -132,6 +133,8 @@ class JointModule(EvaluationModule):
         if unanswered and tables.pop("routing", None) is not None:
             rank_zero_info(f"'{unanswered[0]}' has no answers to the training file: the held-out slice is left out")
         pairs = {split: self.pair(split, table) for split, table in tables.items() if len(table["id"])}
+        if "routing" in pairs and not self.explicit_thresholds:
+            check_apart(pairs["routing"], pairs[evaluated])
         self.summary = self._summarize(pairs, evaluated)
         for quality in self.qualities:
             for model in ("swift", "super"):
