@@ -9,6 +9,7 @@ from elang.errors import InputError
 from elang.scores import (
     BEFORE_DECODER,
     SCORES,
+    all_scores,
     check_finite,
     check_logits,
     encoder_scores,
@@ -265,3 +266,33 @@ def test_encoder_scores():
     assert torch.equal(found["encoder_energy"], free_energy(logits, 2.0))
     assert torch.equal(found["encoder_max_softmax"], max_softmax(logits, 2.0))
     assert not set(BEFORE_DECODER) & set(SCORES)
+
+
+def test_temperature_is_1_unless_said():
+    logits = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    for name, score in SCORES.items():
+        assert torch.equal(score(logits), score(logits, 1.0)), name
+    for found in (all_scores, encoder_scores):
+        plain, told = found(logits), found(logits, 1.0)
+        assert plain.keys() == told.keys()
+        assert all(torch.equal(plain[name], told[name]) for name in plain)
+
+
+def test_the_norm_takes_any_order():
+    logits = torch.tensor([[3.0, -1.0, 2.0]])
+    assert max_logit_pnorm(logits, p=1.0).tolist() == pytest.approx([-3 / 6])
+
+
+def test_what_is_said_of_bad_scores():
+    """Whole sentences: what is wrong, and what to do."""
+    with pytest.raises(InputError) as said:
+        free_energy(torch.ones(3, 1))
+    assert str(said.value).endswith(
+        "the shape is (3, 1). Energy means nothing for a regression output; use the router's score there."
+    )
+    with pytest.raises(InputError) as said:
+        route(torch.tensor([0.0, math.nan]), 0.0)
+    assert str(said.value) == (
+        "1 of 2 values of 'score' are NaN or infinite, first in row 1. The model's output cannot be scored: look for a "
+        "diverged training run or an overflow in half precision, and evaluate with --trainer.precision 32-true."
+    )
