@@ -24,7 +24,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from common import ROOT, write_result
+from common import RESULTS, ROOT, git_commit, write_result
 
 IN_A_ROW = 3
 SWIFT = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", "super.parquet"]
@@ -119,7 +119,9 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="verbs at a time")
     args = parser.parse_args()
-    figures: dict[str, Any] = {}
+    known = RESULTS / "kills.json"
+    # Verbs that are not run now stay, with the commit that they were run at.
+    figures: dict[str, Any] = json.loads(known.read_text("utf-8"))["figures"] if known.is_file() else {}
     with tempfile.TemporaryDirectory() as where:
         home = Path(where)
         prepare(home)
@@ -129,7 +131,7 @@ def main() -> None:
         with ThreadPoolExecutor(args.jobs) as pool:
             every = pool.map(lambda one: survive(*one), todo)
             for (verb, n, *_), found in zip(todo, every, strict=True):
-                figures[f"{verb}, {n} process{'es' if n > 1 else ''}"] = found
+                figures[f"{verb}, {n} process{'es' if n > 1 else ''}"] = {"commit": git_commit(), **found}
                 print(verb, n, found, flush=True)
     write_result("kills", figures, ("torch", "lightning"))
     if any(found["lost"] for found in figures.values()):
