@@ -131,14 +131,10 @@ def gatekeeper(logits: Tensor, label: Tensor, hard: Tensor, alpha: float = 0.5) 
     return (alpha * easy * right + (1 - alpha) * hard * from_uniform).mean()
 
 
-def _of_energy(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
-    return lambda logits, label, hard, temperature: loss(free_energy(logits, temperature), hard)
-
-
 MARGINS: dict[MarginKind, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
-    "pairwise": _of_energy(energy_margin_pairwise),
-    "ranking": _of_energy(energy_margin_ranking),
-    "hinge": _of_energy(energy_margin_hinge),
+    "pairwise": lambda logits, label, hard, temperature: energy_margin_pairwise(free_energy(logits, temperature), hard),
+    "ranking": lambda logits, label, hard, temperature: energy_margin_ranking(free_energy(logits, temperature), hard),
+    "hinge": lambda logits, label, hard, temperature: energy_margin_hinge(free_energy(logits, temperature), hard),
     # CascadeBERT, 2021, ranks confidences: the gap is one of probabilities.
     "confidence": lambda logits, label, hard, temperature: energy_margin_pairwise(
         max_softmax(logits, temperature), hard

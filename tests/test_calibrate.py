@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import QUIET, write_data
-from scipy import stats
+from scipy import special, stats
 
 from elang import InputError, JointPredictor
 from elang.calibrate import drops, slice_sha256
@@ -111,6 +111,44 @@ def test_the_promise_is_kept_as_often_as_it_says(confidence):
     assert broken / times <= (1 - confidence) + 3 * math.sqrt(confidence * (1 - confidence) / times)
     # A test that is never wrong would be too careful: the discrete binomial loses a little, not more.
     assert broken / times >= (1 - confidence) / 3
+
+
+@pytest.mark.parametrize(
+    ("regretted", "n", "allowed", "smaller"),
+    [
+        (10.0, 400, 0.05, "bentkus"),
+        (0.0, 50, 0.1, "hoeffding"),
+        (7.0, 1000, 0.02, "bentkus"),
+        (0.9, 400, 0.05, "hoeffding"),
+    ],
+)
+def test_the_bound_for_worths_between_0_and_1(regretted, n, allowed, smaller):
+    """The smaller of Hoeffding's, by relative entropy, and Bentkus'; 1 where as much is regretted as may be."""
+    mean = regretted / n
+    divergence = special.rel_entr(mean, allowed) + special.rel_entr(1 - mean, 1 - allowed)
+    bounds = {"hoeffding": math.exp(-n * divergence)}
+    bounds["bentkus"] = math.e * stats.binom.cdf(math.ceil(regretted), n, allowed)
+    assert min(bounds, key=bounds.get) == smaller
+    assert p_value(regretted, n, allowed, exact=False) == pytest.approx(bounds[smaller], rel=1e-9)
+    assert p_value(allowed * n, n, allowed, exact=False) == 1.0
+    assert p_value(0.999 * allowed * n, n, allowed, exact=False) <= 1.0
+    assert p_value(4, n, allowed) == pytest.approx(stats.binom.cdf(4, n, allowed))
+
+
+def test_quantiles_reach_from_end_to_end():
+    found = quantiles_of(torch.arange(1000.0, -1.0, -1.0))
+    assert found == [5.0 * i for i in range(201)]
+    assert quantiles_of(torch.arange(11.0), 2) == [0.0, 5.0, 10.0]
+
+
+@pytest.mark.parametrize("moved", [0.0, 30.0, 60.0, 80.0, 150.0])
+def test_drift_is_kolmogorovs_and_smirnovs(moved):
+    known = torch.arange(1001.0)
+    distance, p = drift(known + moved, quantiles_of(known), 1001)
+    # The quantiles lie a 200th apart.
+    assert distance == pytest.approx(max(0.0, moved / 1001 - 1 / 200), abs=1.1e-3)
+    x = distance * math.sqrt(1001 / 2)
+    assert p == pytest.approx(1.0 if x < 0.2 else stats.kstwobign.sf(x), abs=1e-9)
 
 
 def test_drift_is_told():

@@ -197,6 +197,19 @@ def test_gatekeeper(alpha):
     assert gatekeeper(logits, label, hard, alpha).item() == pytest.approx(total / len(label), rel=1e-5)
 
 
+def test_what_is_taken_unless_said():
+    logits, label, hard = torch.randn(9, 3), torch.randint(3, (9,)), torch.arange(9) % 2 == 0
+    assert torch.equal(gatekeeper(logits, label, hard), gatekeeper(logits, label, hard, 0.5))
+    assert torch.equal(distillation(logits, logits.flip(0)), distillation(logits, logits.flip(0), 2.0))
+
+
+def test_hinge_with_one_margin_given_needs_both_kinds():
+    energy, easy = torch.tensor([-1.0, 2.0]), torch.tensor([False, False])
+    assert energy_margin_hinge(energy, easy, m_easy=0.0) == 0
+    assert energy_margin_hinge(energy, easy, m_hard=0.0) == 0
+    assert energy_margin_hinge(energy, easy, m_easy=0.0, m_hard=0.0) == 2
+
+
 def test_gatekeeper_with_missing_choices():
     logits, label, hard = logits_batch(classes=3)
     wide = torch.cat([logits, torch.full((40, 2), -torch.inf)], 1).requires_grad_()
