@@ -137,6 +137,8 @@ def test_costs_that_are_not_known_are_no_fault():
 def test_thresholds_evaluated_on_what_they_were_chosen_on():
     with pytest.raises(InputError, match=r"All 10 examples .* are among the 50 evaluated ones"):
         check_apart(answers_of(10), answers_of(50))
+    with pytest.warns(UserWarning, match="9 of the 50 evaluated examples are also"):
+        check_apart(answers_of(9), answers_of(50))
     with pytest.warns(UserWarning, match="5 of the 50 evaluated examples are also"):
         check_apart(answers_of(10, 45), answers_of(50))
     with warnings.catch_warnings():
