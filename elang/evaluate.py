@@ -40,7 +40,6 @@ SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5
 _ENOUGH = 5
 # Of the evaluated examples; texts such as "thanks" come twice in most data.
 _FEW_SHARED = 0.01
-_BY_CHANCE = 10
 
 
 def reward(prediction: Tensor, label: Tensor, targets: dict[str, Tensor], problem: Problem) -> Tensor:
@@ -290,45 +289,58 @@ def pair_curves(answers: PairAnswers, quality: Quality) -> dict[str, OperatingCu
     return found | {"random": floor, "oracle": oracle}
 
 
-def check_ends(answers: PairAnswers, quality: Quality, curves: dict[str, OperatingCurve]) -> None:
-    """Check that curves begin with the Swift alone and end with the Super alone, computed another way.
+def check_curves(answers: PairAnswers, quality: Quality, curves: dict[str, OperatingCurve]) -> None:
+    """Check each curve at both ends and, of the scores, in the middle against the mixed answers scored from scratch.
 
     Raises:
-        RuntimeError: If one does not; nothing that is read off it can be trusted.
+        RuntimeError: If one differs; nothing that is read off it can be trusted.
     """
-    for end, who, answered in ((0, "Swift", answers.swift), (-1, "Super", answers.super_)):
-        quality_alone = measure(quality, answered, answers.label, answers.targets)
-        for name, curve in curves.items():
-            kept, super_, deferred = answers.flops(name)
-            paid = kept if who == "Swift" else deferred + super_
-            compared = {quality.name: (float(curve.quality[end]), quality_alone)}
-            if not paid.isnan().any() and not answers.super_flops.isnan().any():
-                compared["mean cost"] = float(curve.cost[end]), float(paid.double().mean())
-            for what, (said, alone) in compared.items():
-                if not math.isclose(said, alone, rel_tol=1e-6, abs_tol=1e-6) and not (
-                    math.isnan(said) and math.isnan(alone)
-                ):
-                    raise RuntimeError(
-                        f"The curve of '{name}' ends at a {what} of {said} where the {who} alone has {alone}. This is "
-                        "a fault of elang; please report it with the records."
-                    )
+    ends = {
+        end: measure(quality, found, answers.label, answers.targets)
+        for end, found in ((0, answers.swift), (-1, answers.super_))
+    }
+    for name, curve in curves.items():
+        kept, super_, deferred = answers.flops(name)
+        expected = {
+            (quality.name, float(curve.threshold[end])): (float(curve.quality[end]), alone)
+            for end, alone in ends.items()
+        }
+        if not (kept + super_ + deferred).isnan().any():
+            for end, paid in ((0, kept), (-1, deferred + super_)):
+                expected["mean cost", float(curve.threshold[end])] = (float(curve.cost[end]), float(paid.mean()))
+        # A metric that is scored anew at each point is so at some points only.
+        if name in answers.scores and quality.whole is None:
+            middle = len(curve) // 2
+            threshold = float(curve.threshold[middle])
+            alone = answers.quality_at(quality, name, threshold)
+            expected[quality.name, threshold] = (float(curve.quality[middle]), alone)
+        for (what, threshold), (said, alone) in expected.items():
+            same = math.isclose(said, alone, rel_tol=1e-6, abs_tol=1e-6)
+            if not same and not (math.isnan(said) and math.isnan(alone)):
+                raise RuntimeError(
+                    f"The curve of '{name}' has a {what} of {said} at the threshold {threshold}, where it is {alone}. "
+                    "This is a fault of elang; please report it with the records."
+                )
 
 
-def check_apart(chosen_on: PairAnswers, evaluated: PairAnswers) -> None:
-    """Refuse to evaluate thresholds on what they were chosen on, and count examples that are in both.
+def check_apart(chosen_on: PairAnswers, evaluated: PairAnswers, train: Tensor) -> None:
+    """Refuse to evaluate on the training file, and count examples that thresholds are chosen on, too.
+
+    Args:
+        chosen_on: The routing slice.
+        evaluated: The evaluation set.
+        train: The keys of the rest of the training file, int64 ``(N,)``.
 
     Raises:
-        InputError: If all that they were chosen on is among what is evaluated.
+        InputError: If all of the training file, and with it the slice, is among what is evaluated.
     """
-    shared = torch.isin(evaluated.key, chosen_on.key)
-    # A few short texts may all be in both by chance.
-    if len(chosen_on.key.unique()) >= _BY_CHANCE and bool(torch.isin(chosen_on.key, evaluated.key).all()):
+    if bool(torch.isin(torch.cat([train, chosen_on.key]), evaluated.key).all()):
         raise InputError(
-            f"All {len(chosen_on)} examples of the {ROUTING_SLICE}, on which thresholds are chosen, are among the "
-            f"{len(evaluated)} evaluated ones: are --data.train and --data.validation the same file? Give another one, "
-            "or --model.thresholds."
+            f"All {len(chosen_on)} examples of the {ROUTING_SLICE}, on which thresholds are chosen, and all others of "
+            f"the training file are among the {len(evaluated)} evaluated ones: are --data.train and --data.validation "
+            "the same file? Give another one."
         )
-    if (count := int(shared.sum())) > _FEW_SHARED * len(evaluated):
+    if (count := int(torch.isin(evaluated.key, chosen_on.key).sum())) > _FEW_SHARED * len(evaluated):
         warnings.warn(
             f"{count} of the {len(evaluated)} evaluated examples are also in the {ROUTING_SLICE} that thresholds are "
             "chosen on; the figures are too good by as much.",
@@ -394,7 +406,7 @@ def summarize(
         on this very set (``on_this_set``) and what the given thresholds do on it (``held_out``).
     """
     curves = pair_curves(answers, quality)
-    check_ends(answers, quality, curves)
+    check_curves(answers, quality, curves)
     random, oracle, gain = curves["random"], curves["oracle"], answers.gain
     scores: dict[str, Any] = {}
     for name, curve in curves.items():

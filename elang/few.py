@@ -49,9 +49,10 @@ class Graph:
         columns = [*names, "attention_mask"]
         self.host = torch.zeros(len(columns), rows, length, dtype=torch.int64).pin_memory()
         self.array = self.host.numpy()
-        given = self.host.to(device)
-        given[-1] = 1
-        state: Any = dict(zip(columns, given, strict=True))
+        # Kept, for the graph knows its address alone.
+        self.given = self.host.to(device)
+        self.given[-1] = 1
+        state: Any = dict(zip(columns, self.given, strict=True))
         self.device, self.graphs, self.tables = device, [], []
         for number, one in enumerate(passes):
             stream = torch.cuda.Stream(device)
@@ -65,7 +66,7 @@ class Graph:
             # Both copies are a part of it, for each launch takes as long as a layer.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 if number == 0:
-                    given.copy_(self.host, non_blocking=True)
+                    self.given.copy_(self.host, non_blocking=True)
                 table, state = one(state)
                 host.copy_(table, non_blocking=True)
             self.graphs.append(graph)

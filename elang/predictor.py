@@ -271,10 +271,9 @@ class JointPredictor:
         Raises:
             InputError: As :meth:`__call__` does, when the turn of the text's window comes.
         """
-        if window < 1:
-            raise InputError(f"A window must hold at least 1 input, but it is {window}.")
         checked = (self.rows(part, first + start) for start, part in windows(texts, window))
-        prepared = (self._prepare(rows, None) for rows in checked)
+        # Or none by the short way: it tokenises in this thread, and longer windows in another, by the same tokenizer.
+        prepared = (self._prepare(rows, None, window <= self.few) for rows in checked)
         yield from stream(prepared, self._swift_window, *self._super_stage)
 
     def super_map(self, texts: Iterable[str] | Iterable[tuple[str, ...]], window: int = 4096) -> Iterator[Prediction]:
@@ -364,9 +363,11 @@ class JointPredictor:
         """The Super's pass, and how many inputs are worth one."""
         return self._super_window, FULL_BATCHES * max(1, self.super_tokens // 32)
 
-    def _prepare(self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None) -> Window:
+    def _prepare(
+        self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None, short: bool = True
+    ) -> Window:
         window = self._window(rows, choices)
-        if self._few_swift is not None and window.choices is None and len(rows) <= self.few:
+        if short and self._few_swift is not None and window.choices is None and len(rows) <= self.few:
             return window
         window.encoded = self._encode(self.swift, window.rows, window.choices)
         self.truncated += window.encoded.texts.truncated
@@ -516,7 +517,7 @@ class JointPredictor:
         return texts if isinstance(self.swift, Seq2Seq) else table[:, 1].tolist(), scores
 
     def _swift_table(self, inputs: dict[str, Tensor], threshold: float) -> Tensor:
-        """Of each input score and answer, float32 ``(B, 2)``, or also what tells odd logits, ``(B, 3)``."""
+        """Of each input score and answer, ``(B, 2)``, or also what tells odd logits, ``(B, 3)``."""
         if not self._early:
             return self._swift_first(inputs)[0]
         assert isinstance(self.swift, TextToText)
@@ -527,35 +528,38 @@ class JointPredictor:
         if len(kept):
             logits = self.swift.label_logits(*self.swift.take(encoded, inputs, kept))
             check_logits(logits, "the Swift's logits", self.task.problem == "choice")
-            answer[kept] = self.swift.predict(logits).float()
+            answer[kept] = self.swift.predict(logits).to(self._kind)
         return torch.stack([score, answer], 1)
 
     def _swift_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, None]:
-        """Of each input score, answer and what tells odd logits, float32 ``(B, 3)``."""
+        """Of each input score, answer and what tells odd logits, ``(B, 3)``."""
         said = self.swift(inputs)
-        score = self.swift.score_of(self.score, said, self.temperature).float()
-        return torch.stack([score, said.prediction.float(), self._odd(said.logits)], 1), None
+        score = self.swift.score_of(self.score, said, self.temperature)
+        return self._table(score, said.prediction, self._odd(said.logits)), None
 
     def _early_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
-        """Of each input the score before the decoder, float32 ``(B, 1)``, and what the decoder takes."""
+        """Of each input the score before the decoder, ``(B, 1)``, and what the decoder takes."""
         assert isinstance(self.swift, TextToText)
         encoded = self.swift.encode(inputs)
-        return self.swift.early_scores(encoded, self.temperature)[self.score].float()[:, None], encoded
+        return self.swift.early_scores(encoded, self.temperature)[self.score].to(self._kind)[:, None], encoded
 
     def _early_second(self, encoded: Any) -> tuple[Tensor, None]:
-        """The decoder's answers, and what tells odd logits, float32 ``(B, 2)``."""
+        """The decoder's answers, and what tells odd logits, ``(B, 2)``."""
         assert isinstance(self.swift, TextToText)
         logits = self.swift.label_logits(encoded, {})
-        return torch.stack([self.swift.predict(logits).float(), self._odd(logits)], 1), None
+        return self._table(self.swift.predict(logits), self._odd(logits)), None
 
     def _super_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, None]:
-        """The Super's answers, and what tells odd logits, float32 ``(B, 2)``."""
+        """The Super's answers, and what tells odd logits, ``(B, 2)``."""
         said = self.super_(inputs)
         logits, answer = said.logits, said.prediction
-        if self.super_order != list(range(logits.shape[1])):
+        ordered = self.super_order == list(range(logits.shape[1]))
+        if not ordered:
             logits = torch.stack([logits[:, place] for place in self.super_order], 1)
+        # A text that was freely generated may be none of the answers.
+        if not ordered or (isinstance(self.super_, TextToText) and self.super_.generate):
             answer = self.super_.predict(logits)
-        return torch.stack([answer.float(), self._odd(logits)], 1), None
+        return self._table(answer, self._odd(logits)), None
 
     def _swift_few(self, rows: list[tuple[str, ...]], threshold: float) -> tuple[list[Any], list[float]]:
         """:meth:`_swift_pass` for few inputs."""
@@ -587,6 +591,14 @@ class JointPredictor:
         answers, odd = self._few_super.first(tokens)
         _check_odd(odd, rows, "Super")
         return answers
+
+    @cached_property
+    def _kind(self) -> torch.dtype:
+        """What holds scores and answers exactly: a regression's may be read off a text."""
+        return torch.float64 if self.task.problem == "regression" else torch.float32
+
+    def _table(self, *columns: Tensor) -> Tensor:
+        return torch.stack([column.to(self._kind) for column in columns], 1)
 
     def _odd(self, logits: Tensor) -> Tensor:
         """A number that is finite where a row of logits can be scored, float32 ``(B,)``; one kernel."""

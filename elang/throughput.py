@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from elang.data.batches import EncodedExamples
+from elang.errors import InputError
 
 if TYPE_CHECKING:
     from elang.predictor import Prediction
@@ -95,6 +96,8 @@ def windows(inputs: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]
     >>> [(first, len(part)) for first, part in windows(range(100), 64)]
     [(0, 8), (8, 16), (24, 32), (56, 44)]
     """
+    if size < 1:
+        raise InputError(f"A window must hold at least 1 input, but it is {size}.")
     stream, first = iter(inputs), 0
     now = max(1, size // _FIRST)
     while part := list(islice(stream, now)):

@@ -134,7 +134,8 @@ class JointModule(EvaluationModule):
             rank_zero_info(f"'{unanswered[0]}' has no answers to the training file: the held-out slice is left out")
         pairs = {split: self.pair(split, table) for split, table in tables.items() if len(table["id"])}
         if "routing" in pairs and not self.explicit_thresholds:
-            check_apart(pairs["routing"], pairs[evaluated])
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            check_apart(pairs["routing"], pairs[evaluated], data.examples("train").key)
         self.summary = self._summarize(pairs, evaluated)
         for quality in self.qualities:
             for model in ("swift", "super"):
