@@ -131,6 +131,8 @@ def cell_of(runs: list[Run], plain: list[Run], weights: Tensor) -> dict[str, Any
     base = {run.seed: run for run in plain}
     both = [run for run in runs if run.seed in base]
     reference = areas([base[run.seed] for run in both], BASELINE[1], weights) if both else None
+    if runs[0].task in PAPER:
+        found["right"] = needed(runs, float(areas(runs, "router", weights)[:, 0].mean()))
     found["scores"] = {}
     for name in names:
         own = areas(runs, name, weights)
@@ -149,6 +151,23 @@ def cell_of(runs: list[Run], plain: list[Run], weights: Tensor) -> dict[str, Any
                 }
         found["scores"][name] = entry
     return found
+
+
+def needed(runs: list[Run], area: float) -> dict[str, float]:
+    """Shares of right answers, and what the Swift's would have to be for the paper's speed-up at the Super's quality.
+
+    As the router's ``area`` and the share that only the Swift has right stay. Of a gap g to the Super, deferring d at
+    random mends g d; the oracle mends one input in each that it defers, until what is only the Super's is deferred.
+    """
+    dev = [run.dev for run in runs]
+    swift, super_ = (mean([float((x == a.label).double().mean()) for a, x in zip(dev, said, strict=True)])
+                     for said in ([a.swift for a in dev], [a.super_ for a in dev]))  # fmt: skip
+    only = mean([float((a.gain < 0).double().mean()) for a in dev])
+    cost = mean([float(a.swift_flops.mean() / a.super_flops.mean()) for a in dev])
+    deferred = 1 / PAPER[runs[0].task] - cost
+    gaps = [g / 1e4 for g in range(5000)]
+    gap = max(g for g in gaps if g * (1 - deferred + area * deferred) <= area * min(deferred, g + only))
+    return {"swift": swift, "super": super_, "only the swift": only, "needed": super_ - gap}
 
 
 def best_swifts(runs: list[Run], score: str, point: str) -> dict[str, Any]:
