@@ -160,8 +160,8 @@ def needed(runs: list[Run], area: float) -> dict[str, float]:
     random mends g d; the oracle mends one input in each that it defers, until what is only the Super's is deferred.
     """
     dev = [run.dev for run in runs]
-    swift, super_ = (mean([float((x == a.label).double().mean()) for a, x in zip(dev, said, strict=True)])
-                     for said in ([a.swift for a in dev], [a.super_ for a in dev]))  # fmt: skip
+    swift = mean([float((a.swift == a.label).double().mean()) for a in dev])
+    super_ = mean([float((a.super_ == a.label).double().mean()) for a in dev])
     only = mean([float((a.gain < 0).double().mean()) for a in dev])
     cost = mean([float(a.swift_flops.mean() / a.super_flops.mean()) for a in dev])
     deferred = 1 / PAPER[runs[0].task] - cost

@@ -76,8 +76,7 @@ class Graph:
         """Run a pass, the first one on what :attr:`host` holds; the columns of its table."""
         self.graphs[number].replay()
         torch.cuda.current_stream(self.device).synchronize()
-        columns: list[list[float]] = self.tables[number][:count].T.tolist()
-        return columns
+        return _columns(self.tables[number][:count])
 
 
 class FewInputs:
@@ -146,6 +145,7 @@ class FewInputs:
         mask[len(tokens) :, 0] = 1
 
 
-def _columns(table: Tensor) -> list[list[float]]:
+def _columns(table: Any) -> list[list[float]]:
+    """The columns of a table, a tensor or an array."""
     columns: list[list[float]] = table.T.tolist()
     return columns

@@ -551,15 +551,11 @@ class JointPredictor:
 
     def _super_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, None]:
         """The Super's answers, and what tells odd logits, ``(B, 2)``."""
-        said = self.super_(inputs)
-        logits, answer = said.logits, said.prediction
-        ordered = self.super_order == list(range(logits.shape[1]))
-        if not ordered:
+        logits = self.super_(inputs).logits
+        if self.super_order != list(range(logits.shape[1])):
             logits = torch.stack([logits[:, place] for place in self.super_order], 1)
-        # A text that was freely generated may be none of the answers.
-        if not ordered or (isinstance(self.super_, TextToText) and self.super_.generate):
-            answer = self.super_.predict(logits)
-        return self._table(answer, self._odd(logits)), None
+        # By the logits: a text that was freely generated may be none of the answers.
+        return self._table(self.super_.predict(logits), self._odd(logits)), None
 
     def _swift_few(self, rows: list[tuple[str, ...]], threshold: float) -> tuple[list[Any], list[float]]:
         """:meth:`_swift_pass` for few inputs."""
