@@ -5,6 +5,7 @@ python benchmarks/runtime.py --sst2 SST-2/dev.tsv --tokenizer MINILM --tiny  # t
 
 T5-Large and T5-11B answer inputs of 128 tokens, TinyBERT-4L-312D and BERT-Base the sentences of SST-2's development
 set, which MINILM, any folder of a BERT, tokenises. Pair and Super run by the same way: the Super is as much optimised.
+T5's shapes also generate texts of 32 tokens for inputs of 128; how many end before is a matter of random weights.
 "From tokens" leaves reading and tokenising out, where the host cannot keep up with the GPU.
 """
 
@@ -26,12 +27,15 @@ from elang import JointPredictor
 from elang.bench import _print, _threshold, disagreement, time_pair
 from elang.cost import best_batch, measure_throughput
 from elang.data.format import TextTask
+from elang.manifest import Manifest
+from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Classifier, TextModel
 from elang.models.text_to_text import TextToText
 from elang.throughput import Deferred, Window, stream, windows
 
 T5_SHARE, BERT_SHARE = 0.25, 0.32
 TASK = TextTask.of(["bad", "good"])
+TEXTS = TextTask([], "sequence", segments=[], qualities=["bleu"])
 WINDOW = 4096
 
 
@@ -48,10 +52,10 @@ def word_tokenizer(words: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
 
 
-def word_texts(tokenizer: Any, count: int, length: int) -> list[str]:
+def word_texts(tokenizer: Any, count: int, length: int, task: TextTask = TASK) -> list[str]:
     """Texts of so many tokens each."""
     draw = random.Random(0)
-    around = len(tokenizer(TASK.prompt_text(("",)))["input_ids"])
+    around = len(tokenizer(task.prompt_text(("",)))["input_ids"])
     known = tokenizer.vocab_size - 5
     return [" ".join(f"w{draw.randrange(known)}" for _ in range(length - around)) for _ in range(count)]
 
@@ -121,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sst2", type=Path, required=True)
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--pairs", nargs="+", choices=("BERT", "T5"), default=["BERT", "T5"])
+    parser.add_argument("--pairs", nargs="+", choices=("BERT", "T5", "Texts"), default=["BERT", "T5", "Texts"])
     parser.add_argument("--single", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--inputs", type=int, default=20000)
@@ -137,6 +141,8 @@ def main() -> None:
         figures |= bert(args, device)
     if "T5" in args.pairs:
         figures |= t5(args, device)
+    if "Texts" in args.pairs:
+        figures |= generated(args, device)
     if not args.tiny:
         print(f"\nwritten to benchmarks/results/{write_result('runtime', figures, ('torch', 'transformers')).name}")
 
@@ -187,6 +193,52 @@ def t5(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         found["Super, times as fast as that"] = plain["seconds"] / own
         print(f"the library's plain call: {1e3 * plain['seconds']:.2f} ms, the Super here: {1e3 * own:.2f} ms")
     return figures
+
+
+def generated(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """T5-Large with T5-11B as models that generate, in bfloat16, with the library's own way beside them."""
+    configs = list(shapes(args.tiny)["T5"][1].values())
+    tokenizer = word_tokenizer(configs[0].vocab_size)
+    models = []
+    for config in configs:
+        config.decoder_start_token_id, config.use_cache = config.pad_token_id, True
+        models.append(Seq2Seq(build(config, device), tokenizer, TEXTS))
+    swift, super_ = models
+    swift.manifest = Manifest([], TEXTS.plain(), score="nll_mean", max_target_length=4 if args.tiny else 32)
+    texts = word_texts(tokenizer, args.t5_inputs // 4, 16 if args.tiny else 128, TEXTS)
+    args.single = min(args.single, 40)
+    figures: dict[str, Any] = {}
+    for score in ("nll_mean", "encoder_router"):
+        swift.add_heads()
+        for head in swift.routers.values():
+            head.scale += 1
+            head.weight += torch.randn(head.width) / head.width
+        swift.heads.to(device)
+        what = f"T5-Large and T5-11B generate, bfloat16, by {score}"
+        found = figures[what] = measure(what, (swift, super_), texts, T5_SHARE, args, score=score)
+        found["one by one by the library"] = plain = {}
+        for name, model in (("swift", swift), ("super", super_)):
+            model.short_path = None
+            took = library_alone(model, tokenizer, texts[:8])
+            plain[name] = {"seconds": took, "times": took / found["passes"][name]["one by one"]["median"]}
+        print(plain, flush=True)
+    return figures
+
+
+@torch.inference_mode()
+def library_alone(model: Seq2Seq, tokenizer: Any, texts: list[str]) -> float:
+    """Seconds in which the library generates one text, the median."""
+    took = []
+    for text in texts:
+        inputs = tokenizer(text, return_tensors="pt").to(model.backbone.device)
+        start = time.perf_counter()
+        model.texts(
+            model.backbone.generate(
+                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False
+            )
+        )
+        took.append(time.perf_counter() - start)
+    return statistics.median(took[1:])
 
 
 if __name__ == "__main__":

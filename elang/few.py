@@ -16,6 +16,8 @@ from torch import Tensor
 
 # What is wanted of a model, as a table ``(B, K)``, and what its next pass takes.
 Pass = Callable[[Any], tuple[Tensor, Any]]
+# The inputs' column, int64 ``(B,)``, that is 0 where nobody waits for a text to be generated.
+WANTED = "wanted"
 DType = Literal["float32", "bfloat16", "float16"]
 _STEPS = (64, 16), (128, 32), (10**9, 64)
 _WARM_UP = 3
@@ -48,11 +50,15 @@ class Graph:
     ) -> None:
         columns = [*names, "attention_mask"]
         self.host = torch.zeros(len(columns), rows, length, dtype=torch.int64).pin_memory()
+        self.host[-1] = 1
         self.array = self.host.numpy()
         # Kept, for the graph knows its address alone.
         self.given = self.host.to(device)
-        self.given[-1] = 1
+        self.wanted_host = torch.ones(rows, dtype=torch.int64).pin_memory()
+        self.wanted = self.wanted_host.to(device)
         state: Any = dict(zip(columns, self.given, strict=True))
+        if len(passes) > 2:
+            state[WANTED] = self.wanted
         self.device, self.graphs, self.tables = device, [], []
         for number, one in enumerate(passes):
             stream = torch.cuda.Stream(device)
@@ -67,8 +73,12 @@ class Graph:
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 if number == 0:
                     self.given.copy_(self.host, non_blocking=True)
+                if number == 1 and len(passes) > 2:
+                    self.wanted.copy_(self.wanted_host, non_blocking=True)
                 table, state = one(state)
                 host.copy_(table, non_blocking=True)
+            # The next pass is tried on what this one leaves.
+            graph.replay()
             self.graphs.append(graph)
             self.tables.append(host.numpy())
 
@@ -78,12 +88,28 @@ class Graph:
         torch.cuda.current_stream(self.device).synchronize()
         return _columns(self.tables[number][:count])
 
+    def repeat(self, number: int, most: int) -> None:
+        """Run a pass again and again until its table, which only falls, is zero.
+
+        Each is launched before it is known what the one before it has found, so one may be in vain.
+        """
+        done = [torch.cuda.Event(), torch.cuda.Event()]
+        for count in range(most):
+            self.graphs[number].replay()
+            done[count % 2].record()
+            if count:
+                done[1 - count % 2].synchronize()
+                if not self.tables[number].any():
+                    break
+
 
 class FewInputs:
     """Runs a model's passes over few inputs.
 
     Args:
-        passes: Each takes what the one before it has left, the first one the model's inputs.
+        passes: Each takes what the one before it has left, the first one the model's inputs. Of a model that generates
+            texts these are four: up to the decoder, to the first token, one token (its table tells which texts have not
+            ended), and the end; its inputs have the column :data:`WANTED`.
         pad: The columns of tokens and what pads each, as :attr:`elang.data.batches.EncodedTexts.pad` has them.
         most: Inputs at a time.
         limit: Tokens of an input at most.
@@ -120,7 +146,10 @@ class FewInputs:
             columns = torch.empty(len(self.pad) + 1, count, longest, dtype=torch.int64)
             self.fill(columns.numpy(), tokens)
             names = [*self.pad, "attention_mask"]
-            table, self._last = self.passes[0](dict(zip(names, columns.to(self.device), strict=True)))
+            inputs = dict(zip(names, columns.to(self.device), strict=True))
+            if len(self.passes) > 2:
+                inputs[WANTED] = self._wanted = torch.ones(count, dtype=torch.int64, device=self.device)
+            table, self._last = self.passes[0](inputs)
             return _columns(table)
         self._last = graph
         self.fill(graph.array, tokens)
@@ -131,6 +160,21 @@ class FewInputs:
         if isinstance(self._last, Graph):
             return self._last.replay(1, count)
         return _columns(self.passes[1](self._last)[0])
+
+    def generate(self, wanted: list[bool], most: int) -> list[list[float]]:
+        """Generate a text of at most so many tokens for each wanted input; the columns of the last pass's table."""
+        if isinstance(graph := self._last, Graph):
+            graph.wanted_host.zero_()
+            graph.wanted_host[: len(wanted)] = torch.tensor(wanted)
+            graph.replay(1, 0)
+            graph.repeat(2, most)
+            return graph.replay(3, len(wanted))
+        self._wanted.copy_(torch.tensor(wanted))
+        state = self.passes[1](self._last)[1]
+        for _ in range(most):
+            if not self.passes[2](state)[0].any():
+                break
+        return _columns(self.passes[3](state)[0])
 
     def fill(self, array: Any, tokens: list[dict[str, list[int]]]) -> None:
         """Write tokens and their mask, padded, into an int64 array ``(columns, rows, length)``."""

@@ -68,7 +68,8 @@ class JointPredictor:
         tokens: Tokens in a batch of the Swift's, with padding; by default what suits the device.
         super_tokens: The same for the Super.
         few: Up to so many inputs at a time take the short way of :mod:`elang.few`, for latency: captured graphs on a
-            GPU, for which loading takes longer. Not for generated texts, nor candidates of each input's own.
+            GPU, for which loading takes longer. Of texts only those that a T5 or mT5 generates without beams; not for
+            candidates of each input's own.
         dtype: Precision of both models' weights; scores are float32 in any, but thresholds that were chosen in
             float32 are met only about.
         compile: Compile both models with ``torch.compile``, for whatever shapes come, at the first inputs; T5 then
@@ -184,7 +185,7 @@ class JointPredictor:
             if self._early:
                 passes = [self._early_first, self._early_second]
             if swift_model is not None:
-                self._few_swift = self._few_inputs(self.swift, passes, "The Swift")
+                self._few_swift = self._few_inputs(self.swift, passes, "The Swift", self.score)
             if self._super is not None:
                 self._few_super = self._few_inputs(self._super, [self._super_first], "The Super")
 
@@ -201,14 +202,17 @@ class JointPredictor:
             stacklevel=3,
         )
 
-    def _few_inputs(self, model: TextModel, passes: list[Pass], who: str) -> FewInputs | None:
+    @torch.inference_mode()
+    def _few_inputs(self, model: TextModel, passes: list[Pass], who: str, score: str | None = None) -> FewInputs | None:
         """What runs a model over few inputs, if that can be."""
-        free = isinstance(model, Seq2Seq) or (isinstance(model, TextToText) and (model.generate or not model.trie))
-        if free or self.task.problem == "choice":
+        if isinstance(model, Seq2Seq):
+            found = model.few_passes(score)
+            if found is None:
+                return None
+            passes = found
+        elif self.task.problem == "choice" or (isinstance(model, TextToText) and (model.generate or not model.trie)):
             return None
-        limit = self.limit(model)
-        with torch.inference_mode():
-            return FewInputs(passes, pad_of(model.tokenizer), self.few, limit, self.device, who)
+        return FewInputs(passes, pad_of(model.tokenizer), self.few, self.limit(model), self.device, who)
 
     @cached_property
     def _early(self) -> bool:
@@ -565,6 +569,13 @@ class JointPredictor:
         # Of over-long ones the Super counts its own.
         self._tokens = {} if cut else dict(zip(rows, tokens, strict=True))
         scores, *said = self._few_swift.first(tokens)
+        if isinstance(self.swift, Seq2Seq):
+            early = self.score in BEFORE_DECODER
+            kept = [not early or score <= threshold for score in scores]
+            if not any(kept):
+                return [""] * len(rows), scores
+            late, *ids = self._few_swift.generate(kept, self.swift.max_new_tokens)
+            return self.swift.texts(_tokens(ids)), scores if early else late
         if not self._early:
             answers, odd = said
             _check_odd(odd, rows, "Swift")
@@ -584,7 +595,11 @@ class JointPredictor:
         else:
             tokens, cut = self._token_lists(self.super_, rows)
             self.super_truncated += cut
-        answers, odd = self._few_super.first(tokens)
+        said = self._few_super.first(tokens)
+        if isinstance(self.super_, Seq2Seq):
+            _, *ids = self._few_super.generate([True] * len(rows), self.super_.max_new_tokens)
+            return self.super_.texts(_tokens(ids))
+        answers, odd = said
         _check_odd(odd, rows, "Super")
         return answers
 
@@ -657,6 +672,11 @@ def _tokens_of(deferred: list[Deferred]) -> EncodedExamples | None:
             return None
         parts.append(window.super_encoded.texts.take(torch.tensor([one.place for one in group])))
     return EncodedExamples(reduce(add, parts))
+
+
+def _tokens(columns: list[list[float]]) -> Tensor:
+    """Generated tokens, int64 ``(B, T)``, of the columns of a table."""
+    return torch.tensor(columns).long().T
 
 
 def _check_odd(odd: list[float], rows: list[tuple[str, ...]], who: str) -> None:

@@ -18,6 +18,7 @@ from elang.manifest import Manifest
 from elang.models.backbones import load_model, save_model
 from elang.models.onnx_path import OnnxPath
 from elang.models.t5_path import T5Path
+from elang.models.t5_steps import T5Steps
 
 KINDS = {
     "t5": (T5Config, {}),
@@ -61,6 +62,41 @@ def test_the_short_path_of_t5_says_what_the_library_says(kind):
             tokens = torch.randint(50, (nodes.shape[1], 7))
             expected = torch.stack(said, 1).flatten(1, 2).gather(2, tokens.expand(4, -1, -1))
             assert torch.allclose(path.logits(nodes, tokens), expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_by_the_short_path_of_t5_are_the_librarys(kind):
+    """Also behind the first room for keys and values, and where some have ended."""
+    family, options = KINDS[kind]
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 6, "vocab_size": 50}
+    torch.manual_seed(0)
+    model = AutoModelForSeq2SeqLM.from_config(family(**sizes, decoder_start_token_id=0, **options)).eval()
+    for weight in model.parameters():
+        weight.data += 0.2 * torch.randn_like(weight)
+    ids = torch.randint(2, 50, (12, 13))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = mask[3, 1:] = 0
+    plain = {"input_ids": ids, "attention_mask": mask, "do_sample": False}
+    # What is said most ends a text, so that some end early and others never.
+    said = model.generate(**plain, max_new_tokens=70, eos_token_id=[])[:, 1:]
+    ends = [int(said[:, 3:].flatten().bincount().argmax()), 1]
+    path = T5Path(model)
+    with torch.inference_mode():
+        hidden = path.encode(ids, mask)
+        for most in (1, 20, 70):
+            expected = model.generate(**plain, max_new_tokens=most, eos_token_id=ends)[:, 1:]
+            found = T5Steps(path, most, ends, False).all(hidden, mask)
+            assert torch.equal(found.ids, expected)
+            ended = torch.isin(expected, torch.tensor(ends))
+            counts = torch.where(ended.any(1), ended.int().argmax(1) + 1, most)
+            assert torch.equal(found.steps, counts)
+        assert len(set(counts.tolist())) > 1
+        # All of them end when none is wanted.
+        steps = T5Steps(path, 5, ends, False)
+        texts = steps.begin(hidden, mask, torch.zeros(12, dtype=torch.int64))
+        steps.step(texts)
+        assert not texts.steps.any()
+        assert not texts.ids.any()
 
 
 @pytest.fixture(scope="module")

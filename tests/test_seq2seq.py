@@ -176,6 +176,55 @@ def test_tokens_are_the_librarys(models, kind, beams, static):
     assert len(lengths) > 1, "a test of lengths needs several"
 
 
+def test_the_short_way_says_the_same_texts(models):
+    model = models["t5"]
+    model.backbone.generation_config.num_beams = 1
+    with torch.inference_mode():
+        source = model.encode(inputs_of(model))
+        expected = model.generate(source)
+        model.shorten()
+        try:
+            # Nothing but greedy texts is asked for.
+            assert model.steps(True) is not None
+            for option in ({"no_repeat_ngram_size": 2}, {"num_beams": 2}, {"suppress_tokens": [3]}):
+                model.backbone.generation_config.update(**option)
+                assert model.steps(True) is None
+                model.backbone.generation_config.update(**dict.fromkeys(option))
+            found = model.generate(source)
+            longest = int(expected.steps.max())
+            assert found.ids.shape == (17, longest)
+            assert torch.equal(found.ids, expected.ids[:, :longest])
+            assert torch.equal(found.steps, expected.steps)
+            torch.testing.assert_close(found.scores, expected.scores, atol=2e-4, rtol=1e-4)
+            assert not model.generate(source, scored=False).scores.any()
+            exact = model.generate(source, exactly=5)
+            assert exact.ids.shape == (17, 5)
+            assert (exact.steps == 5).all()
+        finally:
+            model.short_path = None
+        assert model.steps(True) is None
+
+
+@pytest.mark.parametrize("score", ["nll_mean", "router", "encoder_router"])
+def test_few_texts_are_those_of_many(mt_data, mt_pair, score):
+    """By the steps that a GPU captures: one, some and none deferred, before and after the decoder."""
+    texts = (mt_data / "val.en").read_text("utf-8").split("\n")[:24]
+    plain = JointPredictor(mt_pair["swift"], mt_pair["super"], "inf", score)
+    for model in (plain.swift, plain.super_):
+        model.short_path = None
+    ordered = sorted(one.score for one in plain(texts))
+    for threshold in ("inf", "-inf", (ordered[11] + ordered[12]) / 2):
+        plain.threshold = float(threshold)
+        expected = plain(texts)
+        few = JointPredictor(mt_pair["swift"], mt_pair["super"], threshold, score, few=3)
+        assert few._few_swift is not None
+        found = [one for start in range(0, 24, 3) for one in few(texts[start : start + 3])]
+        found += [few([text])[0] for text in texts[:5]]
+        for one, other in zip(found, expected + expected[:5], strict=True):
+            assert (one.label, one.answered_by) == (other.label, other.answered_by)
+            assert one.score == pytest.approx(other.score, abs=2e-4, rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_as_it_goes_are_those_of_the_finished_text(models, kind):
     model = models[kind]

@@ -18,8 +18,11 @@ from elang.cost import FlopsConvention, flops_by_length, generation_flops
 from elang.data.batches import IGNORED
 from elang.data.format import TextTask
 from elang.errors import InputError
+from elang.few import WANTED, Pass
+from elang.models.t5_steps import T5Steps, Texts
 from elang.models.text_model import Answer, TextModel
 from elang.router import RouterHead, masked_mean
+from elang.scores import BEFORE_DECODER
 from elang.sequence_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES, sequence_scores, token_scores
 
 _UNSUPPORTED = {
@@ -27,6 +30,13 @@ _UNSUPPORTED = {
     "encoder-decoder": "it is two models put together, whose costs are not counted",
     "nllb-moe": "a mixture of experts has outputs of its own",
     "switch_transformers": "a mixture of experts has outputs of its own",
+}
+# What may be set where greedy texts are all that is asked for; what is for beams or samples is of no effect.
+_PLAIN = {
+    *("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id", "max_new_tokens", "num_beams"),
+    *("do_sample", "temperature", "top_k", "top_p", "use_cache", "output_attentions", "output_hidden_states"),
+    *("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty"),
+    *("return_dict_in_generate", "output_scores", "transformers_version", "_from_model_config"),
 }
 # Logits that are scored at a time, for a vocabulary is wide.
 _CHUNK = 1 << 26
@@ -214,6 +224,8 @@ class Seq2Seq(TextModel):
             exactly: So many steps, for timing; by default until each text ends, or :attr:`max_new_tokens`.
             scored: Whether scores are needed; zeros stand for them otherwise.
         """
+        if (short := self.steps(scored, exactly)) is not None:
+            return self.generated(source, short.all(source.hidden, source.mask))
         config = copy.deepcopy(self.backbone.generation_config)
         config.update(do_sample=False, return_dict_in_generate=False)
         if exactly is not None:
@@ -244,6 +256,62 @@ class Seq2Seq(TextModel):
         # A language code that is forced is no decision.
         forced = int(config.forced_bos_token_id is not None and ids.shape[1] > 1)
         return Generated(ids, steps, sequence_scores(tokens[:, forced:], (steps - forced).clamp_min(1)))
+
+    def steps(self, scored: bool, exactly: int | None = None) -> T5Steps | None:
+        """The short way to generate, where its family has one and its settings ask for nothing but greedy texts."""
+        path, config = self.inference_path, self.backbone.generation_config
+        if path is None or self.static_cache or self.num_beams > 1:
+            return None
+        if {name for name, value in config.to_diff_dict().items() if value is not None} - _PLAIN:
+            return None
+        ends = _ids(config.eos_token_id) if exactly is None else []
+        return T5Steps(path, exactly or self.max_new_tokens, ends, scored)
+
+    def generated(self, source: Source, texts: Texts) -> Generated:
+        """What the short way made of a batch."""
+        scores = source.features.new_zeros(len(texts.ids), len(SEQUENCE_SCORES))
+        if texts.scores is not None:
+            scores = sequence_scores(texts.scores, texts.steps.clamp_min(1))
+        return Generated(texts.ids, texts.steps, scores)
+
+    def few_passes(self, score: str | None) -> list[Pass] | None:
+        """For :class:`elang.few.FewInputs`, where the short way to generate is there.
+
+        Args:
+            score: What routes; ``None`` where nothing does.
+
+        Returns:
+            Four passes. The first one's table has the score if it is known before the decoder, the last one's the score
+            if it is not, and the tokens, ``(B, 1 + T)``.
+        """
+        early = score in BEFORE_DECODER
+        late = None if early else score
+        steps = self.steps(late is not None)
+        if steps is None:
+            return None
+
+        def first(inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
+            source = self.encode(inputs)
+            known = self.early_scores(source)[score] if early and score else source.features.new_zeros(len(source.mask))
+            return known.double()[:, None], (source, inputs[WANTED])
+
+        def begin(state: tuple[Source, Tensor]) -> tuple[Tensor, Any]:
+            source, wanted = state
+            texts = steps.begin(source.hidden, source.mask, wanted)
+            return texts.left[:, None], (source, texts)
+
+        def step(state: tuple[Source, Texts]) -> tuple[Tensor, Any]:
+            steps.step(state[1])
+            return state[1].left[:, None], state
+
+        def last(state: tuple[Source, Texts]) -> tuple[Tensor, Any]:
+            source, texts = state
+            known = source.features.new_zeros(len(texts.ids))
+            if late is not None:
+                known = self.late_scores(source, self.generated(*state))[late]
+            return torch.cat([known.double()[:, None], texts.ids.double()], 1), state
+
+        return [first, begin, step, last]
 
     def _score(self, source: Source, ids: Tensor) -> Tensor:
         """Scores of finished texts' tokens, ``(B, T, 4)``."""

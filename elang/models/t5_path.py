@@ -22,10 +22,11 @@ from torch import Tensor
 # Their self-attention has one bias for all layers of a stack.
 FAMILIES = ("t5", "mt5")
 # Attention kernels want lengths of whole multiples.
-_MULTIPLE = 8
+MULTIPLE = 8
 
 
-def _norm(x: Tensor, module: Any) -> Tensor:
+def norm(x: Tensor, module: Any) -> Tensor:
+    """The layer norm of ``(N, D)`` by a module's weights, in one kernel."""
     return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
 
 
@@ -51,9 +52,9 @@ def _attend_source(x: Tensor, attention: Any, source: Tensor, bias: Tensor) -> T
     return out.transpose(0, 1).reshape(len(x), heads * width)
 
 
-def _feed_forward(x: Tensor, layer: Any) -> None:
+def feed_forward(x: Tensor, layer: Any) -> None:
     """Add a feed-forward layer to ``(N, D)``, in place."""
-    own, normed = layer.DenseReluDense, _norm(x, layer.layer_norm)
+    own, normed = layer.DenseReluDense, norm(x, layer.layer_norm)
     if hasattr(own, "wi_0"):
         inner = own.act(F.linear(normed, own.wi_0.weight)).mul_(F.linear(normed, own.wi_1.weight))
     elif isinstance(own.act, torch.nn.ReLU) and x.is_cuda:
@@ -64,16 +65,15 @@ def _feed_forward(x: Tensor, layer: Any) -> None:
     x.addmm_(inner, own.wo.weight.t())
 
 
-def _bias_of(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """0 on real tokens and -inf elsewhere."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask == 0, -torch.inf)
 
 
-def _bring_together(attention: Any) -> None:
-    """Put the weights of queries, keys and values side by side in memory, where each stays what it was."""
-    parts = (attention.q, attention.k, attention.v)
+def _bring_together(attention: Any, *parts: Any) -> None:
+    """Put the weights of these parts side by side in memory, where each stays what it was."""
     attention.together = torch.cat([part.weight.data for part in parts])
-    for part, weight in zip(parts, attention.together.chunk(3), strict=True):
+    for part, weight in zip(parts, attention.together.chunk(len(parts)), strict=True):
         part.weight.data = weight
 
 
@@ -88,7 +88,11 @@ class T5Path:
         self.backbone = backbone
         for stack in (backbone.encoder, backbone.decoder):
             for block in stack.block:
-                _bring_together(block.layer[0].SelfAttention)
+                own = block.layer[0].SelfAttention
+                _bring_together(own, own.q, own.k, own.v)
+        for block in backbone.decoder.block:
+            cross = block.layer[1].EncDecAttention
+            _bring_together(cross, cross.k, cross.v)
 
     @property
     def current(self) -> bool:
@@ -101,20 +105,20 @@ class T5Path:
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The encoder's output for tokens ``(B, L)``, ``(B, L, D)``; without meaning behind a text's end."""
         batch, length = ids.shape
-        padding = (0, -length % _MULTIPLE)
+        padding = (0, -length % MULTIPLE)
         ids, mask = F.pad(ids, padding), F.pad(mask, padding)
         stack = self.backbone.encoder
         # A copy, for what is added to it.
         x = stack.embed_tokens(ids).flatten(0, 1)
         bias = stack.block[0].layer[0].SelfAttention.compute_bias(ids.shape[1], ids.shape[1])
         # Attention kernels take no bias whose last dimension is not dense in memory, as this one's is not.
-        bias = bias.contiguous() + _bias_of(mask, x.dtype)[:, None, None]
+        bias = bias.contiguous() + mask_bias(mask, x.dtype)[:, None, None]
         for block in stack.block:
             own, feed = block.layer
-            mixed = _attend(_norm(x, own.layer_norm), own.SelfAttention, batch, bias)
+            mixed = _attend(norm(x, own.layer_norm), own.SelfAttention, batch, bias)
             x.addmm_(mixed, own.SelfAttention.o.weight.t())
-            _feed_forward(x, feed)
-        return _norm(x, stack.final_layer_norm).view(batch, -1, x.shape[-1])[:, :length]
+            feed_forward(x, feed)
+        return norm(x, stack.final_layer_norm).view(batch, -1, x.shape[-1])[:, :length]
 
     def decode(self, hidden: Tensor, mask: Tensor, ids: Tensor) -> Tensor:
         """The decoder's output over paths ``(P, T)``, the same for each encoded text: ``(B, P, T, D)``."""
@@ -126,24 +130,30 @@ class T5Path:
             causal = torch.ones(steps, steps, dtype=torch.bool, device=ids.device).triu(1)
             bias = stack.block[0].layer[0].SelfAttention.compute_bias(steps, steps).contiguous()
             bias = bias.masked_fill(causal, -torch.inf)
-        padding = _bias_of(mask, x.dtype)[:, None]
+        padding = mask_bias(mask, x.dtype)[:, None]
         for block in stack.block:
             own, cross, feed = block.layer
-            attention, normed = own.SelfAttention, _norm(x, own.layer_norm)
+            attention, normed = own.SelfAttention, norm(x, own.layer_norm)
             if bias is None:
                 mixed = F.linear(normed, attention.v.weight)
             else:
                 mixed = _attend(normed, attention, batch * paths, bias)
             x.addmm_(mixed, attention.o.weight.t())
-            mixed = _attend_source(_norm(x, cross.layer_norm), cross.EncDecAttention, hidden, padding)
+            mixed = _attend_source(norm(x, cross.layer_norm), cross.EncDecAttention, hidden, padding)
             x.addmm_(mixed, cross.EncDecAttention.o.weight.t())
-            _feed_forward(x, feed)
-        return _norm(x, stack.final_layer_norm).view(batch, paths, steps, -1)
+            feed_forward(x, feed)
+        return norm(x, stack.final_layer_norm).view(batch, paths, steps, -1)
 
     def logits(self, output: Tensor, tokens: Tensor) -> Tensor:
         """Logits of the decoder's output ``(B, M, D)`` for each node's own tokens ``(M, K)``: float32 ``(B, M, K)``."""
         rows = self.backbone.lm_head.weight[tokens].float()
-        output = output.float()
-        if getattr(self.backbone.config, "scale_decoder_outputs", False):
-            output = output * self.backbone.config.d_model**-0.5
-        return torch.einsum("bmd,mkd->bmk", output, rows)
+        return torch.einsum("bmd,mkd->bmk", self._scaled(output.float()), rows)
+
+    def all_logits(self, output: Tensor) -> Tensor:
+        """Logits of the decoder's output ``(B, D)`` for the whole vocabulary, ``(B, V)``, in its precision."""
+        found: Tensor = self.backbone.lm_head(self._scaled(output))
+        return found
+
+    def _scaled(self, output: Tensor) -> Tensor:
+        own = self.backbone.config
+        return output * own.d_model**-0.5 if getattr(own, "scale_decoder_outputs", False) else output
