@@ -1,6 +1,6 @@
 """FLOPs into seconds on a GPU: the paper's pairs by their shapes, with random weights, many inputs and one by one.
 
-python benchmarks/runtime.py --sst2 SST-2/dev.tsv --tokenizer MINILM  # writes benchmarks/results/runtime.json
+python benchmarks/runtime.py --sst2 SST-2/dev.tsv --tokenizer MINILM  # writes results/runtime.json, runtime_texts.json
 python benchmarks/runtime.py --sst2 SST-2/dev.tsv --tokenizer MINILM --tiny  # tiny shapes on the CPU; writes nothing
 
 T5-Large and T5-11B answer inputs of 128 tokens, TinyBERT-4L-312D and BERT-Base the sentences of SST-2's development
@@ -136,15 +136,14 @@ def main() -> None:
     if args.tiny:
         args.single, args.repeats, args.inputs, args.t5_inputs = 5, 1, 60, 20
     torch.manual_seed(0)
-    figures: dict[str, Any] = {}
-    if "BERT" in args.pairs:
-        figures |= bert(args, device)
-    if "T5" in args.pairs:
-        figures |= t5(args, device)
-    if "Texts" in args.pairs:
-        figures |= generated(args, device)
-    if not args.tiny:
-        print(f"\nwritten to benchmarks/results/{write_result('runtime', figures, ('torch', 'transformers')).name}")
+    for name, parts in {"runtime": {"BERT": bert, "T5": t5}, "runtime_texts": {"Texts": generated}}.items():
+        figures: dict[str, Any] = {}
+        for pair, part in parts.items():
+            if pair in args.pairs:
+                figures |= part(args, device)
+                gc.collect()
+        if figures and not args.tiny:
+            print(f"\nwritten to benchmarks/results/{write_result(name, figures, ('torch', 'transformers')).name}")
 
 
 def bert(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
