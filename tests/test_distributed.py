@@ -2,11 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import pandas as pd
 import pytest
+from conftest import QUIET
 from safetensors.torch import load_file
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -70,3 +74,64 @@ def test_fit_and_score_on_two_processes(base_model, pair, data_args, tmp_path):
     a, b = (pd.read_parquet(tmp_path / f"{n}.parquet") for n in (1, 2))
     pd.testing.assert_frame_equal(a, b, check_exact=True)
     assert len(a) == 240 + 61
+
+
+def gone(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("dead", ["first", "second"])
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_others_end_when_a_rank_dies(verb, dead, base_model, joint_args, data_args, tmp_path):
+    """With an error, in bounded time, and nothing goes on running."""
+    args = {
+        "fit": ["--model.model", base_model, "--model.output", tmp_path / "model", *data_args, *QUIET],
+        "validate": [*joint_args, "--model.output", tmp_path / "joint"],
+    }[verb]
+    (tmp_path / "of_death.py").write_text(DIES)
+    hook = {"class_path": "of_death.Dies", "init_args": {"rank": ["first", "second"].index(dead)}}
+    args += ["--trainer.callbacks", json.dumps([hook])]
+    args += ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-m", "elang", verb, *map(str, args)]
+    with (tmp_path / "said").open("w+") as said:
+        process = subprocess.Popen(command, stderr=said, stdout=said, env=environment, start_new_session=True)
+        try:
+            code = process.wait(timeout=120)
+            start = time.monotonic()
+            while not gone(process.pid) and time.monotonic() - start < 60:
+                time.sleep(0.1)
+            assert gone(process.pid), "a rank goes on alone"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        said.seek(0)
+        text = said.read()
+    assert "third batch" in text, text[-3000:]
+    assert code != 0
+    assert not (tmp_path / "model").exists()
+    assert not (tmp_path / "joint" / "summary.json").exists()
+
+
+DIES = """
+import os, signal, sys
+from lightning.pytorch import Callback
+
+
+class Dies(Callback):
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer, module, batch, number):
+        if number == 2 and trainer.global_rank == self.rank:
+            print("third batch", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_validation_batch_start(self, trainer, module, batch, number, dataloader_idx=0):
+        if trainer.state.fn == "validate":
+            self.on_train_batch_start(trainer, module, batch, number)
+"""

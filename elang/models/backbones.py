@@ -1,5 +1,6 @@
 """Loading and saving the models of a task: folders, checkpoints and hub ids, of every family."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,8 +125,7 @@ def load_model(
         if dtype != torch.float32:
             found.cast(dtype)
         return found
-    name, revision = _locate(path)
-    options: dict[str, Any] = {"revision": revision} if revision else {}
+    name, options = _locate(path)
     folder = Path(name)
     manifest = Manifest.read(folder) if (folder / FILENAME).is_file() else None
     try:
@@ -207,8 +207,7 @@ def load_masked(path: str) -> tuple[Any, Any, bool]:
     Raises:
         InputError: If it cannot be loaded or its kind knows no masked words.
     """
-    name, revision = _locate(path)
-    options: dict[str, Any] = {"revision": revision} if revision else {}
+    name, options = _locate(path)
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
@@ -277,17 +276,17 @@ def check_model(path: str) -> None:
     if path.endswith(".ckpt"):
         read_checkpoint(path)
         return
-    name, revision = _locate(path)
+    name, options = _locate(path)
     try:
-        AutoConfig.from_pretrained(name, **({"revision": revision} if revision else {}))
+        AutoConfig.from_pretrained(name, **options)
     except Exception as error:
         raise _not_loaded(path, error) from error
 
 
-def _locate(path: str) -> tuple[str, str | None]:
-    """Tell a folder from a hub id, and split off the id's revision."""
+def _locate(path: str) -> tuple[str, dict[str, Any]]:
+    """Tell a folder from a hub id: its name, and what else the library is to be told."""
     if Path(path).is_dir():
-        return path, None
+        return path, {}
     name, _, revision = path.partition("@")
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_file():
         raise InputError(f"There is no model folder '{path}'. Run `elang fit` to make it, or mend the path.")
@@ -301,7 +300,25 @@ def _locate(path: str) -> tuple[str, str | None]:
             f"There is no folder '{path}', and as a hub id it may change under you: pin it, as in "
             f"'{name}@<commit hash>'."
         )
-    return name, revision
+    return name, {"revision": revision, "local_files_only": _is_cached(name, revision)}
+
+
+def _is_cached(name: str, revision: str) -> bool:
+    """Whether a model of the hub is here as a whole, so that a hub that is slow or silent need not be asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    def find(file: str) -> Path | None:
+        found = try_to_load_from_cache(name, file, revision=revision)
+        return Path(found) if isinstance(found, str) else None
+
+    try:
+        index = find("model.safetensors.index.json")
+        shards = json.loads(index.read_text("utf-8"))["weight_map"].values() if index else ["model.safetensors"]
+        # It may need files that only its own class knows.
+        AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=True)
+    except Exception:
+        return False
+    return all(map(find, set(shards)))
 
 
 def _limit_length(tokenizer: Any, config: Any) -> None:
@@ -366,8 +383,8 @@ def _from_checkpoint(path: str, generate: bool, num_beams: int | None) -> TextMo
     fields = dict(about["config"])
     try:
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        name, revision = _locate(about["tokenizer"])
-        tokenizer = AutoTokenizer.from_pretrained(name, **({"revision": revision} if revision else {}))
+        name, options = _locate(about["tokenizer"])
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:
         raise InputError(
             f"The tokenizer '{about['tokenizer']}' that the checkpoint '{path}' names cannot be loaded ({error}). Use "
