@@ -150,6 +150,16 @@ def test_a_truncated_model(fails, joint_args, pair, tmp_path):
     assert not (tmp_path / "joint").exists()
 
 
+@pytest.mark.parametrize("missing", [["tokenizer.json"], ["tokenizer.json", "tokenizer_config.json"]])
+def test_a_missing_tokenizer(missing, fails, joint_args, pair, fit_args, tmp_path):
+    """The library makes one up that knows no word."""
+    copy = shutil.copytree(pair["swift"], tmp_path / "swift")
+    for name in missing:
+        (copy / name).unlink()
+    fails(["validate", *replaced(joint_args, "--model.swift_model", copy)], copy, "cannot be loaded", "tokenizer")
+    fails(replaced(fit_args, "--model.model", copy), copy, "tokenizer")
+
+
 def test_nan_logits(fails, joint_args, pair, tmp_path):
     broken = shutil.copytree(pair["swift"], tmp_path / "nan")
     state = load_file(broken / "model.safetensors")

@@ -28,6 +28,10 @@ from elang.records import settle
 
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
+# Seconds in which the hub must say whether it has a model.
+_HUB_PATIENCE = 10
+# The library's own empty vocabularies have up to one token that is not special.
+_FEWEST_WORDS = 2
 
 
 def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None:
@@ -149,7 +153,7 @@ def load_model(
                 check_words(own, task, path)
             said = own if own and not fine_tune else task
             assert said is not None
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            tokenizer = _load_tokenizer(name, options)
             with _quiet():
                 # Large ones are not to be there twice.
                 backbone = _pretrained(AutoModelForSeq2SeqLM, name, config, options, dtype=dtype)
@@ -173,7 +177,7 @@ def load_model(
                     f"'{path}' has {len(original)} outputs, {original[:8]}, and a {answers.problem} task needs "
                     f"{answers.num_outputs}. Fine-tune it with `elang fit`."
                 )
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            tokenizer = _load_tokenizer(name, options)
             with _quiet():
                 # A head for another number of classes is replaced, the body must fit.
                 backbone = _pretrained(
@@ -210,7 +214,7 @@ def load_masked(path: str) -> tuple[Any, Any, bool]:
     name, options = _locate(path)
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            tokenizer = _load_tokenizer(name, options)
             config = AutoConfig.from_pretrained(name, **options)
             model, info = _pretrained(AutoModelForMaskedLM, name, config, options, output_loading_info=True)
     except Exception as error:
@@ -219,6 +223,15 @@ def load_masked(path: str) -> tuple[Any, Any, bool]:
             f"{str(error).strip().splitlines()[0]}). Give an encoder such as BERT or MPNet."
         ) from error
     return model, tokenizer, not info["missing_keys"]
+
+
+def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
+    found = AutoTokenizer.from_pretrained(name, **options)
+    # Where its files are missing the library makes one of special tokens alone, to which all texts are the same.
+    words = set(found.get_vocab().values()) - set(found.all_special_ids)
+    if len(words) < _FEWEST_WORDS:
+        raise ValueError(f"its tokenizer's files are missing or empty: it knows {len(words)} tokens")
+    return found
 
 
 def _text_to_text(backbone: Any, tokenizer: Any, task: TextTask, generate: bool, num_beams: int | None) -> TextModel:
@@ -260,8 +273,9 @@ def check_words(own: TextTask, task: TextTask, path: str) -> None:
 
 
 def _not_loaded(path: str, error: Exception) -> InputError:
+    reason = (str(error).strip() or "no reason given").splitlines()[0]
     return InputError(
-        f"The model '{path}' cannot be loaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}). It "
+        f"The model '{path}' cannot be loaded ({type(error).__name__}: {reason}). It "
         "must be a folder with config.json, model.safetensors and a tokenizer, a .ckpt, or a hub id that is reachable "
         "or cached."
     )
@@ -300,7 +314,20 @@ def _locate(path: str) -> tuple[str, dict[str, Any]]:
             f"There is no folder '{path}', and as a hub id it may change under you: pin it, as in "
             f"'{name}@<commit hash>'."
         )
-    return name, {"revision": revision, "local_files_only": _is_cached(name, revision)}
+    cached = _is_cached(name, revision)
+    if not cached:
+        _ask_hub(path, name, revision)
+    return name, {"revision": revision, "local_files_only": cached}
+
+
+def _ask_hub(path: str, name: str, revision: str) -> None:
+    """Ask the hub for one file once: the library asks a silent one for each file again and again, for minutes."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=_HUB_PATIENCE)
+    except Exception as error:
+        raise _not_loaded(path, error) from error
 
 
 def _is_cached(name: str, revision: str) -> bool:
@@ -315,7 +342,7 @@ def _is_cached(name: str, revision: str) -> bool:
         index = find("model.safetensors.index.json")
         shards = json.loads(index.read_text("utf-8"))["weight_map"].values() if index else ["model.safetensors"]
         # It may need files that only its own class knows.
-        AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=True)
+        _load_tokenizer(name, {"revision": revision, "local_files_only": True})
     except Exception:
         return False
     return all(map(find, set(shards)))
@@ -384,7 +411,7 @@ def _from_checkpoint(path: str, generate: bool, num_beams: int | None) -> TextMo
     try:
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         name, options = _locate(about["tokenizer"])
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        tokenizer = _load_tokenizer(name, options)
     except Exception as error:
         raise InputError(
             f"The tokenizer '{about['tokenizer']}' that the checkpoint '{path}' names cannot be loaded ({error}). Use "

@@ -1,0 +1,81 @@
+"""A hub that takes the call and says nothing: models that are here are used, others refused in bounded time."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import write_model
+
+COMMIT = "a" * 40
+
+
+@pytest.fixture
+def silent():
+    """Its address, and the calls that it took."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        calls = []
+
+        def take():
+            try:
+                while True:
+                    calls.append(server.accept()[0])
+            except OSError:
+                return
+
+        threading.Thread(target=take, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", calls
+        for call in calls:
+            call.close()
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("cached", ["all", "no weights", "no tokenizer", "nothing"])
+def test_a_hub_that_does_not_answer(cached, sharded, silent, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    address, calls = silent
+    model = write_model(tmp_path / "model", labels=("bad", "good"))
+    if sharded:
+        found = AutoModelForSequenceClassification.from_pretrained(model)
+        (model / "model.safetensors").unlink()
+        found.save_pretrained(model, max_shard_size="20KB")
+        assert len(list(model.glob("*.safetensors"))) > 1
+    there = tmp_path / "home" / "hub" / "models--owner--name" / "snapshots" / COMMIT
+    if cached != "nothing":
+        shutil.copytree(model, there)
+    if cached == "no weights":
+        next(iter(there.glob("*.safetensors"))).unlink()
+    if cached == "no tokenizer":
+        for path in there.glob("token*"):
+            path.unlink()
+    (tmp_path / "in.txt").write_text("a good film\n")
+    name = f"owner/name@{COMMIT}"
+    command = ["predict", "--swift_model", name, "--super_model", name, "--threshold", "0"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "elang", *command, "--input", str(tmp_path / "in.txt")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if cached == "all":
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert '"label"' in done.stdout
+        assert not calls
+    else:
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert f"elang: error: The model '{name}' cannot be loaded" in done.stderr
+        assert "reachable or cached" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert time.monotonic() - start < 60
+        assert len(calls) == 1
