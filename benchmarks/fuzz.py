@@ -33,7 +33,7 @@ SEEDS = {
     b"    all: {data: {train: x.csv}}\n",
     "request": b'{"texts": ["a", ["b", "c"]], "deadline": 1.5}',
 }
-TARGETS = [*SEEDS, "parquet", "records.parquet"]
+TARGETS = [*SEEDS, "parquet", "records.parquet", "joint.parquet"]
 
 
 def seed_of(target: str) -> bytes:
@@ -46,10 +46,15 @@ def seed_of(target: str) -> bytes:
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {"text": ["a b", "c"], "label": ["good", "bad"]}
+    about: dict[str, Any] = {"label_names": ["bad", "good"]}
+    if target == "joint.parquet":
+        columns = {"split": ["test"] * 2, "key": [5, 6], "score_x": [-0.5, -0.9], "gain": [0.0, 1.0]}
+        columns |= {"swift_flops": [1.0, 2.0], "super_flops": [3.0, 4.0]}
+        about["worth"] = {"unit": "accuracy", "largest": 1.0}
     if target == "records.parquet":
         columns = {"split": ["test"] * 2, "id": [0, 1], "logits": [[0.5, 1.0], [2.0, 1.0]], "key": [5, 6]}
     out = io.BytesIO()
-    table = pa.table(columns).replace_schema_metadata({"elang": json.dumps({"label_names": ["bad", "good"]})})
+    table = pa.table(columns).replace_schema_metadata({"elang": json.dumps(about)})
     pq.write_table(table, out, compression="none")
     return out.getvalue()
 
@@ -58,7 +63,7 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
     """What reads a case, and the errors that are ours."""
     from elang.errors import InputError
 
-    kind = target.rpartition(".")[2] if target.startswith("records.") else target
+    kind = target.rpartition(".")[2] if target.startswith(("records.", "joint.")) else target
     path = folder / (target if target in ("elang.json", "suite.yaml") else f"case.{kind}")
     ours: tuple[type[Exception], ...] = (InputError,)
 
@@ -91,7 +96,13 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
         for _ in read_inputs(str(path), None):
             pass
 
-    readers = {"elang.json": manifest, "suite.yaml": plan, "lines": lines}
+    def joint() -> None:
+        from elang.calibrate import read_slice
+
+        path.replace(folder / "records.parquet")
+        read_slice(folder, "test", "x")
+
+    readers = {"elang.json": manifest, "suite.yaml": plan, "lines": lines, "joint.parquet": joint}
     reader = readers.get(target, records if target.startswith("records.") else table)
     if target == "request":
         from fastapi import HTTPException
@@ -137,7 +148,8 @@ def fuzz(target: str, runs: int, folder: Path) -> None:
             (folder / "found.json").write_text(json.dumps({**counts, "kinds of odd": odd}))
 
     warnings.simplefilter("ignore")
-    options = [f"-runs={runs + 1000}", "-timeout=10", "-rss_limit_mb=2048", "-max_len=2000", "-verbosity=0", "-seed=1"]
+    options = [f"-runs={runs + 1000}", "-timeout=10", "-rss_limit_mb=2048", "-verbosity=0", "-seed=1"]
+    options.append(f"-max_len={max(2000, 2 * len(seed))}")
     atheris.Setup([sys.argv[0], *options, str(corpus)], one)
     atheris.Fuzz()
 

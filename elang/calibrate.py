@@ -20,7 +20,7 @@ from elang.certificate import (
     upper_bound,
 )
 from elang.curve import at_budget, at_share, deferral_events, operating_curve
-from elang.errors import InputError
+from elang.errors import DAMAGED, InputError
 from elang.evaluate import little_to_gain
 from elang.manifest import FILENAME, Manifest
 from elang.records import check_format, read_about
@@ -182,13 +182,14 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
     path = folder / "records.parquet"
     try:
         frame = pd.read_parquet(path)
-        about = read_about(path)
-    except (OSError, ValueError) as error:
+        worth = read_about(path)["worth"]
+        largest = float(worth["largest"] or 1.0)
+        splits = {str(name): int(n) for name, n in frame["split"].value_counts().sort_index().items()}
+    except DAMAGED as error:
         raise InputError(f"The records '{path}' cannot be read ({error}). Run `elang validate` again.") from error
     known = [str(column).removeprefix("score_") for column in frame if str(column).startswith("score_")]
     if score not in known:
         raise InputError(f"The records have no score '{score}'; choose one of {', '.join(known)}.")
-    splits = {str(name): int(n) for name, n in frame["split"].value_counts().sort_index().items()}
     part = frame[frame["split"] == split]
     if not len(part):
         raise InputError(f"The records have no split '{split}', only {', '.join(splits)}. Name one with --split.")
@@ -198,16 +199,16 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
     def column(name: str) -> Tensor:
         return torch.tensor(part[name].to_numpy())
 
-    kept = column("swift_flops")
-    deferred = column("swift_early_flops") if score in BEFORE_DECODER and "swift_early_flops" in part else kept
-    if "swift_score_flops" in part and score not in BEFORE_DECODER:
-        kept = deferred = kept + column("swift_score_flops")
-    worth = about["worth"]
-    gain = column("gain").double() / (worth["largest"] or 1.0)
-    costs = kept, column("super_flops"), deferred
-    return Slice(
-        column("key"), column(f"score_{score}"), gain, costs, worth["unit"], worth["largest"] is not None, splits
-    )
+    try:
+        kept = column("swift_flops")
+        deferred = column("swift_early_flops") if score in BEFORE_DECODER and "swift_early_flops" in part else kept
+        if "swift_score_flops" in part and score not in BEFORE_DECODER:
+            kept = deferred = kept + column("swift_score_flops")
+        costs = kept, column("super_flops"), deferred
+        gain, own = column("gain").double() / largest, (column("key"), column(f"score_{score}"))
+        return Slice(*own, gain, costs, str(worth["unit"]), worth["largest"] is not None, splits)
+    except DAMAGED as error:
+        raise InputError(f"The records '{path}' are damaged ({error}). Run `elang validate` again.") from error
 
 
 def _entry(found: Slice, threshold: float, rule: str, statement: str, **more: Any) -> dict[str, Any]:

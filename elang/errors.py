@@ -1,4 +1,4 @@
-"""The one error that a user's input can cause, and those of a disk in plain words."""
+"""The one error that a user's input can cause, and those of others in plain words."""
 
 import errno
 from collections.abc import Iterator
@@ -11,6 +11,11 @@ _DISK = {
 # Of libraries that do not say it by a number.
 _DISK_WORDS = ("No space left on device", "File too large", "Read-only file system")
 
+DAMAGED = (OSError, ValueError, KeyError, TypeError)
+"""What reading a table or JSON ends in that is not what it should be."""
+HUB_PATIENCE = 10
+"""Seconds in which the hub must say whether it has something."""
+
 
 class InputError(Exception):
     """Something the user gave cannot be used.
@@ -18,6 +23,11 @@ class InputError(Exception):
     The message is one paragraph that names the value and the remedy. The command line prints it without a
     traceback and exits with code 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or "no reason given").splitlines()[0]
 
 
 def input_error_behind(error: BaseException) -> InputError | None:

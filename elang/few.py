@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from elang.errors import first_line
+
 # What is wanted of a model, as a table ``(B, K)``, and what its next pass takes.
 Pass = Callable[[Any], tuple[Tensor, Any]]
 # The inputs' column, int64 ``(B,)``, that is 0 where nobody waits for a text to be generated.
@@ -135,7 +137,7 @@ class FewInputs:
             # A model that asks the device something on its way cannot be captured.
             self.graphs.clear()
             torch.cuda.synchronize(device)
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             warnings.warn(f"{who} cannot be captured as a graph, and runs kernel by kernel: {reason}", stacklevel=2)
 
     def first(self, tokens: list[dict[str, list[int]]]) -> list[list[float]]:

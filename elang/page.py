@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elang.bootstrap import curve_interval, lost_to_super
 from elang.calibrate import check_statements, read_summary
-from elang.errors import InputError
+from elang.errors import DAMAGED, InputError
 from elang.manifest import FILENAME, Manifest
 from elang.quality import QUALITIES, Quality
 from elang.records import read_about, written_aside
@@ -84,10 +84,12 @@ class Evaluation:
             self.label_names: list[str] = read_about(self.folder / "records.parquet")["label_names"]
             self.score: str = self.summary["score"]
             self.quality_name = next(iter(self.summary["qualities"]))
-        except (OSError, ValueError, KeyError) as error:
+            if "gain" not in self.frame:
+                raise ValueError("its records are of an earlier version")
+            # Read here, where what is damaged is told.
+            _ = self.routed, self.gain, self.labels, self.column("key")
+        except DAMAGED as error:
             raise InputError(f"'{self.folder}' is no folder that `elang validate` wrote ({error}).") from error
-        if "gain" not in self.frame:
-            raise InputError(f"'{self.folder}' is of an earlier version. Run `elang validate` again.")
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from conftest import write_model
+from conftest import QUIET, write_model
 
 COMMIT = "a" * 40
 
@@ -35,6 +35,27 @@ def silent():
             call.close()
 
 
+def asked(args, address, home):
+    """Run a command that takes this for the hub."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(home / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, "-m", "elang", *map(str, args)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_data_of_a_hub_that_does_not_answer(silent, base_model, tmp_path):
+    address, calls = silent
+    start = time.monotonic()
+    args = ["--model.model", base_model, "--model.output", tmp_path / "m", "--data.train", "train", *QUIET]
+    done = asked(["fit", *args, "--data.hub", f"owner/name@{COMMIT}"], address, tmp_path)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert f"does not give the data set 'owner/name@{COMMIT}'" in done.stderr
+    assert "HF_HUB_OFFLINE=1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - start < 60
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("cached", ["all", "no weights", "no tokenizer", "nothing"])
 def test_a_hub_that_does_not_answer(cached, sharded, silent, tmp_path):
@@ -58,16 +79,8 @@ def test_a_hub_that_does_not_answer(cached, sharded, silent, tmp_path):
     (tmp_path / "in.txt").write_text("a good film\n")
     name = f"owner/name@{COMMIT}"
     command = ["predict", "--swift_model", name, "--super_model", name, "--threshold", "0"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "elang", *command, "--input", str(tmp_path / "in.txt")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = asked([*command, "--input", str(tmp_path / "in.txt")], address, tmp_path)
     if cached == "all":
         assert done.returncode == 0, done.stderr[-2000:]
         assert '"label"' in done.stdout

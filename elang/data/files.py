@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elang.errors import InputError
+from elang.errors import HUB_PATIENCE, InputError, first_line
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -169,12 +169,28 @@ def read_hub(split: str, hub: str, config: str | None) -> Any:
     name, _, revision = hub.partition("@")
     if not revision:
         raise InputError(f"The hub data set '{hub}' may change under you: pin it, as in '{name}@<commit hash>'.")
+    _ask_hub(hub, name, revision)
     try:
         return datasets.load_dataset(name, config, split=split, revision=revision).to_pandas()
     except (OSError, ValueError) as error:
         raise InputError(
             f"Split '{split}' of the hub data set '{hub}' ({config}) cannot be loaded: {error}. Check its name, or "
             "the network, or give local files."
+        ) from error
+
+
+def _ask_hub(hub: str, name: str, revision: str) -> None:
+    """Ask the hub once: the library asks a silent one again and again, for minutes, before it takes what is here."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        HfApi().dataset_info(name, revision=revision, timeout=HUB_PATIENCE)
+    except Exception as error:
+        raise InputError(
+            f"The hub does not give the data set '{hub}' ({type(error).__name__}: {first_line(error)}). Check its "
+            "name, or the network, or give local files; what was fetched before is used with HF_HUB_OFFLINE=1."
         ) from error
 
 

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from elang.data.format import TextTask
-from elang.errors import InputError
+from elang.errors import HUB_PATIENCE, InputError, first_line
 from elang.manifest import FILENAME, Manifest
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Classifier, TextModel, folder_sha256
@@ -28,8 +28,6 @@ from elang.records import settle
 
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
-# Seconds in which the hub must say whether it has a model.
-_HUB_PATIENCE = 10
 # The library's own empty vocabularies have up to one token that is not special.
 _FEWEST_WORDS = 2
 
@@ -220,7 +218,7 @@ def load_masked(path: str) -> tuple[Any, Any, bool]:
     except Exception as error:
         raise InputError(
             f"The model '{path}' cannot be loaded as a masked language model ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0]}). Give an encoder such as BERT or MPNet."
+            f"{first_line(error)}). Give an encoder such as BERT or MPNet."
         ) from error
     return model, tokenizer, not info["missing_keys"]
 
@@ -273,9 +271,8 @@ def check_words(own: TextTask, task: TextTask, path: str) -> None:
 
 
 def _not_loaded(path: str, error: Exception) -> InputError:
-    reason = (str(error).strip() or "no reason given").splitlines()[0]
     return InputError(
-        f"The model '{path}' cannot be loaded ({type(error).__name__}: {reason}). It "
+        f"The model '{path}' cannot be loaded ({type(error).__name__}: {first_line(error)}). It "
         "must be a folder with config.json, model.safetensors and a tokenizer, a .ckpt, or a hub id that is reachable "
         "or cached."
     )
@@ -325,7 +322,7 @@ def _ask_hub(path: str, name: str, revision: str) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=_HUB_PATIENCE)
+        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=HUB_PATIENCE)
     except Exception as error:
         raise _not_loaded(path, error) from error
 
