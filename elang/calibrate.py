@@ -182,7 +182,7 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
     path = folder / "records.parquet"
     try:
         frame = pd.read_parquet(path)
-        worth = read_about(path)["worth"]
+        worth = read_about(path).get("worth", {"unit": "", "largest": None})
         largest = float(worth["largest"] or 1.0)
         splits = {str(name): int(n) for name, n in frame["split"].value_counts().sort_index().items()}
     except DAMAGED as error:

@@ -258,7 +258,8 @@ def read_records(
             about = read_about(path)
             frame = pd.read_parquet(path)
         elif path.suffix == ".jsonl":
-            types = {"prediction": text, "split": str}
+            # Some versions of pandas make a missing one the text "None".
+            types = {"prediction": text, "split": object}
             frame = pd.read_json(path, lines=True, dtype=types, precise_float=True)
         elif path.suffix == ".csv":
             frame = pd.read_csv(path, dtype={"prediction": text, "split": str}, keep_default_na=False)
