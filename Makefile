@@ -1,5 +1,6 @@
 # make demo: the real pair of the README, in a virtual environment of its own
 # make test: lint, types, tests and doctests, on all cores; make lint: the first two
+# make oldest: some tests with the oldest versions that are allowed, in VENV; make audit: known vulnerabilities of what CI installs
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -10,7 +11,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-.PHONY: demo test lint
+.PHONY: demo test lint oldest audit
 demo: $(VENV)/installed
 	$(BIN)/elang demo
 
@@ -18,6 +19,19 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# torch's own oldest builds bring gigabytes; TORCH=torch==2.6.0 takes them.
+TORCH ?= torch
+oldest:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --constraint .ci/oldest.txt --editable . pytest pytest-timeout
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -p no:cacheprovider tests/test_scores.py tests/test_records.py \
+	  tests/test_compatibility.py tests/test_bad_input.py tests/test_pitfalls.py tests/test_strangers.py
+
+audit: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --no-deps --disable-pip --requirement .ci/lock.txt
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
