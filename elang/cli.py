@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from elang._version import __version__
-from elang.errors import InputError, disk_error_behind, input_error_behind
+from elang.errors import InputError, input_error_behind, machine_error_behind
 
 _HELP = """usage: elang <verb> [options]
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
     except Exception as error:
-        bad_input = input_error_behind(error) or disk_error_behind(error)
+        bad_input = input_error_behind(error) or machine_error_behind(error)
         if bad_input is None:
             raise
         print(f"elang: error: {bad_input}", file=sys.stderr)

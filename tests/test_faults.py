@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import FAST, QUIET
 
-from elang.errors import InputError, disk_error_behind
+from elang.errors import InputError, machine_error_behind
 from elang.evaluate import check_apart, check_curves, pair_curves
 from elang.quality import QUALITIES
 
@@ -93,13 +93,52 @@ def test_a_flipped_bit_is_seen(pair, joint_args, data_args, tmp_path, fails):
         assert not output.exists()
 
 
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_a_worker_that_dies(verb, base_model, data_args, joint_args, tmp_path):
+    """One sentence, in bounded time; nothing is written."""
+    (tmp_path / "of_death.py").write_text(KILLS_A_WORKER)
+    args = {
+        "fit": ["--model.model", base_model, "--model.output", tmp_path / "m", *data_args, *FAST],
+        "validate": [*joint_args, "--model.output", tmp_path / "m"],
+    }[verb]
+    hook = json.dumps([{"class_path": "of_death.Kills"}])
+    more = ["--data.num_workers", "1", "--trainer.callbacks", hook]
+    done = subprocess.run(
+        [sys.executable, "-m", "elang", verb, *map(str, args), *more],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "elang: error: A process that reads data has died" in done.stderr
+    assert "--data.num_workers" in done.stderr
+    assert not (tmp_path / "m" / "summary.json").exists()
+    assert not (tmp_path / "m" / "elang.json").exists()
+
+
+KILLS_A_WORKER = """
+import multiprocessing, os, signal
+from lightning.pytorch import Callback
+
+
+class Kills(Callback):
+    def on_train_batch_start(self, trainer, module, batch, number):
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+
+    def on_validation_batch_start(self, trainer, module, batch, number, dataloader_idx=0):
+        self.on_train_batch_start(trainer, module, batch, number)
+"""
+
+
 def test_errors_of_a_disk_in_a_chain():
     error = RuntimeError("while saving")
     error.__cause__ = OSError(28, "No space left on device", "x.bin")
-    assert "'x.bin'" in disk_error_behind(error)
-    assert "No space left" in disk_error_behind(RuntimeError("I/O error: No space left on device (os error 28)"))
-    assert disk_error_behind(OSError(2, "No such file", "x")) is None
-    assert disk_error_behind(ValueError("shape")) is None
+    assert "'x.bin'" in machine_error_behind(error)
+    assert "No space left" in machine_error_behind(RuntimeError("I/O error: No space left on device (os error 28)"))
+    assert machine_error_behind(OSError(2, "No such file", "x")) is None
+    assert machine_error_behind(ValueError("shape")) is None
 
 
 # What must hold of every evaluation, checked while it runs.
