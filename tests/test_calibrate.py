@@ -10,7 +10,7 @@ from conftest import QUIET, write_data
 from scipy import special, stats
 
 from elang import InputError, JointPredictor
-from elang.calibrate import drops, slice_sha256
+from elang.calibrate import Slice, _by_budget, _by_drop, _too_few, drops, slice_sha256
 from elang.certificate import (
     binomial_cdf,
     certify_regret,
@@ -185,6 +185,110 @@ def test_drops_are_the_curve_and_its_resamples():
     middle = len(thresholds) // 2
     each = gain * (score <= thresholds[middle])
     assert float(sums[1:, middle].std()) == pytest.approx(float(each.std()) / math.sqrt(300), rel=0.1)
+
+
+def slice_of(score, gain, unit="right answers", **more):
+    """A slice whose Swift costs 1, 2 where it is deferred before the decoder, and whose Super costs 10."""
+    n = len(score)
+    costs = tuple(torch.full((n,), value).double() for value in (1.0, 10.0, 2.0))
+    return Slice(torch.arange(n), torch.tensor(score), torch.tensor(gain).double(), costs, unit, **more)
+
+
+def test_what_to_do_where_examples_are_few():
+    more = "allow more (a larger --max_regret, a smaller --confidence)"
+    found = slice_of([0.1] * 100, [0.0] * 100, splits={"routing": 100, "validation": 5000, "test": 300, "dev": 299})
+    others = [
+        "give --split test, which has 300 (evaluate on others then)",
+        "give --split validation, which has 5,000 (evaluate on others then)",
+    ]
+    # By hand: 0.1 * (300 + 2 sqrt(300) + 2) / 100 = 0.3367, rounded up to 0.34.
+    wider = (
+        "hold out more by --data.routing_fraction 0.34 or above (it was 0.1), from the Super on: it, its answers and "
+        "the Swift are made anew"
+    )
+    said = _too_few(found, 300, "routing", [0.1])
+    assert sorted(said.split(", or ")) == sorted([*others, wider, more])
+    assert said.endswith(f", or {more}")
+    trained = "run `elang validate` with --data.routing_fraction 0.34, which the Swift was trained with"
+    assert trained in _too_few(found, 300, "routing", [0.1, 0.34])
+    assert "0.34 or above" in _too_few(found, 300, "routing", [0.1, 0.33])
+    # 0.5 and no more: 0.1 * (x + 2 sqrt(x) + 2) / 100 is 0.5 at x = 455.3.
+    assert "0.5 or above" in _too_few(found, 455, "routing", [0.1])
+    assert "hold out" not in _too_few(found, 456, "routing", [0.1])
+    assert "hold out" not in _too_few(found, 300, "routing", [0.0])
+    assert _too_few(found, 300, "dev", [0.1]).split(", or ") == [
+        *reversed(others),
+        "evaluate on more examples of 'dev'",
+        more,
+    ]
+    assert _too_few(found, 301, "validation", [0.1]) == f"evaluate on more examples of 'validation', or {more}"
+    assert "--split validation" not in _too_few(found, 300, "validation", [0.1])
+
+
+def test_a_drop_by_hand():
+    """Nothing is lost below 0.6, one answer of ten at each step from there."""
+    score = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    gain = [0.0] * 5 + [1.0] * 5
+    _, sums = drops(torch.tensor(score), torch.tensor(gain))
+    bound = sums[1:].quantile(0.8, dim=0)
+    allowed = float(bound[7]) + 1e-6
+    assert bound[8] > allowed
+    entry = _by_drop(slice_of(score, gain, "points"), allowed, 0.8)
+    assert entry["threshold"] == pytest.approx(0.7)
+    assert entry["statement"] == (
+        f"On new inputs like these, the pair is at most {allowed:.3g} (points) below the Super, by a bootstrap at 80% "
+        f"confidence: by 0.2000 on 10 examples, and at most {float(bound[7]):.4f}. There 30.0% of the inputs were "
+        "deferred, which makes a FLOPs speed-up of 2.33x."
+    )
+    assert entry["rule"] == (
+        f"least deferral before the 0.8 quantile of the bootstrapped drop first exceeds {allowed:g}"
+    )
+    assert (entry["max_drop"], entry["confidence"], entry["num_examples"]) == (allowed, 0.8, 10)
+    assert entry["deferred_share"] == pytest.approx(0.3)
+    # 0.7 kept for 1, 0.3 deferred for 2 and the Super's 10.
+    assert entry["speedup"] == pytest.approx(10 / (0.7 * 1 + 0.3 * 12))
+    # Where all may be lost, all is kept; where nothing may, what costs nothing.
+    assert _by_drop(slice_of(score, gain), 1.0, 0.8)["threshold"] == math.inf
+    assert _by_drop(slice_of(score, gain), 1e-9, 0.8)["threshold"] == pytest.approx(0.5)
+
+
+def test_budgets_by_hand():
+    found = slice_of([0.1, 0.2, 0.3, 0.4], [0.0, 1.0, 0.0, 1.0])
+    entry = _by_budget(found, "super_share", 0.5, {})
+    assert entry["threshold"] == pytest.approx(0.2)
+    half = " There 50.0% of the inputs were deferred, which makes a FLOPs speed-up of 1.54x."
+    assert entry["statement"] == (
+        f"The Super answers at most 0.5 of the inputs. Nothing is promised of its quality.{half}"
+    )
+    assert entry["rule"] == "most deferral up to 0.5 of the inputs"
+    assert (entry["super_share"], entry["deferred_share"]) == (0.5, 0.5)
+    # One of four deferred costs (3 * 1 + 12) / 4 = 3.75, two of them 6.5.
+    entry = _by_budget(found, "flops", 0.4, {})
+    assert entry["threshold"] == pytest.approx(0.3)
+    assert entry["statement"] == (
+        "The pair takes at most 0.4 of the Super's FLOPs. Nothing is promised of its quality. There 25.0% of the inputs "
+        "were deferred, which makes a FLOPs speed-up of 2.67x."
+    )
+    assert entry["rule"] == "best quality within 0.4 of the Super's FLOPs"
+    assert _by_budget(found, "flops", 0.65, {})["threshold"] == pytest.approx(0.3)
+    times = {"latency": {"swift": {"batch 1": 0.1}, "super": {"batch 1": 1.0}}}
+    entry = _by_budget(found, "latency", 0.61, times)
+    assert entry["deferred_share"] == 0.5
+    assert entry["statement"] == (
+        "An input takes at most 0.61 s at batch 1 on average, measured one by one. Nothing is promised of its quality."
+        + half
+    )
+    assert entry["rule"] == "most deferral within 0.61 s an input at batch 1"
+    assert _by_budget(found, "latency", 0.1, times)["threshold"] == math.inf
+    assert _by_budget(found, "latency", 9.0, times)["threshold"] == -math.inf
+    with pytest.raises(InputError, match=r"^The Swift alone takes 0\.1 s an input, more than --latency 0\.09\.$"):
+        _by_budget(found, "latency", 0.09, times)
+    for missing in ({}, {"latency": {"swift": {"batch 1": 0.1}}}, {"latency": {"swift": {}, "super": {"batch 1": 1}}}):
+        with pytest.raises(InputError, match=r"^--latency reads what `elang validate --model.latency true` measured"):
+            _by_budget(found, "latency", 0.5, missing)
+    found.costs = (found.costs[0], torch.full((4,), math.nan).double(), found.costs[2])
+    with pytest.raises(InputError, match=r"^The records do not say what the Super costs: give --model.super_flops"):
+        _by_budget(found, "flops", 0.5, {})
 
 
 @pytest.fixture(scope="module")

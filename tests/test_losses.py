@@ -14,6 +14,7 @@ from elang.losses import (
     energy_margin_ranking,
     gatekeeper,
     hidden_distillation,
+    token_distillation,
 )
 from elang.scores import free_energy, max_softmax
 
@@ -264,3 +265,40 @@ def test_hidden_distillation():
     each = [(ours[i, j] - theirs[i, j]).square().mean().item() for i, n in enumerate(lengths) for j in range(n)]
     assert hidden_distillation(ours, theirs, mask).item() == pytest.approx(mean(each), rel=1e-5)
     assert hidden_distillation(ours, ours, mask).item() == 0
+
+
+def test_token_distillation_is_the_whole_divergence_where_all_is_kept():
+    generator = torch.Generator().manual_seed(0)
+    swift, super_ = (torch.randn(6, 9, generator=generator) for _ in range(2))
+    expected = torch.nn.functional.kl_div(
+        swift.log_softmax(-1), super_.log_softmax(-1), log_target=True, reduction="batchmean"
+    )
+    best = super_.log_softmax(-1).topk(8, -1)
+    assert float(token_distillation(swift, best.indices, best.values)) == pytest.approx(float(expected), abs=1e-5)
+    # Outcomes put together tell less apart.
+    best = super_.log_softmax(-1).topk(2, -1)
+    assert 0 < float(token_distillation(swift, best.indices, best.values)) < float(expected)
+
+
+def test_token_distillation_has_a_gradient_at_its_edges():
+    swift = torch.randn(3, 9, requires_grad=True)
+    sure = torch.tensor([[0.0, -60.0]] * 3)
+    token_distillation(swift, torch.tensor([[1, 2]] * 3), sure).backward()
+    assert swift.grad.isfinite().all()
+    assert float(token_distillation(swift[:0], torch.zeros(0, 2).long(), sure[:0])) == 0
+
+
+def test_token_distillation_by_hand():
+    """Two tokens of three are told, the third is what is left."""
+    swift = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0]]).log_softmax(-1)
+    super_ = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
+    ids = torch.tensor([[0, 1], [1, 2]])
+    expected = sum(
+        float(p * (p.log() - q)) for row, own in zip(super_, swift, strict=True) for p, q in zip(row, own, strict=True)
+    )
+    told = super_.gather(1, ids).log()
+    # Of logits, not of probabilities, and for the mean of the two.
+    assert float(token_distillation(swift + 5, ids, told)) == pytest.approx(expected / 2, abs=1e-5)
+    assert float(token_distillation(swift[:1], ids[:1], told[:1])) > 0
+    alone = [float(token_distillation(swift[i : i + 1], ids[i : i + 1], told[i : i + 1])) for i in (0, 1)]
+    assert sum(alone) == pytest.approx(expected, abs=1e-5)

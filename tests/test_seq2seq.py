@@ -30,7 +30,6 @@ from elang.cli import main
 from elang.cost import flops_by_length, generation_flops
 from elang.data.format import TextTask
 from elang.evaluate import text_targets
-from elang.losses import token_distillation
 from elang.manifest import Manifest
 from elang.models.backbones import load_model, save_model
 from elang.models.seq2seq import _UNSUPPORTED, Seq2Seq
@@ -88,30 +87,6 @@ def test_larger_is_harder_for_every_score():
     logits[0, :, 0], logits[1, :, 0] = 9.0, 2.0
     sure, unsure = sequence_scores(token_scores(logits, chosen), torch.tensor([3, 3]))
     assert (unsure > sure).all()
-
-
-# Losses and heads.
-
-
-def test_token_distillation_is_the_whole_divergence_where_all_is_kept():
-    generator = torch.Generator().manual_seed(0)
-    swift, super_ = (torch.randn(6, 9, generator=generator) for _ in range(2))
-    expected = torch.nn.functional.kl_div(
-        swift.log_softmax(-1), super_.log_softmax(-1), log_target=True, reduction="batchmean"
-    )
-    best = super_.log_softmax(-1).topk(8, -1)
-    assert float(token_distillation(swift, best.indices, best.values)) == pytest.approx(float(expected), abs=1e-5)
-    # Outcomes put together tell less apart.
-    best = super_.log_softmax(-1).topk(2, -1)
-    assert 0 < float(token_distillation(swift, best.indices, best.values)) < float(expected)
-
-
-def test_token_distillation_has_a_gradient_at_its_edges():
-    swift = torch.randn(3, 9, requires_grad=True)
-    sure = torch.tensor([[0.0, -60.0]] * 3)
-    token_distillation(swift, torch.tensor([[1, 2]] * 3), sure).backward()
-    assert swift.grad.isfinite().all()
-    assert float(token_distillation(swift[:0], torch.zeros(0, 2).long(), sure[:0])) == 0
 
 
 # Generation.

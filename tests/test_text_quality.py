@@ -9,7 +9,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from elang.curve import at_threshold, operating_curve
 from elang.errors import InputError
 from elang.evaluate import text_targets
-from elang.quality import QUALITIES
+from elang.quality import QUALITIES, _of_texts
 from elang.text_quality import TEXT_METRICS, signature
 
 WORDS = ["the", "a", "big", "small", "dog", "cat", "sleeps", "in", "on", "park", "house", ",", ".", "!"]
@@ -125,3 +125,20 @@ def test_texts_without_blanks(tokenize):
     expected = BLEU(tokenize=tokenize).corpus_score(texts, [references]).score
     assert value(f"bleu_{tokenize}", texts, references) == pytest.approx(expected, abs=1e-9)
     assert expected > 1
+
+
+@pytest.mark.parametrize("name", sorted(TEXT_METRICS))
+def test_a_metric_of_texts_takes_the_chosen_ones(name):
+    quality = _of_texts(name)(2)
+    assert (quality.name, quality.target) == (name, name)
+    assert quality.value is TEXT_METRICS[name][1]
+    table = torch.arange(24).view(4, 2, 3)
+    found = quality.statistics(torch.tensor([0, 1, 1, 0]), table)
+    assert torch.equal(found, torch.stack([table[0, 0], table[1, 1], table[2, 1], table[3, 0]]))
+    for prediction, target in ((torch.zeros(3).long(), table), (torch.zeros(4).long(), table[:, 0])):
+        with pytest.raises(InputError) as refused:
+            quality.statistics(prediction, target)
+        assert str(refused.value) == (
+            f"'{name}' needs the statistics of the texts to choose from, shape (N, K, S), and the chosen ones, shape "
+            f"(N,), but was given {tuple(target.shape)} and {tuple(prediction.shape)}."
+        )
