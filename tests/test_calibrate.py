@@ -266,8 +266,8 @@ def test_budgets_by_hand():
     entry = _by_budget(found, "flops", 0.4, {})
     assert entry["threshold"] == pytest.approx(0.3)
     assert entry["statement"] == (
-        "The pair takes at most 0.4 of the Super's FLOPs. Nothing is promised of its quality. There 25.0% of the inputs "
-        "were deferred, which makes a FLOPs speed-up of 2.67x."
+        "The pair takes at most 0.4 of the Super's FLOPs. Nothing is promised of its quality. There 25.0% of the "
+        "inputs were deferred, which makes a FLOPs speed-up of 2.67x."
     )
     assert entry["rule"] == "best quality within 0.4 of the Super's FLOPs"
     assert _by_budget(found, "flops", 0.65, {})["threshold"] == pytest.approx(0.3)
