@@ -35,7 +35,8 @@ def prepare(home: Path, layers: int, width: int, rows: int) -> None:
 
 
 def elang(home: Path, *args: str) -> None:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         [sys.executable, "-m", "elang", *args], cwd=home, env=environment, capture_output=True, text=True, check=False
     )
