@@ -206,6 +206,8 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
             kept = deferred = kept + column("swift_score_flops")
         costs = kept, column("super_flops"), deferred
         gain, own = column("gain").double() / largest, (column("key"), column(f"score_{score}"))
+        if not (gain.isfinite().all() and own[1].isfinite().all()) or own[0].is_floating_point():
+            raise ValueError("gains or scores are not finite, or keys are no whole numbers")
         return Slice(*own, gain, costs, str(worth["unit"]), worth["largest"] is not None, splits)
     except DAMAGED as error:
         raise InputError(f"The records '{path}' are damaged ({error}). Run `elang validate` again.") from error

@@ -38,16 +38,17 @@ def input_error_behind(error: BaseException) -> InputError | None:
 def machine_error_behind(error: BaseException) -> str | None:
     """Say in a sentence what a disk refused, or that a process has died, if that is what ``error`` comes from."""
     for seen in _chain(error):
-        if "DataLoader worker" in str(seen):
-            return (
-                f"A process that reads data has died ({first_line(seen)}). If memory ran out, lower --data.num_workers "
-                "or the batch size; 0 reads without such processes."
-            )
         if isinstance(seen, OSError) and seen.errno in _DISK:
             what = f"'{seen.filename}'" if seen.filename else "a file"
             return f"{what} cannot be written or read ({seen.strerror}). Free the disk, or give another place."
         if words := [one for one in _DISK_WORDS if one in str(seen)]:
             return f"A file cannot be written ({words[0]}). Free the disk, or give another place."
+        # What a living one says begins otherwise.
+        if str(seen).startswith("DataLoader worker (pid"):
+            return (
+                f"A process that reads data has died ({first_line(seen)}). If memory ran out, lower --data.num_workers "
+                "or the batch size; 0 reads without such processes."
+            )
     return None
 
 

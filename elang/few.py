@@ -86,8 +86,9 @@ class Graph:
 
     def replay(self, number: int, count: int) -> list[list[float]]:
         """Run a pass, the first one on what :attr:`host` holds; the columns of its table."""
-        self.graphs[number].replay()
-        torch.cuda.current_stream(self.device).synchronize()
+        with torch.cuda.device(self.device):
+            self.graphs[number].replay()
+            torch.cuda.current_stream().synchronize()
         return _columns(self.tables[number][:count])
 
     def repeat(self, number: int, most: int) -> None:
@@ -95,14 +96,15 @@ class Graph:
 
         Each is launched before it is known what the one before it has found, so one may be in vain.
         """
-        done = [torch.cuda.Event(), torch.cuda.Event()]
-        for count in range(most):
-            self.graphs[number].replay()
-            done[count % 2].record()
-            if count:
-                done[1 - count % 2].synchronize()
-                if not self.tables[number].any():
-                    break
+        with torch.cuda.device(self.device):
+            done = [torch.cuda.Event(), torch.cuda.Event()]
+            for count in range(most):
+                self.graphs[number].replay()
+                done[count % 2].record()
+                if count:
+                    done[1 - count % 2].synchronize()
+                    if not self.tables[number].any():
+                        break
 
 
 class FewInputs:
@@ -117,12 +119,20 @@ class FewInputs:
         limit: Tokens of an input at most.
         device: Where the model is; on a GPU all shapes are captured here.
         who: The model, in a warning.
+        tokens: Of a text that it generates, at most.
     """
 
     def __init__(
-        self, passes: list[Pass], pad: dict[str, int], most: int, limit: int, device: torch.device, who: str
+        self,
+        passes: list[Pass],
+        pad: dict[str, int],
+        most: int,
+        limit: int,
+        device: torch.device,
+        who: str,
+        tokens: int = 0,
     ) -> None:
-        self.passes, self.pad, self.limit, self.device = passes, pad, limit, device
+        self.passes, self.pad, self.limit, self.device, self.tokens = passes, pad, limit, device, tokens
         self.graphs: dict[tuple[int, int], Graph] = {}
         self._last: Any = None
         if device.type != "cuda":
@@ -132,7 +142,8 @@ class FewInputs:
         lengths = sorted({padded_length(n, limit) for n in range(1, limit + 1)})
         try:
             for shape in [(r, length) for r in reversed(rows) for length in reversed(lengths)]:
-                self.graphs[shape] = Graph(passes, list(pad), *shape, device, pool)
+                with torch.cuda.device(device):
+                    self.graphs[shape] = Graph(passes, list(pad), *shape, device, pool)
         except Exception as error:
             # A model that asks the device something on its way cannot be captured.
             self.graphs.clear()
@@ -163,17 +174,17 @@ class FewInputs:
             return self._last.replay(1, count)
         return _columns(self.passes[1](self._last)[0])
 
-    def generate(self, wanted: list[bool], most: int) -> list[list[float]]:
-        """Generate a text of at most so many tokens for each wanted input; the columns of the last pass's table."""
+    def generate(self, wanted: list[bool]) -> list[list[float]]:
+        """Generate a text for each wanted input; the columns of the last pass's table."""
         if isinstance(graph := self._last, Graph):
             graph.wanted_host.zero_()
             graph.wanted_host[: len(wanted)] = torch.tensor(wanted)
             graph.replay(1, 0)
-            graph.repeat(2, most)
+            graph.repeat(2, self.tokens)
             return graph.replay(3, len(wanted))
         self._wanted.copy_(torch.tensor(wanted))
         state = self.passes[1](self._last)[1]
-        for _ in range(most):
+        for _ in range(self.tokens):
             if not self.passes[2](state)[0].any():
                 break
         return _columns(self.passes[3](state)[0])

@@ -83,13 +83,16 @@ class Evaluation:
             self.frame = frame[frame["split"] == self.summary["evaluated_on"]].reset_index(drop=True)
             self.label_names: list[str] = read_about(self.folder / "records.parquet")["label_names"]
             self.score: str = self.summary["score"]
-            self.quality_name = next(iter(self.summary["qualities"]))
+            self.quality_name: Any = next(iter(self.summary["qualities"]), "no quality")
+            self.found["scores"][self.score]
             if "gain" not in self.frame:
                 raise ValueError("its records are of an earlier version")
             # Read here, where what is damaged is told.
             _ = self.routed, self.gain, self.labels, self.column("key")
         except DAMAGED as error:
-            raise InputError(f"'{self.folder}' is no folder that `elang validate` wrote ({error}).") from error
+            raise InputError(
+                f"'{self.folder}' is no folder that `elang validate` wrote ({error}). Run `elang validate` again."
+            ) from error
 
     @property
     def name(self) -> str:

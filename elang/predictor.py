@@ -205,14 +205,15 @@ class JointPredictor:
     @torch.inference_mode()
     def _few_inputs(self, model: TextModel, passes: list[Pass], who: str, score: str | None = None) -> FewInputs | None:
         """What runs a model over few inputs, if that can be."""
+        tokens = 0
         if isinstance(model, Seq2Seq):
             found = model.few_passes(score)
             if found is None:
                 return None
-            passes = found
+            passes, tokens = found, model.max_new_tokens
         elif self.task.problem == "choice" or (isinstance(model, TextToText) and (model.generate or not model.trie)):
             return None
-        return FewInputs(passes, pad_of(model.tokenizer), self.few, self.limit(model), self.device, who)
+        return FewInputs(passes, pad_of(model.tokenizer), self.few, self.limit(model), self.device, who, tokens)
 
     @cached_property
     def _early(self) -> bool:
@@ -574,7 +575,7 @@ class JointPredictor:
             kept = [not early or score <= threshold for score in scores]
             if not any(kept):
                 return [""] * len(rows), scores
-            late, *ids = self._few_swift.generate(kept, self.swift.max_new_tokens)
+            late, *ids = self._few_swift.generate(kept)
             return self.swift.texts(_tokens(ids)), scores if early else late
         if not self._early:
             answers, odd = said
@@ -597,7 +598,7 @@ class JointPredictor:
             self.super_truncated += cut
         said = self._few_super.first(tokens)
         if isinstance(self.super_, Seq2Seq):
-            _, *ids = self._few_super.generate([True] * len(rows), self.super_.max_new_tokens)
+            _, *ids = self._few_super.generate([True] * len(rows))
             return self.super_.texts(_tokens(ids))
         answers, odd = said
         _check_odd(odd, rows, "Super")

@@ -139,6 +139,11 @@ def test_errors_of_a_disk_in_a_chain():
     assert "No space left" in machine_error_behind(RuntimeError("I/O error: No space left on device (os error 28)"))
     assert machine_error_behind(OSError(2, "No such file", "x")) is None
     assert machine_error_behind(ValueError("shape")) is None
+    # A worker that lives says what went wrong.
+    assert machine_error_behind(ValueError("Caught ValueError in DataLoader worker process 0.\nboom")) is None
+    full = RuntimeError("Caught OSError in DataLoader worker process 0.\nNo space left on device")
+    assert "No space left" in machine_error_behind(full)
+    assert "num_workers" in machine_error_behind(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
 
 
 # What must hold of every evaluation, checked while it runs.

@@ -57,7 +57,7 @@ def test_data_of_a_hub_that_does_not_answer(silent, base_model, tmp_path):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("cached", ["all", "no weights", "no tokenizer", "nothing"])
+@pytest.mark.parametrize("cached", ["all", "no weights", "no tokenizer", "nothing", "a branch"])
 def test_a_hub_that_does_not_answer(cached, sharded, silent, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
@@ -78,6 +78,10 @@ def test_a_hub_that_does_not_answer(cached, sharded, silent, tmp_path):
             path.unlink()
     (tmp_path / "in.txt").write_text("a good film\n")
     name = f"owner/name@{COMMIT}"
+    if cached == "a branch":
+        (there.parent.parent / "refs").mkdir()
+        (there.parent.parent / "refs" / "main").write_text(COMMIT)
+        name = "owner/name@main"
     command = ["predict", "--swift_model", name, "--super_model", name, "--threshold", "0"]
     start = time.monotonic()
     done = asked([*command, "--input", str(tmp_path / "in.txt")], address, tmp_path)

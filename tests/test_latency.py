@@ -13,7 +13,7 @@ from elang.bench import differences
 from elang.cli import main
 from elang.data.batches import encode_examples, same_tokens, token_lists
 from elang.data.format import TextTask
-from elang.few import FewInputs, padded_length
+from elang.few import _WARM_UP, FewInputs, padded_length
 from elang.manifest import Manifest
 from elang.models.backbones import load_model, save_model
 from elang.models.onnx_path import OnnxPath
@@ -85,18 +85,25 @@ def test_texts_by_the_short_path_of_t5_are_the_librarys(kind):
         hidden = path.encode(ids, mask)
         for most in (1, 20, 70):
             expected = model.generate(**plain, max_new_tokens=most, eos_token_id=ends)[:, 1:]
-            found = T5Steps(path, most, ends, False).all(hidden, mask)
+            found = T5Steps(path, most, 0, ends, 0, False).all(hidden, mask)
             assert torch.equal(found.ids, expected)
             ended = torch.isin(expected, torch.tensor(ends))
             counts = torch.where(ended.any(1), ended.int().argmax(1) + 1, most)
             assert torch.equal(found.steps, counts)
         assert len(set(counts.tolist())) > 1
         # All of them end when none is wanted.
-        steps = T5Steps(path, 5, ends, False)
+        steps = T5Steps(path, 1, 0, ends, 0, True)
         texts = steps.begin(hidden, mask, torch.zeros(12, dtype=torch.int64))
-        steps.step(texts)
+        # As often as it is tried before it is captured.
+        for _ in range(_WARM_UP + 1):
+            steps.step(texts)
         assert not texts.steps.any()
         assert not texts.ids.any()
+    # It reads the model's own weights, as long as they are its.
+    assert path.current
+    cross = model.decoder.block[1].layer[1].EncDecAttention
+    cross.k.weight.data = cross.k.weight.data.clone()
+    assert not path.current
 
 
 @pytest.fixture(scope="module")

@@ -173,6 +173,23 @@ def test_the_short_way_says_the_same_texts(models):
             assert torch.equal(found.steps, expected.steps)
             torch.testing.assert_close(found.scores, expected.scores, atol=2e-4, rtol=1e-4)
             assert not model.generate(source, scored=False).scores.any()
+            # The settings of generation decide, as for the library: the start, several ends, what pads.
+            own = model.backbone.generation_config
+            said = {"decoder_start_token_id": 7, "eos_token_id": [1, 9], "pad_token_id": 5}
+            before = {name: getattr(own, name) for name in said}
+            own.update(**said)
+            found = model.generate(source)
+            model.short_path, path = None, model.short_path
+            other = model.generate(source)
+            model.short_path = path
+            own.update(pad_token_id=None)
+            assert model.steps(True).pad == 1
+            own.update(decoder_start_token_id=[7] * 17)
+            assert model.steps(True) is None
+            own.update(**before)
+            assert torch.equal(found.ids, other.ids[:, : found.ids.shape[1]])
+            assert not torch.equal(found.ids[:, 0], expected.ids[:, 0])
+            assert torch.equal(found.steps, other.steps)
             exact = model.generate(source, exactly=5)
             assert exact.ids.shape == (17, 5)
             assert (exact.steps == 5).all()

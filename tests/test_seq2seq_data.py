@@ -60,7 +60,8 @@ def test_every_form_gives_the_same_pairs(files, monkeypatch):
         assert (name, config, split, revision) == ("wmt/wmt16", "de-en", "validation", "abc")
         return types.SimpleNamespace(to_pandas=lambda: pd.DataFrame(rows))
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    offline = types.SimpleNamespace(HF_HUB_OFFLINE=True)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, config=offline))
     hub = Seq2SeqData(validation="validation", hub="wmt/wmt16@abc", hub_config="de-en", source="en", target="de")
     assert pairs(hub.read("validation")) == expected
     with pytest.raises(InputError, match=r"between \['en', 'de'\], not 'en' and 'fr'"):

@@ -157,21 +157,27 @@ def test_settings_run_nothing(text, marker, base_model, data_args, tmp_path, cap
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["../outside", "/{root}/outside", "a/../../outside"])
+@pytest.mark.parametrize("name", ["../outside", "{root}/outside", "a/../../outside"])
 def test_what_records_name_stays_a_name(name, pair, joint_args, tmp_path, monkeypatch):
     """Texts and metadata that look like paths make no file."""
-    table = pq.read_table(pair["records"])
     name = name.format(root=tmp_path)
-    about = {key: name.encode() if b"model" in key.lower() else value for key, value in table.schema.metadata.items()}
+    table = pq.read_table(pair["records"])
+    about = json.loads(table.schema.metadata[b"elang"])
+    texts = {key: name for key, value in about.items() if isinstance(value, str)}
+    assert len(texts) > 1
     (tmp_path / "in").mkdir()
-    pq.write_table(table.replace_schema_metadata(about), tmp_path / "in" / "theirs.parquet")
+    theirs = table.replace_schema_metadata({"elang": json.dumps(about | texts | {"model": name, "more": name})})
+    pq.write_table(theirs, tmp_path / "in" / "theirs.parquet")
     args = list(joint_args)
     args[args.index("--model.super_model") + 1] = str(tmp_path / "in" / "theirs.parquet")
     monkeypatch.chdir(tmp_path / "in")
-    before = sorted(os.listdir(tmp_path))
-    main(["validate", *args, "--model.output", str(tmp_path / "in" / "joint")])
-    assert sorted(os.listdir(tmp_path)) == before
-    assert sorted(os.listdir(tmp_path / "in")) == ["joint", "theirs.parquet"]
+    assert main(["validate", *args, "--model.output", str(tmp_path / "in" / "joint")]) == 0
+    assert main(["report", str(tmp_path / "in" / "joint"), "--output", str(tmp_path / "in" / "r.html")]) == 0
+    assert sorted(os.listdir(tmp_path)) == ["in"]
+    assert [one for one in sorted(os.listdir(tmp_path / "in")) if not one.startswith("r")] == [
+        "joint",
+        "theirs.parquet",
+    ]
 
 
 def test_a_report_shows_a_strangers_text_as_text(pair, joint_args, tmp_path):

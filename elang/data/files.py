@@ -181,9 +181,10 @@ def read_hub(split: str, hub: str, config: str | None) -> Any:
 
 def _ask_hub(hub: str, name: str, revision: str) -> None:
     """Ask the hub once: the library asks a silent one again and again, for minutes, before it takes what is here."""
-    from huggingface_hub import HfApi, constants
+    import datasets
+    from huggingface_hub import HfApi
 
-    if constants.HF_HUB_OFFLINE:
+    if datasets.config.HF_HUB_OFFLINE:
         return
     try:
         HfApi().dataset_info(name, revision=revision, timeout=HUB_PATIENCE)

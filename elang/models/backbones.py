@@ -1,6 +1,7 @@
 """Loading and saving the models of a task: folders, checkpoints and hub ids, of every family."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from elang.records import settle
 
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
+_COMMIT = re.compile("[0-9a-f]{40}")
 # The library's own empty vocabularies have up to one token that is not special.
 _FEWEST_WORDS = 2
 
@@ -294,8 +296,10 @@ def check_model(path: str) -> None:
         raise _not_loaded(path, error) from error
 
 
-def _locate(path: str) -> tuple[str, dict[str, Any]]:
-    """Tell a folder from a hub id: its name, and what else the library is to be told."""
+def _locate(path: str, weights: bool = True) -> tuple[str, dict[str, Any]]:
+    """Tell a folder from a hub id: its name, and what else the library is to be told, whose ``weights`` are needed."""
+    from huggingface_hub import constants
+
     if Path(path).is_dir():
         return path, {}
     name, _, revision = path.partition("@")
@@ -311,8 +315,8 @@ def _locate(path: str) -> tuple[str, dict[str, Any]]:
             f"There is no folder '{path}', and as a hub id it may change under you: pin it, as in "
             f"'{name}@<commit hash>'."
         )
-    cached = _is_cached(name, revision)
-    if not cached:
+    cached = _is_cached(name, revision, weights)
+    if not cached and not constants.HF_HUB_OFFLINE:
         _ask_hub(path, name, revision)
     return name, {"revision": revision, "local_files_only": cached}
 
@@ -327,22 +331,32 @@ def _ask_hub(path: str, name: str, revision: str) -> None:
         raise _not_loaded(path, error) from error
 
 
-def _is_cached(name: str, revision: str) -> bool:
+def _is_cached(name: str, revision: str, weights: bool) -> bool:
     """Whether a model of the hub is here as a whole, so that a hub that is slow or silent need not be asked."""
     from huggingface_hub import try_to_load_from_cache
+
+    if not _COMMIT.fullmatch(revision):
+        # A branch moves.
+        return False
 
     def find(file: str) -> Path | None:
         found = try_to_load_from_cache(name, file, revision=revision)
         return Path(found) if isinstance(found, str) else None
 
     try:
+        config = find("config.json")
+        assert config is not None
+        decoder = json.loads(config.read_text("utf-8")).get("is_encoder_decoder", False)
+        # It says how texts are generated, and may be missing as well as not fetched.
+        if decoder and try_to_load_from_cache(name, "generation_config.json", revision=revision) is None:
+            return False
         index = find("model.safetensors.index.json")
         shards = json.loads(index.read_text("utf-8"))["weight_map"].values() if index else ["model.safetensors"]
         # It may need files that only its own class knows.
         _load_tokenizer(name, {"revision": revision, "local_files_only": True})
     except Exception:
         return False
-    return all(map(find, set(shards)))
+    return not weights or all(map(find, set(shards)))
 
 
 def _limit_length(tokenizer: Any, config: Any) -> None:
@@ -407,7 +421,7 @@ def _from_checkpoint(path: str, generate: bool, num_beams: int | None) -> TextMo
     fields = dict(about["config"])
     try:
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        name, options = _locate(about["tokenizer"])
+        name, options = _locate(about["tokenizer"], weights=False)
         tokenizer = _load_tokenizer(name, options)
     except Exception as error:
         raise InputError(

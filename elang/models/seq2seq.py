@@ -264,8 +264,12 @@ class Seq2Seq(TextModel):
             return None
         if {name for name, value in config.to_diff_dict().items() if value is not None} - _PLAIN:
             return None
-        ends = _ids(config.eos_token_id) if exactly is None else []
-        return T5Steps(path, exactly or self.max_new_tokens, ends, scored)
+        start, ends = config.decoder_start_token_id, _ids(config.eos_token_id)
+        # As the library has it.
+        pad = config.pad_token_id if config.pad_token_id is not None else next(iter(ends), None)
+        if not isinstance(start, int) or not isinstance(pad, int):
+            return None
+        return T5Steps(path, exactly or self.max_new_tokens, start, ends if exactly is None else [], pad, scored)
 
     def generated(self, source: Source, texts: Texts) -> Generated:
         """What the short way made of a batch."""
@@ -293,7 +297,7 @@ class Seq2Seq(TextModel):
         def first(inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
             source = self.encode(inputs)
             known = self.early_scores(source)[score] if early and score else source.features.new_zeros(len(source.mask))
-            return known.double()[:, None], (source, inputs[WANTED])
+            return known.float()[:, None], (source, inputs[WANTED])
 
         def begin(state: tuple[Source, Tensor]) -> tuple[Tensor, Any]:
             source, wanted = state
@@ -309,7 +313,8 @@ class Seq2Seq(TextModel):
             known = source.features.new_zeros(len(texts.ids))
             if late is not None:
                 known = self.late_scores(source, self.generated(*state))[late]
-            return torch.cat([known.double()[:, None], texts.ids.double()], 1), state
+            # Exact, for there are fewer tokens than 2^24.
+            return torch.cat([known.float()[:, None], texts.ids[:, : steps.most].float()], 1), state
 
         return [first, begin, step, last]
 

@@ -8,7 +8,7 @@ mathematics:
 - in cross-attention the few queries are brought to the encoder's output, ``(W_k^T q) . h``, instead of every position
   of it to each layer's keys and values, ``q . (W_k h)``: for a label's one decoder step 1/64 of the operations;
 - of a decoder's only token attention is its value;
-- logits are computed for the answers' tokens alone, in float32.
+- where answers are chosen from, logits are computed for their tokens alone, in float32.
 """
 
 from __future__ import annotations
@@ -97,10 +97,11 @@ class T5Path:
     @property
     def current(self) -> bool:
         """Whether it still reads the model's own weights, which may have been moved or replaced."""
-        own = [
-            block.layer[0].SelfAttention for s in (self.backbone.encoder, self.backbone.decoder) for block in s.block
-        ]
-        return all(one.together.data_ptr() == one.q.weight.data_ptr() for one in own)
+        stacks = (self.backbone.encoder, self.backbone.decoder)
+        own = [block.layer[0].SelfAttention for stack in stacks for block in stack.block]
+        first = [(one, one.q) for one in own]
+        first += [(cross, cross.k) for cross in (b.layer[1].EncDecAttention for b in self.backbone.decoder.block)]
+        return all(one.together.data_ptr() == part.weight.data_ptr() for one, part in first)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
         """The encoder's output for tokens ``(B, L)``, ``(B, L, D)``; without meaning behind a text's end."""

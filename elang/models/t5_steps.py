@@ -33,7 +33,7 @@ class Texts:
         token: The last one of each, int64 ``(B, 1)``.
         left: 1 for texts that have not ended, int64 ``(B,)``.
         steps: Tokens of each, its end included, int64 ``(B,)``.
-        ids: The tokens, int64 ``(B, T)``; the padding token behind an end.
+        ids: The tokens, int64 ``(B, T)``, whose first so many as are asked for count; the padding token behind an end.
         scores: Theirs, float32 ``(B, T, 4)``; ``None`` where none are needed.
     """
 
@@ -55,12 +55,14 @@ class T5Steps:
     Args:
         path: The short forward pass of the model.
         most: Tokens of a text at most.
-        ends: Tokens that end one.
+        start: The token that the decoder starts with.
+        ends: Tokens that end a text.
+        pad: The token behind an end.
         scored: Whether tokens are scored.
     """
 
-    def __init__(self, path: T5Path, most: int, ends: list[int], scored: bool) -> None:
-        self.path, self.most, self.ends, self.scored = path, most, ends, scored
+    def __init__(self, path: T5Path, most: int, start: int, ends: list[int], pad: int, scored: bool) -> None:
+        self.path, self.most, self.start, self.ends, self.pad, self.scored = path, most, start, ends, pad, scored
 
     def begin(self, hidden: Tensor, mask: Tensor, wanted: Tensor | None = None, room: int | None = None) -> Texts:
         """Make ready.
@@ -83,10 +85,10 @@ class T5Steps:
             .contiguous()
             for block in stack.block
         ]
+        # More than is asked for: a step is tried a few times before it is captured.
         most = self.most + -self.most % MULTIPLE
         bias = stack.block[0].layer[0].SelfAttention.compute_bias(most, most)
         bias = bias.masked_fill(hidden.new_ones(most, most, dtype=torch.bool).triu(1), -torch.inf)
-        start = config.decoder_start_token_id
         count = mask.new_zeros(batch)
         return Texts(
             source,
@@ -94,11 +96,11 @@ class T5Steps:
             hidden.new_zeros(len(source), 2, batch, heads, room or most, width),
             bias,
             mask.new_zeros(1),
-            mask.new_full((batch, 1), start),
+            mask.new_full((batch, 1), self.start),
             count + 1 if wanted is None else wanted.clone(),
             count,
-            mask.new_full((batch, self.most), config.pad_token_id),
-            hidden.new_zeros(batch, self.most, len(TOKEN_SCORES), dtype=torch.float32) if self.scored else None,
+            mask.new_full((batch, most), self.pad),
+            hidden.new_zeros(batch, most, len(TOKEN_SCORES), dtype=torch.float32) if self.scored else None,
         )
 
     def step(self, texts: Texts) -> None:
@@ -119,7 +121,7 @@ class T5Steps:
             feed_forward(x, feed)
         logits = self.path.all_logits(norm(x, stack.final_layer_norm)).float()
         chosen = logits.argmax(-1)
-        token = chosen.where(texts.left.bool(), self.path.backbone.config.pad_token_id)
+        token = chosen.where(texts.left.bool(), self.pad)
         texts.ids.index_copy_(1, texts.position, token[:, None])
         if texts.scores is not None:
             texts.scores.index_copy_(1, texts.position, token_scores(logits, token)[:, None])
