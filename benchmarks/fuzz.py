@@ -164,19 +164,21 @@ def main() -> None:
     if args.one is not None:
         fuzz(args.targets[0], args.runs, args.one)
         return
-    figures: dict[str, Any] = {}
+    from common import RESULTS, git_commit, write_result
+
+    known = RESULTS / f"{args.name}.json"
+    # Readers that are not fuzzed now stay, with the commit that they were fuzzed at.
+    figures: dict[str, Any] = json.loads(known.read_text("utf-8"))["figures"] if known.is_file() else {}
     for target in args.targets:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
             command = [sys.executable, __file__, "--one", folder, "--runs", str(args.runs), "--targets", target]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             found = Path(folder) / "found.json"
             if found.is_file():
-                figures[target] = json.loads(found.read_text())
+                figures[target] = json.loads(found.read_text()) | {"commit": git_commit()}
             else:
                 figures[target] = {"ended": done.stderr[-2000:]}
         print(target, json.dumps(figures[target], indent=1), flush=True)
-    from common import write_result
-
     write_result(args.name, figures, ("atheris", "pandas", "pyarrow", "pydantic", "PyYAML"))
 
 

@@ -198,6 +198,13 @@ def data_args(files):
     ]
 
 
+def devices():
+    """The CPU and every GPU that there is, where graphs are captured."""
+    import torch
+
+    return ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+
+
 QUIET = [
     *("--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
     *("--trainer.enable_model_summary", "false"),

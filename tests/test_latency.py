@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from conftest import FILLER, GOOD, write_t5
+from conftest import FILLER, GOOD, devices, write_t5
 from transformers import AutoModelForSeq2SeqLM, MT5Config, T5Config
 
 from elang import InputError, JointPredictor
@@ -147,12 +147,14 @@ def test_a_pair_answers_by_the_short_path_as_by_the_library(t5_models, texts, sc
     assert 0 < sum(one.answered_by == "super" for one in found) < 60
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("score", ["max_softmax", "router"])
 @pytest.mark.parametrize("threshold", ["defer 30%", "inf", "-inf"])
-def test_few_inputs_are_answered_as_many_are(pair, texts, score, threshold):
+def test_few_inputs_are_answered_as_many_are(pair, texts, score, threshold, device):
     models = str(pair["swift"]), str(pair["super"])
-    plain = JointPredictor(*models, threshold, score)
-    few = JointPredictor(*models, threshold, score, few=4)
+    plain = JointPredictor(*models, threshold, score, device="cpu")
+    few = JointPredictor(*models, threshold, score, few=4, device=device)
+    assert bool(few._few_swift.graphs) == (device != "cpu")
     expected = plain(texts)
     like([one for start in range(0, 60, 4) for one in few(texts[start : start + 4])], expected)
     like([few([text])[0] for text in texts], expected)
@@ -162,7 +164,7 @@ def test_few_inputs_are_answered_as_many_are(pair, texts, score, threshold):
     assert few.ask_super(rows) == plain.ask_super(rows)
     asked = zip(few.ask_swift(rows, keep=True), plain.ask_swift(rows, keep=True), strict=True)
     assert all(a[0] == b[0] and not a[2] for a, b in asked)
-    assert JointPredictor(None, models[1], few=4).ask_super(rows) == plain.ask_super(rows)
+    assert JointPredictor(None, models[1], few=4, device=device).ask_super(rows) == plain.ask_super(rows)
 
 
 def test_over_long_ones_are_cut_and_counted_when_there_are_few(pair, texts):

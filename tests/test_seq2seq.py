@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import QUIET, SOURCE_WORDS, write_model, write_parallel, write_seq2seq
+from conftest import QUIET, SOURCE_WORDS, devices, write_model, write_parallel, write_seq2seq
 from sacrebleu.metrics import BLEU, CHRF
 from test_distributed import elang
 from torch.utils.flop_counter import FlopCounterMode
@@ -198,19 +198,21 @@ def test_the_short_way_says_the_same_texts(models):
         assert model.steps(True) is None
 
 
+@pytest.mark.parametrize("device", devices())
 @pytest.mark.parametrize("score", ["nll_mean", "router", "encoder_router"])
-def test_few_texts_are_those_of_many(mt_data, mt_pair, score):
+def test_few_texts_are_those_of_many(mt_data, mt_pair, score, device):
     """By the steps that a GPU captures: one, some and none deferred, before and after the decoder."""
     texts = (mt_data / "val.en").read_text("utf-8").split("\n")[:24]
-    plain = JointPredictor(mt_pair["swift"], mt_pair["super"], "inf", score)
+    plain = JointPredictor(mt_pair["swift"], mt_pair["super"], "inf", score, device="cpu")
     for model in (plain.swift, plain.super_):
         model.short_path = None
     ordered = sorted(one.score for one in plain(texts))
     for threshold in ("inf", "-inf", (ordered[11] + ordered[12]) / 2):
         plain.threshold = float(threshold)
         expected = plain(texts)
-        few = JointPredictor(mt_pair["swift"], mt_pair["super"], threshold, score, few=3)
+        few = JointPredictor(mt_pair["swift"], mt_pair["super"], threshold, score, few=3, device=device)
         assert few._few_swift is not None
+        assert bool(few._few_swift.graphs) == (device != "cpu")
         found = [one for start in range(0, 24, 3) for one in few(texts[start : start + 3])]
         found += [few([text])[0] for text in texts[:5]]
         for one, other in zip(found, expected + expected[:5], strict=True):
