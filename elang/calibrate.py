@@ -20,7 +20,7 @@ from elang.certificate import (
     upper_bound,
 )
 from elang.curve import at_budget, at_share, deferral_events, operating_curve
-from elang.errors import DAMAGED, InputError
+from elang.errors import InputError
 from elang.evaluate import little_to_gain
 from elang.manifest import FILENAME, Manifest
 from elang.records import check_format, read_about
@@ -185,7 +185,7 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
         worth = read_about(path).get("worth", {"unit": "", "largest": None})
         largest = float(worth["largest"] or 1.0)
         splits = {str(name): int(n) for name, n in frame["split"].value_counts().sort_index().items()}
-    except DAMAGED as error:
+    except Exception as error:  # whatever the readers say of a damaged file
         raise InputError(f"The records '{path}' cannot be read ({error}). Run `elang validate` again.") from error
     known = [str(column).removeprefix("score_") for column in frame if str(column).startswith("score_")]
     if score not in known:
@@ -209,7 +209,7 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
         if not (gain.isfinite().all() and own[1].isfinite().all()) or own[0].is_floating_point():
             raise ValueError("gains or scores are not finite, or keys are no whole numbers")
         return Slice(*own, gain, costs, str(worth["unit"]), worth["largest"] is not None, splits)
-    except DAMAGED as error:
+    except Exception as error:  # the same of its values
         raise InputError(f"The records '{path}' are damaged ({error}). Run `elang validate` again.") from error
 
 

@@ -11,8 +11,6 @@ _DISK = {
 # Of libraries that do not say it by a number.
 _DISK_WORDS = ("No space left on device", "File too large", "Read-only file system")
 
-DAMAGED = (OSError, ValueError, KeyError, TypeError)
-"""What reading a table or JSON ends in that is not what it should be."""
 HUB_PATIENCE = 10
 """Seconds in which the hub must say whether it has something."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from elang.bootstrap import curve_interval, lost_to_super
 from elang.calibrate import check_statements, read_summary
-from elang.errors import DAMAGED, InputError
+from elang.errors import InputError
 from elang.manifest import FILENAME, Manifest
 from elang.quality import QUALITIES, Quality
 from elang.records import read_about, written_aside
@@ -89,7 +89,9 @@ class Evaluation:
                 raise ValueError("its records are of an earlier version")
             # Read here, where what is damaged is told.
             _ = self.routed, self.gain, self.labels, self.column("key")
-        except DAMAGED as error:
+        except InputError:
+            raise
+        except Exception as error:  # whatever the readers say of a damaged file
             raise InputError(
                 f"'{self.folder}' is no folder that `elang validate` wrote ({error}). Run `elang validate` again."
             ) from error
