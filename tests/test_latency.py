@@ -34,14 +34,20 @@ def texts():
     return [" ".join(draw.choice(GOOD + FILLER) for _ in range(draw.randint(1, 20))) for _ in range(60)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_short_path_of_t5_says_what_the_library_says(kind):
+def random_t5(kind, spread):
+    """A T5 of some kind whose weights are random by so much, norms and biases among them."""
     family, options = KINDS[kind]
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 6, "vocab_size": 50}
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(family(**sizes, decoder_start_token_id=0, **options)).eval()
     for weight in model.parameters():
-        weight.data += 0.1 * torch.randn_like(weight)
+        weight.data += spread * torch.randn_like(weight)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_short_path_of_t5_says_what_the_library_says(kind):
+    model = random_t5(kind, 0.1)
     path = T5Path(model)
     ids = torch.randint(1, 50, (4, 13))
     mask = torch.ones_like(ids)
@@ -67,12 +73,7 @@ def test_the_short_path_of_t5_says_what_the_library_says(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_texts_by_the_short_path_of_t5_are_the_librarys(kind):
     """Also behind the first room for keys and values, and where some have ended."""
-    family, options = KINDS[kind]
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 6, "vocab_size": 50}
-    torch.manual_seed(0)
-    model = AutoModelForSeq2SeqLM.from_config(family(**sizes, decoder_start_token_id=0, **options)).eval()
-    for weight in model.parameters():
-        weight.data += 0.2 * torch.randn_like(weight)
+    model = random_t5(kind, 0.2)
     ids = torch.randint(2, 50, (12, 13))
     mask = torch.ones_like(ids)
     mask[1, 5:] = mask[3, 1:] = 0

@@ -63,6 +63,8 @@ class T5Steps:
 
     def __init__(self, path: T5Path, most: int, start: int, ends: list[int], pad: int, scored: bool) -> None:
         self.path, self.most, self.start, self.ends, self.pad, self.scored = path, most, start, ends, pad, scored
+        # More than is asked for: a step is tried a few times before it is captured.
+        self.places = most + -most % MULTIPLE
 
     def begin(self, hidden: Tensor, mask: Tensor, wanted: Tensor | None = None, room: int | None = None) -> Texts:
         """Make ready.
@@ -85,8 +87,7 @@ class T5Steps:
             .contiguous()
             for block in stack.block
         ]
-        # More than is asked for: a step is tried a few times before it is captured.
-        most = self.most + -self.most % MULTIPLE
+        most = self.places
         bias = stack.block[0].layer[0].SelfAttention.compute_bias(most, most)
         bias = bias.masked_fill(hidden.new_ones(most, most, dtype=torch.bool).triu(1), -torch.inf)
         count = mask.new_zeros(batch)
@@ -112,10 +113,11 @@ class T5Steps:
         for block, own, source in zip(stack.block, texts.own, texts.source, strict=True):
             first, second, feed = block.layer
             attention, cross = first.SelfAttention, second.EncDecAttention
-            made = F.linear(norm(x, first.layer_norm), attention.together).view(batch, 3, heads, 1, width)
-            query, *_ = made = made.transpose(0, 1)
+            made = (
+                F.linear(norm(x, first.layer_norm), attention.together).view(batch, 3, heads, 1, width).transpose(0, 1)
+            )
             own.index_copy_(3, texts.position, made[1:])
-            _attend(x, query, own, bias, attention)
+            _attend(x, made[0], own, bias, attention)
             query = F.linear(norm(x, second.layer_norm), cross.q.weight).view(batch, heads, 1, width)
             _attend(x, query, source, texts.padding, cross)
             feed_forward(x, feed)
@@ -133,10 +135,10 @@ class T5Steps:
 
     def all(self, hidden: Tensor, mask: Tensor) -> Texts:
         """Generate until every text has ended; as :meth:`begin`."""
-        texts = self.begin(hidden, mask, room=min(_ROOM, self.most + -self.most % MULTIPLE))
+        texts = self.begin(hidden, mask, room=min(_ROOM, self.places))
         for count in range(self.most):
             if count == texts.own.shape[-2]:
-                texts.own = F.pad(texts.own, (0, 0, 0, min(count, texts.bias.shape[-1] - count)))
+                texts.own = F.pad(texts.own, (0, 0, 0, min(count, self.places - count)))
             self.step(texts)
             if self.ends and not texts.left.any():
                 break
