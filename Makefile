@@ -1,5 +1,6 @@
 # make demo: the real pair of the README, in a virtual environment of its own
 # make test: lint, types, tests and doctests, on all cores; make lint: the first two
+# make coverage: the tests again, with the lines and branches of elang/ that they reach
 # make oldest: some tests with the oldest versions that are allowed, in VENV; make audit: known vulnerabilities of what CI installs
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +12,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-.PHONY: demo test lint oldest audit
+.PHONY: demo test lint oldest audit coverage
 demo: $(VENV)/installed
 	$(BIN)/elang demo
 
@@ -32,6 +33,12 @@ oldest:
 audit: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --no-deps --disable-pip --requirement .ci/lock.txt
+
+coverage: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet 'coverage>=7.10'
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n logical --dist loadfile
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --show-missing
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile

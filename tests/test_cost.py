@@ -24,6 +24,7 @@ from elang.cost import (
     count_flops,
     expected_cost,
     flops_by_length,
+    generation_flops,
     measure_latency,
     measure_throughput,
     speedup,
@@ -137,6 +138,64 @@ def test_bart_is_counted_as_its_plain_forward_runs(length, tokens):
         found[part] = counter.get_total_flops()
         assert count_flops(config, length, part, (1, tokens)) == found[part]
     assert 0 < found["encoder"] < found["all"]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(
+    "config", [T5Config(**T5_SMALL), T5Config(**BYT5_SMALL), BartConfig(**BART_SMALL)], ids=["T5", "ByT5", "BART"]
+)
+def test_generation_by_formula(config, cached):
+    """The decoder alone; with a cache the token at place ``t`` attends to ``t`` tokens."""
+    t5 = isinstance(config, T5Config)
+    inner = config.d_kv * config.num_heads if t5 else config.d_model
+    # Weights of a layer that run once a token, and of what runs once a source token.
+    feed_forward = (3 if config.is_gated_act else 2) * config.d_model * config.d_ff if t5 else 2 * 32 * 80
+    once = 6 * config.d_model * inner + feed_forward
+    layers, vocabulary = (config.num_decoder_layers if t5 else config.decoder_layers), config.vocab_size
+
+    def expected(length, steps):
+        seen = sum(range(1, steps + 1)) if cached else steps * steps
+        products = layers * (steps * once + 2 * length * config.d_model * inner + 2 * inner * (seen + steps * length))
+        return 2 * (products + steps * config.d_model * vocabulary)
+
+    sizes = [(1, 1), (5, 2), (40, 17), (3, 60)]
+    lengths, steps = (torch.tensor(column) for column in zip(*sizes, strict=True))
+    for beams in (1, 3):
+        found = generation_flops(config, lengths, steps, beams=beams, cached=cached)
+        assert found.dtype == torch.float64
+        assert found.tolist() == pytest.approx([beams * expected(*size) for size in sizes], rel=1e-9)
+    assert generation_flops(config, lengths, steps).tolist() == pytest.approx(
+        generation_flops(config, lengths, steps, "exact", 1, True).tolist(), rel=0
+    )
+
+
+def test_generation_in_the_papers_convention():
+    config = T5Config(**T5_SMALL)
+    x, s = torch.tensor([5, 50]), torch.tensor([3, 6])
+    found = generation_flops(config, x, s, "paper", beams=2)
+    one = flops_by_length(config, x, "paper", decoder=(1, 1)) - flops_by_length(config, x, "paper", "encoder")
+    assert found.tolist() == (one * s * 2).tolist()
+
+
+def test_what_generates_nothing():
+    one = torch.tensor([5])
+    for config, beams, said in ((T5Config(**T5_SMALL), 0, "'t5' model with 0"), (BertConfig(**SMALL), 1, "'bert'.* 1")):
+        with pytest.raises(InputError, match=rf"A {said} beams generates nothing"):
+            generation_flops(config, one, one, beams=beams)
+
+
+def test_a_decoder_that_is_not_global_is_not_counted_by_length(monkeypatch):
+    count = elang.cost._count
+
+    def cubic(model, length, part="all", decoder=(1, 1)):
+        return count(model, length, part, decoder) + (length**3 * decoder[1] if part == "all" else 0)
+
+    monkeypatch.setattr(elang.cost, "_count", cubic)
+    elang.cost._decoder_law.cache_clear()
+    one = torch.tensor([5])
+    with pytest.raises(InputError, match=r"decoder of a 't5' model is not counted by length.*flops_convention paper"):
+        generation_flops(T5Config(**T5_SMALL), one, one)
+    elang.cost._decoder_law.cache_clear()
 
 
 @pytest.mark.parametrize("convention", ["exact", "paper"])
