@@ -15,6 +15,7 @@ _HOME = {
     "JointPredictor": "elang.predictor",
     "RoutingCurve": "elang.metrics",
     "SCORES": "elang.scores",
+    "ShardedStrategy": "elang.models.sharding",
     "ScoreModule": "elang.models.evaluation",
     "Seq2SeqData": "elang.data.seq2seq",
     "SwiftModule": "elang.models.swift",
@@ -32,6 +33,7 @@ __all__ = [
     "RoutingCurve",
     "ScoreModule",
     "Seq2SeqData",
+    "ShardedStrategy",
     "SwiftModule",
     "TaskData",
     "TextClassificationData",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from elang.models.evaluation import ScoreModule
     from elang.models.finetune import FinetuneModule
     from elang.models.joint import JointModule
+    from elang.models.sharding import ShardedStrategy
     from elang.models.swift import SwiftModule
     from elang.predictor import JointPredictor
     from elang.scores import SCORES, route

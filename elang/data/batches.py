@@ -295,6 +295,10 @@ def same_tokens(one: Any, other: Any) -> bool:
     return found is not None and found == described(other)
 
 
+class Repeated(list[int]):
+    """A batch that another process has, too: it is run, and what comes of it is dropped."""
+
+
 class LengthBatches(DistributedSampler[Any]):
     """Yields whole batches of like lengths; each process takes every ``world_size``-th of them.
 
@@ -307,8 +311,8 @@ class LengthBatches(DistributedSampler[Any]):
         batch_size: Examples in a batch.
         shuffle: For training: batches are drawn anew each epoch, of like lengths within a window of 50 batches,
             and the first ones are repeated where needed so that all processes take equally many steps.
-            Otherwise every example comes exactly once, and processes may have unequal shares; one without any
-            gets an empty batch, for Lightning lets a process without batches out of the final gather.
+            Otherwise every example comes exactly once; a process with fewer batches than others gets a
+            :class:`Repeated` one, for all have to run a sharded model, and to take part in a gather, equally often.
         seed: Of the shuffle.
         current_epoch: Tells the epoch from the number of batches in one; Lightning's ``set_epoch`` says 0 once more
             after a resume, and the order of the first epoch would come twice.
@@ -333,7 +337,9 @@ class LengthBatches(DistributedSampler[Any]):
         n = len(self.lengths)
         if not self.shuffle:
             order = self.lengths.argsort(descending=True, stable=True)
-            return [part.tolist() for part in order.split(self.batch_size)]
+            batches = [part.tolist() for part in order.split(self.batch_size)]
+            # The last one: it is the shortest.
+            return batches + [Repeated(batches[-1])] * (-len(batches) % self.num_replicas)
         epoch = self.epoch if self.current_epoch is None else self.current_epoch(len(self))
         generator = torch.Generator().manual_seed(self.seed + epoch)
         batches = []
@@ -344,10 +350,8 @@ class LengthBatches(DistributedSampler[Any]):
         return batches + [batches[i % len(batches)] for i in range(-len(batches) % self.num_replicas)]
 
     def __iter__(self) -> Iterator[list[int]]:
-        yield from self._batches()[self.rank :: self.num_replicas] or [[]]
+        yield from self._batches()[self.rank :: self.num_replicas]
 
     def __len__(self) -> int:
         batches = -(-len(self.lengths) // self.batch_size)
-        if self.shuffle:
-            return -(-batches // self.num_replicas)
-        return max(1, len(range(self.rank, batches, self.num_replicas)))
+        return -(-batches // self.num_replicas)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from elang.data.batches import EncodedExamples, LengthBatches, Reader, encode_examples
+from elang.data.batches import EncodedExamples, LengthBatches, Reader, Repeated, encode_examples
 from elang.data.files import (
     SOURCE_KEY,
     Examples,
@@ -318,7 +318,10 @@ class TextData(LightningDataModule):
 
 
 class _Batches(Dataset[dict[str, Any]]):
-    """Maps a list of rows to a batch: ``id``, ``key``, ``unit``, ``label``, and each model's inputs under its name."""
+    """Maps a list of rows to a batch: ``id``, ``key``, ``unit``, ``label``, and each model's inputs under its name.
+
+    ``repeated`` says that another process has the same batch.
+    """
 
     def __init__(self, examples: Examples, encoded: dict[str, EncodedExamples]) -> None:
         unit = examples.key if examples.unit is None else examples.unit
@@ -338,5 +341,6 @@ class _Batches(Dataset[dict[str, Any]]):
 
     def __getitem__(self, rows: Any) -> dict[str, Any]:
         batch: dict[str, Any] = {name: column[rows] for name, column in self.tensors.items()}
+        batch["repeated"] = isinstance(rows, Repeated)
         batch["targets"] = {name: column[rows] for name, column in self.targets.items()}
         return batch | {name: take(rows) for name, take in self.inputs.items()}

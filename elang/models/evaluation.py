@@ -14,9 +14,11 @@ from elang.data.batches import IGNORED, Reader
 from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
 from elang.evaluate import measure
+from elang.few import DType
 from elang.metrics import ExampleTable
 from elang.models.backbones import load_model
 from elang.models.seq2seq import Generated, Seq2Seq
+from elang.models.sharding import Sharded, check_strategy
 from elang.models.text_model import TextModel, sum_by_example
 from elang.models.text_to_text import TextToText
 from elang.quality import QUALITIES
@@ -160,6 +162,7 @@ class EvaluationModule(LightningModule):
         generate: Text-to-text models answer by free generation, matched with the task's answers.
         num_beams: Hypotheses that generated texts are chosen from; by default each model's own setting.
         static_cache: Generate with a cache of fixed size.
+        dtype: Precision of the weights; logits and scores are float32 in any.
     """
 
     def __init__(
@@ -171,8 +174,10 @@ class EvaluationModule(LightningModule):
         generate: bool = False,
         num_beams: int | None = None,
         static_cache: bool = False,
+        dtype: DType = "float32",
     ) -> None:
         super().__init__()
+        self._sharded: dict[str, Sharded] = {}
         self.task = TextTask.of(label_names, task)
         self.label_names = label_names
         self.flops_convention = flops_convention
@@ -186,7 +191,8 @@ class EvaluationModule(LightningModule):
                 self.recorded[name], self.about[name] = read_records(path, label_names, self.task.problem)
             else:
                 # Without a task of the data's own (Python), a model answers what it was trained for.
-                model = load_model(path, self.task if task else None, generate=generate, num_beams=num_beams).eval()
+                own_task, kind = self.task if task else None, getattr(torch, dtype)
+                model = load_model(path, own_task, generate=generate, num_beams=num_beams, dtype=kind).eval()
                 self.class_order[name] = model.class_order(label_names, f"'{path}'")
                 self.models[name] = model
                 if model.manifest is not None:
@@ -194,6 +200,18 @@ class EvaluationModule(LightningModule):
         self.paths = models
         self.top_k, self.static_cache = 0, static_cache
         self._tables: dict[str, ExampleTable] = {}
+
+    def configure_model(self) -> None:
+        """Share the weights of all but the Swift out over the processes, where the strategy does."""
+        if self.device_mesh is None:
+            return
+        for name in self.models:
+            if name != "swift" and name not in self._sharded:
+                self._sharded[name] = Sharded(self.model(name), self.device_mesh["data_parallel"])
+
+    def setup(self, stage: str) -> None:
+        """Check how the models are to be spread."""
+        check_strategy(self.trainer)
 
     @property
     def readers(self) -> dict[str, Reader]:
@@ -223,8 +241,6 @@ class EvaluationModule(LightningModule):
         self._tables = {split: ExampleTable(columns).to(self.device) for split in splits}
 
     def _step(self, batch: dict[str, Any], split: str) -> None:
-        if not len(batch["id"]):
-            return
         columns = {name: batch[name] for name in ("id", "key", "label")}
         # Router heads learned on this slice.
         fold = fold_of(batch["unit"]) if split == "routing" else None
@@ -236,7 +252,8 @@ class EvaluationModule(LightningModule):
                 order, costs = self.class_order[name], self.flops_convention
                 found = answer_batch(model, batch[name], order, self.temperature, costs, fold)
             columns |= {f"{name}_{column}": values for column, values in found.items()}
-        self._tables[split].update(**columns)
+        if not batch["repeated"]:
+            self._tables[split].update(**columns)
 
     def _gather(self) -> dict[str, dict[str, Tensor]]:
         """All rows of every split, from all processes, checked to be complete and finite."""
@@ -334,6 +351,7 @@ class ScoreModule(EvaluationModule):
         label_names: The data's classes; the command line takes them from the data, like the next.
         task: What is asked, :meth:`elang.data.format.TextTask.plain`.
         output: The parquet file to write.
+        dtype: Precision of the weights; logits are float32 in any.
         generate: A text-to-text model answers by free generation, matched with the task's answers.
         num_beams: Hypotheses that generated texts are chosen from; by default the model's own setting.
         top_k: Of a model that generates texts, keep so many of the most probable tokens at each place of the
@@ -351,12 +369,14 @@ class ScoreModule(EvaluationModule):
         num_beams: int | None = None,
         top_k: int = 0,
         static_cache: bool = False,
+        dtype: DType = "float32",
     ) -> None:
         if model.endswith(SUFFIXES):
             raise InputError(f"'{model}' is already a file of records; give --model.model a model.")
         if not output.endswith(".parquet"):
             raise InputError(f"Records are written as parquet, but --model.output is '{output}'.")
         options: dict[str, Any] = {"generate": generate, "num_beams": num_beams, "static_cache": static_cache}
+        options["dtype"] = dtype
         super().__init__({"model": model}, label_names, task, **options)
         self.save_hyperparameters()
         if top_k < 0 or (top_k and self.task.problem != "sequence"):

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from elang.data.batches import Reader
 from elang.data.format import TaskFields, TextTask
@@ -18,6 +19,7 @@ from elang.metrics import ExampleTable
 from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_words, describe, load_model, save_model
 from elang.models.evaluation import measure_texts, padded_ids
 from elang.models.seq2seq import Seq2Seq
+from elang.models.sharding import Sharded, check_strategy
 from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
 from elang.quality import QUALITIES, QualityName
@@ -123,15 +125,25 @@ class FinetuneModule(LightningModule):
         self.label_names = label_names
         self._tables: dict[str, ExampleTable] = {}
         self._unlearned: list[str] = []
+        self._sharded: Sharded | None = None
         self._random: dict[str, Tensor] | None = None
 
     def setup(self, stage: str) -> None:
         """Take the limit of generated texts from the data."""
+        check_strategy(self.trainer)
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(self.classifier, Seq2Seq) and data is not None:
             self.classifier.limit_new_tokens(data.max_target_length)
         if stage == "fit" and getattr(data, "transfer", None):
             self._check_transfer(data)
+
+    # Whether the finished model is to be run by every process.
+    _fits_everywhere = False
+
+    def configure_model(self) -> None:
+        """Share the weights out over the processes, where the strategy does."""
+        if self.device_mesh is not None and self._sharded is None:
+            self._sharded = Sharded(self.classifier, self.device_mesh["data_parallel"])
 
     def _check_transfer(self, data: Any) -> None:
         """Refuse texts without labels."""
@@ -195,16 +207,15 @@ class FinetuneModule(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer a batch of one of the splits."""
-        if not len(batch["id"]):
-            return
         if isinstance(self.classifier, Seq2Seq):
             source = self.classifier.encode(batch["model"])
             ids = padded_ids(self.classifier, self.classifier.generate(source, scored=False))
-            self._tables[self.split_names[dataloader_idx]].update(id=batch["id"], ids=ids)
-            return
-        answer = self.classifier(batch["model"])
-        row = {"id": batch["id"], "label": batch["label"], "prediction": answer.prediction, "logits": answer.logits}
-        self._tables[self.split_names[dataloader_idx]].update(**row)
+            row = {"id": batch["id"], "ids": ids}
+        else:
+            answer = self.classifier(batch["model"])
+            row = {"id": batch["id"], "label": batch["label"], "prediction": answer.prediction, "logits": answer.logits}
+        if not batch["repeated"]:
+            self._tables[self.split_names[dataloader_idx]].update(**row)
 
     def on_validation_epoch_end(self) -> None:
         """Log the task metric of each split over all processes."""
@@ -327,7 +338,7 @@ class FinetuneModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Choose thresholds while the model is still on its device and the processes can gather."""
-        self._finished = self.manifest()
+        self._finish()
         if self._unlearned:
             rank_zero_warn(
                 f"After {self.trainer.global_step:,} steps the model is never right on 'validation' where the label is "
@@ -335,19 +346,27 @@ class FinetuneModule(LightningModule):
                 "raise --model.lr."
             )
 
+    def _finish(self) -> None:
+        if self._sharded is not None:
+            whole = self._sharded.gather(self._fits_everywhere)
+            self.classifier = self.classifier if whole is None else whole
+        self._finished = self.manifest()
+
     def on_fit_end(self) -> None:
         """Write the folder, unless training was interrupted or only tried out."""
         if self.trainer.interrupted or getattr(self.trainer, "fast_dev_run", False):
             return
         for name, parameter in self.classifier.named_parameters():
-            if not torch.isfinite(parameter).all():
+            # Parts of weights are looked at by the process that has put them together.
+            if not isinstance(parameter, DTensor) and not torch.isfinite(parameter).all():
                 raise InputError(
                     f"Training diverged: the weights '{name}' are NaN or infinite, so no model was written. Lower "
                     "--model.lr, or clip gradients with --trainer.gradient_clip_val 1."
                 )
         if not hasattr(self, "_finished"):
             # Resumed from the last checkpoint of all: nothing was left to train, so on_train_end did not come.
-            self._finished = self.to(self.trainer.strategy.root_device).manifest()
+            self.to(self.trainer.strategy.root_device)
+            self._finish()
         # log_dir is a collective: every process has to ask.
         folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
         if self.trainer.is_global_zero:

@@ -32,6 +32,7 @@ from elang.evaluate import (
     text_targets,
     worth_of,
 )
+from elang.few import DType
 from elang.manifest import Manifest, versions
 from elang.models.evaluation import EvaluationModule
 from elang.models.finetune import check_held_out
@@ -66,6 +67,7 @@ class JointModule(EvaluationModule):
         num_beams: Hypotheses that generated texts are chosen from; by default each model's own setting.
         static_cache: Generate with a cache of fixed size.
         texts: Keep the inputs in the records, for `elang report` to show some.
+        dtype: Precision of both models' weights; logits and scores are float32 in any.
     """
 
     def __init__(
@@ -85,9 +87,10 @@ class JointModule(EvaluationModule):
         num_beams: int | None = None,
         static_cache: bool = False,
         texts: bool = True,
+        dtype: DType = "float32",
     ) -> None:
         models = {"swift": swift_model, "super": super_model}
-        super().__init__(models, label_names, task, flops_convention, generate, num_beams, static_cache)
+        super().__init__(models, label_names, task, flops_convention, generate, num_beams, static_cache, dtype)
         self.save_hyperparameters()
         names: Any = [quality] if isinstance(quality, str) else quality or self.task.qualities
         unknown = [name for name in names if name not in QUALITIES]
@@ -267,7 +270,9 @@ class JointModule(EvaluationModule):
             distance = 4e-7 if str(self.trainer.precision).startswith(("32", "64")) else half
             share = share_near_threshold(answers.scores[routing], float(chosen["threshold"]), distance)
             summary["within_rounding_of_threshold"] = {"distance": distance, "share": share}
-        if self.latency and len(self.models) == 2:
+        if self.latency and self._sharded:
+            rank_zero_info("latency is measured only where each model fits one device")
+        elif self.latency and len(self.models) == 2:
             models = {name: self.model(name) for name in ("swift", "super")}
             columns: dict[str, Any] = answers.more
             tokens = {name: int(columns[f"{name}_tokens"].median()) for name in models}

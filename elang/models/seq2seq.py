@@ -240,6 +240,7 @@ class Seq2Seq(TextModel):
                 encoder_outputs=BaseModelOutput(last_hidden_state=source.hidden),
                 attention_mask=source.mask,
                 generation_config=config,
+                synced_gpus=self.in_step,
             )[:, 1:]
         finally:
             if hook is not None:

@@ -175,6 +175,18 @@ class SwiftModule(FinetuneModule):
         self.super_vocabulary: str | None = None
         self.records: Records | None = None
 
+    # It answers the held-out slice.
+    _fits_everywhere = True
+
+    def configure_model(self) -> None:
+        """Share the weights out over the processes, where the strategy does."""
+        if self.device_mesh is not None and self.hidden is not None:
+            raise InputError(
+                "The distillation of hidden states needs both models whole on every device: set --model.hidden_weight "
+                "0, or --trainer.strategy ddp."
+            )
+        super().configure_model()
+
     def _wants_router(self) -> bool:
         return self._has_router
 
@@ -381,14 +393,14 @@ class SwiftModule(FinetuneModule):
         model.eval()
         order = list(range(len(self.label_names)))
         for batch in loader:
-            if not len(batch["id"]):
-                continue
             inputs = {name: column.to(self.device) for name, column in batch["model"].items()}
             row = {name: batch[name].to(self.device) for name in ("id", "key", "unit", "label")}
             if isinstance(model, Seq2Seq):
-                table.update(**row, **generated_batch(model, inputs, features=True))
+                row |= generated_batch(model, inputs, features=True)
             else:
-                table.update(**row, **answer_batch(model, inputs, order, self.temperature, features=True))
+                row |= answer_batch(model, inputs, order, self.temperature, features=True)
+            if not batch["repeated"]:
+                table.update(**row)
         return table.compute()
 
     def manifest(self) -> Manifest:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import register_dataclass
 
 from elang.cost import FlopsConvention, flops_by_length
 from elang.data.batches import Reader
@@ -52,6 +53,10 @@ class Answer:
     states: tuple[Tensor, ...] | None = None
 
 
+# So that FSDP finds the tensors of an answer.
+register_dataclass(Answer)
+
+
 class TextModel(nn.Module, ABC):
     """A backbone with what is needed to use it on a task.
 
@@ -64,6 +69,8 @@ class TextModel(nn.Module, ABC):
     text_to_text = False
     label_smoothing = 0.0
     want_states = False
+    # Other processes hold parts of its weights, so all take as many steps when they generate.
+    in_step = False
 
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask) -> None:
         super().__init__()

@@ -289,6 +289,7 @@ class TextToText(TextModel):
             encoder_outputs=BaseModelOutput(last_hidden_state=encoded.hidden),
             attention_mask=encoded.mask,
             max_new_tokens=longest + 4,
+            synced_gpus=self.in_step,
         )
         ends = ids[:, 1:] == self.backbone.generation_config.eos_token_id
         steps = torch.where(ends.any(-1), ends.int().argmax(-1) + 1, ends.shape[1])

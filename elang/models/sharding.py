@@ -1,0 +1,96 @@
+"""Models that fit no single device: weights in parts over all processes (FSDP2), or layers over the GPUs of one."""
+
+import copy
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, StrategyRegistry
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from typing_extensions import override
+
+from elang.errors import InputError
+from elang.models.text_model import TextModel
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Fully sharded data parallelism (FSDP2): each process holds a part of weights, gradients and optimizer states.
+
+    ``--trainer.strategy sharded``, or by its class where it is given arguments.
+
+    Args:
+        save_distributed_checkpoint: Each process writes its part of a checkpoint, which is then a folder. Such a folder
+            holds pickles: go on from none but your own. By default one file, put together by the first process.
+        process_group_backend: By default the device's own.
+    """
+
+    def __init__(self, save_distributed_checkpoint: bool = False, process_group_backend: str | None = None) -> None:
+        super().__init__(1, 1, save_distributed_checkpoint, process_group_backend)
+
+    @override
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
+StrategyRegistry.register("sharded", ShardedStrategy, description="Fully sharded data parallelism")
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Refuse ways to spread a model that its parts are not made for.
+
+    Raises:
+        InputError: Naming those that there are.
+    """
+    known = (SingleDeviceStrategy, DDPStrategy, ShardedStrategy)
+    if not isinstance(trainer.strategy, known):
+        raise InputError(
+            f"--trainer.strategy {type(trainer.strategy).__name__} is not supported. Take ddp, or, for a model that "
+            "fits no single device, sharded (FSDP)."
+        )
+
+
+class Sharded:
+    """A model whose weights are in parts over the processes, and how they come together again.
+
+    All processes must run it equally often, for each run of a layer gathers its weights.
+
+    Args:
+        model: What is taken apart, in place.
+        mesh: The processes.
+    """
+
+    def __init__(self, model: TextModel, mesh: Any) -> None:
+        self.model = model
+        weights = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in model.parameters()}
+        # What is known beforehand is not copied: neither weights nor what never changes.
+        self._empty = copy.deepcopy(model, {**weights, id(model.tokenizer): model.tokenizer})
+        for block in blocks(model.backbone):
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        if hasattr(model, "encode"):
+            # Texts are generated without a call of the whole.
+            register_fsdp_forward_method(model, "encode")
+        model.in_step = True
+
+    def gather(self, everywhere: bool) -> TextModel | None:
+        """The whole model: on the device of every process, or in the memory of the first one's host."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=not everywhere)
+        state = get_model_state_dict(self.model, options=options)
+        if not state:
+            return None
+        self._empty.load_state_dict(state, assign=True)
+        self._empty.backbone.tie_weights()
+        first: Any = next(iter(state.values()))
+        return self._empty.to(first.device)
+
+
+def blocks(backbone: nn.Module) -> list[nn.Module]:
+    """The layers of a model's stacks, each once: what is gathered at a time."""
+    found: dict[str, nn.Module] = {}
+    for name, module in backbone.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in found)
+        if isinstance(module, nn.ModuleList) and len(module) > 0 and not inside:
+            found |= {f"{name}.{i}": layer for i, layer in enumerate(module)}
+    return list(found.values())

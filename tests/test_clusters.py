@@ -1,0 +1,152 @@
+"""Many processes, started in every way there is: the weights and answers of one."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import QUIET
+from safetensors.torch import load_file
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def run(*command, environment=None):
+    """A command that must succeed; what it said."""
+    given = {**ENVIRONMENT, **(environment or {})}
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, env=given, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def elang(*args, launcher=(), environment=None):
+    return run(sys.executable, *launcher, "-m", "elang", *args, environment=environment)
+
+
+def spread(strategy, processes):
+    return ["--trainer.strategy", strategy, "--trainer.devices", processes]
+
+
+def largest_difference(one, other):
+    one, other = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.fixture(scope="module")
+def without_dropout(base_model, tmp_path_factory):
+    """For the processes draw numbers of their own."""
+    folder = tmp_path_factory.mktemp("base") / "model"
+    shutil.copytree(base_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fit_args(without_dropout, pair, files):
+    """16 batches of training, so that 2 and 4 processes take no batch twice."""
+    return [
+        *("fit", "--model", "SwiftModule", "--model.model", without_dropout, "--model.super_records", pair["records"]),
+        *("--model.margin_weight", "0.1", "--model.lr", "1e-3", "--trainer.max_epochs", "2"),
+        *("--data.train", files[0], "--data.validation", files[1], "--data.routing_fraction", "0"),
+        *("--data.batch_size", "15", *QUIET),
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(fit_args, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "model"
+    elang(*fit_args, "--model.output", folder, "--trainer.accumulate_grad_batches", 2, "--trainer.logger", "false")
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
+def test_training_in_step_is_accumulation(fit_args, alone, strategy, tmp_path):
+    elang(*fit_args, "--model.output", tmp_path / "model", *spread(strategy, 2), "--trainer.default_root_dir", tmp_path)
+    assert largest_difference(alone, tmp_path / "model") < 1e-5
+
+
+def test_a_sharded_swift_has_thresholds(base_model, pair, data_args, tmp_path):
+    """Its router is fitted on the held-out slice by all processes, as in DDP, and a run goes on from a checkpoint."""
+    args = ["fit", "--model", "SwiftModule", "--model.model", base_model, "--model.super_records", pair["records"]]
+    args += [*data_args, *QUIET, *spread("sharded", 2), "--trainer.default_root_dir", tmp_path]
+    elang(*args, "--model.output", tmp_path / "one", "--trainer.max_epochs", 1)
+    thresholds = json.loads((tmp_path / "one" / "elang.json").read_text())["thresholds"]
+    assert thresholds["free_energy"]["parity"]["num_examples"] > 30
+    assert thresholds["router"]["parity"]["num_examples"] > 30
+    assert load_file(tmp_path / "one" / "router.safetensors")["router.fitted"]
+    (kept,) = (tmp_path / "checkpoints").glob("*.ckpt")
+    elang(*args, "--model.output", tmp_path / "two", "--trainer.max_epochs", 2, "--ckpt_path", kept)
+    assert largest_difference(tmp_path / "one", tmp_path / "two") > 0
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_sharded_super_answers_alike(pair, data_args, tmp_path, processes):
+    args = ["score", "--model.model", pair["super"], *data_args, *QUIET]
+    elang(*args, "--model.output", tmp_path / "one.parquet")
+    elang(*args, "--model.output", tmp_path / "more.parquet", *spread("sharded", processes))
+    one, more = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "more"))
+    assert len(one) == 240 + 61
+    logits = [torch.tensor(np.stack(frame.pop("logits"))) for frame in (one, more)]
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
+    pd.testing.assert_frame_equal(one, more, check_exact=True)
+
+
+def test_a_pair_with_a_sharded_super(joint_args, tmp_path):
+    for name, options in (("one", []), ("more", spread("sharded", 2))):
+        elang("validate", *joint_args, "--model.output", tmp_path / name, *options)
+    a, b = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "more"))
+    assert a["qualities"]["accuracy"]["swift"] == b["qualities"]["accuracy"]["swift"]
+    assert a["qualities"]["accuracy"]["super"] == b["qualities"]["accuracy"]["super"]
+    assert a["operating_points"].keys() == b["operating_points"].keys()
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_torchrun_starts_the_processes(pair, data_args, tmp_path):
+    args = ["score", "--model.model", pair["super"], *data_args, *QUIET]
+    elang(*args, "--model.output", tmp_path / "one.parquet")
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    said = elang(*args, "--model.output", tmp_path / "two.parquet", *spread("ddp", 2), launcher=launcher)
+    assert "MEMBER: 2/2" in said
+    one, two = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def test_srun_starts_the_processes(pair, data_args, tmp_path):
+    """Two hosts of one task each, as their scheduler describes them."""
+    args = ["score", "--model.model", pair["super"], *data_args, *QUIET, "--trainer.num_nodes", "2"]
+    args += ["--trainer.strategy", "ddp", "--trainer.devices", "1"]
+    elang(*args[:-6], "--model.output", tmp_path / "one.parquet")
+    common = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "score", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1"}
+    common |= {"SLURM_NNODES": "2", "SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1"}
+    common |= {"MASTER_PORT": str(free_port()), "SLURM_LOCALID": "0"}
+    command = [sys.executable, "-m", "elang", *map(str, args), "--model.output", str(tmp_path / "two.parquet")]
+    started = []
+    for rank in ("0", "1"):
+        environment = ENVIRONMENT | common | {"SLURM_PROCID": rank, "SLURM_NODEID": rank}
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said[-3000:]
+        assert "MEMBER:" in said
+    one, two = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def test_other_ways_to_spread_are_refused(pair, data_args, fails):
+    strategy = json.dumps({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"})
+    args = ["score", "--model.model", str(pair["super"]), *data_args, *QUIET, "--trainer.strategy", strategy]
+    fails([*args, "--trainer.devices", "1"], "ModelParallelStrategy", "sharded")
