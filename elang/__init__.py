@@ -16,7 +16,7 @@ _HOME = {
     "RoutingCurve": "elang.metrics",
     "SCORES": "elang.scores",
     "ShardedStrategy": "elang.models.sharding",
-    "ScoreModule": "elang.models.evaluation",
+    "ScoreModule": "elang.models.scoring",
     "Seq2SeqData": "elang.data.seq2seq",
     "SwiftModule": "elang.models.swift",
     "TaskData": "elang.data.benchmarks",
@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from elang.data.text_classification import TextClassificationData
     from elang.errors import InputError
     from elang.metrics import RoutingCurve
-    from elang.models.evaluation import ScoreModule
     from elang.models.finetune import FinetuneModule
     from elang.models.joint import JointModule
+    from elang.models.scoring import ScoreModule
     from elang.models.sharding import ShardedStrategy
     from elang.models.swift import SwiftModule
     from elang.predictor import JointPredictor

@@ -16,6 +16,7 @@ verbs:
   demo      fine-tune and evaluate a real pair on real text, in minutes on a CPU
   fit       fine-tune a model: a Super (FinetuneModule) or a Swift (SwiftModule)
   score     run one model over a data set and keep its answers as records
+  merge     put the records of parts of a data set together
   validate  evaluate a pair at every threshold (JointModule), or one model
   test      the same on the test split
   predict   answer texts with a pair, from a file or standard input
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             run(verb, None if argv is None else rest)
         elif verb == "crossfit":
             _run_crossfit(rest)
-        elif verb in ("predict", "serve", "calibrate", "report", "demo", "suite", "augment", "bench"):
+        elif verb in ("predict", "serve", "calibrate", "report", "demo", "suite", "augment", "bench", "merge"):
             _run_function(verb, rest)
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
@@ -103,6 +104,8 @@ def _run_function(verb: str, args: list[str]) -> None:
         from elang.calibrate import calibrate as function
     elif verb == "serve":
         from elang.serve import serve as function
+    elif verb == "merge":
+        from elang.merge import merge as function
     elif verb == "suite":
         from elang.suite import suite as function
     elif verb == "bench":
@@ -112,13 +115,17 @@ def _run_function(verb: str, args: list[str]) -> None:
     else:
         from elang.data.demo import demo as function
     parser = ArgumentParser(prog=f"elang {verb}", description=(function.__doc__ or "").split("\n", 1)[0])
-    positional = verb in ("suite", "calibrate", "report")
+    positional = verb in ("suite", "calibrate", "report", "merge")
     if not positional:
         parser.add_argument("--config", action="config", help="YAML file with these options.")
-    several: set[str | int] = {"joint"} if verb == "report" else set()
-    if several:
-        parser.add_argument("joint", nargs="+", type=str, help="folders that `elang validate` wrote")
-    parser.add_function_arguments(function, as_positional=positional, skip=several)
+    lists: dict[str, dict[str, str]] = {
+        "report": {"joint": "folders that `elang validate` wrote"},
+        "merge": {"records": "files that `elang score` wrote, or folders of such files"},
+    }
+    several = lists.get(verb, {})
+    for name, said in several.items():
+        parser.add_argument(name, nargs="+", type=str, help=said)
+    parser.add_function_arguments(function, as_positional=positional, skip=set(several))
     options: dict[str, Any] = parser.parse_args(args).as_dict()
     if not positional:
         options.pop("config")

@@ -18,9 +18,9 @@ from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError
 from elang.models.backbones import CHECKPOINT_KEY, read_checkpoint
-from elang.models.evaluation import ScoreModule
 from elang.models.finetune import FinetuneModule
 from elang.models.joint import JointModule
+from elang.models.scoring import ScoreModule
 from elang.models.swift import SwiftModule
 
 _DEFAULT_MODELS: dict[str, type] = {
@@ -146,6 +146,8 @@ def run(
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    # Where all parts are answered already.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     # It advertises a logger and an uploader.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
 

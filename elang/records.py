@@ -37,7 +37,7 @@ from elang.errors import InputError
 from elang.sequence_scores import SEQUENCE_SCORES
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
-_METADATA = b"elang"
+METADATA = b"elang"
 _LISTED = 8
 FORMAT = 1
 """Of records and summaries; one that is larger is of a later version."""
@@ -195,7 +195,7 @@ def write_records(path: str | Path, splits: dict[str, Records], label_names: lis
                 [p[mask].numpy() for p, mask in zip(records.top_log_probs, real, strict=True)], pa.list_(pa.float32())
             )
         tables.append(pa.table(columns))
-    metadata = {_METADATA: json.dumps({"format": FORMAT, "label_names": label_names, **about}).encode()}
+    metadata = {METADATA: json.dumps({"format": FORMAT, "label_names": label_names, **about}).encode()}
     with written_aside(path) as aside:
         pq.write_table(pa.concat_tables(tables).replace_schema_metadata(metadata), aside)
 
@@ -209,7 +209,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     try:
-        found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(_METADATA, b"{}"))
+        found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(METADATA, b"{}"))
     except Exception as error:  # whatever the reader says of a damaged file
         raise ValueError(str(error)) from error
     names = found.get("label_names", []) if isinstance(found, dict) else None

@@ -14,6 +14,9 @@ import torch
 from conftest import QUIET
 from safetensors.torch import load_file
 
+from elang.cli import main
+from elang.records import Records, read_about, write_records
+
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -150,3 +153,94 @@ def test_other_ways_to_spread_are_refused(pair, data_args, fails):
     strategy = json.dumps({"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"})
     args = ["score", "--model.model", str(pair["super"]), *data_args, *QUIET, "--trainer.strategy", strategy]
     fails([*args, "--trainer.devices", "1"], "ModelParallelStrategy", "sharded")
+
+
+@pytest.fixture
+def score_args(pair, data_args):
+    return ["score", "--model.model", str(pair["super"]), *data_args, *QUIET]
+
+
+def test_parts_make_the_whole(score_args, tmp_path, capsys, caplog):
+    """An array's jobs, in any order, and one run that asks for the parts that are left."""
+    for name, options in (("one", []), ("parts", ["--model.parts", "5"])):
+        assert main([*score_args, "--model.output", str(tmp_path / f"{name}.parquet"), *options]) == 0
+    assert not (tmp_path / "parts.parquet.parts").exists()
+    for part in (3, 0):
+        args = [*score_args, "--model.output", str(tmp_path / "array.parquet"), "--model.parts", "5"]
+        assert main([*args, "--model.part", str(part)]) == 0
+    folder = tmp_path / "array.parquet.parts"
+    assert [path.name for path in sorted(folder.iterdir())] == ["0-of-5.parquet", "3-of-5.parquet"]
+    assert main(["merge", str(folder), "--output", str(tmp_path / "early.parquet")]) == 2
+    assert "Of 5 parts 3 are missing, the first one is 1" in capsys.readouterr().err
+    done = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    for part in (1, 2, 4, 3):
+        assert main([*args, "--model.part", str(part)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    files = sorted(folder.iterdir(), reverse=True)
+    assert main(["merge", *map(str, files), "--output", str(tmp_path / "merged.parquet")]) == 0
+    assert main(args) == 0
+    assert "5 of 5 parts are in" in caplog.text
+    assert not folder.exists()
+    one = pd.read_parquet(tmp_path / "one.parquet")
+    assert len(one) == 240 + 61
+    for name in ("parts", "merged", "array"):
+        found = pd.read_parquet(tmp_path / f"{name}.parquet")
+        for frame in (found, one):
+            # A batch's other texts move the last bits.
+            assert np.stack(frame["logits"]).shape == (301, 2)
+        np.testing.assert_allclose(np.stack(found["logits"]), np.stack(one["logits"]), atol=1e-5)
+        columns = [column for column in one.columns if column != "logits"]
+        pd.testing.assert_frame_equal(found[columns], one[columns], check_exact=True)
+        assert read_about(tmp_path / f"{name}.parquet") == read_about(tmp_path / "one.parquet")
+
+
+def test_parts_on_two_processes(score_args, tmp_path):
+    """One part is smaller than two batches, so a process has nothing in it."""
+    elang(*score_args, "--model.output", tmp_path / "one.parquet", "--model.parts", 8)
+    elang(*score_args, "--model.output", tmp_path / "two.parquet", "--model.parts", 8, *spread("ddp", 2))
+    one, two = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "two"))
+    pd.testing.assert_frame_equal(one, two, check_exact=True)
+
+
+def test_parts_that_do_not_fit(score_args, pair, tmp_path, fails):
+    output = ["--model.output", str(tmp_path / "r.parquet")]
+    assert main([*score_args, *output, "--model.parts", "3", "--model.part", "1"]) == 0
+    swift = [str(pair["swift"]) if arg == str(pair["super"]) else arg for arg in score_args]
+    fails([*swift, *output, "--model.parts", "3"], "of another run", "'model'", "Delete them")
+    other = [*score_args, *output, "--model.parts", "3", "--data.routing_fraction", "0.5"]
+    fails(other, "of another run", "'examples'")
+    fails([*score_args, *output, "--model.parts", "3", "--model.part", "3"], "--model.part 3", "from 0 to 2")
+    fails([*score_args, *output, "--model.parts", "0"], "--model.parts 0")
+    fails([*score_args, *output, "--model.parts", "500"], "--model.parts 500", "more than")
+    (file,) = (tmp_path / "r.parquet.parts").iterdir()
+    file.write_bytes(file.read_bytes()[:-7])
+    fails([*score_args, *output, "--model.parts", "3"], file, "cannot be read")
+
+
+def test_what_cannot_be_merged(tmp_path, fails):
+    def write(name, ids, split="validation", **about):
+        records = Records(torch.tensor(ids), torch.zeros(len(ids), dtype=torch.int64))
+        write_records(tmp_path / name, {split: records}, ["a", "b"], **about)
+        return str(tmp_path / name)
+
+    first, other = write("1.parquet", [0, 4, 2]), write("2.parquet", [1, 4])
+    output = ["--output", str(tmp_path / "m.parquet")]
+    fails(["merge", first, *output], first, "do not ascend")
+    first = write("1.parquet", [0, 2, 4])
+    fails(["merge", first, other, *output], "example 4 of 'validation'", "more than once")
+    fails(["merge", first, first, *output], "example 0")
+    fails(["merge", first, write("3.parquet", [7], model="x"), *output], "3.parquet", "of another run", "'model'")
+    fails(["merge", str(tmp_path / "none.parquet"), *output], "no records file", "none.parquet")
+    (tmp_path / "empty").mkdir()
+    fails(["merge", str(tmp_path / "empty"), *output], "no records", "empty")
+    fails(["merge", first, "--output", str(tmp_path / "m.csv")], "m.csv")
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 no PAR1")
+    fails(["merge", first, str(tmp_path / "damaged.parquet"), *output], "cannot be read")
+    assert not (tmp_path / "m.parquet").exists()
+    test = write("4.parquet", [0, 1], "test")
+    assert main(["merge", test, write("5.parquet", [1, 3]), first, *output]) == 0
+    merged = pd.read_parquet(tmp_path / "m.parquet")
+    assert merged[["split", "id"]].values.tolist() == [
+        *(["test", i] for i in (0, 1)),
+        *(["validation", i] for i in (0, 1, 2, 3, 4)),
+    ]

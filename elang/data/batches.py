@@ -316,6 +316,7 @@ class LengthBatches(DistributedSampler[Any]):
         seed: Of the shuffle.
         current_epoch: Tells the epoch from the number of batches in one; Lightning's ``set_epoch`` says 0 once more
             after a resume, and the order of the first epoch would come twice.
+        rows: Of evaluation: only these, ``(M,)``.
     """
 
     _WINDOW = 50
@@ -329,17 +330,19 @@ class LengthBatches(DistributedSampler[Any]):
         world_size: int = 1,
         seed: int = 0,
         current_epoch: Callable[[int], int] | None = None,
+        rows: Tensor | None = None,
     ) -> None:
-        super().__init__(range(len(lengths)), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
+        self.rows = torch.arange(len(lengths)) if rows is None else rows
+        super().__init__(range(len(self.rows)), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
         self.lengths, self.batch_size, self.current_epoch = lengths, batch_size, current_epoch
 
     def _batches(self) -> list[list[int]]:
         n = len(self.lengths)
         if not self.shuffle:
-            order = self.lengths.argsort(descending=True, stable=True)
+            order = self.rows[self.lengths[self.rows].argsort(descending=True, stable=True)]
             batches = [part.tolist() for part in order.split(self.batch_size)]
             # The last one: it is the shortest.
-            return batches + [Repeated(batches[-1])] * (-len(batches) % self.num_replicas)
+            return batches + [Repeated(batches[-1]) for _ in range(-len(batches) % self.num_replicas)]
         epoch = self.epoch if self.current_epoch is None else self.current_epoch(len(self))
         generator = torch.Generator().manual_seed(self.seed + epoch)
         batches = []
@@ -353,5 +356,5 @@ class LengthBatches(DistributedSampler[Any]):
         yield from self._batches()[self.rank :: self.num_replicas]
 
     def __len__(self) -> int:
-        batches = -(-len(self.lengths) // self.batch_size)
+        batches = -(-len(self.rows) // self.batch_size)
         return -(-batches // self.num_replicas)

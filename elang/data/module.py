@@ -102,6 +102,7 @@ class TextData(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length, self.routing_fraction, self.num_workers = max_length, routing_fraction, num_workers
         self.all_splits = False
+        self.parts = (1, [0])
         self._examples: dict[str, Examples] = {}
         self._encoded: dict[tuple[str, str], EncodedExamples] = {}
         self._readers: dict[str, Reader] = {}
@@ -236,6 +237,7 @@ class TextData(LightningDataModule):
         readers: dict[str, Reader] = getattr(module, "readers", {})
         if stage == "test" and "test" not in self.files:
             raise InputError("There is no test data. Set --data.test to a file, or run `elang validate`.")
+        self.parts = (1, [0])
         needed: list[SplitName] = self.test_splits if stage == "test" else self.eval_splits
         # Another module brings other tokenizers, perhaps under the same name.
         same = {name for name, reader in readers.items() if self._readers.get(name) == reader}
@@ -280,8 +282,8 @@ class TextData(LightningDataModule):
         per_epoch = int(limited) if 0 < limited < math.inf else batches
         return (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) // max(1, per_epoch)
 
-    def loader(self, split: SplitName, shuffle: bool = False) -> DataLoader[Any]:
-        """This process's batches of a split: every example once, or a training epoch's where shuffled.
+    def loader(self, split: SplitName, shuffle: bool = False, part: int = 0) -> DataLoader[Any]:
+        """This process's batches of a split's part: every example once, or a training epoch's where shuffled.
 
         Where shuffled, the transfer set is behind it, with ids that follow those of the training file.
         """
@@ -293,10 +295,11 @@ class TextData(LightningDataModule):
         lengths = next(iter(encoded.values())).lengths if encoded else torch.zeros(len(examples))
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         size = self.batch_size if shuffle else self.eval_batch_size
+        rows = None if shuffle or self.parts[0] == 1 else self.part(split, part)
         return DataLoader(
             _Batches(examples, encoded),
             sampler=LengthBatches(
-                lengths, size, shuffle, rank, world_size, int(os.environ.get("PL_GLOBAL_SEED", 0)), self._epoch
+                lengths, size, shuffle, rank, world_size, int(os.environ.get("PL_GLOBAL_SEED", 0)), self._epoch, rows
             ),
             batch_size=None,
             num_workers=self.num_workers,
@@ -308,13 +311,24 @@ class TextData(LightningDataModule):
         """Shuffled batches of the training slice."""
         return self.loader("train", shuffle=True)
 
+    def part(self, split: SplitName, part: int) -> Tensor:
+        """The rows of a split that are in one of the :attr:`parts` that its file is cut into, by their ids."""
+        return (self.examples(split).id % self.parts[0] == part).nonzero().squeeze(1)
+
+    @property
+    def plan(self) -> list[tuple[int, SplitName]]:
+        """The parts that are wanted, each with its splits."""
+        whole = self.parts[0] == 1
+        splits = self.eval_splits
+        return [(part, s) for part in self.parts[1] for s in splits if whole or len(self.part(s, part))]
+
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """One loader for each of :attr:`eval_splits`."""
-        return [self.loader(split, shuffle=False) for split in self.eval_splits]
+        """One loader for each entry of :attr:`plan`."""
+        return [self.loader(split, part=part) for part, split in self.plan]
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each of :attr:`test_splits`."""
-        return [self.loader(split, shuffle=False) for split in self.test_splits]
+        return [self.loader(split) for split in self.test_splits]
 
 
 class _Batches(Dataset[dict[str, Any]]):

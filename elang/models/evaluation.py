@@ -13,7 +13,6 @@ from elang.cost import FlopsConvention
 from elang.data.batches import IGNORED, Reader
 from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
-from elang.evaluate import measure
 from elang.few import DType
 from elang.metrics import ExampleTable
 from elang.models.backbones import load_model
@@ -21,8 +20,7 @@ from elang.models.seq2seq import Generated, Seq2Seq
 from elang.models.sharding import Sharded, check_strategy
 from elang.models.text_model import TextModel, sum_by_example
 from elang.models.text_to_text import TextToText
-from elang.quality import QUALITIES
-from elang.records import SUFFIXES, Records, join_records, read_records, source_of, write_records
+from elang.records import SUFFIXES, Records, read_records, source_of
 from elang.router import fold_of
 from elang.scores import check_finite, check_logits
 from elang.sequence_scores import SEQUENCE_SCORES
@@ -237,7 +235,6 @@ class EvaluationModule(LightningModule):
             else:
                 found = answer_columns(model)
             columns |= {f"{name}_{column}": row for column, row in found.items()}
-        self.split_names = splits
         self._tables = {split: ExampleTable(columns).to(self.device) for split in splits}
 
     def _step(self, batch: dict[str, Any], split: str) -> None:
@@ -265,16 +262,18 @@ class EvaluationModule(LightningModule):
             isinstance(x, float) and x == 1 for x in limits
         )
         for split, table in tables.items():
-            if data is not None and whole and len(table["id"]) != len(data.examples(split)):
-                raise RuntimeError(
-                    f"{len(table['id'])} of {len(data.examples(split))} examples of '{split}' came back."
-                )
+            if data is not None and whole and len(table["id"]) != (expected := self._expected(split)):
+                raise RuntimeError(f"{len(table['id'])} of {expected} examples of '{split}' came back.")
             for name in self.models:
                 if self.task.problem == "sequence":
                     check_finite(table[f"{name}_scores"], f"token scores of {self.paths[name]}")
                     continue
                 check_logits(table[f"{name}_logits"], f"logits of {self.paths[name]}", self.task.problem == "choice")
         return tables
+
+    def _expected(self, split: str) -> int:
+        """How many examples of a split are to be answered."""
+        return len(self.trainer.datamodule.examples(split))  # type: ignore[attr-defined]
 
     def answers(self, name: str, split: str, table: dict[str, Tensor]) -> Records:
         """One model's answers to the rows of ``table``, from the model or from its records."""
@@ -304,12 +303,14 @@ class EvaluationModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Prepare a table for each split."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        self._start(list(data.eval_splits) if data is not None else ["validation"])
+        self.split_names = list(data.eval_splits) if data is not None else ["validation"]
+        self._start(self.split_names)
 
     def on_test_epoch_start(self) -> None:
         """Prepare a table for each split."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        self._start(list(data.test_splits) if data is not None else ["test"])
+        self.split_names = list(data.test_splits) if data is not None else ["test"]
+        self._start(self.split_names)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer a batch."""
@@ -341,83 +342,3 @@ def measure_texts(qualities: list[str], texts: list[str], references: list[str])
         statistics, value = TEXT_METRICS[name]
         found[name] = float(value(statistics(texts, references).sum(0, dtype=torch.float64)))
     return found
-
-
-class ScoreModule(EvaluationModule):
-    """Runs one model over every example of every file and writes its records (:mod:`elang.records`).
-
-    Args:
-        model: A folder, a ``.ckpt`` or a hub id.
-        label_names: The data's classes; the command line takes them from the data, like the next.
-        task: What is asked, :meth:`elang.data.format.TextTask.plain`.
-        output: The parquet file to write.
-        dtype: Precision of the weights; logits are float32 in any.
-        generate: A text-to-text model answers by free generation, matched with the task's answers.
-        num_beams: Hypotheses that generated texts are chosen from; by default the model's own setting.
-        top_k: Of a model that generates texts, keep so many of the most probable tokens at each place of the
-            references: the distillation of tokens needs them.
-        static_cache: Generate with a cache of fixed size.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        label_names: list[str],
-        task: TaskFields | None = None,
-        output: str = "records.parquet",
-        generate: bool = False,
-        num_beams: int | None = None,
-        top_k: int = 0,
-        static_cache: bool = False,
-        dtype: DType = "float32",
-    ) -> None:
-        if model.endswith(SUFFIXES):
-            raise InputError(f"'{model}' is already a file of records; give --model.model a model.")
-        if not output.endswith(".parquet"):
-            raise InputError(f"Records are written as parquet, but --model.output is '{output}'.")
-        options: dict[str, Any] = {"generate": generate, "num_beams": num_beams, "static_cache": static_cache}
-        options["dtype"] = dtype
-        super().__init__({"model": model}, label_names, task, **options)
-        self.save_hyperparameters()
-        if top_k < 0 or (top_k and self.task.problem != "sequence"):
-            raise InputError(f"--model.top_k {top_k} is for models that generate texts, and 0 or more; leave it out.")
-        self.output, self.generate, self.top_k = output, generate, top_k
-
-    def on_validation_epoch_end(self) -> None:
-        """Write the records."""
-        tables = self._gather()
-        if not self.trainer.is_global_zero:
-            return
-        parts: dict[str, list[Records]] = {}
-        for split, table in tables.items():
-            source = source_of(split)
-            found = self.answers("model", split, table)
-            parts.setdefault(source, []).append(found)
-            self.print(self._line(split, table["label"], found))
-        merged = {source: join_records(own) for source, own in parts.items()}
-        model = self.model("model")
-        about: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
-        about["generated"] = self.generate and model.text_to_text
-        if isinstance(model, Seq2Seq):
-            about |= {"num_beams": model.num_beams, "top_k": self.top_k, "vocabulary": model.vocabulary}
-        if model.manifest is not None:
-            about["routing_fraction"] = model.manifest.routing_fraction
-        write_records(self.output, merged, self.label_names, **about)
-        self.print(f"the records are in {self.output}")
-
-    def _line(self, split: str, label: Tensor, found: Records) -> str:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        said = f"{split}: {len(found.id)} examples"
-        if found.texts is not None:
-            if not data.examples(split).labelled:
-                return f"{said}, no references"
-            values = measure_texts(self.task.qualities, found.texts, data.references(split, found.id))
-            return said + "".join(f", {name} {value:.4f}" for name, value in values.items())
-        prediction = found.prediction
-        if self.generate and self.task.problem != "regression":
-            said += f", {int((prediction < 0).sum())} generated answers are none of the task's"
-        if not data.examples(split).labelled:
-            return f"{said}, no labels"
-        quality = QUALITIES[self.task.qualities[0]](len(self.label_names))  # type: ignore[index]
-        value = measure(quality, prediction, label, data.targets(split, found.id))
-        return f"{said}, {quality.name} {value:.4f}"

@@ -1,0 +1,139 @@
+"""Records of parts of a data set, put together by id: in any order, and in memory that does not grow with them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from elang.errors import InputError
+from elang.records import METADATA, read_about, written_aside
+
+# Rows that are in memory at a time, over all files.
+_ROWS = 1 << 20
+# What files of one data set may differ in.
+_OWN = ("format", "part", "examples")
+
+
+def check_same(path: Path, about: dict[str, Any]) -> None:
+    """Refuse a part that says other things of itself.
+
+    Raises:
+        InputError: Naming the first of them.
+    """
+    try:
+        found = read_about(path)
+    except ValueError as error:
+        raise InputError(f"The records '{path}' cannot be read ({error}). Delete the file.") from error
+    for name in dict.fromkeys([*about, *(name for name in found if name not in _OWN)]):
+        if found.get(name) != about.get(name):
+            raise InputError(
+                f"The records '{path}' are of another run: their '{name}' is {found.get(name)!r}, and "
+                f"{about.get(name)!r} is needed. Delete them, or take another --model.output."
+            )
+
+
+def merge(records: list[str], output: str = "records.parquet") -> None:
+    """Put the records of parts of a data set together, by id.
+
+    Args:
+        records: Files that `elang score` wrote, in any order, or folders of such files.
+        output: The parquet file to write.
+
+    Raises:
+        InputError: If a part is missing, two files have an example in common, or they are of different models.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not output.endswith(".parquet"):
+        raise InputError(f"Records are written as parquet, but --output is '{output}'.")
+    files = [
+        file for path in map(Path, records) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])
+    ]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise InputError(f"There is no records file '{missing[0]}'. Mend the path.")
+    if not files:
+        raise InputError(f"There are no records in {', '.join(records) or 'nothing'}. Give files of `elang score`.")
+    try:
+        abouts = [read_about(file) for file in files]
+        schema = pa.unify_schemas([pq.read_schema(file).remove_metadata() for file in files])
+        splits = list(dict.fromkeys(split for file in files for split in _column(file, "split")))
+    except (ValueError, pa.ArrowException, OSError) as error:
+        raise InputError(f"The records cannot be read ({error}). Score the part that is damaged again.") from error
+    common = {name: value for name, value in abouts[0].items() if name not in ("part", "examples")}
+    for file in files[1:]:
+        check_same(file, common)
+    parts = [about["part"] for about in abouts if "part" in about]
+    if parts and (lacking := sorted(set(range(parts[0][1])) - {number for number, _ in parts})):
+        raise InputError(
+            f"Of {parts[0][1]} parts {len(lacking)} are missing, the first one is {lacking[0]}. Answer it with `elang "
+            f"score` and --model.part {lacking[0]}."
+        )
+    count = 0
+    metadata = {METADATA: json.dumps(common).encode()}
+    with written_aside(output) as aside, pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer:
+        for split in splits:
+            for table in _ascending(files, split, schema):
+                count += len(table)
+                writer.write_table(table.cast(writer.schema))
+    print(f"{count:,} records of {len(files)} files are in {output}")  # noqa: T201
+
+
+def _column(file: Path, name: str) -> list[Any]:
+    """The distinct values of a column."""
+    import pyarrow.parquet as pq
+
+    values: list[Any] = pq.read_table(file, columns=[name])[name].unique().to_pylist()
+    return values
+
+
+def _batches(file: Path, split: str, schema: Any, rows: int) -> Iterator[Any]:
+    """The rows of a split in one file, so many at a time."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    for batch in pq.ParquetFile(file).iter_batches(rows):
+        own = pa.table(batch).filter(pc.equal(batch["split"], split))
+        if len(own):
+            yield own.select(schema.names).cast(schema)
+
+
+def _ascending(files: list[Path], split: str, schema: Any) -> Iterator[Any]:
+    """The rows of a split in all files, by ascending id; each file's own are in this order.
+
+    Raises:
+        InputError: If an id comes twice, or a file is not in order.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    streams = {i: _batches(file, split, schema, max(256, _ROWS // len(files))) for i, file in enumerate(files)}
+    waiting: dict[int, Any] = {}
+    before = -1
+    while True:
+        for i in [i for i in streams if i not in waiting]:
+            found = next(streams[i], None)
+            if found is None:
+                del streams[i]
+                continue
+            ids = found["id"].to_numpy()
+            if (ids[1:] <= ids[:-1]).any():
+                raise InputError(f"The ids of '{files[i]}' do not ascend. Make the records with `elang score`.")
+            waiting[i] = found
+        if not waiting:
+            return
+        # Up to here nothing more can come.
+        bound = min(table["id"][-1].as_py() for table in waiting.values())
+        parts = [(i, table, pc.less_equal(table["id"], bound)) for i, table in waiting.items()]
+        whole = pa.concat_tables([table.filter(mask) for _, table, mask in parts]).sort_by("id")
+        ids = whole["id"].to_numpy()
+        twice = ids[1:][ids[1:] == ids[:-1]]
+        if len(twice) or ids[0] <= before:
+            raise InputError(
+                f"The example {twice[0] if len(twice) else ids[0]} of '{split}' is in the records more than once. Give "
+                "each part once."
+            )
+        before = int(ids[-1])
+        waiting = {i: rest for i, table, mask in parts if len(rest := table.filter(pc.invert(mask)))}
+        yield whole
