@@ -61,12 +61,14 @@ def test_neither_order_nor_batches_change_a_decision(order, batch_size, by_key):
     exact = ["split", "key", "label", "swift_prediction", "super_prediction", "swift_flops", "super_flops", "gain"]
     pd.testing.assert_frame_equal(found[exact], expected[exact], check_exact=True)
     for name in [column for column in expected if column.startswith("score_")]:
-        assert found[name].to_numpy() == pytest.approx(expected[name].to_numpy(), abs=1e-5)
+        # What a router reads is standardised: of a Swift that says nearly the same of all, the last bit becomes large.
+        near = 1e-3 if name == "score_router" else 1e-5
+        assert found[name].to_numpy() == pytest.approx(expected[name].to_numpy(), abs=near), name
         score = name.removeprefix("score_")
         chosen = [summary["qualities"]["accuracy"]["scores"][score]["held_out"] for summary in (before, now)]
         assert chosen[0].keys() == chosen[1].keys()
         for threshold in chosen[0]:
             a, b = (entry[threshold]["threshold"] for entry in chosen)
-            assert float(a) == pytest.approx(float(b), abs=1e-5)
+            assert float(a) == pytest.approx(float(b), abs=near)
             assert ((expected[name] > float(a)) == (found[name] > float(b))).all(), (name, threshold)
     assert found["input"].tolist() == expected["input"].tolist()
