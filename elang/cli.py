@@ -17,6 +17,7 @@ verbs:
   fit       fine-tune a model: a Super (FinetuneModule) or a Swift (SwiftModule)
   score     run one model over a data set and keep its answers as records
   merge     put the records of parts of a data set together
+  sweep     the exact curve of more examples than memory holds, from joint records in many files
   validate  evaluate a pair at every threshold (JointModule), or one model
   test      the same on the test split
   predict   answer texts with a pair, from a file or standard input
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             run(verb, None if argv is None else rest)
         elif verb == "crossfit":
             _run_crossfit(rest)
-        elif verb in ("predict", "serve", "calibrate", "report", "demo", "suite", "augment", "bench", "merge"):
+        elif verb in ("predict", "serve", "calibrate", "report", "demo", "suite", "augment", "bench", "merge", "sweep"):
             _run_function(verb, rest)
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
@@ -106,6 +107,8 @@ def _run_function(verb: str, args: list[str]) -> None:
         from elang.serve import serve as function
     elif verb == "merge":
         from elang.merge import merge as function
+    elif verb == "sweep":
+        from elang.sweep import sweep as function
     elif verb == "suite":
         from elang.suite import suite as function
     elif verb == "bench":
@@ -115,11 +118,12 @@ def _run_function(verb: str, args: list[str]) -> None:
     else:
         from elang.data.demo import demo as function
     parser = ArgumentParser(prog=f"elang {verb}", description=(function.__doc__ or "").split("\n", 1)[0])
-    positional = verb in ("suite", "calibrate", "report", "merge")
+    positional = verb in ("suite", "calibrate", "report", "merge", "sweep")
     if not positional:
         parser.add_argument("--config", action="config", help="YAML file with these options.")
     lists: dict[str, dict[str, str]] = {
         "report": {"joint": "folders that `elang validate` wrote"},
+        "sweep": {"joint": "folders that `elang validate` wrote, or their records"},
         "merge": {"records": "files that `elang score` wrote, or folders of such files"},
     }
     several = lists.get(verb, {})

@@ -1,0 +1,158 @@
+"""The curve of records on disk, against the one in memory."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import elang.sweep
+from elang.cli import main
+from elang.curve import area, at_best, at_parity, at_share, operating_curve, random_curve
+from elang.evaluate import FRACTIONS, SHARES
+from elang.quality import QUALITIES
+from elang.sweep import Joint, swept
+
+pytest.importorskip("duckdb")
+NAMES = ["a", "b", "c"]
+
+
+def made(n, labels=3, levels=None, seed=0):
+    """Joint records as `elang validate` writes them; with ``levels`` many examples have the same score."""
+    draw = np.random.default_rng(seed)
+    label = draw.integers(0, labels, n)
+    score = draw.normal(size=n).astype(np.float32)
+    if levels:
+        score = np.round(score * levels).astype(np.float32) / levels
+
+    def answers(right):
+        return np.where(draw.random(n) < right, label, draw.integers(-1, labels, n))
+
+    return pd.DataFrame(
+        {
+            "split": "validation",
+            "id": np.arange(n),
+            "label": label,
+            "swift_prediction": answers(0.7 - 0.2 * (score > 0)),
+            "super_prediction": answers(0.9),
+            "swift_flops": draw.integers(1, 9, n) * 1e9,
+            "super_flops": draw.integers(20, 90, n) * 1e9,
+            "score_max_softmax": score,
+            "score_energy": -score,
+        }
+    )
+
+
+def written(frame, path, names=NAMES):
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    about = {"format": 1, "label_names": names, "worth": {}}
+    pq.write_table(table.replace_schema_metadata({"elang": json.dumps(about)}), path)
+    return str(path)
+
+
+def scattered(frame, folder, files=7, names=NAMES):
+    """The rows in files at random."""
+    where = np.random.default_rng(1).integers(0, files, len(frame))
+    parts = [frame[where == i].sample(frac=1, random_state=i) for i in range(files)]
+    return [written(part, folder / f"{i}.parquet", names) for i, part in enumerate(parts) if len(part)]
+
+
+def in_memory(frame, name, metric):
+    label, swift, super_ = (torch.tensor(frame[c]) for c in ("label", "swift_prediction", "super_prediction"))
+    statistics = [metric.statistics(answer, label) for answer in (swift, super_)]
+    costs = [torch.tensor(frame[c]) for c in ("swift_flops", "super_flops")]
+    score = torch.tensor(frame[f"score_{name}"].to_numpy())
+    return operating_curve(score, *statistics, metric.value, *costs), random_curve(*statistics, metric.value, *costs)
+
+
+@pytest.mark.parametrize("quality", ["accuracy", "f1_macro", "matthews"])
+@pytest.mark.parametrize(("n", "levels", "rows"), [(1, None, 1 << 21), (2000, None, 300), (2000, 5, 64), (997, 1, 9)])
+def test_it_is_the_curve_in_memory(quality, n, levels, rows, tmp_path, monkeypatch):
+    """However the rows lie in files, and where equal scores are in several pieces."""
+    monkeypatch.setattr(elang.sweep, "_ROWS", rows)
+    frame, metric = made(n, levels=levels), QUALITIES[quality](3)
+    curve, random = in_memory(frame, "max_softmax", metric)
+    found = swept(Joint(scattered(frame, tmp_path)), "max_softmax", metric, points=101)
+    # The in-memory curve has all points; the grid must be among them, and as fine as was asked.
+    place = torch.searchsorted(curve.deferred, found.grid.deferred)
+    assert curve.deferred[place].tolist() == found.grid.deferred.tolist()
+    assert curve.threshold[place].tolist() == found.grid.threshold.tolist()
+    assert found.grid.quality.tolist() == pytest.approx(curve.quality[place].tolist(), abs=1e-12)
+    assert found.grid.cost.tolist() == pytest.approx(curve.cost[place].tolist(), rel=1e-12)
+    assert found.grid.super_cost == pytest.approx(curve.super_cost, rel=1e-12)
+    assert (found.grid.num_examples, found.grid.hardest) == (n, curve.hardest)
+    assert found.grid.deferred[[0, -1]].tolist() == [0, n]
+    steps = torch.linspace(0, n, min(101, n + 1), dtype=torch.float64).round()
+    nearest = {int(curve.deferred[curve.deferred <= step].max()) for step in steps.tolist()}
+    assert set(found.grid.deferred.tolist()) == nearest
+    expected = {name: curve[at_parity(curve, fraction)] for name, fraction in FRACTIONS.items()}
+    expected |= {name: curve[at_share(curve, share)] for name, share in SHARES.items()}
+    expected["best"] = curve[at_best(curve)]
+    assert found.points.keys() == expected.keys()
+    for name, point in expected.items():
+        assert vars(found.points[name]) == pytest.approx(vars(point), rel=1e-9), name
+    assert found.area == pytest.approx(area(curve), rel=1e-9)
+    assert found.random == pytest.approx(area(random), abs=2e-3)
+
+
+def test_an_encoders_score_spares_the_decoder(tmp_path):
+    frame = made(500).rename(columns={"score_energy": "score_encoder_energy"})
+    frame["swift_early_flops"] = frame["swift_flops"] / 2
+    records = Joint([written(frame, tmp_path / "r.parquet")])
+    metric = QUALITIES["accuracy"](3)
+    last = swept(records, "encoder_energy", metric).grid.cost[-1]
+    assert float(last) == pytest.approx((frame["swift_early_flops"] + frame["super_flops"]).mean())
+    late = swept(records, "max_softmax", metric).grid.cost[-1]
+    assert float(late) == pytest.approx((frame["swift_flops"] + frame["super_flops"]).mean())
+
+
+def test_the_command_line(joint_args, tmp_path, capsys):
+    """Two halves of an evaluation give what the whole does."""
+    assert main(["validate", *joint_args, "--model.output", str(tmp_path / "joint")]) == 0
+    frame = pd.read_parquet(tmp_path / "joint" / "records.parquet")
+    about = pq.read_schema(tmp_path / "joint" / "records.parquet").metadata
+    for name, part in (("one", frame[frame["id"] % 3 == 0]), ("two", frame[frame["id"] % 3 > 0])):
+        (tmp_path / name).mkdir()
+        table = pa.Table.from_pandas(part, preserve_index=False).replace_schema_metadata(about)
+        pq.write_table(table, tmp_path / name / "records.parquet")
+    capsys.readouterr()
+    args = ["sweep", str(tmp_path / "two"), str(tmp_path / "one"), "--output", str(tmp_path / "swept")]
+    assert main([*args, "--score", '["max_softmax", "free_energy"]']) == 0
+    assert "accuracy on 61 examples of validation" in capsys.readouterr().out
+    whole = json.loads((tmp_path / "joint" / "summary.json").read_text())["qualities"]["accuracy"]
+    found = json.loads((tmp_path / "swept" / "summary.json").read_text())
+    assert found["num_examples"] == 61
+    for name in ("max_softmax", "free_energy"):
+        expected = whole["scores"][name]["on_this_set"]
+        for point, values in found["scores"][name]["points"].items():
+            assert values.pop("threshold") == expected[point].pop("threshold")
+            assert values == pytest.approx(expected[point], rel=1e-9), point
+    curve = pd.read_csv(tmp_path / "swept" / "curve.csv")
+    assert list(curve) == ["score", "threshold", "deferred", "deferred_share", "accuracy", "flops", "speedup"]
+    assert curve.query("score == 'free_energy'")["accuracy"].iloc[-1] == pytest.approx(whole["super"]["quality"])
+
+
+def test_what_cannot_be_swept(tmp_path, fails):
+    frame = made(40)
+    good = written(frame, tmp_path / "good.parquet")
+    more = written(frame.assign(id=frame["id"] + 39), tmp_path / "more.parquet")
+    fails(["sweep", good, more], "1 of 80 examples of 'validation'", "more than once")
+    far = written(frame.assign(id=frame["id"] + 10**12), tmp_path / "far.parquet")
+    fails(["sweep", good, far, far], "40 of 120 examples")
+    fails(["sweep", str(tmp_path / "none.parquet")], "no file", "none.parquet")
+    fails(["sweep", good, "--score", "[magic]"], "no score 'magic'", "max_softmax")
+    fails(["sweep", good, "--split", "test"], "no split 'test'", "validation")
+    fails(["sweep", good, "--quality", "bleu"], "'bleu' cannot be swept", "accuracy")
+    fails(["sweep", good, "--points", "1"], "at least 2 points")
+    other = written(frame, tmp_path / "other.parquet", ["a", "b", "d"])
+    fails(["sweep", good, other], "other.parquet", "'d'")
+    (tmp_path / "damaged.parquet").write_bytes((tmp_path / "good.parquet").read_bytes()[:-9])
+    fails(["sweep", str(tmp_path / "damaged.parquet")], "cannot be read")
+    lacking = written(frame.drop(columns="label"), tmp_path / "lacking.parquet")
+    fails(["sweep", lacking], "lack the columns ['label']")
+    frame.loc[3, "score_max_softmax"] = np.nan
+    fails(["sweep", written(frame, tmp_path / "nan.parquet")], "1 of 40 scores 'max_softmax'", "not finite")
+    fails(["sweep", written(frame.assign(label=3), tmp_path / "label.parquet")], "none of the 3 classes")
