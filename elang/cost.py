@@ -11,7 +11,7 @@ that is deferred before the decoder runs, its encoder alone.
 
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -45,7 +45,15 @@ def _meta_model(config: Any, device: str = "meta") -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def _check_convention(convention: str) -> None:
+    if convention not in get_args(FlopsConvention):
+        known = ", ".join(get_args(FlopsConvention))
+        raise InputError(f"Unknown FLOPs convention '{convention}'; choose one of {known}.")
+
+
 def _check_part(config: Any, part: FlopsPart, decoder: tuple[int, int]) -> None:
+    if part not in get_args(FlopsPart):
+        raise InputError(f"Unknown part '{part}'; choose one of {', '.join(get_args(FlopsPart))}.")
     if part == "encoder" and not _has_decoder(config):
         raise InputError(f"part 'encoder': a {config.model_type} model has no decoder to spare; use part 'all'.")
     if min(decoder) < 1:
@@ -176,8 +184,10 @@ def flops_by_length(
         FLOPs, float64, shape ``(N,)``.
 
     Raises:
-        InputError: If the part is the encoder of a model without a decoder, or a number of ``decoder`` is under 1.
+        InputError: If the convention or the part is unknown, the part is the encoder of a model without a decoder, or
+            a number of ``decoder`` is under 1.
     """
+    _check_convention(convention)
     _check_part(config, part, decoder)
     config_json = config.to_json_string(use_diff=False)
     if convention == "paper":
@@ -239,8 +249,10 @@ def generation_flops(
         FLOPs, float64, shape ``(N,)``.
 
     Raises:
-        InputError: If the model has no decoder, there are no beams, or the decoder's attention is not global.
+        InputError: If the convention is unknown, the model has no decoder, there are no beams, or the decoder's
+            attention is not global.
     """
+    _check_convention(convention)
     if not _has_decoder(config) or beams < 1:
         raise InputError(f"A '{config.model_type}' model with {beams} beams generates nothing.")
     config_json = config.to_json_string(use_diff=False)

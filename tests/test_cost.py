@@ -177,6 +177,18 @@ def test_generation_in_the_papers_convention():
     assert found.tolist() == (one * s * 2).tolist()
 
 
+def test_unknown_words_are_refused():
+    config, one = T5Config(**T5_SMALL), torch.tensor([5])
+    with pytest.raises(InputError, match=r"Unknown FLOPs convention 'papers'; choose one of exact, paper\."):
+        flops_by_length(config, one, "papers")
+    with pytest.raises(InputError, match="Unknown FLOPs convention 'Exact'"):
+        generation_flops(config, one, one, "Exact")
+    with pytest.raises(InputError, match=r"Unknown part 'decoder'; choose one of all, encoder\."):
+        flops_by_length(config, one, part="decoder")
+    with pytest.raises(InputError, match="Unknown part 'ALL'"):
+        count_flops(config, 5, "ALL")
+
+
 def test_what_generates_nothing():
     one = torch.tensor([5])
     for config, beams, said in ((T5Config(**T5_SMALL), 0, "'t5' model with 0"), (BertConfig(**SMALL), 1, "'bert'.* 1")):
@@ -285,7 +297,9 @@ def test_lengths_are_counted_one_by_one_where_no_quadratic_fits(monkeypatch):
     monkeypatch.setattr(elang.cost, "_count", lambda model, n, *_: counted.append(n) or n**3)
     elang.cost._length_law.cache_clear()
     lengths = torch.tensor([7, 100, 7, 7, 1])
-    assert flops_by_length(BertConfig(**SMALL), lengths).tolist() == [343, 1e6, 343, 343, 1]
+    found = flops_by_length(BertConfig(**SMALL), lengths)
+    assert found.dtype == torch.float64
+    assert found.tolist() == [343, 1e6, 343, 343, 1]
     assert counted.count(7) == counted.count(100) == 1
     elang.cost._length_law.cache_clear()
 
@@ -294,6 +308,7 @@ def test_paper_convention():
     lengths = torch.tensor([3, 128, 500])
     for shape, gflops in (({}, SUPER_GFLOPS), (TINYBERT, SWIFT_GFLOPS)):
         found = flops_by_length(BertConfig(**shape), lengths, "paper") / 1e9
+        assert found.dtype == torch.float64
         assert [round(x, 1) for x in found.tolist()] == [gflops] * 3
 
 
