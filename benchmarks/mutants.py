@@ -3,9 +3,9 @@
     python benchmarks/mutants.py --work FOLDER            # hours; pip install mutmut; goes on where it was stopped
     python benchmarks/mutants.py --work FOLDER --collect  # only reads what a run in FOLDER found
 
-Modules are changed in a copy of the last commit, one place at a time, and their own tests are run: first those that need
-no trained pair, and then, on what survived or was not reached, those that do. Writes benchmarks/results/mutants.json with
-every change that no test notices. Changes of what is done at import (tables, partials) are not tried.
+Modules are changed in a copy of the last commit, one place at a time, and their own tests are run: first those without
+a trained pair, and then, on what survived or was not reached, those with one. Writes benchmarks/results/mutants.json,
+with every change that no test notices. Changes of what is done at import (tables, partials) are not tried.
 """
 
 import argparse

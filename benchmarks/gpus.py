@@ -1,0 +1,279 @@
+"""Two GPUs against one: `elang fit` under DDP and FSDP, `elang validate`, and a T5-11B whose weights are shared out.
+
+python benchmarks/gpus.py --data SST-2 --swift MINILM-L3          # 2 GPUs of 80 GB, NCCL; writes results/gpus.json
+python benchmarks/gpus.py --data SST-2 --swift MINILM-L3 --tiny   # on 2 processes of the CPU; writes nothing
+
+SST-2 is a folder with train.tsv and dev.tsv, MINILM-L3 any small BERT. It trains on SST-2, with as many examples a
+step on one GPU as on two, and with three seeds on one; what is timed beside it has random weights, and as much to do on
+every GPU as on one alone. Exits with 1 where a bar is missed.
+"""
+
+import argparse
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from common import ROOT, write_result
+from large import ANSWERS, PROMPT, save, write_texts
+from lightning.pytorch import Callback
+from runtime import word_tokenizer
+from shapes import shapes
+
+EFFICIENCY = 0.9
+# By how much bfloat16 moves a label's logit of T5-11B where batches are composed otherwise.
+NEAR_BF16 = 0.1
+QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+
+
+class Clock(Callback):
+    """Real tokens and seconds of this process, behind its first batches; written when all are done.
+
+    Args:
+        path: Where; the process's number is added.
+        skip: Batches that are not counted.
+    """
+
+    def __init__(self, path: str, skip: int = 3) -> None:
+        self.path, self.skip, self.tokens, self.seen, self.start = path, skip, [], 0, 0.0
+
+    def _tick(self, batch: dict[str, Any]) -> None:
+        self.seen += 1
+        if self.seen == self.skip + 1:
+            _wait()
+            self.start = time.perf_counter()
+        if self.seen > self.skip and not batch["repeated"]:
+            inputs = next(value for value in batch.values() if isinstance(value, dict) and "attention_mask" in value)
+            self.tokens.append(inputs["attention_mask"].sum())
+
+    def _write(self, trainer: Any) -> None:
+        _wait()
+        seconds = time.perf_counter() - self.start
+        found = {"tokens": int(sum(self.tokens)), "seconds": seconds, "batches": len(self.tokens)}
+        Path(f"{self.path}.{trainer.global_rank}").write_text(json.dumps(found))
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
+        """Count a batch."""
+        self._tick(batch)
+
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        """Write."""
+        self._write(trainer)
+
+    def on_validation_batch_start(self, trainer: Any, module: Any, batch: Any, number: int, loader: int = 0) -> None:
+        """Count a batch of an evaluation."""
+        if not trainer.training:
+            self._tick(batch)
+
+    def on_validation_epoch_end(self, trainer: Any, module: Any) -> None:
+        """Write, before anything is gathered."""
+        if not trainer.training:
+            self._write(trainer)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def start(home: Path, name: str, processes: int, *args: str, gpu: int = 0) -> "subprocess.Popen[bytes]":
+    """A verb on so many GPUs, timed under a name."""
+    clock = {"class_path": "gpus.Clock", "init_args": {"path": str(home / name)}}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "4"}
+    if processes == 1:
+        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    command = [sys.executable, "-m", "elang", *args, *QUIET, "--trainer.devices", str(processes)]
+    command += ["--trainer.callbacks", json.dumps([clock])]
+    return subprocess.Popen(command, cwd=home, env=environment, stdout=(home / f"{name}.log").open("wb"), stderr=-2)
+
+
+def finish(home: Path, name: str, process: "subprocess.Popen[bytes]") -> dict[str, float]:
+    if process.wait():
+        raise SystemExit(f"{name} ended with {process.returncode}:\n{(home / f'{name}.log').read_text()[-4000:]}")
+    parts = [json.loads(path.read_text()) for path in home.glob(f"{name}.[0-9]")]
+    # Each process counts its own.
+    rate = sum(one["tokens"] / one["seconds"] for one in parts)
+    seconds = max(one["seconds"] for one in parts)
+    print(f"{name}: {rate:.0f} tokens/s, {seconds:.2f} s, {sum(one['batches'] for one in parts)} batches", flush=True)
+    return {"tokens a second": rate, "seconds": seconds}
+
+
+def timed(home: Path, name: str, processes: int, *args: str) -> dict[str, float]:
+    return finish(home, name, start(home, name, processes, *args))
+
+
+def prepare(home: Path, args: argparse.Namespace) -> None:
+    from transformers import AutoTokenizer, BertConfig
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    for name in ("train", "dev"):
+        frame = pd.read_csv(args.data / f"{name}.tsv", sep="\t", quoting=3)
+        frame = pd.DataFrame({"text": frame["sentence"], "label": frame["label"].map(dict(enumerate(ANSWERS)))})
+        frame.head(args.rows if name == "train" else 872).to_csv(home / f"{name}.csv", index=False)
+    tokenizer = AutoTokenizer.from_pretrained(args.swift)
+    large = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+    sizes: dict[str, dict[str, int]] = {"base": {}, "large": large}
+    if args.tiny:
+        tiny = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+        sizes = {"base": tiny | {"num_hidden_layers": 1}, "large": tiny | {"num_hidden_layers": 2}}
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(0)
+    for name, size in sizes.items():
+        labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {n: i for i, n in enumerate(ANSWERS)}}
+        BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **size, **labels)).save_pretrained(
+            home / name
+        )
+        tokenizer.save_pretrained(home / name)
+    draw, words = random.Random(0), list(tokenizer.get_vocab())[2000:4000]
+    for name, count in (("long", args.long), ("odd", args.odd)):
+        texts = [" ".join(draw.choices(words, k=100)) for _ in range(count)]
+        labels = [draw.choice(ANSWERS) for _ in texts]
+        pd.DataFrame({"text": texts, "label": labels}).to_csv(home / f"{name}.csv", index=False)
+
+
+def metrics(home: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """The Swift on SST-2: three seeds on one GPU, and one on two with the same batches."""
+    found = {}
+
+    def swift(name: str, batch: int, seed: int) -> list[str]:
+        options = ["--data.train", "train.csv", "--data.validation", "dev.csv", "--data.batch_size", str(batch)]
+        options += ["--model", "SwiftModule", "--model.model", str(args.swift.resolve()), "--model.output", name]
+        options += ["--model.distill_weight", "0", "--model.hard", "error", "--model.lr", "1e-4"]
+        return ["fit", *options, "--seed_everything", str(seed), "--trainer.max_epochs", "2", *args.device]
+
+    waiting = [(f"seed{seed}", swift(f"seed{seed}", 64, seed)) for seed in (0, 1, 2)]
+    for some in (waiting[:2], waiting[2:]):
+        for name, process in [(n, start(home, n, 1, *a, gpu=i)) for i, (n, a) in enumerate(some)]:
+            finish(home, name, process)
+    timed(home, "both", 2, *swift("both", 32, 0), "--trainer.strategy", "ddp")
+    for name in ("seed0", "seed1", "seed2", "both"):
+        dev = pd.read_csv(home / "dev.csv")
+        score = ["score", "--model.model", name, "--model.output", f"{name}.parquet", "--data.validation", "dev.csv"]
+        timed(home, f"scored-{name}", 1, *score, *args.device)
+        said = pd.read_parquet(home / f"{name}.parquet")["prediction"]
+        found[name] = float((said == dev["label"]).mean())
+    seeds = [found[f"seed{seed}"] for seed in (0, 1, 2)]
+    # Of as few seeds the range says little: three standard deviations, and an example more or less.
+    spread = 3 * float(np.std(seeds, ddof=1)) + 1 / 872
+    return found | {"spread": spread, "met": abs(found["both"] - float(np.mean(seeds))) <= spread}
+
+
+def fits(home: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Tokens a second of training on one GPU and two: the Swift in DDP, the Super in FSDP."""
+    found: dict[str, Any] = {}
+    common = ["--data.train", "long.csv", "--data.validation", "dev.csv", "--data.batch_size", str(args.batch)]
+    common += ["--data.routing_fraction", "0", "--trainer.max_steps", str(args.steps), "--trainer.max_epochs", "10"]
+    common += ["--trainer.limit_val_batches", "0", "--trainer.enable_checkpointing", "false", *args.device]
+    common += ["--trainer.precision", args.precision]
+    swift = ["fit", "--model", "SwiftModule", "--model.model", "base", "--model.distill_weight", "0"]
+    swift += ["--model.hard", "error", "--model.score", "free_energy", *common]
+    super_ = ["fit", "--model.model", "large", *common]
+    for name, strategy, given in (("DDP", "ddp", swift), ("FSDP", "sharded", super_)):
+        one = timed(home, f"{name}-1", 1, *given, "--model.output", f"{name}-1-model")
+        two = timed(home, f"{name}-2", 2, *given, "--model.output", f"{name}-2-model", "--trainer.strategy", strategy)
+        efficiency = two["tokens a second"] / (2 * one["tokens a second"])
+        found[name] = {"one": one, "two": two, "efficiency": efficiency, "met": efficiency >= EFFICIENCY}
+    return found
+
+
+def validations(home: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """An odd number of examples by the pair, in float32."""
+    given = ["validate", "--model.swift_model", "base", "--model.super_model", "large", "--data.validation", "odd.csv"]
+    given += ["--data.label_names", json.dumps(ANSWERS), "--data.eval_batch_size", str(args.batch), *args.device]
+    found = {}
+    for processes in (1, 2):
+        name = f"validate-{processes}"
+        more = ["--trainer.strategy", "ddp"] if processes == 2 else []
+        found[name] = timed(home, name, processes, *given, "--model.output", f"joint-{processes}", *more)
+    one, two = (pd.read_parquet(home / f"joint-{n}" / "records.parquet") for n in (1, 2))
+    answers = ["swift_prediction", "super_prediction"]
+    scores = [column for column in one if column.startswith("score_")]
+    differ = int((one[answers] != two[answers]).any(axis=1).sum())
+    curves = [(home / f"joint-{n}" / "curve.csv").read_text() for n in (1, 2)]
+    efficiency = found["validate-1"]["seconds"] / (2 * found["validate-2"]["seconds"])
+    return found | {
+        "examples": len(one),
+        "lost or doubled": abs(len(two) - args.odd) + int(two["id"].duplicated().sum()),
+        "decisions that differ": differ,
+        "scores apart": float((one[scores] - two[scores]).abs().max().max()),
+        "same curves": curves[0] == curves[1],
+        "efficiency": efficiency,
+        "met": efficiency >= EFFICIENCY and differ == 0 and len(two) == args.odd and not two["id"].duplicated().any(),
+    }
+
+
+def sharded(home: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """T5-11B's shape in bfloat16, whole on one GPU and shared out over two."""
+    config = list(shapes(args.tiny)["T5"][1].values())[1]
+    tokenizer = word_tokenizer(config.vocab_size)
+    words = pd.read_csv(args.data / "dev.tsv", sep="\t", quoting=3)["sentence"].str.split().map(len).tolist()
+    write_texts(home / "words.csv", words, args.sharded, config.vocab_size - 5, 0)
+    save(config, tokenizer, home / "t5", torch.device("cpu" if args.tiny else "cuda"))
+    # On a command line its braces would be read as a mapping.
+    prompt = {"class_path": "elang.TextClassificationData", "init_args": {"prompt": PROMPT}}
+    (home / "t5.yaml").write_text(json.dumps({"data": prompt}))
+    given = ["score", "--model.model", "t5", "--data.validation", "words.csv", "--config", "t5.yaml", *args.device]
+    given += ["--data.answers", json.dumps(ANSWERS), "--data.label_names", json.dumps(ANSWERS)]
+    given += ["--model.dtype", "bfloat16", "--data.eval_batch_size", str(args.batch)]
+    found: dict[str, Any] = {"one": timed(home, "t5-1", 1, *given, "--model.output", "t5-1.parquet")}
+    two = ["--model.output", "t5-2.parquet", "--trainer.strategy", "sharded"]
+    found["two"] = timed(home, "t5-2", 2, *given, *two)
+    one, both = (np.stack(pd.read_parquet(home / f"t5-{n}.parquet")["logits"]) for n in (1, 2))
+    margin, differ = np.abs(one[:, 0] - one[:, 1]), one.argmax(1) != both.argmax(1)
+    outside = int((differ & (margin > NEAR_BF16)).sum())
+    found |= {
+        "examples": len(both),
+        "logits apart": float(np.abs(one - both).max()),
+        "answers that differ": int(differ.sum()),
+    }
+    return found | {"beyond the distance": outside, "met": outside == 0 and len(both) == args.sharded}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--swift", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", default=["metrics", "fits", "validations", "sharded"])
+    parser.add_argument("--tiny", action="store_true")
+    args = parser.parse_args()
+    args.rows, args.batch, args.steps, args.long, args.odd, args.sharded = 20000, 128, 40, 20000, 20001, 2000
+    args.device, args.precision = ["--trainer.accelerator", "gpu"], "bf16-mixed"
+    if args.tiny:
+        args.rows, args.batch, args.steps, args.long, args.odd, args.sharded = 400, 8, 8, 200, 101, 51
+        args.device, args.precision = ["--trainer.accelerator", "cpu"], "32-true"
+    figures: dict[str, Any] = {}
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as where:
+        home = Path(where)
+        prepare(home, args)
+        for part in (metrics, fits, validations, sharded):
+            if part.__name__ in args.only:
+                figures[part.__name__] = part(home, args)
+                print(
+                    part.__name__,
+                    json.dumps(figures[part.__name__]),
+                    f"{time.perf_counter() - begun:.0f} s",
+                    flush=True,
+                )
+                gc.collect()
+    met = {name: one["met"] for name, one in figures.items() if "met" in one}
+    met |= {name: one["met"] for name, one in figures.get("fits", {}).items()}
+    print(met)
+    if not args.tiny:
+        print(f"written to {write_result('gpus', figures | {'met': met}, ('torch', 'lightning', 'transformers'))}")
+        sys.exit(not all(met.values()))
+
+
+if __name__ == "__main__":
+    main()
