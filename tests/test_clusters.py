@@ -15,6 +15,7 @@ from conftest import QUIET
 from safetensors.torch import load_file
 
 from elang.cli import main
+from elang.models.evaluation import EvaluationModule
 from elang.records import Records, read_about, write_records
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -244,3 +245,19 @@ def test_what_cannot_be_merged(tmp_path, fails):
         *(["test", i] for i in (0, 1)),
         *(["validation", i] for i in (0, 1, 2, 3, 4)),
     ]
+
+
+def test_cudnns_attention_is_left_out_while_a_module_runs(score_args, tmp_path, monkeypatch):
+    """It is planned anew for each shape of a batch; afterwards it is as it was."""
+    seen = []
+    step = EvaluationModule.validation_step
+
+    def watched(self, *args):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return step(self, *args)
+
+    monkeypatch.setattr(EvaluationModule, "validation_step", watched)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    assert main([*score_args, "--model.output", str(tmp_path / "r.parquet")]) == 0
+    assert set(seen) == {False}
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before

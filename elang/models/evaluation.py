@@ -15,6 +15,7 @@ from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
 from elang.few import DType
 from elang.metrics import ExampleTable
+from elang.models.attention import AnyShape
 from elang.models.backbones import load_model
 from elang.models.seq2seq import Generated, Seq2Seq
 from elang.models.sharding import Sharded, check_strategy
@@ -149,7 +150,7 @@ def generated_batch(
     return found
 
 
-class EvaluationModule(LightningModule):
+class EvaluationModule(AnyShape, LightningModule):
     """Answers every example of every split once; what is done with the answers is the subclass's.
 
     Args:
@@ -209,6 +210,7 @@ class EvaluationModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check how the models are to be spread."""
+        super().setup(stage)
         check_strategy(self.trainer)
 
     @property

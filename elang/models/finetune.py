@@ -16,6 +16,7 @@ from elang.errors import InputError
 from elang.evaluate import check_qualities, measure, never_right
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
+from elang.models.attention import AnyShape
 from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_words, describe, load_model, save_model
 from elang.models.evaluation import measure_texts, padded_ids
 from elang.models.seq2seq import Seq2Seq
@@ -50,7 +51,7 @@ def check_held_out(data: Any, about: dict[str, Any], who: str) -> None:
         )
 
 
-class FinetuneModule(LightningModule):
+class FinetuneModule(AnyShape, LightningModule):
     """Fine-tunes an encoder (cross-entropy, or squared error in a regression) or an encoder-decoder with AdamW.
 
     After training it writes a folder that loads with plain ``transformers`` and into every ``elang`` module.
@@ -130,6 +131,7 @@ class FinetuneModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take the limit of generated texts from the data."""
+        super().setup(stage)
         check_strategy(self.trainer)
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(self.classifier, Seq2Seq) and data is not None:

@@ -159,6 +159,7 @@ class ScoreModule(EvaluationModule):
 
     def teardown(self, stage: str) -> None:
         """Put the parts together when all are there."""
+        super().teardown(stage)
         if self.parts == 1 or self.part is not None or not self.trainer.is_global_zero:
             return
         paths = [self._path(part) for part in range(self.parts)]
