@@ -216,7 +216,8 @@ def fitting(home: Path, args: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.empty_cache()
     found: dict[str, Any] = {name: statistics.median(values) for name, values in rates.items()}
     pairs = zip(rates["elang"], rates["library, in order of length"], strict=True)
-    return {"batch": args.fit_batch, "tokens a second": found, "ratio": statistics.median(a / b for a, b in pairs)}
+    ratio = statistics.median(a / b for a, b in pairs)
+    return {"batch": args.fit_batch, "tokens a second": found, "rounds": rates, "ratio": ratio}
 
 
 def main() -> None:

@@ -69,6 +69,7 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
             f"Of {parts[0][1]} parts {len(lacking)} are missing, the first one is {lacking[0]}. Answer it with `elang "
             f"score` and --model.part {lacking[0]}."
         )
+    _allow_open(len(files))
     count = 0
     metadata = {METADATA: json.dumps(common).encode()}
     with written_aside(output) as aside, pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer:
@@ -77,6 +78,19 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
                 count += len(table)
                 writer.write_table(table.cast(writer.schema))
     print(f"{count:,} records of {len(files)} files are in {output}")  # noqa: T201
+
+
+def _allow_open(files: int) -> None:
+    """Raise this process's own limit of open files, where it is lower than the system's and too low."""
+    try:
+        import resource
+    except ImportError:  # not on Windows, which has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files + 64
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _column(file: Path, name: str) -> list[Any]:

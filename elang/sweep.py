@@ -158,9 +158,7 @@ class Joint:
                     "sweep records of one task."
                 )
         self._spill = tempfile.TemporaryDirectory(prefix="elang-sweep-")
-        self._base: Any = duckdb.connect(
-            config={"memory_limit": memory, "temp_directory": self._spill.name, "preserve_insertion_order": False}
-        )
+        self._base: Any = duckdb.connect(config={"memory_limit": memory, "temp_directory": self._spill.name})
         self._base.execute(f"SET threads = {max(1, len(os.sched_getaffinity(0)))}")
         self._error: Any = duckdb.Error
         columns = {row[0] for row in self._rows("DESCRIBE SELECT * FROM read_parquet(?, union_by_name = true)")}
@@ -218,9 +216,8 @@ class Joint:
 
     def _pieces(self, query: str, rows: int = _ROWS) -> Iterator[dict[str, Any]]:
         """The rows of a query, as columns of so many at a time."""
-        reader = self._run(query).to_arrow_reader(rows)
         try:
-            for batch in reader:
+            for batch in self._base.sql(query, params=[self.files]).to_arrow_reader(rows):
                 yield {name: batch[name].to_numpy(zero_copy_only=False) for name in batch.schema.names}
         except self._error as error:
             raise InputError(f"The joint records cannot be read ({error}). Run `elang validate` again.") from error
@@ -293,15 +290,17 @@ class _Events:
 
     def of(self, piece: dict[str, Any]) -> OperatingCurve:
         """The points before each score of a piece that is new in it: all harder examples are deferred."""
-        score = torch.from_numpy(piece["score"])
+        score = torch.tensor(piece["score"])
         self.hardest = self.hardest if self.done else float(score[0])
-        label, swift, super_ = (torch.from_numpy(piece[name]).long() for name in ("label", "swift", "super"))
+        label, swift, super_ = (torch.tensor(piece[name], dtype=torch.int64) for name in ("label", "swift", "super"))
         moved = self.table[super_ + 1, label] - self.table[swift + 1, label]
         paid = torch.from_numpy(piece["deferred"] - piece["kept"])
         # Before each example of the piece, and behind the last one.
         sums = torch.cat([self.total[None], moved]).cumsum(0)
         costs = torch.cat([torch.tensor([self.cost], dtype=torch.float64), paid]).cumsum(0)
         before = torch.cat([torch.tensor([self.last], dtype=torch.float64), score.double()])
+        if (before[1:] > before[:-1]).any():
+            raise RuntimeError("The scores came out of order. This is a fault of elang; please report it.")
         fresh = (before[1:] != before[:-1]).nonzero().squeeze(1)
         found = self._curve(before[fresh + 1], fresh + self.done, sums[fresh], costs[fresh])
         self.total, self.cost, self.last = sums[-1], float(costs[-1]), float(score[-1])

@@ -69,7 +69,10 @@ def in_memory(frame, name, metric):
 
 
 @pytest.mark.parametrize("quality", ["accuracy", "f1_macro", "matthews"])
-@pytest.mark.parametrize(("n", "levels", "rows"), [(1, None, 1 << 21), (2000, None, 300), (2000, 5, 64), (997, 1, 9)])
+@pytest.mark.parametrize(
+    ("n", "levels", "rows"),
+    [(1, None, 1 << 21), (2000, None, 300), (2000, 5, 64), (997, 1, 9), (300_000, None, 1 << 18)],
+)
 def test_it_is_the_curve_in_memory(quality, n, levels, rows, tmp_path, monkeypatch):
     """However the rows lie in files, and where equal scores are in several pieces."""
     monkeypatch.setattr(elang.sweep, "_ROWS", rows)
