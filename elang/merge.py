@@ -120,27 +120,28 @@ def _ascending(files: list[Path], split: str, schema: Any) -> Iterator[Any]:
         InputError: If an id comes twice, or a file is not in order.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    streams = {i: _batches(file, split, schema, max(256, _ROWS // len(files))) for i, file in enumerate(files)}
+    size = max(256, _ROWS // len(files))
+    streams = {i: _batches(file, split, schema, size) for i, file in enumerate(files)}
     waiting: dict[int, Any] = {}
     before = -1
     while True:
-        for i in [i for i in streams if i not in waiting]:
+        # All that come to their ends soon, lest each piece be as small as what is left of one.
+        for i in [i for i in streams if i not in waiting or len(waiting[i]) < size // 2]:
             found = next(streams[i], None)
             if found is None:
                 del streams[i]
                 continue
-            ids = found["id"].to_numpy()
+            waiting[i] = pa.concat_tables([waiting[i], found]) if i in waiting else found
+            ids = waiting[i]["id"].to_numpy()
             if (ids[1:] <= ids[:-1]).any():
                 raise InputError(f"The ids of '{files[i]}' do not ascend. Make the records with `elang score`.")
-            waiting[i] = found
         if not waiting:
             return
         # Up to here nothing more can come.
         bound = min(table["id"][-1].as_py() for table in waiting.values())
-        parts = [(i, table, pc.less_equal(table["id"], bound)) for i, table in waiting.items()]
-        whole = pa.concat_tables([table.filter(mask) for _, table, mask in parts]).sort_by("id")
+        cuts = {i: int(table["id"].to_numpy().searchsorted(bound, "right")) for i, table in waiting.items()}
+        whole = pa.concat_tables([waiting[i].slice(0, cut) for i, cut in cuts.items()]).sort_by("id")
         ids = whole["id"].to_numpy()
         twice = ids[1:][ids[1:] == ids[:-1]]
         if len(twice) or ids[0] <= before:
@@ -149,5 +150,5 @@ def _ascending(files: list[Path], split: str, schema: Any) -> Iterator[Any]:
                 "each part once."
             )
         before = int(ids[-1])
-        waiting = {i: rest for i, table, mask in parts if len(rest := table.filter(pc.invert(mask)))}
+        waiting = {i: waiting[i].slice(cut) for i, cut in cuts.items() if cut < len(waiting[i])}
         yield whole

@@ -115,9 +115,9 @@ def _show(summary: dict[str, Any], folder: Path) -> None:
             f"{one['area']:.4f} ({one['random']:.4f})",
             *(f"{c['quality']:.4f} {c['deferred_share']:.1%} {c['speedup']:.2f}x" for c in cells),
         )
-    console = Console()
+    console = Console(width=None if Console().is_terminal else 140, highlight=False)
     console.print(table)
-    console.print(f"All points are read on these examples. Curve and summary are in {folder}/", highlight=False)
+    console.print(f"All points are read on these examples. Curve and summary are in {folder}/")
 
 
 class Joint:

@@ -92,6 +92,24 @@ def test_a_sharded_swift_has_thresholds(base_model, pair, data_args, tmp_path):
     assert largest_difference(tmp_path / "one", tmp_path / "two") > 0
 
 
+def test_a_checkpoint_in_parts(base_model, pair, data_args, joint_args, tmp_path, fails):
+    """It is gone on from where that is asked for, for it holds pickles, and ends as one in a single file does."""
+    strategy = {"class_path": "elang.ShardedStrategy", "init_args": {"save_distributed_checkpoint": True}}
+    args = ["fit", "--model.model", base_model, *data_args, *QUIET, "--trainer.devices", "2"]
+    parts = ["--trainer.strategy", json.dumps(strategy)]
+    first = ["--trainer.max_epochs", 1, "--trainer.default_root_dir", tmp_path / "runs"]
+    elang(*args, *parts, *first, "--model.output", tmp_path / "one")
+    (kept,) = (tmp_path / "runs" / "checkpoints").glob("*.ckpt")
+    assert (kept / ".metadata").is_file()
+    again = ["--trainer.max_epochs", 2, "--trainer.enable_checkpointing", "false", "--ckpt_path", kept]
+    elang(*args, *parts, *again, "--model.output", tmp_path / "two")
+    assert largest_difference(tmp_path / "one", tmp_path / "two") > 0
+    alone = [*map(str, args[:-1]), "1", "--trainer.strategy", "sharded", *map(str, again)]
+    fails([*alone, "--model.output", str(tmp_path / "three")], kept, "holds pickles", "save_distributed_checkpoint")
+    joint = [str(kept) if arg == str(pair["super"]) else arg for arg in joint_args]
+    fails(["validate", *joint, "--model.output", str(tmp_path / "joint")], kept, "checkpoint in parts", "--ckpt_path")
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_a_sharded_super_answers_alike(pair, data_args, tmp_path, processes):
     args = ["score", "--model.model", pair["super"], *data_args, *QUIET]

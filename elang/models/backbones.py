@@ -29,6 +29,7 @@ from elang.records import settle
 
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
+SHARDED_ABOUT = "meta.pt"
 _COMMIT = re.compile("[0-9a-f]{40}")
 # The library's own empty vocabularies have up to one token that is not special.
 _FEWEST_WORDS = 2
@@ -389,6 +390,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: If it is missing, truncated, or not one of ours.
     """
+    if (Path(path) / SHARDED_ABOUT).is_file():
+        # One in parts; what it says of itself is no part of the weights.
+        path = Path(path) / SHARDED_ABOUT
     if not Path(path).is_file():
         raise InputError(f"There is no checkpoint '{path}'.")
     try:
@@ -417,6 +421,11 @@ def describe(model: TextModel, path: str) -> dict[str, Any]:
 
 def _from_checkpoint(path: str, generate: bool, num_beams: int | None) -> TextModel:
     checkpoint = read_checkpoint(path)
+    if "state_dict" not in checkpoint:
+        raise InputError(
+            f"'{path}' is a checkpoint in parts. Go on from it with --ckpt_path to the end of the training, which "
+            "writes a model folder."
+        )
     about = checkpoint[CHECKPOINT_KEY]
     fields = dict(about["config"])
     try:

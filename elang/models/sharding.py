@@ -1,6 +1,7 @@
 """Models that fit no single device: weights in parts over all processes (FSDP2), or layers over the GPUs of one."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -32,6 +33,21 @@ class ShardedStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    @override
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint, one in parts only where such are asked for.
+
+        Raises:
+            InputError: Of a folder, which holds pickles.
+        """
+        if Path(checkpoint_path).is_dir() and not self._save_distributed_checkpoint:
+            raise InputError(
+                f"'{checkpoint_path}' is a checkpoint in parts, which holds pickles, and these can run code. If it is "
+                "your own, give the strategy by its class, elang.ShardedStrategy, with save_distributed_checkpoint "
+                "true."
+            )
+        return super().load_checkpoint(checkpoint_path, weights_only)
 
 
 StrategyRegistry.register("sharded", ShardedStrategy, description="Fully sharded data parallelism")
