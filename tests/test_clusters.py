@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -279,3 +280,31 @@ def test_cudnns_attention_is_left_out_while_a_module_runs(score_args, tmp_path, 
     assert main([*score_args, "--model.output", str(tmp_path / "r.parquet")]) == 0
     assert set(seen) == {False}
     assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+def test_job_files(pair, data_args, tmp_path):
+    """With a scheduler's variables, and srun as a plain call."""
+    slurm = Path(__file__).resolve().parents[1] / "configs" / "slurm"
+    for file in slurm.iterdir():
+        run("bash", "-n", file)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, does in (("srun", 'exec "$@"'), ("elang", f'exec {sys.executable} -m elang "$@"')):
+        (tools / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tools / name).chmod(0o755)
+    (tmp_path / "step.yaml").write_text(json.dumps({"model": {"init_args": {"model": str(pair["super"])}}}))
+    (tmp_path / "cpu.yaml").write_text(json.dumps({"trainer": {"accelerator": "cpu", "devices": 1}}))
+    environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "TRAINER": tmp_path / "cpu.yaml"}
+    for job in ("0", "1"):
+        given = environment | {"SLURM_ARRAY_TASK_ID": job, "SLURM_ARRAY_TASK_MAX": "1"}
+        given = {name: str(value) for name, value in given.items()}
+        run(
+            "bash",
+            slurm / "score.sbatch",
+            tmp_path / "step.yaml",
+            tmp_path / "r.parquet",
+            *data_args,
+            environment=given,
+        )
+    run(sys.executable, "-m", "elang", "merge", tmp_path / "r.parquet.parts", "--output", tmp_path / "r.parquet")
+    assert len(pd.read_parquet(tmp_path / "r.parquet")) == 240 + 61
