@@ -4,8 +4,8 @@
 
 A Swift without dropout is fitted on made-up sentences, by processes in step and by one that accumulates as many
 batches; 61 and 301 examples are scored and evaluated, in batches of 64 and 8, so that some processes have nothing.
-Seconds tell what starting costs, for the cores are shared. Writes benchmarks/results/cluster.json and exits with 1 where
-something differs.
+Seconds tell what starting costs, for the cores are shared. Writes benchmarks/results/cluster.json and exits with 1
+where something differs.
 """
 
 import argparse
@@ -119,10 +119,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.work) as where, hosts() if two_hosts else nullcontext():
         home = Path(where)
         prepare(home)
-        data = ["--data.train", "train.csv", "--data.validation", "dev.csv"]
+        data = ["--data.train", "train.csv", "--data.validation", "dev.csv", "--data.routing_fraction", "0"]
         fit = ["fit", "--model", "SwiftModule", "--model.model", "base", "--model.distill_weight", "0"]
         fit += ["--model.hard", "error", "--model.margin_weight", "0.1", "--model.lr", "1e-3", *data]
-        fit += ["--data.routing_fraction", "0", "--data.batch_size", "15", "--trainer.max_epochs", "2"]
+        fit += ["--data.batch_size", "15", "--trainer.max_epochs", "2"]
         fit += ["--trainer.enable_checkpointing", "false"]
         for count in (1, 2, 4):
             accumulate = ["--trainer.accumulate_grad_batches", str(count)]
