@@ -63,20 +63,30 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
     common = {name: value for name, value in abouts[0].items() if name not in ("part", "examples")}
     for file in files[1:]:
         check_same(file, common)
+    common.pop("how", None)
     parts = [about["part"] for about in abouts if "part" in about]
-    if parts and (lacking := sorted(set(range(parts[0][1])) - {number for number, _ in parts})):
+    totals = sorted({total for _, total in parts})
+    if len(totals) > 1 or (parts and len(parts) < len(files)):
+        said = " and ".join(f"one of {total} parts" for total in totals)
         raise InputError(
-            f"Of {parts[0][1]} parts {len(lacking)} are missing, the first one is {lacking[0]}. Answer it with `elang "
+            f"The records are of several runs: {said or 'none'}, or also whole ones. Give those of one run."
+        )
+    if parts and (lacking := sorted(set(range(totals[0])) - {number for number, _ in parts})):
+        raise InputError(
+            f"Of {totals[0]} parts {len(lacking)} are missing, the first one is {lacking[0]}. Answer it with `elang "
             f"score` and --model.part {lacking[0]}."
         )
     _allow_open(len(files))
     count = 0
     metadata = {METADATA: json.dumps(common).encode()}
-    with written_aside(output) as aside, pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer:
-        for split in splits:
-            for table in _ascending(files, split, schema):
-                count += len(table)
-                writer.write_table(table.cast(writer.schema))
+    try:
+        with written_aside(output) as aside, pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer:
+            for split in splits:
+                for table in _ascending(files, split, schema):
+                    count += len(table)
+                    writer.write_table(table.cast(writer.schema))
+    except pa.ArrowInvalid as error:
+        raise InputError(f"The records cannot be read ({error}). Score the part that is damaged again.") from error
     print(f"{count:,} records of {len(files)} files are in {output}")  # noqa: T201
 
 

@@ -7,7 +7,7 @@ pieces. What is read off a curve is found on the way; of the curve itself an eve
 import csv
 import json
 import math
-import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +26,8 @@ from elang.quality import QUALITIES, Quality, QualityName
 from elang.records import read_about, written_aside
 from elang.scores import DEFAULT_SCORE
 
+# Folders named key=value tell nothing of the rows.
+_TABLE = "read_parquet(?, union_by_name = true, hive_partitioning = false)"
 _ROWS = 1 << 21  # of a piece, for metrics of a single sum
 
 
@@ -145,7 +147,8 @@ class Joint:
             raise InputError(f"There is no file '{missing[0]}'. Give folders that `elang validate` wrote.")
         if not found:
             raise InputError("No records were given. Give folders that `elang validate` wrote.")
-        self.files = [str(path) for path in found]
+        # DuckDB would take these for patterns.
+        self.files = [re.sub(r"([*?\[])", r"[\1]", str(path)) for path in found]
         try:
             abouts = [read_about(path) for path in found]
         except ValueError as error:
@@ -158,10 +161,12 @@ class Joint:
                     "sweep records of one task."
                 )
         self._spill = tempfile.TemporaryDirectory(prefix="elang-sweep-")
-        self._base: Any = duckdb.connect(config={"memory_limit": memory, "temp_directory": self._spill.name})
-        self._base.execute(f"SET threads = {max(1, len(os.sched_getaffinity(0)))}")
         self._error: Any = duckdb.Error
-        columns = {row[0] for row in self._rows("DESCRIBE SELECT * FROM read_parquet(?, union_by_name = true)")}
+        try:
+            self._base: Any = duckdb.connect(config={"memory_limit": memory, "temp_directory": self._spill.name})
+        except duckdb.Error as error:
+            raise InputError(f"--memory '{memory}' is no amount of memory ({error}). Say, for example, 2GB.") from error
+        columns = {row[0] for row in self._rows(f"DESCRIBE SELECT * FROM {_TABLE}")}
         needed = {"id", "split", "label", "swift_prediction", "super_prediction", "swift_flops", "super_flops"}
         if lacking := sorted(needed - columns):
             raise InputError(
@@ -170,10 +175,21 @@ class Joint:
             )
         self.scores = sorted(name.removeprefix("score_") for name in columns if name.startswith("score_"))
         self._early = "swift_early_flops" in columns
-        there = {row[0] for row in self._rows("SELECT DISTINCT split FROM read_parquet(?, union_by_name = true)")}
+        there = {row[0] for row in self._rows(f"SELECT DISTINCT split FROM {_TABLE}")}
         self.split = split or ("test" if "test" in there else "validation")
         if self.split not in there:
             raise InputError(f"The records have no split '{self.split}', only {', '.join(sorted(there))}.")
+        checked = [name for name in (*needed, "swift_early_flops") if name in columns - {"split"}]
+        bad = self._rows(
+            "SELECT "
+            + ", ".join(f"count(*) FILTER (WHERE {name} IS NULL OR NOT isfinite({name}::DOUBLE))" for name in checked)
+            + f" FROM ({self._examples()})"
+        )[0]
+        for name, count in zip(checked, bad, strict=True):
+            if count and not name.endswith("_flops"):
+                raise InputError(f"{count} values of '{name}' in the records are missing. Mend them.")
+        # Costs of some black boxes are not known; half known, they would be wrong.
+        self._costs_known = not any(bad)
         grouped = self._rows(
             "SELECT label, swift_prediction, super_prediction, count(*), sum(super_flops), sum(swift_flops)"
             f" FROM ({self._examples()}) GROUP BY label, swift_prediction, super_prediction ORDER BY ALL"
@@ -181,12 +197,15 @@ class Joint:
         self.combined = torch.tensor([row[:3] for row in grouped], dtype=torch.int64)
         self.counts = torch.tensor([row[3] for row in grouped], dtype=torch.int64)
         self.count = int(self.counts.sum())
-        self.super_cost = sum(row[4] for row in grouped) / self.count
-        self.swift_sum = float(sum(row[5] for row in grouped))
+        self.super_cost, self.swift_sum = math.nan, math.nan
+        if self._costs_known:
+            self.super_cost = sum(row[4] for row in grouped) / self.count
+            self.swift_sum = float(sum(row[5] for row in grouped))
         self._check_ids()
 
     def _examples(self) -> str:
-        return f"SELECT * FROM read_parquet(?, union_by_name = true) WHERE split = '{self.split}'"
+        split = self.split.replace("'", "''")
+        return f"SELECT * FROM {_TABLE} WHERE split = '{split}'"
 
     def _run(self, query: str) -> Any:
         try:
@@ -200,7 +219,7 @@ class Joint:
 
     def _check_ids(self) -> None:
         ((least, most),) = self._rows(f"SELECT min(id), max(id) FROM ({self._examples()})")
-        if most - least < 64 * self.count:
+        if most - least < 8 * self.count:
             # A byte for each row of the file that the ids are from.
             seen = np.zeros(most - least + 1, dtype=bool)
             for batch in self._pieces(f"SELECT id FROM ({self._examples()})"):
@@ -260,13 +279,13 @@ class Joint:
         if score not in self.scores:
             raise InputError(f"The records have no score '{score}', only {', '.join(self.scores)}.")
         ((bad,),) = self._rows(
-            f"SELECT count(*) FROM ({self._examples()}) WHERE score_{score} IS NULL OR NOT isfinite(score_{score})"
+            f'SELECT count(*) FROM ({self._examples()}) WHERE "score_{score}" IS NULL OR NOT isfinite("score_{score}")'
         )
         if bad:
             raise InputError(f"{bad} of {self.count} scores '{score}' are missing or not finite. Mend the records.")
         early = "swift_early_flops" if self._early and score.startswith("encoder_") else "swift_flops"
         yield from self._pieces(
-            f"SELECT score_{score} AS score, label::SMALLINT AS label, swift_prediction::SMALLINT AS swift,"
+            f'SELECT "score_{score}" AS score, label::SMALLINT AS label, swift_prediction::SMALLINT AS swift,'
             f" super_prediction::SMALLINT AS super, swift_flops AS kept, {early} + super_flops AS deferred"
             f" FROM ({self._examples()}) ORDER BY score DESC",
             max(1, rows),

@@ -232,6 +232,9 @@ def test_parts_that_do_not_fit(score_args, pair, tmp_path, fails):
     fails([*score_args, *output, "--model.parts", "3", "--model.part", "3"], "--model.part 3", "from 0 to 2")
     fails([*score_args, *output, "--model.parts", "0"], "--model.parts 0")
     fails([*score_args, *output, "--model.parts", "500"], "--model.parts 500", "more than")
+    fails([*score_args, *output, "--model.parts", "3", "--data.max_length", "9"], "of another run", "'how'")
+    few = ["--model.parts", "3", "--trainer.limit_val_batches", "1"]
+    fails([*score_args, *output, *few], "kept as if it were whole", "--trainer.limit_val_batches")
     (file,) = (tmp_path / "r.parquet.parts").iterdir()
     file.write_bytes(file.read_bytes()[:-7])
     fails([*score_args, *output, "--model.parts", "3"], file, "cannot be read")
@@ -254,6 +257,9 @@ def test_what_cannot_be_merged(tmp_path, fails):
     (tmp_path / "empty").mkdir()
     fails(["merge", str(tmp_path / "empty"), *output], "no records", "empty")
     fails(["merge", first, "--output", str(tmp_path / "m.csv")], "m.csv")
+    half, quarter = (write(f"{n}.parquet", [n], part=[1, n]) for n in (2, 4))
+    fails(["merge", half, quarter, *output], "of several runs", "one of 2 parts and one of 4 parts")
+    fails(["merge", half, first, *output], "of several runs", "whole ones")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 no PAR1")
     fails(["merge", first, str(tmp_path / "damaged.parquet"), *output], "cannot be read")
     assert not (tmp_path / "m.parquet").exists()
@@ -296,13 +302,14 @@ def test_job_files(pair, data_args, tmp_path):
     (tmp_path / "cpu.yaml").write_text(json.dumps({"trainer": {"accelerator": "cpu", "devices": 1}}))
     environment = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "TRAINER": tmp_path / "cpu.yaml"}
     for job in ("0", "1"):
-        given = environment | {"SLURM_ARRAY_TASK_ID": job, "SLURM_ARRAY_TASK_MAX": "1"}
+        given = environment | {"SLURM_ARRAY_TASK_ID": job}
         given = {name: str(value) for name, value in given.items()}
         run(
             "bash",
             slurm / "score.sbatch",
             tmp_path / "step.yaml",
             tmp_path / "r.parquet",
+            "2",
             *data_args,
             environment=given,
         )

@@ -138,6 +138,29 @@ def test_the_command_line(joint_args, tmp_path, capsys):
     assert curve.query("score == 'free_energy'")["accuracy"].iloc[-1] == pytest.approx(whole["super"]["quality"])
 
 
+def test_names_of_files_say_nothing_of_their_rows(tmp_path):
+    """DuckDB would read columns off folders, and take brackets for a pattern."""
+    frame, metric = made(300).assign(split="it's"), QUALITIES["accuracy"](3)
+    for name in ("label=1", "j[1]", "j1", "what?"):
+        (tmp_path / name).mkdir()
+        written(frame if name != "j1" else frame.head(7), tmp_path / name / "records.parquet")
+    expected = in_memory(frame, "max_softmax", metric)[0]
+    for name in ("label=1", "j[1]", "what?"):
+        records = Joint([str(tmp_path / name)], "it's")
+        assert records.count == 300
+        assert records.qualities(metric) == (float(expected.quality[0]), float(expected.quality[-1]))
+
+
+def test_costs_that_are_not_known(tmp_path):
+    """Of a black box; half known, a mean would be wrong."""
+    frame = made(300)
+    frame.loc[:9, "super_flops"] = np.nan
+    found = swept(Joint([written(frame, tmp_path / "r.parquet")]), "max_softmax", QUALITIES["accuracy"](3))
+    assert np.isnan(found.grid.super_cost)
+    assert found.grid.cost.isnan().all()
+    assert found.points["parity"].quality > 0.5
+
+
 def test_what_cannot_be_swept(tmp_path, fails):
     frame = made(40)
     good = written(frame, tmp_path / "good.parquet")
@@ -156,6 +179,11 @@ def test_what_cannot_be_swept(tmp_path, fails):
     fails(["sweep", str(tmp_path / "damaged.parquet")], "cannot be read")
     lacking = written(frame.drop(columns="label"), tmp_path / "lacking.parquet")
     fails(["sweep", lacking], "lack the columns ['label']")
+    fails(["sweep", good, "--memory", "lots"], "--memory 'lots'", "2GB")
+    missing = written(
+        frame.assign(super_prediction=frame["super_prediction"].where(frame["id"] > 1)), tmp_path / "m.parquet"
+    )
+    fails(["sweep", missing], "2 values of 'super_prediction'", "missing")
     frame.loc[3, "score_max_softmax"] = np.nan
     fails(["sweep", written(frame, tmp_path / "nan.parquet")], "1 of 40 scores 'max_softmax'", "not finite")
     fails(["sweep", written(frame.assign(label=3), tmp_path / "label.parquet")], "none of the 3 classes")

@@ -251,7 +251,7 @@ class EvaluationModule(AnyShape, LightningModule):
                 order, costs = self.class_order[name], self.flops_convention
                 found = answer_batch(model, batch[name], order, self.temperature, costs, fold)
             columns |= {f"{name}_{column}": values for column, values in found.items()}
-        if not batch["repeated"]:
+        if not batch.get("repeated"):
             self._tables[split].update(**columns)
 
     def _gather(self) -> dict[str, dict[str, Tensor]]:
@@ -259,10 +259,7 @@ class EvaluationModule(AnyShape, LightningModule):
         tables = {split: table.compute() for split, table in self._tables.items()}
         self._tables = {}
         data: Any = getattr(self.trainer, "datamodule", None)
-        limits = (self.trainer.limit_val_batches, self.trainer.limit_test_batches)
-        whole = not getattr(self.trainer, "fast_dev_run", False) and all(
-            isinstance(x, float) and x == 1 for x in limits
-        )
+        whole = self._whole()
         for split, table in tables.items():
             if data is not None and whole and len(table["id"]) != (expected := self._expected(split)):
                 raise RuntimeError(f"{len(table['id'])} of {expected} examples of '{split}' came back.")
@@ -272,6 +269,12 @@ class EvaluationModule(AnyShape, LightningModule):
                     continue
                 check_logits(table[f"{name}_logits"], f"logits of {self.paths[name]}", self.task.problem == "choice")
         return tables
+
+    def _whole(self) -> bool:
+        """Whether all batches are run."""
+        limits = (self.trainer.limit_val_batches, self.trainer.limit_test_batches)
+        # 1 is a single batch, 1.0 all.
+        return not getattr(self.trainer, "fast_dev_run", False) and all(isinstance(x, float) and x == 1 for x in limits)
 
     def _expected(self, split: str) -> int:
         """How many examples of a split are to be answered."""

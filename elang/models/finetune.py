@@ -216,7 +216,7 @@ class FinetuneModule(AnyShape, LightningModule):
         else:
             answer = self.classifier(batch["model"])
             row = {"id": batch["id"], "label": batch["label"], "prediction": answer.prediction, "logits": answer.logits}
-        if not batch["repeated"]:
+        if not batch.get("repeated"):
             self._tables[self.split_names[dataloader_idx]].update(**row)
 
     def on_validation_epoch_end(self) -> None:
@@ -358,13 +358,14 @@ class FinetuneModule(AnyShape, LightningModule):
         """Write the folder, unless training was interrupted or only tried out."""
         if self.trainer.interrupted or getattr(self.trainer, "fast_dev_run", False):
             return
-        for name, parameter in self.classifier.named_parameters():
-            # Parts of weights are looked at by the process that has put them together.
-            if not isinstance(parameter, DTensor) and not torch.isfinite(parameter).all():
-                raise InputError(
-                    f"Training diverged: the weights '{name}' are NaN or infinite, so no model was written. Lower "
-                    "--model.lr, or clip gradients with --trainer.gradient_clip_val 1."
-                )
+        # Parts of weights are looked at by the first process, which has put them together.
+        named = [(n, p) for n, p in self.classifier.named_parameters() if not isinstance(p, DTensor)]
+        bad = next((name for name, parameter in named if not torch.isfinite(parameter).all()), None)
+        if (bad := self.trainer.strategy.broadcast(bad)) is not None:
+            raise InputError(
+                f"Training diverged: the weights '{bad}' are NaN or infinite, so no model was written. Lower "
+                "--model.lr, or clip gradients with --trainer.gradient_clip_val 1."
+            )
         if not hasattr(self, "_finished"):
             # Resumed from the last checkpoint of all: nothing was left to train, so on_train_end did not come.
             self.to(self.trainer.strategy.root_device)

@@ -267,7 +267,8 @@ class JointModule(EvaluationModule):
         if chosen is not None and abs(float(chosen["threshold"])) != math.inf:
             # Of tokens the logits themselves are rounded, and they are large.
             half = 6.3e-2 if self.task.problem == "sequence" else 4e-3
-            distance = 4e-7 if str(self.trainer.precision).startswith(("32", "64")) else half
+            whole = str(self.trainer.precision).startswith(("32", "64")) and self.hparams["dtype"] == "float32"
+            distance = 4e-7 if whole else half
             share = share_near_threshold(answers.scores[routing], float(chosen["threshold"]), distance)
             summary["within_rounding_of_threshold"] = {"distance": distance, "share": share}
         if self.latency and self._sharded:

@@ -1,6 +1,7 @@
 """One model's answers to a whole data set, kept as records: at once, or in parts that are not asked again."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class ScoreModule(EvaluationModule):
             raise InputError(f"--model.top_k {top_k} is for models that generate texts, and 0 or more; leave it out.")
         self.output, self.generate, self.top_k = output, generate, top_k
         self.parts, self.part = parts, part
+        self.dtype_name = dtype
         self._current = 0
 
     @property
@@ -93,7 +95,9 @@ class ScoreModule(EvaluationModule):
             keys = hashlib.sha256()
             for split in data.eval_splits:
                 keys.update(data.examples(split).key[data.part(split, part)].numpy().tobytes())
-            about |= {"part": [part, self.parts], "examples": keys.hexdigest()}
+            how = {"dtype": self.dtype_name, "precision": str(self.trainer.precision), "task": self.task.plain()}
+            how |= {"max_length": data.max_length, "max_target_length": data.max_target_length}
+            about |= {"part": [part, self.parts], "examples": keys.hexdigest(), "how": json.loads(json.dumps(how))}
         return about
 
     def setup(self, stage: str) -> None:
@@ -104,13 +108,22 @@ class ScoreModule(EvaluationModule):
         data.parts = (self.parts, wanted)
         if self.parts == 1:
             return
+        trainer: Any = self.trainer
+        if not self._whole():
+            raise InputError("A part is kept as if it were whole: leave out --trainer.limit_val_batches, or the parts.")
         if self.parts > (most := max(len(data.examples(split)) for split in data.eval_splits)):
             raise InputError(f"--model.parts {self.parts} is more than the {most} examples of the largest split.")
         there = [part for part in wanted if self._path(part).is_file()]
-        for part in there:
-            check_same(self._path(part), self._about(part) | {"label_names": self.label_names})
+        bad = None
+        try:
+            for part in there:
+                check_same(self._path(part), self._about(part) | {"label_names": self.label_names})
+        except InputError as error:
+            bad = str(error)
         # As the first process sees it, for others may be on hosts that do not share its disk.
-        there = self.trainer.strategy.broadcast(there)
+        there, bad = trainer.strategy.broadcast((there, bad))
+        if bad is not None:
+            raise InputError(bad)
         data.parts = (self.parts, [part for part in wanted if part not in there])
         if there:
             rank_zero_info(f"{len(there)} of {len(wanted)} parts are in '{self._folder}' and are not answered again")
