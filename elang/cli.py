@@ -16,6 +16,7 @@ verbs:
   demo      fine-tune and evaluate a real pair on real text, in minutes on a CPU
   fit       fine-tune a model: a Super (FinetuneModule) or a Swift (SwiftModule)
   score     run one model over a data set and keep its answers as records
+  ask       keep the answers of a Super that is served elsewhere as records
   merge     put the records of parts of a data set together
   sweep     the exact curve of more examples than memory holds, from joint records in many files
   validate  evaluate a pair at every threshold (JointModule), or one model
@@ -60,7 +61,19 @@ def main(argv: list[str] | None = None) -> int:
             run(verb, None if argv is None else rest)
         elif verb == "crossfit":
             _run_crossfit(rest)
-        elif verb in ("predict", "serve", "calibrate", "report", "demo", "suite", "augment", "bench", "merge", "sweep"):
+        elif verb in (
+            "predict",
+            "serve",
+            "calibrate",
+            "report",
+            "demo",
+            "suite",
+            "augment",
+            "bench",
+            "merge",
+            "sweep",
+            "ask",
+        ):
             _run_function(verb, rest)
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
@@ -107,6 +120,8 @@ def _run_function(verb: str, args: list[str]) -> None:
         from elang.serve import serve as function
     elif verb == "merge":
         from elang.merge import merge as function
+    elif verb == "ask":
+        from elang.ask import ask as function
     elif verb == "sweep":
         from elang.sweep import sweep as function
     elif verb == "suite":
@@ -130,7 +145,10 @@ def _run_function(verb: str, args: list[str]) -> None:
     for name, said in several.items():
         parser.add_argument(name, nargs="+", type=str, help=said)
     parser.add_function_arguments(function, as_positional=positional, skip=set(several))
-    options: dict[str, Any] = parser.parse_args(args).as_dict()
+    if verb == "ask":
+        parser.set_defaults({"data": {"class_path": "elang.TextClassificationData"}})
+    found = parser.parse_args(args)
+    options: dict[str, Any] = vars(parser.instantiate(found)) if verb == "ask" else found.as_dict()
     if not positional:
-        options.pop("config")
+        options.pop("config", None)
     function(**options)

@@ -1,0 +1,176 @@
+"""A Super elsewhere: every example is asked until it is answered, and then no more."""
+
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pandas as pd
+import pytest
+
+import elang.ask
+from elang.cli import main
+
+
+class Service:
+    """Answers "good" where a text has an even length; ``plan`` says what becomes of each request, in turn."""
+
+    def __init__(self):
+        self.plan, self.asked, self.most, self.now, self.seen = [], Counter(), 0, 0, []
+        lock, service = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with lock:
+                    service.now += 1
+                    service.most = max(service.most, service.now)
+                    service.seen.append((time.monotonic(), dict(self.headers), self.path))
+                    code, answer = service.plan.pop(0) if service.plan else (200, None)
+                time.sleep(0.01)
+                said = json.dumps(
+                    answer if answer is not None else {"answers": list(map(service.answer, body["texts"]))}
+                )
+                with lock:
+                    service.now -= 1
+                    if code == 200 and answer is None:
+                        service.asked.update(body["texts"])
+                if code is None:
+                    self.close_connection = True
+                    return
+                self.send_response(code)
+                if code == 503:
+                    self.send_header("retry-after", "0.3")
+                self.send_header("content-length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said.encode())
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @staticmethod
+    def answer(text):
+        return "bad" if len(text) % 2 else "good"
+
+
+@pytest.fixture
+def service(monkeypatch):
+    monkeypatch.setattr(elang.ask, "_FIRST_WAIT", 0.01)
+    monkeypatch.delenv(elang.ask.TOKEN, raising=False)
+    made = Service()
+    yield made
+    made.server.shutdown()
+
+
+@pytest.fixture
+def ask_args(files):
+    return ["--data.train", str(files[0]), "--data.validation", str(files[1]), "--batch", "10", "--concurrent", "3"]
+
+
+def texts_of(files):
+    return {name: pd.read_csv(path)["text"].tolist() for name, path in zip(("train", "validation"), files, strict=True)}
+
+
+def test_answers_become_records(service, ask_args, files, tmp_path, pair, capsys):
+    """In spite of failures that pass; a Swift is then evaluated with them."""
+    service.plan = [(503, {}), (None, None), (429, {}), (200, None), (500, {})]
+    output = tmp_path / "super.parquet"
+    assert main(["ask", "--url", service.url, *ask_args, "--output", str(output)]) == 0
+    frame = pd.read_parquet(output)
+    for split, texts in texts_of(files).items():
+        part = frame[frame["split"] == split]
+        assert part["id"].tolist() == list(range(len(texts)))
+        assert part["prediction"].tolist() == [Service.answer(text) for text in texts]
+    assert 1 < service.most <= 3
+    assert {path for _, _, path in service.seen} == {"/super"}
+    assert list(tmp_path.iterdir()) == [output]
+    assert "301 answers" in capsys.readouterr().out
+    args = ["--model.swift_model", str(pair["swift"]), "--model.super_model", str(output), "--model.super_flops", "1e9"]
+    data = ["--data.train", str(files[0]), "--data.validation", str(files[1]), "--data.routing_fraction", "0.25"]
+    quiet = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
+    assert main(["validate", *args, *data, *quiet, "--model.output", str(tmp_path / "joint")]) == 0
+
+
+def test_it_waits_as_long_as_the_server_says(service, files, tmp_path):
+    service.plan = [(503, {})]
+    args = ["--data.validation", str(files[1]), "--data.label_names", "[bad, good]", "--concurrent", "1"]
+    assert main(["ask", "--url", service.url, *args, "--output", str(tmp_path / "r.parquet")]) == 0
+    assert service.seen[1][0] - service.seen[0][0] >= 0.3
+
+
+def test_what_is_answered_is_not_asked_again(service, ask_args, files, tmp_path, fails, capfd):
+    """A server that is gone in the middle, and a last line that was cut."""
+    output = tmp_path / "super.parquet"
+    args = ["ask", "--url", service.url, *ask_args, "--concurrent", "1", "--tries", "2", "--output", str(output)]
+    service.plan = [(200, None)] * 5 + [(503, {})] * 2
+    fails(args, "did not answer in 2 tries (503", "run the same command again")
+    journal = tmp_path / "super.parquet.asked.jsonl"
+    assert len(journal.read_text().splitlines()) == 1 + 50
+    with journal.open("a") as file:
+        file.write('{"split": "train", "id"')
+    service.plan = [(None, None)]
+    assert main(args) == 0
+    assert "50 answers are in" in capfd.readouterr().out
+    every = Counter(text for texts in texts_of(files).values() for text in texts)
+    assert service.asked == every
+    assert len(pd.read_parquet(output)) == 301
+    assert not journal.exists()
+
+
+def test_a_token_is_sent(service, files, tmp_path, monkeypatch, fails):
+    args = [
+        "--data.validation",
+        str(files[1]),
+        "--data.label_names",
+        "[bad, good]",
+        "--output",
+        str(tmp_path / "r.parquet"),
+    ]
+    service.plan = [(401, {})]
+    fails(["ask", "--url", service.url, *args, "--concurrent", "1"], "wants a token (401)", "ELANG_SERVE_TOKEN")
+    monkeypatch.setenv("ELANG_SERVE_TOKEN", "secret")
+    assert main(["ask", "--url", service.url, *args]) == 0
+    assert service.seen[-1][1]["authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ((422, {"detail": "too long"}), ["refuses example", "too long", "--batch"]),
+        ((200, {"answers": ["good"]}), ["1 answers to 10 texts"]),
+        ((200, {"answers": ["awful"] * 10}), ["'awful'", "['bad', 'good']"]),
+        ((200, {"answers": [1.5] * 10}), ["1.5"]),
+        ((200, {"labels": []}), ["no JSON with 'answers'"]),
+        ((200, [1]), ["no JSON with 'answers'"]),
+    ],
+)
+def test_answers_that_are_none(service, ask_args, tmp_path, fails, reply, words):
+    service.plan = [reply]
+    fails(["ask", "--url", service.url, *ask_args, "--output", str(tmp_path / "r.parquet")], service.url, *words)
+    assert not (tmp_path / "r.parquet").exists()
+
+
+def test_what_cannot_be_asked(service, ask_args, files, tmp_path, fails):
+    output = ["--output", str(tmp_path / "r.parquet")]
+    fails(["ask", "--url", "nowhere", *ask_args, *output], "--url 'nowhere'")
+    fails(["ask", "--url", "http://127.0.0.1:9", *ask_args, *output, "--tries", "2"], "did not answer in 2 tries")
+    fails(["ask", "--url", service.url, *ask_args, "--output", "r.csv"], "'r.csv'")
+    fails(["ask", "--url", service.url, *ask_args, *output, "--tries", "0"], "--tries must be above 0")
+    service.plan = [(200, None), (422, {})]
+    once = ["ask", "--url", service.url, *ask_args, *output, "--concurrent", "1"]
+    journal = tmp_path / "r.parquet.asked.jsonl"
+    journal.unlink()
+    fails(once, "refuses example")
+    kept = journal.read_text()
+    fails([*once, "--url", "http://127.0.0.1:9"], "another server or to another task")
+    other = [str(files[0]) if arg == str(files[1]) else arg for arg in once]
+    fails(other, "answers to other data")
+    journal.write_text(kept.replace('"answer"', '"said"'))
+    fails(once, "is damaged")
