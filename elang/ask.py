@@ -33,8 +33,8 @@ def ask(
 ) -> None:
     """Ask a Super that is served elsewhere for its answers to every file, and keep them as records.
 
-    ``POST URL/super`` takes ``{"texts": [...]}`` and gives ``{"answers": [...]}``, in their order: `elang serve` does, and
-    so may any other service. If the environment has ELANG_SERVE_TOKEN, it is sent as a bearer token. Answers are kept
+    ``POST URL/super`` takes ``{"texts": [...]}`` and gives ``{"answers": [...]}``, in their order: `elang serve` does,
+    and so may any other service. If the environment has ELANG_SERVE_TOKEN, it is sent as a bearer token. Answers are kept
     beside the output as they come (``<output>.asked.jsonl``), and what is there is not asked again by the same command;
     when all are there they become one parquet file.
 
