@@ -34,9 +34,9 @@ def ask(
     """Ask a Super that is served elsewhere for its answers to every file, and keep them as records.
 
     ``POST URL/super`` takes ``{"texts": [...]}`` and gives ``{"answers": [...]}``, in their order: `elang serve` does,
-    and so may any other service. If the environment has ELANG_SERVE_TOKEN, it is sent as a bearer token. Answers are kept
-    beside the output as they come (``<output>.asked.jsonl``), and what is there is not asked again by the same command;
-    when all are there they become one parquet file.
+    and so may any other service. If the environment has ELANG_SERVE_TOKEN, it is sent as a bearer token. Answers are
+    kept beside the output as they come (``<output>.asked.jsonl``), and what is there is not asked again by the same
+    command; when all are there they become one parquet file.
 
     Args:
         url: The server's address, http://HOST:PORT.
