@@ -296,3 +296,10 @@ def test_what_is_said_of_bad_scores():
         "1 of 2 values of 'score' are NaN or infinite, first in row 1. The model's output cannot be scored: look for a "
         "diverged training run or an overflow in half precision, and evaluate with --trainer.precision 32-true."
     )
+
+
+def test_all_scores_take_the_temperature():
+    logits = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    for temperature in (0.5, 3.0):
+        for name, values in all_scores(logits, temperature).items():
+            assert torch.equal(values, SCORES[name](logits, temperature)), name
