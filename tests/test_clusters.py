@@ -111,9 +111,10 @@ def test_a_checkpoint_in_parts(base_model, pair, data_args, joint_args, tmp_path
     fails(["validate", *joint, "--model.output", str(tmp_path / "joint")], kept, "checkpoint in parts", "--ckpt_path")
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_a_sharded_super_answers_alike(pair, data_args, tmp_path, processes):
-    args = ["score", "--model.model", pair["super"], *data_args, *QUIET]
+@pytest.mark.parametrize(("processes", "dtype"), [(2, "float32"), (3, "float32"), (2, "bfloat16")])
+def test_a_sharded_super_answers_alike(pair, data_args, tmp_path, processes, dtype):
+    """In bfloat16 the head stays in float32, so parts are of two kinds."""
+    args = ["score", "--model.model", pair["super"], "--model.dtype", dtype, *data_args, *QUIET]
     elang(*args, "--model.output", tmp_path / "one.parquet")
     elang(*args, "--model.output", tmp_path / "more.parquet", *spread("sharded", processes))
     one, more = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "more"))

@@ -1,6 +1,7 @@
 """Models that fit no single device: weights in parts over all processes (FSDP2), or layers over the GPUs of one."""
 
 import copy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,14 @@ class Sharded:
         self._empty = copy.deepcopy(model, {**weights, id(model.tokenizer): model.tokenizer})
         for block in blocks(model.backbone):
             fully_shard(block, mesh=mesh)
+        # What is gathered together is of one precision; a head may stay in float32.
+        kinds = Counter[Any]()
+        for weight in model.parameters():
+            kinds[weight.dtype] += weight.numel()
+        for module in list(model.modules()):
+            own = {weight.dtype for weight in module.parameters(recurse=False)}
+            if own and own != {kinds.most_common(1)[0][0]}:
+                fully_shard(module, mesh=mesh)
         fully_shard(model, mesh=mesh)
         if hasattr(model, "encode"):
             # Texts are generated without a call of the whole.
