@@ -166,7 +166,8 @@ class Joint:
             self._base: Any = duckdb.connect(config={"memory_limit": memory, "temp_directory": self._spill.name})
         except duckdb.Error as error:
             raise InputError(f"--memory '{memory}' is no amount of memory ({error}). Say, for example, 2GB.") from error
-        columns = {row[0] for row in self._rows(f"DESCRIBE SELECT * FROM {_TABLE}")}
+        kinds = {row[0]: row[1] for row in self._rows(f"DESCRIBE SELECT * FROM {_TABLE}")}
+        columns = set(kinds)
         needed = {"id", "split", "label", "swift_prediction", "super_prediction", "swift_flops", "super_flops"}
         if lacking := sorted(needed - columns):
             raise InputError(
@@ -188,6 +189,12 @@ class Joint:
         for name, count in zip(checked, bad, strict=True):
             if count and not name.endswith("_flops"):
                 raise InputError(f"{count} values of '{name}' in the records are missing. Mend them.")
+        for name in ("label", "swift_prediction", "super_prediction"):
+            if "INT" not in kinds[name]:
+                raise InputError(
+                    f"'{name}' of the records is of the kind {kinds[name]}, not a class's number. Classifications can be "
+                    "swept; a regression's evaluations cannot."
+                )
         # Costs of some black boxes are not known; half known, they would be wrong.
         self._costs_known = not any(bad)
         grouped = self._rows(

@@ -184,6 +184,8 @@ def test_what_cannot_be_swept(tmp_path, fails):
         frame.assign(super_prediction=frame["super_prediction"].where(frame["id"] > 1)), tmp_path / "m.parquet"
     )
     fails(["sweep", missing], "2 values of 'super_prediction'", "missing")
+    regression = written(frame.assign(label=frame["label"] + 0.5), tmp_path / "regression.parquet")
+    fails(["sweep", regression], "'label' of the records is of the kind DOUBLE", "regression")
     frame.loc[3, "score_max_softmax"] = np.nan
     fails(["sweep", written(frame, tmp_path / "nan.parquet")], "1 of 40 scores 'max_softmax'", "not finite")
     fails(["sweep", written(frame.assign(label=3), tmp_path / "label.parquet")], "none of the 3 classes")
