@@ -192,8 +192,8 @@ class Joint:
         for name in ("label", "swift_prediction", "super_prediction"):
             if "INT" not in kinds[name]:
                 raise InputError(
-                    f"'{name}' of the records is of the kind {kinds[name]}, not a class's number. Classifications can be "
-                    "swept; a regression's evaluations cannot."
+                    f"'{name}' of the records is of the kind {kinds[name]}, not a class's number. Classifications can "
+                    "be swept; a regression's evaluations cannot."
                 )
         # Costs of some black boxes are not known; half known, they would be wrong.
         self._costs_known = not any(bad)
