@@ -43,6 +43,14 @@ def gpu() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
+def wait_for_gpu() -> None:
+    """Until all that was asked of it is done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def about(libraries: tuple[str, ...]) -> dict[str, Any]:
     """Date, hardware, commit and versions."""
     return {

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from common import ROOT, write_result
+from common import ROOT, wait_for_gpu, write_result
 from large import ANSWERS, PROMPT, save, write_texts
 from lightning.pytorch import Callback
 from runtime import word_tokenizer
@@ -50,14 +50,14 @@ class Clock(Callback):
     def _tick(self, batch: dict[str, Any]) -> None:
         self.seen += 1
         if self.seen == self.skip + 1:
-            _wait()
+            wait_for_gpu()
             self.start = time.perf_counter()
         if self.seen > self.skip and not batch["repeated"]:
             inputs = next(value for value in batch.values() if isinstance(value, dict) and "attention_mask" in value)
             self.tokens.append(inputs["attention_mask"].sum())
 
     def _write(self, trainer: Any) -> None:
-        _wait()
+        wait_for_gpu()
         seconds = time.perf_counter() - self.start
         found = {"tokens": int(sum(self.tokens)), "seconds": seconds, "batches": len(self.tokens)}
         if (accuracy := trainer.callback_metrics.get("validation/accuracy")) is not None:
@@ -81,11 +81,6 @@ class Clock(Callback):
         """Write, before anything is gathered."""
         if not trainer.training:
             self._write(trainer)
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def start(home: Path, name: str, processes: int, *args: str, gpu: int = 0, skip: int = 10) -> "subprocess.Popen[bytes]":
@@ -117,7 +112,7 @@ def timed(home: Path, name: str, processes: int, *args: str, skip: int = 10) -> 
 
 
 def prepare(home: Path, args: argparse.Namespace) -> None:
-    from transformers import AutoTokenizer, BertConfig
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     for name in ("train", "dev"):
         frame = pd.read_csv(args.data / f"{name}.tsv", sep="\t", quoting=3)
@@ -129,8 +124,6 @@ def prepare(home: Path, args: argparse.Namespace) -> None:
     if args.tiny:
         tiny = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
         sizes = {"base": tiny | {"num_hidden_layers": 1}, "large": tiny | {"num_hidden_layers": 2}}
-    from transformers import BertForSequenceClassification
-
     torch.manual_seed(0)
     for name, size in sizes.items():
         labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {n: i for i, n in enumerate(ANSWERS)}}

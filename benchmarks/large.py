@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write_result
+from common import wait_for_gpu, write_result
 from lightning.pytorch import Callback, Trainer
 from runtime import TASK, word_tokenizer
 from shapes import build, shapes
@@ -65,13 +65,13 @@ class _Clock(Callback):
         self.seen += 1
         if self.seen <= self.skip:
             if self.seen == self.skip:
-                _wait()
+                wait_for_gpu()
                 self.start = time.perf_counter()
             return
         self.tokens += tokens
 
     def stop(self) -> None:
-        _wait()
+        wait_for_gpu()
         self.seconds = time.perf_counter() - self.start
 
     @property
@@ -90,11 +90,6 @@ class _Clock(Callback):
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         self.stop()
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def lightning(clock: _Clock, **options: Any) -> Trainer:

@@ -10,13 +10,12 @@ from typing import Any, TextIO
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 
 from elang.data.module import TextData
 from elang.errors import InputError, need
-from elang.records import Records, source_of, write_records
+from elang.records import Records, check_output, join_records, source_of, write_records
+from elang.serve import TOKEN_VARIABLE
 
-TOKEN = "ELANG_SERVE_TOKEN"
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 # What a server answers that may answer later.
 _LATER = (408, 425, 429, 500, 502, 503, 504)
@@ -54,8 +53,7 @@ def ask(
     need("elang ask", "serve", "httpx")
     if not url.startswith(("http://", "https://")):
         raise InputError(f"--url '{url}' is no address of a server; give http://HOST:PORT.")
-    if not output.endswith(".parquet"):
-        raise InputError(f"Records are written as parquet, but --output is '{output}'.")
+    check_output(output, "--output")
     for name, value in (("concurrent", concurrent), ("batch", batch), ("tries", tries), ("timeout", timeout)):
         if not value > 0:
             raise InputError(f"--{name} must be above 0, but it is {value}.")
@@ -181,25 +179,20 @@ class _Journal:
 
     def finish(self, output: str) -> int:
         """Write all answers as records, and delete the journal."""
-        found: dict[str, dict[int, tuple[int, Any]]] = {}
+        found: dict[str, list[Records]] = {}
         for split in self.splits:
             examples, source = self.data.examples(split), source_of(split)
-            own = found.setdefault(source, {})
-            for i, key in zip(examples.id.tolist(), examples.key.tolist(), strict=True):
-                own[i] = (key, self.answers[source, i])
-        records = {}
-        for source, own in found.items():
-            ids = sorted(own)
-            answers = [own[i][1] for i in ids]
-            key = torch.tensor([own[i][0] for i in ids], dtype=torch.int64)
-            prediction: Tensor = torch.zeros(len(ids), dtype=torch.int64)
+            answers = [self.answers[source, i] for i in examples.id.tolist()]
+            prediction, texts = torch.zeros_like(examples.id), None
             if self.problem == "regression":
                 prediction = torch.tensor(answers, dtype=torch.float64)
-            elif self.problem != "sequence":
+            elif self.problem == "sequence":
+                texts = answers
+            else:
                 prediction = torch.tensor([self.place[answer] for answer in answers])
-            texts = answers if self.problem == "sequence" else None
-            records[source] = Records(torch.tensor(ids), prediction, key=key, texts=texts)
-        write_records(output, records, self.data.label_names, model=self.about["url"])
+            found.setdefault(source, []).append(Records(examples.id, prediction, key=examples.key, texts=texts))
+        joined = {source: join_records(own) for source, own in found.items()}
+        write_records(output, joined, self.data.label_names, model=self.about["url"])
         self.path.unlink()
         return len(self.answers)
 
@@ -208,7 +201,7 @@ async def _ask_all(url: str, journal: _Journal, concurrent: int, size: int, trie
     """Ask for all that is left, so many requests at a time."""
     import httpx
 
-    token = os.environ.get(TOKEN)
+    token = os.environ.get(TOKEN_VARIABLE)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     batches = journal.left(size)
     async with httpx.AsyncClient(headers=headers, timeout=timeout) as client:
@@ -253,7 +246,7 @@ async def _answers(client: Any, url: str, batch: list[dict[str, Any]], tries: in
             after = _seconds(found.headers.get("retry-after", ""))
             continue
         if found.status_code in (401, 403):
-            raise InputError(f"The server at {url} wants a token ({found.status_code}): set {TOKEN}.")
+            raise InputError(f"The server at {url} wants a token ({found.status_code}): set {TOKEN_VARIABLE}.")
         if found.status_code != 200:
             raise InputError(
                 f"The server at {url} refuses example {batch[0]['id']} of '{batch[0]['split']}' or one of the "

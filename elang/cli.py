@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from elang._version import __version__
@@ -36,6 +37,28 @@ options:
 """
 
 
+# Where the function of each verb is that Lightning does not run; it has the verb's name.
+_FUNCTIONS = {
+    "ask": "elang.ask",
+    "augment": "elang.data.augment",
+    "bench": "elang.bench",
+    "calibrate": "elang.calibrate",
+    "demo": "elang.data.demo",
+    "merge": "elang.merge",
+    "predict": "elang.predict",
+    "report": "elang.page",
+    "serve": "elang.serve",
+    "suite": "elang.suite",
+    "sweep": "elang.sweep",
+}
+# Arguments of which there may be several.
+_LISTS = {
+    "report": {"joint": "folders that `elang validate` wrote"},
+    "sweep": {"joint": "folders that `elang validate` wrote, or their records"},
+    "merge": {"records": "files that `elang score` wrote, or folders of such files"},
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
@@ -61,19 +84,7 @@ def main(argv: list[str] | None = None) -> int:
             run(verb, None if argv is None else rest)
         elif verb == "crossfit":
             _run_crossfit(rest)
-        elif verb in (
-            "predict",
-            "serve",
-            "calibrate",
-            "report",
-            "demo",
-            "suite",
-            "augment",
-            "bench",
-            "merge",
-            "sweep",
-            "ask",
-        ):
+        elif verb in _FUNCTIONS:
             _run_function(verb, rest)
         else:
             raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
@@ -109,39 +120,12 @@ def _run_function(verb: str, args: list[str]) -> None:
     """Parse the arguments of a plain function and call it."""
     from jsonargparse import ArgumentParser
 
-    function: Callable[..., None]
-    if verb == "predict":
-        from elang.predict import predict as function
-    elif verb == "report":
-        from elang.page import report as function
-    elif verb == "calibrate":
-        from elang.calibrate import calibrate as function
-    elif verb == "serve":
-        from elang.serve import serve as function
-    elif verb == "merge":
-        from elang.merge import merge as function
-    elif verb == "ask":
-        from elang.ask import ask as function
-    elif verb == "sweep":
-        from elang.sweep import sweep as function
-    elif verb == "suite":
-        from elang.suite import suite as function
-    elif verb == "bench":
-        from elang.bench import bench as function
-    elif verb == "augment":
-        from elang.data.augment import augment as function
-    else:
-        from elang.data.demo import demo as function
+    function: Callable[..., None] = getattr(import_module(_FUNCTIONS[verb]), verb)
     parser = ArgumentParser(prog=f"elang {verb}", description=(function.__doc__ or "").split("\n", 1)[0])
     positional = verb in ("suite", "calibrate", "report", "merge", "sweep")
     if not positional:
         parser.add_argument("--config", action="config", help="YAML file with these options.")
-    lists: dict[str, dict[str, str]] = {
-        "report": {"joint": "folders that `elang validate` wrote"},
-        "sweep": {"joint": "folders that `elang validate` wrote, or their records"},
-        "merge": {"records": "files that `elang score` wrote, or folders of such files"},
-    }
-    several = lists.get(verb, {})
+    several = _LISTS.get(verb, {})
     for name, said in several.items():
         parser.add_argument(name, nargs="+", type=str, help=said)
     parser.add_function_arguments(function, as_positional=positional, skip=set(several))

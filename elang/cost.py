@@ -45,15 +45,13 @@ def _meta_model(config: Any, device: str = "meta") -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _check_convention(convention: str) -> None:
-    if convention not in get_args(FlopsConvention):
-        known = ", ".join(get_args(FlopsConvention))
-        raise InputError(f"Unknown FLOPs convention '{convention}'; choose one of {known}.")
+def _check_known(what: str, value: str, kind: Any) -> None:
+    if value not in get_args(kind):
+        raise InputError(f"Unknown {what} '{value}'; choose one of {', '.join(get_args(kind))}.")
 
 
 def _check_part(config: Any, part: FlopsPart, decoder: tuple[int, int]) -> None:
-    if part not in get_args(FlopsPart):
-        raise InputError(f"Unknown part '{part}'; choose one of {', '.join(get_args(FlopsPart))}.")
+    _check_known("part", part, FlopsPart)
     if part == "encoder" and not _has_decoder(config):
         raise InputError(f"part 'encoder': a {config.model_type} model has no decoder to spare; use part 'all'.")
     if min(decoder) < 1:
@@ -187,7 +185,7 @@ def flops_by_length(
         InputError: If the convention or the part is unknown, the part is the encoder of a model without a decoder, or
             a number of ``decoder`` is under 1.
     """
-    _check_convention(convention)
+    _check_known("FLOPs convention", convention, FlopsConvention)
     _check_part(config, part, decoder)
     config_json = config.to_json_string(use_diff=False)
     if convention == "paper":
@@ -252,7 +250,7 @@ def generation_flops(
         InputError: If the convention is unknown, the model has no decoder, there are no beams, or the decoder's
             attention is not global.
     """
-    _check_convention(convention)
+    _check_known("FLOPs convention", convention, FlopsConvention)
     if not _has_decoder(config) or beams < 1:
         raise InputError(f"A '{config.model_type}' model with {beams} beams generates nothing.")
     config_json = config.to_json_string(use_diff=False)

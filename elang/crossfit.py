@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
-from elang.records import written_aside
+from elang.records import check_output, written_aside
 from elang.suite import Step, forget_stale, run_chains, write_configs
 
 
@@ -34,8 +34,7 @@ def crossfit(fit: list[str], output: str = "out_of_fold.parquet", folds: int = 5
         raise InputError(f"--folds must be at least 2, but it is {folds}.")
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs must be at least 1, but it is {jobs}.")
-    if not output.endswith(".parquet"):
-        raise InputError(f"Records are written as parquet, but --output is '{output}'.")
+    check_output(output, "--output")
     config = run("fit", fit, parse_only=True)
     if "fold" not in config["data"]["init_args"]:
         raise InputError(f"{config['data']['class_path'].rsplit('.', 1)[-1]} has no --data.fold, so it has no parts.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
-from elang.records import METADATA, read_about, written_aside
+from elang.records import FORMAT, METADATA, check_output, read_about, written_aside
 
 # Rows that are in memory at a time, over all files.
 _ROWS = 1 << 20
@@ -45,8 +45,7 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not output.endswith(".parquet"):
-        raise InputError(f"Records are written as parquet, but --output is '{output}'.")
+    check_output(output, "--output")
     files = [
         file for path in map(Path, records) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])
     ]
@@ -60,10 +59,9 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
         splits = list(dict.fromkeys(split for file in files for split in _column(file, "split")))
     except (ValueError, pa.ArrowException, OSError) as error:
         raise InputError(f"The records cannot be read ({error}). Score the part that is damaged again.") from error
-    common = {name: value for name, value in abouts[0].items() if name not in ("part", "examples")}
+    common = {name: value for name, value in abouts[0].items() if name not in _OWN}
     for file in files[1:]:
         check_same(file, common)
-    common.pop("how", None)
     parts = [about["part"] for about in abouts if "part" in about]
     totals = sorted({total for _, total in parts})
     if len(totals) > 1 or (parts and len(parts) < len(files)):
@@ -78,7 +76,8 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
         )
     _allow_open(len(files))
     count = 0
-    metadata = {METADATA: json.dumps(common).encode()}
+    about = {"format": FORMAT} | {name: value for name, value in common.items() if name != "how"}
+    metadata = {METADATA: json.dumps(about).encode()}
     try:
         with written_aside(output) as aside, pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer:
             for split in splits:

@@ -43,6 +43,16 @@ FORMAT = 1
 """Of records and summaries; one that is larger is of a later version."""
 
 
+def check_output(path: str, option: str) -> None:
+    """Refuse to write records under another name than a parquet file's.
+
+    Raises:
+        InputError: Naming the option.
+    """
+    if not path.endswith(".parquet"):
+        raise InputError(f"Records are written as parquet, but {option} is '{path}'.")
+
+
 def source_of(split: str) -> str:
     """The file that a split's examples, and so their ids, are from: held-out slices are part of the training file."""
     return "train" if split in ("routing", "fold") else split

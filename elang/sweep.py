@@ -10,7 +10,7 @@ import math
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elang.curve import OperatingCurve, Point, at_best, at_share
+from elang.curve import OperatingCurve, Point, at_best, at_parity, at_share
 from elang.errors import InputError, need
 from elang.evaluate import FRACTIONS, SHARES
 from elang.manifest import plain
@@ -362,7 +362,7 @@ def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Sw
     if points < 2:
         raise InputError(f"A grid has at least 2 points, but it is to have {points}.")
     sums = records.sums(metric)
-    best = float(metric.value(sums[1]))
+    super_quality = metric.value(sums[1])[None]
     share = torch.linspace(0, 1, 1001, dtype=torch.float64)
     random = float(torch.trapezoid(metric.value(torch.lerp(*sums, share[:, None])), share))
     wanted = torch.linspace(0, records.count, min(points, records.count + 1), dtype=torch.float64).round().long()
@@ -378,11 +378,11 @@ def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Sw
         for name, most in SHARES.items():
             if int(curve.deferred[0]) <= most * records.count:
                 named[name] = curve[at_share(curve, most)]
+        # What is reached is told by the Super's quality, with which a whole curve ends.
+        to_super = replace(curve, quality=torch.cat([curve.quality, super_quality]))
         for name, fraction in FRACTIONS.items():
-            # As elang.curve.at_parity has it, whose curve ends with the Super.
-            reached = (curve.quality >= best - (1 - fraction) * abs(best) - 1e-12).nonzero()
-            if name not in named and len(reached):
-                named[name] = curve[int(reached[0])]
+            if name not in named and (index := at_parity(to_super, fraction)) < len(curve):
+                named[name] = curve[index]
         top = curve[at_best(curve)]
         if "best" not in named or top.quality > named["best"].quality:
             named["best"] = top

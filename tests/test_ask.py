@@ -65,7 +65,7 @@ class Service:
 @pytest.fixture
 def service(monkeypatch):
     monkeypatch.setattr(elang.ask, "_FIRST_WAIT", 0.01)
-    monkeypatch.delenv(elang.ask.TOKEN, raising=False)
+    monkeypatch.delenv(elang.ask.TOKEN_VARIABLE, raising=False)
     made = Service()
     yield made
     made.server.shutdown()

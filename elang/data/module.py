@@ -295,7 +295,7 @@ class TextData(LightningDataModule):
         lengths = next(iter(encoded.values())).lengths if encoded else torch.zeros(len(examples))
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         size = self.batch_size if shuffle else self.eval_batch_size
-        rows = None if shuffle or self.parts[0] == 1 else self.part(split, part)
+        rows = None if shuffle else self.part(split, part)
         return DataLoader(
             _Batches(examples, encoded),
             sampler=LengthBatches(

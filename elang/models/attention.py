@@ -1,38 +1,25 @@
 """Attention that is ready for a batch of any shape."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-
 import torch
 
 
-@contextmanager
-def any_shape() -> Iterator[None]:
-    """Leave cuDNN's attention out: it is planned anew for each shape, on the host, for up to seconds.
-
-    Batches of texts have hundreds of shapes. Flash and memory-efficient attention, which stand in, need no plan.
-    """
-    before = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
-
-
 class AnyShape:
-    """For a LightningModule: :func:`any_shape` from ``setup`` to ``teardown``, backward passes included."""
+    """For a LightningModule: cuDNN's attention is left out from ``setup`` to ``teardown``, backward passes included.
 
-    _until_teardown: ExitStack | None = None
+    It is planned anew for each shape of a batch, on the host, for up to seconds, and batches of texts have hundreds of
+    shapes. Flash and memory-efficient attention, which stand in, need no plan.
+    """
+
+    _cudnn_before: bool | None = None
 
     def setup(self, stage: str) -> None:
-        """Enter."""
-        if self._until_teardown is None:
-            self._until_teardown = ExitStack()
-            self._until_teardown.enter_context(any_shape())
+        """Leave it out."""
+        if self._cudnn_before is None:
+            self._cudnn_before = torch.backends.cuda.cudnn_sdp_enabled()
+            torch.backends.cuda.enable_cudnn_sdp(False)
 
     def teardown(self, stage: str) -> None:
-        """Leave."""
-        if self._until_teardown is not None:
-            self._until_teardown.close()
-            self._until_teardown = None
+        """Allow what was allowed before."""
+        if self._cudnn_before is not None:
+            torch.backends.cuda.enable_cudnn_sdp(self._cudnn_before)
+            self._cudnn_before = None

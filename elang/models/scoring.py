@@ -17,7 +17,7 @@ from elang.merge import check_same, merge
 from elang.models.evaluation import EvaluationModule, measure_texts
 from elang.models.seq2seq import Seq2Seq
 from elang.quality import QUALITIES
-from elang.records import SUFFIXES, Records, join_records, source_of, write_records
+from elang.records import SUFFIXES, Records, check_output, join_records, source_of, write_records
 
 
 class ScoreModule(EvaluationModule):
@@ -56,8 +56,7 @@ class ScoreModule(EvaluationModule):
     ) -> None:
         if model.endswith(SUFFIXES):
             raise InputError(f"'{model}' is already a file of records; give --model.model a model.")
-        if not output.endswith(".parquet"):
-            raise InputError(f"Records are written as parquet, but --model.output is '{output}'.")
+        check_output(output, "--model.output")
         if parts < 1 or (part is not None and not 0 <= part < parts):
             raise InputError(
                 f"--model.parts {parts} must be at least 1, and --model.part {part} one of them, from 0 to "

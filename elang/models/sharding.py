@@ -1,4 +1,4 @@
-"""Models that fit no single device: weights in parts over all processes (FSDP2), or layers over the GPUs of one."""
+"""Models that fit no single device: weights in parts over all processes (FSDP2)."""
 
 import copy
 from collections import Counter
