@@ -4,6 +4,8 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +23,10 @@ from elang.certificate import (
 )
 from elang.curve import at_budget, at_share, deferral_events, operating_curve
 from elang.errors import InputError
-from elang.evaluate import little_to_gain
+from elang.evaluate import little_to_gain, swift_cost_columns
 from elang.manifest import FILENAME, Manifest
 from elang.records import check_format, read_about
-from elang.scores import BEFORE_DECODER, route
+from elang.scores import route
 
 DRIFT_P = 0.01
 _GRID = 1001
@@ -200,10 +202,7 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
         return torch.tensor(part[name].to_numpy())
 
     try:
-        kept = column("swift_flops")
-        deferred = column("swift_early_flops") if score in BEFORE_DECODER and "swift_early_flops" in part else kept
-        if "swift_score_flops" in part and score not in BEFORE_DECODER:
-            kept = deferred = kept + column("swift_score_flops")
+        kept, deferred = (reduce(add, map(column, names)) for names in swift_cost_columns(score, part))
         costs = kept, column("super_flops"), deferred
         gain, own = column("gain").double() / largest, (column("key"), column(f"score_{score}"))
         if not (gain.isfinite().all() and own[1].isfinite().all()) or own[0].is_floating_point():

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,6 +211,18 @@ class PairAnswers:
         """A metric of the mixed answers at one threshold, scored from scratch."""
         mixed = torch.where(route(self.scores[score], threshold), self.super_, self.swift)
         return measure(quality, mixed, self.label, self.targets)
+
+
+def swift_cost_columns(score: str, known: Container[str]) -> tuple[list[str], list[str]]:
+    """Columns of joint records that add up to :meth:`PairAnswers.flops` of the Swift: kept, and deferred.
+
+    >>> swift_cost_columns("encoder_energy", ["swift_early_flops"])
+    (['swift_flops'], ['swift_early_flops'])
+    """
+    if score in BEFORE_DECODER:
+        return ["swift_flops"], ["swift_early_flops" if "swift_early_flops" in known else "swift_flops"]
+    whole = ["swift_flops", *(["swift_score_flops"] if "swift_score_flops" in known else [])]
+    return whole, whole
 
 
 def pair_answers(

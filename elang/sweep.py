@@ -20,7 +20,7 @@ from torch import Tensor
 
 from elang.curve import OperatingCurve, Point, at_best, at_parity, at_share
 from elang.errors import InputError, need
-from elang.evaluate import FRACTIONS, SHARES
+from elang.evaluate import FRACTIONS, SHARES, swift_cost_columns
 from elang.manifest import plain
 from elang.quality import QUALITIES, Quality, QualityName
 from elang.records import read_about, written_aside
@@ -135,7 +135,6 @@ class Joint:
         count: Its examples.
         counts: How many have each label, Swift's and Super's answer, int64 ``(K,)``, with ``combined``, ``(K, 3)``.
         super_cost: Mean FLOPs of the Super's answer.
-        swift_sum: FLOPs of all the Swift's answers.
     """
 
     def __init__(self, paths: list[str], split: str | None = None, memory: str = "2GB") -> None:
@@ -175,12 +174,12 @@ class Joint:
                 "which `elang validate` writes."
             )
         self.scores = sorted(name.removeprefix("score_") for name in columns if name.startswith("score_"))
-        self._early = "swift_early_flops" in columns
+        self._more_costs = {name for name in ("swift_early_flops", "swift_score_flops") if name in columns}
         there = {row[0] for row in self._rows(f"SELECT DISTINCT split FROM {_TABLE}")}
         self.split = split or ("test" if "test" in there else "validation")
         if self.split not in there:
             raise InputError(f"The records have no split '{self.split}', only {', '.join(sorted(there))}.")
-        checked = [name for name in (*needed, "swift_early_flops") if name in columns - {"split"}]
+        checked = [*(needed - {"split"}), *self._more_costs]
         bad = self._rows(
             "SELECT "
             + ", ".join(f"count(*) FILTER (WHERE {name} IS NULL OR NOT isfinite({name}::DOUBLE))" for name in checked)
@@ -198,16 +197,13 @@ class Joint:
         # Costs of some black boxes are not known; half known, they would be wrong.
         self._costs_known = not any(bad)
         grouped = self._rows(
-            "SELECT label, swift_prediction, super_prediction, count(*), sum(super_flops), sum(swift_flops)"
+            "SELECT label, swift_prediction, super_prediction, count(*), sum(super_flops)"
             f" FROM ({self._examples()}) GROUP BY label, swift_prediction, super_prediction ORDER BY ALL"
         )
         self.combined = torch.tensor([row[:3] for row in grouped], dtype=torch.int64)
         self.counts = torch.tensor([row[3] for row in grouped], dtype=torch.int64)
         self.count = int(self.counts.sum())
-        self.super_cost, self.swift_sum = math.nan, math.nan
-        if self._costs_known:
-            self.super_cost = sum(row[4] for row in grouped) / self.count
-            self.swift_sum = float(sum(row[5] for row in grouped))
+        self.super_cost = sum(row[4] for row in grouped) / self.count if self._costs_known else math.nan
         self._check_ids()
 
     def _examples(self) -> str:
@@ -275,6 +271,14 @@ class Joint:
         swift, super_ = (float(metric.value(total)) for total in self.sums(metric))
         return swift, super_
 
+    def kept_cost(self, score: str) -> float:
+        """FLOPs of all examples where none is deferred."""
+        if not self._costs_known:
+            return math.nan
+        kept, _ = swift_cost_columns(score, self._more_costs)
+        ((total,),) = self._rows(f"SELECT sum({' + '.join(kept)}) FROM ({self._examples()})")
+        return float(total)
+
     def hardest_first(self, score: str, rows: int) -> Iterator[dict[str, Any]]:
         """Pieces of all examples by falling score: ``score``, ``label``, ``swift``, ``super``, ``kept``, ``deferred``.
 
@@ -290,10 +294,10 @@ class Joint:
         )
         if bad:
             raise InputError(f"{bad} of {self.count} scores '{score}' are missing or not finite. Mend the records.")
-        early = "swift_early_flops" if self._early and score.startswith("encoder_") else "swift_flops"
+        kept, deferred = (" + ".join(names) for names in swift_cost_columns(score, self._more_costs))
         yield from self._pieces(
             f'SELECT "score_{score}" AS score, label::SMALLINT AS label, swift_prediction::SMALLINT AS swift,'
-            f" super_prediction::SMALLINT AS super, swift_flops AS kept, {early} + super_flops AS deferred"
+            f" super_prediction::SMALLINT AS super, {kept} AS kept, {deferred} + super_flops AS deferred"
             f" FROM ({self._examples()}) ORDER BY score DESC",
             max(1, rows),
         )
@@ -302,7 +306,7 @@ class Joint:
 class _Events:
     """The points of a curve, a piece at a time: equal scores move together, also where they are in two pieces."""
 
-    def __init__(self, records: Joint, metric: Quality) -> None:
+    def __init__(self, records: Joint, score: str, metric: Quality) -> None:
         self.metric, self.count = metric, records.count
         size = len(records.label_names)
         label = torch.arange(size).repeat(size + 1)
@@ -310,7 +314,7 @@ class _Events:
         # By answer (from -1) and label.
         self.table = metric.statistics(answer, label).double().unflatten(0, (size + 1, size))
         self.total = records.sums(metric)[0]
-        self.cost = records.swift_sum
+        self.cost = records.kept_cost(score)
         self.done, self.last, self.hardest = 0, math.inf, math.nan
         self.super_cost = records.super_cost
 
@@ -369,7 +373,7 @@ def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Sw
     grid = torch.zeros(4, len(wanted), dtype=torch.float64)
     named: dict[str, Point] = {}
     area, end = 0.0, (torch.zeros(0), torch.zeros(0))
-    events = _Events(records, metric)
+    events = _Events(records, score, metric)
     for curve in events.all(records.hardest_first(score, _ROWS // len(sums[0]))):
         # A later piece has the points of the same share that lie nearer.
         place = torch.searchsorted(curve.deferred, wanted, right=True) - 1

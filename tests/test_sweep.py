@@ -112,6 +112,21 @@ def test_an_encoders_score_spares_the_decoder(tmp_path):
     assert float(late) == pytest.approx((frame["swift_flops"] + frame["super_flops"]).mean())
 
 
+def test_scores_of_generated_answers_cost_beside_them(tmp_path):
+    """As in an evaluation: on top of the Swift where its decoder runs, kept or deferred."""
+    frame = made(500).rename(columns={"score_energy": "score_encoder_energy"})
+    frame["swift_early_flops"], frame["swift_score_flops"] = frame["swift_flops"] / 2, frame["swift_flops"] / 4
+    records = Joint([written(frame, tmp_path / "r.parquet")])
+    metric = QUALITIES["accuracy"](3)
+    late = swept(records, "max_softmax", metric).grid.cost
+    swift = frame["swift_flops"] * 1.25
+    assert float(late[0]) == pytest.approx(swift.mean())
+    assert float(late[-1]) == pytest.approx((swift + frame["super_flops"]).mean())
+    early = swept(records, "encoder_energy", metric).grid.cost
+    assert float(early[0]) == pytest.approx(frame["swift_flops"].mean())
+    assert float(early[-1]) == pytest.approx((frame["swift_early_flops"] + frame["super_flops"]).mean())
+
+
 def test_the_command_line(joint_args, tmp_path, capsys):
     """Two halves of an evaluation give what the whole does."""
     assert main(["validate", *joint_args, "--model.output", str(tmp_path / "joint")]) == 0
