@@ -111,6 +111,13 @@ def timed(home: Path, name: str, processes: int, *args: str, skip: int = 10) -> 
     return finish(home, name, start(home, name, processes, *args, skip=skip))
 
 
+def side_by_side(home: Path, runs: dict[str, list[str]], skips: dict[str, int] | None = None) -> dict[str, Any]:
+    """Runs on one GPU each: two processes share the host, as where both GPUs work on one run."""
+    skips = skips or {}
+    going = {n: start(home, n, 1, *r, gpu=i % 2, skip=skips.get(n, 10)) for i, (n, r) in enumerate(runs.items())}
+    return {name: finish(home, name, process) for name, process in going.items()}
+
+
 def prepare(home: Path, args: argparse.Namespace) -> None:
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -140,7 +147,6 @@ def prepare(home: Path, args: argparse.Namespace) -> None:
 
 def metrics(home: Path, args: argparse.Namespace) -> dict[str, Any]:
     """The Swift on SST-2: three seeds on one GPU, and one on two with the same batches."""
-    found = {}
 
     def swift(name: str, batch: int, seed: int) -> list[str]:
         options = ["--data.train", "train.csv", "--data.validation", "dev.csv", "--data.batch_size", str(batch)]
@@ -148,10 +154,8 @@ def metrics(home: Path, args: argparse.Namespace) -> dict[str, Any]:
         options += ["--model.distill_weight", "0", "--model.hard", "error", "--model.lr", "1e-4"]
         return ["fit", *options, "--seed_everything", str(seed), "--trainer.max_epochs", "2", *args.device]
 
-    waiting = [(f"seed{seed}", swift(f"seed{seed}", 64, seed)) for seed in (0, 1, 2)]
-    for some in (waiting[:2], waiting[2:]):
-        for name, process in [(n, start(home, n, 1, *a, gpu=i)) for i, (n, a) in enumerate(some)]:
-            found[name] = finish(home, name, process)["accuracy"]
+    alone = side_by_side(home, {f"seed{seed}": swift(f"seed{seed}", 64, seed) for seed in (0, 1, 2)})
+    found = {name: one["accuracy"] for name, one in alone.items()}
     found["both"] = timed(home, "both", 2, *swift("both", 32, 0), "--trainer.strategy", "ddp")["accuracy"]
     seeds = [found[f"seed{seed}"] for seed in (0, 1, 2)]
     # Of as few seeds the range says little: three standard deviations, and an example more or less.
@@ -162,70 +166,80 @@ def metrics(home: Path, args: argparse.Namespace) -> dict[str, Any]:
 def fits(home: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of training on one GPU and two: the Swift in DDP, the Super in FSDP."""
     found: dict[str, Any] = {}
-    common = ["--data.train", "long.csv", "--data.validation", "dev.csv", "--data.batch_size", str(args.batch)]
-    common += ["--data.routing_fraction", "0", "--trainer.max_steps", str(args.steps), "--trainer.max_epochs", "10"]
+    common = ["--data.train", "long.csv", "--data.validation", "dev.csv", "--data.routing_fraction", "0"]
+    common += ["--trainer.max_steps", str(args.steps), "--trainer.max_epochs", "10"]
     common += ["--trainer.limit_val_batches", "0", "--trainer.enable_checkpointing", "false", *args.device]
-    common += ["--trainer.precision", args.precision]
+    common += ["--trainer.precision", args.precision, "--data.batch_size"]
     swift = ["fit", "--model", "SwiftModule", "--model.model", "base", "--model.distill_weight", "0"]
-    swift += ["--model.hard", "error", "--model.score", "free_energy", *common]
-    super_ = ["fit", "--model.model", "large", *common]
-    for name, strategy, given in (("DDP", "ddp", swift), ("FSDP", "sharded", super_)):
-        one = timed(home, f"{name}-1", 1, *given, "--model.output", f"{name}-1-model")
+    swift += ["--model.hard", "error", "--model.score", "free_energy", *common, str(2 * args.batch)]
+    # On smaller batches the host has more to do than a GPU, most of all in FSDP.
+    super_ = ["fit", "--model.model", "large", "--model.gradient_checkpointing", "true", *common, str(3 * args.batch)]
+    runs = {"DDP": swift, "FSDP": super_}
+    alone = side_by_side(home, {name: [*given, "--model.output", f"{name}-1-model"] for name, given in runs.items()})
+    for name, strategy in (("DDP", "ddp"), ("FSDP", "sharded")):
+        one, given = alone[name], runs[name]
         two = timed(home, f"{name}-2", 2, *given, "--model.output", f"{name}-2-model", "--trainer.strategy", strategy)
         efficiency = two["tokens a second"] / (2 * one["tokens a second"])
         found[name] = {"one": one, "two": two, "efficiency": efficiency, "met": efficiency >= EFFICIENCY}
     return found
 
 
-def validations(home: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """An odd number of examples by the pair, in float32."""
-    given = ["validate", "--model.swift_model", "base", "--model.super_model", "large", "--data.validation", "odd.csv"]
-    given += ["--data.label_names", json.dumps(ANSWERS), "--data.eval_batch_size", str(args.batch), *args.device]
-    found = {}
-    for processes in (1, 2):
-        name = f"validate-{processes}"
-        more = ["--trainer.strategy", "ddp"] if processes == 2 else []
-        found[name] = timed(home, name, processes, *given, "--model.output", f"joint-{processes}", *more)
-    one, two = (pd.read_parquet(home / f"joint-{n}" / "records.parquet") for n in (1, 2))
-    answers = ["swift_prediction", "super_prediction"]
-    scores = [column for column in one if column.startswith("score_")]
-    differ = int((one[answers] != two[answers]).any(axis=1).sum())
-    curves = [(home / f"joint-{n}" / "curve.csv").read_text() for n in (1, 2)]
-    efficiency = found["validate-1"]["seconds"] / (2 * found["validate-2"]["seconds"])
-    return found | {
-        "examples": len(one),
-        "lost or doubled": abs(len(two) - args.odd) + int(two["id"].duplicated().sum()),
-        "decisions that differ": differ,
-        "scores apart": float((one[scores] - two[scores]).abs().max().max()),
-        "same curves": curves[0] == curves[1],
-        "efficiency": efficiency,
-        "met": efficiency >= EFFICIENCY and differ == 0 and len(two) == args.odd and not two["id"].duplicated().any(),
-    }
-
-
-def sharded(home: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """T5-11B's shape in bfloat16, whole on one GPU and shared out over two."""
+def scoring(home: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """`elang validate` of a pair, and `elang score` of a Super in parts, each on one GPU and on two."""
     args.saving.join()
     if args.saving.exitcode:
         raise SystemExit("T5-11B's shape could not be written")
     # On a command line its braces would be read as a mapping.
     prompt = {"class_path": "elang.TextClassificationData", "init_args": {"prompt": PROMPT}}
     (home / "t5.yaml").write_text(json.dumps({"data": prompt}))
-    given = ["score", "--model.model", "t5", "--data.validation", "words.csv", "--config", "t5.yaml", *args.device]
-    given += ["--data.answers", json.dumps(ANSWERS), "--data.label_names", json.dumps(ANSWERS)]
-    given += ["--model.dtype", "bfloat16", "--data.eval_batch_size", str(args.batch)]
-    found: dict[str, Any] = {"one": timed(home, "t5-1", 1, *given, "--model.output", "t5-1.parquet", skip=2)}
-    two = ["--model.output", "t5-2.parquet", "--trainer.strategy", "sharded"]
-    found["two"] = timed(home, "t5-2", 2, *given, *two, skip=2)
+    common = ["--data.label_names", json.dumps(ANSWERS), "--data.eval_batch_size", str(args.batch), *args.device]
+    joint = ["validate", "--model.swift_model", "base", "--model.super_model", "large", "--data.validation", "odd.csv"]
+    t5 = ["score", "--model.model", "t5", "--data.validation", "words.csv", "--config", "t5.yaml"]
+    t5 += ["--data.answers", json.dumps(ANSWERS), "--model.dtype", "bfloat16"]
+    joint, t5 = [*joint, *common, "--model.output"], [*t5, *common, "--model.output"]
+    times = side_by_side(home, {"joint-1": [*joint, "joint-1"], "t5-1": [*t5, "t5-1.parquet"]}, {"t5-1": 2})
+    times["joint-2"] = timed(home, "joint-2", 2, *joint, "joint-2", "--trainer.strategy", "ddp")
+    times["t5-2"] = timed(home, "t5-2", 2, *t5, "t5-2.parquet", "--trainer.strategy", "sharded", skip=2)
+    return {"validate": validated(home, times, args.odd), "sharded": answered(home, times, args.sharded)}
+
+
+def validated(home: Path, times: dict[str, Any], count: int) -> dict[str, Any]:
+    """What two GPUs made of an odd number of examples in float32, beside one."""
+    one, two = (pd.read_parquet(home / f"joint-{n}" / "records.parquet") for n in (1, 2))
+    answers = ["swift_prediction", "super_prediction"]
+    scores = [column for column in one if column.startswith("score_")]
+    differ = int((one[answers] != two[answers]).any(axis=1).sum())
+    curves = [(home / f"joint-{n}" / "curve.csv").read_text() for n in (1, 2)]
+    same = curves[0] == curves[1]
+    lost = abs(len(two) - count) + int(two["id"].duplicated().sum())
+    efficiency = times["joint-2"]["tokens a second"] / (2 * times["joint-1"]["tokens a second"])
+    return {
+        "one": times["joint-1"],
+        "two": times["joint-2"],
+        "examples": len(one),
+        "lost or doubled": lost,
+        "decisions that differ": differ,
+        "scores apart": float((one[scores] - two[scores]).abs().max().max()),
+        "same curves": same,
+        "efficiency": efficiency,
+        "met": efficiency >= EFFICIENCY and differ == 0 and lost == 0 and same,
+    }
+
+
+def answered(home: Path, times: dict[str, Any], count: int) -> dict[str, Any]:
+    """What T5-11B's shape answers in bfloat16 in parts, beside whole."""
     one, both = (np.stack(pd.read_parquet(home / f"t5-{n}.parquet")["logits"]) for n in (1, 2))
     margin, differ = np.abs(one[:, 0] - one[:, 1]), one.argmax(1) != both.argmax(1)
     outside = int((differ & (margin > NEAR_BF16)).sum())
-    found |= {
+    return {
+        "one": times["t5-1"],
+        "two": times["t5-2"],
         "examples": len(both),
         "logits apart": float(np.abs(one - both).max()),
         "answers that differ": int(differ.sum()),
+        "beyond the distance": outside,
+        "met": outside == 0 and len(both) == count,
     }
-    return found | {"beyond the distance": outside, "met": outside == 0 and len(both) == args.sharded}
 
 
 def write_t5(home: Path, data: Path, count: int, tiny: bool) -> None:
@@ -240,14 +254,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--swift", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", default=["metrics", "fits", "validations", "sharded"])
+    parser.add_argument("--only", nargs="+", default=["metrics", "fits", "scoring"])
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
-    args.rows, args.batch, args.steps, args.long, args.odd, args.sharded = 12000, 128, 50, 12000, 8001, 2000
+    args.rows, args.batch, args.steps, args.odd, args.sharded = 12000, 128, 40, 8001, 2000
     args.device, args.precision = ["--trainer.accelerator", "gpu"], "bf16-mixed"
     if args.tiny:
-        args.rows, args.batch, args.steps, args.long, args.odd, args.sharded = 400, 8, 16, 200, 201, 201
+        args.rows, args.batch, args.steps, args.odd, args.sharded = 400, 8, 16, 201, 201
         args.device, args.precision = ["--trainer.accelerator", "cpu"], "32-true"
+    # None comes twice on two GPUs.
+    args.long = 2 * 3 * args.batch * (args.steps + 1)
     figures: dict[str, Any] = {}
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as where:
@@ -257,7 +273,7 @@ def main() -> None:
         args.saving = multiprocessing.get_context("spawn").Process(target=write_t5, args=given)
         args.saving.start()
         prepare(home, args)
-        for part in (metrics, fits, validations, sharded):
+        for part in (metrics, fits, scoring):
             if part.__name__ in args.only:
                 figures[part.__name__] = part(home, args)
                 print(
@@ -267,8 +283,8 @@ def main() -> None:
                     flush=True,
                 )
                 gc.collect()
-    met = {name: one["met"] for name, one in figures.items() if "met" in one}
-    met |= {name: one["met"] for name, one in figures.get("fits", {}).items()}
+    met = {"metrics": figures["metrics"]["met"]} if "metrics" in figures else {}
+    met |= {name: one["met"] for part in ("fits", "scoring") for name, one in figures.get(part, {}).items()}
     print(met)
     if not args.tiny:
         print(f"written to {write_result('gpus', figures | {'met': met}, ('torch', 'lightning', 'transformers'))}")
