@@ -37,6 +37,20 @@ def test_training_gives_every_process_equally_many_batches(n, world_size):
         assert [list(sampler) for sampler in samplers] != shares
 
 
+@pytest.mark.parametrize("n", [3, 500, 5001])
+def test_the_batches_of_a_step_are_of_like_lengths(n):
+    """The process with the longest texts is waited for by all others."""
+    lengths = torch.randint(3, 103, (n,), generator=torch.Generator().manual_seed(n))
+    shares = [list(LengthBatches(lengths, 4, True, rank, 4)) for rank in range(4)]
+    steps = list(zip(*shares, strict=True))
+    # As if one process had taken all batches of each step.
+    alone = list(LengthBatches(lengths, 4, True, accumulated=4))
+    assert [batch for step in steps for batch in step][: len(alone)] == alone
+    assert sorted(row for batch in alone for row in batch) == list(range(n))
+    spread = [max(longest) - min(longest) for longest in ([int(lengths[b].max()) for b in step] for step in steps[:-1])]
+    assert all(one <= 10 for one in spread)
+
+
 def test_lightning_leaves_the_sampler_alone():
     from torch.utils.data import DistributedSampler
 

@@ -302,21 +302,23 @@ class Repeated(list[int]):
 class LengthBatches(DistributedSampler[Any]):
     """Yields whole batches of like lengths; each process takes every ``world_size``-th of them.
 
-    The batches themselves do not depend on the number of processes, so neither do the answers to them. It is a
+    Where not shuffled, the batches do not depend on the number of processes, so neither do the answers to them. It is a
     ``DistributedSampler`` so that Lightning does not put one of its own, which pads, in its place. Give it to a
     ``DataLoader`` as ``sampler`` with ``batch_size=None``.
 
     Args:
         lengths: Token lengths, ``(N,)``.
         batch_size: Examples in a batch.
-        shuffle: For training: batches are drawn anew each epoch, of like lengths within a window of 50 batches,
-            and the first ones are repeated where needed so that all processes take equally many steps.
+        shuffle: For training: batches are drawn anew each epoch, of like lengths within a window of 50 steps, and the
+            first ones are repeated where needed so that all processes take equally many steps.
             Otherwise every example comes exactly once; a process with fewer batches than others gets a
             :class:`Repeated` one, for all have to run a sharded model, and to take part in a gather, equally often.
         seed: Of the shuffle.
         current_epoch: Tells the epoch from the number of batches in one; Lightning's ``set_epoch`` says 0 once more
             after a resume, and the order of the first epoch would come twice.
         rows: Of evaluation: only these, ``(M,)``.
+        accumulated: Of training: batches of each process in one step. All batches of a step are of like lengths, for
+            the slowest process holds up the others.
     """
 
     _WINDOW = 50
@@ -331,10 +333,12 @@ class LengthBatches(DistributedSampler[Any]):
         seed: int = 0,
         current_epoch: Callable[[int], int] | None = None,
         rows: Tensor | None = None,
+        accumulated: int = 1,
     ) -> None:
         self.rows = torch.arange(len(lengths)) if rows is None else rows
         super().__init__(range(len(self.rows)), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
         self.lengths, self.batch_size, self.current_epoch = lengths, batch_size, current_epoch
+        self.step = world_size * accumulated
 
     def _batches(self) -> list[list[int]]:
         n = len(self.lengths)
@@ -345,11 +349,15 @@ class LengthBatches(DistributedSampler[Any]):
             return batches + [Repeated(batches[-1]) for _ in range(-len(batches) % self.num_replicas)]
         epoch = self.epoch if self.current_epoch is None else self.current_epoch(len(self))
         generator = torch.Generator().manual_seed(self.seed + epoch)
-        batches = []
-        for window in torch.randperm(n, generator=generator).split(self._WINDOW * self.batch_size):
+        steps: list[list[list[int]]] = []
+        for window in torch.randperm(n, generator=generator).split(self._WINDOW * self.step * self.batch_size):
             window = window[self.lengths[window].argsort(stable=True)]
-            batches += [part.tolist() for part in window.split(self.batch_size)]
-        batches = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+            batches = [part.tolist() for part in window.split(self.batch_size)]
+            steps += [batches[i : i + self.step] for i in range(0, len(batches), self.step)]
+        # Behind a smaller one, no step would start where it should.
+        last = steps.pop() if len(steps[-1]) < self.step else []
+        order = torch.randperm(len(steps), generator=generator).tolist()
+        batches = [*chain.from_iterable(steps[i] for i in order), *last]
         return batches + [batches[i % len(batches)] for i in range(-len(batches) % self.num_replicas)]
 
     def __iter__(self) -> Iterator[list[int]]:

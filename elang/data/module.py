@@ -293,13 +293,22 @@ class TextData(LightningDataModule):
             examples = join_examples(examples, self.examples("transfer"), self.file_rows)
             encoded = {name: found + self._encoded["transfer", name] for name, found in encoded.items()}
         lengths = next(iter(encoded.values())).lengths if encoded else torch.zeros(len(examples))
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        trainer = self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         size = self.batch_size if shuffle else self.eval_batch_size
         rows = None if shuffle else self.part(split, part)
         return DataLoader(
             _Batches(examples, encoded),
             sampler=LengthBatches(
-                lengths, size, shuffle, rank, world_size, int(os.environ.get("PL_GLOBAL_SEED", 0)), self._epoch, rows
+                lengths,
+                size,
+                shuffle,
+                rank,
+                world_size,
+                int(os.environ.get("PL_GLOBAL_SEED", 0)),
+                self._epoch,
+                rows,
+                trainer.accumulate_grad_batches if trainer else 1,
             ),
             batch_size=None,
             num_workers=self.num_workers,
