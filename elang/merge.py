@@ -1,6 +1,7 @@
 """Records of parts of a data set, put together by id: in any order, and in memory that does not grow with them."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from elang.records import FORMAT, METADATA, check_output, read_about, written_as
 
 # Rows that are in memory at a time, over all files.
 _ROWS = 1 << 20
+_BUFFER = 1 << 16  # bytes of each column of each file
 # What files of one data set may differ in.
 _OWN = ("format", "part", "examples")
 
@@ -116,7 +118,8 @@ def _batches(file: Path, split: str, schema: Any, rows: int) -> Iterator[Any]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    for batch in pq.ParquetFile(file).iter_batches(rows):
+    # By the library's defaults a whole group of rows would be in memory, of every file.
+    for batch in pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False).iter_batches(rows):
         own = pa.table(batch).filter(pc.equal(batch["split"], split))
         if len(own):
             yield own.select(schema.names).cast(schema)
@@ -147,8 +150,8 @@ def _ascending(files: list[Path], split: str, schema: Any) -> Iterator[Any]:
                 raise InputError(f"The ids of '{files[i]}' do not ascend. Make the records with `elang score`.")
         if not waiting:
             return
-        # Up to here nothing more can come.
-        bound = min(table["id"][-1].as_py() for table in waiting.values())
+        # Up to here nothing more can come, and of files at their ends nothing at all.
+        bound = min((waiting[i]["id"][-1].as_py() for i in streams), default=sys.maxsize)
         cuts = {i: int(table["id"].to_numpy().searchsorted(bound, "right")) for i, table in waiting.items()}
         whole = pa.concat_tables([waiting[i].slice(0, cut) for i, cut in cuts.items()]).sort_by("id")
         ids = whole["id"].to_numpy()

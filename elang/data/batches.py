@@ -352,13 +352,13 @@ class LengthBatches(DistributedSampler[Any]):
         steps: list[list[list[int]]] = []
         for window in torch.randperm(n, generator=generator).split(self._WINDOW * self.step * self.batch_size):
             window = window[self.lengths[window].argsort(stable=True)]
-            batches = [part.tolist() for part in window.split(self.batch_size)]
-            steps += [batches[i : i + self.step] for i in range(0, len(batches), self.step)]
+            parts = [part.tolist() for part in window.split(self.batch_size)]
+            steps += [parts[i : i + self.step] for i in range(0, len(parts), self.step)]
         # Behind a smaller one, no step would start where it should.
         last = steps.pop() if len(steps[-1]) < self.step else []
-        order = torch.randperm(len(steps), generator=generator).tolist()
-        batches = [*chain.from_iterable(steps[i] for i in order), *last]
-        return batches + [batches[i % len(batches)] for i in range(-len(batches) % self.num_replicas)]
+        places = torch.randperm(len(steps), generator=generator).tolist()
+        drawn = [*chain.from_iterable(steps[i] for i in places), *last]
+        return drawn + [drawn[i % len(drawn)] for i in range(-len(drawn) % self.num_replicas)]
 
     def __iter__(self) -> Iterator[list[int]]:
         yield from self._batches()[self.rank :: self.num_replicas]
