@@ -19,6 +19,8 @@ from elang.sequence_scores import TOKEN_SCORES
 _MAX_CURVE_POINTS = 20_001
 # Scores of generated text are too many to draw, or to print again for a second metric.
 _MAX_DRAWN = 16
+# What joint records say of the pair themselves, for those who have them alone.
+_PAIR = ("worth", "weights", "temperature", "flops_convention")
 
 
 def write_report(
@@ -40,7 +42,7 @@ def write_report(
         label_names: The classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_pair_records(folder / "records.parquet", pairs, label_names, summary["worth"])
+    write_pair_records(folder / "records.parquet", pairs, label_names, {name: summary[name] for name in _PAIR})
     curves = {quality.name: pair_curves(pairs[evaluated], quality) for quality in qualities}
     summary["curve_points"] = _write_curves(folder / "curve.csv", curves)
     name = qualities[0].name
@@ -53,7 +55,7 @@ def write_report(
 
 
 def write_pair_records(
-    path: Path, pairs: dict[str, PairAnswers], label_names: list[str], worth: dict[str, Any]
+    path: Path, pairs: dict[str, PairAnswers], label_names: list[str], about: dict[str, Any]
 ) -> None:
     """Write one row an example: both answers, scores, costs and token counts, in the order of the data.
 
@@ -61,7 +63,7 @@ def write_pair_records(
         path: The parquet file.
         pairs: The answers to each split.
         label_names: The classes.
-        worth: The largest worth of an answer, and its unit.
+        about: What else the file is to say of itself.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -88,7 +90,7 @@ def write_pair_records(
                     values.numpy() if values.ndim == 1 else pa.array(list(values.numpy()), pa.list_(pa.float32()))
                 )
         parts.append(pa.table(columns))
-    metadata = {"elang": json.dumps({"format": FORMAT, "label_names": label_names, "worth": worth})}
+    metadata = {"elang": json.dumps({"format": FORMAT, "label_names": label_names} | plain(about))}
     with written_aside(path) as aside:
         pq.write_table(pa.concat_tables(parts).replace_schema_metadata(metadata), aside)
 

@@ -122,6 +122,30 @@ def _show(summary: dict[str, Any], folder: Path) -> None:
     console.print(f"All points are read on these examples. Curve and summary are in {folder}/")
 
 
+def _check_one_pair(abouts: dict[Path, dict[str, Any]]) -> None:
+    """Refuse records of several pairs or tasks, as far as their files tell.
+
+    Raises:
+        InputError: Naming two of them, and in what they differ.
+    """
+    said: dict[str, tuple[Any, Path]] = {}
+    for path, about in abouts.items():
+        weights = about.get("weights")
+        hashes = weights if isinstance(weights, dict) else {}
+        own = {f"{name}'s weights": hashes.get(name.lower()) for name in ("Swift", "Super")}
+        own |= {"temperature": about.get("temperature"), "FLOPs convention": about.get("flops_convention")}
+        for what, value in ({"labels": about.get("label_names", [])} | own).items():
+            # Earlier versions did not say it, and of a black box nothing is known.
+            if value in (None, ""):
+                continue
+            first, where = said.setdefault(what, (value, path))
+            if value != first:
+                raise InputError(
+                    f"'{path}' and '{where}' differ in their {what} ({value} and {first}): sweep records of one pair "
+                    "on one task."
+                )
+
+
 class Joint:
     """Joint records in many files, and what is counted of them at once.
 
@@ -153,12 +177,7 @@ class Joint:
         except ValueError as error:
             raise InputError(f"The joint records cannot be read ({error}). Run `elang validate` again.") from error
         self.label_names: list[str] = abouts[0].get("label_names", [])
-        for path, about in zip(found, abouts, strict=True):
-            if about.get("label_names", []) != self.label_names:
-                raise InputError(
-                    f"'{path}' has the labels {about.get('label_names', [])}, and '{found[0]}' {self.label_names}: "
-                    "sweep records of one task."
-                )
+        _check_one_pair(dict(zip(found, abouts, strict=True)))
         self._spill = tempfile.TemporaryDirectory(prefix="elang-sweep-")
         self._error: Any = duckdb.Error
         try:

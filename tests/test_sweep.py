@@ -46,9 +46,9 @@ def made(n, labels=3, levels=None, seed=0):
     )
 
 
-def written(frame, path, names=NAMES):
+def written(frame, path, names=NAMES, **more):
     table = pa.Table.from_pandas(frame, preserve_index=False)
-    about = {"format": 1, "label_names": names, "worth": {}}
+    about = {"format": 1, "label_names": names, "worth": {}} | more
     pq.write_table(table.replace_schema_metadata({"elang": json.dumps(about)}), path)
     return str(path)
 
@@ -136,6 +136,7 @@ def test_the_command_line(joint_args, tmp_path, capsys):
         (tmp_path / name).mkdir()
         table = pa.Table.from_pandas(part, preserve_index=False).replace_schema_metadata(about)
         pq.write_table(table, tmp_path / name / "records.parquet")
+    assert {"weights", "temperature", "flops_convention", "worth"} <= json.loads(about[b"elang"]).keys()
     capsys.readouterr()
     args = ["sweep", str(tmp_path / "two"), str(tmp_path / "one"), "--output", str(tmp_path / "swept")]
     assert main([*args, "--score", '["max_softmax", "free_energy"]']) == 0
@@ -190,6 +191,17 @@ def test_what_cannot_be_swept(tmp_path, fails):
     fails(["sweep", good, "--points", "1"], "at least 2 points")
     other = written(frame, tmp_path / "other.parquet", ["a", "b", "d"])
     fails(["sweep", good, other], "other.parquet", "'d'")
+    rest = frame.assign(id=frame["id"] + 40)
+    for name, said in (
+        ("Super's weights", [{"weights": {"swift": "ab", "super": hash_}} for hash_ in ("cd", "ef")]),
+        ("temperature", [{"temperature": 1.0}, {"temperature": 2.0}]),
+        ("FLOPs convention", [{"flops_convention": "exact"}, {"flops_convention": "paper"}]),
+    ):
+        parts = [
+            written(part, tmp_path / f"part{i}.parquet", **one)
+            for i, (part, one) in enumerate(zip((frame, rest), said, strict=True))
+        ]
+        fails(["sweep", good, *parts], "part1.parquet", "part0.parquet", f"differ in their {name}")
     (tmp_path / "damaged.parquet").write_bytes((tmp_path / "good.parquet").read_bytes()[:-9])
     fails(["sweep", str(tmp_path / "damaged.parquet")], "cannot be read")
     lacking = written(frame.drop(columns="label"), tmp_path / "lacking.parquet")
