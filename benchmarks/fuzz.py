@@ -31,15 +31,29 @@ SEEDS = {
     b'{"max_softmax": {"parity": {"threshold": -0.5, "speedup": 1.2}, "99%": {"threshold": "inf"}}}}',
     "suite.yaml": b"swift_model: a\nsuper_model: b\nall:\n  trainer: {max_epochs: 1}\njoint: {}\ntasks:\n  one:\n"
     b"    all: {data: {train: x.csv}}\n",
+    "answers": b'{"answers": ["good", "bad"]}',
     "request": b'{"texts": ["a", ["b", "c"]], "deadline": 1.5}',
 }
-TARGETS = [*SEEDS, "parquet", "records.parquet", "joint.parquet"]
+TARGETS = [*SEEDS, "parquet", "records.parquet", "joint.parquet", "part.parquet", "swept.parquet", "asked.jsonl"]
 
 
-def seed_of(target: str) -> bytes:
+def journal_of(folder: Path, name: str) -> Any:
+    """What `elang ask` keeps of two examples."""
+    from elang.ask import _Journal
+    from elang.data.text_classification import TextClassificationData
+
+    (folder / "data.csv").write_bytes(SEEDS["csv"])
+    return _Journal(folder / name, "u", TextClassificationData(validation=str(folder / "data.csv")))
+
+
+def seed_of(target: str, folder: Path) -> bytes:
     """A small valid file."""
     if target in SEEDS:
         return SEEDS[target]
+    if target == "asked.jsonl":
+        with (journal := journal_of(folder, target)) as kept:
+            kept.keep(*map(list, zip(*[(one, "good") for one in next(journal.left(2))], strict=True)))
+        return (folder / target).read_bytes()
     import io
 
     import pyarrow as pa
@@ -47,6 +61,14 @@ def seed_of(target: str) -> bytes:
 
     columns: dict[str, Any] = {"text": ["a b", "c"], "label": ["good", "bad"]}
     about: dict[str, Any] = {"label_names": ["bad", "good"]}
+    if target == "part.parquet":
+        columns = {"split": ["test"] * 2, "id": [0, 2], "prediction": ["good", "bad"]}
+        about |= {"part": [0, 1], "examples": "x"}
+    if target == "swept.parquet":
+        columns = {"split": ["test"] * 2, "id": [0, 1], "label": [0, 1], "score_max_softmax": [-0.5, -0.9]}
+        columns |= {"swift_prediction": [0, 0], "super_prediction": [0, 1]}
+        columns |= {"swift_flops": [1.0, 2.0], "super_flops": [3.0, 4.0]}
+        about |= {"weights": {"swift": "a", "super": "b"}, "temperature": 1.0}
     if target == "joint.parquet":
         columns = {"split": ["test"] * 2, "key": [5, 6], "score_x": [-0.5, -0.9], "gain": [0.0, 1.0]}
         columns |= {"swift_flops": [1.0, 2.0], "super_flops": [3.0, 4.0]}
@@ -63,7 +85,7 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
     """What reads a case, and the errors that are ours."""
     from elang.errors import InputError
 
-    kind = target.rpartition(".")[2] if target.startswith(("records.", "joint.")) else target
+    kind = target.rpartition(".")[2]
     path = folder / (target if target in ("elang.json", "suite.yaml") else f"case.{kind}")
     ours: tuple[type[Exception], ...] = (InputError,)
 
@@ -102,7 +124,40 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
         path.replace(folder / "records.parquet")
         read_slice(folder, "test", "x")
 
+    def part() -> None:
+        from elang.merge import merge
+
+        merge([str(path)], str(folder / "merged.parquet"))
+
+    def swept() -> None:
+        from elang.sweep import sweep
+
+        sweep([str(path)], str(folder / "swept"), split="test")
+
+    def asked() -> None:
+        journal_of(folder, path.name)
+
+    def answers() -> None:
+        import asyncio
+
+        import httpx
+
+        from elang.ask import _answers
+
+        journal = journal_of(folder, "none")
+
+        server = httpx.MockTransport(lambda _: httpx.Response(200, content=path.read_bytes()))
+        batch = [{"split": "validation", "id": i, "text": "a"} for i in (0, 1)]
+
+        async def some() -> list[Any]:
+            async with httpx.AsyncClient(transport=server) as client:
+                return await _answers(client, "http://u/super", batch, 1)
+
+        for answer in asyncio.run(some()):
+            journal.checked(answer)
+
     readers = {"elang.json": manifest, "suite.yaml": plan, "lines": lines, "joint.parquet": joint}
+    readers |= {"part.parquet": part, "swept.parquet": swept, "asked.jsonl": asked, "answers": answers}
     reader = readers.get(target, records if target.startswith("records.") else table)
     if target == "request":
         from fastapi import HTTPException
@@ -127,7 +182,7 @@ def fuzz(target: str, runs: int, folder: Path) -> None:
         read, ours = reader_of(target, folder)
         counts: Counter[str] = Counter()
         odd: dict[str, dict[str, str]] = {}
-        seed = seed_of(target)
+        seed = seed_of(target, folder)
         read(seed)
     corpus = folder / "corpus"
     corpus.mkdir()

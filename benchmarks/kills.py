@@ -1,11 +1,12 @@
 """Runs that are killed at random moments, gone on with, and compared with one that was not.
 
-    python benchmarks/kills.py [--kills 50] [--verbs fit score suite predict] [--processes 1 2] [--jobs 1]
+    python benchmarks/kills.py [--kills 50] [--verbs fit score parts ask suite predict] [--processes 1 2] [--jobs 1]
 
 A tiny pair on the CPU. Every other kill is SIGKILL, the others SIGTERM, to the whole group of processes; a run is
 killed up to three times before it may end. `fit` is gone on with from the newest checkpoint, all else by the same
-command. Weights (of one process) must be the same bit for bit, records, tables and answers row by row. Writes
-benchmarks/results/kills.json; ends with 1 if anything was lost.
+command (`parts` is `score --model.parts 6`; what `ask` asks is a server of this script). Weights (of one process) must
+be the same bit for bit, records, tables and answers row by row. Writes benchmarks/results/kills.json; ends with 1 if
+anything was lost.
 """
 
 import argparse
@@ -17,8 +18,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ import yaml
 from common import RESULTS, ROOT, git_commit, write_result
 
 IN_A_ROW = 3
+PORT = 8765
 SWIFT = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", "super.parquet"]
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 QUIET += ["--trainer.enable_model_summary", "false"]
@@ -49,9 +53,33 @@ def prepare(home: Path) -> None:
         run(command, home)
 
 
+FILES = ["--data.train", "train.csv", "--data.validation", "dev.csv"]
+
+
 def data(processes: int = 1) -> list[str]:
-    found = ["--data.train", "train.csv", "--data.validation", "dev.csv", "--data.batch_size", "16"]
-    return [*found, "--trainer.devices", str(processes)]
+    return [*FILES, "--data.batch_size", "16", "--trainer.devices", str(processes)]
+
+
+def serve_answers() -> None:
+    """A Super behind HTTP, in a thread: some time for each request, and answers that follow from the texts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            texts = json.loads(self.rfile.read(int(self.headers["content-length"])))["texts"]
+            time.sleep(0.1)
+            said = json.dumps({"answers": [("bad", "good")[len(text) % 2] for text in texts]}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", PORT), Handler)
+    # Of clients that were killed.
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
 
 
 def command_of(verb: str, folder: Path, processes: int) -> list[str]:
@@ -61,8 +89,13 @@ def command_of(verb: str, folder: Path, processes: int) -> list[str]:
         options = ["--model.model", "base", "--trainer.max_epochs", "4", "--trainer.default_root_dir", str(folder)]
         options += ["--trainer.callbacks", json.dumps([every]), "--trainer.logger", "false"]
         return ["fit", *SWIFT, *options, "--model.output", f"{folder}/swift", *data(processes), *QUIET]
-    if verb == "score":
-        return ["score", "--model.model", "super", "--model.output", f"{folder}/r.parquet", *data(processes), *QUIET]
+    if verb in ("score", "parts"):
+        parts = ["--model.parts", "6"] if verb == "parts" else []
+        given = ["--model.model", "super", "--model.output", f"{folder}/r.parquet", *parts]
+        return ["score", *given, *data(processes), *QUIET]
+    if verb == "ask":
+        given = ["--url", f"http://127.0.0.1:{PORT}", "--output", f"{folder}/r.parquet", *FILES]
+        return ["ask", *given, "--concurrent", "2", "--batch", "4"]
     if verb == "predict":
         models = ["--swift_model", "swift", "--super_model", "super", "--threshold", "defer 30%", "--chunk", "64"]
         return ["predict", *models, "--input", "many.txt", "--output", f"{folder}/out.jsonl"]
@@ -108,14 +141,14 @@ def result_of(verb: str, there: Path, processes: int) -> Any:
     if verb == "predict":
         rows = [json.loads(line) for line in (there / "out.jsonl").read_text("utf-8").splitlines()]
         return [(row["label"], row["answered_by"], round(row["score"], 4)) for row in rows]
-    paths = [there / "r.parquet"] if verb == "score" else sorted(there.rglob("records.parquet"))
+    paths = [there / "r.parquet"] if verb in ("score", "parts", "ask") else sorted(there.rglob("records.parquet"))
     return [pd.read_parquet(path).to_json(double_precision=5) for path in paths]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=50, help="of each verb, shared out among --processes")
-    parser.add_argument("--verbs", nargs="+", default=["fit", "score", "suite", "predict"])
+    parser.add_argument("--verbs", nargs="+", default=["fit", "score", "parts", "ask", "suite", "predict"])
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="verbs at a time")
     args = parser.parse_args()
@@ -125,9 +158,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as where:
         home = Path(where)
         prepare(home)
+        serve_answers()
         share = -(-args.kills // len(args.processes))
-        todo = [(verb, n, home, share) for verb in args.verbs if verb != "predict" for n in args.processes]
-        todo += [("predict", 1, home, args.kills)] * ("predict" in args.verbs)
+        alone = [verb for verb in args.verbs if verb in ("ask", "predict")]
+        todo = [(verb, n, home, share) for verb in args.verbs if verb not in alone for n in args.processes]
+        todo += [(verb, 1, home, args.kills) for verb in alone]
         with ThreadPoolExecutor(args.jobs) as pool:
             every = pool.map(lambda one: survive(*one), todo)
             for (verb, n, *_), found in zip(todo, every, strict=True):

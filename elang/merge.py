@@ -80,14 +80,11 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
     count = 0
     about = {"format": FORMAT} | {name: value for name, value in common.items() if name != "how"}
     metadata = {METADATA: json.dumps(about).encode()}
-    try:
-        with written_aside(output) as aside, pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer:
-            for split in splits:
-                for table in _ascending(files, split, schema):
-                    count += len(table)
-                    writer.write_table(table.cast(writer.schema))
-    except pa.ArrowInvalid as error:
-        raise InputError(f"The records cannot be read ({error}). Score the part that is damaged again.") from error
+    with written_aside(output) as aside, pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer:
+        for split in splits:
+            for table in _ascending(files, split, schema):
+                count += len(table)
+                writer.write_table(table.cast(writer.schema))
     print(f"{count:,} records of {len(files)} files are in {output}")  # noqa: T201
 
 
@@ -113,16 +110,28 @@ def _column(file: Path, name: str) -> list[Any]:
 
 
 def _batches(file: Path, split: str, schema: Any, rows: int) -> Iterator[Any]:
-    """The rows of a split in one file, so many at a time."""
+    """The rows of a split in one file, so many at a time.
+
+    Raises:
+        InputError: If it is damaged.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     # By the library's defaults a whole group of rows would be in memory, of every file.
-    for batch in pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False).iter_batches(rows):
-        own = pa.table(batch).filter(pc.equal(batch["split"], split))
+    batches = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False).iter_batches(rows)
+    while True:
+        try:
+            if (batch := next(batches, None)) is None:
+                return
+            own = pa.table(batch).filter(pc.equal(batch["split"], split)).select(schema.names).cast(schema)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"The records '{file}' cannot be read ({error}). Score the part that is damaged again."
+            ) from error
         if len(own):
-            yield own.select(schema.names).cast(schema)
+            yield own
 
 
 def _ascending(files: list[Path], split: str, schema: Any) -> Iterator[Any]:

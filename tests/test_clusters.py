@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import QUIET
@@ -263,6 +264,12 @@ def test_what_cannot_be_merged(tmp_path, fails):
     fails(["merge", half, first, *output], "of several runs", "whole ones")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 no PAR1")
     fails(["merge", first, str(tmp_path / "damaged.parquet"), *output], "cannot be read")
+    # Only a column that is read late.
+    content = bytearray(Path(first).read_bytes())
+    start = pq.ParquetFile(first).metadata.row_group(0).column(2).data_page_offset
+    content[start : start + 9] = b"\xff" * 9
+    (tmp_path / "damaged.parquet").write_bytes(content)
+    fails(["merge", str(tmp_path / "damaged.parquet"), *output], "damaged.parquet", "cannot be read")
     assert not (tmp_path / "m.parquet").exists()
     test = write("4.parquet", [0, 1], "test")
     assert main(["merge", test, write("5.parquet", [1, 3]), first, *output]) == 0
@@ -271,6 +278,11 @@ def test_what_cannot_be_merged(tmp_path, fails):
         *(["test", i] for i in (0, 1)),
         *(["validation", i] for i in (0, 1, 2, 3, 4)),
     ]
+    # What is left of many files comes in one piece, not a piece for each.
+    many = [write(f"part{n}.parquet", [n, n + 50]) for n in range(50)]
+    assert main(["merge", *many, *output]) == 0
+    assert pq.ParquetFile(tmp_path / "m.parquet").num_row_groups == 2
+    assert pd.read_parquet(tmp_path / "m.parquet")["id"].tolist() == list(range(100))
 
 
 def test_cudnns_attention_is_left_out_while_a_module_runs(score_args, tmp_path, monkeypatch):
