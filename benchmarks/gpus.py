@@ -189,12 +189,9 @@ def scoring(home: Path, args: argparse.Namespace) -> dict[str, Any]:
     args.saving.join()
     if args.saving.exitcode:
         raise SystemExit("T5-11B's shape could not be written")
-    # On a command line its braces would be read as a mapping.
-    prompt = {"class_path": "elang.TextClassificationData", "init_args": {"prompt": PROMPT}}
-    (home / "t5.yaml").write_text(json.dumps({"data": prompt}))
     common = ["--data.label_names", json.dumps(ANSWERS), "--data.eval_batch_size", str(args.batch), *args.device]
     joint = ["validate", "--model.swift_model", "base", "--model.super_model", "large", "--data.validation", "odd.csv"]
-    t5 = ["score", "--model.model", "t5", "--data.validation", "words.csv", "--config", "t5.yaml"]
+    t5 = ["score", "--model.model", "t5", "--data.validation", "words.csv", "--data.prompt", PROMPT]
     t5 += ["--data.answers", json.dumps(ANSWERS), "--model.dtype", "bfloat16"]
     joint, t5 = [*joint, *common, "--model.output"], [*t5, *common, "--model.output"]
     times = side_by_side(home, {"joint-1": [*joint, "joint-1"], "t5-1": [*t5, "t5-1.parquet"]}, {"t5-1": 2})

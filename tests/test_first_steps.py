@@ -235,3 +235,23 @@ def test_equal_curves_share_a_line(joint_args, tmp_path, monkeypatch):
     assert sorted(shown) == sorted(points)
     # Of two classes these two are always one order.
     assert any({"margin", "max_softmax"} <= set(label.split(" = ")) for label in drawn)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("review: {text}", "review: {text}"),
+        ("{text}", "{text}"),
+        ("[a] {text} # b", "[a] {text} # b"),
+        ('"quoted": {text}', '"quoted": {text}'),
+        ("ä\n{text}:", "ä\n{text}:"),
+        ("null", None),
+    ],
+)
+def test_a_prompt_is_taken_as_it_is(given, wanted, files):
+    """YAML would make a mapping of it."""
+    from elang.lightning_cli import run
+
+    data = ["--model.model", "m", "--data.validation", str(files[1])]
+    for option in (["--data.prompt", given], [f"--data.prompt={given}"], [f"--data.init_args.prompt={given}"]):
+        assert run("score", [*data, *option], parse_only=True)["data"]["init_args"]["prompt"] == wanted

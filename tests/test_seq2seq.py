@@ -695,10 +695,8 @@ def test_bad_pairs(mt_pair, mt_args, mt_data, swift_args, fails, tmp_path):
         [*joint, "--model.quality", "accuracy", *mt_args, *QUIET], "'accuracy' is no metric of a sequence task", "bleu"
     )
     fails(["fit", *swift_args[2:4], *out, *mt_args, *QUIET, "--model.quality", "f1"], "'f1' is no metric of a sequence")
-    prompt = tmp_path / "prompt.yaml"
-    prompt.write_text(json.dumps({"data": {"init_args": {"prompt": "translate: {text}"}}}))
     single = ["validate", "--model", "FinetuneModule", "--model.model", mt_pair["super"], *mt_args, *QUIET]
-    fails([*single, "--config", str(prompt)], "was trained with the prompt '{text}'", "translate:")
+    fails([*single, "--data.prompt", "translate: {text}"], "was trained with the prompt '{text}'", "translate:")
     early = ["--model.super_records", mt_pair["super.parquet"], "--model.score", "encoder_router"]
     fails(
         ["fit", *swift_args, *out, *early, "--data.routing_fraction", "0"],
@@ -816,10 +814,8 @@ def test_a_file_without_references_is_scored(mt_pair, mt_args, mt_data, tmp_path
 
 
 def test_each_model_keeps_its_own_prompt(mt_pair, mt_args, joint, tmp_path):
-    prompt = tmp_path / "prompt.yaml"
-    prompt.write_text(json.dumps({"data": {"init_args": {"prompt": "dog {text}"}}}))
     pair = ["--model.swift_model", mt_pair["swift"], "--model.super_model", mt_pair["super"]]
-    args = ["validate", *pair, "--model.output", str(tmp_path / "joint"), *mt_args, *QUIET, "--config", str(prompt)]
+    args = ["validate", *pair, "--model.output", str(tmp_path / "joint"), *mt_args, *QUIET, "--data.prompt={text}: dog"]
     assert main(args) == 0
     again = pd.read_parquet(tmp_path / "joint" / "records.parquet")
     assert again["super_text"].tolist() == joint[0]["super_text"].tolist()
