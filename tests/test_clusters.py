@@ -74,9 +74,12 @@ def alone(fit_args, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "sharded"])
-def test_training_in_step_is_accumulation(fit_args, alone, strategy, tmp_path):
-    elang(*fit_args, "--model.output", tmp_path / "model", *spread(strategy, 2), "--trainer.default_root_dir", tmp_path)
+@pytest.mark.parametrize(
+    ("strategy", "options"), [("ddp", []), ("sharded", ["--model.gradient_checkpointing", "true"])]
+)
+def test_training_in_step_is_accumulation(fit_args, alone, strategy, options, tmp_path):
+    args = [*fit_args, "--model.output", tmp_path / "model", "--trainer.default_root_dir", tmp_path, *options]
+    elang(*args, *spread(strategy, 2))
     assert largest_difference(alone, tmp_path / "model") < 1e-5
 
 
