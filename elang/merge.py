@@ -10,7 +10,7 @@ from elang.errors import InputError
 from elang.records import FORMAT, METADATA, check_output, read_about, written_aside
 
 # Rows that are in memory at a time, over all files.
-_ROWS = 1 << 20
+_ROWS = 1 << 21
 _BUFFER = 1 << 16  # bytes of each column of each file
 # What files of one data set may differ in.
 _OWN = ("format", "part", "examples")

@@ -38,6 +38,8 @@ from elang.sequence_scores import SEQUENCE_SCORES
 
 SUFFIXES = (".parquet", ".jsonl", ".csv")
 METADATA = b"elang"
+# Small, for of many files that are merged a page of each column of each is in memory.
+PAGES = {"data_page_size": 1 << 16, "dictionary_pagesize_limit": 1 << 16}
 _LISTED = 8
 FORMAT = 1
 """Of records and summaries; one that is larger is of a later version."""
@@ -207,7 +209,7 @@ def write_records(path: str | Path, splits: dict[str, Records], label_names: lis
         tables.append(pa.table(columns))
     metadata = {METADATA: json.dumps({"format": FORMAT, "label_names": label_names, **about}).encode()}
     with written_aside(path) as aside:
-        pq.write_table(pa.concat_tables(tables).replace_schema_metadata(metadata), aside)
+        pq.write_table(pa.concat_tables(tables).replace_schema_metadata(metadata), aside, **PAGES)
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
