@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from common import ROOT, wait_for_gpu, write_result
+from common import RESULTS, ROOT, git_commit, wait_for_gpu, write_result
 from large import ANSWERS, PROMPT, save, write_texts
 from lightning.pytorch import Callback
 from runtime import word_tokenizer
@@ -33,6 +33,7 @@ from shapes import shapes
 EFFICIENCY = 0.9
 # By how much bfloat16 moves a label's logit of T5-11B where batches are composed otherwise.
 NEAR_BF16 = 0.1
+PARTS = ["metrics", "fits", "scoring"]
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
 
@@ -111,11 +112,14 @@ def timed(home: Path, name: str, processes: int, *args: str, skip: int = 10) -> 
     return finish(home, name, start(home, name, processes, *args, skip=skip))
 
 
-def side_by_side(home: Path, runs: dict[str, list[str]], skips: dict[str, int] | None = None) -> dict[str, Any]:
-    """Runs on one GPU each: two processes share the host, as where both GPUs work on one run."""
-    skips = skips or {}
-    going = {n: start(home, n, 1, *r, gpu=i % 2, skip=skips.get(n, 10)) for i, (n, r) in enumerate(runs.items())}
-    return {name: finish(home, name, process) for name, process in going.items()}
+def side_by_side(home: Path, runs: dict[str, list[str]]) -> dict[str, Any]:
+    """Runs on one GPU each: two share the host, as where both GPUs work on one; a third shares a GPU, too."""
+    going = {name: start(home, name, 1, *args, gpu=i % 2) for i, (name, args) in enumerate(runs.items())}
+    try:
+        return {name: finish(home, name, process) for name, process in going.items()}
+    finally:
+        for process in going.values():
+            process.kill()
 
 
 def prepare(home: Path, args: argparse.Namespace) -> None:
@@ -194,7 +198,8 @@ def scoring(home: Path, args: argparse.Namespace) -> dict[str, Any]:
     t5 = ["score", "--model.model", "t5", "--data.validation", "words.csv", "--data.prompt", PROMPT]
     t5 += ["--data.answers", json.dumps(ANSWERS), "--model.dtype", "bfloat16"]
     joint, t5 = [*joint, *common, "--model.output"], [*t5, *common, "--model.output"]
-    times = side_by_side(home, {"joint-1": [*joint, "joint-1"], "t5-1": [*t5, "t5-1.parquet"]}, {"t5-1": 2})
+    times = side_by_side(home, {name: [*joint, name] for name in ("joint-1", "joint-1-beside")})
+    times["t5-1"] = timed(home, "t5-1", 1, *t5, "t5-1.parquet", skip=2)
     times["joint-2"] = timed(home, "joint-2", 2, *joint, "joint-2", "--trainer.strategy", "ddp")
     times["t5-2"] = timed(home, "t5-2", 2, *t5, "t5-2.parquet", "--trainer.strategy", "sharded", skip=2)
     return {"validate": validated(home, times, args.odd), "sharded": answered(home, times, args.sharded)}
@@ -251,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--swift", type=Path, required=True)
-    parser.add_argument("--only", nargs="+", default=["metrics", "fits", "scoring"])
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     args.rows, args.batch, args.steps, args.odd, args.sharded = 12000, 128, 40, 8001, 2000
@@ -261,7 +266,11 @@ def main() -> None:
         args.device, args.precision = ["--trainer.accelerator", "cpu"], "32-true"
     # None comes twice on two GPUs.
     args.long = 2 * 3 * args.batch * (args.steps + 1)
-    figures: dict[str, Any] = {}
+    known = RESULTS / "gpus.json"
+    # What is not run now stays, with the commit that it was run at.
+    figures: dict[str, Any] = (
+        json.loads(known.read_text("utf-8"))["figures"] if known.is_file() and args.only != PARTS else {}
+    )
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as where:
         home = Path(where)
@@ -272,7 +281,7 @@ def main() -> None:
         prepare(home, args)
         for part in (metrics, fits, scoring):
             if part.__name__ in args.only:
-                figures[part.__name__] = part(home, args)
+                figures[part.__name__] = part(home, args) | {"commit": git_commit()}
                 print(
                     part.__name__,
                     json.dumps(figures[part.__name__]),
@@ -281,7 +290,12 @@ def main() -> None:
                 )
                 gc.collect()
     met = {"metrics": figures["metrics"]["met"]} if "metrics" in figures else {}
-    met |= {name: one["met"] for part in ("fits", "scoring") for name, one in figures.get(part, {}).items()}
+    met |= {
+        name: one["met"]
+        for part in ("fits", "scoring")
+        for name, one in figures.get(part, {}).items()
+        if name != "commit"
+    }
     print(met)
     if not args.tiny:
         print(f"written to {write_result('gpus', figures | {'met': met}, ('torch', 'lightning', 'transformers'))}")

@@ -3,7 +3,8 @@
     python benchmarks/waiting.py --data SST-2
 
 SST-2 is a folder with train.tsv. A step lasts as long as its largest batch; what all batches have to do, over what they
-would in that time, is the share of the processes' time that is used. Writes benchmarks/results/waiting.json.
+would in that time, is the share of the processes' time that is used. Beside it: batches of any lengths in a step, as
+one process takes them one after the other. Writes benchmarks/results/waiting.json.
 """
 
 import argparse
@@ -18,8 +19,7 @@ from elang.data.batches import LengthBatches
 BATCH = 32
 
 
-def used(lengths: torch.Tensor, processes: int) -> dict[str, float]:
-    shares = [list(LengthBatches(lengths, BATCH, True, rank, processes)) for rank in range(processes)]
+def used(lengths: torch.Tensor, shares: list[list[list[int]]]) -> dict[str, float]:
     padded = torch.tensor([[len(b) * int(lengths[b].max()) for b in own] for own in shares], dtype=torch.float64)
     real = sum(int(lengths[batch].sum()) for own in shares for batch in own)
     return {"used": float(padded.mean(0).sum() / padded.amax(0).sum()), "padded to real": float(padded.sum() / real)}
@@ -32,7 +32,15 @@ def main() -> None:
     frame = pd.read_csv(args.data / "train.tsv", sep="\t", quoting=3)
     # Words, and what a tokenizer adds.
     lengths = torch.tensor((frame["sentence"].str.split().map(len) + 2).to_numpy())
-    figures = {str(processes): used(lengths, processes) for processes in (1, 2, 8, 64)}
+    alone = list(LengthBatches(lengths, BATCH, True))
+    figures = {}
+    for processes in (1, 2, 8, 64):
+        ranks = range(processes)
+        whole = len(alone) // processes * processes
+        figures[str(processes)] = {
+            "of like lengths": used(lengths, [list(LengthBatches(lengths, BATCH, True, r, processes)) for r in ranks]),
+            "of any lengths": used(lengths, [alone[r:whole:processes] for r in ranks]),
+        }
     for processes, found in figures.items():
         print(processes, found)
     print(f"written to {write_result('waiting', {'examples': len(lengths), 'batch': BATCH} | figures, ('torch',))}")

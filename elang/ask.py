@@ -100,15 +100,16 @@ class _Journal:
         try:
             about, *rows = map(json.loads, lines or [b"null"])
             found = [((row["split"], row["id"]), row["key"], row["answer"]) for row in rows]
-        except (ValueError, TypeError, KeyError) as error:
+            known = [keys.get(name) for name, _, _ in found]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"'{self.path}' is damaged ({error}). Delete it, and all is asked anew.") from error
         if lines and about != self.about:
             raise InputError(
                 f"'{self.path}' has the answers of another server or to another task. Delete it, or take another "
                 "--output."
             )
-        for name, key, answer in found:
-            if keys.get(name) != key:
+        for (name, key, answer), own in zip(found, known, strict=True):
+            if own != key:
                 raise InputError(f"'{self.path}' has answers to other data. Delete it, or take another --output.")
             self.answers[name] = self.checked(answer)
         # What is behind the last whole line would spoil the next one.
@@ -238,7 +239,7 @@ async def _answers(client: Any, url: str, batch: list[dict[str, Any]], tries: in
         after = 0.0
         try:
             found = await client.post(url, json=question)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             said = f"{type(error).__name__}: {error}"
             continue
         if found.status_code in _LATER:
@@ -255,7 +256,7 @@ async def _answers(client: Any, url: str, batch: list[dict[str, Any]], tries: in
         try:
             answers = found.json()["answers"]
             count = len(answers)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(f"The server at {url} gives no JSON with 'answers': {found.text[:200]!r}.") from None
         if not isinstance(answers, list) or count != len(batch):
             raise InputError(f"The server at {url} gives {count} answers to {len(batch)} texts.")

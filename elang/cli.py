@@ -1,5 +1,6 @@
 """The command line. Nothing heavy is imported before the verb is known."""
 
+import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -97,6 +98,25 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def with_prompt(args: list[str]) -> list[str]:
+    """Give a ``--data.prompt`` as a configuration: by itself ``review: {text}`` would be read as a mapping."""
+    options = ("--data.prompt", "--data.init_args.prompt")
+    found: list[str] = []
+    rest = list(args)
+    while rest:
+        option, equals, value = rest[0].partition("=")
+        # An option behind it is none of its values.
+        apart = not equals and len(rest) > 1 and not rest[1].startswith("--")
+        if option not in options or not (equals or apart):
+            found.append(rest.pop(0))
+            continue
+        prompt = rest[1] if apart else value
+        given = {"data": {"init_args": {"prompt": None if prompt == "null" else prompt}}}
+        found += ["--config", json.dumps(given)]
+        rest = rest[1 + apart :]
+    return found
+
+
 def _run_crossfit(args: list[str]) -> None:
     """Take the options of `elang crossfit` out and leave the rest to `elang fit`."""
     from argparse import ArgumentParser
@@ -131,7 +151,7 @@ def _run_function(verb: str, args: list[str]) -> None:
     parser.add_function_arguments(function, as_positional=positional, skip=set(several))
     if verb == "ask":
         parser.set_defaults({"data": {"class_path": "elang.TextClassificationData"}})
-    found = parser.parse_args(args)
+    found = parser.parse_args(with_prompt(args) if verb == "ask" else args)
     options: dict[str, Any] = vars(parser.instantiate(found)) if verb == "ask" else found.as_dict()
     if not positional:
         options.pop("config", None)

@@ -1,6 +1,5 @@
 """The verbs that Lightning runs: ``fit``, ``validate``, ``test`` and ``score``."""
 
-import json
 import logging
 import signal
 import sys
@@ -14,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
+from elang.cli import with_prompt
 from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
@@ -186,7 +186,7 @@ def run(
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"callbacks": list(callbacks)} if callbacks else None,
         parser_kwargs={"prog": "elang", verb: {"prog": f"elang {verb}"}},
-        args=[verb, *_with_class(verb, _with_prompt(sys.argv[2:] if args is None else args))],
+        args=[verb, *_with_class(verb, with_prompt(sys.argv[2:] if args is None else args))],
     )
     found: dict[str, Any] = cli.config[verb].as_dict()
     return found
@@ -215,22 +215,6 @@ def _with_class(verb: str, args: list[str]) -> list[str]:
             before = [*found[:place], ""]
             asked = before[before.index(option) + 1] if option in before else ""
             found.insert(place, asked or _path(kind))
-    return found
-
-
-def _with_prompt(args: list[str]) -> list[str]:
-    """Give a ``--data.prompt`` as a configuration: by itself ``review: {text}`` would be read as a mapping."""
-    options = ("--data.prompt", "--data.init_args.prompt")
-    found: list[str] = []
-    rest = iter(args)
-    for arg in rest:
-        option, equals, value = arg.partition("=")
-        given = value if equals else next(rest, None) if option in options else None
-        if option not in options or given is None:
-            found.append(arg)
-            continue
-        prompt = None if given == "null" else given
-        found += ["--config", json.dumps({"data": {"init_args": {"prompt": prompt}}})]
     return found
 
 

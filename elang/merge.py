@@ -57,24 +57,39 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
         raise InputError(f"There are no records in {', '.join(records) or 'nothing'}. Give files of `elang score`.")
     try:
         abouts = [read_about(file) for file in files]
-        schema = pa.unify_schemas([pq.read_schema(file).remove_metadata() for file in files])
+        schemas = [pq.read_schema(file).remove_metadata() for file in files]
+        for file, schema in zip(files, schemas, strict=True):
+            if not {"split", "id", "prediction"} <= {*schema.names} or not pa.types.is_integer(schema.field("id").type):
+                raise InputError(
+                    f"'{file}' has no columns split, id (whole numbers) and prediction: no records of ours."
+                )
+            if {*schema.names} != {*schemas[0].names}:
+                raise InputError(f"'{file}' has the columns {schema.names}, and '{files[0]}' {schemas[0].names}.")
+        schema = pa.unify_schemas(schemas)
         splits = list(dict.fromkeys(split for file in files for split in _column(file, "split")))
-    except (ValueError, pa.ArrowException, OSError) as error:
+    except (ValueError, TypeError, KeyError, pa.ArrowException, OSError) as error:
         raise InputError(f"The records cannot be read ({error}). Score the part that is damaged again.") from error
+    if None in splits:
+        raise InputError("In the records the split of some rows is missing. Make them with `elang score`.")
     common = {name: value for name, value in abouts[0].items() if name not in _OWN}
     for file in files[1:]:
         check_same(file, common)
     parts = [about["part"] for about in abouts if "part" in about]
+    for part in parts:
+        if not (isinstance(part, list) and [*map(type, part)] == [int, int] and 0 <= part[0] < part[1]):
+            raise InputError(f"The records say that they are the part {part!r} of a run. Score it again.")
     totals = sorted({total for _, total in parts})
     if len(totals) > 1 or (parts and len(parts) < len(files)):
         said = " and ".join(f"one of {total} parts" for total in totals)
         raise InputError(
             f"The records are of several runs: {said or 'none'}, or also whole ones. Give those of one run."
         )
-    if parts and (lacking := sorted(set(range(totals[0])) - {number for number, _ in parts})):
+    there = {number for number, _ in parts}
+    if parts and len(there) < totals[0]:
+        first = next(number for number in range(totals[0]) if number not in there)
         raise InputError(
-            f"Of {totals[0]} parts {len(lacking)} are missing, the first one is {lacking[0]}. Answer it with `elang "
-            f"score` and --model.part {lacking[0]}."
+            f"Of {totals[0]} parts {totals[0] - len(there)} are missing, the first one is {first}. Answer it with "
+            f"`elang score` and --model.part {first}."
         )
     _allow_open(len(files))
     count = 0
@@ -126,7 +141,10 @@ def _batches(file: Path, split: str, schema: Any, rows: int) -> Iterator[Any]:
             if (batch := next(batches, None)) is None:
                 return
             own = pa.table(batch).filter(pc.equal(batch["split"], split)).select(schema.names).cast(schema)
-        except (pa.ArrowException, OSError) as error:
+            ids = own["id"]
+            if len(own) and (ids.null_count or pc.min(ids).as_py() < 0):
+                raise ValueError("an id is missing or below 0")
+        except (pa.ArrowException, ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(
                 f"The records '{file}' cannot be read ({error}). Score the part that is damaged again."
             ) from error

@@ -195,9 +195,13 @@ class Joint:
         self.scores = sorted(name.removeprefix("score_") for name in columns if name.startswith("score_"))
         self._more_costs = {name for name in ("swift_early_flops", "swift_score_flops") if name in columns}
         there = {row[0] for row in self._rows(f"SELECT DISTINCT split FROM {_TABLE}")}
+        if None in there:
+            raise InputError("In the records the split of some rows is missing. Run `elang validate` again.")
         self.split = split or ("test" if "test" in there else "validation")
         if self.split not in there:
             raise InputError(f"The records have no split '{self.split}', only {', '.join(sorted(there))}.")
+        if "INT" not in kinds["id"]:
+            raise InputError(f"'id' of the records is of the kind {kinds['id']}: whole numbers are needed.")
         checked = [*(needed - {"split"}), *self._more_costs]
         bad = self._rows(
             "SELECT "
@@ -219,6 +223,8 @@ class Joint:
             "SELECT label, swift_prediction, super_prediction, count(*), sum(super_flops)"
             f" FROM ({self._examples()}) GROUP BY label, swift_prediction, super_prediction ORDER BY ALL"
         )
+        if not grouped or any(value is None for row in grouped for value in row[:4]):
+            raise InputError("The joint records are damaged: they are not the same twice. Run `elang validate` again.")
         self.combined = torch.tensor([row[:3] for row in grouped], dtype=torch.int64)
         self.counts = torch.tensor([row[3] for row in grouped], dtype=torch.int64)
         self.count = int(self.counts.sum())
@@ -245,6 +251,11 @@ class Joint:
             # A byte for each row of the file that the ids are from.
             seen = np.zeros(most - least + 1, dtype=bool)
             for batch in self._pieces(f"SELECT id FROM ({self._examples()})"):
+                if ((batch["id"] < least) | (batch["id"] > most)).any():
+                    raise InputError(
+                        f"The joint records are damaged: ids are not from {least} to {most}, as their files say of "
+                        "themselves. Run `elang validate` again."
+                    )
                 seen[batch["id"] - least] = True
             distinct = int(seen.sum())
         else:

@@ -103,6 +103,7 @@ def test_answers_become_records(service, ask_args, files, tmp_path, pair, capsys
 def test_it_waits_as_long_as_the_server_says(service, files, tmp_path):
     service.plan = [(503, {})]
     args = ["--data.validation", str(files[1]), "--data.label_names", "[bad, good]", "--concurrent", "1"]
+    args += ["--data.prompt", "review: {text}"]
     assert main(["ask", "--url", service.url, *args, "--output", str(tmp_path / "r.parquet")]) == 0
     assert service.seen[1][0] - service.seen[0][0] >= 0.3
 
@@ -124,6 +125,16 @@ def test_what_is_answered_is_not_asked_again(service, ask_args, files, tmp_path,
     assert service.asked == every
     assert len(pd.read_parquet(output)) == 301
     assert not journal.exists()
+
+
+@pytest.mark.parametrize("row", [b'{"split": "train", "id": [0], "key": 1, "answer": "good"}', b"[" * 200_000])
+def test_a_damaged_journal(service, ask_args, tmp_path, fails, row):
+    args = ["ask", "--url", service.url, *ask_args, "--concurrent", "1", "--tries", "1", "--output"]
+    service.plan = [(200, None), (503, {})]
+    fails([*args, str(tmp_path / "r.parquet")], "did not answer")
+    journal = tmp_path / "r.parquet.asked.jsonl"
+    journal.write_bytes(journal.read_bytes().split(b"\n")[0] + b"\n" + row + b"\n")
+    fails([*args, str(tmp_path / "r.parquet")], "is damaged", "Delete it")
 
 
 def test_a_token_is_sent(service, files, tmp_path, monkeypatch, fails):

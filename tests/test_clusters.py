@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -267,6 +268,21 @@ def test_what_cannot_be_merged(tmp_path, fails):
     fails(["merge", half, first, *output], "of several runs", "whole ones")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 no PAR1")
     fails(["merge", first, str(tmp_path / "damaged.parquet"), *output], "cannot be read")
+    table = pq.read_table(first)
+    ids = pa.array([0, None, 4])
+    for name, odd, *words in (
+        ("float", table.set_column(1, "id", pa.array([0.0, 2.0, 4.0])), "whole numbers"),
+        ("null", table.set_column(1, "id", ids), "an id is missing or below 0"),
+        ("below", table.set_column(1, "id", pa.array([-5, -1, 0])), "an id is missing or below 0"),
+        ("nowhere", table.set_column(0, "split", pa.array(["test", None, "test"])), "split of some rows is missing"),
+        ("less", table.drop_columns("prediction"), "no records of ours"),
+        ("more", table.append_column("flops", ids), "has the columns", "'flops'"),
+    ):
+        pq.write_table(odd, tmp_path / f"{name}.parquet")
+        fails(["merge", first, str(tmp_path / f"{name}.parquet"), *output], *words)
+    for part in ("x", [0, "1"], [2, 2], [0, 10**9]):
+        odd = write("part.parquet", [1], part=part)
+        fails(["merge", odd, *output], *(["the part", "of a run"] if part != [0, 10**9] else ["999999999 are missing"]))
     # Only a column that is read late.
     content = bytearray(Path(first).read_bytes())
     start = pq.ParquetFile(first).metadata.row_group(0).column(2).data_page_offset

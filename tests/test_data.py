@@ -1,5 +1,7 @@
 """Slices by hash, batches that every process agrees on, and the file formats."""
 
+from itertools import chain
+
 import pandas as pd
 import pytest
 import torch
@@ -41,14 +43,26 @@ def test_training_gives_every_process_equally_many_batches(n, world_size):
 def test_the_batches_of_a_step_are_of_like_lengths(n):
     """The process with the longest texts is waited for by all others."""
     lengths = torch.randint(3, 103, (n,), generator=torch.Generator().manual_seed(n))
-    shares = [list(LengthBatches(lengths, 4, True, rank, 4)) for rank in range(4)]
-    steps = list(zip(*shares, strict=True))
+
+    def epoch(number, **options):
+        return list(LengthBatches(lengths, 4, True, current_epoch=lambda _: number, **options))
+
+    steps = list(zip(*(epoch(0, rank=rank, world_size=4) for rank in range(4)), strict=True))
     # As if one process had taken all batches of each step.
-    alone = list(LengthBatches(lengths, 4, True, accumulated=4))
+    alone = epoch(0, accumulated=4)
     assert [batch for step in steps for batch in step][: len(alone)] == alone
     assert sorted(row for batch in alone for row in batch) == list(range(n))
-    spread = [max(longest) - min(longest) for longest in ([int(lengths[b].max()) for b in step] for step in steps[:-1])]
-    assert all(one <= 10 for one in spread)
+    if n < 16:
+        return
+    longest = torch.tensor([[max(lengths[row] for row in batch) for batch in step] for step in steps]).double()
+    assert longest.mean() / longest.amax(1).mean() > 0.85
+    # Other examples come together in another epoch, and other ones in the last step, which may be a smaller one.
+    first, again = (
+        [{*chain(*batches[i : i + 4])} for i in range(0, n // 4, 4)] for batches in (alone, epoch(1, accumulated=4))
+    )
+    assert max(len(one & other) for one in first[:20] for other in again) <= 10
+    last = [float(lengths[[*chain(*epoch(i, accumulated=4)[n // 16 * 4 :])]].double().mean()) for i in range(40)]
+    assert 35 < sum(last) / len(last) < 70
 
 
 def test_lightning_leaves_the_sampler_alone():

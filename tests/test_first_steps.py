@@ -252,6 +252,15 @@ def test_a_prompt_is_taken_as_it_is(given, wanted, files):
     """YAML would make a mapping of it."""
     from elang.lightning_cli import run
 
-    data = ["--model.model", "m", "--data.validation", str(files[1])]
-    for option in (["--data.prompt", given], [f"--data.prompt={given}"], [f"--data.init_args.prompt={given}"]):
-        assert run("score", [*data, *option], parse_only=True)["data"]["init_args"]["prompt"] == wanted
+    data = ["--data", "TextClassificationData", "--data.validation", str(files[1]), "--model.model", "m"]
+    options = (["--data.prompt", given], [f"--data.prompt={given}"], [f"--data.init_args.prompt={given}"])
+    for args in [*([*data, *option] for option in options), [*data[:2], *options[0], *data[2:]]]:
+        assert run("score", args, parse_only=True)["data"]["init_args"]["prompt"] == wanted
+
+
+def test_an_option_is_no_prompt(files, capsys):
+    with pytest.raises(SystemExit):
+        main(
+            ["score", "--data.validation", str(files[1]), "--model.model", "m", "--data.prompt", "--data.batch_size=1"]
+        )
+    assert "expected one argument" in capsys.readouterr().err

@@ -213,6 +213,10 @@ def test_what_cannot_be_swept(tmp_path, fails):
     fails(["sweep", missing], "2 values of 'super_prediction'", "missing")
     regression = written(frame.assign(label=frame["label"] + 0.5), tmp_path / "regression.parquet")
     fails(["sweep", regression], "'label' of the records is of the kind DOUBLE", "regression")
+    fractions = written(frame.assign(id=frame["id"] + 0.5), tmp_path / "fractions.parquet")
+    fails(["sweep", fractions], "'id' of the records is of the kind DOUBLE", "whole numbers")
+    nowhere = written(frame.assign(split=frame["split"].where(frame["id"] > 1)), tmp_path / "nowhere.parquet")
+    fails(["sweep", nowhere], "split of some rows is missing")
     frame.loc[3, "score_max_softmax"] = np.nan
     fails(["sweep", written(frame, tmp_path / "nan.parquet")], "1 of 40 scores 'max_softmax'", "not finite")
     fails(["sweep", written(frame.assign(label=3), tmp_path / "label.parquet")], "none of the 3 classes")

@@ -804,13 +804,6 @@ def test_two_processes_train_and_evaluate_as_one(t5_swift_args, t5_joint_args, t
 # Models that others trained.
 
 
-def prompt_file(folder, prompt):
-    """The option as a file, for the command line would read it as YAML."""
-    path = folder / "prompt.yaml"
-    path.write_text(json.dumps({"data": {"init_args": {"prompt": prompt}}}))
-    return ["--config", str(path)]
-
-
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory, t5_pair):
     """The trained T5 as anyone's: without our file."""
@@ -824,7 +817,7 @@ def foreign(tmp_path_factory, t5_pair):
 def test_a_foreign_t5_answers_what_the_data_asks(foreign, t5_pair, data_args, tmp_path, fails):
     out = str(tmp_path / "records.parquet")
     score = ["score", "--model.model", foreign, "--model.output", out, *data_args, *QUIET]
-    assert main([*score, *prompt_file(tmp_path, "text: {text}"), "--data.answers", "[bad, good]"]) == 0
+    assert main([*score, "--data.prompt", "text: {text}", "--data.answers", "[bad, good]"]) == 0
     ours, theirs = pd.read_parquet(t5_pair["super.parquet"]), pd.read_parquet(out)
     pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
     # Other words for the same labels, other answers.
@@ -849,7 +842,7 @@ def test_a_t5_is_not_asked_otherwise_than_it_was_trained(
         "validate one": ["validate", "--model", "FinetuneModule", *one],
     }[verb]
     if other == "prompt":
-        options, words = prompt_file(tmp_path, "review: {text}"), ["review: {text}"]
+        options, words = ["--data.prompt", "review: {text}"], ["review: {text}"]
     else:
         options, words = ["--data.answers", "[dull, superb]"], ["dull", "superb"]
     fails([*args, *options], "was trained with the prompt 'text: {text}'", "--data.prompt", *words)

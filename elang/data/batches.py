@@ -309,7 +309,7 @@ class LengthBatches(DistributedSampler[Any]):
     Args:
         lengths: Token lengths, ``(N,)``.
         batch_size: Examples in a batch.
-        shuffle: For training: batches are drawn anew each epoch, of like lengths within a window of 50 steps, and the
+        shuffle: For training: batches are drawn anew each epoch, of like lengths within a window of 50 batches, and the
             first ones are repeated where needed so that all processes take equally many steps.
             Otherwise every example comes exactly once; a process with fewer batches than others gets a
             :class:`Repeated` one, for all have to run a sharded model, and to take part in a gather, equally often.
@@ -318,7 +318,8 @@ class LengthBatches(DistributedSampler[Any]):
             after a resume, and the order of the first epoch would come twice.
         rows: Of evaluation: only these, ``(M,)``.
         accumulated: Of training: batches of each process in one step. All batches of a step are of like lengths, for
-            the slowest process holds up the others.
+            the slowest process holds up the others; then a window is of up to 50 steps, and of a quarter of the
+            examples at most, or each epoch would have the same steps.
     """
 
     _WINDOW = 50
@@ -349,13 +350,18 @@ class LengthBatches(DistributedSampler[Any]):
             return batches + [Repeated(batches[-1]) for _ in range(-len(batches) % self.num_replicas)]
         epoch = self.epoch if self.current_epoch is None else self.current_epoch(len(self))
         generator = torch.Generator().manual_seed(self.seed + epoch)
+        size = self.step * self.batch_size
+        window = self._WINDOW if self.step == 1 else min(self._WINDOW, max(1, n // (4 * size)))
         steps: list[list[list[int]]] = []
-        for window in torch.randperm(n, generator=generator).split(self._WINDOW * self.step * self.batch_size):
-            window = window[self.lengths[window].argsort(stable=True)]
-            parts = [part.tolist() for part in window.split(self.batch_size)]
+        last: list[list[int]] = []
+        for some in torch.randperm(n, generator=generator).split(window * size):
+            some = some[self.lengths[some].argsort(stable=True)]
+            parts = [part.tolist() for part in some.split(self.batch_size)]
+            if rest := len(parts) % self.step:
+                # Behind a smaller step none would start where it should; always of the longest, these would count less.
+                place = self.step * int(torch.randint(len(parts) // self.step + 1, (), generator=generator))
+                last, parts = parts[place : place + rest], parts[:place] + parts[place + rest :]
             steps += [parts[i : i + self.step] for i in range(0, len(parts), self.step)]
-        # Behind a smaller one, no step would start where it should.
-        last = steps.pop() if len(steps[-1]) < self.step else []
         places = torch.randperm(len(steps), generator=generator).tolist()
         drawn = [*chain.from_iterable(steps[i] for i in places), *last]
         return drawn + [drawn[i % len(drawn)] for i in range(-len(drawn) % self.num_replicas)]
