@@ -3,6 +3,8 @@
 import json
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +97,20 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
     count = 0
     about = {"format": FORMAT} | {name: value for name, value in common.items() if name != "how"}
     metadata = {METADATA: json.dumps(about).encode()}
-    with written_aside(output) as aside, pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer:
-        for split in splits:
-            for table in _ascending(files, split, schema):
-                count += len(table)
-                writer.write_table(table.cast(writer.schema))
+    written: Future[None] | None = None
+    with (
+        written_aside(output) as aside,
+        pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer,
+        # Of reading, and of writing what was read before.
+        ThreadPoolExecutor() as beside,
+    ):
+        for table in chain.from_iterable(_ascending(files, split, schema, beside) for split in splits):
+            if written is not None:
+                written.result()
+            count += len(table)
+            written = beside.submit(writer.write_table, table.cast(writer.schema))
+        if written is not None:
+            written.result()
     print(f"{count:,} records of {len(files)} files are in {output}")  # noqa: T201
 
 
@@ -140,7 +151,10 @@ def _batches(file: Path, split: str, schema: Any, rows: int) -> Iterator[Any]:
         try:
             if (batch := next(batches, None)) is None:
                 return
-            own = pa.table(batch).filter(pc.equal(batch["split"], split)).select(schema.names).cast(schema)
+            mine = pc.equal(batch["split"], split)
+            found = pa.table(batch)
+            # To leave nothing out takes as long as to read it.
+            own = (found if pc.all(mine).as_py() else found.filter(mine)).select(schema.names).cast(schema)
             ids = own["id"]
             if len(own) and (ids.null_count or pc.min(ids).as_py() < 0):
                 raise ValueError("an id is missing or below 0")
@@ -152,7 +166,7 @@ def _batches(file: Path, split: str, schema: Any, rows: int) -> Iterator[Any]:
             yield own
 
 
-def _ascending(files: list[Path], split: str, schema: Any) -> Iterator[Any]:
+def _ascending(files: list[Path], split: str, schema: Any, beside: ThreadPoolExecutor) -> Iterator[Any]:
     """The rows of a split in all files, by ascending id; each file's own are in this order.
 
     Raises:
@@ -166,8 +180,8 @@ def _ascending(files: list[Path], split: str, schema: Any) -> Iterator[Any]:
     before = -1
     while True:
         # All that come to their ends soon, lest each piece be as small as what is left of one.
-        for i in [i for i in streams if i not in waiting or len(waiting[i]) < size // 2]:
-            found = next(streams[i], None)
+        short = [i for i in streams if i not in waiting or len(waiting[i]) < size // 2]
+        for i, found in zip(short, beside.map(lambda i: next(streams[i], None), short), strict=True):
             if found is None:
                 del streams[i]
                 continue
@@ -180,7 +194,7 @@ def _ascending(files: list[Path], split: str, schema: Any) -> Iterator[Any]:
         # Up to here nothing more can come, and of files at their ends nothing at all.
         bound = min((waiting[i]["id"][-1].as_py() for i in streams), default=sys.maxsize)
         cuts = {i: int(table["id"].to_numpy().searchsorted(bound, "right")) for i, table in waiting.items()}
-        whole = pa.concat_tables([waiting[i].slice(0, cut) for i, cut in cuts.items()]).sort_by("id")
+        whole = pa.concat_tables([waiting[i].slice(0, cut) for i, cut in cuts.items()]).combine_chunks().sort_by("id")
         ids = whole["id"].to_numpy()
         twice = ids[1:][ids[1:] == ids[:-1]]
         if len(twice) or ids[0] <= before:
