@@ -46,7 +46,6 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
     Raises:
         InputError: If a part is missing, two files have an example in common, or they are of different models.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     check_output(output, "--output")
@@ -57,6 +56,37 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
         raise InputError(f"There is no records file '{missing[0]}'. Mend the path.")
     if not files:
         raise InputError(f"There are no records in {', '.join(records) or 'nothing'}. Give files of `elang score`.")
+    schema, splits, common = _check_files(files)
+    _allow_open(len(files))
+    count = 0
+    about = {"format": FORMAT} | {name: value for name, value in common.items() if name != "how"}
+    metadata = {METADATA: json.dumps(about).encode()}
+    written: Future[None] | None = None
+    with (
+        written_aside(output) as aside,
+        pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer,
+        # Of reading, and of writing what was read before.
+        ThreadPoolExecutor() as beside,
+    ):
+        for table in chain.from_iterable(_ascending(files, split, schema, beside) for split in splits):
+            if written is not None:
+                written.result()
+            count += len(table)
+            written = beside.submit(writer.write_table, table.cast(writer.schema))
+        if written is not None:
+            written.result()
+    print(f"{count:,} records of {len(files)} files are in {output}")  # noqa: T201
+
+
+def _check_files(files: list[Path]) -> tuple[Any, list[str], dict[str, Any]]:
+    """The schema, the splits and the metadata that all files have in common.
+
+    Raises:
+        InputError: If they are no records of one whole run.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         abouts = [read_about(file) for file in files]
         schemas = [pq.read_schema(file).remove_metadata() for file in files]
@@ -93,25 +123,7 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
             f"Of {totals[0]} parts {totals[0] - len(there)} are missing, the first one is {first}. Answer it with "
             f"`elang score` and --model.part {first}."
         )
-    _allow_open(len(files))
-    count = 0
-    about = {"format": FORMAT} | {name: value for name, value in common.items() if name != "how"}
-    metadata = {METADATA: json.dumps(about).encode()}
-    written: Future[None] | None = None
-    with (
-        written_aside(output) as aside,
-        pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer,
-        # Of reading, and of writing what was read before.
-        ThreadPoolExecutor() as beside,
-    ):
-        for table in chain.from_iterable(_ascending(files, split, schema, beside) for split in splits):
-            if written is not None:
-                written.result()
-            count += len(table)
-            written = beside.submit(writer.write_table, table.cast(writer.schema))
-        if written is not None:
-            written.result()
-    print(f"{count:,} records of {len(files)} files are in {output}")  # noqa: T201
+    return schema, splits, common
 
 
 def _allow_open(files: int) -> None:
