@@ -68,7 +68,10 @@ def test_neither_order_nor_batches_change_a_decision(order, batch_size, by_key):
         chosen = [summary["qualities"]["accuracy"]["scores"][score]["held_out"] for summary in (before, now)]
         assert chosen[0].keys() == chosen[1].keys()
         for threshold in chosen[0]:
-            a, b = (entry[threshold]["threshold"] for entry in chosen)
-            assert float(a) == pytest.approx(float(b), abs=near)
-            assert ((expected[name] > float(a)) == (found[name] > float(b))).all(), (name, threshold)
+            a, b = (float(entry[threshold]["threshold"]) for entry in chosen)
+            assert a == pytest.approx(b, abs=near)
+            # Of the slice's examples whose scores are as good as equal, rounding says which one is the threshold.
+            clear = (expected[name] - a).abs() > (0 if a == b else abs(a - b) + 4e-7)
+            assert clear.mean() > 0.8, (name, threshold)
+            assert ((expected[name] > a) == (found[name] > b))[clear].all(), (name, threshold)
     assert found["input"].tolist() == expected["input"].tolist()
