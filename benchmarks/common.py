@@ -66,6 +66,12 @@ def _on_a_line(found: re.Match[str]) -> str:
     return opens + re.sub(r"\n\s+", " ", inside) + closes
 
 
+def figures_of(name: str) -> dict[str, Any]:
+    """The figures of ``results/{name}.json``, nothing where there are none: what is not measured now is kept."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text("utf-8"))["figures"] if path.is_file() else {}  # type: ignore[no-any-return]
+
+
 def write_result(
     name: str, figures: dict[str, Any], libraries: tuple[str, ...], made: dict[str, Any] | None = None
 ) -> Path:

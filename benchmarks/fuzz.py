@@ -17,6 +17,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,20 @@ SEEDS = {
 TARGETS = [*SEEDS, "parquet", "records.parquet", "joint.parquet", "part.parquet", "swept.parquet", "asked.jsonl"]
 
 
-def journal_of(folder: Path, name: str) -> Any:
-    """What `elang ask` keeps of two examples."""
-    from elang.ask import _Journal
+@cache
+def asked_data(folder: Path) -> Any:
+    """Two examples."""
     from elang.data.text_classification import TextClassificationData
 
     (folder / "data.csv").write_bytes(SEEDS["csv"])
-    return _Journal(folder / name, "u", TextClassificationData(validation=str(folder / "data.csv")))
+    return TextClassificationData(validation=str(folder / "data.csv"))
+
+
+def journal_of(folder: Path, name: str) -> Any:
+    """What `elang ask` keeps of them."""
+    from elang.ask import _Journal
+
+    return _Journal(folder / name, "u", asked_data(folder))
 
 
 def seed_of(target: str, folder: Path) -> bytes:
@@ -51,8 +59,8 @@ def seed_of(target: str, folder: Path) -> bytes:
     if target in SEEDS:
         return SEEDS[target]
     if target == "asked.jsonl":
-        with (journal := journal_of(folder, target)) as kept:
-            kept.keep(*map(list, zip(*[(one, "good") for one in next(journal.left(2))], strict=True)))
+        with journal_of(folder, target) as journal:
+            journal.keep(next(journal.left(2)), ["good", "good"])
         return (folder / target).read_bytes()
     import io
 
@@ -145,7 +153,6 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
         from elang.ask import _answers
 
         journal = journal_of(folder, "none")
-
         server = httpx.MockTransport(lambda _: httpx.Response(200, content=path.read_bytes()))
         batch = [{"split": "validation", "id": i, "text": "a"} for i in (0, 1)]
 
@@ -219,11 +226,10 @@ def main() -> None:
     if args.one is not None:
         fuzz(args.targets[0], args.runs, args.one)
         return
-    from common import RESULTS, git_commit, write_result
+    from common import figures_of, git_commit, write_result
 
-    known = RESULTS / f"{args.name}.json"
     # Readers that are not fuzzed now stay, with the commit that they were fuzzed at.
-    figures: dict[str, Any] = json.loads(known.read_text("utf-8"))["figures"] if known.is_file() else {}
+    figures = figures_of(args.name)
     for target in args.targets:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
             command = [sys.executable, __file__, "--one", folder, "--runs", str(args.runs), "--targets", target]

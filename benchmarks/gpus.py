@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from common import RESULTS, ROOT, git_commit, wait_for_gpu, write_result
+from common import ROOT, figures_of, git_commit, wait_for_gpu, write_result
 from large import ANSWERS, PROMPT, save, write_texts
 from lightning.pytorch import Callback
 from runtime import word_tokenizer
@@ -266,11 +266,8 @@ def main() -> None:
         args.device, args.precision = ["--trainer.accelerator", "cpu"], "32-true"
     # None comes twice on two GPUs.
     args.long = 2 * 3 * args.batch * (args.steps + 1)
-    known = RESULTS / "gpus.json"
     # What is not run now stays, with the commit that it was run at.
-    figures: dict[str, Any] = (
-        json.loads(known.read_text("utf-8"))["figures"] if known.is_file() and args.only != PARTS else {}
-    )
+    figures = {} if args.tiny else figures_of("gpus")
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as where:
         home = Path(where)

@@ -27,10 +27,11 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from common import RESULTS, ROOT, git_commit, write_result
+from common import ROOT, figures_of, git_commit, write_result
 
 IN_A_ROW = 3
 PORT = 8765
+FILES = ["--data.train", "train.csv", "--data.validation", "dev.csv"]
 SWIFT = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", "super.parquet"]
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 QUIET += ["--trainer.enable_model_summary", "false"]
@@ -51,9 +52,6 @@ def prepare(home: Path) -> None:
     score = ["score", "--model.model", "super", "--model.output", "super.parquet", *data(), *QUIET]
     for command in ([*fit, "--model.output", "super"], score, [*fit, *SWIFT, "--model.output", "swift"]):
         run(command, home)
-
-
-FILES = ["--data.train", "train.csv", "--data.validation", "dev.csv"]
 
 
 def data(processes: int = 1) -> list[str]:
@@ -152,13 +150,13 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="verbs at a time")
     args = parser.parse_args()
-    known = RESULTS / "kills.json"
     # Verbs that are not run now stay, with the commit that they were run at.
-    figures: dict[str, Any] = json.loads(known.read_text("utf-8"))["figures"] if known.is_file() else {}
+    figures = figures_of("kills")
     with tempfile.TemporaryDirectory() as where:
         home = Path(where)
         prepare(home)
-        serve_answers()
+        if "ask" in args.verbs:
+            serve_answers()
         share = -(-args.kills // len(args.processes))
         alone = [verb for verb in args.verbs if verb in ("ask", "predict")]
         todo = [(verb, n, home, share) for verb in args.verbs if verb not in alone for n in args.processes]

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from common import RESULTS, ROOT, git_commit, write_result
+from common import ROOT, figures_of, git_commit, write_result
 
 from elang.curve import at_parity, at_share, operating_curve
 from elang.evaluate import FRACTIONS, SHARES
@@ -53,6 +53,7 @@ def rows(ids: np.ndarray, seed: int) -> pa.Table:
 
 def write_joint(folder: Path, examples: int, files: int) -> None:
     """Each file has ids of everywhere, in no order."""
+    folder.mkdir()
     for i in range(files):
         ids = np.arange(i, examples, files)
         np.random.default_rng(i).shuffle(ids)
@@ -60,6 +61,7 @@ def write_joint(folder: Path, examples: int, files: int) -> None:
 
 
 def write_parts(folder: Path, examples: int, files: int) -> None:
+    folder.mkdir()
     about = {"format": 1, "label_names": NAMES, "model": "m", "weights_sha256": "", "generated": False}
     for i in range(files):
         ids = np.arange(i, examples, files)
@@ -132,8 +134,6 @@ def sweeping(home: Path, examples: int, files: int) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in paths) / 2**30
     print(f"{examples:,} records in {files} files, {size:.1f} GB", flush=True)
     found = timed("sweep", *map(str, paths), "--output", str(home / "swept")) | {"GB on the disk": size}
-    for path in paths:
-        path.unlink()
     write_joint(home / "sample", max(1000, examples // 100), 1)
     return found | {"sample": compared(home / "sample" / "0000.parquet")}
 
@@ -152,15 +152,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path)
     parser.add_argument("--only", nargs="+", default=["sweep", "merge"], choices=["sweep", "merge"])
     args = parser.parse_args()
-    known = RESULTS / ("scale.json" if args.examples == BAR_EXAMPLES else f"scale_{args.examples}.json")
+    result = "scale" if args.examples == BAR_EXAMPLES else f"scale_{args.examples}"
     # What is not measured now stays, with the commit that it was measured at.
-    figures: dict[str, Any] = json.loads(known.read_text("utf-8"))["figures"] if known.is_file() else {}
+    figures = figures_of(result)
     for name, measure in (("sweep", sweeping), ("merge", merging)):
         if name not in args.only:
             continue
         with tempfile.TemporaryDirectory(dir=args.work) as where:
-            for folder in ("joint", "sample", "parts"):
-                (Path(where) / folder).mkdir()
             found = measure(Path(where), args.examples, args.files)
         figures[name] = found | {"examples": args.examples, "files": args.files, "commit": git_commit()}
         print(name, figures[name], flush=True)
@@ -171,7 +169,7 @@ def main() -> None:
         "same": sweep["sample"]["same thresholds"] and sweep["sample"]["quality apart"] < 1e-12,
         "order": merge["in order"],
     }
-    print(figures["met"], f"written to {write_result(known.stem, figures, ('duckdb', 'pyarrow', 'torch'))}")
+    print(figures["met"], f"written to {write_result(result, figures, ('duckdb', 'pyarrow', 'torch'))}")
     sys.exit(not all(figures["met"].values()))
 
 

@@ -1,4 +1,4 @@
-"""How much processes wait for the one with the longest texts, in training: by padded tokens, without a model.
+"""How much processes wait for the one with the longest texts, in training: by padded words, without a model.
 
     python benchmarks/waiting.py --data SST-2
 

@@ -100,7 +100,7 @@ class _Journal:
         try:
             about, *rows = map(json.loads, lines or [b"null"])
             found = [((row["split"], row["id"]), row["key"], row["answer"]) for row in rows]
-            known = [keys.get(name) for name, _, _ in found]
+            strange = any(keys.get(name) != key for name, key, _ in found)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"'{self.path}' is damaged ({error}). Delete it, and all is asked anew.") from error
         if lines and about != self.about:
@@ -108,10 +108,9 @@ class _Journal:
                 f"'{self.path}' has the answers of another server or to another task. Delete it, or take another "
                 "--output."
             )
-        for (name, key, answer), own in zip(found, known, strict=True):
-            if own != key:
-                raise InputError(f"'{self.path}' has answers to other data. Delete it, or take another --output.")
-            self.answers[name] = self.checked(answer)
+        if strange:
+            raise InputError(f"'{self.path}' has answers to other data. Delete it, or take another --output.")
+        self.answers = {name: self.checked(answer) for name, _, answer in found}
         # What is behind the last whole line would spoil the next one.
         with self.path.open("r+b") as file:
             file.truncate(sum(len(line) + 1 for line in lines))

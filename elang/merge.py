@@ -72,7 +72,7 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
             if written is not None:
                 written.result()
             count += len(table)
-            written = beside.submit(writer.write_table, table.cast(writer.schema))
+            written = beside.submit(writer.write_table, table)
         if written is not None:
             written.result()
     print(f"{count:,} records of {len(files)} files are in {output}")  # noqa: T201

@@ -309,8 +309,8 @@ class LengthBatches(DistributedSampler[Any]):
     Args:
         lengths: Token lengths, ``(N,)``.
         batch_size: Examples in a batch.
-        shuffle: For training: batches are drawn anew each epoch, of like lengths within a window of 50 batches, and the
-            first ones are repeated where needed so that all processes take equally many steps.
+        shuffle: For training: batches are drawn anew each epoch, of like lengths within a window of 50 batches,
+            and the first ones are repeated where needed so that all processes take equally many steps.
             Otherwise every example comes exactly once; a process with fewer batches than others gets a
             :class:`Repeated` one, for all have to run a sharded model, and to take part in a gather, equally often.
         seed: Of the shuffle.

@@ -293,8 +293,9 @@ class TextData(LightningDataModule):
             examples = join_examples(examples, self.examples("transfer"), self.file_rows)
             encoded = {name: found + self._encoded["transfer", name] for name, found in encoded.items()}
         lengths = next(iter(encoded.values())).lengths if encoded else torch.zeros(len(examples))
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        rank, world_size, accumulated = 0, 1, 1
+        if trainer := self.trainer:
+            rank, world_size, accumulated = trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches
         size = self.batch_size if shuffle else self.eval_batch_size
         rows = None if shuffle else self.part(split, part)
         return DataLoader(
@@ -308,7 +309,7 @@ class TextData(LightningDataModule):
                 int(os.environ.get("PL_GLOBAL_SEED", 0)),
                 self._epoch,
                 rows,
-                trainer.accumulate_grad_batches if trainer else 1,
+                accumulated,
             ),
             batch_size=None,
             num_workers=self.num_workers,
