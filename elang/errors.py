@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Iterator
 from importlib.util import find_spec
+from traceback import walk_tb
 
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -42,12 +43,25 @@ def machine_error_behind(error: BaseException) -> str | None:
         if words := [one for one in _DISK_WORDS if one in str(seen)]:
             return f"A file cannot be written ({words[0]}). Free the disk, or give another place."
         # What a living one says begins otherwise.
-        if str(seen).startswith("DataLoader worker (pid"):
+        if str(seen).startswith("DataLoader worker (pid") or _left_while_handing_over(seen):
+            said = f"{type(seen).__name__}: {first_line(seen)}"
             return (
-                f"A process that reads data has died ({first_line(seen)}). If memory ran out, lower --data.num_workers "
+                f"A process that reads data has died ({said}). If memory ran out, lower --data.num_workers "
                 "or the batch size; 0 reads without such processes."
             )
     return None
+
+
+def _left_while_handing_over(error: BaseException) -> bool:
+    """Tell whether a process went away between telling of a tensor and handing over its memory.
+
+    The loader takes it for alive for a moment yet, and raises what the connection says.
+    """
+    if not isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+        return False
+    files = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    # A thread that pins memory passes the traceback on as text.
+    return any("resource_sharer" in text for text in [*files, str(error)])
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

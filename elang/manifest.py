@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,25 @@ class Manifest:
             return float(self.thresholds[score][name]["speedup"])
         except (KeyError, TypeError, ValueError):
             return math.nan
+
+    def warn_of_another_super(self, name: str, score: str, path: str, digest: Callable[[], str]) -> None:
+        """Warn where a certificate compares the Swift with another Super than the one at ``path``.
+
+        Args:
+            name: Of the threshold; one without a promise of quality holds for any.
+            score: That it is of.
+            path: Of the Super.
+            digest: Hashes its weights, which may take a while; empty where they cannot be told.
+        """
+        entry = self.thresholds.get(score, {}).get(name, {})
+        promised = str(entry.get("super_sha256") or "") if {"max_regret", "max_drop"} & entry.keys() else ""
+        if promised and (found := digest()) and found != promised:
+            warnings.warn(
+                f"What the threshold '{name}' promises was certified against another Super (weights {promised[:12]}…) "
+                f"than '{path}' (weights {found[:12]}…), and may not hold with this one. Run `elang validate` and "
+                "`elang calibrate` with it.",
+                stacklevel=3,
+            )
 
     def check_whole(self, digest: str, path: str) -> None:
         """Refuse a model whose files are not those that it was written with.

@@ -158,6 +158,8 @@ class JointPredictor:
         self.threshold = manifest.threshold(str(threshold), self.score) if number is None else number
         if number is None and self._super is not None:
             self._warn_if_dear(str(threshold))
+            other = self._super
+            manifest.warn_of_another_super(str(threshold), self.score, str(super_model), lambda: other.weights_sha256)
         if math.isnan(self.threshold):
             raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as parity.")
         self.temperature, self.max_length, self.batch_size = (

@@ -96,6 +96,7 @@ def serve(
 
     from elang.manifest import FILENAME, Manifest
     from elang.models.backbones import check_model
+    from elang.models.text_model import folder_sha256
     from elang.pair_service import Limits
     from elang.predictor import JointPredictor
     from elang.records import align_labels
@@ -113,6 +114,11 @@ def serve(
             # What its worker would say much later.
             own = Manifest.read(super_model)
             align_labels(own.label_names, predictor.label_names, f"'{super_model}'")
+        if predictor is not None and (folder := Path(super_model)).is_dir():
+            # The Swift's worker knows no Super.
+            predictor.manifest.warn_of_another_super(
+                str(threshold), predictor.score, super_model, lambda: folder_sha256(folder)
+            )
     # The front answers nothing itself.
     pair |= {"few": few, "dtype": dtype, "super_int8": super_int8, "onnx": onnx}
     models = (swift_model is not None) + (not remote)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pandas as pd
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import QUIET, write_data
+from safetensors.torch import load_file, save_file
 from scipy import special, stats
 
 from elang import InputError, JointPredictor
@@ -377,6 +379,27 @@ def test_a_statement_that_does_not_hold_is_told(pair, joint, joint_args, tmp_pat
     assert "drifted" in said
     assert "another Super" in said
     assert "is allowed" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "exchanged", "warned"),
+    [("max_regret", False, False), ("max_regret", True, True), ("max_drop", True, True), ("super_share", True, False)],
+)
+def test_a_promise_is_about_one_super(pair, joint, tmp_path, recwarn, option, exchanged, warned):
+    """Another's weights make it void; a share of inputs is the same with any."""
+    thresholds = shutil.copy(joint / "elang.json", tmp_path)
+    assert main(["calibrate", str(joint), f"--{option}", "0.3", "--confidence", "0.8", "--output", thresholds]) == 0
+    super_ = shutil.copytree(pair["super"], tmp_path / "super")
+    if exchanged:
+        weights = load_file(super_ / "model.safetensors")
+        save_file(
+            {name: value + 1e-6 for name, value in weights.items()}, super_ / "model.safetensors", {"format": "pt"}
+        )
+    recwarn.clear()
+    JointPredictor(str(pair["swift"]), str(super_), "certified", thresholds=thresholds)
+    said = [str(w.message) for w in recwarn if "another Super" in str(w.message)]
+    assert len(said) == warned
+    assert not said or f"'{super_}'" in said[0]
 
 
 def test_other_points(joint, capsys):

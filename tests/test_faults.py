@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import warnings
+from multiprocessing import resource_sharer
 
 import pytest
 import torch
@@ -144,6 +145,20 @@ def test_errors_of_a_disk_in_a_chain():
     full = RuntimeError("Caught OSError in DataLoader worker process 0.\nNo space left on device")
     assert "No space left" in machine_error_behind(full)
     assert "num_workers" in machine_error_behind(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."))
+
+
+def test_a_worker_that_dies_while_it_hands_a_tensor_over():
+    """The loader raises what the connection says, where it has not yet seen the death."""
+    kept = resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY))
+    resource_sharer.stop(5)
+    with pytest.raises((FileNotFoundError, ConnectionRefusedError)) as gone:
+        kept.detach()
+    assert "--data.num_workers" in machine_error_behind(gone.value)
+    pinning = ConnectionResetError("Caught ConnectionResetError in pin memory thread.\n in resource_sharer.py, line 86")
+    assert "--data.num_workers" in machine_error_behind(pinning)
+    # As where a server has gone, or a file.
+    for other in (ConnectionResetError(104, "reset by peer"), FileNotFoundError(2, "No such file", "x")):
+        assert machine_error_behind(other) is None
 
 
 # What must hold of every evaluation, checked while it runs.

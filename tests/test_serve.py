@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from conftest import BAD, FILLER, GOOD
 from fastapi import FastAPI
 
 from elang import InputError, JointPredictor
+from elang.manifest import Manifest
+from elang.models.text_model import folder_sha256
 from elang.pair_service import Batcher, Gate, Limits, PairService, Question, add_routes, score_edges
 
 
@@ -401,6 +404,24 @@ def workers_of(process):
             if b"spawn_main" in file.read():
                 found.append(pid)
     return sorted(found)
+
+
+def test_a_certificate_of_another_super_is_warned_of(pair, fails, tmp_path, monkeypatch):
+    """By the front, which is given no Super's weights itself."""
+
+    def stop(*args, **kwargs):
+        raise InputError("so far")
+
+    monkeypatch.setattr("elang.serving_apis.build_server", stop)
+    manifest = Manifest.read(pair["swift"])
+    args = ["serve", "--swift_model", pair["swift"], "--super_model", pair["super"], "--threshold", "mine"]
+    for promised, number in ((folder_sha256(pair["super"]), 0), ("0" * 64, 1)):
+        manifest.thresholds["max_softmax"]["mine"] = {"threshold": 0, "max_regret": 0.1, "super_sha256": promised}
+        manifest.write(tmp_path / "elang.json")
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            fails([*args, "--thresholds", tmp_path / "elang.json"], "so far")
+        assert sum("another Super" in str(w.message) for w in seen) == number
 
 
 def test_a_server_lives_through_the_death_of_its_super(pair, predictor):
