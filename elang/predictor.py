@@ -446,8 +446,11 @@ class JointPredictor:
         return token_lists(model.reader, self._read_task(model, len(rows[0])), rows, self.limit(model))
 
     def _batches(self, model: TextModel, lengths: Tensor) -> list[Tensor]:
-        budget = self.tokens if model is self.swift else self.super_tokens
-        return token_batches(self._room(model, lengths), budget, self.batch_size)
+        return token_batches(self._room(model, lengths), getattr(self, self._budget(model)), self.batch_size)
+
+    def _budget(self, model: TextModel) -> str:
+        """Name of what limits a model's batches; a Super alone is in the Swift's place, too."""
+        return "super_tokens" if model is self._super else "tokens"
 
     def _room(self, model: TextModel, lengths: Tensor) -> Tensor:
         """Tokens that count against the budget; logits over a vocabulary take far more room than a token."""
@@ -488,7 +491,7 @@ class JointPredictor:
     def _halve(self, model: TextModel, lengths: Tensor) -> None:
         """Take half of a batch with these lengths for the budget, be it by the limit of inputs that it was no more."""
         budget = len(lengths) // 2 * int(self._room(model, lengths).max())
-        name = "tokens" if model is self.swift else "super_tokens"
+        name = self._budget(model)
         setattr(self, name, budget)
         warnings.warn(
             f"A batch of {len(lengths)} inputs does not fit into the memory of {self.device}: {name} is {budget} now.",

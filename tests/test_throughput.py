@@ -147,6 +147,14 @@ def test_one_by_one_is_the_same(predictor, texts):
         assert (alone.label, alone.answered_by) == (expected.label, expected.answered_by)
 
 
+def test_a_super_by_itself_has_its_own_batches(pair, texts):
+    models, options = (str(pair["swift"]), str(pair["super"])), {"tokens": 1024, "super_tokens": 64}
+    alone, both = JointPredictor(None, models[1], **options), JointPredictor(*models, **options)
+    sizes = [[len(chosen) for chosen, _ in one.batches(one.super_, texts)] for one in (alone, both)]
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) > len(list(both.batches(both.swift, texts)))
+
+
 def test_the_super_alone_answers_everything(pair, predictor, texts):
     everything = JointPredictor(str(pair["swift"]), str(pair["super"]), "-inf")(texts)
     found = list(predictor.super_map(texts, 50))
