@@ -87,7 +87,7 @@ def router_share(demo: str, texts: list[str]) -> dict[str, float]:
     rows = [(text,) for text in texts]
     window = predictor._prepare(rows, None)
     assert window.encoded is not None
-    batches = [window.encoded.batch(b.tolist()) for b in token_batches(window.encoded.lengths, predictor.tokens)]
+    batches = [window.encoded.batch(b.tolist()) for b in token_batches(window.encoded.lengths, predictor.passes.tokens)]
     times: dict[str, list[float]] = {"Swift": [], "with router and bookkeeping": []}
     for repeat in range(2 * REPEATS + 1):
         start = time.perf_counter()
@@ -97,7 +97,7 @@ def router_share(demo: str, texts: list[str]) -> dict[str, float]:
         for inputs in batches:
             said = predictor.swift(inputs)
             score = predictor.swift.score_of("router", said)
-            torch.stack([score.double(), said.prediction.double(), predictor._odd(said.logits).double()], 1)
+            torch.stack([score.double(), said.prediction.double(), predictor.passes.odd(said.logits).double()], 1)
         if repeat:
             times["Swift"].append(middle - start)
             times["with router and bookkeeping"].append(time.perf_counter() - middle)

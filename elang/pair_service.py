@@ -349,7 +349,8 @@ class PairService:
         status = 504 if reason == "timeout" else 503
         if self.on_super_failure == "fail":
             said = {"timeout": "did not answer before the deadline", "full": "has too many texts waiting"}
-            raise HTTPException(status, f"The Super {said.get(reason, 'is not there')}. Ask again later.")
+            headers = {"Retry-After": "1"} if status == 503 else None
+            raise HTTPException(status, f"The Super {said.get(reason, 'is not there')}. Ask again later.", headers)
         if all(label is not None for label in labels):
             return [label for label in labels if label is not None]
         try:

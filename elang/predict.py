@@ -239,7 +239,7 @@ def _say(predictor: JointPredictor, total: int, deferred: int) -> None:
     cut = (("Swift", predictor.truncated, predictor.swift), ("Super", predictor.super_truncated, predictor.super_))
     for who, count, model in cut:
         if count:
-            said += f", {count} over-long ones cut to the {who}'s {predictor.limit(model)} tokens"
+            said += f", {count} over-long ones cut to the {who}'s {predictor.passes.limit(model)} tokens"
     sys.stderr.write(said + "\n")
 
 

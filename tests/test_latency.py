@@ -155,7 +155,7 @@ def test_few_inputs_are_answered_as_many_are(pair, texts, score, threshold, devi
     models = str(pair["swift"]), str(pair["super"])
     plain = JointPredictor(*models, threshold, score, device="cpu")
     few = JointPredictor(*models, threshold, score, few=4, device=device)
-    assert bool(few._few_swift.graphs) == (device != "cpu")
+    assert bool(few.passes._few_swift.graphs) == (device != "cpu")
     expected = plain(texts)
     like([one for start in range(0, 60, 4) for one in few(texts[start : start + 4])], expected)
     like([few([text])[0] for text in texts], expected)
@@ -172,7 +172,7 @@ def test_over_long_ones_are_cut_and_counted_when_there_are_few(pair, texts):
     models = str(pair["swift"]), str(pair["super"])
     plain, few = (JointPredictor(*models, "-inf", few=n) for n in (0, 4))
     for one in (plain, few):
-        one.max_length = 6
+        one.passes.max_length = 6
     for start in range(0, 20, 4):
         like(few(texts[start : start + 4]), plain(texts[start : start + 4]))
     assert few.truncated == plain.truncated > 0
@@ -201,7 +201,7 @@ def test_tokens_are_shared_only_where_they_are_the_same(pair):
     # What is set for padding is set anew for every call.
     second(["a film", "a good film"], padding=True, truncation=True, max_length=3)
     assert same_tokens(first, second)
-    assert JointPredictor(str(pair["swift"]), str(pair["super"]), "inf")._same_tokens
+    assert JointPredictor(str(pair["swift"]), str(pair["super"]), "inf").passes.reads_alike
     second.model_input_names = ["input_ids", "attention_mask"]
     assert not same_tokens(first, second)
     second.model_input_names = first.model_input_names
@@ -213,7 +213,7 @@ def test_over_long_ones_of_the_super_are_counted_once(pair, texts):
     counts = []
     for few in (0, 4):
         made = JointPredictor(str(pair["swift"]), str(pair["super"]), "inf", few=few)
-        made.max_length = 6
+        made.passes.max_length = 6
         list(made.super_map(texts[:3], 3))
         counts.append(made.super_truncated)
     assert counts[0] == counts[1] > 0
@@ -246,12 +246,15 @@ def test_the_short_path_is_for_inference(t5_models, texts):
 def test_padded_rows_and_lengths_change_nothing(pair, texts):
     """As a graph has them: more rows and tokens than there are."""
     predictor = JointPredictor(str(pair["swift"]), None, "inf", few=4)
-    few, (tokens, _) = predictor._few_swift, predictor._token_lists(predictor.swift, [(t,) for t in texts[:3]])
+    few, (tokens, _) = (
+        predictor.passes._few_swift,
+        predictor.passes.token_lists(predictor.swift, [(t,) for t in texts[:3]]),
+    )
     with torch.inference_mode():
         filled = torch.empty(3, 4, 48, dtype=torch.int64)
         few.fill(filled.numpy(), tokens)
         names = [*few.pad, "attention_mask"]
-        table, _ = predictor._swift_first(dict(zip(names, filled, strict=True)))
+        table, _ = predictor.passes.swift_first(dict(zip(names, filled, strict=True)))
         assert table.isfinite().all()
         assert torch.allclose(table[:3].T, torch.tensor(few.first(tokens)), atol=1e-5)
 

@@ -141,6 +141,7 @@ def test_a_super_that_does_not_answer(predictor, wrong, ready, reason):
     assert f'elang_fallbacks_total{{reason="{reason}"}} {sum(h for _, _, h in alone)}.0' in page
     # The other policy refuses, and says why.
     (response,) = posted(Models(predictor, **wrong).service(limits, ready, "fail"), {"texts": texts})
+    assert response.headers.get("Retry-After") == {503: "1"}.get(response.status_code)
     assert response.status_code == (504 if reason == "timeout" else 503)
     assert "The Super" in response.json()["detail"]
     # What nobody defers needs no Super.

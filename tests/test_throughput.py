@@ -208,8 +208,8 @@ def test_what_does_not_fit_into_memory_is_halved(pair, texts, monkeypatch, recwa
     assert max(calls) <= 130
     assert max(more) <= 70
     # It was halved until it fitted, no further, and stays so.
-    assert 65 <= predictor.tokens <= 130
-    assert 35 <= predictor.super_tokens <= 70
+    assert 65 <= predictor.passes.tokens <= 130
+    assert 35 <= predictor.passes.super_tokens <= 70
     said = [str(w.message) for w in recwarn if "does not fit into the memory of cpu" in str(w.message)]
     assert any("tokens is" in one for one in said)
     assert any("super_tokens is" in one for one in said)
