@@ -28,7 +28,7 @@ def bench(
     input: str,  # noqa: A002 - the option's name
     text: list[str] | str | None = None,
     score: str | None = None,
-    shares: list[float] | None = None,
+    shares: list[float] | float | None = None,
     examples: int = 2000,
     single: int = 100,
     repeats: int = 5,
@@ -67,7 +67,7 @@ def bench(
         onnx: Run both encoders by ONNX Runtime on the CPU.
         output: A JSON file for all figures.
     """
-    wanted = [0.1, 0.25, 0.5] if shares is None else shares
+    wanted = [0.1, 0.25, 0.5] if shares is None else shares if isinstance(shares, list) else [shares]
     for name, value, least in (("examples", examples, 2), ("single", single, 0), ("repeats", repeats, 1)):
         if value < least:
             raise InputError(f"--{name} must be at least {least}, but it is {value}.")

@@ -115,8 +115,11 @@ def calibrate(
         raise InputError(f"'{folder}' has no {FILENAME}. Name the Swift's with --output.")
     weights = summary.get("weights", {})
     for path, manifest in manifests.items():
-        if weights.get("swift"):
-            manifest.check_weights(weights["swift"], f"'{summary['swift_model']}'")
+        if (own := weights.get("swift")) and manifest.weights_sha256 not in ("", own):
+            raise InputError(
+                f"'{path}' is of another Swift (weights {manifest.weights_sha256[:12]}…) than the one of '{folder}', "
+                f"'{summary['swift_model']}' (weights {own[:12]}…). Give that one's folder as --output."
+            )
         if manifest.temperature != summary["temperature"]:
             raise InputError(
                 f"'{path}' is for the temperature {manifest.temperature}, and the records' scores are of "
@@ -169,7 +172,9 @@ def read_summary(folder: Path) -> dict[str, Any]:
             raise ValueError("its summary is of an earlier version")
         check_format(found)
     except (OSError, ValueError) as error:
-        raise InputError(f"'{folder}' is no folder that `elang validate` wrote ({error}).") from error
+        raise InputError(
+            f"'{folder}' is no folder that `elang validate` wrote ({error}). Give its --model.output."
+        ) from error
     return found
 
 

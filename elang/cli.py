@@ -1,9 +1,11 @@
 """The command line. Nothing heavy is imported before the verb is known."""
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -88,7 +90,9 @@ def main(argv: list[str] | None = None) -> int:
         elif verb in _FUNCTIONS:
             _run_function(verb, rest)
         else:
-            raise InputError(f"There is no verb '{verb}'. Run `elang --help` for the list.")
+            known = re.findall(r"^  (\w+) ", _HELP, re.MULTILINE)
+            near = "".join(f" Did you mean '{one}'?" for one in get_close_matches(verb, known, 1))
+            raise InputError(f"There is no verb '{verb}'.{near} Run `elang --help` for the list.")
     except Exception as error:
         bad_input = input_error_behind(error) or machine_error_behind(error)
         if bad_input is None:

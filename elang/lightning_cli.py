@@ -30,6 +30,7 @@ _DEFAULT_MODELS: dict[str, type] = {
     "test": JointModule,
     "score": ScoreModule,
 }
+_EPOCHS = 3
 # They come from the data.
 _LINKED = ("label_names", "task")
 _NOT_ARGUMENTS = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
@@ -124,6 +125,12 @@ class ElangCLI(LightningCLI):
         name = self.config[self.config.subcommand]["model"]["class_path"].rsplit(".", 1)[-1]
         if self.config.subcommand == "fit" and name in ("JointModule", "ScoreModule"):
             raise InputError(f"{name} only evaluates. Set --model FinetuneModule or --model SwiftModule to fit.")
+        trainer = self.config[self.config.subcommand]["trainer"]
+        ends = trainer["max_epochs"] is not None or trainer["max_steps"] != -1 or trainer["max_time"] is not None
+        if self.config.subcommand == "fit" and not ends and not trainer["fast_dev_run"]:
+            # Lightning's own is 1,000, over which the learning rate would fall.
+            trainer["max_epochs"] = _EPOCHS
+            _note(f"training for {_EPOCHS} epochs; --trainer.max_epochs sets others")
 
 
 class _SaveConfig(SaveConfigCallback):

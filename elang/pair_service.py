@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from fastapi import FastAPI, HTTPException, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from elang.errors import InputError
@@ -36,6 +36,9 @@ Ask = Callable[["Question", float], Awaitable[dict[str, Any]]]
 
 class Question(BaseModel):
     """Texts to be answered."""
+
+    # A misspelt deadline would be none.
+    model_config = ConfigDict(extra="forbid")
 
     texts: list[str | list[str]] = Field(description="Texts, or for each input one text for each of the task's fields.")
     choices: list[list[str]] | None = Field(None, description="Each input's candidates, where the task has its own.")

@@ -3,12 +3,14 @@
 import fcntl
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 from elang.data.files import SUFFIXES, columns_of
@@ -183,9 +185,16 @@ def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int
             if same:
                 done, deferred = _whole_lines(aside)
             else:
+                if earlier := _whole_lines(aside)[0]:
+                    sys.stderr.write(
+                        f"{earlier:,} answers of an earlier run, of other models, another threshold or input, are not "
+                        "gone on with\n"
+                    )
                 file.truncate(0)
                 note.write_text(json.dumps(about), "utf-8")
-            yield file, done, deferred
+            goes_on = f"the same command goes on behind what is in '{aside}'" if about else "nothing is kept"
+            with _told_at_sigterm(f"stopped before the end; {goes_on}\n"):
+                yield file, done, deferred
             file.flush()
             os.fsync(file.fileno())
             os.replace(aside, path)
@@ -197,6 +206,25 @@ def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int
             aside.unlink(missing_ok=True)
             note.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def _told_at_sigterm(said: str) -> Iterator[None]:
+    """Say something on standard error when SIGTERM ends the process."""
+
+    def end(number: int, frame: Any) -> None:
+        # Whatever was being written then is half written.
+        os.write(2, said.encode())
+        os._exit(128 + number)
+
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _whole_lines(path: Path) -> tuple[int, int]:
@@ -263,7 +291,7 @@ def read_inputs(source: str, columns: list[str] | None, empty: bool = False) -> 
     if columns:
         from elang.data.files import read_frame, texts_of
 
-        yield from texts_of(read_frame(source), columns, f"'{source}'", empty)
+        yield from texts_of(read_frame(source), columns, f"'{source}'", empty, "--text")
         return
     try:
         with sys.stdin if source == "-" else open(source, encoding="utf-8-sig") as file:

@@ -135,7 +135,8 @@ class JointPredictor:
         order = list(range(len(self.label_names)))
         if swift_model is not None and super_model is not None:
             other = _ready(super_model, self.task, precision, self.device, compile, super_int8)
-            order = other.class_order(self.label_names, f"'{super_model}'")
+            trained = "" if self.swift.manifest is not None else ", which `elang fit` has not written,"
+            order = other.class_order(self.label_names, f"'{super_model}'", f"'{swift_model}'{trained}")
             if other.manifest is not None and other.task.fields != self.task.fields:
                 raise InputError(
                     f"'{super_model}' was trained on the texts {other.task.fields}, '{swift_model}' on "

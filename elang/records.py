@@ -41,6 +41,8 @@ METADATA = b"elang"
 # Small, for of many files that are merged a page of each column of each is in memory.
 PAGES = {"data_page_size": 1 << 16, "dictionary_pagesize_limit": 1 << 16}
 _LISTED = 8
+# The files that a row's id may count in.
+_SPLITS = {"train", "validation", "test", "transfer"}
 FORMAT = 1
 """Of records and summaries; one that is larger is of a later version."""
 
@@ -143,8 +145,8 @@ class Records:
         missing = [i for i in ids.tolist() if i not in self._row]
         if missing:
             raise InputError(
-                f"{what} lack {len(missing)} of {len(ids)} examples, first id {missing[0]}. Score the same "
-                "files again with `elang score`."
+                f"{what} lack {len(missing)} of {len(ids)} examples, first id {missing[0]}. Add their answers, or "
+                "score these files again with `elang score`."
             )
         rows = torch.tensor([self._row[i] for i in ids.tolist()], dtype=torch.int64)
         if keys is not None and self.key is not None and not torch.equal(self.key[rows], keys.cpu()):
@@ -295,6 +297,11 @@ def read_records(
         raise InputError(f"The records file '{path}' has no rows. Make it with `elang score`.")
     if (frame["split"].isna() | (frame["split"] == "")).any():
         raise InputError(f"The records file '{path}' has rows without a 'split'. Fill or remove the column.")
+    if unknown := sorted({*frame["split"].astype(str)} - _SPLITS):
+        raise InputError(
+            f"The records file '{path}' has rows of a split '{unknown[0]}', which nothing would read. A split is "
+            f"one of {', '.join(sorted(_SPLITS))}: the file that the row's id counts in."
+        )
     order = align_labels(about.get("label_names", label_names), label_names, str(path))
     generated = bool(about.get("generated"))
     if problem == "sequence":
@@ -387,8 +394,14 @@ def _logits(frame: Any, size: int, path: str, problem: Problem, name: str = "log
     return torch.tensor([list(row) for row in frame[name]], dtype=torch.float32)
 
 
-def align_labels(theirs: list[str], ours: list[str], who: str) -> list[int]:
+def align_labels(theirs: list[str], ours: list[str], who: str, whose: str = "the data") -> list[int]:
     """Return, for each of ``ours``, its place among ``theirs``: label orders differ, names do not.
+
+    Args:
+        theirs: Label names of a model or of records.
+        ours: Those that they are to be.
+        who: Whose the first are, in a message.
+        whose: Whose the others are.
 
     Raises:
         InputError: If the two are not the same set of names.
@@ -398,8 +411,8 @@ def align_labels(theirs: list[str], ours: list[str], who: str) -> list[int]:
     """
     if sorted(theirs) != sorted(ours):
         raise InputError(
-            f"The label names [{listed(theirs)}] of {who} do not match the data's [{listed(ours)}]. Fine-tune it on "
-            "this data, or rename its labels (id2label in its config.json, or --data.label_names)."
+            f"The label names [{listed(theirs)}] of {who} do not match those of {whose} [{listed(ours)}]. "
+            "Fine-tune it on these, or rename its labels (id2label in its config.json, or --data.label_names)."
         )
     place = {name: i for i, name in enumerate(theirs)}
     return [place[name] for name in ours]

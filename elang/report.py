@@ -304,6 +304,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             f"{what}, {found['tokens']} tokens: {1e3 * found['batch 1']:.2f} ms an input at batch 1, "
             f"{1e3 * found['at best batch']:.3f} ms at batch {found['best batch']}"
         )
+    if any(math.isnan(found["super"]["cost"]) for found in summary["qualities"].values()):
+        console.print("What the Super costs is unknown: --model.super_flops says it.", soft_wrap=True)
     for said in summary.get("cautions", []):
         console.print(f"Caution: {said}.", soft_wrap=True)
     console.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")
@@ -345,7 +347,7 @@ def _bottom_line(name: str, found: dict[str, Any], score: str, to_super: dict[st
         if point is not None:
             lines.append(
                 f"{score}, {how}: {name} {point['quality']:.4f} (Super {best:.4f}), {point['deferred_share']:.1%} "
-                f"deferred, FLOPs speed-up {_number(point['speedup'], 2)}x"
+                f"deferred, FLOPs speed-up {_times(point['speedup'])}"
             )
             if key in to_super:
                 lines.append(f"  {_to_super(to_super[key]['to_super'], worth)}")
@@ -355,11 +357,15 @@ def _bottom_line(name: str, found: dict[str, Any], score: str, to_super: dict[st
 def _point(point: dict[str, float] | None) -> str:
     if point is None:
         return "-"
-    return f"{point['quality']:.4f} {point['deferred_share']:>6.1%} {_number(point['speedup'], 2)}x"
+    return f"{point['quality']:.4f} {point['deferred_share']:>6.1%} {_times(point['speedup'])}"
 
 
 def _number(value: float, digits: int = 3) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _times(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}x"
 
 
 def _flops(value: float) -> str:

@@ -113,7 +113,7 @@ def serve(
         if predictor is not None and (Path(super_model) / FILENAME).is_file():
             # What its worker would say much later.
             own = Manifest.read(super_model)
-            align_labels(own.label_names, predictor.label_names, f"'{super_model}'")
+            align_labels(own.label_names, predictor.label_names, f"'{super_model}'", f"'{swift_model}'")
         if predictor is not None and (folder := Path(super_model)).is_dir():
             # The Swift's worker knows no Super.
             predictor.manifest.warn_of_another_super(

@@ -123,6 +123,9 @@ def suite(
             print(f"{row['task']} has no score '{score}'; its row is by {row['score']}")  # noqa: T201
     write_tables(root / "suite.json", rows)
     print_tables(rows, points)
+    for row in rows:
+        for said in row["cautions"]:
+            print(f"{row['task']}: caution: {said}.")  # noqa: T201
     print(f"everything is in {root}/, the table in suite.json")  # noqa: T201
 
 

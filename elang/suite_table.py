@@ -48,6 +48,7 @@ def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
         "swift_gflops": _giga(first["swift"]["cost"]),
         "super_gflops": _giga(first["super"]["cost"]),
         "ms": milliseconds,
+        "cautions": summary.get("cautions", []),
         "points": {},
     }
     for name, point in summary["operating_points"][score].items():
@@ -185,15 +186,19 @@ def _cells(row: dict[str, Any], point: str) -> list[str]:
         times = (_ms(row, batch, "swift"), _ms(row, batch), found["ms"][batch])
         cells.append(" / ".join(_short(t) for t in times))
     speed = [_ms(row, batch) / found["ms"][batch] for batch in ("batch 1", "best batch")]
-    return [*cells, f"{found['kept']:.0%}", f"{_short(found['speedup'])}x", " / ".join(f"{_short(s)}x" for s in speed)]
+    return [*cells, f"{found['kept']:.0%}", _times(found["speedup"]), " / ".join(map(_times, speed))]
 
 
 def _average_cells(mean: dict[str, float], how: str) -> list[str]:
     cells = [f"{100 * mean[who]:.1f}" for who in ("swift", "super", "joint")]
     cells.append(" / ".join(_short(mean[name]) for name in ("swift_gflops", "super_gflops", "gflops")))
     times = [mean[f"time speedup at {batch}, {how}"] for batch in ("batch 1", "best batch")]
-    speed = " / ".join(f"{_short(t)}x" for t in times)
-    return [*cells, "", "", f"{mean['kept']:.0%}", f"{_short(mean[f'speedup, {how}'])}x", speed]
+    speed = " / ".join(map(_times, times))
+    return [*cells, "", "", f"{mean['kept']:.0%}", _times(mean[f"speedup, {how}"]), speed]
+
+
+def _times(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}x"
 
 
 def _short(value: float) -> str:

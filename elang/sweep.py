@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from elang.curve import OperatingCurve, Point, at_best, at_parity, at_share
+from elang.data.files import columns_of
 from elang.errors import InputError, need
 from elang.evaluate import FRACTIONS, SHARES, swift_cost_columns
 from elang.manifest import plain
@@ -51,7 +52,7 @@ class Swept:
 def sweep(
     joint: list[str],
     output: str = "swept",
-    score: list[str] | None = None,
+    score: list[str] | str | None = None,
     quality: QualityName = "accuracy",
     split: str | None = None,
     memory: str = "2GB",
@@ -73,7 +74,7 @@ def sweep(
     """
     records = Joint(joint, split, memory)
     metric = records.metric(quality)
-    found = {name: swept(records, name, metric, points) for name in score or [DEFAULT_SCORE]}
+    found = {name: swept(records, name, metric, points) for name in columns_of(score) or [DEFAULT_SCORE]}
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     with written_aside(folder / "curve.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pandas as pd
 import pyarrow as pa
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from elang.cli import main
 from elang.data.files import read_frame, texts_of
+from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError
 from elang.predictor import JointPredictor
 from elang.records import read_records
@@ -36,6 +38,7 @@ def fit_args(base_model, data_args, tmp_path):
 
 def test_no_verb_of_that_name(fails):
     fails(["translate"], "translate", "elang --help")
+    fails(["valdate"], "Did you mean 'validate'?")
 
 
 def test_missing_file(fails, fit_args, tmp_path):
@@ -56,7 +59,9 @@ def test_missing_column(fails, fit_args, option, remedy):
         ("text,label\ngood film,good\n  ,bad\n", ["empty text", "row 1"]),
         ("text,label\ngood film,good\nbad,meh\n", ["unknown label 'meh'", "row 1", "--data.label_names"]),
         ('text,label\ngood film\n"bad', ["cannot be read"]),
-        ("text,label\n\xff\xfe", ["cannot be read"]),
+        ("text,label\n\xff\xfe", ["not UTF-8", "Save it as UTF-8"]),
+        ("text;label\na, b, c;good\n", ["no column 'text'", "['text;label']"]),
+        ("text;label\na;good\na, b;good\n", ["cannot be read", "separated by commas"]),
     ],
 )
 def test_bad_rows(fails, fit_args, tmp_path, content, words):
@@ -96,7 +101,6 @@ def test_hub_data_must_be_pinned(fails, fit_args):
 def test_over_long_texts_are_counted_and_said(base_model, data_args, recwarn):
     args = replaced(["score", "--model.model", str(base_model), *data_args, *QUIET], "--data.label_names", "[bad,good]")
     from elang.data.batches import Reader
-    from elang.data.text_classification import TextClassificationData
 
     data = TextClassificationData(train=data_args[1], validation=data_args[3], max_length=8, routing_fraction=0.2)
 
@@ -138,8 +142,10 @@ def test_a_folder_of_others_is_not_overwritten(fails, fit_args, tmp_path):
 def test_labels_of_swift_and_super_that_do_not_match(fails, joint_args, tmp_path):
     other = write_model(tmp_path / "other", labels=("no", "yes"))
     fails(["validate", *replaced(joint_args, "--model.super_model", other)], "['no', 'yes']", "['bad', 'good']")
-    with pytest.raises(InputError, match="do not match"):
+    with pytest.raises(InputError, match=f"of '{other}' do not match those of '{joint_args[1]}'"):
         JointPredictor(joint_args[1], str(other))
+    with pytest.raises(InputError, match=f"'{other}', which `elang fit` has not written"):
+        JointPredictor(str(other), joint_args[1])
 
 
 def test_a_truncated_model(fails, joint_args, pair, tmp_path):
@@ -251,6 +257,30 @@ def test_records_of_other_data(fails, joint_args, pair, tmp_path):
     frame.to_csv(tmp_path / "other.csv", index=False)
     args = replaced(joint_args, "--model.super_model", pair["records"])
     fails(["validate", *replaced(args, "--data.validation", tmp_path / "other.csv")], "other data", "example 3")
+
+
+def test_records_of_a_split_that_nothing_reads(fails, joint_args, pair, tmp_path):
+    frame = pd.read_parquet(pair["records"])
+    frame.loc[frame.index[:3], "split"] = "routing"
+    frame.to_parquet(tmp_path / "odd.parquet")
+    args = replaced(joint_args, "--model.super_model", tmp_path / "odd.parquet")
+    fails(["validate", *args], "split 'routing'", "test, train, transfer, validation")
+
+
+@pytest.mark.parametrize(("known", "said"), [(0, 0), (1, 1), (8, 1)])
+def test_evaluating_what_is_trained_on_is_said(files, tmp_path, known, said):
+    validation = pd.read_csv(files[1])
+    data = TextClassificationData(str(files[0]), str(tmp_path / "dev.csv"), routing_fraction=0.2)
+    learned = data.examples("train").texts
+    rows = pd.DataFrame({"text": [row[0] for row in learned[:known]], "label": "good"})
+    pd.concat([rows, validation]).to_csv(tmp_path / "dev.csv", index=False)
+    for stage in ("fit", "validate"):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            data.setup(stage)
+        found = [str(w.message) for w in seen if "are in the training file, too" in str(w.message)]
+        assert len(found) == said
+        assert not said or found[0].startswith(f"{known} of the {61 + known} texts of 'validation'")
 
 
 def test_records_that_lack_rows(fails, joint_args, pair, tmp_path):

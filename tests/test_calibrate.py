@@ -477,7 +477,7 @@ def test_thresholds_of_another_swift_are_not_added_to(pair, joint, fails, tmp_pa
     manifest = json.loads((joint / "elang.json").read_text())
     manifest["weights_sha256"] = "1" * 64
     (tmp_path / "elang.json").write_text(json.dumps(manifest))
-    fails(["calibrate", joint, "--max_regret", "0.3", "--output", tmp_path], "another Swift")
+    fails(["calibrate", joint, "--max_regret", "0.3", "--output", tmp_path], "another Swift", "as --output", tmp_path)
 
 
 def test_a_small_slice_defers_everything_and_says_so(pair, joint_args, tmp_path, capsys, base_model):

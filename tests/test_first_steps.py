@@ -71,6 +71,39 @@ def test_a_super_that_is_no_better_is_told(pair, joint_args, files, tmp_path, ca
         assert f"Caution: {said}." in page
 
 
+def test_a_pair_of_one_model_is_cautioned_of(pair, joint_args, tmp_path, capsys):
+    args = [str(pair["swift"]) if a == str(pair["super"]) else a for a in joint_args]
+    assert main(["validate", *args, "--model.output", str(tmp_path / "joint")]) == 0
+    assert "Caution: Swift and Super are the same model." in capsys.readouterr().out
+
+
+def test_a_super_of_unknown_cost_is_told(pair, joint_args, files, tmp_path, capsys):
+    answers = pd.DataFrame({"prediction": pd.read_csv(files[1])["label"]}).rename_axis("id").reset_index()
+    answers.to_csv(tmp_path / "super.csv", index=False)
+    args = [str(tmp_path / "super.csv") if a == str(pair["super"]) else a for a in joint_args]
+    assert main(["validate", *args, "--model.output", str(tmp_path / "joint")]) == 0
+    said = capsys.readouterr().out
+    assert "--model.super_flops says it" in said
+    assert "-x" not in said
+    assert "deferred, FLOPs speed-up -" in said
+
+
+@pytest.mark.parametrize(("given", "epochs"), [([], 3), (["--trainer.max_epochs", "1"], 1)])
+def test_training_ends_by_itself(base_model, data_args, tmp_path, monkeypatch, capsys, given, epochs):
+    """And says where what it has measured is."""
+    monkeypatch.chdir(tmp_path)
+    args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "model"), *data_args]
+    args += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", *given]
+    said = []
+    monkeypatch.setattr("elang.models.finetune.rank_zero_info", said.append)
+    assert main(args) == 0
+    assert ("training for 3 epochs" in capsys.readouterr().err) == (not given)
+    (last,) = [one for one in said if one.startswith("the model is in")]
+    assert "validation/accuracy" in last
+    (folder,) = re.findall(r"metrics.csv in (\S+)", last)
+    assert pd.read_csv(f"{folder}/metrics.csv")["epoch"].max() + 1 == epochs
+
+
 def test_a_good_super_is_not_cautioned_of(joint):
     summary = json.loads((joint / "summary.json").read_text())
     assert summary["qualities"]["accuracy"]["super"]["quality"] > summary["qualities"]["accuracy"]["swift"]["quality"]

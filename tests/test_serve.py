@@ -264,6 +264,7 @@ def test_bad_requests(predictor):
         ({"texts": "a"}, "list"),
         ({"texts": [1]}, "string"),
         ({"texts": ["a"], "deadline": 0}, "greater than 0"),
+        ({"texts": ["a"], "deadine": 1}, "deadine"),
         ({"texts": ["a", "\ud800"]}, "Input 1 (counted from 0) is no valid Unicode"),
         ({"texts": ["a"], "deadline": "soon"}, "number"),
         ({}, "required"),

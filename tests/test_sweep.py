@@ -149,6 +149,9 @@ def test_the_command_line(joint_args, tmp_path, capsys):
         for point, values in found["scores"][name]["points"].items():
             assert values.pop("threshold") == expected[point].pop("threshold")
             assert values == pytest.approx(expected[point], rel=1e-9), point
+    one = [*args[:3], "--output", str(tmp_path / "single"), "--score", "free_energy"]
+    assert main(one) == 0
+    assert list(json.loads((tmp_path / "single" / "summary.json").read_text())["scores"]) == ["free_energy"]
     curve = pd.read_csv(tmp_path / "swept" / "curve.csv")
     assert list(curve) == ["score", "threshold", "deferred", "deferred_share", "accuracy", "flops", "speedup"]
     assert curve.query("score == 'free_energy'")["accuracy"].iloc[-1] == pytest.approx(whole["super"]["quality"])

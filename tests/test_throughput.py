@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -267,7 +268,7 @@ def command(pair, texts, tmp_path):
     return ["predict", *models, "--input", str(source), "--output", str(tmp_path / "out.jsonl"), "--chunk", "16"]
 
 
-def kill(command, folder, after, size=2):
+def kill(command, folder, after, how="os._exit(9)", code=9):
     """Start a prediction that stops dead once so many answers are in the file."""
     slow = (
         "import os, sys, elang.throughput as t, elang.predict as p\n"
@@ -278,7 +279,7 @@ def kill(command, folder, after, size=2):
         "    global count\n"
         "    count += 1\n"
         f"    if count > {after}:\n"
-        "        os._exit(9)\n"
+        f"        {how}\n"
         "    return real(*a, **k)\n"
         "p.json = type('J', (), {'dumps': staticmethod(dumps), 'loads': staticmethod(p.json.loads)})\n"
         "import io, builtins\n"
@@ -286,15 +287,15 @@ def kill(command, folder, after, size=2):
     )
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     done = subprocess.run([sys.executable, "-c", slow, *command], env=env, capture_output=True, text=True)
-    assert done.returncode == 9, done.stderr
-    return folder / ".out.jsonl.part", folder / ".out.jsonl.part.json"
+    assert done.returncode == code, done.stderr
+    return folder / ".out.jsonl.part", folder / ".out.jsonl.part.json", done.stderr
 
 
 def test_a_killed_run_goes_on(command, tmp_path, capsys, texts):
     assert main(command) == 0
     whole = (tmp_path / "out.jsonl").read_bytes()
     (tmp_path / "out.jsonl").unlink()
-    part, note = kill(command, tmp_path, 120)
+    part, note, _ = kill(command, tmp_path, 120)
     assert note.exists()
     # What had reached the disk, and half a line, for the writer is buffered.
     head = b"".join(line + b"\n" for line in whole.split(b"\n")[:90])
@@ -313,9 +314,18 @@ def test_a_killed_run_goes_on(command, tmp_path, capsys, texts):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.jsonl"]
 
 
+def test_a_run_that_sigterm_ends_says_how_to_go_on(command, tmp_path):
+    stop = "import signal; os.kill(os.getpid(), signal.SIGTERM)"
+    part, note, said = kill(command, tmp_path, 120, stop, 128 + signal.SIGTERM)
+    assert f"the same command goes on behind what is in '{part}'" in said
+    assert part.exists()
+    assert note.exists()
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("change", ["input", "threshold", "nothing is left"])
 def test_another_run_begins_anew(command, tmp_path, capsys, change, texts):
-    part, note = kill(command, tmp_path, 120)
+    part, note, _ = kill(command, tmp_path, 120)
     part.write_bytes(b'{"label": "stale", "score": 0, "answered_by": "swift"}\n' * 20)
     if change == "input":
         (tmp_path / "in.txt").write_text("\n".join(texts[:30]) + "\n", "utf-8")
@@ -325,7 +335,9 @@ def test_another_run_begins_anew(command, tmp_path, capsys, change, texts):
         note.unlink()
     capsys.readouterr()
     assert main(command) == 0
-    assert "answered before" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "answered before" not in said
+    assert "20 answers of an earlier run" in said
     found = lines_of(tmp_path / "out.jsonl")
     assert len(found) == (30 if change == "input" else len(texts))
     assert not any(one["label"] == "stale" for one in found)
@@ -335,7 +347,7 @@ def test_a_finished_part_is_finished(command, tmp_path, capsys):
     """Killed between the last answer and the file's name."""
     assert main(command) == 0
     whole = (tmp_path / "out.jsonl").read_bytes()
-    part, _ = kill(command, tmp_path, 1)
+    part, *_ = kill(command, tmp_path, 1)
     part.write_bytes(whole)
     (tmp_path / "out.jsonl").unlink()
     assert main(command) == 0
@@ -455,7 +467,7 @@ def test_whoever_stops_does_not_wait_for_the_source(predictor, texts):
 def test_bench_verb(pair, files, tmp_path, capsys):
     models = ["--swift_model", str(pair["swift"]), "--super_model", str(pair["super"])]
     args = ["bench", *models, "--input", str(files[1]), "--text", "[text]", "--repeats", "1", "--single", "2"]
-    assert main([*args, "--shares", "[0.5]", "--output", str(tmp_path / "b.json")]) == 0
+    assert main([*args, "--shares", "0.5", "--output", str(tmp_path / "b.json")]) == 0
     said = capsys.readouterr().out
     assert "61 inputs on cpu" in said
     assert "defer 50%" in said

@@ -98,7 +98,7 @@ def _texts(
         raise InputError("Give either --input, a training file, or --task, a task of GLUE or SuperGLUE.")
     if path is not None:
         columns = text or ["text"]
-        texts = texts_of(read_frame(path), columns, f"'{path}'")
+        texts = texts_of(read_frame(path), columns, f"'{path}'", option="--text")
         return columns, texts, [content_key(row) for row in texts]
     assert task is not None
     if task in _ABOUT_WORDS:

@@ -145,8 +145,14 @@ def read_frame(source: str, hub: str | None = None, hub_config: str | None = Non
             )
     except InputError:
         raise
+    except UnicodeDecodeError as error:
+        raise InputError(f"The file '{path}' is not UTF-8 ({error}). Save it as UTF-8.") from error
     except Exception as error:  # whatever the readers say of a damaged file
-        raise InputError(f"The file '{path}' cannot be read: {str(error).strip()}. Mend or re-save it.") from error
+        apart = "tabs" if path.suffix == ".tsv" else "commas, and text that holds commas be in quotes"
+        hint = f" Fields must be separated by {apart}." if path.suffix in (".csv", ".tsv") else ""
+        raise InputError(
+            f"The file '{path}' cannot be read: {str(error).strip()}. Mend or re-save it.{hint}"
+        ) from error
     raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.")
 
 
@@ -195,8 +201,17 @@ def _ask_hub(hub: str, name: str, revision: str) -> None:
         ) from error
 
 
-def texts_of(frame: Any, columns: list[str], where: str, empty: bool = False) -> list[tuple[str, ...]]:
+def texts_of(
+    frame: Any, columns: list[str], where: str, empty: bool = False, option: str = "--data.text"
+) -> list[tuple[str, ...]]:
     """Take the text columns of a frame, refusing what cannot be classified; texts may be ``empty`` where that is said.
+
+    Args:
+        frame: The table.
+        columns: Names of the columns.
+        where: It is from, in messages.
+        empty: Texts may be.
+        option: It names the columns, in messages.
 
     Raises:
         InputError: If a column is missing, there are no rows, or a text is empty.
@@ -204,7 +219,7 @@ def texts_of(frame: Any, columns: list[str], where: str, empty: bool = False) ->
     for column in columns:
         if column not in frame:
             raise InputError(
-                f"{where} has no column '{column}'; it has {list(frame.columns)}. Set --data.text to the text columns."
+                f"{where} has no column '{column}'; it has {list(frame.columns)}. Set {option} to the text columns."
             )
     if len(frame) == 0:
         raise InputError(f"{where} is an empty data set: it has a header but no rows. Give another file.")

@@ -27,6 +27,9 @@ from elang.errors import InputError
 from elang.records import source_of
 from elang.router import fold_of
 
+# Share of evaluated texts that are trained on, below which nothing is said: real data repeats itself a little.
+_OVERLAP = 0.01
+
 SplitName = Literal["train", "routing", "validation", "test", "transfer", "fold"]
 
 
@@ -271,8 +274,20 @@ class TextData(LightningDataModule):
                                 f"{texts.truncated} of {len(texts.lengths)} {what} of '{split}' are longer than {most} "
                                 f"tokens and were cut. Raise --data.{option} to keep them whole."
                             )
+        if "train" in self._examples:
+            for split in [one for one in ("validation", "test") if one in needed]:
+                self._say_overlap(split)
         sizes = ", ".join(f"{split} {len(found)}" for split, found in self._examples.items())
         rank_zero_info(f"examples: {sizes}")
+
+    def _say_overlap(self, split: SplitName) -> None:
+        """Warn of examples whose texts the model learns from: it is measured on what it knows by heart."""
+        key, train = self.examples(split).key, self.examples("train").key
+        if (known := int(torch.isin(key, train).sum())) >= max(1, _OVERLAP * len(key)):
+            rank_zero_warn(
+                f"{known} of the {len(key)} texts of '{split}' are in the training file, too, so what is measured on "
+                "them flatters. Take them out of one of the two."
+            )
 
     def _epoch(self, batches: int) -> int:
         """The epoch by the batches that were taken, which a checkpoint restores, of so many an epoch."""

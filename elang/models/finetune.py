@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -374,4 +375,7 @@ class FinetuneModule(AnyShape, LightningModule):
         folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
         if self.trainer.is_global_zero:
             save_model(self.classifier, folder, self._finished)
-            rank_zero_info(f"the model is in {folder}")
+            metrics = self.trainer.callback_metrics
+            said = [f"{name} {float(v):.4f}" for name, v in metrics.items() if name.startswith("validation/")]
+            logged = [f"metrics.csv in {one.log_dir}" for one in self.trainer.loggers if isinstance(one, CSVLogger)]
+            rank_zero_info("; ".join([f"the model is in {folder}", *([", ".join(said)] if said else []), *logged]))

@@ -247,6 +247,8 @@ class JointModule(EvaluationModule):
             "operating_points": operating_points(answers, self.qualities, thresholds),
         }
         summary["cautions"] = cautions(answers, self.label_names, summary["worth"]["largest"])
+        if summary["weights"]["swift"] == summary["weights"]["super"] != "":
+            summary["cautions"].insert(0, "Swift and Super are the same model")
         summary["areas"] = compare_areas(answers.scores, answers.gain, summary["score"])
         # Thresholds are on the scale of their own temperature.
         if self.manifest is not None and self.temperature == self.manifest.temperature:

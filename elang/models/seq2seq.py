@@ -360,7 +360,7 @@ class Seq2Seq(TextModel):
         again = generation_flops(config, lengths, steps, convention, cached=False)
         return found | {"score_flops": again if self.num_beams > 1 else torch.zeros_like(again)}
 
-    def class_order(self, label_names: list[str], who: str) -> list[int]:
+    def class_order(self, label_names: list[str], who: str, whose: str = "the data") -> list[int]:
         """There are no classes."""
         return []
 

@@ -250,15 +250,15 @@ class TextModel(nn.Module, ABC):
         found = {} if self.task.problem == "regression" else all_scores(answer.logits, temperature)
         return found | {name: self.routers[name](x, fold) for name, x in self.router_features(answer).items()}
 
-    def class_order(self, label_names: list[str], who: str) -> list[int]:
-        """Where each of the data's classes stands among this model's logits.
+    def class_order(self, label_names: list[str], who: str, whose: str = "the data") -> list[int]:
+        """Where each of these classes, ``whose`` they are, stands among this model's logits.
 
         Raises:
             InputError: If the names differ.
         """
         if self.task.problem == "regression":
             return [0]
-        return align_labels(self.label_names, label_names, who)
+        return align_labels(self.label_names, label_names, who, whose)
 
     def predict(self, logits: Tensor) -> Tensor:
         """The answer that the logits give: the best class or candidate, int64, or the value, float64, ``(B,)``."""
