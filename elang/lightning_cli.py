@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
@@ -89,6 +90,7 @@ class ElangCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         ckpt_path = config.get("ckpt_path")
         if not ckpt_path or ckpt_path in ("best", "last", "hpc"):
+            self._end(bool(ckpt_path), None)
             return
         checkpoint = read_checkpoint(ckpt_path)
         model = config["model"]
@@ -110,6 +112,27 @@ class ElangCLI(LightningCLI):
             else:
                 _note(f"{name} is {value!r}, as in the checkpoint; the default is {known[name]!r}")
                 known[name] = value
+        self._end(True, checkpoint[CHECKPOINT_KEY].get("max_epochs"))
+
+    def _end(self, goes_on: bool, epochs: int | None) -> None:
+        """Say when a training ends that has no end: of one that goes on after so many ``epochs``, as it was to."""
+        verb = self.config.subcommand
+        trainer = self.config[verb]["trainer"]
+        ends = [trainer[name] for name in ("max_epochs", "max_time", "min_epochs", "min_steps", "fast_dev_run")]
+        callbacks = str(trainer["callbacks"])
+        if (
+            verb != "fit"
+            or any(ends)
+            or trainer["max_steps"] != -1
+            or "EarlyStopping" in callbacks
+            or "Timer" in callbacks
+        ):
+            return
+        if goes_on and epochs is None:
+            raise InputError("How long that training was to go on is not known. Set --trainer.max_epochs as it had it.")
+        # Lightning's own is 1,000, over which the learning rate would fall.
+        trainer["max_epochs"] = _EPOCHS if epochs is None else epochs
+        _note(f"training for {trainer['max_epochs']} epochs; --trainer.max_epochs sets others")
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -125,12 +148,6 @@ class ElangCLI(LightningCLI):
         name = self.config[self.config.subcommand]["model"]["class_path"].rsplit(".", 1)[-1]
         if self.config.subcommand == "fit" and name in ("JointModule", "ScoreModule"):
             raise InputError(f"{name} only evaluates. Set --model FinetuneModule or --model SwiftModule to fit.")
-        trainer = self.config[self.config.subcommand]["trainer"]
-        ends = trainer["max_epochs"] is not None or trainer["max_steps"] != -1 or trainer["max_time"] is not None
-        if self.config.subcommand == "fit" and not ends and not trainer["fast_dev_run"]:
-            # Lightning's own is 1,000, over which the learning rate would fall.
-            trainer["max_epochs"] = _EPOCHS
-            _note(f"training for {_EPOCHS} epochs; --trainer.max_epochs sets others")
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -229,6 +246,7 @@ def _no_tips(record: logging.LogRecord) -> bool:
     return "Tip:" not in record.getMessage()
 
 
+@rank_zero_only
 def _note(text: str) -> None:
     sys.stderr.write(f"elang: {text}\n")
 

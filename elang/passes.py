@@ -31,6 +31,7 @@ class Passes:
     Args:
         swift: The Swift; a Super that is asked by itself is in its place, too.
         super_: The Super, if it is here.
+        alone: The Super is asked by itself.
         super_order: For each of the Swift's classes the place of the Super's.
         score: Which score routes.
         temperature: Its temperature.
@@ -49,6 +50,7 @@ class Passes:
         self,
         swift: TextModel,
         super_: TextModel | None,
+        alone: bool,
         super_order: list[int],
         score: str,
         temperature: float,
@@ -58,7 +60,7 @@ class Passes:
         batch_size: int | None,
         few: int,
     ) -> None:
-        self.swift, self._super, self.super_order = swift, super_, super_order
+        self.swift, self._super, self.alone, self.super_order = swift, super_, alone, super_order
         self.score, self.temperature, self.max_length, self.device = score, temperature, max_length, device
         self.tokens, self.super_tokens = tokens
         self.batch_size = batch_size
@@ -72,7 +74,7 @@ class Passes:
             passes: list[Pass] = [self.swift_first]
             if self._early:
                 passes = [self._early_first, self._early_second]
-            if swift is not super_:
+            if not alone:
                 self._few_swift = self._few_inputs(swift, passes, "The Swift", score)
             if super_ is not None:
                 self._few_super = self._few_inputs(super_, [self._super_first], "The Super")
@@ -152,7 +154,7 @@ class Passes:
 
     def _budget(self, model: TextModel) -> str:
         """Name of what limits a model's batches."""
-        return "super_tokens" if model is self._super else "tokens"
+        return "tokens" if model is self.swift and not self.alone else "super_tokens"
 
     def _room(self, model: TextModel, lengths: Tensor) -> Tensor:
         """Tokens that count against the budget; logits over a vocabulary take far more room than a token."""

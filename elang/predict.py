@@ -186,13 +186,10 @@ def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int
                 done, deferred = _whole_lines(aside)
             else:
                 if earlier := _whole_lines(aside)[0]:
-                    sys.stderr.write(
-                        f"{earlier:,} answers of an earlier run, of other models, another threshold or input, are not "
-                        "gone on with\n"
-                    )
+                    sys.stderr.write(f"beginning anew: the answers in '{aside}', {earlier:,}, are of another run\n")
                 file.truncate(0)
                 note.write_text(json.dumps(about), "utf-8")
-            goes_on = f"the same command goes on behind what is in '{aside}'" if about else "nothing is kept"
+            goes_on = f"the same command goes on behind what is in '{aside}'" if about else f"see '{aside}'"
             with _told_at_sigterm(f"stopped before the end; {goes_on}\n"):
                 yield file, done, deferred
             file.flush()

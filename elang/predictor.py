@@ -154,7 +154,7 @@ class JointPredictor:
             number = math.inf
         self.threshold = manifest.threshold(str(threshold), self.score) if number is None else number
         if number is None and other is not None:
-            self._warn_if_dear(str(threshold))
+            self.warn_if_dear(str(threshold))
             manifest.warn_of_another_super(str(threshold), self.score, str(super_model), lambda: other.weights_sha256)
         if math.isnan(self.threshold):
             raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as parity.")
@@ -173,6 +173,7 @@ class JointPredictor:
         self.passes = Passes(
             self.swift,
             other,
+            swift_model is None,
             order,
             self.score,
             manifest.temperature,
@@ -183,10 +184,11 @@ class JointPredictor:
             few,
         )
 
-    def _warn_if_dear(self, name: str) -> None:
+    def warn_if_dear(self, name: str) -> None:
         """Say it if the pair costs more than the Super alone at a threshold, and at which ones it does not."""
-        speedups = {key: self.manifest.speedup(key, self.score) for key in self.manifest.thresholds[self.score]}
-        if not speedups[name] < _DEAR:
+        known = self.manifest.thresholds.get(self.score, {})
+        speedups = {key: self.manifest.speedup(key, self.score) for key in known}
+        if not speedups.get(name, math.nan) < _DEAR:
             return
         better = [repr(key) for key, speedup in speedups.items() if speedup > 1]
         warnings.warn(

@@ -297,7 +297,7 @@ def read_records(
         raise InputError(f"The records file '{path}' has no rows. Make it with `elang score`.")
     if (frame["split"].isna() | (frame["split"] == "")).any():
         raise InputError(f"The records file '{path}' has rows without a 'split'. Fill or remove the column.")
-    if unknown := sorted({*frame["split"].astype(str)} - _SPLITS):
+    if unknown := [split for split in frame["split"].astype(str).unique() if split not in _SPLITS]:
         raise InputError(
             f"The records file '{path}' has rows of a split '{unknown[0]}', which nothing would read. A split is "
             f"one of {', '.join(sorted(_SPLITS))}: the file that the row's id counts in."

@@ -115,10 +115,13 @@ def serve(
             own = Manifest.read(super_model)
             align_labels(own.label_names, predictor.label_names, f"'{super_model}'", f"'{swift_model}'")
         if predictor is not None and (folder := Path(super_model)).is_dir():
-            # The Swift's worker knows no Super.
             predictor.manifest.warn_of_another_super(
                 str(threshold), predictor.score, super_model, lambda: folder_sha256(folder)
             )
+    if predictor is not None:
+        # Once, by the front: by itself no worker is a pair.
+        predictor.warn_if_dear(str(threshold))
+        pair["threshold"] = predictor.threshold
     # The front answers nothing itself.
     pair |= {"few": few, "dtype": dtype, "super_int8": super_int8, "onnx": onnx}
     models = (swift_model is not None) + (not remote)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from elang.cli import main
 from elang.data.format import TextTask
+from elang.lightning_cli import run
 from elang.manifest import Manifest
 from elang.models.backbones import load_model
 from elang.models.swift import SwiftModule
@@ -85,6 +86,30 @@ def test_a_value_given_in_a_file_counts_as_said(fit_args, checkpoint, tmp_path):
         checkpoint,
     ]
     assert run_cli("fit", *args).model.lr == 0.004
+
+
+def test_a_training_without_an_end_ends(fit_args, base_model, data_args, checkpoint, tmp_path, fails, capfd):
+    """After three epochs, or where the one that is gone on with was to end."""
+
+    def epochs(*more):
+        given = ["--model.model", str(base_model), *data_args, *QUIET, *map(str, more)]
+        return run("fit", given, parse_only=True)["trainer"]["max_epochs"]
+
+    endless = [*fit_args[:-4], *fit_args[-2:]]
+    early = json.dumps([{"class_path": "EarlyStopping", "init_args": {"monitor": "validation/accuracy"}}])
+    assert epochs() == 3
+    assert epochs("--trainer.max_epochs", 7) == 7
+    for limit in (["max_steps", 5], ["max_time", "00:01:00:00"], ["min_epochs", 9], ["callbacks", early]):
+        assert epochs(f"--trainer.{limit[0]}", limit[1]) is None
+    assert epochs("--ckpt_path", checkpoint) == torch.load(checkpoint, weights_only=True)["elang"]["max_epochs"] == 1
+    capfd.readouterr()
+    run_cli("fit", *endless, "--ckpt_path", checkpoint)
+    assert "training for 1 epochs" in capfd.readouterr().err
+    older = torch.load(checkpoint, weights_only=True)
+    del older["elang"]["max_epochs"]
+    torch.save(older, tmp_path / "older.ckpt")
+    for path in (tmp_path / "older.ckpt", "last"):
+        fails(["fit", *endless, "--ckpt_path", path], "Set --trainer.max_epochs as it had it")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -337,7 +337,7 @@ def test_another_run_begins_anew(command, tmp_path, capsys, change, texts):
     assert main(command) == 0
     said = capsys.readouterr().err
     assert "answered before" not in said
-    assert "20 answers of an earlier run" in said
+    assert f"beginning anew: the answers in '{part}', 20, are of another run" in said
     found = lines_of(tmp_path / "out.jsonl")
     assert len(found) == (30 if change == "input" else len(texts))
     assert not any(one["label"] == "stale" for one in found)

@@ -149,7 +149,7 @@ def read_frame(source: str, hub: str | None = None, hub_config: str | None = Non
         raise InputError(f"The file '{path}' is not UTF-8 ({error}). Save it as UTF-8.") from error
     except Exception as error:  # whatever the readers say of a damaged file
         apart = "tabs" if path.suffix == ".tsv" else "commas, and text that holds commas be in quotes"
-        hint = f" Fields must be separated by {apart}." if path.suffix in (".csv", ".tsv") else ""
+        hint = f" Fields must be separated by {apart}." if isinstance(error, pd.errors.ParserError) else ""
         raise InputError(
             f"The file '{path}' cannot be read: {str(error).strip()}. Mend or re-save it.{hint}"
         ) from error

@@ -274,7 +274,8 @@ class TextData(LightningDataModule):
                                 f"{texts.truncated} of {len(texts.lengths)} {what} of '{split}' are longer than {most} "
                                 f"tokens and were cut. Raise --data.{option} to keep them whole."
                             )
-        if "train" in self._examples:
+        # What is scored is not measured.
+        if "train" in self._examples and not self.all_splits and self.fold is None:
             for split in [one for one in ("validation", "test") if one in needed]:
                 self._say_overlap(split)
         sizes = ", ".join(f"{split} {len(found)}" for split, found in self._examples.items())
@@ -285,8 +286,8 @@ class TextData(LightningDataModule):
         key, train = self.examples(split).key, self.examples("train").key
         if (known := int(torch.isin(key, train).sum())) >= max(1, _OVERLAP * len(key)):
             rank_zero_warn(
-                f"{known} of the {len(key)} texts of '{split}' are in the training file, too, so what is measured on "
-                "them flatters. Take them out of one of the two."
+                f"Of the {len(key)} texts of '{split}' {known} stand in what is trained on, too, so what is measured "
+                "on them flatters. Take them out of one of the two."
             )
 
     def _epoch(self, batches: int) -> int:

@@ -285,6 +285,7 @@ class FinetuneModule(AnyShape, LightningModule):
         """Add what rebuilds the model without the folder that it came from."""
         checkpoint[CHECKPOINT_KEY] = {
             "class": type(self).__name__,
+            "max_epochs": self.trainer.max_epochs,
             **describe(self.classifier, self.hparams["model"]),
         }
         checkpoint[_RANDOM] = {"cpu": torch.get_rng_state()}
