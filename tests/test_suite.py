@@ -129,7 +129,9 @@ def again(whole, tmp_path, monkeypatch):
 def test_table_is_printed(whole):
     out, _, said = whole
     steps = [(task, stage) for task in ("glue/rte", "superglue/copa") for stage in STAGES]
-    told = [line for line in said.splitlines() if re.match(r"\S+: ", line) and "threshold" not in line]
+    told = [line for line in said.splitlines() if re.match(r"\S+: (elang|\w+ took) ", line)]
+    cautions = [row["cautions"] for row in json.loads((out / "suite.json").read_text())["tasks"]]
+    assert said.count(": caution: ") == sum(map(len, cautions)) > 0
     assert len(told) == 2 * len(steps)
     for i, (task, stage) in enumerate(steps):
         assert re.fullmatch(rf"{task}: elang \w+ --config {out}/{task}/{stage}.yaml", told[2 * i])
@@ -630,6 +632,7 @@ def test_a_row_is_read(tmp_path):
             "swift": {"batch 1": 4.0, "best batch": 1.0},
             "super": {"batch 1": 20.0, "best batch": 10.0},
         },
+        "cautions": [],
         "points": {},
     }
     # All inputs pay for the Swift, a quarter for the Super, too.
