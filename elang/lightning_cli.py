@@ -118,15 +118,9 @@ class ElangCLI(LightningCLI):
         """Say when a training ends that has no end: of one that goes on after so many ``epochs``, as it was to."""
         verb = self.config.subcommand
         trainer = self.config[verb]["trainer"]
-        ends = [trainer[name] for name in ("max_epochs", "max_time", "min_epochs", "min_steps", "fast_dev_run")]
-        callbacks = str(trainer["callbacks"])
-        if (
-            verb != "fit"
-            or any(ends)
-            or trainer["max_steps"] != -1
-            or "EarlyStopping" in callbacks
-            or "Timer" in callbacks
-        ):
+        ends = [trainer[name] is not None for name in ("max_epochs", "max_time", "min_epochs", "min_steps")]
+        ends += [name in str(trainer["callbacks"]) for name in ("EarlyStopping", "Timer")]
+        if verb != "fit" or any(ends) or trainer["max_steps"] != -1 or trainer["fast_dev_run"]:
             return
         if goes_on and epochs is None:
             raise InputError("How long that training was to go on is not known. Set --trainer.max_epochs as it had it.")

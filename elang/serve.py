@@ -110,11 +110,11 @@ def serve(
         predictor = JointPredictor(**{**pair, "super_model": None}, device="cpu")
     if not remote:
         check_model(super_model)
-        if predictor is not None and (Path(super_model) / FILENAME).is_file():
-            # What its worker would say much later.
-            own = Manifest.read(super_model)
-            align_labels(own.label_names, predictor.label_names, f"'{super_model}'", f"'{swift_model}'")
         if predictor is not None and (folder := Path(super_model)).is_dir():
+            # What its worker would say much later, or not at all.
+            if (folder / FILENAME).is_file():
+                own = Manifest.read(folder)
+                align_labels(own.label_names, predictor.label_names, f"'{super_model}'", f"'{swift_model}'")
             predictor.manifest.warn_of_another_super(
                 str(threshold), predictor.score, super_model, lambda: folder_sha256(folder)
             )

@@ -99,6 +99,7 @@ def test_a_training_without_an_end_ends(fit_args, base_model, data_args, checkpo
     early = json.dumps([{"class_path": "EarlyStopping", "init_args": {"monitor": "validation/accuracy"}}])
     assert epochs() == 3
     assert epochs("--trainer.max_epochs", 7) == 7
+    assert epochs("--trainer.max_epochs", 0) == 0
     for limit in (["max_steps", 5], ["max_time", "00:01:00:00"], ["min_epochs", 9], ["callbacks", early]):
         assert epochs(f"--trainer.{limit[0]}", limit[1]) is None
     assert epochs("--ckpt_path", checkpoint) == torch.load(checkpoint, weights_only=True)["elang"]["max_epochs"] == 1
