@@ -22,6 +22,7 @@ from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_wo
 from elang.models.evaluation import measure_texts, padded_ids
 from elang.models.seq2seq import Seq2Seq
 from elang.models.sharding import Sharded, check_strategy
+from elang.models.stopping import stop_late
 from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
 from elang.quality import QUALITIES, QualityName
@@ -131,9 +132,11 @@ class FinetuneModule(AnyShape, LightningModule):
         self._random: dict[str, Tensor] | None = None
 
     def setup(self, stage: str) -> None:
-        """Take the limit of generated texts from the data."""
+        """Take the limit of generated texts from the data, and look at how the trainer goes about it."""
         super().setup(stage)
         check_strategy(self.trainer)
+        if stage == "fit":
+            stop_late(self.trainer)
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(self.classifier, Seq2Seq) and data is not None:
             self.classifier.limit_new_tokens(data.max_target_length)
