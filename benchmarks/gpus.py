@@ -112,6 +112,11 @@ def timed(home: Path, name: str, processes: int, *args: str, skip: int = 10) -> 
     return finish(home, name, start(home, name, processes, *args, skip=skip))
 
 
+def of_twice(one: dict[str, float], two: dict[str, float]) -> float:
+    """The speed of two GPUs, in those of one taken twice."""
+    return two["tokens a second"] / (2 * one["tokens a second"])
+
+
 def side_by_side(home: Path, runs: dict[str, list[str]], skips: dict[str, int] | None = None) -> dict[str, Any]:
     """Runs on one GPU each: two share the host, as where both GPUs work on one; a third shares a GPU, too."""
     going = {
@@ -165,8 +170,9 @@ def metrics(home: Path, args: argparse.Namespace) -> dict[str, Any]:
 
     alone = side_by_side(home, {f"seed{seed}": swift(f"seed{seed}", 64, seed) for seed in range(6)})
     found = {name: one["accuracy"] for name, one in alone.items()}
+    seeds = list(found.values())
     # Of as few seeds the range says little.
-    seeds, spread = list(found.values()), 3 * float(np.std(list(found.values()), ddof=1))
+    spread = 3 * float(np.std(seeds, ddof=1))
     found["both"] = timed(home, "both", 2, *swift("both", 32, 0), "--trainer.strategy", "ddp")["accuracy"]
     return found | {"spread": spread, "met": abs(found["both"] - float(np.mean(seeds))) <= spread}
 
@@ -187,7 +193,7 @@ def fits(home: Path, args: argparse.Namespace) -> dict[str, Any]:
     for name, strategy in (("DDP", "ddp"), ("FSDP", "sharded")):
         one, given = alone[name], runs[name]
         two = timed(home, f"{name}-2", 2, *given, "--model.output", f"{name}-2-model", "--trainer.strategy", strategy)
-        efficiency = two["tokens a second"] / (2 * one["tokens a second"])
+        efficiency = of_twice(one, two)
         found[name] = {"one": one, "two": two, "efficiency": efficiency, "met": efficiency >= EFFICIENCY}
     return found
 
@@ -221,7 +227,7 @@ def validated(home: Path, times: dict[str, Any], count: int) -> dict[str, Any]:
     curves = [(home / f"joint-{n}" / "curve.csv").read_text() for n in (1, 2)]
     same = curves[0] == curves[1]
     lost = abs(len(two) - count) + int(two["id"].duplicated().sum())
-    efficiency = times["joint-2"]["tokens a second"] / (2 * times["joint-1"]["tokens a second"])
+    efficiency = of_twice(times["joint-1"], times["joint-2"])
     return {
         "one": times["joint-1"],
         "two": times["joint-2"],
@@ -240,7 +246,7 @@ def answered(home: Path, times: dict[str, Any], count: int) -> dict[str, Any]:
     one, both = (np.stack(pd.read_parquet(home / f"t5-{n}.parquet")["logits"]) for n in (1, 2))
     margin, differ = np.abs(one[:, 0] - one[:, 1]), one.argmax(1) != both.argmax(1)
     outside = int((differ & (margin > NEAR_BF16)).sum())
-    efficiency = times["t5-2"]["tokens a second"] / (2 * times["t5-1"]["tokens a second"])
+    efficiency = of_twice(times["t5-1"], times["t5-2"])
     return {
         "one": times["t5-1"],
         "two": times["t5-2"],
