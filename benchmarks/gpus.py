@@ -209,7 +209,7 @@ def scoring(home: Path, args: argparse.Namespace) -> dict[str, Any]:
     t5 += ["--data.answers", json.dumps(ANSWERS), "--model.dtype", "bfloat16"]
     # Each layer's weights are gathered as long for a small batch as for a large one.
     joint += [*common, str(args.batch), "--model.output"]
-    t5 += [*common, str(8 * args.batch), "--model.output"]
+    t5 += [*common, str(16 * args.batch), "--model.output"]
     # Longest first, so that the same batches are counted on one GPU as on two.
     skips = {"joint-1": 20, "t5-1": 4}
     times = side_by_side(home, {"joint-1": [*joint, "joint-1"], "t5-1": [*t5, "t5-1.parquet"]}, skips)
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
-    args.rows, args.batch, args.steps, args.odd, args.sharded = 12000, 128, 40, 8001, 10000
+    args.rows, args.batch, args.steps, args.odd, args.sharded = 12000, 128, 40, 8001, 20000
     args.device, args.precision = ["--trainer.accelerator", "gpu"], "bf16-mixed"
     if args.tiny:
         args.rows, args.batch, args.steps, args.odd, args.sharded = 400, 8, 16, 201, 401
