@@ -263,7 +263,7 @@ def write_t5(home: Path, data: Path, count: int, tiny: bool) -> None:
     """T5-11B's shape with random weights, and sentences of SST-2's mean length."""
     config = list(shapes(tiny)["T5"][1].values())[1]
     words = pd.read_csv(data / "dev.tsv", sep="\t", quoting=3)["sentence"].str.split().map(len)
-    # Of ten batches of all lengths the longer ones of each step would be waited for: 9% to 11% of the time.
+    # Of only ten batches of all lengths the longer one of each step would be waited for.
     write_texts(home / "words.csv", [round(words.mean())], count, config.vocab_size - 5, 0)
     save(config, word_tokenizer(config.vocab_size), home / "t5", torch.device("cpu" if tiny else "cuda"))
 
