@@ -15,6 +15,7 @@ from elang.data.batches import EncodedExamples, encode_examples, pad_of, same_to
 from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.few import FewInputs, Pass
+from elang.models.attention import any_shape
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel
 from elang.models.text_to_text import TextToText
@@ -176,7 +177,8 @@ class Passes:
         while batches:
             chosen = batches.popleft()
             try:
-                said = call(self.inputs(encoded, chosen))
+                with any_shape():
+                    said = call(self.inputs(encoded, chosen))
             except torch.OutOfMemoryError as error:
                 if len(chosen) == 1:
                     raise InputError(

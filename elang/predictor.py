@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import chain, groupby
 from operator import add
+from os import PathLike, fspath
 from typing import Any, Literal, get_args
 
 import torch
@@ -84,8 +85,8 @@ class JointPredictor:
 
     def __init__(
         self,
-        swift_model: str | TextModel | None,
-        super_model: str | TextModel | None,
+        swift_model: str | PathLike[str] | TextModel | None,
+        super_model: str | PathLike[str] | TextModel | None,
         threshold: str | float = "parity",
         score: str | None = None,
         thresholds: str | None = None,
@@ -99,6 +100,9 @@ class JointPredictor:
         super_int8: bool = False,
         onnx: bool = False,
     ) -> None:
+        swift_model, super_model = (
+            fspath(model) if isinstance(model, PathLike) else model for model in (swift_model, super_model)
+        )
         for path in (swift_model, super_model):
             if isinstance(path, str) and path.endswith(SUFFIXES):
                 raise InputError(f"Records such as '{path}' answer only the examples in them; give a model to predict.")

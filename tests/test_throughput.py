@@ -181,6 +181,29 @@ def test_memory_is_bounded(predictor, texts):
     answers.close()
 
 
+def test_cudnns_attention_is_left_out_of_a_stream(pair, texts, monkeypatch):
+    """It is planned anew for each shape of a batch; afterwards, and where a model fails, it is as it was."""
+    predictor = JointPredictor(pair["swift"], pair["super"], "-inf")
+    seen = []
+    for model in (predictor.swift, predictor.super_):
+        forward = model.forward
+
+        def watched(inputs, forward=forward):
+            seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+            if len(seen) == 3:
+                raise ZeroDivisionError
+            return forward(inputs)
+
+        monkeypatch.setattr(model, "forward", watched)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    predictor(texts[:2])
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    with pytest.raises(ZeroDivisionError):
+        predictor(texts[:2])
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    assert seen == [False] * 3
+
+
 def small_memory(model, monkeypatch, tokens, calls):
     """A device that holds so many tokens of a model's inputs."""
     forward = model.forward

@@ -1,14 +1,28 @@
 """Attention that is ready for a batch of any shape."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
-class AnyShape:
-    """For a LightningModule: cuDNN's attention is left out from ``setup`` to ``teardown``, backward passes included.
+@contextmanager
+def any_shape() -> Iterator[None]:
+    """Leave cuDNN's attention out.
 
     It is planned anew for each shape of a batch, on the host, for up to seconds, and batches of texts have hundreds of
     shapes. Flash and memory-efficient attention, which stand in, need no plan.
     """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+class AnyShape:
+    """For a LightningModule: :func:`any_shape` from ``setup`` to ``teardown``, backward passes included."""
 
     _cudnn_before: bool | None = None
 
