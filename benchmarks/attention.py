@@ -10,8 +10,8 @@ of the same lengths follow, as a service would get them: "more".
 
 import argparse
 import contextlib
+import itertools
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 import torch
 from common import wait_for_gpu, write_result
-from large import save, write_texts
+from large import save, words_of, write_texts
 from runtime import word_tokenizer
 from shapes import shapes
 
@@ -31,7 +31,6 @@ from elang import JointPredictor
 
 WAYS = ("cuDNN", "without")
 PROCESSES = 2
-LONG = list(range(10, 401))
 
 
 def measure(home: Path, pair: str, texts: str, way: str) -> dict[str, float]:
@@ -52,6 +51,31 @@ def measure(home: Path, pair: str, texts: str, way: str) -> dict[str, float]:
     return found
 
 
+def prepare(home: Path, args: argparse.Namespace, texts: dict[str, tuple[int, list[int]]]) -> None:
+    """The two models of each pair, of one shape, and twice so many texts of each kind."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for pair, (_, configs) in shapes(args.tiny).items():
+        # T5-Large and BERT-Base: two of them are beside each other in any GPU.
+        config = list(configs.values())[0 if pair == "T5" else 1]
+        config.max_position_embeddings = 512
+        tokenizer = word_tokenizer(config.vocab_size)
+        for i in (0, 1):
+            save(config, tokenizer, home / f"{pair}-{i}", device)
+    for name, (count, words) in texts.items():
+        for part in (0, 1):
+            # Words that the model with the fewest, which is the last, knows.
+            write_texts(home / f"{name}-{part}.csv", words, count, config.vocab_size - 5, part)
+
+
+def once(command: list[str]) -> dict[str, float]:
+    """What :func:`measure` finds in a process of its own."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-4000:])
+    seconds: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sst2", type=Path, required=True)
@@ -62,39 +86,21 @@ def main() -> None:
         home, *what = args.one
         print(json.dumps(measure(Path(home), *what)))
         return
-    counts = {"SST-2": 40 if args.tiny else 20_000, "10 to 400 words": 40 if args.tiny else 4_000}
-    said = pd.read_csv(args.sst2, sep="\t", quoting=3)["sentence"].str.split().map(len).tolist()
-    lengths = {"SST-2": said, "10 to 400 words": LONG}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    texts = {"SST-2": (20_000, words_of(args.sst2)), "10 to 400 words": (4_000, list(range(10, 401)))}
+    if args.tiny:
+        texts = {name: (40, words) for name, (_, words) in texts.items()}
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as where:
-        home = Path(where)
-        for pair, (_, configs) in shapes(args.tiny).items():
-            config = list(configs.values())[0 if pair == "T5" else 1]
-            config.max_position_embeddings = 512
-            tokenizer = word_tokenizer(config.vocab_size)
-            for i in (0, 1):
-                # Both as large as fits beside each other in any GPU: T5-Large, BERT-Base.
-                save(config, tokenizer, home / f"{pair}-{i}", device)
-        for texts, words in lengths.items():
-            for part in (0, 1):
-                write_texts(home / f"{texts}-{part}.csv", words, counts[texts], config.vocab_size - 5, part)
-        for pair in shapes(args.tiny):
-            for texts in lengths:
-                found: dict[str, dict[str, float]] = {way: {} for way in WAYS}
-                for _ in range(1 if args.tiny else PROCESSES):
-                    for way in WAYS:
-                        command = [sys.executable, __file__, "--sst2", str(args.sst2), "--one", where, pair, texts, way]
-                        done = subprocess.run(command, capture_output=True, text=True, check=False)
-                        if done.returncode:
-                            raise SystemExit(done.stderr[-4000:])
-                        for name, seconds in json.loads(done.stdout.splitlines()[-1]).items():
-                            found[way][name] = min(found[way].get(name, math.inf), seconds)
-                figures[f"{pair}, {texts}"] = {"inputs": counts[texts], **found}
-                for way, seconds in found.items():
-                    print(pair, texts, way, {name: round(one, 3) for name, one in seconds.items()}, flush=True)
-                if not args.tiny:
-                    write_result("attention", figures, ("torch", "transformers"))
+        prepare(Path(where), args, texts)
+        for pair, name in itertools.product(shapes(args.tiny), texts):
+            command = [sys.executable, __file__, "--sst2", str(args.sst2), "--one", where, pair, name]
+            rounds = [{way: once([*command, way]) for way in WAYS} for _ in range(1 if args.tiny else PROCESSES)]
+            found = {way: {which: min(one[way][which] for one in rounds) for which in rounds[0][way]} for way in WAYS}
+            figures[f"{pair}, {name}"] = {"inputs": texts[name][0], **found}
+            for way, seconds in found.items():
+                print(pair, name, way, {which: round(one, 3) for which, one in seconds.items()}, flush=True)
+            if not args.tiny:
+                write_result("attention", figures, ("torch", "transformers"))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from common import ROOT, figures_of, git_commit, wait_for_gpu, write_result
-from large import ANSWERS, PROMPT, save, write_texts
+from large import ANSWERS, PROMPT, save, words_of, write_texts
 from lightning.pytorch import Callback
 from runtime import word_tokenizer
 from shapes import shapes
@@ -262,9 +262,8 @@ def answered(home: Path, times: dict[str, Any], count: int) -> dict[str, Any]:
 def write_t5(home: Path, data: Path, count: int, tiny: bool) -> None:
     """T5-11B's shape with random weights, and sentences of SST-2's mean length."""
     config = list(shapes(tiny)["T5"][1].values())[1]
-    words = pd.read_csv(data / "dev.tsv", sep="\t", quoting=3)["sentence"].str.split().map(len)
     # Of only ten batches of all lengths the longer one of each step would be waited for.
-    write_texts(home / "words.csv", [round(words.mean())], count, config.vocab_size - 5, 0)
+    write_texts(home / "words.csv", [round(np.mean(words_of(data / "dev.tsv")))], count, config.vocab_size - 5, 0)
     save(config, word_tokenizer(config.vocab_size), home / "t5", torch.device("cpu" if tiny else "cuda"))
 
 

@@ -33,6 +33,11 @@ PROMPT = "sst2 sentence: {text}"
 BARS = {"validate over predicted": 1.05, "fit": 1.0}
 
 
+def words_of(path: Path) -> list[int]:
+    """How many words each sentence of a file of SST-2's has."""
+    return [len(line.split("\t")[0].split()) for line in path.read_text("utf-8").splitlines()[1:]]
+
+
 def write_texts(path: Path, words: list[int], count: int, known: int, seed: int) -> None:
     """Sentences of as many made-up words as real ones have."""
     draw = random.Random(seed)
@@ -232,7 +237,7 @@ def main() -> None:
     torch.manual_seed(0)
     small, large = shapes(args.tiny)["T5"][1].values()
     tokenizer = word_tokenizer(small.vocab_size)
-    words = [len(line.split("\t")[0].split()) for line in args.sst2.read_text("utf-8").splitlines()[1:]]
+    words = words_of(args.sst2)
     with tempfile.TemporaryDirectory() as where:
         home = Path(where)
         for name, count, seed in (("dev", args.examples, 0), ("train", args.train, 1)):
