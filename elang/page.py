@@ -79,7 +79,7 @@ class Evaluation:
         try:
             self.summary = read_summary(self.folder)
             frame = pd.read_parquet(self.folder / "records.parquet")
-            self.curves = pd.read_csv(self.folder / "curve.csv")
+            self.curves = pd.read_csv(self.folder / "curve.csv", float_precision="round_trip")
             self.frame = frame[frame["split"] == self.summary["evaluated_on"]].reset_index(drop=True)
             self.label_names: list[str] = read_about(self.folder / "records.parquet")["label_names"]
             self.score: str = self.summary["score"]

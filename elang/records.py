@@ -276,7 +276,9 @@ def read_records(
             types = {"prediction": text, "split": object}
             frame = pd.read_json(path, lines=True, dtype=types, precise_float=True)
         elif path.suffix == ".csv":
-            frame = pd.read_csv(path, dtype={"prediction": text, "split": str}, keep_default_na=False)
+            types = {"prediction": text, "split": str}
+            # Older versions of pandas are else out by the last bit in a quarter of all numbers.
+            frame = pd.read_csv(path, dtype=types, keep_default_na=False, float_precision="round_trip")
         else:
             raise InputError(f"Records are read from {', '.join(SUFFIXES)}, but the file is '{path}'.")
         # Now, for texts that are no UTF-8 would show later.

@@ -198,6 +198,13 @@ def data_args(files):
     ]
 
 
+def read_curve(folder):
+    """The curve that was written there, every number to the last bit: pandas before 3.1 does so only where told to."""
+    import pandas as pd
+
+    return pd.read_csv(Path(folder) / "curve.csv", float_precision="round_trip")
+
+
 def devices():
     """The CPU and every GPU that there is, where graphs are captured."""
     import torch

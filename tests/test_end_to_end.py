@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from conftest import FAST, QUIET
+from conftest import FAST, QUIET, read_curve
 
 from elang.cli import main
 from elang.manifest import Manifest
@@ -72,7 +72,7 @@ def test_curve_and_summary_agree_with_the_records(joint):
     frame = pd.read_parquet(joint / "records.parquet")
     frame = frame[frame["split"] == "validation"]
     summary = json.loads((joint / "summary.json").read_text())
-    curve = pd.read_csv(joint / "curve.csv")
+    curve = read_curve(joint)
     for score in ("free_energy", "max_softmax", "router"):
         for row in curve[curve["score"] == score].itertuples():
             deferred = frame[f"score_{score}"] > row.threshold

@@ -12,7 +12,7 @@ import time
 import pandas as pd
 import pytest
 import torch
-from conftest import FAST, write_data, write_model
+from conftest import FAST, read_curve, write_data, write_model
 
 from elang.calibrate import read_slice
 from elang.cli import main
@@ -258,7 +258,7 @@ def test_equal_curves_share_a_line(joint_args, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "legend", spy)
     assert main(["validate", *joint_args, "--model.output", str(tmp_path / "joint")]) == 0
-    curve = pd.read_csv(tmp_path / "joint" / "curve.csv")
+    curve = read_curve(tmp_path / "joint")
     points = {name: part[["deferred", "accuracy"]].to_numpy().tolist() for name, part in curve.groupby("score")}
     for label in drawn:
         names = label.split(" = ")

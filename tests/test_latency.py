@@ -227,9 +227,9 @@ def test_the_short_path_is_for_inference(t5_models, texts):
     # A second predictor of the same object leaves the first one's weights where they are.
     JointPredictor(model, None, "inf")
     assert model.short_path is kept
-    inputs = dict(model.tokenizer(["a good film"], return_tensors="pt"))
+    inputs = dict(model.tokenizer(["a good film"], return_tensors="pt").to(made.device))
     model.train()
-    model(inputs, torch.tensor([1])).loss.backward()
+    model(inputs, torch.tensor([1], device=made.device)).loss.backward()
     assert model.backbone.encoder.block[0].layer[0].SelfAttention.q.weight.grad is not None
     model.eval()
     with torch.no_grad():
@@ -254,9 +254,9 @@ def test_padded_rows_and_lengths_change_nothing(pair, texts):
         filled = torch.empty(3, 4, 48, dtype=torch.int64)
         few.fill(filled.numpy(), tokens)
         names = [*few.pad, "attention_mask"]
-        table, _ = predictor.passes.swift_first(dict(zip(names, filled, strict=True)))
+        table, _ = predictor.passes.swift_first(dict(zip(names, filled.to(predictor.device), strict=True)))
         assert table.isfinite().all()
-        assert torch.allclose(table[:3].T, torch.tensor(few.first(tokens)), atol=1e-5)
+        assert torch.allclose(table[:3].T.cpu(), torch.tensor(few.first(tokens)), atol=1e-5)
 
 
 def test_lengths_of_graphs():
@@ -285,7 +285,7 @@ def test_half_the_bits(pair, texts, t5_models):
     types = {name: weight.dtype for name, weight in half.swift.backbone.named_parameters()}
     assert {t for name, t in types.items() if name.startswith("classifier")} == {torch.float32}
     assert {t for name, t in types.items() if not name.startswith("classifier")} == {torch.bfloat16}
-    logits = half.swift(half.swift.tokenizer(["a good film"], return_tensors="pt")).logits
+    logits = half.swift(half.swift.tokenizer(["a good film"], return_tensors="pt").to(half.device)).logits
     assert logits.dtype == torch.float32
     # Not on the grid of bfloat16.
     assert not torch.equal(logits, logits.bfloat16().float())
@@ -331,7 +331,7 @@ def test_the_supers_matrices_as_int8(pair, texts, t5_models, few):
     assert quantized(small.super_) == matrices
     assert quantized(small.swift) == quantized(plain.super_) == set()
     assert [one.label for one in small(texts[:2])] == [one.label for one in plain(texts[:2])]
-    inputs = small.super_.tokenizer(texts, return_tensors="pt", padding=True)
+    inputs = small.super_.tokenizer(texts, return_tensors="pt", padding=True).to(small.device)
     with torch.inference_mode():
         a, b = (predictor.super_(inputs).logits for predictor in (small, plain))
     assert not torch.equal(a, b)
@@ -359,11 +359,11 @@ def test_int8_needs_torchao_and_a_folder(pair, monkeypatch):
 def test_onnx_says_the_same(pair, texts, score):
     """Many, few and one; the router reads the hidden state."""
     models = str(pair["swift"]), str(pair["super"])
-    plain = JointPredictor(*models, "inf", score)
+    plain = JointPredictor(*models, "inf", score, device="cpu")
     ordered = sorted(one.score for one in plain(texts))
     plain.threshold = (ordered[29] + ordered[30]) / 2
     for few in (0, 2):
-        fast = JointPredictor(*models, plain.threshold, score, few=few, onnx=True)
+        fast = JointPredictor(*models, plain.threshold, score, device="cpu", few=few, onnx=True)
         assert fast.swift.onnx_path is not None
         assert fast.super_.onnx_path is not None
         # The weights are not read any more.
@@ -391,10 +391,10 @@ def test_onnx_is_for_encoders_on_a_cpu(pair, t5_models, monkeypatch):
         with pytest.raises(InputError, match="onnx runs on the CPU in float32"):
             JointPredictor(*models, "inf", onnx=True, **wrong)
     with pytest.raises(InputError, match="onnx is for encoders, and this model is a 't5'"):
-        JointPredictor(*t5_models, "inf", onnx=True)
+        JointPredictor(*t5_models, "inf", device="cpu", onnx=True)
     monkeypatch.setattr("elang.errors.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"elang\[onnx\]"):
-        JointPredictor(*models, "inf", onnx=True)
+        JointPredictor(*models, "inf", device="cpu", onnx=True)
 
 
 def test_both_models_are_compiled(pair, t5_models, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import QUIET, write_data
+from conftest import QUIET, read_curve, write_data
 from scipy import stats
 
 from elang.bootstrap import curve_interval, mcnemar
@@ -66,7 +66,7 @@ def test_the_slider_has_the_curve(joint, tmp_path):
     page = Page(page_of(joint, out=tmp_path / "report.html"))
     (section,) = page.all("section")
     slider = json.loads(section["data-curve"])
-    curve = pd.read_csv(joint / "curve.csv").query("score == 'max_softmax'").reset_index(drop=True)
+    curve = read_curve(joint).query("score == 'max_softmax'").reset_index(drop=True)
     shares = curve["deferred_share"].round(9)
     for share, quality, speedup, threshold in zip(
         slider["share"], slider["quality"], slider["speedup"], slider["threshold"], strict=True

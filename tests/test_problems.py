@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from benchmark_files import write_benchmarks
-from conftest import BAD, FAST, FILLER, GOOD, QUIET, VOCABULARY, write_model, write_t5
+from conftest import BAD, FAST, FILLER, GOOD, QUIET, VOCABULARY, read_curve, write_model, write_t5
 from sklearn.metrics import f1_score
 
 from elang import InputError, JointPredictor
@@ -264,7 +264,7 @@ def test_pages_of_other_problems(pairs, tmp_path, task, fails):
 def test_curves_of_correlations(pairs, swift, super_):
     """Pearson at every threshold and Spearman on a grid, both scored from scratch."""
     found = pairs(swift, super_, "numbers")
-    frame, curve = joint_records(found["joint"]), pd.read_csv(found["joint"] / "curve.csv")
+    frame, curve = joint_records(found["joint"]), read_curve(found["joint"])
     for score in ("router", *(["encoder_router"] if swift == "t5" else [])):
         points = curve[curve["score"] == score]
         assert len(points) == frame[f"score_{score}"].nunique() + 1

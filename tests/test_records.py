@@ -150,6 +150,14 @@ def test_all_columns_of_a_black_box(tmp_path, suffix):
     assert found["test"].flops.tolist() == [1.5e9, 0.0]
 
 
+def test_numbers_of_a_csv_file_are_read_to_the_last_bit(tmp_path):
+    """Which pandas before 3.1 does only where it is told to."""
+    exact = torch.rand(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 1e9
+    columns = {"id": range(1000), "prediction": ["yes"] * 1000, "flops": exact.tolist()}
+    found = read_records(write(tmp_path / "r.csv", columns), NAMES)[0]["validation"]
+    assert found.flops.tolist() == exact.tolist()
+
+
 @pytest.mark.parametrize("names", [["0", "1"], ["None", "NA"], ["true", "false"], ["1.0", "01"]])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_label_names_are_text_whatever_they_look_like(tmp_path, suffix, names):

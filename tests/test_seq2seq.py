@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import QUIET, SOURCE_WORDS, devices, write_model, write_parallel, write_seq2seq
+from conftest import QUIET, SOURCE_WORDS, devices, read_curve, write_model, write_parallel, write_seq2seq
 from sacrebleu.metrics import BLEU, CHRF
 from test_distributed import elang
 from torch.utils.flop_counter import FlopCounterMode
@@ -423,7 +423,7 @@ def test_the_super_learned(joint):
 
 def test_curves_are_sacrebleus_on_the_assembled_text(mt_data, mt_pair, joint):
     records = joint[0].query("split == 'validation'")
-    curve = pd.read_csv(f"{mt_pair['joint']}/curve.csv")
+    curve = read_curve(mt_pair["joint"])
     rng = random.Random(0)
     for score in ("nll_mean", "free_energy_q10", "router", "encoder_router", "entropy_sum"):
         points = curve[curve["score"] == score]
@@ -450,7 +450,7 @@ def test_every_score_is_there_and_both_placements(joint):
 
 def test_a_deferral_before_the_decoder_saves_it(mt_pair, joint):
     records = joint[0].query("split == 'validation'")
-    curve = pd.read_csv(f"{mt_pair['joint']}/curve.csv")
+    curve = read_curve(mt_pair["joint"])
     model = load_model(mt_pair["swift"])
     lengths, steps = (torch.tensor(records[f"swift_{name}"].to_numpy()) for name in ("tokens", "steps"))
     early = flops_by_length(model.backbone.config, lengths, part="encoder") + model._head_flops("encoder_router")

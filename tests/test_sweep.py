@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import read_curve
 
 import elang.sweep
 from elang.cli import main
@@ -152,7 +153,7 @@ def test_the_command_line(joint_args, tmp_path, capsys):
     one = [*args[:3], "--output", str(tmp_path / "single"), "--score", "free_energy"]
     assert main(one) == 0
     assert list(json.loads((tmp_path / "single" / "summary.json").read_text())["scores"]) == ["free_energy"]
-    curve = pd.read_csv(tmp_path / "swept" / "curve.csv")
+    curve = read_curve(tmp_path / "swept")
     assert list(curve) == ["score", "threshold", "deferred", "deferred_share", "accuracy", "flops", "speedup"]
     assert curve.query("score == 'free_energy'")["accuracy"].iloc[-1] == pytest.approx(whole["super"]["quality"])
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAST, QUIET, VOCABULARY, write_model, write_t5
+from conftest import FAST, QUIET, VOCABULARY, read_curve, write_model, write_t5
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 from test_distributed import elang
@@ -733,7 +733,7 @@ def encoder_flops(model, tokens):
 
 def test_a_deferred_input_pays_for_the_encoder_and_its_head_alone(t5_joint, t5_pair):
     frame = pd.read_parquet(t5_joint / "records.parquet").query("split == 'validation'")
-    curve = pd.read_csv(t5_joint / "curve.csv")
+    curve = read_curve(t5_joint)
     swift = load_model(t5_pair["swift"])
     early = frame["swift_tokens"].map(lambda tokens: encoder_flops(swift, tokens))
     assert (early < frame["swift_flops"]).all()

@@ -234,7 +234,7 @@ def test_what_does_not_fit_into_memory_is_halved(pair, texts, monkeypatch, recwa
     # It was halved until it fitted, no further, and stays so.
     assert 65 <= predictor.passes.tokens <= 130
     assert 35 <= predictor.passes.super_tokens <= 70
-    said = [str(w.message) for w in recwarn if "does not fit into the memory of cpu" in str(w.message)]
+    said = [str(w.message) for w in recwarn if f"does not fit into the memory of {predictor.device}" in str(w.message)]
     assert any("tokens is" in one for one in said)
     assert any("super_tokens is" in one for one in said)
     assert len(said) < 12
@@ -243,7 +243,7 @@ def test_what_does_not_fit_into_memory_is_halved(pair, texts, monkeypatch, recwa
 def test_an_input_that_does_not_fit_alone(pair, texts, monkeypatch):
     predictor = JointPredictor(str(pair["swift"]), str(pair["super"]), "inf")
     small_memory(predictor.swift, monkeypatch, 8, [])
-    with pytest.raises(InputError, match=r"An input of \d+ tokens does not fit into the memory of cpu"):
+    with pytest.raises(InputError, match=rf"An input of \d+ tokens does not fit into the memory of {predictor.device}"):
         predictor(texts)
 
 
@@ -490,7 +490,7 @@ def test_whoever_stops_does_not_wait_for_the_source(predictor, texts):
 def test_bench_verb(pair, files, tmp_path, capsys):
     models = ["--swift_model", str(pair["swift"]), "--super_model", str(pair["super"])]
     args = ["bench", *models, "--input", str(files[1]), "--text", "[text]", "--repeats", "1", "--single", "2"]
-    assert main([*args, "--shares", "0.5", "--output", str(tmp_path / "b.json")]) == 0
+    assert main([*args, "--device", "cpu", "--shares", "0.5", "--output", str(tmp_path / "b.json")]) == 0
     said = capsys.readouterr().out
     assert "61 inputs on cpu" in said
     assert "defer 50%" in said
