@@ -4,6 +4,7 @@ import copy
 import json
 import random
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -265,6 +266,20 @@ def fit_heads(model):
 
 def not_rounded(values):
     return values.dtype == torch.float32 and not torch.equal(values, values.bfloat16().float())
+
+
+def test_a_model_that_was_first_asked_can_be_trained(family, monkeypatch):
+    """Its answers go to another device with the inputs: what inference makes cannot be saved for a backward pass."""
+    model = family("t5", ["good", "bad"])
+    said = torch.zeros(2, 1, 384, device="meta", requires_grad=True)
+    monkeypatch.setattr(model, "_decode", lambda *given, **more: SimpleNamespace(logits=said))
+    monkeypatch.setattr(AnswerTrie, "answers", lambda self, z: z)
+    encoded = SimpleNamespace(hidden=torch.zeros(2, 3, 32, device="meta"), mask=torch.ones(2, 3, device="meta"))
+    with torch.inference_mode():
+        model.label_logits(encoded, {})
+    assert model.trie.paths.device.type == "meta"
+    model.label_logits(encoded, {}).sum().backward()
+    assert said.grad is not None
 
 
 def test_logits_stay_float32_under_autocast(family, t5):

@@ -240,7 +240,9 @@ class TextToText(TextModel):
             token = -F.cross_entropy(logits.transpose(1, 2), ids, ignore_index=IGNORED, reduction="none")
             return spread(token.sum(-1), counts, len(self.label_names))
         if self.trie.paths.device != encoded.hidden.device:
-            self.trie = self.trie.to(encoded.hidden.device)
+            # Also when it is first asked in inference: a training that comes after saves these for its backward pass.
+            with torch.inference_mode(False):
+                self.trie = self.trie.to(encoded.hidden.device)
         trie, size = self.trie, len(encoded.hidden)
         ids = F.pad(trie.paths, (1, 0), value=self.backbone.config.decoder_start_token_id)
         if (path := self.inference_path) is not None:
