@@ -43,6 +43,15 @@ def asked(args, address, home):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
+def write_package(folder, name, version):
+    """An empty package that counts as installed."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text(f"__version__ = {version!r}\n")
+    about = folder / f"{name}-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
 def test_data_of_a_hub_that_does_not_answer(silent, base_model, tmp_path):
     address, calls = silent
     start = time.monotonic()
@@ -57,8 +66,8 @@ def test_data_of_a_hub_that_does_not_answer(silent, base_model, tmp_path):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("cached", ["all", "no weights", "no tokenizer", "nothing", "a branch"])
-def test_a_hub_that_does_not_answer(cached, sharded, silent, tmp_path):
+@pytest.mark.parametrize("cached", ["all", "all, with peft", "no weights", "no tokenizer", "nothing", "a branch"])
+def test_a_hub_that_does_not_answer(cached, sharded, silent, tmp_path, monkeypatch):
     from transformers import AutoModelForSequenceClassification
 
     address, calls = silent
@@ -82,10 +91,14 @@ def test_a_hub_that_does_not_answer(cached, sharded, silent, tmp_path):
         (there.parent.parent / "refs").mkdir()
         (there.parent.parent / "refs" / "main").write_text(COMMIT)
         name = "owner/name@main"
+    if cached == "all, with peft":
+        # With which the library looks for adapters, too.
+        write_package(tmp_path / "site", "peft", "0.19.0")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
     command = ["predict", "--swift_model", name, "--super_model", name, "--threshold", "0"]
     start = time.monotonic()
     done = asked([*command, "--input", str(tmp_path / "in.txt")], address, tmp_path)
-    if cached == "all":
+    if cached.startswith("all"):
         assert done.returncode == 0, done.stderr[-2000:]
         assert '"label"' in done.stdout
         assert not calls

@@ -244,6 +244,8 @@ def _text_to_text(backbone: Any, tokenizer: Any, task: TextTask, generate: bool,
 def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **more: Any) -> Any:
     # transformers loads in the file's own precision; weights that are trained stay float32.
     settings = {"dtype": torch.float32, "use_safetensors": True} | more | options
+    # Where peft is installed adapters are looked for: at this revision, and at no hub if all is here.
+    settings["adapter_kwargs"] = dict(options)
     return kind.from_pretrained(name, config=config, **settings)
 
 
