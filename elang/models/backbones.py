@@ -17,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
+from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from elang.data.format import TextTask
@@ -242,6 +243,9 @@ def _text_to_text(backbone: Any, tokenizer: Any, task: TextTask, generate: bool,
 
 
 def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **more: Any) -> Any:
+    # Without peft it would be left out without a word, with peft perhaps be put on weights that are not pinned.
+    if find_adapter_config_file(name, **options):
+        raise ValueError("it has a PEFT adapter; save it with its adapter merged into its weights, merge_and_unload()")
     # transformers loads in the file's own precision; weights that are trained stay float32.
     settings = {"dtype": torch.float32, "use_safetensors": True} | more | options
     # Where peft is installed adapters are looked for: at this revision, and at no hub if all is here.
