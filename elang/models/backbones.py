@@ -246,10 +246,9 @@ def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **mo
     # Without peft it would be left out without a word, with peft perhaps be put on weights that are not pinned.
     if find_adapter_config_file(name, **options):
         raise ValueError("it has a PEFT adapter; save it with its adapter merged into its weights, merge_and_unload()")
-    # transformers loads in the file's own precision; weights that are trained stay float32.
-    settings = {"dtype": torch.float32, "use_safetensors": True} | more | options
-    # Where peft is installed adapters are looked for: at this revision, and at no hub if all is here.
-    settings["adapter_kwargs"] = dict(options)
+    # transformers loads in the file's own precision; weights that are trained stay float32. Where peft is installed it
+    # looks for an adapter again, which is to be at this revision, and at no hub if all is here.
+    settings = {"dtype": torch.float32, "use_safetensors": True, "adapter_kwargs": options} | more | options
     return kind.from_pretrained(name, config=config, **settings)
 
 
