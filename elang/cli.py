@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import Any
 
 from elang._version import __version__
-from elang.errors import InputError, input_error_behind, machine_error_behind
+from elang.errors import InputError, input_error_behind, machine_error_behind, printable
+from elang.notices import Notice, forget_notices
 
 _HELP = """usage: elang <verb> [options]
 
@@ -72,8 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         0, or 2 after bad input, which is explained in one paragraph on standard error.
     """
     if argv is None:
-        # A user of the command line has no use for the line of code that warns.
-        warnings.formatwarning = lambda message, category, *rest, **more: f"{category.__name__}: {message}\n"
+        warnings.formatwarning = _warning_line
+    forget_notices()
     args = sys.argv[1:] if argv is None else argv
     verb, rest = (args[0], args[1:]) if args else ("--help", [])
     try:
@@ -97,9 +98,15 @@ def main(argv: list[str] | None = None) -> int:
         bad_input = input_error_behind(error) or machine_error_behind(error)
         if bad_input is None:
             raise
-        print(f"elang: error: {bad_input}", file=sys.stderr)
+        print(f"elang: error: {printable(str(bad_input))}", file=sys.stderr)
         return 2
     return 0
+
+
+def _warning_line(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> str:
+    """A warning in one line: a user of the command line has no use for the line of code that warns."""
+    who = "elang: note" if issubclass(category, Notice) else category.__name__
+    return f"{who}: {message}\n"
 
 
 def with_prompt(args: list[str]) -> list[str]:

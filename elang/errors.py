@@ -29,6 +29,15 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or "no reason given").splitlines()[0]
 
 
+def printable(text: str) -> str:
+    """A text for a terminal: control characters, which could hide or forge lines, as escapes.
+
+    >>> print(printable("a" + chr(27) + "[31mb") == "a" + chr(92) + "x1b[31mb")
+    True
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def input_error_behind(error: BaseException) -> InputError | None:
     """Find the :class:`InputError` that ``error`` is, or that it was raised from (jsonargparse wraps what it calls)."""
     return next((seen for seen in _chain(error) if isinstance(seen, InputError)), None)

@@ -1,10 +1,6 @@
 """Joint inference, evaluated: a Swift and a Super over a whole data set, at every threshold at once."""
 
-import json
 import math
-import os
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +29,14 @@ from elang.evaluate import (
     worth_of,
 )
 from elang.few import DType
-from elang.manifest import Manifest, versions
+from elang.manifest import Manifest
 from elang.models.evaluation import EvaluationModule
 from elang.models.finetune import check_held_out
 from elang.models.latency import pair_latency
 from elang.models.seq2seq import Seq2Seq
+from elang.notices import write_made
 from elang.quality import QUALITIES, QualityName
-from elang.records import FORMAT, written_aside
+from elang.records import FORMAT
 from elang.report import print_summary, write_report
 from elang.scores import DEFAULT_SCORE
 from elang.sequence_scores import SEQUENCE_DEFAULT
@@ -150,9 +147,7 @@ class JointModule(EvaluationModule):
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             if self.summary["thresholds"] and self.thresholds_manifest is not None:
                 self.thresholds_manifest.write(self.output / "elang.json")
-            made = {"command": shlex.join(sys.argv), "seed": os.environ.get("PL_GLOBAL_SEED"), "versions": versions()}
-            with written_aside(self.output / "made.json") as aside:
-                aside.write_text(json.dumps(made, indent=2) + "\n", "utf-8")
+            write_made(self.output)
             write_report(self.output, pairs, evaluated, self.qualities, self.summary, self.label_names)
             print_summary(self.summary, self.output)
         self.trainer.strategy.barrier()
