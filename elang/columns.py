@@ -48,7 +48,7 @@ def read_columns(path: Path, known: Collection[str]) -> tuple[Any, list[str]]:
         InputError: If the file is no parquet, JSONL or CSV file.
         ValueError: If it is damaged; and whatever else the readers raise.
     """
-    readers = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".csv": _read_csv}
+    readers = {".parquet": read_parquet, ".jsonl": _read_jsonl, ".csv": _read_csv}
     if (reader := readers.get(path.suffix.lower())) is None:
         raise InputError(f"Records are read from {', '.join(_SUFFIXES)}, but the file is '{path}'.")
     frame, names = reader(path, known)
@@ -58,13 +58,21 @@ def read_columns(path: Path, known: Collection[str]) -> tuple[Any, list[str]]:
     return frame.astype({name: object for name, kind in frame.dtypes.items() if kind.kind not in "iufb"}), names
 
 
-def _read_parquet(path: Path, known: Collection[str]) -> tuple[Any, list[str]]:
+def read_parquet(path: Path, known: Collection[str] | None = None) -> tuple[Any, list[str]]:
+    """Read a parquet file by itself: of a folder named key=value the library's readers make a column.
+
+    Args:
+        path: The file.
+        known: Columns to read; by default all.
+
+    Returns:
+        The frame, without columns whose name comes twice, and the names of all columns.
+    """
     import pyarrow.parquet as pq
 
-    # By itself, for of a folder named key=value the library would make a column.
     with pq.ParquetFile(path) as file:
         names = list(file.schema_arrow.names)
-        wanted = [name for name in dict.fromkeys(names) if name in known and names.count(name) == 1]
+        wanted = [name for name in dict.fromkeys(names) if names.count(name) == 1 and (known is None or name in known)]
         return file.read(wanted).to_pandas(ignore_metadata=True), names
 
 
