@@ -8,6 +8,7 @@ from torch import Tensor
 
 from elang.certificate import binomial_cdf
 from elang.curve import deferral_events
+from elang.quality import settled
 
 _ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 # Draws at a time that are worth their seconds; of more examples than that allows, intervals are narrow anyway.
@@ -187,6 +188,7 @@ def curve_interval(
         Deferred shares, lower and upper ends, each ``(points,)`` at most; equal scores are deferred together.
     """
     order, deferred, _ = deferral_events(score)
+    value, (swift, super_) = settled(value, swift, super_)
     ends = deferred[1:]
     ends = ends[torch.linspace(0, len(ends) - 1, min(len(ends), points - 1)).round().long()].unique()
     own, change = swift[order].double(), (super_[order].double() - swift[order].double())

@@ -9,6 +9,7 @@ from operator import add
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from elang.certificate import (
     regret_at,
     upper_bound,
 )
+from elang.columns import numbers, read_parquet
 from elang.curve import at_budget, at_share, deferral_events, operating_curve
 from elang.errors import InputError
 from elang.evaluate import little_to_gain, swift_cost_columns
@@ -184,11 +186,9 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
     Raises:
         InputError: If the split or the score is not there.
     """
-    import pandas as pd
-
     path = folder / "records.parquet"
     try:
-        frame = pd.read_parquet(path)
+        frame, _ = read_parquet(path)
         worth = read_about(path).get("worth", {"unit": "", "largest": None})
         largest = float(worth["largest"] or 1.0)
         splits = {str(name): int(n) for name, n in frame["split"].value_counts().sort_index().items()}
@@ -203,15 +203,20 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
     if "gain" not in part:
         raise InputError(f"The records '{path}' do not say what deferring gains. Run `elang validate` again.")
 
-    def column(name: str) -> Tensor:
-        return torch.tensor(part[name].to_numpy())
+    def cost(name: str) -> Tensor:
+        known = numbers(part, name, str(path), least=0, unknown=True)
+        return torch.from_numpy(np.full(len(part), np.nan) if known is None else known)
 
     try:
-        kept, deferred = (reduce(add, map(column, names)) for names in swift_cost_columns(score, part))
-        costs = kept, column("super_flops"), deferred
-        gain, own = column("gain").double() / largest, (column("key"), column(f"score_{score}"))
-        if not (gain.isfinite().all() and own[1].isfinite().all()) or own[0].is_floating_point():
-            raise ValueError("gains or scores are not finite, or keys are no whole numbers")
+        kept, deferred = (reduce(add, map(cost, names)) for names in swift_cost_columns(score, part))
+        costs = kept, cost("super_flops"), deferred
+        gain = torch.from_numpy(numbers(part, "gain", str(path))) / largest
+        numbers(part, f"score_{score}", str(path))
+        # In its own precision.
+        own = (
+            torch.from_numpy(numbers(part, "key", str(path), whole=True)),
+            torch.tensor(part[f"score_{score}"].to_numpy()),
+        )
         return Slice(*own, gain, costs, str(worth["unit"]), worth["largest"] is not None, splits)
     except Exception as error:  # the same of its values
         raise InputError(f"The records '{path}' are damaged ({error}). Run `elang validate` again.") from error

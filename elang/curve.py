@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.quality import group_sums
+from elang.quality import group_sums, settled
 from elang.scores import check_finite
 
 # Elements of statistics that are widened to float64 at a time; bounds the memory of a sweep.
@@ -140,6 +140,7 @@ def operating_curve(
             f"{tuple(super_.shape)} of the Super must have shapes (N,), (N, S) and (N, S)."
         )
     order, deferred, threshold = deferral_events(score)
+    value, (swift, super_) = settled(value, swift, super_)
     quality = value(_sums_at(order, deferred, swift, super_, group, by_group))
     mixed = partial(_sums_at, order, deferred)
     return _with_costs(
@@ -289,6 +290,7 @@ def random_curve(
     """
     n = len(swift)
     deferred = _grid(n, points, swift.device)
+    value, (swift, super_) = settled(value, swift, super_)
     if by_group is None:
         quality = value(_expected_sums(deferred, n, swift, super_))
     else:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from elang.columns import is_table
 from elang.data.batches import EncodedExamples
 from elang.data.format import TextTask
 from elang.errors import InputError
@@ -22,7 +23,6 @@ from elang.models.backbones import load_model
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel, check_choices
 from elang.passes import Passes
-from elang.records import SUFFIXES
 from elang.scores import BEFORE_DECODER, SCORES, check_finite
 from elang.sequence_scores import SEQUENCE_SCORES
 from elang.throughput import FULL_BATCHES, Deferred, Window, stream, windows
@@ -104,7 +104,7 @@ class JointPredictor:
             fspath(model) if isinstance(model, PathLike) else model for model in (swift_model, super_model)
         )
         for path in (swift_model, super_model):
-            if isinstance(path, str) and path.endswith(SUFFIXES):
+            if isinstance(path, str) and is_table(path):
                 raise InputError(f"Records such as '{path}' answer only the examples in them; give a model to predict.")
         for name, size in (("batch_size", batch_size), ("tokens", tokens), ("super_tokens", super_tokens)):
             if size is not None and size < 1:

@@ -74,10 +74,10 @@ class Quality:
         """
         if self.whole is not None:
             return self.whole(prediction, target)
-        each = self.statistics(prediction, target)
+        value, (each,) = settled(self.value, self.statistics(prediction, target))
         if self.by_group is not None:
             each = self.by_group(group_sums(each, group)[0])
-        return float(self.value(each.sum(0, dtype=torch.float64)))
+        return float(value(each.sum(0, dtype=torch.float64)))
 
 
 def group_sums(statistics: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -187,23 +187,83 @@ def matthews(num_labels: int) -> Quality:
     return Quality("matthews", _class_counts(num_labels), value)
 
 
+class _Correlation:
+    """Pearson's correlation of sums of ``(1, x, y, x², y², xy)``, kept apart for each of several groups of rows.
+
+    Where values are large beside their spread, such sums cancel to nothing. :func:`settled` therefore takes from each
+    group's ``x``, and from all ``y``, a value from their middle before anything is summed; the correlation is the same.
+
+    Args:
+        apart: By how much each group's ``x`` was moved more than the first group's, ``(K,)``.
+    """
+
+    def __init__(self, apart: Tensor) -> None:
+        self.apart = apart
+
+    def __call__(self, sums: Tensor) -> Tensor:
+        n, x, y, xx, yy, xy = sums.unflatten(-1, (len(self.apart), 6)).unbind(-1)
+        total = n.sum(-1, keepdim=True)
+        # Within the groups, each times the number of all rows, and of none in a group that has no rows.
+        share = _ratio(total, n)
+        raw_x, raw_y, both = share * n * xx, share * n * yy, share * (n * xy - x * y)
+        within_x, within_y = raw_x - share * x * x, raw_y - share * y * y
+        if len(self.apart) > 1:
+            # And between them.
+            means = _ratio(x, n) + self.apart.to(n), _ratio(y, n)
+            far_x, far_y = (mean - (n * mean).sum(-1, keepdim=True) / total for mean in means)
+            one, two, three = (total * n * a * b for a, b in ((far_x, far_x), (far_y, far_y), (far_x, far_y)))
+            raw_x, within_x, raw_y, within_y = raw_x + one, within_x + one, raw_y + two, within_y + two
+            both = both + three
+        spread_x, spread_y, tiny_x, tiny_y = (part.sum(-1) for part in (within_x, within_y, raw_x, raw_y))
+        # A variance below rounding error is a constant.
+        defined = (spread_x > 1e-13 * tiny_x) & (spread_y > 1e-13 * tiny_y)
+        return _ratio(both.sum(-1), torch.where(defined, spread_x * spread_y, 0.0).sqrt())
+
+    def settle(self, *groups: Tensor) -> tuple["_Correlation", list[Tensor]]:
+        """The same for rows whose values lie around 0: each group's in columns of its own."""
+        if not len(groups[0]):
+            return self, list(groups)
+        y = groups[0][:, 2].double()
+        y = y - y.median()
+        middles = torch.stack([rows[:, 1].double().median() for rows in groups])
+        found = []
+        for place, rows in enumerate(groups):
+            x = rows[:, 1].double() - middles[place]
+            own = rows.new_zeros(len(rows), len(groups), 6, dtype=torch.float64)
+            own[:, place] = _moments(x, y)
+            found.append(own.flatten(1))
+        return _Correlation(middles - middles[0]), found
+
+
+def _moments(x: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], -1)
+
+
+def settled(value: Callable[[Tensor], Tensor], *statistics: Tensor) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
+    """Statistics that can be summed without losing the metric in rounding, and what maps their sums to it.
+
+    Args:
+        value: Of a :class:`Quality`.
+        statistics: Those of whole sets of predictions of the same examples, each ``(N, S)``; sums may mix their rows.
+    """
+    return value.settle(*statistics) if isinstance(value, _Correlation) else (value, list(statistics))
+
+
 def pearson(num_labels: int) -> Quality:
-    """Pearson correlation of real-valued predictions and targets; 0 where it is undefined."""
+    """Pearson correlation of real-valued predictions and targets; 0 where it is undefined.
+
+    Sums of its statistics lose it where values are large beside their spread, unless :func:`settled` was asked first,
+    as calling the metric and all curves do.
+
+    >>> seconds = 1.7e9 + torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    >>> round(pearson(1)(seconds, seconds), 9)
+    1.0
+    """
 
     def statistics(prediction: Tensor, target: Tensor) -> Tensor:
-        x, y = prediction.double(), target.double()
-        return torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], -1)
+        return _moments(prediction.double(), target.double())
 
-    def value(sums: Tensor) -> Tensor:
-        n, x, y, xx, yy, xy = sums.unbind(-1)
-        # Raw moments cancel badly; a variance below rounding error is a constant.
-        spread_x, spread_y = n * xx - x * x, n * yy - y * y
-        tiny = 1e-13 * torch.stack([n * xx, n * yy])
-        defined = (spread_x > tiny[0]) & (spread_y > tiny[1])
-        spread = torch.where(defined, spread_x * spread_y, 0.0).sqrt()
-        return _ratio(n * xy - x * y, spread)
-
-    return Quality("pearson", statistics, value)
+    return Quality("pearson", statistics, _Correlation(torch.zeros(1)))
 
 
 def spearman(num_labels: int) -> Quality:

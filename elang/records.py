@@ -25,24 +25,43 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from elang.columns import labels, numbers, read_columns, rows_of, vectors
 from elang.data.format import Problem
 from elang.errors import InputError
+from elang.json_files import TEXT, TEXTS, TRUTH, check_fields, number, parse_object, whole
 from elang.sequence_scores import SEQUENCE_SCORES
 
-SUFFIXES = (".parquet", ".jsonl", ".csv")
 METADATA = b"elang"
 # Small, for of many files that are merged a page of each column of each is in memory.
 PAGES = {"data_page_size": 1 << 16, "dictionary_pagesize_limit": 1 << 16}
 _LISTED = 8
 # The files that a row's id may count in.
 _SPLITS = {"train", "validation", "test", "transfer"}
+# Whole numbers or not, the least one, and whether it may be unknown.
+_NUMBERS = {
+    "key": (True, -math.inf, False),
+    "tokens": (True, 0.0, False),
+    "steps": (True, 0.0, False),
+    "flops": (False, 0.0, True),
+    "score_flops": (False, 0.0, True),
+}
+_COLUMNS = ("split", "id", "prediction", "logits", "scores", "top_ids", "top_log_probs", *_NUMBERS)
+# By how much a value and its logit may differ, as a share of the largest one: files are written with few digits.
+_TOLERANCE = 1e-4
+_ABOUT = {
+    "label_names": TEXTS,
+    "generated": TRUTH,
+    "top_k": whole(0),
+    "model": TEXT,
+    "routing_fraction": number(0, 1),
+}
 FORMAT = 1
 """Of records and summaries; one that is larger is of a later version."""
 
@@ -136,6 +155,19 @@ class Records:
                 chosen[name] = column[rows]
         return Records(**chosen)
 
+    def check_ids(self, last: int, what: str = "The records") -> None:
+        """Refuse answers to examples behind the ``last`` one: the ids are of another file.
+
+        Raises:
+            InputError: Naming the first of them.
+        """
+        if (beyond := self.id[self.id > last]).numel():
+            raise InputError(
+                f"{what} have answers to {len(beyond)} examples that the data does not have, first id "
+                f"{int(beyond.min())}, where the last is {last}: ids count the rows of one file from 0. Give the file "
+                "that was answered, or add the column 'key' of `elang score`."
+            )
+
     def rows(self, ids: Tensor, keys: Tensor | None = None, what: str = "The records") -> Tensor:
         """Return the row of each id.
 
@@ -223,12 +255,14 @@ def read_about(path: str | Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     try:
-        found: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(METADATA, b"{}"))
+        text = (pq.read_schema(path).metadata or {}).get(METADATA, b"{}")
     except Exception as error:  # whatever the reader says of a damaged file
         raise ValueError(str(error)) from error
-    names = found.get("label_names", []) if isinstance(found, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("what it says of itself is damaged")
+    try:
+        found = parse_object(text)
+        check_fields(found, _ABOUT)
+    except ValueError as error:
+        raise ValueError(f"what it says of itself is damaged: {error}") from error
     check_format(found)
     return found
 
@@ -258,31 +292,15 @@ def read_records(
         The records of each split, and the file's metadata (empty for files that are not ours).
 
     Raises:
-        InputError: If the file cannot be read, lacks a column, or names other labels.
+        InputError: If the file cannot be read, lacks a column, names other labels, or has values that cannot be used
+            or contradict each other, with their rows.
     """
-    import pandas as pd
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no records file '{path}'. Make it with `elang score`.")
-    about: dict[str, Any] = {}
-    text = float if problem == "regression" else str
     try:
-        if path.suffix == ".parquet":
-            about = read_about(path)
-            frame = pd.read_parquet(path)
-        elif path.suffix == ".jsonl":
-            # Some versions of pandas make a missing one the text "None".
-            types = {"prediction": text, "split": object}
-            frame = pd.read_json(path, lines=True, dtype=types, precise_float=True)
-        elif path.suffix == ".csv":
-            types = {"prediction": text, "split": str}
-            # Older versions of pandas are else out by the last bit in a quarter of all numbers.
-            frame = pd.read_csv(path, dtype=types, keep_default_na=False, float_precision="round_trip")
-        else:
-            raise InputError(f"Records are read from {', '.join(SUFFIXES)}, but the file is '{path}'.")
-        # Now, for texts that are no UTF-8 would show later.
-        frame = frame.astype({name: object for name, kind in frame.dtypes.items() if isinstance(kind, pd.StringDtype)})
+        about = read_about(path) if path.suffix.lower() == ".parquet" else {}
+        frame, names = read_columns(path, _COLUMNS)
     except InputError:
         raise
     except Exception as error:  # whatever the readers say of a damaged file
@@ -290,110 +308,120 @@ def read_records(
     needed = ["prediction"] if problem == "sequence" else ["logits", "prediction"]
     if "id" not in frame or not any(name in frame for name in needed):
         raise InputError(
-            f"The records file '{path}' has the columns {list(frame.columns)}; it needs 'id' and "
-            f"{' or '.join(map(repr, needed))}."
+            f"The records file '{path}' has the columns {names}; it needs 'id' and {' or '.join(map(repr, needed))}."
         )
-    if "split" not in frame:
-        frame["split"] = "validation"
     if len(frame) == 0:
         raise InputError(f"The records file '{path}' has no rows. Make it with `elang score`.")
-    if (frame["split"].isna() | (frame["split"] == "")).any():
-        raise InputError(f"The records file '{path}' has rows without a 'split'. Fill or remove the column.")
-    if unknown := [split for split in frame["split"].astype(str).unique() if split not in _SPLITS]:
-        raise InputError(
-            f"The records file '{path}' has rows of a split '{unknown[0]}', which nothing would read. A split is "
-            f"one of {', '.join(sorted(_SPLITS))}: the file that the row's id counts in."
-        )
     order = align_labels(about.get("label_names", label_names), label_names, str(path))
-    generated = bool(about.get("generated"))
-    if problem == "sequence":
-        top_k = int(about.get("top_k", 0))
-        return {str(split): _of_texts(part, str(path), top_k) for split, part in frame.groupby("split")}, about
-    splits = {
-        str(split): _from_frame(part, label_names, order, str(path), problem, generated)
-        for split, part in frame.groupby("split")
-    }
-    return splits, about
-
-
-def _numbers(frame: Any, name: str, dtype: torch.dtype, path: str) -> Tensor:
-    """Take a column of numbers, refusing what a conversion would change in silence."""
-    import pandas as pd
-
-    values = pd.to_numeric(frame[name], errors="coerce")
-    if dtype == torch.int64:
-        bad = values.isna() | (values % 1 != 0)
-    else:
-        # A cost may be unknown, but not a word.
-        bad = values.isna() & frame[name].notna() & (frame[name].astype(str) != "")
-    if bad.any():
-        kind = "whole number" if dtype == torch.int64 else "number"
-        raise InputError(
-            f"'{path}' has {frame[name][bad].iloc[0]!r} as its '{name}' where a {kind} is needed, in {int(bad.sum())} "
-            f"of {len(frame)} rows. Mend or remove the column."
-        )
-    return torch.tensor(values.to_numpy(), dtype=dtype)
-
-
-def _from_frame(
-    frame: Any, label_names: list[str], order: list[int], path: str, problem: Problem, generated: bool
-) -> Records:
-    columns: dict[str, Any] = {}
-    for name, dtype in (("key", torch.int64), ("tokens", torch.int64), ("flops", torch.float64)):
-        columns[name] = _numbers(frame, name, dtype, path) if name in frame else None
-    logits = _logits(frame, len(label_names), path, problem)[:, order] if "logits" in frame else None
-    if problem == "regression":
-        if logits is not None and not generated:
-            prediction = logits[:, 0].double()
+    found = {}
+    for split, part in _by_split(frame, str(path)).items():
+        ids = numbers(part, "id", str(path), whole=True, least=0)
+        if (twice := part["id"].duplicated(keep=False)).any():
+            first = part["id"][twice].iloc[0]
+            raise InputError(
+                f"'{path}' has {len(part)} rows of '{split}' but only {len(np.unique(ids))} distinct ids: {first} "
+                f"stands in {rows_of(part['id'] == first, part)}. Leave one answer to each example."
+            )
+        if problem == "sequence":
+            answers = _of_texts(part, str(path), about.get("top_k", 0))
         else:
-            prediction = _numbers(frame, "prediction", torch.float64, path)
-        if not prediction.isfinite().all():
-            raise InputError(f"'{path}' has predictions that are no finite numbers. Mend them.")
-    elif logits is not None and not generated:
-        prediction = logits.argmax(-1)
-    else:
-        # A generated answer may be none of the task's.
-        index = {name: i for i, name in enumerate(label_names)} | ({"": -1} if generated else {})
-        unknown = sorted(set(frame["prediction"]) - index.keys())
-        if unknown:
-            raise InputError(
-                f"'{path}' answers with the unknown label '{unknown[0]}'; the data's labels are "
-                f"[{listed(label_names)}]."
-            )
-        prediction = torch.tensor([index[name] for name in frame["prediction"]], dtype=torch.int64)
-    return Records(_numbers(frame, "id", torch.int64, path), prediction, logits, **columns)
+            answers = _of_labels(part, label_names, order, str(path), problem, about.get("generated", False))
+        found[split] = Records(torch.from_numpy(ids), **answers)
+    return found, about
 
 
-def _of_texts(frame: Any, path: str, top_k: int) -> Records:
-    """Records of generated texts."""
-    texts = frame["prediction"].tolist()
-    if bad := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
-        raise InputError(f"'{path}' has no text as its 'prediction' in {len(bad)} rows, first {bad[0]}. Mend them.")
-    kinds = dict.fromkeys(("key", "tokens", "steps"), torch.int64) | dict.fromkeys(
-        ("flops", "score_flops"), torch.float64
-    )
-    columns = {name: _numbers(frame, name, kind, path) for name, kind in kinds.items() if name in frame}
-    if "scores" in frame:
-        columns["scores"] = _logits(frame, len(SEQUENCE_SCORES), path, "sequence", "scores")
-    for name, pad in (("top_ids", -1), ("top_log_probs", -math.inf)):
-        if top_k and name in frame and frame[name].map(len).any():
-            rows = [torch.tensor(row) for row in frame[name].tolist()]
-            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-            columns[name] = padded.unflatten(1, (-1, top_k))
-    return Records(_numbers(frame, "id", torch.int64, path), torch.zeros(len(texts)).long(), texts=texts, **columns)
-
-
-def _logits(frame: Any, size: int, path: str, problem: Problem, name: str = "logits") -> Tensor:
-    for row in frame[name]:
-        known = hasattr(row, "__len__") and all(
-            isinstance(v, Real) and (math.isfinite(v) or (problem == "choice" and v == -math.inf)) for v in row
+def _by_split(frame: Any, path: str) -> dict[str, Any]:
+    """The rows of each split."""
+    if "split" not in frame:
+        return {"validation": frame}
+    splits = frame["split"]
+    if (lost := splits.isna() | (splits == "")).any():
+        raise InputError(
+            f"The records file '{path}' has no 'split' in {rows_of(lost, frame)}. Fill or remove the column."
         )
-        if not known or len(row) != size:
+    splits = splits.astype(str)
+    if unknown := [split for split in splits.unique() if split not in _SPLITS]:
+        raise InputError(
+            f"The records file '{path}' has rows of a split '{unknown[0]}', which nothing would read: "
+            f"{rows_of(splits == unknown[0], frame)}. A split is one of {', '.join(sorted(_SPLITS))}: the file that "
+            "the row's id counts in."
+        )
+    return {split: frame[splits == split] for split in sorted(splits.unique())}
+
+
+def _optional(frame: Any, path: str, names: list[str]) -> dict[str, Tensor | None]:
+    """Columns that may be missing."""
+    found: dict[str, Tensor | None] = {}
+    for name in names:
+        whole, least, unknown = _NUMBERS[name]
+        values = numbers(frame, name, path, whole, least, unknown) if name in frame else None
+        found[name] = None if values is None else torch.from_numpy(values)
+    return found
+
+
+def _of_labels(
+    frame: Any, label_names: list[str], order: list[int], path: str, problem: Problem, generated: bool
+) -> dict[str, Any]:
+    """Columns of records of classes or values."""
+    columns = _optional(frame, path, ["key", "tokens", "flops"])
+    logits = None
+    if "logits" in frame:
+        logits = torch.from_numpy(vectors(frame, "logits", len(label_names), path, problem == "choice")[:, order])
+    if "prediction" not in frame:
+        assert logits is not None
+        prediction = logits[:, 0] if problem == "regression" else logits.argmax(-1)
+    elif problem == "regression":
+        prediction = torch.from_numpy(numbers(frame, "prediction", path))
+    else:
+        prediction = torch.from_numpy(labels(frame, "prediction", label_names, path, generated))
+    # A generated answer is not the one that the logits favour.
+    if logits is not None and not generated:
+        if problem == "regression":
+            apart = (prediction - logits[:, 0]).abs() > _TOLERANCE * logits.abs().max()
+        else:
+            # Of several that are equally probable each may be said.
+            apart = logits.gather(1, prediction[:, None])[:, 0] < logits.amax(-1)
+        if apart.any():
+            first = int(apart.nonzero()[0])
             raise InputError(
-                f"'{path}' has the {name} {row!r} where {size} finite numbers are needed, one for each "
-                f"{'score' if name == 'scores' else 'label'}. Mend them, or leave the column out."
+                f"'{path}' contradicts itself in {rows_of(apart.numpy(), frame)}: the prediction is "
+                f"{frame['prediction'].iloc[first]!r}, but the logits {logits[first, np.argsort(order)].tolist()} "
+                f"{'say' if problem == 'regression' else 'are largest for'} another. Correct them, or leave one of the "
+                f"two columns out. Logits are in the order of the labels, [{listed(label_names)}]."
             )
-    return torch.tensor([list(row) for row in frame[name]], dtype=torch.float32)
+    return {"prediction": prediction, "logits": None if logits is None else logits.float(), **columns}
+
+
+def _of_texts(frame: Any, path: str, top_k: int) -> dict[str, Any]:
+    """Columns of records of generated texts."""
+    texts = frame["prediction"].tolist()
+    if (bad := np.array([not _is_text(text) for text in texts])).any():
+        raise InputError(
+            f"'{path}' has no text as its 'prediction' in {rows_of(bad, frame)}: "
+            f"{frame['prediction'][bad].iloc[0]!r}. Correct it."
+        )
+    columns: dict[str, Any] = _optional(frame, path, list(_NUMBERS))
+    if "scores" in frame:
+        columns["scores"] = torch.from_numpy(vectors(frame, "scores", len(SEQUENCE_SCORES), path)).float()
+    for name, pad in (("top_ids", -1), ("top_log_probs", -math.inf)):
+        if not top_k or name not in frame:
+            continue
+        try:
+            if frame[name].map(len).any():
+                rows = [torch.tensor(row) for row in frame[name].tolist()]
+                padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+                columns[name] = padded.unflatten(1, (-1, top_k))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"The column '{name}' of '{path}' is damaged ({error}). Make it anew.") from error
+    return {"prediction": torch.zeros(len(texts)).long(), "texts": texts, **columns}
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a text that can be written; JSON may hold half a character."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def align_labels(theirs: list[str], ours: list[str], who: str, whose: str = "the data") -> list[int]:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from elang.columns import is_table
 from elang.data.tasks import TASKS, Task, find_tasks
 from elang.errors import InputError
 from elang.evaluate import FRACTIONS
-from elang.records import SUFFIXES
 from elang.scores import BEFORE_DECODER, SCORES
 from elang.sequence_scores import SEQUENCE_SCORES
 from elang.suite_table import print_tables, read_row, write_tables
@@ -218,10 +218,10 @@ def task_steps(name: str, plan: dict[str, Any], folder: str | None, root: Path, 
     fits = {stage: stage in plan or stage in plan["tasks"].get(of, {}) for stage in ("super", "swift")}
     ready = {role: str(plan[f"{role}_model"]).replace("{task}", of) for role in ("swift", "super")}
     used = {role: str(models / role) if fits[role] else ready[role] for role in ready}
-    if of != name and used["super"].endswith(SUFFIXES):
+    if of != name and is_table(used["super"]):
         # A model answers both halves of MNLI, but a table only its own.
         used["super"] = str(plan["super_model"]).replace("{task}", name)
-    records = ready["super"] if ready["super"].endswith(SUFFIXES) else str(models / "super.parquet")
+    records = ready["super"] if is_table(ready["super"]) else str(models / "super.parquet")
     made = {"super": Path(used["super"]), "score": Path(records), "swift": Path(used["swift"]), "joint": home / "joint"}
     given: dict[str, dict[str, Any]] = {
         "super": {"model": ready["super"]},

@@ -212,6 +212,12 @@ class Joint:
         for name, count in zip(checked, bad, strict=True):
             if count and not name.endswith("_flops"):
                 raise InputError(f"{count} values of '{name}' in the records are missing. Mend them.")
+            wrong = f"SELECT count(*), min(id) FROM ({self._examples()}) WHERE isinf({name}::DOUBLE) OR {name} < 0"
+            if name.endswith("_flops") and (odd := self._rows(wrong)[0])[0]:
+                raise InputError(
+                    f"{odd[0]} values of '{name}' in the records are infinite or negative, first id {odd[1]}: no "
+                    "answer costs that. Correct them, or run `elang validate` again."
+                )
         for name in ("label", "swift_prediction", "super_prediction"):
             if "INT" not in kinds[name]:
                 raise InputError(

@@ -451,11 +451,17 @@ def test_what_cannot_be_promised(joint, fails, tmp_path):
     pd.read_parquet(joint / "records.parquet").drop(columns="gain").to_parquet(tmp_path / "records.parquet")
     fails(["calibrate", tmp_path, "--max_regret", "0.1"], "what deferring gains")
     about = pq.read_schema(joint / "records.parquet").metadata
-    for damage in ({"gain": math.nan}, {"key": 0.5}, {"gain": "a"}, {"score_max_softmax": math.inf}):
+    for damage in (
+        {"gain": math.nan},
+        {"key": 0.5},
+        {"gain": "a"},
+        {"score_max_softmax": math.inf},
+        {"super_flops": -1.0},
+    ):
         table = pa.Table.from_pandas(pd.read_parquet(joint / "records.parquet").assign(**damage), preserve_index=False)
         pq.write_table(table.replace_schema_metadata(about), tmp_path / "records.parquet")
         for promise in ("--max_regret", "--max_drop", "--flops"):
-            fails(["calibrate", tmp_path, promise, "0.4", "--confidence", "0.5"], "damaged", "again")
+            fails(["calibrate", tmp_path, promise, "0.4", "--confidence", "0.5"], "damaged", *damage, "row", "again")
 
 
 def test_a_router_is_not_certified_on_what_it_was_fitted_on(joint, fails):

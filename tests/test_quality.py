@@ -9,7 +9,10 @@ import torch
 import torchmetrics.functional as reference
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from elang.bootstrap import curve_interval
+from elang.curve import operating_curve, random_curve
 from elang.errors import InputError
+from elang.metrics import RoutingCurve
 from elang.quality import QUALITIES, group_sums
 from elang.text_quality import TEXT_METRICS
 
@@ -338,3 +341,95 @@ def test_answers_of_random_tables(name):
 def test_tables_that_cannot_be_used(name, chosen, table, said):
     with pytest.raises(InputError, match=said):
         QUALITIES[name](2)(torch.tensor(chosen), table)
+
+
+OFFSETS = [
+    (0.0, 1.0),
+    (1.7e9, 300.0),
+    (-1.7e9, 300.0),
+    (1e12, 1e6),
+    (1e12, 1.0),
+    (1e9, 1e-3),
+    (1e5, 1e-6),
+    (3e-6, 1e-6),
+]
+
+
+def far_off(offset, scale, n=300, seed=0, noise=0.4):
+    """Labels and two models' answers far from 0, and the same near 0 from the very same float64 values."""
+    chance = np.random.default_rng(seed)
+    truth = offset + scale * chance.normal(size=n)
+    near = [truth + strength * noise * scale * chance.normal(size=n) for strength in (2, 1)]
+    return tuple(torch.tensor(column) for column in (truth, *near))
+
+
+@pytest.mark.parametrize(("offset", "scale"), OFFSETS)
+@pytest.mark.parametrize("name", ["pearson", "spearman"])
+def test_correlations_of_values_far_from_0(name, offset, scale):
+    truth, answer, _ = far_off(offset, scale)
+    # Exact differences: the offset is taken away before anything is summed.
+    x, y = (column.numpy() - offset for column in (answer, truth))
+    expected = correlation(x, y) if name == "pearson" else rank_correlation(x, y)
+    assert QUALITIES[name](1)(answer, truth) == pytest.approx(float(expected), abs=1e-6)
+    # Each column may be far off by itself, or in another unit.
+    assert QUALITIES[name](1)(1e3 * (answer - offset) - 7, truth) == pytest.approx(float(expected), abs=1e-6)
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (1.7e9, 300.0), (1e12, 1e3)])
+@pytest.mark.parametrize("swift_offset", [None, 0.0])
+def test_curve_of_values_far_from_0(offset, scale, swift_offset):
+    """Every point is the correlation of the mixed answers, also of a Swift that has learned nothing of the offset."""
+    truth, swift, super_ = far_off(offset, scale)
+    if swift_offset is not None:
+        swift = (swift - offset) / scale * 1e-2
+    quality, score = QUALITIES["pearson"](1), (truth - super_).abs().round(decimals=0)
+    a, b = quality.statistics(swift, truth), quality.statistics(super_, truth)
+    curve = operating_curve(score, a, b, quality.value)
+    metric = RoutingCurve(1, "pearson")
+    for rows in torch.arange(300).split(77):
+        metric.update(score[rows], swift[rows], super_[rows], truth[rows])
+    streamed = metric.compute()
+    for place in range(len(curve)):
+        mixed = torch.where(score > curve.threshold[place], super_, swift)
+        shift = offset if swift_offset is None or place else 0.0
+        expected = float(correlation(mixed.numpy() - shift, truth.numpy() - offset))
+        assert float(curve.quality[place]) == pytest.approx(expected, abs=1e-6)
+        assert float(streamed.quality[place]) == pytest.approx(expected, abs=1e-6)
+    ends = random_curve(a, b, quality.value).quality[[0, -1]]
+    assert torch.allclose(ends, curve.quality[[0, -1]], atol=1e-9)
+
+
+def test_interval_of_values_far_from_0():
+    """Examples drawn again, with and without the offset."""
+    found = []
+    for offset in (0.0, 2.0**40):
+        truth, swift, super_ = (column + offset for column in far_off(0.0, 4096.0))
+        # Values that the offset leaves as they are.
+        truth, swift, super_ = (column.round() for column in (truth, swift, super_))
+        quality = QUALITIES["pearson"](1)
+        a, b = quality.statistics(swift, truth), quality.statistics(super_, truth)
+        found.append(curve_interval(torch.arange(300.0), a, b, quality.value, 9, 100))
+    for one, two in zip(*found, strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.7e9, 0.1])
+def test_pearson_of_a_constant_is_0(constant):
+    flat = torch.full((50,), constant, dtype=torch.float64)
+    other = constant + torch.arange(50, dtype=torch.float64)
+    quality = QUALITIES["pearson"](1)
+    assert quality(flat, other) == quality(other, flat) == quality(flat, flat) == quality(flat[:1], flat[:1]) == 0
+    a, b = quality.statistics(flat, other), quality.statistics(flat + 1, other)
+    assert operating_curve(torch.zeros(50), a, b, quality.value).quality.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("rare", [1, 7, 1000])
+def test_matthews_of_a_billion(rare):
+    """Nearly all of one class: the counts' squares are beyond what float64 holds exactly."""
+    n = 10**9
+    hits, said, true = [n - 2 * rare, 0], [n - rare, rare], [n - rare, rare]
+    (t, s, c), total = (true, said, sum(hits)), n
+    covariance = c * total - sum(a * b for a, b in zip(s, t, strict=True))
+    spread = (total**2 - sum(v * v for v in s)) * (total**2 - sum(v * v for v in t))
+    sums = torch.tensor([*hits, *said, *true], dtype=torch.float64)
+    assert float(QUALITIES["matthews"](2).value(sums)) == pytest.approx(covariance / spread**0.5, abs=1e-6)

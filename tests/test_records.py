@@ -4,12 +4,16 @@ import json
 import math
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from elang.columns import is_table
 from elang.curve import Point
 from elang.errors import InputError
 from elang.manifest import FILENAME, Manifest, file_sha256, plain, threshold_entry
+from elang.notices import Notice
 from elang.records import Records, align_labels, read_records, write_records, written_aside
 
 NAMES = ["no", "maybe", "yes"]
@@ -382,3 +386,244 @@ def test_no_manifest(tmp_path):
 def test_plain():
     value = {"a": [math.inf, (-math.inf, math.nan)], "b": {"c": 1.5, "d": "inf", "e": None}}
     assert plain(value) == {"a": ["inf", ["-inf", None]], "b": {"c": 1.5, "d": "inf", "e": None}}
+
+
+ALL = [".csv", ".jsonl", ".parquet"]
+NESTED = [".jsonl", ".parquet"]
+
+
+def answers(path, names, problem="classification", **columns):
+    """The answers of a stranger's table, read."""
+    rows = len(next(iter(columns.values())))
+    return read_records(write(path, {"id": range(rows)} | columns), names, problem)[0]["validation"]
+
+
+@pytest.mark.parametrize("suffix", ALL)
+@pytest.mark.parametrize("empty", [None, math.nan, "", "  "], ids=repr)
+def test_rows_without_an_answer_are_named(tmp_path, suffix, empty):
+    given = ["yes", empty, "no", empty, "perhaps"]
+    with pytest.raises(InputError, match=r"no answer .*rows 1 and 3 \(counted from 0\)"):
+        answers(tmp_path / f"r{suffix}", NAMES, prediction=given)
+    with pytest.raises(InputError, match=r"no answer .*rows 0, 1, 2, 3, 4 and 5 more"):
+        answers(tmp_path / f"r{suffix}", NAMES, prediction=[empty] * 10)
+    with pytest.raises(InputError, match="'prediction' in row 1"):
+        answers(tmp_path / f"r{suffix}", ["value"], "regression", prediction=["1.5", empty])
+
+
+@pytest.mark.parametrize("name", ["prediction", "logits"])
+def test_a_key_that_is_missing_in_one_line(tmp_path, name):
+    value = {"prediction": "yes", "logits": [0.0, 1.0, 2.0]}[name]
+    (tmp_path / "r.jsonl").write_text(f'{{"id": 0, "{name}": {json.dumps(value)}}}\n{{"id": 1}}\n')
+    with pytest.raises(InputError, match=f"{name if name == 'logits' else 'no answer'}.* row 1"):
+        read_records(tmp_path / "r.jsonl", NAMES)
+
+
+@pytest.mark.parametrize("suffix", ALL)
+def test_rows_of_unknown_labels_are_named(tmp_path, suffix):
+    with pytest.raises(InputError, match=r"unknown label 'perhaps' in rows 1 and 2 .*'no', 'maybe', 'yes'"):
+        answers(tmp_path / f"r{suffix}", NAMES, prediction=["yes", "perhaps", "never", "no"])
+
+
+INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+
+
+@pytest.mark.parametrize("kind", [*INTEGERS, "float32", "float64", "Int64", "object", "category", "str"])
+@pytest.mark.parametrize("suffix", ALL)
+def test_classes_that_are_numbers(tmp_path, suffix, kind):
+    """1, 1.0 and "1" are the class '1', in every format and type."""
+    column = pd.Series([1, 0, 2, 1]).astype(kind)
+    found = answers(tmp_path / f"r{suffix}", ["0", "1", "2"], prediction=column)
+    assert found.prediction.tolist() == [1, 0, 2, 1]
+    if kind != "str":
+        found = answers(tmp_path / f"r{suffix}", ["0.0", "1.0", "2.0"], prediction=column)
+        assert found.prediction.tolist() == [1, 0, 2, 1]
+    with pytest.raises(InputError, match=r"unknown label '2(\.0)?' in row 2"):
+        answers(tmp_path / f"r{suffix}", ["0", "1"], prediction=column)
+
+
+@pytest.mark.parametrize("suffix", ALL)
+@pytest.mark.parametrize("names", [["False", "True"], ["false", "true"], ["0", "1"]])
+def test_answers_that_are_truth_values(tmp_path, suffix, names):
+    found = answers(tmp_path / f"r{suffix}", names, prediction=[True, False, True])
+    assert found.prediction.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("suffix", ALL)
+def test_classes_with_names_are_counted_by_numbers_with_a_note(tmp_path, suffix):
+    with pytest.warns(Notice, match="0 is taken for 'no' and 2 for 'yes'"):
+        found = answers(tmp_path / f"r{suffix}", NAMES, prediction=[2, 0, 1])
+    assert found.prediction.tolist() == [2, 0, 1]
+    for number in (3, -1, 0.5):
+        with pytest.raises(InputError, match="unknown label"):
+            answers(tmp_path / f"r{suffix}", NAMES, prediction=[number, number])
+
+
+@pytest.mark.parametrize("suffix", ALL)
+def test_two_names_of_one_number_are_not_mixed(tmp_path, suffix):
+    found = answers(tmp_path / f"r{suffix}", ["1", "01"], prediction=["01", "1"])
+    assert found.prediction.tolist() == [1, 0]
+    with pytest.raises(InputError, match=r"unknown label '1\.0'"):
+        answers(tmp_path / f"r{suffix}", ["1", "01"], prediction=[1.0, 1.0])
+
+
+@pytest.mark.parametrize("suffix", NESTED)
+def test_logits_that_contradict_predictions(tmp_path, suffix):
+    logits = [[0.5, 2.5, -1.0], [0.0, 0.25, 4.0], [1.0, 1.0, 0.0]]
+    path = tmp_path / f"r{suffix}"
+    # Of equals the one that was said.
+    assert answers(path, NAMES, logits=logits, prediction=["maybe", "yes", "maybe"]).prediction.tolist() == [1, 2, 1]
+    with pytest.raises(InputError, match=r"contradicts itself in rows 1 and 2 .*'maybe'.*\[0.0, 0.25, 4.0\]"):
+        answers(path, NAMES, logits=logits, prediction=["maybe", "maybe", "yes"])
+    missing = [[-math.inf, 0.5, 0.0]]
+    if suffix == ".parquet":
+        assert answers(path, ["0", "1", "2"], "choice", logits=missing, prediction=["1"]).prediction.tolist() == [1]
+        with pytest.raises(InputError, match="contradicts itself in row 0"):
+            answers(path, ["0", "1", "2"], "choice", logits=missing, prediction=["0"])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1.7e9])
+@pytest.mark.parametrize("suffix", NESTED)
+def test_a_value_that_contradicts_its_logit(tmp_path, suffix, scale):
+    path, logits = tmp_path / f"r{suffix}", [[scale], [float(f"{1.1 * scale:.9g}")]]
+    said = [float(f"{1.00001 * scale:.9g}"), logits[1][0]]
+    # The prediction, which float32 would round.
+    assert answers(path, ["value"], "regression", logits=logits, prediction=said).prediction.tolist() == said
+    alone = answers(path, ["value"], "regression", logits=logits)
+    assert alone.prediction.tolist() == [row[0] for row in logits]
+    with pytest.raises(InputError, match="contradicts itself in row 1"):
+        answers(path, ["value"], "regression", logits=logits, prediction=[scale, scale])
+
+
+@pytest.mark.parametrize("suffix", ALL)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("flops", [1e9, math.inf]),
+        ("flops", [1e9, -math.inf]),
+        ("flops", [1e9, -1.0]),
+        ("flops", [1e9, math.nan]),
+        ("flops", [1e9, None]),
+        ("flops", [1e9, True]),
+        ("flops", ["1e9", "1e999"]),
+        ("tokens", [3, -1]),
+        ("tokens", [3, 1e30]),
+        ("tokens", [3, None]),
+        ("key", [3, 2**63]),
+        ("key", [3, -(2**63) - 1]),
+        ("id", [0, -1]),
+        ("id", [0, 10**25]),
+        ("id", [0, True]),
+    ],
+)
+def test_numbers_that_cannot_be_are_named_with_column_and_row(tmp_path, suffix, name, values):
+    path = tmp_path / f"r{suffix}"
+    columns = {"id": [0, 1], "prediction": ["yes", "no"]} | {name: values}
+    if suffix == ".jsonl":
+        # As Python writes them, infinities and all.
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif suffix == ".parquet" and any(isinstance(value, bool | str) or abs(value or 0) >= 2**63 for value in values):
+        columns[name] = [str(value) for value in values]
+        write(path, columns)
+    else:
+        write(path, columns)
+    with pytest.raises(InputError, match=rf"'{name}' in row 1 \(counted from 0\)"):
+        read_records(path, NAMES)
+
+
+@pytest.mark.parametrize("suffix", ALL)
+def test_costs_that_are_all_unknown(tmp_path, suffix):
+    found = answers(tmp_path / f"r{suffix}", NAMES, prediction=["yes", "no"], flops=[None, None])
+    assert found.flops is None
+
+
+@pytest.mark.parametrize("suffix", NESTED)
+@pytest.mark.parametrize("row", [[0.0, math.nan, 1.0], [0.0, 1e300, 1.0], [0.0, 1.0], [[0.0, 1.0, 2.0]], 3.0, "0 1 2"])
+def test_rows_of_logits_that_cannot_be_are_named(tmp_path, suffix, row):
+    good = [0.0, 1.0, 2.0]
+    if suffix == ".parquet" and not (isinstance(row, list) and isinstance(row[0], float)):
+        # A column of it has one type.
+        good = row
+    with pytest.raises(InputError, match=r"logits .*row"):
+        answers(tmp_path / f"r{suffix}", NAMES, logits=[good, row])
+
+
+@pytest.mark.parametrize("suffix", ALL)
+def test_ids_that_come_twice_are_named(tmp_path, suffix):
+    path = write(tmp_path / f"r{suffix}", {"id": [4, 7, 4], "prediction": ["yes", "no", "yes"]})
+    with pytest.raises(InputError, match=r"only 2 distinct ids: 4 stands in rows 0 and 2"):
+        read_records(path, NAMES)
+
+
+def test_columns_that_come_twice(tmp_path):
+    (tmp_path / "r.csv").write_text("id,prediction,prediction\n0,yes,no\n")
+    (tmp_path / "r.jsonl").write_text('{"id": 0, "prediction": "yes", "prediction": "no"}\n')
+    table = pa.table([[0], ["yes"], ["no"]], names=["id", "prediction", "prediction"])
+    pq.write_table(table, tmp_path / "r.parquet")
+    for suffix in ALL:
+        with pytest.raises(InputError, match=r"cannot be read .*'prediction'"):
+            read_records(tmp_path / f"r{suffix}", NAMES)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("id,prediction\n0,yes, indeed\n1,no\n", "line 2"),
+        ("id,prediction\n0,yes\n1,no, never\n", "line 3"),
+        ("id,prediction,flops\n0,yes,1\n1\n", "row 1"),
+        ("id;prediction\n0;yes\n", "has the columns"),
+    ],
+)
+def test_rows_of_another_width(tmp_path, content, said):
+    (tmp_path / "r.csv").write_text(content)
+    with pytest.raises(InputError, match=said):
+        read_records(tmp_path / "r.csv", NAMES)
+
+
+@pytest.mark.parametrize("suffix", ALL)
+def test_what_does_not_matter(tmp_path, suffix):
+    """Suffixes in capitals, byte order marks, and what stands in columns that nothing reads."""
+    path = write(tmp_path / f"r{suffix}", {"id": [0, 1], "prediction": ["yes", "no"], "hash": ["5", "6"]})
+    upper = tmp_path / f"split=test{suffix.upper()}" / f"R{suffix.upper()}"
+    upper.parent.mkdir()
+    content = path.read_bytes()
+    if suffix != ".parquet":
+        content = b"\xef\xbb\xbf" + content.replace(b'"5"', b"5" * 30).replace(b",5", b"," + b"5" * 30)
+        assert b"5" * 30 in content
+    upper.write_bytes(content)
+    splits, _ = read_records(upper, NAMES)
+    assert splits["validation"].prediction.tolist() == [2, 0]
+    assert is_table(str(upper))
+
+
+def test_json_lines_that_are_damaged(tmp_path):
+    good = b'{"id": 0, "prediction": "yes"}\n'
+    for line, said in (
+        (b'{"id": 1, "prediction"', "line 2"),
+        (b"[1]", "line 2 is no object"),
+        (b"[" * 100_000, "line 2"),
+        (b'{"id": 1, "prediction": "\xff"}', "utf-8"),
+        (b'{"id": ' + b"1" * 5000 + b"}", "line 2|whole number"),
+    ):
+        (tmp_path / "r.jsonl").write_bytes(good + line + b"\n")
+        with pytest.raises(InputError, match=said):
+            read_records(tmp_path / "r.jsonl", NAMES)
+
+
+def test_half_a_character_is_no_text(tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"id": 0, "prediction": "ja"}\n{"id": 1, "prediction": "\\ud800"}\n')
+    with pytest.raises(InputError, match=r"no text .* row 1"):
+        read_records(tmp_path / "r.jsonl", [], "sequence")
+
+
+@pytest.mark.parametrize(
+    "about", [{"top_k": "x"}, {"generated": 1}, {"routing_fraction": None}, {"label_names": "ab"}, {"model": [1]}]
+)
+def test_metadata_of_another_kind(tmp_path, about):
+    path = tmp_path / "r.parquet"
+    write_records(path, {"test": Records(torch.arange(2), torch.tensor([2, 0]))}, NAMES)
+    table = pq.read_table(path)
+    told = {"format": 1, "label_names": NAMES} | about
+    pq.write_table(table.replace_schema_metadata({"elang": json.dumps(told)}), path)
+    with pytest.raises(InputError, match=f"says of itself is damaged: its '{next(iter(about))}'"):
+        read_records(path, NAMES)

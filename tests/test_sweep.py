@@ -221,6 +221,11 @@ def test_what_cannot_be_swept(tmp_path, fails):
     fails(["sweep", fractions], "'id' of the records is of the kind DOUBLE", "whole numbers")
     nowhere = written(frame.assign(split=frame["split"].where(frame["id"] > 1)), tmp_path / "nowhere.parquet")
     fails(["sweep", nowhere], "split of some rows is missing")
+    for cost in (np.inf, -1.0):
+        odd = written(
+            frame.assign(super_flops=frame["super_flops"].where(frame["id"] != 3, cost)), tmp_path / "o.parquet"
+        )
+        fails(["sweep", odd], "1 values of 'super_flops'", "first id 3")
     frame.loc[3, "score_max_softmax"] = np.nan
     fails(["sweep", written(frame, tmp_path / "nan.parquet")], "1 of 40 scores 'max_softmax'", "not finite")
     fails(["sweep", written(frame.assign(label=3), tmp_path / "label.parquet")], "none of the 3 classes")

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from elang.columns import is_table
 from elang.cost import FlopsConvention
 from elang.data.batches import IGNORED, Reader
 from elang.data.format import TaskFields, TextTask
@@ -21,7 +22,7 @@ from elang.models.seq2seq import Generated, Seq2Seq
 from elang.models.sharding import Sharded, check_strategy
 from elang.models.text_model import TextModel, sum_by_example
 from elang.models.text_to_text import TextToText
-from elang.records import SUFFIXES, Records, read_records, source_of
+from elang.records import Records, read_records, source_of
 from elang.router import fold_of
 from elang.scores import check_finite, check_logits
 from elang.sequence_scores import SEQUENCE_SCORES
@@ -186,7 +187,7 @@ class EvaluationModule(AnyShape, LightningModule):
         self.about: dict[str, dict[str, Any]] = {}
         self.class_order: dict[str, list[int]] = {}
         for name, path in models.items():
-            if path.endswith(SUFFIXES):
+            if is_table(path):
                 self.recorded[name], self.about[name] = read_records(path, label_names, self.task.problem)
             else:
                 # Without a task of the data's own (Python), a model answers what it was trained for.
@@ -295,13 +296,15 @@ class EvaluationModule(AnyShape, LightningModule):
                     f"{model.max_new_tokens} tokens and may be cut. Raise --data.max_target_length."
                 )
             return Records(table["id"], torch.zeros_like(table["id"]), key=table["key"], texts=texts, **own)
-        source = source_of(split)
+        source, data = source_of(split), getattr(self.trainer, "datamodule", None)
         if source not in self.recorded[name]:
             raise InputError(
                 f"'{self.paths[name]}' has no answers to '{source}', only to {', '.join(self.recorded[name])}. "
                 "Add them (`elang score` writes all splits)."
             )
         found = self.recorded[name][source]
+        if data is not None and found.key is None and source == split:
+            found.check_ids(int(data.examples(split).id.max()), f"The records '{self.paths[name]}'")
         rows = found.rows(table["id"], table["key"], f"The records '{self.paths[name]}'")
         return replace(found.take(rows), key=table["key"])
 

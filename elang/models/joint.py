@@ -98,6 +98,8 @@ class JointModule(EvaluationModule):
         self.output = Path(output)
         if self.output.exists() and not self.output.is_dir():
             raise InputError(f"'{output}' is a file; --model.output must be a folder.")
+        if super_flops is not None and not 0 < super_flops < math.inf:
+            raise InputError(f"--model.super_flops must be a finite number above 0, but it is {super_flops}.")
         self.super_flops, self.latency, self.texts = super_flops, latency, texts
         swift = self.model("swift") if "swift" in self.models else None
         self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from elang.columns import is_table
 from elang.data.format import TaskFields
 from elang.errors import InputError
 from elang.evaluate import measure
@@ -17,7 +18,7 @@ from elang.merge import check_same, merge
 from elang.models.evaluation import EvaluationModule, measure_texts
 from elang.models.seq2seq import Seq2Seq
 from elang.quality import QUALITIES
-from elang.records import SUFFIXES, Records, check_output, join_records, source_of, write_records
+from elang.records import Records, check_output, join_records, source_of, write_records
 
 
 class ScoreModule(EvaluationModule):
@@ -54,7 +55,7 @@ class ScoreModule(EvaluationModule):
         static_cache: bool = False,
         dtype: DType = "float32",
     ) -> None:
-        if model.endswith(SUFFIXES):
+        if is_table(model):
             raise InputError(f"'{model}' is already a file of records; give --model.model a model.")
         check_output(output, "--model.output")
         if parts < 1 or (part is not None and not 0 <= part < parts):
