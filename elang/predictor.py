@@ -104,7 +104,7 @@ class JointPredictor:
             fspath(model) if isinstance(model, PathLike) else model for model in (swift_model, super_model)
         )
         for path in (swift_model, super_model):
-            if isinstance(path, str) and path.endswith(SUFFIXES):
+            if isinstance(path, str) and path.lower().endswith(SUFFIXES):
                 raise InputError(f"Records such as '{path}' answer only the examples in them; give a model to predict.")
         for name, size in (("batch_size", batch_size), ("tokens", tokens), ("super_tokens", super_tokens)):
             if size is not None and size < 1:

@@ -53,7 +53,7 @@ def check_output(path: str, option: str) -> None:
     Raises:
         InputError: Naming the option.
     """
-    if not path.endswith(".parquet"):
+    if not path.lower().endswith(".parquet"):
         raise InputError(f"Records are written as parquet, but {option} is '{path}'.")
 
 
@@ -268,14 +268,14 @@ def read_records(
     about: dict[str, Any] = {}
     text = float if problem == "regression" else str
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             about = read_about(path)
             frame = pd.read_parquet(path)
-        elif path.suffix == ".jsonl":
+        elif path.suffix.lower() == ".jsonl":
             # Some versions of pandas make a missing one the text "None".
             types = {"prediction": text, "split": object}
             frame = pd.read_json(path, lines=True, dtype=types, precise_float=True)
-        elif path.suffix == ".csv":
+        elif path.suffix.lower() == ".csv":
             types = {"prediction": text, "split": str}
             # Older versions of pandas are else out by the last bit in a quarter of all numbers.
             frame = pd.read_csv(path, dtype=types, keep_default_na=False, float_precision="round_trip")

@@ -218,10 +218,10 @@ def task_steps(name: str, plan: dict[str, Any], folder: str | None, root: Path, 
     fits = {stage: stage in plan or stage in plan["tasks"].get(of, {}) for stage in ("super", "swift")}
     ready = {role: str(plan[f"{role}_model"]).replace("{task}", of) for role in ("swift", "super")}
     used = {role: str(models / role) if fits[role] else ready[role] for role in ready}
-    if of != name and used["super"].endswith(SUFFIXES):
+    if of != name and used["super"].lower().endswith(SUFFIXES):
         # A model answers both halves of MNLI, but a table only its own.
         used["super"] = str(plan["super_model"]).replace("{task}", name)
-    records = ready["super"] if ready["super"].endswith(SUFFIXES) else str(models / "super.parquet")
+    records = ready["super"] if ready["super"].lower().endswith(SUFFIXES) else str(models / "super.parquet")
     made = {"super": Path(used["super"]), "score": Path(records), "swift": Path(used["swift"]), "joint": home / "joint"}
     given: dict[str, dict[str, Any]] = {
         "super": {"model": ready["super"]},

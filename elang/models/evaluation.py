@@ -186,7 +186,7 @@ class EvaluationModule(AnyShape, LightningModule):
         self.about: dict[str, dict[str, Any]] = {}
         self.class_order: dict[str, list[int]] = {}
         for name, path in models.items():
-            if path.endswith(SUFFIXES):
+            if path.lower().endswith(SUFFIXES):
                 self.recorded[name], self.about[name] = read_records(path, label_names, self.task.problem)
             else:
                 # Without a task of the data's own (Python), a model answers what it was trained for.

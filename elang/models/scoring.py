@@ -54,7 +54,7 @@ class ScoreModule(EvaluationModule):
         static_cache: bool = False,
         dtype: DType = "float32",
     ) -> None:
-        if model.endswith(SUFFIXES):
+        if model.lower().endswith(SUFFIXES):
             raise InputError(f"'{model}' is already a file of records; give --model.model a model.")
         check_output(output, "--model.output")
         if parts < 1 or (part is not None and not 0 <= part < parts):
