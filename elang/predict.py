@@ -13,7 +13,8 @@ from pathlib import Path
 from threading import current_thread, main_thread
 from typing import Any
 
-from elang.data.files import SUFFIXES, columns_of
+from elang.data.files import columns_of
+from elang.data.tables import SUFFIXES, file_lines, suffix_of, text_lines
 from elang.errors import InputError
 from elang.few import DType
 from elang.manifest import plain
@@ -275,7 +276,7 @@ def input_columns(source: str, text: list[str] | str | None) -> list[str] | None
         InputError: If it is a table and no column is named: its lines would be taken for texts, labels and all.
     """
     columns = columns_of(text)
-    if not columns and source.lower().endswith(SUFFIXES):
+    if not columns and suffix_of(source) in SUFFIXES:
         raise InputError(
             f"The input '{source}' is a table: name its text column (or two) with --text. Where each of its lines is "
             "one input as it stands, give them by standard input, --input -."
@@ -290,11 +291,11 @@ def read_inputs(source: str, columns: list[str] | None, empty: bool = False) -> 
 
         yield from texts_of(read_frame(source), columns, f"'{source}'", empty, "--text")
         return
-    try:
-        with sys.stdin if source == "-" else open(source, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip() and not empty:
-                    raise InputError(f"Line {number} of '{source}' is empty. Remove it; every line is one input.")
-                yield line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The input '{source}' cannot be read as UTF-8 text: {error}.") from error
+    if source == "-" and sys.stdin is None:
+        raise InputError("Standard input is closed. Give the inputs' file with --input.")
+    # Its bytes, for which encoding Python takes them to be in depends on the locale.
+    lines = text_lines(sys.stdin.buffer, "Standard input") if source == "-" else file_lines(source)
+    for number, line in enumerate(lines, 1):
+        if not line.strip() and not empty:
+            raise InputError(f"Line {number} of '{source}' is empty. Remove it; every line is one input.")
+        yield line.rstrip("\r\n")

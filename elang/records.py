@@ -72,7 +72,7 @@ def check_output(path: str, option: str) -> None:
     Raises:
         InputError: Naming the option.
     """
-    if not path.endswith(".parquet"):
+    if not path.lower().endswith(".parquet"):
         raise InputError(f"Records are written as parquet, but {option} is '{path}'.")
 
 

@@ -58,10 +58,11 @@ def test_missing_column(fails, fit_args, option, remedy):
         ("", ["cannot be read"]),
         ("text,label\ngood film,good\n  ,bad\n", ["empty text", "row 1"]),
         ("text,label\ngood film,good\nbad,meh\n", ["unknown label 'meh'", "row 1", "--data.label_names"]),
-        ('text,label\ngood film\n"bad', ["cannot be read"]),
+        ('text,label\ngood film\n"bad', ["Line 2", "1 fields where the header has 2"]),
         ("text,label\n\xff\xfe", ["not UTF-8", "Save it as UTF-8"]),
-        ("text;label\na, b, c;good\n", ["no column 'text'", "['text;label']"]),
-        ("text;label\na;good\na, b;good\n", ["cannot be read", "separated by commas"]),
+        ("text;label\na, b, c;good\n", ["Line 2", "['text;label']", "separated by ';'"]),
+        ("text;label\na;good\n", ["no column 'text'", "['text;label']", "separated by ';'"]),
+        ("text;label\na;good\na, b;good\n", ["Line 3", "separated by ';'"]),
     ],
 )
 def test_bad_rows(fails, fit_args, tmp_path, content, words):
@@ -279,9 +280,9 @@ def test_evaluating_what_is_trained_on_is_said(files, tmp_path, monkeypatch, kno
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             data.setup(stage)
-        found = [str(w.message) for w in seen if "stand in what is trained on, too" in str(w.message)]
+        found = [str(w.message) for w in seen if "are also in the training data" in str(w.message)]
         assert len(found) == said
-        assert not said or found[0].startswith(f"Of the {61 + known} texts of 'validation' {known} stand")
+        assert not said or found[0].startswith(f"Of the {61 + known} texts of 'validation', {known} are")
 
 
 def test_records_that_lack_rows(fails, joint_args, pair, tmp_path):

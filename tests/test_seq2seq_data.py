@@ -10,6 +10,7 @@ import pytest
 from conftest import write_parallel
 
 from elang import InputError, Seq2SeqData
+from elang.notices import Notice
 
 
 @pytest.fixture
@@ -92,15 +93,13 @@ def test_empty_lines_are_kept_and_counted(files):
     assert [t[0] for t in found.texts[:3]] == [rows[0], "", "  "]
 
 
-def test_filters_drop_training_pairs_alone(files, monkeypatch):
-    said = []
-    monkeypatch.setattr("elang.data.seq2seq.rank_zero_info", said.append)
+def test_filters_drop_training_pairs_alone(files):
     (files / "train.en").write_text("a b c d .\na b\na\n\n", "utf-8")
     (files / "train.de").write_text("1 2 3 4 5 6\n1 2\n1 2 3\n1\n", "utf-8")
     options = {"max_words": 5, "max_ratio": 2.0}
-    found = data_of(files, **options).read("train")
+    with pytest.warns(Notice, match="Of 4 training pairs 1 are dropped for over 5 words, 2 for a ratio of .* over 2.0"):
+        found = data_of(files, **options).read("train")
     assert found.id.tolist() == [1]
-    assert said == ["of 4 training pairs 1 are dropped for over 5 words, 2 for a ratio of lengths over 2.0"]
     assert len(data_of(files, validation=str(files / "train"), **options).read("validation")) == 4
     (files / "train.en").write_text("a b c d .\n\n\n\n", "utf-8")
     with pytest.raises(InputError, match=r"max_words 1 and --data\.max_ratio 1\.0 leave no pair"):
@@ -147,7 +146,7 @@ def test_bad_options(files, options, said):
         ("val", None, r"no file '.*val\.de', nor one with \.gz"),
         ("x.tsv", "en\tfr\na\tb\n", r"no column 'de'; it has \['en', 'fr'\]"),
         ("x.jsonl", '{"en": "a", "de": null}\n', "1 rows whose 'de' is no text, first row 0"),
-        ("x.tsv", "en\tde\n", "has no lines"),
+        ("x.tsv", "en\tde\n", "an empty data set"),
         ("x.tsv", "en\tde\na\tb\na\tb\tc\n", r"Line 3 of '.*x\.tsv' has 3 fields where the header has 2"),
         ("x.tsv", "en\tde\na\n", "Line 2 .* has 1 fields"),
         ("x.jsonl", '{"translation": {"en": "a", "de": null}}\n', "1 rows whose 'de' is no text, first row 0"),

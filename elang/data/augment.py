@@ -63,7 +63,7 @@ def augment(
             raise InputError(f"--{name} must be at least {least}, but it is {value}.")
     if not 0 < rate <= 1:
         raise InputError(f"--rate must be above 0 and at most 1, but it is {rate}.")
-    if Path(output).suffix not in (".csv", ".jsonl", ".parquet"):
+    if Path(output).suffix.lower() not in (".csv", ".jsonl", ".parquet"):
         raise InputError(f"--output '{output}' must end in .csv, .jsonl or .parquet.")
     columns, texts, keys = _texts(input, columns_of(text), task, folder)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -111,11 +111,12 @@ def _texts(
 def _write(rows: dict[tuple[str, ...], int], columns: list[str], output: str) -> None:
     import pandas as pd
 
+    suffix = Path(output).suffix.lower()
     frame = pd.DataFrame(list(rows), columns=columns).assign(**{SOURCE_KEY: list(rows.values())})
     with written_aside(output) as aside:
-        if output.endswith(".parquet"):
+        if suffix == ".parquet":
             frame.to_parquet(aside, index=False)
-        elif output.endswith(".jsonl"):
+        elif suffix == ".jsonl":
             frame.to_json(aside, orient="records", lines=True, force_ascii=False)
         else:
             frame.to_csv(aside, index=False)

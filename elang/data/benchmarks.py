@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from elang.data.files import Examples, content_key, label_index, label_numbers, read_hub
+from elang.data.files import Examples, content_key, read_hub
 from elang.data.format import TextTask
+from elang.data.labels import label_index, label_numbers
 from elang.data.module import TextData
+from elang.data.tables import file_lines
 from elang.data.tasks import MOST_CHOICES, Row, Task, find_tasks
 from elang.errors import InputError
+from elang.notices import notice
 
 _STEMS = {"train": ("train",), "validation": ("dev", "val", "validation"), "test": ("test",)}
 _ENDINGS = (".tsv", ".jsonl", ".data.txt")
@@ -54,13 +56,7 @@ def read_rows(task: Task, split: str, path: str) -> list[Row]:
             the benchmark's own files are known to have such rows, all but a test set's, whose answers are counted, go
             as they do on the hub: short ones are left out, with a warning, of long ones the end.
     """
-    try:
-        lines = Path(path).read_text("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The file '{path}' cannot be read as UTF-8 text: {error}.") from error
-    lines = [line.removesuffix("\r") for line in lines]
-    if lines and not lines[-1]:
-        lines.pop()
+    lines = [line.rstrip("\n").removesuffix("\r") for line in file_lines(path)]
     if path.endswith(".data.txt"):
         return _wic_rows(path, lines)
     if path.endswith(".jsonl"):
@@ -84,7 +80,10 @@ def read_rows(task: Task, split: str, path: str) -> list[Row]:
         if len(values) >= len(names):
             rows.append(dict(zip(names, values, strict=False)))
     if broken:
-        rank_zero_warn(f"{len(broken)} broken lines of '{path}' were left out, as on the hub; first line {broken[0]}.")
+        notice(
+            "broken-lines",
+            f"{len(broken)} broken lines of '{path}' were left out, as on the hub; first line {broken[0]}.",
+        )
     return rows
 
 
@@ -254,9 +253,8 @@ class TaskData(TextData):
         if task.problem == "regression":
             label = label_numbers(values, where)
             return label.masked_fill(label == -1, torch.nan), targets
-        unknown = torch.tensor([v == "-1" for v in values])
-        label = label_index([task.label_names[0] if v == "-1" else v for v in values], list(task.label_names), where)
-        return label.masked_fill(unknown, -1), targets
+        known = [None if value == "-1" else value for value in values]
+        return label_index(known, list(task.label_names), where), targets
 
 
 def answer_words(text: str) -> list[str]:

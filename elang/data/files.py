@@ -1,6 +1,5 @@
-"""Reading labelled text from local files and from the hub, with every value kept as it is written."""
+"""Labelled texts, read from local files and from the hub."""
 
-import csv
 import hashlib
 from dataclasses import dataclass, field
 from itertools import compress
@@ -10,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elang.data.tables import other_delimiter, read_table
 from elang.errors import HUB_PATIENCE, InputError, first_line
-
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 @dataclass
@@ -93,7 +91,7 @@ def in_slice(key: Tensor, fraction: float) -> Tensor:
 def check_file(path: str) -> None:
     """Refuse a data file that is not there."""
     if not Path(path).is_file():
-        raise InputError(f"There is no data file '{path}'. Mend its path.")
+        raise InputError(f"There is no data file '{path}'. Correct its path.")
 
 
 SOURCE_KEY = "source_key"
@@ -110,62 +108,15 @@ def read_frame(source: str, hub: str | None = None, hub_config: str | None = Non
 
     Args:
         source: A file, or the name of a split where ``hub`` is given. In ``.tsv`` files quotes are ordinary
-            characters, as in GLUE's own; in ``.csv`` files they quote.
+            characters, as in GLUE's own; in ``.csv`` files they quote. ``.csv``, ``.tsv`` and ``.jsonl`` may be
+            compressed (``.csv.gz``).
         hub: A data set on the hub, ``owner/name@revision``.
         hub_config: Its configuration.
 
     Raises:
         InputError: If it does not exist or cannot be read.
     """
-    import pandas as pd
-
-    if hub is not None:
-        return read_hub(source, hub, hub_config)
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"There is no file '{path}'. Give the path of a {', '.join(SUFFIXES)} file.")
-    try:
-        if path.suffix == ".tsv":
-            _check_fields(path)
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        if path.suffix == ".jsonl":
-            return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
-        if path.suffix in (".csv", ".tsv"):
-            tabs = path.suffix == ".tsv"
-            # Plain strings: "NA" and "null" are texts, "007" is a label.
-            return pd.read_csv(
-                path,
-                sep="\t" if tabs else ",",
-                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-                dtype=str,
-                keep_default_na=False,
-                encoding="utf-8-sig",
-                index_col=False,
-            )
-    except InputError:
-        raise
-    except UnicodeDecodeError as error:
-        raise InputError(f"The file '{path}' is not UTF-8 ({error}). Save it as UTF-8.") from error
-    except Exception as error:  # whatever the readers say of a damaged file
-        apart = "tabs" if path.suffix == ".tsv" else "commas, and text that holds commas be in quotes"
-        hint = f" Fields must be separated by {apart}." if isinstance(error, pd.errors.ParserError) else ""
-        raise InputError(
-            f"The file '{path}' cannot be read: {str(error).strip()}. Mend or re-save it.{hint}"
-        ) from error
-    raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.")
-
-
-def _check_fields(path: Path) -> None:
-    """Refuse a row of a TSV file with more or fewer fields than the header: what is too much would be left out."""
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        header = next(file, "").count("\t")
-        for number, line in enumerate(file, 2):
-            if line.count("\t") != header and line.strip("\r\n"):
-                raise InputError(
-                    f"Line {number} of '{path}' has {line.count(chr(9)) + 1} fields where the header has {header + 1}. "
-                    "Mend or remove the line."
-                )
+    return read_table(Path(source)) if hub is None else read_hub(source, hub, hub_config)
 
 
 def read_hub(split: str, hub: str, config: str | None) -> Any:
@@ -204,7 +155,7 @@ def _ask_hub(hub: str, name: str, revision: str) -> None:
 def texts_of(
     frame: Any, columns: list[str], where: str, empty: bool = False, option: str = "--data.text"
 ) -> list[tuple[str, ...]]:
-    """Take the text columns of a frame, refusing what cannot be classified; texts may be ``empty`` where that is said.
+    """Take the text columns of a frame, refusing what is no text; texts may be ``empty`` where that is said.
 
     Args:
         frame: The table.
@@ -214,82 +165,100 @@ def texts_of(
         option: It names the columns, in messages.
 
     Raises:
-        InputError: If a column is missing, there are no rows, or a text is empty.
+        InputError: If a column is missing, there are no rows, or a text is empty or something else than a text.
     """
-    for column in columns:
-        if column not in frame:
-            raise InputError(
-                f"{where} has no column '{column}'; it has {list(frame.columns)}. Set {option} to the text columns."
-            )
+    found = [column_of(frame, column, where, option) for column in columns]
     if len(frame) == 0:
         raise InputError(f"{where} is an empty data set: it has a header but no rows. Give another file.")
-    texts = list(zip(*(_values(frame, column, where) for column in columns), strict=True))
-    bad = [i for i, row in enumerate(texts) if any(not isinstance(t, str) or not (t.strip() or empty) for t in row)]
-    if bad:
-        raise InputError(
-            f"{where} has {len(bad)} rows with an empty text, first row {bad[0]} (counted from 0): {texts[bad[0]]!r}. "
-            "Remove or fill those rows."
-        )
-    return texts
-
-
-def label_values(frame: Any, column: str, where: str) -> list[str]:
-    """Take the label column of a frame as strings.
-
-    Raises:
-        InputError: If the column is missing or a label is.
-    """
-    if column not in frame:
-        raise InputError(f"{where} has no column '{column}'; it has {list(frame.columns)}. Set --data.label.")
-    if frame[column].isna().any():
-        row = int(frame[column].isna().to_numpy().nonzero()[0][0])
-        raise InputError(f"{where} has no label in row {row} (counted from 0). Remove or fill it.")
-    return [str(value) for value in _values(frame, column, where)]
-
-
-def _values(frame: Any, column: str, where: str) -> list[Any]:
-    try:
-        found: list[Any] = frame[column].astype(object).tolist()
-    except Exception as error:  # texts that are no UTF-8 show as late as this
-        raise InputError(f"The column '{column}' of {where} cannot be read: {error}. Mend or re-save it.") from error
-    return found
-
-
-def label_index(values: list[str], label_names: list[str], where: str) -> Tensor:
-    """Map labels to class indices: by name, or by number where no name is one.
-
-    Raises:
-        InputError: If a label is not known.
-
-    >>> label_index(["1", "0"], ["negative", "positive"], "x")
-    tensor([1, 0])
-    """
-    index = {name: i for i, name in enumerate(label_names)}
-    if not any(name.isdigit() for name in label_names):
-        index |= {str(i): i for i in range(len(label_names))}
-    for row, value in enumerate(values):
-        if value not in index:
+    for column, values in zip(columns, found, strict=True):
+        if {*map(type, values)} != {str}:
+            bad = [i for i, value in enumerate(values) if not isinstance(value, str)]
             raise InputError(
-                f"{where} has the unknown label '{value}' in row {row} (counted from 0); known are {label_names}. "
-                "Mend the row; labels of one's own are set with --data.label_names."
+                f"{where} has {len(bad)} rows whose '{column}' is no text, first row {bad[0]} (counted from 0): it is "
+                f"{kind_of(values[bad[0]])}. Set {option} to a column of texts, or make it one: join the tokens of a "
+                "list, write numbers as strings, fill or remove rows without a text."
             )
-    return torch.tensor([index[value] for value in values], dtype=torch.int64)
-
-
-def label_numbers(values: list[str], where: str) -> Tensor:
-    """Labels of a regression, float64 ``(N,)``.
-
-    Raises:
-        InputError: If one is no finite number.
-    """
-    found = torch.empty(len(values), dtype=torch.float64)
-    for row, value in enumerate(values):
+        if not empty and not all(map(str.strip, values)):
+            bad = [i for i, value in enumerate(values) if not value.strip()]
+            raise InputError(
+                f"{where} has {len(bad)} rows with an empty text, first row {bad[0]} (counted from 0): "
+                f"{tuple(column[bad[0]] for column in found)!r}. Remove or fill those rows."
+            )
         try:
-            found[row] = float(value)
-        except ValueError:
-            found[row] = torch.nan
-        if not found[row].isfinite():
+            "".join(values).encode()
+        except UnicodeEncodeError:
+            row = next(i for i, value in enumerate(values) if _half_character(value))
             raise InputError(
-                f"{where} has the label '{value}' in row {row} (counted from 0), which is no finite number. Mend it."
-            )
+                f"{where} has half a character (a lone surrogate) in the '{column}' of row {row} (counted from 0): "
+                f"{values[row][:80]!r}. Write the file again as UTF-8."
+            ) from None
+    return list(zip(*found, strict=True))
+
+
+def _half_character(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is that should have been a text or a label, with the value.
+
+    >>> kind_of(["a", "b"]), kind_of(3), kind_of(None)
+    ("a list (['a', 'b'])", 'a number (3)', 'no value')
+    """
+    if value is None or (not hasattr(value, "__len__") and value != value):
+        return "no value"
+    kinds = (
+        ((list, tuple, set), "a list"),
+        (dict, "an object"),
+        (bytes, "bytes"),
+        (bool, "a truth value"),
+        ((int, float), "a number"),
+        (str, "a text"),
+    )
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    name = next((said for kind, said in kinds if isinstance(plain, kind)), f"a {type(value).__name__}")
+    shown = repr(plain)
+    return f"{name} ({shown if len(shown) <= 60 else shown[:57] + '...'})"
+
+
+def column_of(frame: Any, column: str, where: str, option: str) -> list[Any]:
+    """The values of a column, whose name may differ from ``column`` by blanks around it.
+
+    Raises:
+        InputError: If it is missing, there are two, or it cannot be read.
+    """
+    names = list(frame.columns)
+    place = column_place(names, column)
+    if place is None:
+        raise InputError(
+            f"{where} has no column '{column}'; it has {names}. {_no_header(frame, names)}Set {option} to one."
+        )
+    if (count := names.count(names[place])) > 1:
+        raise InputError(f"{where} has {count} columns '{names[place]}'. Rename or remove all but one.")
+    try:
+        found: list[Any] = frame[names[place]].astype(object).tolist()
+    except Exception as error:  # texts that are no UTF-8 show as late as this
+        raise InputError(f"The column '{column}' of {where} cannot be read: {error}. Save it again.") from error
     return found
+
+
+def column_place(names: list[Any], column: str) -> int | None:
+    """Where a column is among a table's, if it is; blanks around its name do not matter.
+
+    >>> column_place(["text", " label"], "label")
+    1
+    """
+    if column in names:
+        return names.index(column)
+    plain = [str(name).strip().strip("\ufeff").strip() for name in names]
+    return plain.index(column.strip()) if column.strip() in plain else None
+
+
+def _no_header(frame: Any, names: list[Any]) -> str:
+    """A hint where what was taken for the header seems to be something else."""
+    if said := other_delimiter(names):
+        return f"Its {said}. "
+    columns = [(name, frame.iloc[:, i]) for i, name in enumerate(names) if isinstance(name, str) and name]
+    if any(len(name.split()) > 2 or any(isinstance(v, str) and v == name for v in column) for name, column in columns):
+        return "Its first row looks like data, not like a header: add a line that names the columns. "
+    return ""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,6 +24,7 @@ from elang.data.files import (
 )
 from elang.data.format import TaskFields, TextTask
 from elang.errors import InputError
+from elang.notices import notice
 from elang.records import source_of
 from elang.router import fold_of
 
@@ -213,13 +214,22 @@ class TextData(LightningDataModule):
         if SOURCE_KEY not in frame:
             return found
         # A text that was made from one that is held out would tell of it.
-        source = torch.tensor(frame[SOURCE_KEY].to_numpy(dtype="int64"))
+        try:
+            source = torch.tensor(frame[SOURCE_KEY].to_numpy(dtype="int64"))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError(
+                f"The column '{SOURCE_KEY}' of '{path}' must hold whole numbers, as `elang augment` writes them, but: "
+                f"{error}. Correct or remove it."
+            ) from error
         held_out = in_slice(source, self.routing_fraction)
         if self.fold is not None:
             held_out |= fold_of(source, self.fold[1]) == self.fold[0]
-        rank_zero_info(
-            f"{int(held_out.sum())} of {len(texts)} texts of '{path}' were made from held-out ones: left out"
-        )
+        if held_out.any():
+            notice(
+                "transfer-left-out",
+                f"{int(held_out.sum())} of {len(texts)} texts of '{path}' were made from held-out ones and were left "
+                "out.",
+            )
         return found.take(~held_out)
 
     def targets(self, split: SplitName, ids: Tensor) -> dict[str, Tensor]:
@@ -270,9 +280,10 @@ class TextData(LightningDataModule):
                         ("references", "max_target_length", target_limit, references),
                     ):
                         if texts is not None and texts.truncated:
-                            rank_zero_warn(
+                            notice(
+                                "cut-inputs",
                                 f"{texts.truncated} of {len(texts.lengths)} {what} of '{split}' are longer than {most} "
-                                f"tokens and were cut. Raise --data.{option} to keep them whole."
+                                f"tokens and were cut. Raise --data.{option} to keep them whole.",
                             )
         # What is scored is not measured.
         if "train" in self._examples and not self.all_splits and self.fold is None:
@@ -285,9 +296,10 @@ class TextData(LightningDataModule):
         """Warn of examples whose texts the model learns from: it is measured on what it knows by heart."""
         key, train = self.examples(split).key, self.examples("train").key
         if (known := int(torch.isin(key, train).sum())) >= max(1, _OVERLAP * len(key)):
-            rank_zero_warn(
-                f"Of the {len(key)} texts of '{split}' {known} stand in what is trained on, too, so what is measured "
-                "on them flatters. Take them out of one of the two."
+            notice(
+                "overlap",
+                f"Of the {len(key)} texts of '{split}', {known} are also in the training data, so results on them are "
+                "too good. Remove them from one of the two.",
             )
 
     def _epoch(self, batches: int) -> int:

@@ -1,18 +1,16 @@
 """Source texts and the texts to be generated for them: translation, summarisation, from files or the hub."""
 
-import gzip
-import zlib
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from elang.data.files import SUFFIXES, Examples, check_file, content_key, read_frame
+from elang.data.files import Examples, check_file, column_place, content_key, read_frame, texts_of
 from elang.data.format import TextTask
 from elang.data.module import TextData, given_files
+from elang.data.tables import SUFFIXES, file_lines, suffix_of
 from elang.errors import InputError
+from elang.notices import notice
 from elang.text_quality import TEXT_METRICS
 
 
@@ -107,7 +105,7 @@ class Seq2SeqData(TextData):
     def check_files(self) -> None:
         """Look for the files, if they are local, both sides of them."""
         for split, path in () if self.hub else self.files.items():
-            if Path(path).suffix in SUFFIXES:
+            if suffix_of(path) in SUFFIXES:
                 check_file(path)
                 continue
             _existing(path, self.source, "source")
@@ -122,7 +120,9 @@ class Seq2SeqData(TextData):
         sides = [("source", texts), *([("target", references)] if references is not None else [])]
         for side, lines in sides:
             if empty := sum(not line.strip() for line in lines):
-                rank_zero_warn(f"{empty} of {len(lines)} lines of {self.where(source)} have an empty {side}: kept.")
+                notice(
+                    "empty-texts", f"{empty} of {len(lines)} lines of {self.where(source)} have an empty {side}: kept."
+                )
         key = torch.tensor([content_key((text,)) for text in texts], dtype=torch.int64)
         # There are no classes; -1 says that there is no reference either.
         label = torch.full((len(texts),), -1 if references is None else 0)
@@ -144,15 +144,19 @@ class Seq2SeqData(TextData):
                 f"--data.max_words {self.max_words} and --data.max_ratio {self.max_ratio} leave no pair of "
                 f"{self.where('train')}. Raise them."
             )
-        rank_zero_info(
-            f"of {len(words)} training pairs {int(long.sum())} are dropped for over {self.max_words} words, "
-            f"{int(uneven.sum())} for a ratio of lengths over {self.max_ratio}"
-        )
+        if not kept.all():
+            notice(
+                "dropped-pairs",
+                f"Of {len(words)} training pairs {int(long.sum())} are dropped for over {self.max_words} words, "
+                f"{int(uneven.sum())} for a ratio of lengths over {self.max_ratio}.",
+            )
         return kept
 
     def _pairs(self, split: str) -> tuple[list[str], list[str] | None]:
+        import pandas as pd
+
         path = self.files[split]
-        if self.hub is None and Path(path).suffix not in SUFFIXES:
+        if self.hub is None and suffix_of(path) not in SUFFIXES:
             return self._parallel(split, path)
         frame = read_frame(path, self.hub, self.hub_config)
         if "translation" in frame and self.source not in frame:
@@ -162,21 +166,13 @@ class Seq2SeqData(TextData):
                     f"{self.where(split)} translates between {list(rows[0])}, not '{self.source}' and '{self.target}'. "
                     "Set --data.source and --data.target."
                 )
-            frame = {side: [row.get(side) for row in rows] for side in (self.source, self.target)}
+            frame = pd.DataFrame({side: [row.get(side) for row in rows] for side in (self.source, self.target)})
         sides: list[list[str]] = []
         for name, column in (("source", self.source), ("target", self.target)):
-            if column not in frame:
-                if name == "target" and split == "test":
-                    return sides[0], None
-                raise InputError(
-                    f"{self.where(split)} has no column '{column}'; it has {list(frame)}. Set --data.{name}."
-                )
-            if missing := [i for i, text in enumerate(frame[column]) if not isinstance(text, str)]:
-                raise InputError(
-                    f"{self.where(split)} has {len(missing)} rows whose '{column}' is no text, first row {missing[0]} "
-                    "(counted from 0). Mend or remove them."
-                )
-            sides.append(list(frame[column]))
+            if name == "target" and split == "test" and column_place(list(frame.columns), column) is None:
+                return sides[0], None
+            texts = texts_of(frame, [column], self.where(split), empty=True, option=f"--data.{name}")
+            sides.append([text for (text,) in texts])
         return sides[0], sides[1]
 
     def _parallel(self, split: str, path: str) -> tuple[list[str], list[str] | None]:
@@ -208,9 +204,4 @@ def _existing(path: str, suffix: str, side: str) -> Path:
 
 def _lines(path: Path) -> list[str]:
     """Lines as other tools count them: only a line feed ends one."""
-    opened: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
-            return [line.rstrip("\n").removesuffix("\r") for line in file]
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"The file '{path}' cannot be read as UTF-8 text: {error}. Mend or re-save it.") from error
+    return [line.rstrip("\n").removesuffix("\r") for line in file_lines(path)]

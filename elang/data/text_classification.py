@@ -4,17 +4,9 @@ from typing import Any, Literal
 
 import torch
 
-from elang.data.files import (
-    Examples,
-    check_file,
-    content_key,
-    label_index,
-    label_numbers,
-    label_values,
-    read_frame,
-    texts_of,
-)
+from elang.data.files import Examples, check_file, content_key, read_frame, texts_of
 from elang.data.format import TextTask
+from elang.data.labels import class_names, label_index, label_numbers, label_values
 from elang.data.module import TextData, given_files
 from elang.errors import InputError
 
@@ -28,7 +20,8 @@ class TextClassificationData(TextData):
         test: The same for ``elang test``.
         text: The text column, or two for pairs.
         label: The label column.
-        label_names: Class names in order. By default the distinct labels of the training file, sorted.
+        label_names: Class names in order; labels may then also be their numbers, from 0. By default the distinct
+            labels of the training file, sorted.
         hub: Data set on the hub, ``owner/name@revision``; the files above are then names of its splits.
         hub_config: Its configuration.
         problem: ``classification``, or ``regression`` where the label is a number.
@@ -71,7 +64,7 @@ class TextClassificationData(TextData):
         self.text = [text] if isinstance(text, str) else text
         if len(self.text) not in (1, 2):
             raise InputError(f"A text or a pair of texts can be classified, but --data.text names {self.text}.")
-        self.label, self._given_names = label, label_names
+        self.label, self._given_names, self.derived_names = label, label_names, label_names is None
         self.hub, self.hub_config = hub, hub_config
         self.problem, self.prompt, self.answers = problem, prompt, answers
         self._frames: dict[str, Any] = {}
@@ -93,9 +86,8 @@ class TextClassificationData(TextData):
     def _class_names(self) -> list[str]:
         if self._given_names is None:
             source = next(iter(self.files))
-            names = set(label_values(self._frame(source), self.label, self.where(source)))
-            numeric = all(name.lstrip("-").isdigit() for name in names)
-            self._given_names = sorted(names, key=int) if numeric else sorted(names)
+            where = self.where(source)
+            self._given_names = class_names(label_values(self._frame(source), self.label, where), where)
         if len(self._given_names) < 2 or len(set(self._given_names)) < len(self._given_names):
             raise InputError(
                 f"Classification needs at least 2 distinct labels, but the label names are {self._given_names}. Set "
@@ -142,6 +134,6 @@ class TextClassificationData(TextData):
         if self.problem == "regression":
             labels = label_numbers(values, where)
         else:
-            labels = label_index(values, self.label_names, where)
+            labels = label_index(values, self.label_names, where, "refused" if self.derived_names else "told")
         key = torch.tensor([content_key(row) for row in texts], dtype=torch.int64)
         return Examples(texts, torch.arange(len(texts)), key, labels)
