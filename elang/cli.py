@@ -1,11 +1,13 @@
 """The command line. Nothing heavy is imported before the verb is known."""
 
+import atexit
 import json
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
 from io import TextIOWrapper
@@ -15,7 +17,7 @@ from typing import Any
 from elang._version import __version__
 from elang.errors import InputError, input_error_behind, machine_error_behind, printable
 from elang.notices import Notice, forget_notices, notice
-from elang.outputs import is_broken, reader_left
+from elang.outputs import reader_left
 
 _HELP = """usage: elang <verb> [options]
 
@@ -46,7 +48,7 @@ options:
 
 
 # As shells say it of a process that SIGINT or SIGPIPE ended.
-_INTERRUPTED, _READER_LEFT = 130, 141
+_SIGNAL, _INTERRUPTED, _READER_LEFT = 128, 130, 141
 # Where the function of each verb is that Lightning does not run; it has the verb's name.
 _FUNCTIONS = {
     "ask": "elang.ask",
@@ -79,13 +81,27 @@ def main(argv: list[str] | None = None) -> int:
         0; 2 after bad input, which is explained in one paragraph on standard error; 130 after Ctrl-C, and 141 where the
         reader of an output has gone away, as other tools do.
     """
-    if argv is None:
-        warnings.formatwarning = _warning_line
-        _standard_streams()
+    if argv is not None:
+        return _answered(argv)
+    warnings.formatwarning = _warning_line
+    _standard_streams()
+    try:
+        code = _answered(sys.argv[1:])
+    except SystemExit as end:
+        if not isinstance(end.code, int) or end.code <= _SIGNAL:
+            raise
+        code = end.code
+    if code:
+        _leave(code)
+    return code
+
+
+def _answered(args: list[str]) -> int:
+    """Run a verb; the code of the process."""
     forget_notices()
     try:
         try:
-            return _run(sys.argv[1:] if argv is None else argv)
+            return _run(args)
         finally:
             # Here, where a reader that has gone away is told from a fault.
             sys.stdout.flush()
@@ -97,13 +113,16 @@ def main(argv: list[str] | None = None) -> int:
             return _INTERRUPTED
         if not reader_left(error):
             raise
-        if argv is None:
-            # Python would write what is left at its end, and complain.
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            for standard in (1, 2):
-                if is_broken(standard):
-                    os.dup2(nothing, standard)
         return _READER_LEFT
+
+
+def _leave(code: int) -> None:
+    """End at once: a thread that reads, or is in a library's code, would wait or crash at Python's own end."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def _run(args: list[str]) -> int:
@@ -147,8 +166,7 @@ def _standard_streams() -> None:
             if handle != number:
                 os.dup2(handle, number)
             os.set_inheritable(number, True)
-            if name != "stdin":
-                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - it is the process's own
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - the process's own
         elif name == "stdout" and isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
@@ -223,7 +241,7 @@ def _own_config(value: str) -> str:
 def _warning_line(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> str:
     """A warning in one line: a user of the command line has no use for the line of code that warns."""
     who = "elang: note" if issubclass(category, Notice) else category.__name__
-    return f"{who}: {message}\n"
+    return f"{who}: {printable(str(message))}\n"
 
 
 def suggest(parser: Any) -> None:
@@ -235,7 +253,7 @@ def suggest(parser: Any) -> None:
         known = [name for one in (parser, *verbs) for name in one._option_string_actions if name.startswith("--")]
         asked = re.search(r"unrecognized arguments: .*?(--[^\s=]+)", message)
         near = get_close_matches(asked[1], known, 1) if asked else []
-        return tell(message + "".join(f". Did you mean '{one}'?" for one in near), *more)
+        return tell(printable(message) + "".join(f". Did you mean '{one}'?" for one in near), *more)
 
     parser.error = error
 

@@ -19,7 +19,7 @@ from elang.cli import suggest, with_prompt
 from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
-from elang.errors import InputError
+from elang.errors import InputError, printable
 from elang.models.backbones import CHECKPOINT_KEY, read_checkpoint
 from elang.models.finetune import FinetuneModule
 from elang.models.joint import JointModule
@@ -280,12 +280,15 @@ def _with_class(verb: str, args: list[str]) -> list[str]:
 
 
 def _no_tips(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+    said = record.getMessage()
+    # Names and paths may hold control characters.
+    record.msg, record.args = printable(said), ()
+    return "Tip:" not in said
 
 
 @rank_zero_only
 def _note(text: str) -> None:
-    sys.stderr.write(f"elang: {text}\n")
+    sys.stderr.write(f"elang: {printable(text)}\n")
 
 
 __all__ = ["FinetuneModule", "JointModule", "ScoreModule", "Seq2SeqData", "SwiftModule", "TaskData", "run"]

@@ -136,7 +136,7 @@ def is_stream(path: str | Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def is_broken(descriptor: int) -> bool:
+def _is_broken(descriptor: int) -> bool:
     """Whether a descriptor is a pipe whose reader has gone away."""
     try:
         poll = select.poll()
@@ -148,11 +148,13 @@ def is_broken(descriptor: int) -> bool:
 
 def reader_left(error: BaseException) -> bool:
     """Whether an error comes from a reader of an output that has gone away."""
+    # Consoles of rich close what is broken, and exit.
+    closed = isinstance(error, SystemExit)
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, ReaderLeftError):
             return True
-        if isinstance(seen, BrokenPipeError) and (is_broken(1) or is_broken(2)):
+        if isinstance(seen, BrokenPipeError) and (closed or _is_broken(1) or _is_broken(2)):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

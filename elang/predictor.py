@@ -374,7 +374,7 @@ class JointPredictor:
         self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None, short: bool = True
     ) -> Window:
         window = self._window(rows, choices)
-        if short and window.choices is None and self.passes.takes(len(rows)):
+        if short and window.choices is None and self.passes.takes(len(window.rows)):
             return window
         window.encoded = self.passes.encode(self.swift, window.rows, window.choices)
         self.passes.truncated += window.encoded.texts.truncated
