@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 
 from elang.data.module import TextData
 from elang.errors import InputError, need
+from elang.outputs import say
 from elang.records import Records, check_output, join_records, source_of, write_records
 from elang.serve import TOKEN_VARIABLE
 
@@ -53,20 +54,20 @@ def ask(
     need("elang ask", "serve", "httpx")
     if not url.startswith(("http://", "https://")):
         raise InputError(f"--url '{url}' is no address of a server; give http://HOST:PORT.")
-    check_output(output, "--output")
     for name, value in (("concurrent", concurrent), ("batch", batch), ("tries", tries), ("timeout", timeout)):
         if not value > 0:
             raise InputError(f"--{name} must be above 0, but it is {value}.")
     if not isinstance(data, TextData):
         raise InputError(f"--data {type(data).__name__} is none of elang's data modules.")
+    check_output(output, "--output", map(str, data.files.values()))
     journal = _Journal(Path(f"{output}.asked.jsonl"), url, data)
     asked = len(journal.answers)
     if asked:
-        print(f"{asked} answers are in '{journal.path}' and are not asked for again")  # noqa: T201
+        say(f"{asked} answers are in '{journal.path}' and are not asked for again")
     with journal:
         asyncio.run(_ask_all(url.rstrip("/"), journal, concurrent, batch, tries, timeout))
     count = journal.finish(output)
-    print(f"{count} answers of {url}, {count - asked} of them asked for now, are in {output}")  # noqa: T201
+    say(f"{count} answers of {url}, {count - asked} of them asked for now, are in {output}")
 
 
 class _Journal:

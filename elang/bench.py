@@ -4,7 +4,6 @@ import json
 import math
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
@@ -16,9 +15,10 @@ from elang.errors import InputError
 from elang.few import DType
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel
+from elang.notices import notice
+from elang.outputs import check_output_file, console, written_aside
 from elang.predict import input_columns, read_inputs
 from elang.predictor import JointPredictor, Prediction
-from elang.records import written_aside
 from elang.scores import BEFORE_DECODER
 
 
@@ -73,6 +73,8 @@ def bench(
             raise InputError(f"--{name} must be at least {least}, but it is {value}.")
     if wrong := [share for share in wanted if not 0 <= share <= 1]:
         raise InputError(f"--shares must be from 0 to 1, but there is {wrong[0]}.")
+    if output is not None:
+        check_output_file(output, [input, swift_model, super_model])
     columns = input_columns(input, text)
     options: dict[str, Any] = {"score": score, "device": device, "tokens": tokens, "super_tokens": super_tokens}
     ways: dict[str, Any] = {"dtype": dtype, "compile": compile, "super_int8": super_int8, "onnx": onnx}
@@ -87,8 +89,9 @@ def bench(
             plain = JointPredictor(swift_model, super_model, "inf", **options)
             found["differences"] = differences(predictor, plain, rows, wanted)
         except torch.OutOfMemoryError:
-            warnings.warn(
-                "The pair in float32 does not fit beside this one: differences are not counted.", stacklevel=2
+            notice(
+                "differences-not-counted",
+                "The pair in float32 does not fit beside this one: differences are not counted.",
             )
     found |= {**ways, "swift_model": swift_model, "super_model": super_model, "input": input}
     _print(found)
@@ -241,7 +244,6 @@ def flops_of(predictor: JointPredictor, model: TextModel, rows: list[Any]) -> di
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -266,10 +268,10 @@ def _print(found: dict[str, Any]) -> None:
         if one := entry.get("one by one"):
             row += [f"{1e3 * one['median']:.2f} ({1e3 * one['95%']:.2f})", f"{one['speedup']:.2f}x"]
         table.add_row(*row)
-    console = Console(width=None if Console().is_terminal else 140)
-    console.print(table)
+    terminal = console(140)
+    terminal.print(table)
     for name, one in found.get("differences", {}).items():
-        console.print(
+        terminal.print(
             f"{name}: of {found['inputs']} inputs {one['decisions']} are routed and {one['labels']} answered otherwise "
             f"than in float32, at most {one['distance']:.3g} from the threshold"
         )

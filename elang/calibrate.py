@@ -27,6 +27,7 @@ from elang.curve import at_budget, at_share, deferral_events, operating_curve
 from elang.errors import InputError
 from elang.evaluate import little_to_gain, swift_cost_columns
 from elang.manifest import FILENAME, Manifest
+from elang.outputs import say
 from elang.records import check_format, read_about
 from elang.scores import route
 
@@ -149,13 +150,13 @@ def calibrate(
         "swift_sha256": weights.get("swift", ""),
         "super_sha256": weights.get("super", ""),
     }
-    print(f"{entry['statement']}\nIt was chosen on the {len(found.key)} examples of {entry['chosen_on']}.")  # noqa: T201
+    say(f"{entry['statement']}\nIt was chosen on the {len(found.key)} examples of {entry['chosen_on']}.")
     if said := little_to_gain(found.gain):
-        print(f"Caution: {said}.")  # noqa: T201
+        say(f"Caution: {said}.")
     for path, manifest in manifests.items():
         manifest.thresholds.setdefault(score, {})[name] = entry
         manifest.write(path)
-        print(f"It is the threshold '{name}' of '{score}' in {path}.")  # noqa: T201
+        say(f"It is the threshold '{name}' of '{score}' in {path}.")
 
 
 def _file(path: str) -> Path:

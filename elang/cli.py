@@ -1,17 +1,23 @@
 """The command line. Nothing heavy is imported before the verb is known."""
 
+import atexit
 import json
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib import import_module
+from io import TextIOWrapper
+from pathlib import Path, PurePath
 from typing import Any
 
 from elang._version import __version__
 from elang.errors import InputError, input_error_behind, machine_error_behind, printable
-from elang.notices import Notice, forget_notices
+from elang.notices import Notice, forget_notices, notice
+from elang.outputs import reader_left
 
 _HELP = """usage: elang <verb> [options]
 
@@ -41,6 +47,8 @@ options:
 """
 
 
+# As shells say it of a process that SIGINT or SIGPIPE ended.
+_SIGNAL, _INTERRUPTED, _READER_LEFT = 128, 130, 141
 # Where the function of each verb is that Lightning does not run; it has the verb's name.
 _FUNCTIONS = {
     "ask": "elang.ask",
@@ -70,12 +78,55 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; by default the process's own.
 
     Returns:
-        0, or 2 after bad input, which is explained in one paragraph on standard error.
+        0; 2 after bad input, which is explained in one paragraph on standard error; 130 after Ctrl-C, and 141 where the
+        reader of an output has gone away, as other tools do.
     """
-    if argv is None:
-        warnings.formatwarning = _warning_line
+    if argv is not None:
+        return _answered(argv)
+    warnings.formatwarning = _warning_line
+    _standard_streams()
+    try:
+        code = _answered(sys.argv[1:])
+    except SystemExit as end:
+        if not isinstance(end.code, int) or end.code <= _SIGNAL:
+            raise
+        code = end.code
+    if code:
+        _leave(code)
+    return code
+
+
+def _answered(args: list[str]) -> int:
+    """Run a verb; the code of the process."""
     forget_notices()
-    args = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            return _run(args)
+        finally:
+            # Here, where a reader that has gone away is told from a fault.
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
+            # Lightning's own end after Ctrl-C has the code 1.
+            return _INTERRUPTED
+        if not reader_left(error):
+            raise
+        return _READER_LEFT
+
+
+def _leave(code: int) -> None:
+    """End at once: a thread that reads, or is in a library's code, would wait or crash at Python's own end."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def _run(args: list[str]) -> int:
+    """Run a verb, and explain bad input."""
     verb, rest = (args[0], args[1:]) if args else ("--help", [])
     try:
         if verb in ("-h", "--help"):
@@ -85,28 +136,126 @@ def main(argv: list[str] | None = None) -> int:
         elif verb in ("fit", "validate", "test", "score"):
             from elang.lightning_cli import run
 
-            run(verb, None if argv is None else rest)
+            run(verb, checked_arguments(rest))
         elif verb == "crossfit":
-            _run_crossfit(rest)
+            _run_crossfit(checked_arguments(rest))
         elif verb in _FUNCTIONS:
-            _run_function(verb, rest)
+            _run_function(verb, checked_arguments(rest))
         else:
             known = re.findall(r"^  (\w+) ", _HELP, re.MULTILINE)
             near = "".join(f" Did you mean '{one}'?" for one in get_close_matches(verb, known, 1))
             raise InputError(f"There is no verb '{verb}'.{near} Run `elang --help` for the list.")
     except Exception as error:
-        bad_input = input_error_behind(error) or machine_error_behind(error)
-        if bad_input is None:
+        bad_input = input_error_behind(error)
+        said = machine_error_behind(error) if bad_input is None else str(bad_input)
+        if said is None:
             raise
-        print(f"elang: error: {printable(str(bad_input))}", file=sys.stderr)
+        # One paragraph, also of names that hold line breaks.
+        print(f"elang: error: {printable(' '.join(said.splitlines()))}", file=sys.stderr)
         return 2
     return 0
+
+
+def _standard_streams() -> None:
+    """Make standard streams that never fail by what a name holds, also where they are closed."""
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            # Else a file that is opened later would have its number, and get what others write to that.
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - the process's own
+        elif name == "stdout" and isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def checked_arguments(args: list[str]) -> list[str]:
+    """Arguments of a verb as the parsers are to see them.
+
+    A negative number in any notation belongs to the option before it: by themselves the parsers take ``-5e-1`` and
+    ``-inf`` for options. A configuration under ``configs/`` that is not here is the package's own.
+
+    Raises:
+        InputError: If a value is empty, which would often pass for the default.
+
+    >>> checked_arguments(["--threshold", "-5e-1"])
+    ['--threshold=-5e-1']
+    """
+    found: list[str] = []
+    given: dict[str, str] = {}
+    lists: list[str] = []
+    rest = list(args)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if not option.startswith("--") and option != "-c":
+            if not option + equals:
+                raise InputError("An argument is empty. Give a value, or leave it out.")
+            found.append(option + equals + value)
+            continue
+        if not equals:
+            if not rest or (rest[0].startswith("-") and rest[0] != "-" and not _is_number(rest[0])):
+                found.append(option)
+                continue
+            value = rest.pop(0)
+        if not value:
+            raise InputError(f"{option} has an empty value. Give one, or leave the option out.")
+        if option in ("--config", "-c"):
+            value = _own_config(value)
+        elif option.endswith("+"):
+            # What comes behind it is of this element.
+            lists.append(option[:-1] + ".")
+        elif not option.startswith(tuple(lists)) and given.setdefault(option, value) != value:
+            said = f"{option} is given as '{given[option]}' and as '{value}': the last one counts."
+            notice("option-given-twice", said)
+            given[option] = value
+        joined = equals or (value.startswith("-") and value != "-")
+        found += [f"{option}={value}"] if joined else [option, value]
+    return found
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _own_config(value: str) -> str:
+    """A configuration that was named as in the repository, where there is none: the package's."""
+    path = PurePath(value)
+    if path.parts[:1] != ("configs",) or ".." in path.parts or os.path.exists(value):
+        return value
+    package = Path(__file__).parent
+    # A checkout has them beside the package.
+    beside = [package.parent] if (package.parent / "pyproject.toml").is_file() else []
+    for place in (package, *beside):
+        if (place / path).is_file():
+            notice("configuration-of-the-package", f"There is no '{value}' here: the package's own, '{place / path}'.")
+            return str(place / path)
+    return value
 
 
 def _warning_line(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> str:
     """A warning in one line: a user of the command line has no use for the line of code that warns."""
     who = "elang: note" if issubclass(category, Notice) else category.__name__
-    return f"{who}: {message}\n"
+    return f"{who}: {printable(str(message))}\n"
+
+
+def suggest(parser: Any) -> None:
+    """Let a parser name the option that is meant where it does not know one."""
+    tell = parser.error
+
+    def error(message: str, *more: Any) -> Any:
+        verbs = [one for action in parser._actions for one in getattr(action, "_name_parser_map", {}).values()]
+        known = [name for one in (parser, *verbs) for name in one._option_string_actions if name.startswith("--")]
+        asked = re.search(r"unrecognized arguments: .*?(--[^\s=]+)", message)
+        near = get_close_matches(asked[1], known, 1) if asked else []
+        return tell(printable(message) + "".join(f". Did you mean '{one}'?" for one in near), *more)
+
+    parser.error = error
 
 
 def with_prompt(args: list[str]) -> list[str]:
@@ -152,7 +301,9 @@ def _run_function(verb: str, args: list[str]) -> None:
     from jsonargparse import ArgumentParser
 
     function: Callable[..., None] = getattr(import_module(_FUNCTIONS[verb]), verb)
-    parser = ArgumentParser(prog=f"elang {verb}", description=(function.__doc__ or "").split("\n", 1)[0])
+    said = (function.__doc__ or "").split("\n", 1)[0]
+    parser = ArgumentParser(prog=f"elang {verb}", description=said, allow_abbrev=False)
+    suggest(parser)
     positional = verb in ("suite", "calibrate", "report", "merge", "sweep")
     if not positional:
         parser.add_argument("--config", action="config", help="YAML file with these options.")

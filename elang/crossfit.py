@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
-from elang.records import check_output, written_aside
+from elang.outputs import say, written_aside
+from elang.records import check_output
 from elang.suite import Step, forget_stale, run_chains, write_configs
 
 
@@ -28,14 +29,14 @@ def crossfit(fit: list[str], output: str = "out_of_fold.parquet", folds: int = 5
     """
     import torch
 
-    from elang.lightning_cli import run
+    from elang.lightning_cli import run, texts_in
 
     if folds < 2:
         raise InputError(f"--folds must be at least 2, but it is {folds}.")
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs must be at least 1, but it is {jobs}.")
-    check_output(output, "--output")
     config = run("fit", fit, parse_only=True)
+    check_output(output, "--output", texts_in([config["data"], config["model"]]))
     if "fold" not in config["data"]["init_args"]:
         raise InputError(f"{config['data']['class_path'].rsplit('.', 1)[-1]} has no --data.fold, so it has no parts.")
     devices = torch.cuda.device_count()
@@ -82,4 +83,4 @@ def _join(parts: list[Path], output: str) -> None:
     joined = pa.concat_tables(table.replace_schema_metadata(None) for table in tables).sort_by("id")
     with written_aside(output) as aside:
         pq.write_table(joined.replace_schema_metadata({b"elang": json.dumps(about).encode()}), aside)
-    print(f"{len(joined)} answers out of fold are in {output}")  # noqa: T201
+    say(f"{len(joined)} answers out of fold are in {output}")

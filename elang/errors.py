@@ -7,7 +7,8 @@ from traceback import walk_tb
 
 _DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EBUSY),
 }
 # Of libraries that do not say it by a number.
 _DISK_WORDS = ("No space left on device", "File too large", "Read-only file system")

@@ -7,7 +7,6 @@ there are no graphs, the same passes run as they are, without padding.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from elang.errors import first_line
+from elang.notices import notice
 
 # What is wanted of a model, as a table ``(B, K)``, and what its next pass takes.
 Pass = Callable[[Any], tuple[Tensor, Any]]
@@ -153,7 +153,7 @@ class FewInputs:
             self.graphs.clear()
             torch.cuda.synchronize(device)
             reason = first_line(error)
-            warnings.warn(f"{who} cannot be captured as a graph, and runs kernel by kernel: {reason}", stacklevel=2)
+            notice("graph-not-captured", f"{who} cannot be captured as a graph, and runs kernel by kernel: {reason}.")
 
     def first(self, tokens: list[dict[str, list[int]]]) -> list[list[float]]:
         """The K columns of the first pass's table over B inputs."""

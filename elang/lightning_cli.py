@@ -4,26 +4,29 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from elang.cli import with_prompt
+from elang.cli import suggest, with_prompt
 from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
-from elang.errors import InputError
+from elang.errors import InputError, printable
 from elang.models.backbones import CHECKPOINT_KEY, read_checkpoint
 from elang.models.finetune import FinetuneModule
 from elang.models.joint import JointModule
 from elang.models.scoring import ScoreModule
 from elang.models.swift import SwiftModule
+from elang.outputs import check_folder, check_output_file
+from elang.report import EVALUATION_FILES
 
 _DEFAULT_MODELS: dict[str, type] = {
     "fit": FinetuneModule,
@@ -55,6 +58,12 @@ class Trainer(pl.Trainer):
 
 class ElangCLI(LightningCLI):
     """A LightningCLI that builds only the parser of the verb that was asked for."""
+
+    @override
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs)
+        suggest(parser)
+        return parser
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -142,6 +151,22 @@ class ElangCLI(LightningCLI):
         name = self.config[self.config.subcommand]["model"]["class_path"].rsplit(".", 1)[-1]
         if self.config.subcommand == "fit" and name in ("JointModule", "ScoreModule"):
             raise InputError(f"{name} only evaluates. Set --model FinetuneModule or --model SwiftModule to fit.")
+        self._check_output()
+
+    def _check_output(self) -> None:
+        """Refuse an output in which a model, records or data that are read would be lost."""
+        config = self.config[self.config.subcommand]
+        output = (config["model"].get("init_args") or {}).get("output")
+        if not isinstance(output, str):
+            return
+        given = [config.get("ckpt_path"), config["model"]["init_args"], config["data"].get("init_args")]
+        inputs = list(texts_in(given))
+        if output.endswith(".parquet"):
+            check_output_file(output, inputs, "--model.output")
+        elif self.config.subcommand == "fit":
+            check_folder(output, inputs, None, "--model.output")
+        else:
+            check_folder(output, inputs, EVALUATION_FILES, "--model.output")
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -190,8 +215,13 @@ def run(
                 super()._run_subcommand(subcommand)
             except SIGTERMException:
                 # It is a SystemExit without a code, so the process would end as if all were done.
-                _note(_stopped(verb, self.trainer))
+                _note(_stopped("SIGTERM", verb, self.trainer))
                 raise SystemExit(128 + signal.SIGTERM) from None
+            except SystemExit as end:
+                # Lightning's own end, with the code 1.
+                if isinstance(end.__context__, KeyboardInterrupt):
+                    _note(_stopped("Ctrl-C", verb, self.trainer))
+                raise
 
     cli = VerbCLI(
         pl.LightningModule,
@@ -203,18 +233,31 @@ def run(
         save_config_callback=_SaveConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"callbacks": list(callbacks)} if callbacks else None,
-        parser_kwargs={"prog": "elang", verb: {"prog": f"elang {verb}"}},
+        parser_kwargs={"prog": "elang", "allow_abbrev": False, verb: {"prog": f"elang {verb}"}},
         args=[verb, *_with_class(verb, with_prompt(sys.argv[2:] if args is None else args))],
     )
     found: dict[str, Any] = cli.config[verb].as_dict()
     return found
 
 
-def _stopped(verb: str, trainer: pl.Trainer) -> str:
-    said = f"SIGTERM stopped `elang {verb}` before its end, so it has written no result."
+def _stopped(who: str, verb: str, trainer: pl.Trainer) -> str:
+    said = f"{who} stopped `elang {verb}` before its end, so it has written no result."
     saver: Any = trainer.checkpoint_callback
     kept = (getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")) if verb == "fit" else ""
     return said + (f" Go on with --ckpt_path {kept}" if kept else "")
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts of a part of the configuration, but for the output's name: those that are paths may be inputs."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from texts_in(one)
+    elif isinstance(value, (dict, Namespace)):
+        for name, one in value.items():
+            if name != "output":
+                yield from texts_in(one)
 
 
 def _path(kind: type) -> str:
@@ -237,12 +280,15 @@ def _with_class(verb: str, args: list[str]) -> list[str]:
 
 
 def _no_tips(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
+    said = record.getMessage()
+    # Names and paths may hold control characters.
+    record.msg, record.args = printable(said), ()
+    return "Tip:" not in said
 
 
 @rank_zero_only
 def _note(text: str) -> None:
-    sys.stderr.write(f"elang: {text}\n")
+    sys.stderr.write(f"elang: {printable(text)}\n")
 
 
 __all__ = ["FinetuneModule", "JointModule", "ScoreModule", "Seq2SeqData", "SwiftModule", "TaskData", "run"]

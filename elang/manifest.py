@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 from elang._version import __version__
 from elang.curve import Point
 from elang.errors import InputError
-from elang.records import written_aside
+from elang.notices import notice
+from elang.outputs import written_aside
 from elang.scores import DEFAULT_SCORE
 
 FILENAME = "elang.json"
@@ -125,7 +125,8 @@ class Manifest:
         entry = self.thresholds.get(score, {}).get(name, {})
         promised = str(entry.get("super_sha256") or "") if {"max_regret", "max_drop"} & entry.keys() else ""
         if promised and (found := digest()) and found != promised:
-            warnings.warn(
+            notice(
+                "promise-of-another-super",
                 f"What the threshold '{name}' promises was certified against another Super (weights {promised[:12]}…) "
                 f"than '{path}' (weights {found[:12]}…), and may not hold with this one. Run `elang validate` and "
                 "`elang calibrate` with it.",

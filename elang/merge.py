@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
-from elang.records import FORMAT, METADATA, check_output, read_about, written_aside
+from elang.outputs import say, written_aside
+from elang.records import FORMAT, METADATA, check_output, read_about
 
 # Rows that are in memory at a time, over all files.
 _ROWS = 1 << 21
@@ -48,7 +49,6 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
     """
     import pyarrow.parquet as pq
 
-    check_output(output, "--output")
     files = [
         file for path in map(Path, records) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])
     ]
@@ -56,6 +56,7 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
         raise InputError(f"There is no records file '{missing[0]}'. Mend the path.")
     if not files:
         raise InputError(f"There are no records in {', '.join(records) or 'nothing'}. Give files of `elang score`.")
+    check_output(output, "--output", files)
     schema, splits, common = _check_files(files)
     _allow_open(len(files))
     count = 0
@@ -75,7 +76,7 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
             written = beside.submit(writer.write_table, table)
         if written is not None:
             written.result()
-    print(f"{count:,} records of {len(files)} files are in {output}")  # noqa: T201
+    say(f"{count:,} records of {len(files)} files are in {output}")
 
 
 def _check_files(files: list[Path]) -> tuple[Any, list[str], dict[str, Any]]:

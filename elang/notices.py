@@ -61,7 +61,7 @@ def made() -> dict[str, Any]:
 
 def write_made(folder: Path) -> None:
     """Write ``made.json`` into a folder."""
-    from elang.records import written_aside
+    from elang.outputs import written_aside
 
     with written_aside(folder / "made.json") as aside:
         aside.write_text(json.dumps(made(), indent=2) + "\n", "utf-8")

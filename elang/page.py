@@ -18,9 +18,10 @@ from elang.bootstrap import curve_interval, lost_to_super
 from elang.calibrate import check_statements, read_summary
 from elang.errors import InputError
 from elang.manifest import FILENAME, Manifest
+from elang.outputs import check_output_file, say, written_aside
 from elang.quality import QUALITIES, Quality
-from elang.records import read_about, written_aside
-from elang.report import COLORS, said_against
+from elang.records import read_about
+from elang.report import COLORS, EVALUATION_FILES, plain_texts, said_against
 from elang.scores import route
 
 _STEPS = 400
@@ -49,6 +50,7 @@ def report(joint: list[str], output: str = "report.html", threshold: str | None 
     path = Path(output)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"The page must be an .html file, but --output is '{output}'.")
+    check_output_file(path, [Path(folder) / name for folder in joint for name in EVALUATION_FILES])
     evaluations = [Evaluation(Path(folder)) for folder in joint]
     names = [one.name for one in evaluations]
     beside = path.with_name(f"{path.stem}_files")
@@ -60,7 +62,7 @@ def report(joint: list[str], output: str = "report.html", threshold: str | None 
     html = page.get_template("report.html").render(sections=sections)
     with written_aside(path) as aside:
         aside.write_text(html, "utf-8")
-    print(f"The report is {path}; its figures are in {beside}/ as PNG and SVG.")  # noqa: T201
+    say(f"The report is {path}; its figures are in {beside}/ as PNG and SVG.")
 
 
 @dataclass
@@ -195,7 +197,8 @@ def _section(one: Evaluation, label: str, wanted: str | None, beside: Path) -> d
     """What the template shows of one evaluation."""
     name, threshold = one.chosen(wanted)
     deferred = route(one.routed, threshold)
-    figures = [_curve_figure(one, name, threshold), _score_figure(one, threshold), _reliability_figure(one)]
+    with plain_texts():
+        figures = [_curve_figure(one, name, threshold), _score_figure(one, threshold), _reliability_figure(one)]
     drawn = [_keep(figure, beside, f"{label}-{figure['name']}") for figure in figures if figure is not None]
     at = one.row_at(threshold)
     steps = np.linspace(0, len(one.curve) - 1, min(len(one.curve), _STEPS)).round().astype(int)

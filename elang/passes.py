@@ -1,7 +1,6 @@
 """What the two models of a pair say of texts, on their device: batches that fit into its memory, scores, answers."""
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ from elang.models.attention import any_shape
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel
 from elang.models.text_to_text import TextToText
+from elang.notices import notice
 from elang.scores import BEFORE_DECODER, check_finite, check_logits, route
 from elang.throughput import Window, token_batches
 
@@ -200,9 +200,9 @@ class Passes:
         budget = len(lengths) // 2 * int(self._room(model, lengths).max())
         name = self._budget(model)
         setattr(self, name, budget)
-        warnings.warn(
+        notice(
+            "batches-halved",
             f"A batch of {len(lengths)} inputs does not fit into the memory of {self.device}: {name} is {budget} now.",
-            stacklevel=2,
         )
 
     @torch.inference_mode()

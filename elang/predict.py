@@ -3,21 +3,22 @@
 import fcntl
 import json
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import Any
 
 from elang.data.files import columns_of
 from elang.data.tables import SUFFIXES, file_lines, suffix_of, text_lines
-from elang.errors import InputError
+from elang.errors import InputError, printable
 from elang.few import DType
 from elang.manifest import plain
+from elang.notices import notice
+from elang.outputs import at_sigterm, check_output_file, ended_at_sigterm, is_stream, take_place, written_through
 from elang.predictor import JointPredictor, Prediction
 
 
@@ -77,6 +78,15 @@ def predict(
         raise InputError(f"--folder '{folder}' is a benchmark's, but no --task is named.")
     if chunk < 1:
         raise InputError(f"--chunk must be at least 1, but it is {chunk}.")
+    files = [input, swift_model, super_model, thresholds]
+    if task is not None and folder is not None:
+        files = [swift_model, super_model, thresholds, *_files_of_task(task, folder)]
+    check_output_file(output, [one for one in files if one != "-" or task is None])
+    if output == "-" and getattr(sys.stdout, "name", "") == os.devnull:
+        raise InputError("Standard output is closed. Open it, or give a file as --output.")
+    if output != "-" and not is_stream(output):
+        # An earlier run's answers would be taken away from under the reading.
+        check_output_file(_aside(output), [input])
     columns = input_columns(input, text)
     predictor = JointPredictor(
         swift_model,
@@ -99,7 +109,14 @@ def predict(
         return
     inputs = read_inputs(input, columns, predictor.task.problem == "sequence")
     if output == "-":
-        total, deferred = _write(predictor.map(inputs, chunk), sys.stdout)
+        with ended_at_sigterm():
+            if isinstance(sys.stdout, TextIOWrapper):
+                # JSON is UTF-8, whatever the locale.
+                sys.stdout.reconfigure(encoding="utf-8")
+            total, deferred = _write(predictor.map(inputs, chunk), sys.stdout)
+    elif is_stream(output):
+        with ended_at_sigterm(), written_through(output) as raw, TextIOWrapper(raw, "utf-8", _ESCAPED) as file:
+            total, deferred = _write(predictor.map(inputs, chunk), file)
     else:
         about = _about(predictor, swift_model, super_model, input, columns, [dtype, compile, super_int8, onnx])
         with _resumed(output, about) as (file, done, deferred):
@@ -114,6 +131,8 @@ def predict(
     _say(predictor, total, deferred)
 
 
+# Of a lone surrogate it makes what JSON has for it, too.
+_ESCAPED = "backslashreplace"
 _EMPTY = "The input '{}' is empty: there is nothing to predict. Give one input a line."
 
 
@@ -167,17 +186,15 @@ def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int
     A run that was killed leaves it behind, as does one that came upon bad input after some answers. It is gone on with
     only if the answers depend on the same things: models, threshold, input.
     """
-    path = Path(output)
-    if path.is_dir():
-        raise InputError(f"--output '{output}' is a folder; give the file to write.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside, note = (path.with_name(f".{path.name}.part{suffix}") for suffix in ("", ".json"))
+    aside = _aside(output)
+    note = aside.with_name(f"{aside.name}.json")
+    aside.parent.mkdir(parents=True, exist_ok=True)
     done = deferred = 0
     try:
         same = bool(about) and json.loads(note.read_text("utf-8")) == about
     except (OSError, ValueError):
         same = False
-    with aside.open("a", encoding="utf-8") as file:
+    with aside.open("a", encoding="utf-8", errors=_ESCAPED) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -187,15 +204,23 @@ def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int
                 done, deferred = _whole_lines(aside)
             else:
                 if earlier := _whole_lines(aside)[0]:
-                    sys.stderr.write(f"beginning anew: the answers in '{aside}', {earlier:,}, are of another run\n")
+                    notice(
+                        "answers-begun-anew",
+                        f"Beginning anew: the {earlier:,} answers in '{aside}' are of another run, and are deleted.",
+                    )
                 file.truncate(0)
                 note.write_text(json.dumps(about), "utf-8")
             goes_on = f"the same command goes on behind what is in '{aside}'" if about else f"see '{aside}'"
-            with _told_at_sigterm(f"stopped before the end; {goes_on}\n"):
-                yield file, done, deferred
+            said = printable(f"stopped before the end; {goes_on}\n")
+            try:
+                with _told_at_sigterm(said):
+                    yield file, done, deferred
+            except KeyboardInterrupt:
+                sys.stderr.write(said)
+                raise
             file.flush()
             os.fsync(file.fileno())
-            os.replace(aside, path)
+            take_place(aside, Path(os.path.realpath(output)))
             note.unlink(missing_ok=True)
         except InputError as error:
             file.flush()
@@ -204,6 +229,20 @@ def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int
             aside.unlink(missing_ok=True)
             note.unlink(missing_ok=True)
             raise
+
+
+def _aside(output: str) -> Path:
+    """Where answers are until all are there: beside the file, or what a link to it leads to."""
+    path = Path(os.path.realpath(output))
+    return path.with_name(f".{path.name}.part")
+
+
+def _files_of_task(task: str, folder: str) -> list[str]:
+    """The benchmark's own files of a task."""
+    from elang.data.benchmarks import find_files
+    from elang.data.tasks import find_tasks
+
+    return [str(path) for one in find_tasks(task) for path in find_files(one, folder).values()]
 
 
 @contextmanager
@@ -215,14 +254,8 @@ def _told_at_sigterm(said: str) -> Iterator[None]:
         os.write(2, said.encode())
         os._exit(128 + number)
 
-    if current_thread() is not main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    with at_sigterm(end):
         yield
-        return
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _whole_lines(path: Path) -> tuple[int, int]:
@@ -261,12 +294,15 @@ def _submit(
 
 
 def _say(predictor: JointPredictor, total: int, deferred: int) -> None:
-    said = f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super"
     cut = (("Swift", predictor.truncated, predictor.swift), ("Super", predictor.super_truncated, predictor.super_))
     for who, count, model in cut:
         if count:
-            said += f", {count} over-long ones cut to the {who}'s {predictor.passes.limit(model)} tokens"
-    sys.stderr.write(said + "\n")
+            limit = predictor.passes.limit(model)
+            notice(
+                "cut-inputs",
+                f"{count} of {total} inputs were longer than the {who}'s {limit} tokens: the rest was not read.",
+            )
+    sys.stderr.write(f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super\n")
 
 
 def input_columns(source: str, text: list[str] | str | None) -> list[str] | None:

@@ -1,8 +1,8 @@
 """Using a pair: the Swift answers, and only hard inputs go to the Super. Needs no Lightning."""
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import reduce
 from itertools import chain, groupby
@@ -22,6 +22,7 @@ from elang.manifest import Manifest
 from elang.models.backbones import load_model
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel, check_choices
+from elang.notices import notice
 from elang.passes import Passes
 from elang.scores import BEFORE_DECODER, SCORES, check_finite
 from elang.sequence_scores import SEQUENCE_SCORES
@@ -29,6 +30,7 @@ from elang.throughput import FULL_BATCHES, Deferred, Window, stream, windows
 
 # Below 1 by more than is said.
 _DEAR = 0.995
+_PLAIN = re.compile(r"[\s!-^a-~]*", re.ASCII)
 # Of the Swift and of the Super: small models want large batches on a GPU.
 _GPU_TOKENS = 65536, 16384
 # The caches of a CPU want small ones; large enough for its threads.
@@ -104,6 +106,8 @@ class JointPredictor:
             fspath(model) if isinstance(model, PathLike) else model for model in (swift_model, super_model)
         )
         for path in (swift_model, super_model):
+            if not isinstance(path, str | TextModel | None):
+                raise InputError(f"A model is a folder, a hub id or a TextModel, but one of {_kind(path)} was given.")
             if isinstance(path, str) and is_table(path):
                 raise InputError(f"Records such as '{path}' answer only the examples in them; give a model to predict.")
         for name, size in (("batch_size", batch_size), ("tokens", tokens), ("super_tokens", super_tokens)):
@@ -113,6 +117,9 @@ class JointPredictor:
             raise InputError(f"few must be at least 0, but it is {few}.")
         if dtype not in get_args(DType):
             raise InputError(f"dtype must be one of {', '.join(get_args(DType))}, but it is {dtype!r}.")
+        number = _number(threshold)
+        if number is not None and math.isnan(number):
+            raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as parity.")
         precision: torch.dtype = getattr(torch, dtype)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         budgets = _GPU_TOKENS
@@ -150,7 +157,6 @@ class JointPredictor:
         known = [*own.get(self.task.problem, list(SCORES)), *self.swift.head_scores]
         if self.score not in known and swift_model is not None:
             raise InputError(f"The Swift has no score '{self.score}'; choose one of {', '.join(known)}.")
-        number = _number(threshold)
         if self.score not in self.swift.head_scores:
             # They would be fed for nothing.
             self.swift.drop_routers()
@@ -195,7 +201,8 @@ class JointPredictor:
         if not speedups.get(name, math.nan) < _DEAR:
             return
         better = [repr(key) for key, speedup in speedups.items() if speedup > 1]
-        warnings.warn(
+        notice(
+            "costly-threshold",
             f"At the threshold '{name}' the pair costs more than the Super alone: a FLOPs speed-up of "
             f"{speedups[name]:.2f}x on the slice that it was chosen on. "
             + (f"It is above 1 at {', '.join(better)}." if better else "Ask the Super alone."),
@@ -218,9 +225,12 @@ class JointPredictor:
         return self.passes.super_truncated
 
     def __call__(
-        self, texts: Sequence[str] | Sequence[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None
+        self, texts: Iterable[str] | Iterable[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None
     ) -> list[Prediction]:
         """Answer texts, or tuples of the task's texts, in their order.
+
+        They may be in a list or any other sequence, a generator, an array or a column of a table (NumPy, pandas,
+        PyArrow, datasets). A whole table, a mapping, a set or a single text is refused.
 
         Texts over the length that the Swift was trained on are cut and counted in ``self.truncated``, those that the
         Super's tokens make too long in ``self.super_truncated``.
@@ -230,10 +240,8 @@ class JointPredictor:
             choices: Each example's candidates, where the task has its own for each.
 
         Raises:
-            InputError: If a text is empty or not a string, or the Swift's logits are not finite.
+            InputError: If these are no texts, one is empty, or the Swift's logits are not finite.
         """
-        if isinstance(texts, str):
-            raise InputError(f"The predictor takes a list of texts, but it was given the text {texts[:40]!r} alone.")
         rows = self.rows(texts)
         return self.answer(rows, choices) if rows else []
 
@@ -255,14 +263,14 @@ class JointPredictor:
         Raises:
             InputError: As :meth:`__call__` does, when the turn of the text's window comes.
         """
-        checked = (self.rows(part, first + start) for start, part in windows(texts, window))
+        checked = (self.rows(part, first + start) for start, part in windows(each_text(texts), window))
         # Or none by the short way: it tokenises in this thread, and longer windows in another, by the same tokenizer.
         prepared = (self._prepare(rows, None, window <= self.passes.few) for rows in checked)
         yield from stream(prepared, self._swift_window, *self._super_stage)
 
     def super_map(self, texts: Iterable[str] | Iterable[tuple[str, ...]], window: int = 4096) -> Iterator[Prediction]:
         """Answer a stream by the Super alone, by the same way; the scores are infinite."""
-        checked = (self.rows(part, start) for start, part in windows(texts, window))
+        checked = (self.rows(part, start) for start, part in windows(each_text(texts), window))
         prepared = (self._prepare_super(rows) for rows in checked)
         yield from stream(
             prepared, lambda w: [Deferred(w, i, math.inf) for i in range(len(w.rows))], *self._super_stage
@@ -319,30 +327,43 @@ class JointPredictor:
         """The Super's answers to texts, as :meth:`rows` gives them."""
         window = self._window(rows, choices)
         return [
-            self._label(answer, window, i) for i, answer in enumerate(self.passes.super_answers(rows, window.choices))
+            self._label(answer, window, i)
+            for i, answer in enumerate(self.passes.super_answers(window.rows, window.choices))
         ]
 
-    def rows(self, texts: Sequence[Any], first: int = 0) -> list[tuple[str, ...]]:
+    def rows(self, texts: Iterable[Any], first: int = 0) -> list[tuple[str, ...]]:
         """Check texts, or tuples of the task's texts; the first one is the input of that number.
 
         Raises:
-            InputError: If one is empty, not a string, or not as many texts as the task has.
+            InputError: If they are no texts, or one is empty, not a string, or not as many texts as the task has.
         """
-        rows = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in texts]
-        task = self.passes.task_for(len(rows[0]) if rows else 1)
+        rows = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in each_text(texts)]
+        # An empty line of a text to be translated keeps its place.
+        return self._checked(rows, first, self.task.problem == "sequence")
+
+    def _checked(self, rows: list[tuple[str, ...]], first: int, empty: bool) -> list[tuple[str, ...]]:
+        """Refuse what is not the task's texts; they may be ``empty`` where that is said."""
+        fields = self.passes.task_for(len(rows[0]) if rows else 1).fields
         flat = list(chain.from_iterable(rows))
-        plain = set(map(type, flat)) <= {str} and set(map(len, rows)) <= {len(task.fields)}
-        if plain and (task.problem == "sequence" or all(map(str.strip, flat))):
+        plain = set(map(type, flat)) <= {str} and set(map(len, rows)) <= {len(fields)} and _is_unicode("".join(flat))
+        if plain and (empty or all(map(str.strip, flat))):
             return rows
         for i, row in enumerate(rows):
-            # An empty line of a text to be translated keeps its place.
-            empty = task.problem != "sequence" and not all(isinstance(t, str) and t.strip() for t in row)
-            if len(row) != len(task.fields) or empty or not all(isinstance(t, str) for t in row):
+            given: Any = row[0] if len(row) == 1 else row
+            if odd := [text for text in row if not isinstance(text, str)]:
                 raise InputError(
-                    f"Input {first + i} (counted from 0) is empty, or not the {len(task.fields)} text(s) "
-                    f"{task.fields}: {texts[i]!r}. Remove or mend it."
+                    f"Input {first + i} (counted from 0) is no text, but of {_kind(odd[0])}: {str(given)[:200]!r}. "
+                    "Give texts, or remove it."
                 )
-        return rows
+            if not all(map(_is_unicode, row)):
+                raise InputError(f"Input {first + i} (counted from 0) holds half a character: {given!r}. Mend it.")
+            if len(row) != len(fields) or not (empty or all(map(str.strip, row))):
+                raise InputError(
+                    f"Input {first + i} (counted from 0) is empty, or not the {len(fields)} text(s) {fields}: "
+                    f"{given!r}. Remove or mend it."
+                )
+        # Strings of NumPy, which are texts of another type.
+        return [tuple(map(str, row)) for row in rows]
 
     @property
     def _super_stage(self) -> tuple[Callable[[list[Deferred]], None], int]:
@@ -353,7 +374,7 @@ class JointPredictor:
         self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None, short: bool = True
     ) -> Window:
         window = self._window(rows, choices)
-        if short and window.choices is None and self.passes.takes(len(rows)):
+        if short and window.choices is None and self.passes.takes(len(window.rows)):
             return window
         window.encoded = self.passes.encode(self.swift, window.rows, window.choices)
         self.passes.truncated += window.encoded.texts.truncated
@@ -368,6 +389,13 @@ class JointPredictor:
         return window
 
     def _window(self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None) -> Window:
+        if type(rows) is not list or not set(map(type, rows)) <= {tuple}:
+            rows = [tuple(row) if isinstance(row, (tuple, list)) else (row,) for row in each_text(rows)]
+        if not rows:
+            raise InputError("There are no texts to answer.")
+        rows = self._checked(rows, 0, True)
+        if choices is not None and any(isinstance(one, str) for one in each_text(choices, "choices")):
+            raise InputError(f"Each input's `choices` are a list of texts, but one is {str(choices[0])[:40]!r} alone.")
         task = self.passes.task_for(len(rows[0]))
         given = [tuple(c) for c in choices] if choices is not None else task.choices_of(rows)
         if task.problem == "choice" and (given is None or len(given) != len(rows) or not all(given)):
@@ -437,8 +465,53 @@ def _ready(
     return found
 
 
+def each_text(texts: Iterable[Any], what: str = "texts") -> Iterable[Any]:
+    """What texts were given in, to be gone through one by one.
+
+    Raises:
+        InputError: Of what would give its column names, its characters or an order of its own, naming its type.
+    """
+    if isinstance(texts, (list, Iterator)):
+        return texts
+    if isinstance(texts, (str, bytes, bytearray, memoryview)):
+        raise InputError(
+            f"The {what} were given as {_kind(texts)} alone: {texts[:40]!r}. Put texts into a list, also a single one."
+        )
+    if isinstance(texts, Mapping) or hasattr(texts, "columns") or hasattr(texts, "column_names"):
+        raise InputError(
+            f"The {what} were given as {_kind(texts)}, of which only the names of columns would be answered. Give the "
+            "column of texts: table['text']; of two, list(zip(table['a'], table['b']))."
+        )
+    if isinstance(texts, Set):
+        raise InputError(f"The {what} were given as {_kind(texts)}, which has no order. Give a list.")
+    for convert in ("to_pylist", "tolist"):
+        # Elements of arrays are not plain texts.
+        if hasattr(texts, convert):
+            found = getattr(texts, convert)()
+            return found if isinstance(found, list) else each_text(found, what)
+    if not isinstance(texts, Iterable):
+        raise InputError(f"The {what} were given as {_kind(texts)}. Give a list of texts.")
+    return texts
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text is free of lone surrogates, which no tokenizer takes."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _kind(value: Any) -> str:
+    """The type of a value, in words."""
+    kind = type(value)
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
+    return f"the type {module}{kind.__qualname__}"
+
+
 def _number(threshold: str | float) -> float | None:
     try:
-        return float(threshold)
+        # Of other scripts' digits, and of "1_0", a name.
+        return float(threshold) if not isinstance(threshold, str) or _PLAIN.fullmatch(threshold) else None
     except ValueError:
         return None

@@ -21,9 +21,7 @@ Parquet files of ours carry label names and the model's identity in their metada
 
 import json
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ from elang.columns import labels, numbers, read_columns, rows_of, vectors
 from elang.data.format import Problem
 from elang.errors import InputError
 from elang.json_files import TEXT, TEXTS, TRUTH, check_fields, number, parse_object, whole
+from elang.outputs import check_output_file, written_aside
 from elang.sequence_scores import SEQUENCE_SCORES
 
 METADATA = b"elang"
@@ -66,43 +65,25 @@ FORMAT = 1
 """Of records and summaries; one that is larger is of a later version."""
 
 
-def check_output(path: str, option: str) -> None:
-    """Refuse to write records under another name than a parquet file's.
+def check_output(path: str, option: str, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Refuse to write records under another name than a parquet file's, or where they cannot be.
+
+    Args:
+        path: The file to write.
+        option: That names it.
+        inputs: What is read, as :func:`elang.outputs.check_output_file` takes it.
 
     Raises:
         InputError: Naming the option.
     """
     if not path.lower().endswith(".parquet"):
         raise InputError(f"Records are written as parquet, but {option} is '{path}'.")
+    check_output_file(path, inputs, option)
 
 
 def source_of(split: str) -> str:
     """The file that a split's examples, and so their ids, are from: held-out slices are part of the training file."""
     return "train" if split in ("routing", "fold") else split
-
-
-@contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside ``path``; what is written there takes its name only if all went well."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield aside
-        settle(aside)
-        os.replace(aside, path)
-        settle(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def settle(path: Path) -> None:
-    """Wait until a file, or a folder's names, are on the disk: a name must not get there before what it names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @dataclass

@@ -11,11 +11,17 @@ import torch
 from elang.curve import OperatingCurve
 from elang.evaluate import PairAnswers, pair_curves
 from elang.manifest import plain
+from elang.notices import notice
+from elang.outputs import console, written_aside
 from elang.quality import Quality
-from elang.records import FORMAT, written_aside
+from elang.records import FORMAT
 from elang.scores import BEFORE_DECODER
 from elang.sequence_scores import TOKEN_SCORES
 
+EVALUATION_FILES = (
+    *("records.parquet", "curve.csv", "curve.png", "lengths.png", "summary.json", "elang.json", "made.json"),
+)
+"""All that an evaluation may write into its folder."""
 _MAX_CURVE_POINTS = 20_001
 # Scores of generated text are too many to draw, or to print again for a second metric.
 _MAX_DRAWN = 16
@@ -46,9 +52,10 @@ def write_report(
     curves = {quality.name: pair_curves(pairs[evaluated], quality) for quality in qualities}
     summary["curve_points"] = _write_curves(folder / "curve.csv", curves)
     name = qualities[0].name
-    plot_curves(folder / "curve.png", curves[name], summary["qualities"][name], summary["score"])
-    if "lengths" in summary:
-        plot_lengths(folder / "lengths.png", pairs[evaluated], summary["score"])
+    with plain_texts():
+        plot_curves(folder / "curve.png", curves[name], summary["qualities"][name], summary["score"])
+        if "lengths" in summary:
+            plot_lengths(folder / "lengths.png", pairs[evaluated], summary["score"])
     # The last, for where it is, the rest is, too.
     with written_aside(folder / "summary.json") as aside:
         aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
@@ -114,6 +121,11 @@ def _write_curves(path: Path, curves: dict[str, dict[str, OperatingCurve]]) -> d
                 curve.speedup[rows].tolist(),
             ]
             out.writerows([score, *row] for row in zip(*columns, strict=True))
+    if written < total:
+        notice(
+            "curve-thinned",
+            f"'{path}' has {written:,} of {total:,} points of the curves, evenly spread; the records have all of them.",
+        )
     return {"written": written, "of": total}
 
 
@@ -188,6 +200,13 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
         figure.savefig(aside, dpi=130, format="png")
 
 
+def plain_texts() -> Any:
+    """A context in which figures take dollars in names for dollars, not for formulas."""
+    import matplotlib
+
+    return matplotlib.rc_context({"text.parse_math": False})
+
+
 def _alike(one: OperatingCurve, other: OperatingCurve) -> bool:
     pairs = (one.quality, other.quality), (one.cost, other.cost)
     return torch.equal(one.deferred, other.deferred) and all(
@@ -235,12 +254,9 @@ def plot_lengths(path: Path, answers: PairAnswers, chosen: str, bins: int = 10) 
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """Print the table of every quality."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)
+    terminal = console(160)
     lengths = summary.get("lengths", {})
     by_length = lengths.get("generated", lengths.get("source"))
     for number, (name, found) in enumerate(summary["qualities"].items()):
@@ -274,41 +290,41 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
             against = [said_against(summary["areas"].get(score, {}))] if compared else []
             table.add_row(score + mark, _number(row["area"]), *against, *length, *(_point(cell) for cell in cells))
         if number and len(found["scores"]) > _MAX_DRAWN:
-            console.print(table.title, soft_wrap=True)
+            terminal.print(str(table.title), soft_wrap=True)
         else:
-            console.print(table)
+            terminal.print(table)
         to_super = summary.get("operating_points", {}).get(summary["score"], {}) if not number else {}
-        console.print(_bottom_line(name, found, summary["score"], to_super, summary["worth"]), soft_wrap=True)
+        terminal.print(_bottom_line(name, found, summary["score"], to_super, summary["worth"]), soft_wrap=True)
     for name, said in summary.get("signatures", {}).items():
         if said != name:
-            console.print(f"{name}: {said}", soft_wrap=True)
+            terminal.print(f"{name}: {said}", soft_wrap=True)
     if "decoder_share" in lengths:
-        console.print(
+        terminal.print(
             f"An input that is deferred before the Swift's decoder saves {lengths['decoder_share']:.1%} of the Swift's "
             "FLOPs.",
             soft_wrap=True,
         )
     for said in summary.get("statements", []):
-        console.print(f"{said['name']} ({said['score']}): {said['statement']}", soft_wrap=True)
+        terminal.print(f"{said['name']} ({said['score']}): {said['statement']}", soft_wrap=True)
         if said["same_slice"]:
-            console.print("  This is the slice that it was chosen on, which says nothing of it.", soft_wrap=True)
+            terminal.print("  This is the slice that it was chosen on, which says nothing of it.", soft_wrap=True)
         elif "verdict" in said:
-            console.print(
+            terminal.print(
                 f"  Here: {said['verdict']}, {said['observed']:.3%} where {said['allowed']:.3%} is allowed.",
                 soft_wrap=True,
             )
         for warning in said["warnings"]:
-            console.print(f"  Warning: {warning}.", soft_wrap=True)
+            terminal.print(f"  Warning: {warning}.", soft_wrap=True)
     for what, found in summary.get("latency", {}).items():
-        console.print(
+        terminal.print(
             f"{what}, {found['tokens']} tokens: {1e3 * found['batch 1']:.2f} ms an input at batch 1, "
             f"{1e3 * found['at best batch']:.3f} ms at batch {found['best batch']}"
         )
     if any(math.isnan(found["super"]["cost"]) for found in summary["qualities"].values()):
-        console.print("What the Super costs is unknown: --model.super_flops says it.", soft_wrap=True)
+        terminal.print("What the Super costs is unknown: --model.super_flops says it.", soft_wrap=True)
     for said in summary.get("cautions", []):
-        console.print(f"Caution: {said}.", soft_wrap=True)
-    console.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")
+        terminal.print(f"Caution: {said}.", soft_wrap=True)
+    terminal.print(f"* the score that routes by default. Records, curves and plot are in {folder}/ (see curve.png)")
 
 
 _AREAS = "less that of *: with its 95% interval (paired bootstrap); = where that holds 0: it may be chance."

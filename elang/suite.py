@@ -22,6 +22,8 @@ from elang.columns import is_table
 from elang.data.tasks import TASKS, Task, find_tasks
 from elang.errors import InputError
 from elang.evaluate import FRACTIONS
+from elang.notices import notice
+from elang.outputs import check_folder, ended_at_sigterm, say
 from elang.scores import BEFORE_DECODER, SCORES
 from elang.sequence_scores import SEQUENCE_SCORES
 from elang.suite_table import print_tables, read_row, write_tables
@@ -34,6 +36,10 @@ _READS = ("model", "super_records", "swift_model", "super_model")
 _VERBS = {"super": "fit", "score": "score", "swift": "fit", "joint": "validate"}
 _MODULES = {"super": "FinetuneModule", "score": "ScoreModule", "swift": "SwiftModule", "joint": "JointModule"}
 _KEYS = ("swift_model", "super_model", "all", *STAGES, "tasks")
+
+
+# Seconds between looks at a step that runs, and in which one has to end.
+_GLANCE, _PATIENCE = 0.2, 30.0
 
 
 @dataclass(frozen=True)
@@ -108,10 +114,12 @@ def suite(
     root = Path(output)
     names = chosen_tasks(tasks, plan)
     chains = [list(task_steps(name, plan, folder, root, seed)) for name in names]
+    written = [str(step.file.relative_to(root)) for chain in chains for step in chain]
+    check_folder(root, [config], ["suite.json", *written])
     write_configs([step for chain in chains for step in chain])
     if dry_run:
         for step in (step for chain in chains for step in chain):
-            print("elang " + " ".join(step.command))  # noqa: T201
+            say("elang " + " ".join(step.command))
         return
     forget_stale([step for chain in chains for step in chain])
     if jobs > 1:
@@ -120,13 +128,13 @@ def suite(
     rows = [read_row(name, root / name / "joint" / "summary.json", score) for name in names]
     for row in rows:
         if score not in (None, row["score"]):
-            print(f"{row['task']} has no score '{score}'; its row is by {row['score']}")  # noqa: T201
+            notice("another-score", f"{row['task']} has no score '{score}'; its row is by {row['score']}.")
     write_tables(root / "suite.json", rows)
     print_tables(rows, points)
     for row in rows:
         for said in row["cautions"]:
-            print(f"{row['task']}: caution: {said}.")  # noqa: T201
-    print(f"everything is in {root}/, the table in suite.json")  # noqa: T201
+            say(f"{row['task']}: caution: {said}.")
+    say(f"everything is in {root}/, the table in suite.json")
 
 
 def run_chains(chains: list[list[Step]], jobs: int = 1) -> None:
@@ -135,20 +143,49 @@ def run_chains(chains: list[list[Step]], jobs: int = 1) -> None:
     Raises:
         InputError: Of the first step that fails; no further one is begun.
     """
-    failed = Event()
+    failed, stopped = Event(), Event()
 
     def work(chain: list[Step]) -> None:
         try:
             for step in chain:
                 if not step.made.exists() and not failed.is_set():
-                    run_step(step)
+                    run_step(step, stopped)
         except BaseException:
             failed.set()
             raise
 
-    with ThreadPoolExecutor(max(1, jobs)) as pool:
-        for future in as_completed([pool.submit(work, chain) for chain in chains]):
-            future.result()
+    with ended_at_sigterm(), ThreadPoolExecutor(max(1, jobs)) as pool:
+        try:
+            for future in as_completed([pool.submit(work, chain) for chain in chains]):
+                future.result()
+        except (KeyboardInterrupt, SystemExit):
+            # The steps that run are ended, too; their trainings go on from their checkpoints.
+            failed.set()
+            stopped.set()
+            raise
+
+
+def _end_of(process: subprocess.Popen[bytes], stopped: Event) -> int:
+    """Wait for a process, or end it where that is asked for; its code."""
+    while not stopped.is_set():
+        try:
+            return process.wait(_GLANCE)
+        except subprocess.TimeoutExpired:
+            continue
+    _end(process)
+    return process.wait()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process that is still there; one that trains first writes what it is writing."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def read_plan(path: str) -> dict[str, Any]:
@@ -325,29 +362,44 @@ def forget_stale(steps: list[Step]) -> None:
         options = step.config["model"]["init_args"]
         stale = anew & {options.get(name) for name in _READS}
         if stale and step.made.exists():
-            print(f"{step.task}: {step.stage} comes anew, for '{min(stale)}' does")  # noqa: T201
+            notice(
+                "step-made-anew",
+                f"{step.task}: what the stage '{step.stage}' made is deleted and made anew, because '{min(stale)}' is.",
+            )
             # A model's folder is left whole or not at all.
             shutil.rmtree(step.made.parent) if _VERBS[step.stage] == "fit" else step.made.unlink()
         if not step.made.exists():
             anew.add(options["output"])
 
 
-def run_step(step: Step) -> None:
+def run_step(step: Step, stopped: Event | None = None) -> None:
     """Run one step in a process of its own; training goes on from its last checkpoint.
+
+    Args:
+        step: The step.
+        stopped: Set where it is to be ended.
 
     Raises:
         InputError: If it fails, with the end of its log.
     """
+    stopped = stopped or Event()
     command = [sys.executable, "-m", "elang", *step.command]
     if checkpoints := sorted(step.runs.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime):
         command += ["--ckpt_path", str(checkpoints[-1])]
     log = step.file.with_suffix(".log")
-    print(f"{step.task}: elang {' '.join(step.command)}", flush=True)  # noqa: T201
+    say(f"{step.task}: elang {' '.join(step.command)}")
     start = time.perf_counter()
     with log.open("a", encoding="utf-8") as file:
         env = None if step.device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": step.device}
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False, env=env).returncode
-    print(f"{step.task}: {step.stage} took {time.perf_counter() - start:.0f} s", flush=True)  # noqa: T201
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
+        try:
+            code = _end_of(process, stopped)
+        finally:
+            # Also where whoever waits here is stopped.
+            _end(process)
+    if stopped.is_set():
+        return
+    say(f"{step.task}: {step.stage} took {time.perf_counter() - start:.0f} s")
     if code:
         said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()][-5:]
         raise InputError(

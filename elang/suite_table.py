@@ -7,7 +7,7 @@ from typing import Any
 
 from elang.data.tasks import TASKS
 from elang.manifest import plain
-from elang.records import written_aside
+from elang.outputs import console, written_aside
 from elang.scores import BEFORE_DECODER
 
 
@@ -133,17 +133,14 @@ def write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def print_tables(rows: list[dict[str, Any]], points: list[str]) -> None:
     """Print one table for each operating point."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # A table takes what it needs of it; narrower, and its cells would break.
-        console = Console(highlight=False, width=220)
+    # A table takes what it needs of it; narrower, and its cells would break.
+    terminal = console(220)
     for point in points:
         known = [row for row in rows if point in row["points"]]
         if not known:
-            console.print(f"No task has the point '{point}'; there are {', '.join(rows[0]['points'])}.")
+            terminal.print(f"No task has the point '{point}'; there are {', '.join(rows[0]['points'])}.")
             continue
         table = Table(title=f"threshold: {point}", caption=_CAPTION)
         for title in ("task", "score", "n"):
@@ -155,7 +152,7 @@ def print_tables(rows: list[dict[str, Any]], points: list[str]) -> None:
         mean = average(known, point)
         for how in ("mean of ratios", "ratio of means"):
             table.add_row("average", how, "", *_average_cells(mean, how))
-        console.print(table)
+        terminal.print(table)
 
 
 _COLUMNS = (

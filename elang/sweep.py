@@ -23,8 +23,9 @@ from elang.data.files import columns_of
 from elang.errors import InputError, need
 from elang.evaluate import FRACTIONS, SHARES, swift_cost_columns
 from elang.manifest import plain
+from elang.outputs import check_folder, console, files_of, written_aside
 from elang.quality import QUALITIES, Quality, QualityName
-from elang.records import read_about, written_aside
+from elang.records import read_about
 from elang.scores import DEFAULT_SCORE
 
 # Folders named key=value tell nothing of the rows.
@@ -72,10 +73,11 @@ def sweep(
     Raises:
         InputError: If the records cannot be read, have no such score, or hold an example twice.
     """
+    folder = Path(output)
+    check_folder(folder, [each for path in joint for each in files_of(path)], ("curve.csv", "summary.json"))
     records = Joint(joint, split, memory)
     metric = records.metric(quality)
     found = {name: swept(records, name, metric, points) for name in columns_of(score) or [DEFAULT_SCORE]}
-    folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     with written_aside(folder / "curve.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
@@ -101,7 +103,6 @@ def sweep(
 
 
 def _show(summary: dict[str, Any], folder: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(
@@ -118,9 +119,9 @@ def _show(summary: dict[str, Any], folder: Path) -> None:
             f"{one['area']:.4f} ({one['random']:.4f})",
             *(f"{c['quality']:.4f} {c['deferred_share']:.1%} {c['speedup']:.2f}x" for c in cells),
         )
-    console = Console(width=None if Console().is_terminal else 140, highlight=False)
-    console.print(table)
-    console.print(f"All points are read on these examples. Curve and summary are in {folder}/")
+    terminal = console(140)
+    terminal.print(table)
+    terminal.print(f"All points are read on these examples. Curve and summary are in {folder}/")
 
 
 def _check_one_pair(abouts: dict[Path, dict[str, Any]]) -> None:

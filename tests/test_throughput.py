@@ -347,7 +347,7 @@ def test_a_run_that_sigterm_ends_says_how_to_go_on(command, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["input", "threshold", "nothing is left"])
-def test_another_run_begins_anew(command, tmp_path, capsys, change, texts):
+def test_another_run_begins_anew(command, tmp_path, capsys, recwarn, change, texts):
     part, note, _ = kill(command, tmp_path, 120)
     part.write_bytes(b'{"label": "stale", "score": 0, "answered_by": "swift"}\n' * 20)
     if change == "input":
@@ -360,7 +360,8 @@ def test_another_run_begins_anew(command, tmp_path, capsys, change, texts):
     assert main(command) == 0
     said = capsys.readouterr().err
     assert "answered before" not in said
-    assert f"beginning anew: the answers in '{part}', 20, are of another run" in said
+    begun = [str(one.message) for one in recwarn if "of another run" in str(one.message)]
+    assert begun == [f"Beginning anew: the 20 answers in '{part}' are of another run, and are deleted."]
     found = lines_of(tmp_path / "out.jsonl")
     assert len(found) == (30 if change == "input" else len(texts))
     assert not any(one["label"] == "stale" for one in found)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from elang.data.files import SOURCE_KEY, columns_of, content_key, read_frame, texts_of
 from elang.errors import InputError
-from elang.records import written_aside
+from elang.notices import notice
+from elang.outputs import check_output_file, say, written_aside
 
 Candidates = Literal["auto", "masked", "neighbours"]
 _ABOUT_WORDS = ("superglue/wic", "superglue/wsc", "superglue/record", "glue/wnli")
@@ -65,6 +66,7 @@ def augment(
         raise InputError(f"--rate must be above 0 and at most 1, but it is {rate}.")
     if Path(output).suffix.lower() not in (".csv", ".jsonl", ".parquet"):
         raise InputError(f"--output '{output}' must end in .csv, .jsonl or .parquet.")
+    check_output_file(output, [input, model])
     columns, texts, keys = _texts(input, columns_of(text), task, folder)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     source = Replacements(model, candidates, top_k, place)
@@ -84,8 +86,10 @@ def augment(
     if not kept:
         raise InputError(f"No word of the {len(texts)} texts could be replaced. Set another --model or --candidates.")
     _write(kept, columns, output)
+    if left := len(made) - len(kept):
+        notice("augmented-left-out", f"{left} of {len(made)} new texts came twice or unchanged and were left out.")
     how = "masked words" if source.masked else "neighbours of the input embeddings"
-    print(f"{len(kept)} texts are in {output}, by {how}; {len(made) - len(kept)} came twice or unchanged")  # noqa: T201
+    say(f"{len(kept)} texts are in {output}, by {how}")
 
 
 def _texts(
@@ -142,6 +146,12 @@ class Replacements:
                 "has one."
             )
         self.masked = has_head and candidates != "neighbours"
+        if candidates == "auto" and not has_head:
+            notice(
+                "neighbours-for-masked-words",
+                f"'{path}' has no head of a masked language model: words are replaced by those whose input embeddings "
+                "are near. A --model that has one replaces them by likely words.",
+            )
         self.model = self.model.to(device).eval()
         self.top_k, self.device = top_k, device
         self.words = self._whole_words()

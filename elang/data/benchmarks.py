@@ -306,7 +306,7 @@ def write_submission(task: Task, rows: list[Row], answers: list[str | float], pa
         answers: A label's name for each, the chosen text (ReCoRD) or the value (STS-B).
         path: The file.
     """
-    from elang.records import written_aside
+    from elang.outputs import written_aside
 
     said: list[Any] = list(answers)
     if task.submitted in ("numbers", "nested"):

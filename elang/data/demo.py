@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elang.errors import InputError
+from elang.outputs import check_folder, say
 
 VALIDATION_FRACTION = 0.2
 
@@ -58,11 +59,15 @@ def demo(output: str = "runs/demo", wheels: str | None = None) -> None:
     from elang.cli import main
 
     root = Path(output)
+    check_folder(root, [], ())
     root.mkdir(parents=True, exist_ok=True)
     prepare(root, wheels)
     for arguments in commands(root):
-        print("\n$ elang " + " ".join(arguments), flush=True)  # noqa: T201
+        say("\n$ elang " + " ".join(arguments))
         code = main(arguments)
+        if code > 128:
+            # Ended from outside, as this is.
+            raise SystemExit(code)
         if code:
             raise InputError(f"The demo stopped: `elang {arguments[0]}` failed with the message above.")
     print(f"\nThe plot is {root / 'joint' / 'curve.png'}. Ask the pair something of your own:\n")  # noqa: T201

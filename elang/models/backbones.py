@@ -1,6 +1,7 @@
 """Loading and saving the models of a task: folders, checkpoints and hub ids, of every family."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from elang.manifest import FILENAME, Manifest
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Classifier, TextModel, folder_sha256
 from elang.models.text_to_text import TextToText
-from elang.records import settle
+from elang.outputs import settle
 
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
@@ -46,7 +47,8 @@ def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None
     """
     from safetensors.torch import save_file
 
-    folder = Path(folder)
+    # A link to a folder stays one.
+    folder = Path(os.path.realpath(folder))
     check_output_folder(folder)
     aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("part", "old"))
     for path in (aside, old):

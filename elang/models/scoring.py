@@ -11,7 +11,7 @@ from torch import Tensor
 
 from elang.columns import is_table
 from elang.data.format import TaskFields
-from elang.errors import InputError
+from elang.errors import InputError, printable
 from elang.evaluate import measure
 from elang.few import DType
 from elang.merge import check_same, merge
@@ -164,11 +164,11 @@ class ScoreModule(EvaluationModule):
             answers = self.answers("model", split, table)
             found.setdefault(source_of(split), []).append(answers)
             if self.parts == 1:
-                self.print(self._line(split, table["label"], answers))
+                self.print(printable(self._line(split, table["label"], answers)))
         path = self._path(self._current)
         joined = {source: join_records(own) for source, own in found.items()}
         write_records(path, joined, self.label_names, **self._about(self._current))
-        self.print(f"the records are in {path}")
+        self.print(printable(f"the records are in {path}"))
 
     def teardown(self, stage: str) -> None:
         """Put the parts together when all are there."""
