@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from elang.cli import with_prompt
 from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
@@ -24,6 +23,7 @@ from elang.models.finetune import FinetuneModule
 from elang.models.joint import JointModule
 from elang.models.scoring import ScoreModule
 from elang.models.swift import SwiftModule
+from elang.options import MODE, own_defaults, refuse_nulls
 
 _DEFAULT_MODELS: dict[str, type] = {
     "fit": FinetuneModule,
@@ -81,8 +81,10 @@ class ElangCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        verb = next(iter(self.subcommands()))
+        self._given = own_defaults(parser, args, ("model", "data"), self._subcommand_parsers)
         super().parse_arguments(parser, args)
-        self._args: Any = args
+        refuse_nulls(self.config[verb], self._given)
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -101,13 +103,11 @@ class ElangCLI(LightningCLI):
                 f"{theirs} to go on with it; to evaluate it, give its path as --model.swift_model, "
                 "--model.super_model or --model.model."
             )
-        explicit = self.parser.parse_args(self._args, defaults=False, _skip_validation=True)
-        said = (explicit[self.config.subcommand].get("model") or {}).get("init_args") or {}
         known = model["init_args"]
         for name, value in checkpoint.get("hyper_parameters", {}).items():
             if name not in known or known[name] == value or name in _LINKED:
                 continue
-            if name in said:
+            if name in self._given["model"]:
                 _note(f"{name} is {known[name]!r}, as given; the checkpoint has {value!r}")
             else:
                 _note(f"{name} is {value!r}, as in the checkpoint; the default is {known[name]!r}")
@@ -203,8 +203,8 @@ def run(
         save_config_callback=_SaveConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"callbacks": list(callbacks)} if callbacks else None,
-        parser_kwargs={"prog": "elang", verb: {"prog": f"elang {verb}"}},
-        args=[verb, *_with_class(verb, with_prompt(sys.argv[2:] if args is None else args))],
+        parser_kwargs={"prog": "elang", "parser_mode": MODE, verb: {"prog": f"elang {verb}", "parser_mode": MODE}},
+        args=[verb, *_with_class(verb, sys.argv[2:] if args is None else args)],
     )
     found: dict[str, Any] = cli.config[verb].as_dict()
     return found

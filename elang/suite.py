@@ -21,6 +21,7 @@ import yaml
 from elang.data.tasks import TASKS, Task, find_tasks
 from elang.errors import InputError
 from elang.evaluate import FRACTIONS
+from elang.options import read_yaml
 from elang.records import SUFFIXES
 from elang.scores import BEFORE_DECODER, SCORES
 from elang.sequence_scores import SEQUENCE_SCORES
@@ -158,7 +159,7 @@ def read_plan(path: str) -> dict[str, Any]:
         InputError: If it cannot be read, has an unknown part, or a task that neither is known nor has data.
     """
     try:
-        plan = yaml.safe_load(Path(path).read_text("utf-8"))
+        plan = read_yaml(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"The suite's file '{path}' cannot be read: {error}.") from error
     if not isinstance(plan, dict) or not {"swift_model", "super_model", "joint"} <= plan.keys():
