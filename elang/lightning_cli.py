@@ -23,6 +23,7 @@ from elang.models.finetune import FinetuneModule
 from elang.models.joint import JointModule
 from elang.models.scoring import ScoreModule
 from elang.models.swift import SwiftModule
+from elang.notices import notice
 from elang.options import MODE, own_defaults, refuse_nulls
 
 _DEFAULT_MODELS: dict[str, type] = {
@@ -108,9 +109,10 @@ class ElangCLI(LightningCLI):
             if name not in known or known[name] == value or name in _LINKED:
                 continue
             if name in self._given["model"]:
-                _note(f"{name} is {known[name]!r}, as given; the checkpoint has {value!r}")
+                notice("checkpoint-options", f"{name} is {known[name]!r}, as given; the checkpoint has {value!r}")
             else:
-                _note(f"{name} is {value!r}, as in the checkpoint; the default is {known[name]!r}")
+                said = f"{name} is {value!r}, as in the checkpoint; the default is {known[name]!r}"
+                notice("checkpoint-options", said)
                 known[name] = value
         self._end(True, checkpoint[CHECKPOINT_KEY].get("max_epochs"))
 

@@ -1,6 +1,7 @@
 """How the values of options are read, on the command line and in YAML files: text stays text.
 
-YAML 1.1 reads ``no`` and ``on`` as truth values, ``1_000`` and ``12:30`` as numbers, ``review: {text}`` as a mapping. they stay text, and jsonargparse converts them where the option has another type.
+YAML 1.1 reads ``no`` and ``on`` as truth values, ``1_000`` and ``12:30`` as numbers, ``review: {text}`` as a mapping.
+Here they stay text, and jsonargparse converts them where the option has another type.
 """
 
 import logging

@@ -21,6 +21,7 @@ import yaml
 from elang.data.tasks import TASKS, Task, find_tasks
 from elang.errors import InputError
 from elang.evaluate import FRACTIONS
+from elang.locks import lock_output, unlock_output
 from elang.options import read_yaml
 from elang.records import SUFFIXES
 from elang.scores import BEFORE_DECODER, SCORES
@@ -109,6 +110,23 @@ def suite(
     root = Path(output)
     names = chosen_tasks(tasks, plan)
     chains = [list(task_steps(name, plan, folder, root, seed)) for name in names]
+    lock_output(root)
+    try:
+        _run_suite(chains, names, root, points, score, jobs, dry_run)
+    finally:
+        unlock_output(root)
+
+
+def _run_suite(
+    chains: list[list[Step]],
+    names: list[str],
+    root: Path,
+    points: list[str],
+    score: str | None,
+    jobs: int,
+    dry_run: bool,
+) -> None:
+    """Run what is not done, and set it into a table."""
     write_configs([step for chain in chains for step in chain])
     if dry_run:
         for step in (step for chain in chains for step in chain):
