@@ -159,6 +159,7 @@ def own_defaults(parser: ArgumentParser, args: Any, parts: tuple[str, ...], verb
         found: Any = parser.parse_args(bare, defaults=False, _skip_validation=True)
     finally:
         logger.removeHandler(dropped)
+        logger.setLevel(logging.CRITICAL)
     if dropped.errors:
         raise dropped.errors[0]
     if verbs:
