@@ -1,5 +1,6 @@
 """One run at a time writes an output: a lock beside it, which a process that dies leaves open."""
 
+import atexit
 import fcntl
 import os
 from pathlib import Path
@@ -77,6 +78,12 @@ def unlock_output(path: str | Path) -> None:
         # Processes that read data may have it open, too.
         fcntl.flock(file, fcntl.LOCK_UN)
         file.close()
+
+
+@atexit.register
+def _unlock_all() -> None:
+    for path in [*_held]:
+        unlock_output(path)
 
 
 def _lock_name(path: Path) -> Path:

@@ -188,7 +188,7 @@ def test_the_last_weights_with_a_reason(fit_args, tmp_path, monkeypatch, kind):
     if kind == "gone":
         monkeypatch.setattr(best.torch, "load", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("no file")))
     run_cli("fit", *fit_args, "--trainer.callbacks", callbacks)
-    words = {"none": "save_top_k 0", "gone": "cannot be read", "early": "EarlyStopping saw a better"}
+    words = {"none": "save_top_k 1", "gone": "cannot be read", "early": "EarlyStopping saw a better"}
     said = told("last-weights")
     assert words[kind] in said
     assert "validation/accuracy" in said

@@ -39,8 +39,7 @@ def take_best(trainer: Trainer, earlier: dict[str, Any], model: nn.Module, every
         if about.get("why"):
             notice(
                 "last-weights",
-                f"The weights are the last ones, of step {last}: {about['why']}. To get the best ones, add a "
-                "ModelCheckpoint with this monitor and save_top_k 1.",
+                f"The weights are the last ones, of step {last}: {about['why']}.",
             )
         return last, ""
     if about["step"] == last:
@@ -60,7 +59,7 @@ def _chosen(trainer: Trainer, earlier: dict[str, Any]) -> tuple[dict[str, Any] |
     why: list[str] = []
     for keeper in keepers:
         if keeper.save_top_k == 0:
-            why.append(f"the ModelCheckpoint that monitors '{keeper.monitor}' keeps none (save_top_k 0)")
+            why.append(f"the ModelCheckpoint that monitors '{keeper.monitor}' keeps none: set save_top_k 1")
         for score, path in _candidates(keeper, earlier.get(keeper.state_key, {})):
             state, about = _read(path)
             if state is None:
@@ -77,7 +76,8 @@ def _chosen(trainer: Trainer, earlier: dict[str, Any]) -> tuple[dict[str, Any] |
         if one.wait_count and one.monitor not in [keeper.monitor for keeper in keepers]:
             best = float(one.best_score)
             why.append(
-                f"EarlyStopping saw a better '{one.monitor}', {best:.4f}, but no ModelCheckpoint kept those weights"
+                f"EarlyStopping saw a better '{one.monitor}', {best:.4f}, but no ModelCheckpoint kept those weights: add "
+                "one with this monitor"
             )
     return None, {"why": "; ".join(why)}
 
@@ -95,7 +95,7 @@ def _candidates(keeper: ModelCheckpoint, before: dict[str, Any]) -> list[tuple[f
 
 def _read(path: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     if Path(path).is_dir():
-        return None, {"error": "is in parts, which are not put together again"}
+        return None, {"error": "is in parts, which are not put together again: leave out save_distributed_checkpoint"}
     try:
         # Mapped, so that the optimizer's states are not brought to memory.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

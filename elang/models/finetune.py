@@ -406,7 +406,8 @@ class FinetuneModule(AnyShape, LightningModule):
             self.classifier = self.classifier if whole is None else whole
         everywhere = self._sharded is None or self._fits_everywhere
         step, self._best = take_best(self.trainer, self._earlier, self.classifier, everywhere)
-        if unlearned := self._unlearned.get(step):
+        asked = max((one for one in self._unlearned if one <= step), default=None)
+        if asked is not None and (unlearned := self._unlearned[asked]):
             notice(
                 "never-right",
                 f"After {step:,} steps the model is never right on 'validation' where the label is "
