@@ -1,7 +1,6 @@
 """The command line. Nothing heavy is imported before the verb is known."""
 
 import atexit
-import json
 import os
 import re
 import sys
@@ -258,25 +257,6 @@ def suggest(parser: Any) -> None:
     parser.error = error
 
 
-def with_prompt(args: list[str]) -> list[str]:
-    """Give a ``--data.prompt`` as a configuration: by itself ``review: {text}`` would be read as a mapping."""
-    options = ("--data.prompt", "--data.init_args.prompt")
-    found: list[str] = []
-    rest = list(args)
-    while rest:
-        option, equals, value = rest[0].partition("=")
-        # An option behind it is none of its values.
-        apart = not equals and len(rest) > 1 and not rest[1].startswith("--")
-        if option not in options or not (equals or apart):
-            found.append(rest.pop(0))
-            continue
-        prompt = rest[1] if apart else value
-        given = {"data": {"init_args": {"prompt": None if prompt == "null" else prompt}}}
-        found += ["--config", json.dumps(given)]
-        rest = rest[1 + apart :]
-    return found
-
-
 def _run_crossfit(args: list[str]) -> None:
     """Take the options of `elang crossfit` out and leave the rest to `elang fit`."""
     from argparse import ArgumentParser
@@ -300,9 +280,11 @@ def _run_function(verb: str, args: list[str]) -> None:
     """Parse the arguments of a plain function and call it."""
     from jsonargparse import ArgumentParser
 
+    from elang.options import MODE, own_defaults, refuse_nulls
+
     function: Callable[..., None] = getattr(import_module(_FUNCTIONS[verb]), verb)
     said = (function.__doc__ or "").split("\n", 1)[0]
-    parser = ArgumentParser(prog=f"elang {verb}", description=said, allow_abbrev=False)
+    parser = ArgumentParser(prog=f"elang {verb}", description=said, allow_abbrev=False, parser_mode=MODE)
     suggest(parser)
     positional = verb in ("suite", "calibrate", "report", "merge", "sweep")
     if not positional:
@@ -313,7 +295,10 @@ def _run_function(verb: str, args: list[str]) -> None:
     parser.add_function_arguments(function, as_positional=positional, skip=set(several))
     if verb == "ask":
         parser.set_defaults({"data": {"class_path": "elang.TextClassificationData"}})
-    found = parser.parse_args(with_prompt(args) if verb == "ask" else args)
+        own_defaults(parser, args, ("data",), {})
+    found = parser.parse_args(args)
+    if verb == "ask":
+        refuse_nulls(found, ("data",))
     options: dict[str, Any] = vars(parser.instantiate(found)) if verb == "ask" else found.as_dict()
     if not positional:
         options.pop("config", None)

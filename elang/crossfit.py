@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
+from elang.locks import lock_output, unlock_output
+from elang.merge import joined_made
 from elang.outputs import say, written_aside
 from elang.records import check_output
 from elang.suite import Step, forget_stale, run_chains, write_configs
@@ -45,10 +47,14 @@ def crossfit(fit: list[str], output: str = "out_of_fold.parquet", folds: int = 5
     root = Path(output).with_suffix("")
     chains = [_chain(config, k, folds, root, names[k % devices] if devices > 1 else None) for k in range(folds)]
     steps = [step for chain in chains for step in chain]
-    write_configs(steps)
-    forget_stale(steps)
-    run_chains(chains, jobs or max(1, devices))
-    _join([chain[-1].made for chain in chains], output)
+    lock_output(root)
+    try:
+        write_configs(steps)
+        forget_stale(steps)
+        run_chains(chains, jobs or max(1, devices))
+        _join([chain[-1].made for chain in chains], output)
+    finally:
+        unlock_output(root)
 
 
 def _chain(config: dict[str, Any], k: int, folds: int, root: Path, device: str | None) -> list[Step]:
@@ -79,7 +85,8 @@ def _join(parts: list[Path], output: str) -> None:
     import pyarrow.parquet as pq
 
     tables = [pq.read_table(part) for part in parts]
-    about = json.loads(tables[0].schema.metadata[b"elang"]) | {"model": "", "weights_sha256": "", "folds": len(parts)}
+    abouts = [json.loads(table.schema.metadata[b"elang"]) for table in tables]
+    about = abouts[0] | {"model": "", "weights_sha256": "", "folds": len(parts), "made": joined_made(abouts)}
     joined = pa.concat_tables(table.replace_schema_metadata(None) for table in tables).sort_by("id")
     with written_aside(output) as aside:
         pq.write_table(joined.replace_schema_metadata({b"elang": json.dumps(about).encode()}), aside)

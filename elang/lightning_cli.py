@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from elang.cli import suggest, with_prompt
+from elang.cli import suggest
 from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
@@ -25,6 +25,8 @@ from elang.models.finetune import FinetuneModule
 from elang.models.joint import JointModule
 from elang.models.scoring import ScoreModule
 from elang.models.swift import SwiftModule
+from elang.notices import notice
+from elang.options import MODE, own_defaults, refuse_nulls
 from elang.outputs import check_folder, check_output_file
 from elang.report import EVALUATION_FILES
 
@@ -90,8 +92,10 @@ class ElangCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        verb = next(iter(self.subcommands()))
+        self._given = own_defaults(parser, args, ("model", "data"), self._subcommand_parsers)
         super().parse_arguments(parser, args)
-        self._args: Any = args
+        refuse_nulls(self.config[verb], self._given)
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -110,16 +114,15 @@ class ElangCLI(LightningCLI):
                 f"{theirs} to go on with it; to evaluate it, give its path as --model.swift_model, "
                 "--model.super_model or --model.model."
             )
-        explicit = self.parser.parse_args(self._args, defaults=False, _skip_validation=True)
-        said = (explicit[self.config.subcommand].get("model") or {}).get("init_args") or {}
         known = model["init_args"]
         for name, value in checkpoint.get("hyper_parameters", {}).items():
             if name not in known or known[name] == value or name in _LINKED:
                 continue
-            if name in said:
-                _note(f"{name} is {known[name]!r}, as given; the checkpoint has {value!r}")
+            if name in self._given["model"]:
+                notice("checkpoint-options", f"{name} is {known[name]!r}, as given; the checkpoint has {value!r}")
             else:
-                _note(f"{name} is {value!r}, as in the checkpoint; the default is {known[name]!r}")
+                said = f"{name} is {value!r}, as in the checkpoint; the default is {known[name]!r}"
+                notice("checkpoint-options", said)
                 known[name] = value
         self._end(True, checkpoint[CHECKPOINT_KEY].get("max_epochs"))
 
@@ -233,8 +236,13 @@ def run(
         save_config_callback=_SaveConfig,
         save_config_kwargs={"overwrite": True},
         trainer_defaults={"callbacks": list(callbacks)} if callbacks else None,
-        parser_kwargs={"prog": "elang", "allow_abbrev": False, verb: {"prog": f"elang {verb}"}},
-        args=[verb, *_with_class(verb, with_prompt(sys.argv[2:] if args is None else args))],
+        parser_kwargs={
+            "prog": "elang",
+            "allow_abbrev": False,
+            "parser_mode": MODE,
+            verb: {"prog": f"elang {verb}", "parser_mode": MODE},
+        },
+        args=[verb, *_with_class(verb, sys.argv[2:] if args is None else args)],
     )
     found: dict[str, Any] = cli.config[verb].as_dict()
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
+from elang.notices import made, notices
 from elang.outputs import say, written_aside
 from elang.records import FORMAT, METADATA, check_output, read_about
 
@@ -16,7 +17,7 @@ from elang.records import FORMAT, METADATA, check_output, read_about
 _ROWS = 1 << 21
 _BUFFER = 1 << 16  # bytes of each column of each file
 # What files of one data set may differ in.
-_OWN = ("format", "part", "examples")
+_OWN = ("format", "part", "examples", "made")
 
 
 def check_same(path: Path, about: dict[str, Any]) -> None:
@@ -35,6 +36,12 @@ def check_same(path: Path, about: dict[str, Any]) -> None:
                 f"The records '{path}' are of another run: their '{name}' is {found.get(name)!r}, and "
                 f"{about.get(name)!r} is needed. Delete them, or take another --model.output."
             )
+
+
+def joined_made(abouts: list[dict[str, Any]]) -> dict[str, Any]:
+    """How a whole was made whose parts say of themselves how they were: with the notices of all."""
+    told = [*notices(), *(one for about in abouts for one in about.get("made", {}).get("notices", []))]
+    return made() | {"notices": [one for i, one in enumerate(told) if one not in told[:i]]}
 
 
 def merge(records: list[str], output: str = "records.parquet") -> None:
@@ -107,6 +114,7 @@ def _check_files(files: list[Path]) -> tuple[Any, list[str], dict[str, Any]]:
     common = {name: value for name, value in abouts[0].items() if name not in _OWN}
     for file in files[1:]:
         check_same(file, common)
+    common["made"] = joined_made(abouts)
     parts = [about["part"] for about in abouts if "part" in about]
     for part in parts:
         if not (isinstance(part, list) and [*map(type, part)] == [int, int] and 0 <= part[0] < part[1]):

@@ -22,7 +22,9 @@ from elang.columns import is_table
 from elang.data.tasks import TASKS, Task, find_tasks
 from elang.errors import InputError
 from elang.evaluate import FRACTIONS
+from elang.locks import lock_output, unlock_output
 from elang.notices import notice
+from elang.options import read_yaml
 from elang.outputs import check_folder, ended_at_sigterm, say
 from elang.scores import BEFORE_DECODER, SCORES
 from elang.sequence_scores import SEQUENCE_SCORES
@@ -116,6 +118,23 @@ def suite(
     chains = [list(task_steps(name, plan, folder, root, seed)) for name in names]
     written = [str(step.file.relative_to(root)) for chain in chains for step in chain]
     check_folder(root, [config], ["suite.json", *written])
+    lock_output(root)
+    try:
+        _run_suite(chains, names, root, points, score, jobs, dry_run)
+    finally:
+        unlock_output(root)
+
+
+def _run_suite(
+    chains: list[list[Step]],
+    names: list[str],
+    root: Path,
+    points: list[str],
+    score: str | None,
+    jobs: int,
+    dry_run: bool,
+) -> None:
+    """Run what is not done, and set it into a table."""
     write_configs([step for chain in chains for step in chain])
     if dry_run:
         for step in (step for chain in chains for step in chain):
@@ -195,7 +214,7 @@ def read_plan(path: str) -> dict[str, Any]:
         InputError: If it cannot be read, has an unknown part, or a task that neither is known nor has data.
     """
     try:
-        plan = yaml.safe_load(Path(path).read_text("utf-8"))
+        plan = read_yaml(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"The suite's file '{path}' cannot be read: {error}.") from error
     if not isinstance(plan, dict) or not {"swift_model", "super_model", "joint"} <= plan.keys():

@@ -15,6 +15,7 @@ from elang.lightning_cli import run
 from elang.manifest import Manifest
 from elang.models.backbones import load_model
 from elang.models.swift import SwiftModule
+from elang.notices import notices
 
 
 def run_cli(verb, *args, **options):
@@ -60,18 +61,19 @@ def checkpoint(fit_args, tmp_path):
     return next(tmp_path.rglob("*.ckpt"))
 
 
-def test_explicit_values_win_over_a_checkpoint(fit_args, checkpoint, capfd):
+def test_explicit_values_win_over_a_checkpoint(fit_args, checkpoint):
     args = [*fit_args, "--trainer.max_epochs", "2", "--ckpt_path", checkpoint]
     cli = run_cli("fit", *args, "--model.lr", "0.003")
     assert cli.model.lr == 0.003
-    assert "lr is 0.003, as given; the checkpoint has 0.002" in capfd.readouterr().err
+    assert {group["initial_lr"] for group in cli.trainer.optimizers[0].param_groups} == {0.003}
+    assert "lr is 0.003, as given; the checkpoint has 0.002" in [one["text"] for one in notices()]
     assert cli.trainer.current_epoch == 2
 
 
-def test_what_was_not_said_comes_from_the_checkpoint(fit_args, checkpoint, capfd):
+def test_what_was_not_said_comes_from_the_checkpoint(fit_args, checkpoint):
     cli = run_cli("fit", *fit_args, "--trainer.max_epochs", "2", "--ckpt_path", checkpoint)
     assert cli.model.lr == 0.002
-    assert "lr is 0.002, as in the checkpoint; the default is 5e-05" in capfd.readouterr().err
+    assert "lr is 0.002, as in the checkpoint; the default is 5e-05" in [one["text"] for one in notices()]
 
 
 def test_a_value_given_in_a_file_counts_as_said(fit_args, checkpoint, tmp_path):

@@ -27,6 +27,7 @@ from elang.manifest import FILENAME, Manifest
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Classifier, TextModel, folder_sha256
 from elang.models.text_to_text import TextToText
+from elang.notices import write_made
 from elang.outputs import settle
 
 ROUTER_FILE = "router.safetensors"
@@ -62,6 +63,7 @@ def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None
             save_file({k: v.contiguous() for k, v in model.heads.state_dict().items()}, aside / ROUTER_FILE)
         manifest.weights_sha256 = folder_sha256(aside)
         manifest.write(aside / FILENAME)
+        write_made(aside)
         for path in (*aside.iterdir(), aside):
             settle(path)
     except BaseException:

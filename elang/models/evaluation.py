@@ -22,6 +22,7 @@ from elang.models.seq2seq import Generated, Seq2Seq
 from elang.models.sharding import Sharded, check_strategy
 from elang.models.text_model import TextModel, sum_by_example
 from elang.models.text_to_text import TextToText
+from elang.notices import notice
 from elang.records import Records, read_records, source_of
 from elang.router import fold_of
 from elang.scores import check_finite, check_logits
@@ -259,6 +260,7 @@ class EvaluationModule(AnyShape, LightningModule):
         """All rows of every split, from all processes, checked to be complete and finite."""
         tables = {split: table.compute() for split, table in self._tables.items()}
         self._tables = {}
+        self._tell_part(tables)
         data: Any = getattr(self.trainer, "datamodule", None)
         whole = self._whole()
         for split, table in tables.items():
@@ -270,6 +272,12 @@ class EvaluationModule(AnyShape, LightningModule):
                     continue
                 check_logits(table[f"{name}_logits"], f"logits of {self.paths[name]}", self.task.problem == "choice")
         return tables
+
+    def _tell_part(self, tables: dict[str, dict[str, Tensor]]) -> None:
+        """Tell of an evaluation that was limited to a part of its data."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is not None and not self._whole():
+            tell_part({split: (len(table["id"]), self._expected(split)) for split, table in tables.items()})
 
     def _whole(self) -> bool:
         """Whether all batches are run."""
@@ -341,6 +349,20 @@ class EvaluationModule(AnyShape, LightningModule):
 
 
 _OPTIONAL = ("logits", "tokens", "flops", "steps", "scores", "score_flops", "top_ids", "top_log_probs")
+
+
+def tell_part(counts: dict[str, tuple[int, int]]) -> None:
+    """Tell of splits that were answered only in part.
+
+    Args:
+        counts: Of each split the examples that were answered, and all.
+    """
+    if parts := [f"{n} of {all_} examples of '{split}'" for split, (n, all_) in counts.items() if n < all_]:
+        notice(
+            "part-evaluated",
+            f"Only {', '.join(parts)} were answered, as --trainer.limit_val_batches, --trainer.limit_test_batches or "
+            "--trainer.fast_dev_run say: what is measured is of that part alone.",
+        )
 
 
 def measure_texts(qualities: list[str], texts: list[str], references: list[str]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Fine-tuning on a task: how a Super is made, and what the Swift's training builds on."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,24 +8,29 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from elang.data.batches import Reader
 from elang.data.format import TaskFields, TextTask
+from elang.data.module import TextData
 from elang.errors import InputError
 from elang.evaluate import check_qualities, measure, never_right
+from elang.locks import lock_for_all, unlock_output
 from elang.manifest import Manifest
 from elang.metrics import ExampleTable
 from elang.models.attention import AnyShape
 from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_words, describe, load_model, save_model
-from elang.models.evaluation import measure_texts, padded_ids
+from elang.models.best import take_best
+from elang.models.evaluation import measure_texts, padded_ids, tell_part
+from elang.models.resuming import Plan, rate
 from elang.models.seq2seq import Seq2Seq
 from elang.models.sharding import Sharded, check_strategy
 from elang.models.stopping import stop_late
 from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
+from elang.notices import notice
 from elang.quality import QUALITIES, QualityName
 from elang.records import listed
 from elang.scores import check_logits
@@ -127,7 +133,14 @@ class FinetuneModule(AnyShape, LightningModule):
         self.output = output
         self.label_names = label_names
         self._tables: dict[str, ExampleTable] = {}
-        self._unlearned: list[str] = []
+        # Labels that the model is never right on, by the step at which it was asked.
+        self._unlearned: dict[int, list[str]] = {}
+        self._plan: Plan | None = None
+        self._schedule: torch.optim.lr_scheduler.LambdaLR | None = None
+        self._steps = self._shift = 0
+        self._goes_on = False
+        self._earlier: dict[str, Any] = {}
+        self._best = ""
         self._sharded: Sharded | None = None
         self._random: dict[str, Tensor] | None = None
 
@@ -140,8 +153,22 @@ class FinetuneModule(AnyShape, LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if isinstance(self.classifier, Seq2Seq) and data is not None:
             self.classifier.limit_new_tokens(data.max_target_length)
-        if stage == "fit" and getattr(data, "transfer", None):
+        if stage != "fit":
+            return
+        if getattr(data, "transfer", None):
             self._check_transfer(data)
+        self._plan = Plan.of(self.trainer, data) if isinstance(data, TextData) else None
+        self._goes_on, self._earlier = False, {}
+        # log_dir is a collective: every process has to ask.
+        self._folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
+        if not getattr(self.trainer, "fast_dev_run", False):
+            lock_for_all(self.trainer, self._folder)
+
+    def teardown(self, stage: str) -> None:
+        """Let others write the folder again."""
+        super().teardown(stage)
+        if stage == "fit":
+            unlock_output(self._folder)
 
     # Whether the finished model is to be run by every process.
     _fits_everywhere = False
@@ -230,6 +257,8 @@ class FinetuneModule(AnyShape, LightningModule):
             if not len(table["id"]):
                 continue
             data: Any = getattr(self.trainer, "datamodule", None)
+            if data is not None and not self.trainer.sanity_checking:
+                tell_part({split: (len(table["id"]), len(data.examples(split)))})
             if isinstance(self.classifier, Seq2Seq):
                 texts = self.classifier.texts(table["ids"])
                 values = measure_texts([self.quality.name], texts, data.references(split, table["id"]))
@@ -238,7 +267,8 @@ class FinetuneModule(AnyShape, LightningModule):
                 targets = data.targets(split, table["id"]) if data is not None else {}
                 values = {self.quality.name: measure(self.quality, table["prediction"], table["label"], targets)}
                 if split == "validation" and self.task.problem == "classification":
-                    self._unlearned = never_right(table["prediction"], table["label"], self.label_names)
+                    wrong = never_right(table["prediction"], table["label"], self.label_names)
+                    self._unlearned[self.trainer.global_step] = wrong
             for name, value in values.items():
                 self.log(f"{split}/{name}", value, prog_bar=True, sync_dist=True)
                 if self.trainer.state.fn != TrainerFn.FITTING:
@@ -259,36 +289,49 @@ class FinetuneModule(AnyShape, LightningModule):
         # Lightning does not clip the gradients of a fused optimizer in mixed precision.
         clipped = self.trainer.gradient_clip_val and "mixed" in str(self.trainer.precision)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=None if clipped else True)
-        steps = self._optimizer_steps()
-        rise = max(1, round(self.warmup * steps))
+        self._lay_out()
 
         def factor(step: int) -> float:
-            return min((step + 1) / rise, max(0.0, (steps - step) / max(1, steps - rise)))
+            return rate(step + self._shift, self._steps, max(1, round(self.warmup * self._steps)))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self._schedule, "interval": "step"}}
 
-    def _optimizer_steps(self) -> int:
-        """How many steps the whole run takes.
+    def _lay_out(self) -> None:
+        """Find out how many steps the whole run takes, over which the learning rate falls.
 
         ``trainer.estimated_stepping_batches`` would start the loader before a checkpoint is restored, and the first
         epoch after a resume would then come in the order of epoch 0.
         """
-        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
-        if data is None:
-            return int(trainer.estimated_stepping_batches)
-        batches = len(data.train_dataloader())
-        limit = trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = -(-batches // trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
-        bounds = [n for n in (steps, trainer.max_steps) if n > 0]
-        return int(min(bounds)) if bounds else int(trainer.estimated_stepping_batches)
+        self._steps, self._shift = self._plan.total(self.trainer) if self._plan is not None else (0, 0)
+        if self._steps > 0:
+            return
+        steps = self.trainer.estimated_stepping_batches
+        if steps == math.inf:
+            raise InputError(
+                "This training has no end that is known beforehand, over which the learning rate could fall. Set "
+                "--trainer.max_epochs or --trainer.max_steps."
+            )
+        self._steps = int(steps)
+
+    def on_train_start(self) -> None:
+        """Set the learning rate that this run is to go on with, where a checkpoint brought another run's."""
+        if not self._goes_on or self._schedule is None:
+            return
+        self._lay_out()
+        schedule = self._schedule
+        schedule.base_lrs = [self.lr] * len(schedule.base_lrs)
+        for group, decay in zip(schedule.optimizer.param_groups, (self.weight_decay, 0.0), strict=True):
+            group |= {"initial_lr": self.lr, "weight_decay": decay}
+            group["lr"] = self.lr * schedule.lr_lambdas[0](schedule.last_epoch)
+        schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what rebuilds the model without the folder that it came from."""
         checkpoint[CHECKPOINT_KEY] = {
             "class": type(self).__name__,
             "max_epochs": self.trainer.max_epochs,
+            "plan": None if self._plan is None else self._plan.plain(),
             **describe(self.classifier, self.hparams["model"]),
         }
         checkpoint[_RANDOM] = {"cpu": torch.get_rng_state()}
@@ -296,7 +339,7 @@ class FinetuneModule(AnyShape, LightningModule):
             checkpoint[_RANDOM]["cuda"] = torch.cuda.get_rng_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another class or of other labels.
+        """Refuse a checkpoint of another class or of other labels, and tell what else is other than it was.
 
         Raises:
             InputError: Naming both.
@@ -313,6 +356,16 @@ class FinetuneModule(AnyShape, LightningModule):
                 "the data that it was trained on."
             )
         self._random = checkpoint.get(_RANDOM)
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        if "optimizer_states" not in checkpoint:
+            raise InputError(
+                "The checkpoint has weights only (save_weights_only), so a training cannot go on from it. Give one "
+                "that was saved with the optimizer's states."
+            )
+        self._goes_on, self._earlier = True, checkpoint.get("callbacks", {})
+        if self._plan is not None:
+            self._plan.go_on(checkpoint, about.get("plan"), self.trainer)
 
     def on_train_epoch_start(self) -> None:
         """Go on with the random numbers of a checkpoint, so that a resumed run ends as one that was not stopped."""
@@ -344,20 +397,38 @@ class FinetuneModule(AnyShape, LightningModule):
         )
 
     def on_train_end(self) -> None:
-        """Choose thresholds while the model is still on its device and the processes can gather."""
+        """Choose weights and thresholds while the model is still on its device and the processes can gather."""
         self._finish()
-        if self._unlearned:
-            rank_zero_warn(
-                f"After {self.trainer.global_step:,} steps the model is never right on 'validation' where the label is "
-                f"{listed(self._unlearned)}: it has not learned that yet. Train longer (--trainer.max_epochs), or "
-                "raise --model.lr."
-            )
 
     def _finish(self) -> None:
         if self._sharded is not None:
             whole = self._sharded.gather(self._fits_everywhere)
             self.classifier = self.classifier if whole is None else whole
+        everywhere = self._sharded is None or self._fits_everywhere
+        step, self._best = take_best(self.trainer, self._earlier, self.classifier, everywhere)
+        asked = max((one for one in self._unlearned if one <= step), default=None)
+        if asked is not None and (unlearned := self._unlearned[asked]):
+            notice(
+                "never-right",
+                f"After {step:,} steps the model is never right on 'validation' where the label is "
+                f"{listed(unlearned)}: it has not learned that yet. Train longer (--trainer.max_epochs), or raise "
+                "--model.lr.",
+            )
+        self._tell_unseen()
         self._finished = self.manifest()
+
+    def _tell_unseen(self) -> None:
+        """Tell of a training that has not come to the end of its first epoch."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        batches = len(self.trainer.datamodule.train_dataloader()) if self._plan is not None else 0  # type: ignore[attr-defined]
+        if not progress:
+            notice("untrained", "No step of training was taken: the weights are those that it began with.")
+        elif progress < batches:
+            notice(
+                "part-trained",
+                f"Training ended after {progress:,} of the {batches:,} batches of an epoch, so it has not seen all of "
+                "its examples.",
+            )
 
     def on_fit_end(self) -> None:
         """Write the folder, unless training was interrupted or only tried out."""
@@ -375,11 +446,11 @@ class FinetuneModule(AnyShape, LightningModule):
             # Resumed from the last checkpoint of all: nothing was left to train, so on_train_end did not come.
             self.to(self.trainer.strategy.root_device)
             self._finish()
-        # log_dir is a collective: every process has to ask.
-        folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
         if self.trainer.is_global_zero:
-            save_model(self.classifier, folder, self._finished)
+            save_model(self.classifier, self._folder, self._finished)
             metrics = self.trainer.callback_metrics
             said = [f"{name} {float(v):.4f}" for name, v in metrics.items() if name.startswith("validation/")]
-            logged = [f"metrics.csv in {one.log_dir}" for one in self.trainer.loggers if isinstance(one, CSVLogger)]
-            rank_zero_info("; ".join([f"the model is in {folder}", *([", ".join(said)] if said else []), *logged]))
+            said = [f"its weights are {self._best}"] if self._best else said
+            logged = [Path(one.log_dir) / "metrics.csv" for one in self.trainer.loggers if isinstance(one, CSVLogger)]
+            where = [f"metrics.csv in {path.parent}" for path in logged if path.is_file()]
+            rank_zero_info("; ".join([f"the model is in {self._folder}", *([", ".join(said)] if said else []), *where]))

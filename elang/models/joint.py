@@ -29,12 +29,13 @@ from elang.evaluate import (
     worth_of,
 )
 from elang.few import DType
+from elang.locks import lock_for_all, unlock_output
 from elang.manifest import Manifest
 from elang.models.evaluation import EvaluationModule
 from elang.models.finetune import check_held_out
 from elang.models.latency import pair_latency
 from elang.models.seq2seq import Seq2Seq
-from elang.notices import write_made
+from elang.notices import notice, write_made
 from elang.quality import QUALITIES, QualityName
 from elang.records import FORMAT
 from elang.report import print_summary, write_report
@@ -114,6 +115,16 @@ class JointModule(EvaluationModule):
                 f"{self.temperature}. Leave it out, or choose thresholds anew without --model.thresholds."
             )
 
+    def setup(self, stage: str) -> None:
+        """Keep other runs from writing the same folder."""
+        super().setup(stage)
+        lock_for_all(self.trainer, self.output)
+
+    def teardown(self, stage: str) -> None:
+        """Let others write it again."""
+        super().teardown(stage)
+        unlock_output(self.output)
+
     def on_validation_start(self) -> None:
         """Refuse a routing slice that a model was trained on."""
         data: Any = getattr(self.trainer, "datamodule", None)
@@ -133,7 +144,11 @@ class JointModule(EvaluationModule):
             raise InputError("There is no evaluation data. Set --data.validation (or --data.test for `elang test`).")
         unanswered = [self.paths[name] for name, found in self.recorded.items() if "train" not in found]
         if unanswered and tables.pop("routing", None) is not None:
-            rank_zero_info(f"'{unanswered[0]}' has no answers to the training file: the held-out slice is left out")
+            notice(
+                "no-held-out-answers",
+                f"'{unanswered[0]}' has no answers to the training file, so the held-out slice is left out and no "
+                "thresholds are chosen on it.",
+            )
         pairs = {split: self.pair(split, table) for split, table in tables.items() if len(table["id"])}
         if "routing" in pairs and not self.explicit_thresholds:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -246,6 +261,8 @@ class JointModule(EvaluationModule):
         summary["cautions"] = cautions(answers, self.label_names, summary["worth"]["largest"])
         if summary["weights"]["swift"] == summary["weights"]["super"] != "":
             summary["cautions"].insert(0, "Swift and Super are the same model")
+        if self.trainer.datamodule is not None and len(answers) < (all_ := self._expected(evaluated)):  # type: ignore[attr-defined]
+            summary["cautions"].insert(0, f"only {len(answers)} of {all_} examples of '{evaluated}' were answered")
         summary["areas"] = compare_areas(answers.scores, answers.gain, summary["score"])
         # Thresholds are on the scale of their own temperature.
         if self.manifest is not None and self.temperature == self.manifest.temperature:

@@ -14,9 +14,11 @@ from elang.data.format import TaskFields
 from elang.errors import InputError, printable
 from elang.evaluate import measure
 from elang.few import DType
+from elang.locks import lock_for_all, unlock_output
 from elang.merge import check_same, merge
 from elang.models.evaluation import EvaluationModule, measure_texts
 from elang.models.seq2seq import Seq2Seq
+from elang.notices import made
 from elang.quality import QUALITIES
 from elang.records import Records, check_output, join_records, source_of, write_records
 
@@ -72,6 +74,7 @@ class ScoreModule(EvaluationModule):
         self.parts, self.part = parts, part
         self.dtype_name = dtype
         self._current = 0
+        self._locked: str | Path = output
 
     @property
     def _folder(self) -> Path:
@@ -101,8 +104,10 @@ class ScoreModule(EvaluationModule):
         return about
 
     def setup(self, stage: str) -> None:
-        """Find out which parts are to be answered."""
+        """Find out which parts are to be answered, and keep other runs from writing them."""
         super().setup(stage)
+        self._locked = self.output if self.part is None else self._path(self.part)
+        lock_for_all(self.trainer, self._locked)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         wanted = list(range(self.parts)) if self.part is None else [self.part]
         data.parts = (self.parts, wanted)
@@ -167,12 +172,13 @@ class ScoreModule(EvaluationModule):
                 self.print(printable(self._line(split, table["label"], answers)))
         path = self._path(self._current)
         joined = {source: join_records(own) for source, own in found.items()}
-        write_records(path, joined, self.label_names, **self._about(self._current))
+        write_records(path, joined, self.label_names, **self._about(self._current), made=made())
         self.print(printable(f"the records are in {path}"))
 
     def teardown(self, stage: str) -> None:
         """Put the parts together when all are there."""
         super().teardown(stage)
+        unlock_output(self._locked)
         if self.parts == 1 or self.part is not None or not self.trainer.is_global_zero:
             return
         paths = [self._path(part) for part in range(self.parts)]

@@ -23,6 +23,7 @@ from elang.models.seq2seq import Seq2Seq
 from elang.models.text_lessons import Distill, TextLessons
 from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
+from elang.notices import notice
 from elang.quality import QualityName
 from elang.records import Records, read_records, source_of
 from elang.router import expected_gain, fold_of
@@ -337,7 +338,11 @@ class SwiftModule(FinetuneModule):
         self.router_report: dict[str, dict[str, Any]] = {}
         model = self.classifier
         if data is None or "routing" not in getattr(data, "splits", ()):
-            rank_zero_info("there is no routing slice: no router heads were fitted and no thresholds were chosen")
+            notice(
+                "no-routing-slice",
+                "There is no routing slice, so no router heads were fitted and no thresholds were chosen. Set "
+                "--data.routing_fraction above 0 to have them.",
+            )
             model.drop_routers()
             return {}
         table = self._answer(data.loader("routing"))

@@ -1,0 +1,145 @@
+"""A training that goes on from a checkpoint: what has changed since, and which steps of the schedule are left."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from elang.errors import InputError
+from elang.notices import notice
+
+
+@dataclass
+class Plan:
+    """What the steps of a training and their data depend on. A checkpoint keeps it.
+
+    Attributes:
+        batches: Batches that a process takes in an epoch.
+        accumulated: How many of them make a step.
+        shift: How far the schedule is ahead of the steps that were taken: 0 unless steps became longer or shorter.
+        options: By the names that a message gives them.
+        routing_fraction: Share of the training file that is held out.
+        fold: Which part of the rest is left out, if any.
+        examples: Hash of the texts that are trained on, in their order.
+    """
+
+    batches: int
+    accumulated: int
+    shift: int
+    options: dict[str, Any]
+    routing_fraction: float
+    fold: list[int] | None
+    examples: str
+
+    @classmethod
+    def of(cls, trainer: Trainer, data: Any) -> "Plan":
+        """The plan of a trainer that is about to fit a data module."""
+        limit, batches = trainer.limit_train_batches, len(data.train_dataloader())
+        keys = [data.examples(split).key for split in ("train", "transfer") if split in data.splits]
+        names = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
+        options = {f"--trainer.{name}": getattr(trainer, name) for name in names}
+        options |= {"--data.batch_size": data.batch_size, "the number of processes": trainer.world_size}
+        options |= {"--data.routing_fraction": data.routing_fraction, "the number of texts": sum(map(len, keys))}
+        digest = hashlib.sha256(b"".join(key.numpy().tobytes() for key in keys)).hexdigest()
+        return cls(
+            min(batches, limit) if isinstance(limit, int) else int(batches * limit),
+            trainer.accumulate_grad_batches,
+            0,
+            options,
+            data.routing_fraction,
+            list(data.fold) if data.fold else None,
+            digest,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        return -(-self.batches // self.accumulated)
+
+    def total(self, trainer: Trainer) -> tuple[int, int]:
+        """The length of the schedule in steps, and how far it is ahead of the steps that were taken."""
+        epochs = self.steps * (1 if trainer.max_epochs is None else trainer.max_epochs)
+        # What ends first; a limit of steps counts those that were really taken.
+        if trainer.max_steps > 0 and not 0 < epochs - self.shift <= trainer.max_steps:
+            return trainer.max_steps, 0
+        return epochs, self.shift
+
+    def plain(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self)
+
+    def go_on(self, checkpoint: dict[str, Any], earlier: dict[str, Any] | None, trainer: Trainer) -> None:
+        """Find the place of a checkpoint in this plan, and tell what differs from the plan that it was made by.
+
+        Args:
+            checkpoint: All of it.
+            earlier: The plan that it keeps, if it does.
+            trainer: Whose fit goes on.
+
+        Raises:
+            InputError: If nothing would be trained in a sensible way: of a place that this plan does not have, or with
+                a held-out slice that was trained on.
+        """
+        loop = checkpoint["loops"]["fit_loop"]
+        epochs, batch = loop["epoch_progress"]["current"]["ready"], loop["epoch_loop.batch_progress"]
+        within = 0 if batch["is_last_batch"] else batch["current"]["ready"]
+        epochs -= bool(within)
+        if trainer.max_epochs is not None and 0 <= trainer.max_epochs < epochs:
+            raise InputError(
+                f"--trainer.max_epochs {trainer.max_epochs} is less than the {epochs} epochs that the checkpoint has "
+                "behind it. Raise it, or go on from an earlier checkpoint."
+            )
+        self.shift = earlier["shift"] if earlier else 0
+        if earlier is not None:
+            self._check(earlier)
+            if within and earlier["batches"] != self.batches:
+                raise InputError(
+                    f"The checkpoint was written after batch {within} of {earlier['batches']} of an epoch, which now "
+                    f"has {self.batches} ({self._differences(earlier)}): some texts would be left out or come twice. "
+                    "Go on with the same options, or from a checkpoint that was written at the end of an epoch."
+                )
+        if earlier is None or (earlier["batches"], earlier["accumulated"]) != (self.batches, self.accumulated):
+            self.shift = epochs * self.steps + within // self.accumulated - int(checkpoint["global_step"])
+        different = "" if earlier is None else self._differences(earlier)
+        if earlier is None and self.shift:
+            different = f"{self.steps} steps an epoch (in the checkpoint: {checkpoint['global_step'] / epochs:g})"
+        if not different and earlier is not None and earlier["examples"] != self.examples:
+            different = "other training texts"
+        if different:
+            total, shift = self.total(trainer)
+            left = total - shift - int(checkpoint["global_step"])
+            notice(
+                "resumed-differently",
+                f"Training goes on with {different}. The learning rate goes on from its place in the schedule and "
+                f"reaches 0 after the {max(0, left)} steps that are left.",
+            )
+
+    def _differences(self, earlier: dict[str, Any]) -> str:
+        theirs = earlier["options"]
+        pairs = [(name, value, theirs.get(name)) for name, value in self.options.items()]
+        return ", ".join(f"{name} {own} (in the checkpoint: {was})" for name, own, was in pairs if own != was)
+
+    def _check(self, earlier: dict[str, Any]) -> None:
+        """Refuse to hold out what was trained on."""
+        if self.routing_fraction > earlier["routing_fraction"]:
+            raise InputError(
+                f"--data.routing_fraction is {self.routing_fraction}, but the checkpoint was trained with "
+                f"{earlier['routing_fraction']}: part of the slice was trained on. Give --data.routing_fraction "
+                f"{earlier['routing_fraction']} or less."
+            )
+        if self.fold != earlier["fold"]:
+            own, was = ("/".join(map(str, fold)) if fold else None for fold in (self.fold, earlier["fold"]))
+            raise InputError(
+                f"--data.fold is {own}, but the checkpoint was trained with {was}: the part that is left out was "
+                "trained on. Give the same, or train anew."
+            )
+
+
+def rate(step: int, total: int, rise: int) -> float:
+    """The share of the peak learning rate at a step: it rises for so many steps, and then falls linearly to 0.
+
+    >>> [round(rate(step, 5, 2), 2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.67, 0.33, 0.0]
+    """
+    return min((step + 1) / rise, max(0.0, (total - step) / max(1, total - rise)))
