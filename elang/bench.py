@@ -15,7 +15,7 @@ from elang.errors import InputError
 from elang.few import DType
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import TextModel
-from elang.notices import notice
+from elang.notices import made, notice
 from elang.outputs import check_output_file, console, written_aside
 from elang.predict import input_columns, read_inputs
 from elang.predictor import JointPredictor, Prediction
@@ -93,7 +93,7 @@ def bench(
                 "differences-not-counted",
                 "The pair in float32 does not fit beside this one: differences are not counted.",
             )
-    found |= {**ways, "swift_model": swift_model, "super_model": super_model, "input": input}
+    found |= {"made": made(), **ways, "swift_model": swift_model, "super_model": super_model, "input": input}
     _print(found)
     if output is not None:
         with written_aside(output) as aside:

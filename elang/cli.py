@@ -100,19 +100,26 @@ def _answered(args: list[str]) -> int:
     forget_notices()
     try:
         try:
-            return _run(args)
-        finally:
-            # Here, where a reader that has gone away is told from a fault.
+            code = _run(args)
+        except SystemExit:
             sys.stdout.flush()
+            raise
+        if not code:
+            # Here, where a reader that has gone away, or a full disk, is told from a fault.
+            sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return _INTERRUPTED
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
             # Lightning's own end after Ctrl-C has the code 1.
             return _INTERRUPTED
-        if not reader_left(error):
-            raise
-        return _READER_LEFT
+        if reader_left(error):
+            return _READER_LEFT
+        if isinstance(error, OSError) and (said := machine_error_behind(error)):
+            _tell(said)
+            return 2
+        raise
 
 
 def _leave(code: int) -> None:
@@ -149,10 +156,14 @@ def _run(args: list[str]) -> int:
         said = machine_error_behind(error) if bad_input is None else str(bad_input)
         if said is None:
             raise
-        # One paragraph, also of names that hold line breaks.
-        print(f"elang: error: {printable(' '.join(said.splitlines()))}", file=sys.stderr)
+        _tell(said)
         return 2
     return 0
+
+
+def _tell(error: str) -> None:
+    """Explain bad input: in one paragraph, also of names that hold line breaks."""
+    print(f"elang: error: {printable(' '.join(error.splitlines()))}", file=sys.stderr)
 
 
 def _standard_streams() -> None:
@@ -251,7 +262,7 @@ def suggest(parser: Any) -> None:
         verbs = [one for action in parser._actions for one in getattr(action, "_name_parser_map", {}).values()]
         known = [name for one in (parser, *verbs) for name in one._option_string_actions if name.startswith("--")]
         asked = re.search(r"unrecognized arguments: .*?(--[^\s=]+)", message)
-        near = get_close_matches(asked[1], known, 1) if asked else []
+        near = get_close_matches(asked[1], known, 1, 0.75) if asked else []
         return tell(printable(message) + "".join(f". Did you mean '{one}'?" for one in near), *more)
 
     parser.error = error
@@ -302,4 +313,6 @@ def _run_function(verb: str, args: list[str]) -> None:
     options: dict[str, Any] = vars(parser.instantiate(found)) if verb == "ask" else found.as_dict()
     if not positional:
         options.pop("config", None)
+    if empty := [name for name, value in options.items() if isinstance(value, str) and not value]:
+        raise InputError(f"--{empty[0]} has an empty value. Give one, or leave the option out.")
     function(**options)

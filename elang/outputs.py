@@ -43,11 +43,8 @@ def check_output_file(output: str | Path, inputs: Iterable[str | Path | None] = 
         InputError: Naming the output.
     """
     path = Path(output)
-    if str(output) != "-":
-        if path.is_dir():
-            raise InputError(f"{option} '{output}' is a folder; give the file to write.")
-        if not is_stream(path):
-            _check_place(path, option)
+    if str(output) != "-" and not is_stream(path):
+        _check_place(path, option)
     own = _status(output, 1)
     if own is None:
         return
@@ -76,7 +73,8 @@ def check_folder(
     path = Path(output)
     if path.exists() and not path.is_dir():
         raise InputError(f"{option} '{output}' is a file; it must be a folder. Give another place.")
-    _check_place(path / "file", option)
+    for name in ["file", *(names or ())]:
+        _check_place(path / name, option)
     there = Path(os.path.realpath(path))
     written = None if names is None else [own for name in names if (own := _status(path / name, 1)) is not None]
     for source in inputs:
@@ -96,6 +94,8 @@ def check_folder(
 
 def _check_place(path: Path, option: str) -> None:
     """Refuse a file that cannot be made, or replaced."""
+    if path.is_dir():
+        raise InputError(f"{option} '{path}' is a folder; give the file to write.")
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise InputError(f"{option} '{path}' is a link that leads to itself. Give another file.")
@@ -201,6 +201,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
             with written_through(path) as out, whole.open("rb") as made:
                 shutil.copyfileobj(made, out)
         return
+    _check_place(path, "The output")
     # Of a link its target's, which may be on another disk.
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)

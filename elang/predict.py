@@ -28,7 +28,7 @@ def predict(
     input: str = "-",  # noqa: A002 - the option's name
     output: str = "-",
     text: list[str] | str | None = None,
-    threshold: str = "parity",
+    threshold: str | float = "parity",
     score: str | None = None,
     thresholds: str | None = None,
     device: str | None = None,

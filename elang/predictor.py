@@ -394,8 +394,11 @@ class JointPredictor:
         if not rows:
             raise InputError("There are no texts to answer.")
         rows = self._checked(rows, 0, True)
-        if choices is not None and any(isinstance(one, str) for one in each_text(choices, "choices")):
-            raise InputError(f"Each input's `choices` are a list of texts, but one is {str(choices[0])[:40]!r} alone.")
+        if choices is not None:
+            choices = list(each_text(choices, "choices"))
+            odd = [one for one in choices if isinstance(one, str) or not all(isinstance(text, str) for text in one)]
+            if odd:
+                raise InputError(f"Each input's `choices` are a list of texts, but one has {str(odd[0])[:80]!r}.")
         task = self.passes.task_for(len(rows[0]))
         given = [tuple(c) for c in choices] if choices is not None else task.choices_of(rows)
         if task.problem == "choice" and (given is None or len(given) != len(rows) or not all(given)):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -40,8 +40,9 @@ _MODULES = {"super": "FinetuneModule", "score": "ScoreModule", "swift": "SwiftMo
 _KEYS = ("swift_model", "super_model", "all", *STAGES, "tasks")
 
 
-# Seconds between looks at a step that runs, and in which one has to end.
+# Seconds between looks at steps that are to end, and in which they have to.
 _GLANCE, _PATIENCE = 0.2, 30.0
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 @dataclass(frozen=True)
@@ -162,49 +163,41 @@ def run_chains(chains: list[list[Step]], jobs: int = 1) -> None:
     Raises:
         InputError: Of the first step that fails; no further one is begun.
     """
-    failed, stopped = Event(), Event()
+    failed = Event()
 
     def work(chain: list[Step]) -> None:
         try:
             for step in chain:
                 if not step.made.exists() and not failed.is_set():
-                    run_step(step, stopped)
+                    run_step(step)
         except BaseException:
             failed.set()
             raise
 
     with ended_at_sigterm(), ThreadPoolExecutor(max(1, jobs)) as pool:
+        futures: list[Future[None]] = []
         try:
-            for future in as_completed([pool.submit(work, chain) for chain in chains]):
+            futures += [pool.submit(work, chain) for chain in chains]
+            for future in as_completed(futures):
                 future.result()
         except (KeyboardInterrupt, SystemExit):
-            # The steps that run are ended, too; their trainings go on from their checkpoints.
             failed.set()
-            stopped.set()
+            _end_steps(futures)
             raise
 
 
-def _end_of(process: subprocess.Popen[bytes], stopped: Event) -> int:
-    """Wait for a process, or end it where that is asked for; its code."""
-    while not stopped.is_set():
-        try:
-            return process.wait(_GLANCE)
-        except subprocess.TimeoutExpired:
-            continue
-    _end(process)
-    return process.wait()
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process that is still there; one that trains first writes what it is writing."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(_PATIENCE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _end_steps(futures: list[Future[None]]) -> None:
+    """End the steps that run, also one that is just beginning; their trainings go on from their checkpoints."""
+    end, told = time.monotonic() + _PATIENCE, set()
+    while not all(future.done() for future in futures):
+        for process in list(_running):
+            if time.monotonic() > end:
+                process.kill()
+            elif process not in told:
+                # Once, for a training ends by itself then, and a second time would cut off what it writes.
+                process.terminate()
+                told.add(process)
+        time.sleep(_GLANCE)
 
 
 def read_plan(path: str) -> dict[str, Any]:
@@ -391,17 +384,12 @@ def forget_stale(steps: list[Step]) -> None:
             anew.add(options["output"])
 
 
-def run_step(step: Step, stopped: Event | None = None) -> None:
+def run_step(step: Step) -> None:
     """Run one step in a process of its own; training goes on from its last checkpoint.
-
-    Args:
-        step: The step.
-        stopped: Set where it is to be ended.
 
     Raises:
         InputError: If it fails, with the end of its log.
     """
-    stopped = stopped or Event()
     command = [sys.executable, "-m", "elang", *step.command]
     if checkpoints := sorted(step.runs.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime):
         command += ["--ckpt_path", str(checkpoints[-1])]
@@ -411,13 +399,11 @@ def run_step(step: Step, stopped: Event | None = None) -> None:
     with log.open("a", encoding="utf-8") as file:
         env = None if step.device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": step.device}
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=env)
+        _running.add(process)
         try:
-            code = _end_of(process, stopped)
+            code = process.wait()
         finally:
-            # Also where whoever waits here is stopped.
-            _end(process)
-    if stopped.is_set():
-        return
+            _running.discard(process)
     say(f"{step.task}: {step.stage} took {time.perf_counter() - start:.0f} s")
     if code:
         said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()][-5:]

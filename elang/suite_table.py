@@ -7,6 +7,7 @@ from typing import Any
 
 from elang.data.tasks import TASKS
 from elang.manifest import plain
+from elang.notices import made
 from elang.outputs import console, written_aside
 from elang.scores import BEFORE_DECODER
 
@@ -127,7 +128,7 @@ def write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write every figure as JSON."""
     points = [name for name in rows[0]["points"] if all(name in row["points"] for row in rows)]
     with written_aside(path) as aside:
-        found = {"tasks": rows, "averages": {point: average(rows, point) for point in points}}
+        found = {"tasks": rows, "averages": {point: average(rows, point) for point in points}, "made": made()}
         aside.write_text(json.dumps(plain(found), indent=2) + "\n", "utf-8")
 
 

@@ -23,6 +23,7 @@ from elang.data.files import columns_of
 from elang.errors import InputError, need
 from elang.evaluate import FRACTIONS, SHARES, swift_cost_columns
 from elang.manifest import plain
+from elang.notices import write_made
 from elang.outputs import check_folder, console, files_of, written_aside
 from elang.quality import QUALITIES, Quality, QualityName
 from elang.records import read_about
@@ -74,7 +75,8 @@ def sweep(
         InputError: If the records cannot be read, have no such score, or hold an example twice.
     """
     folder = Path(output)
-    check_folder(folder, [each for path in joint for each in files_of(path)], ("curve.csv", "summary.json"))
+    read = [each for path in joint for each in files_of(path)]
+    check_folder(folder, read, ("curve.csv", "summary.json", "made.json"))
     records = Joint(joint, split, memory)
     metric = records.metric(quality)
     found = {name: swept(records, name, metric, points) for name in columns_of(score) or [DEFAULT_SCORE]}
@@ -97,6 +99,7 @@ def sweep(
             for name, one in found.items()
         },
     }
+    write_made(folder)
     with written_aside(folder / "summary.json") as aside:
         aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
     _show(summary, folder)

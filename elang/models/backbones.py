@@ -70,6 +70,7 @@ def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None
         shutil.rmtree(aside, ignore_errors=True)
         raise
     if folder.exists():
+        shutil.copymode(folder, aside)
         folder.rename(old)
     aside.rename(folder)
     settle(folder.parent)
