@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST, QUIET, VOCABULARY, write_model
+from conftest import FAST, QUIET
 
 from elang.cli import main
 from elang.cost import check_cost, flops_by_length
@@ -134,8 +134,8 @@ def write_tokenizer(folder, text_to_text=False, ends=True, **special):
             single="$A </s>" if text_to_text else "<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
         )
     names = {f"{name}_token": token for token, name in SPECIAL.items()} | special
-    names |= {"cls_token": "<s>"} if "cls_token" not in special else {}
-    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{n: t for n, t in names.items() if t}, **LIMIT)
+    names = {"cls_token": "<s>", **LIMIT, **names}
+    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{n: t for n, t in names.items() if t})
     found.save_pretrained(folder)
     return found
 
@@ -227,7 +227,9 @@ def check(folder, model, rows):
     (alone, batch), given = answers(model, rows)
     assert alone["logits"].std(0).min() > 1e-2
     for name, values in alone.items():
-        torch.testing.assert_close(batch[name], values, rtol=0, atol=1e-4, msg=lambda said, name=name: f"{name}: {said}")
+        torch.testing.assert_close(
+            batch[name], values, rtol=0, atol=1e-4, msg=lambda said, name=name: f"{name}: {said}"
+        )
         assert values.isfinite().all()
     torch.testing.assert_close(alone["logits"], the_librarys(folder, model, given), rtol=0, atol=1e-4)
     return alone, given
@@ -249,6 +251,193 @@ def test_a_family(tmp_path, kind, name):
     assert (flops > 0).all()
     assert (flops - flops.round()).abs().max() < 1e-3
     assert not [one for one in notices() if one["kind"] == "estimated-flops"]
+
+
+# How published decoders pad: what is changed of config.json and of the tokenizer, and the token that is chosen.
+PADS = {
+    "config.json names none": ({"pad_token_id": None}, {}, "<pad>"),
+    "config.json names -1": ({"pad_token_id": -1}, {}, "<pad>"),
+    "nothing names one": ({"pad_token_id": None}, {"pad_token": None}, "<s>"),
+    "nothing names one, and no text has an end": ({"pad_token_id": None}, {"pad_token": None, "ends": False}, "</s>"),
+    "the tokenizer pads with the end of text": ({"pad_token_id": None}, {"pad_token": "</s>"}, "<s>"),
+    "the tokenizer pads with a token that the model lacks": ({"pad_token_id": None}, {"pad_token": "[PAD]"}, "<s>"),
+    "config.json alone names one": ({"pad_token_id": 3}, {"pad_token": None}, "</s>"),
+    "config.json names another": ({"pad_token_id": 3}, {}, "</s>"),
+    "both name the end of text": ({"pad_token_id": 3}, {"pad_token": "</s>"}, "</s>"),
+    "the tokenizer pads on the left": ({}, {"padding_side": "left"}, "<pad>"),
+}
+
+
+@pytest.mark.parametrize("name", ["bloom", "falcon", "gpt2", "gpt_neox", "llama", "mixtral", "qwen3"])
+@pytest.mark.parametrize("how", PADS)
+def test_padding_of_decoders(tmp_path, name, how):
+    change, tokenizer, token = PADS[how]
+    folder = write_family(tmp_path / "model", "decoder", name, change, tokenizer)
+    forget_notices()
+    model = load_model(folder, task_of(False)).eval()
+    model.add_heads()
+    check(folder, model, texts())
+    assert model.tokenizer.pad_token == token
+    assert model.backbone.config.pad_token_id == model.tokenizer.pad_token_id == model.reader.tokenizer.pad_token_id
+    told = [one["text"] for one in notices() if one["kind"] == "padding-token"]
+    agree = how in ("both name the end of text", "the tokenizer pads on the left", "config.json alone names one")
+    assert len(told) == (not agree)
+    assert all(token in one for one in told)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_texts_that_end_with_the_padding_token(tmp_path, name):
+    """It may be the end of text, which a text can hold, or be nothing but."""
+    tokenizer = {"pad_token": "</s>", "ends": False}
+    folder = write_family(tmp_path / "model", "decoder", name, {"pad_token_id": 3}, tokenizer)
+    model = load_model(folder, task_of(False)).eval()
+    (alone, batch), given = answers(model, [*texts(4, ending="</s></s>"), ("</s>",), ("a</s>b",)])
+    torch.testing.assert_close(batch["logits"], alone["logits"], rtol=0, atol=1e-4)
+    torch.testing.assert_close(alone["logits"], the_librarys(folder, model, given), rtol=0, atol=1e-4)
+
+
+def test_a_padding_token_that_is_a_word(tmp_path):
+    """A finished model is refused; one that is to be trained takes the tokenizer's."""
+    folder = write_family(tmp_path / "model", "decoder", "llama", {"pad_token_id": 9})
+    with pytest.raises(InputError, match=r"'f' \(9\).*'<pad>' \(0\)"):
+        load_model(folder, task_of(False))
+    model = load_model(folder, task_of(False), fine_tune=True).eval()
+    assert (model.backbone.config.pad_token_id, model.tokenizer.pad_token) == (0, "<pad>")
+    bare = write_family(tmp_path / "bare", "decoder", "llama", {"pad_token_id": None}, BARE)
+    with pytest.raises(InputError, match="pad_token_id"):
+        load_model(bare, task_of(False))
+
+
+BARE = {"ends": False} | {f"{name}_token": None for name in ("pad", "unk", "bos", "eos", "cls")}
+
+
+@pytest.mark.parametrize("how", ["config.json names none", "nothing names one", "config.json names another"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlnet", "t5", "bart", "m2m_100"])
+def test_padding_of_those_that_go_by_the_mask(tmp_path, name, how):
+    """Which token pads is of no matter to them, but there must be one."""
+    change, tokenizer, _ = PADS[how]
+    kind = "encoder" if name in ENCODERS else "text-to-text"
+    if change["pad_token_id"] is None and name not in ("xlnet", "t5"):
+        # Their positions, or the library's default, need one.
+        change = {}
+    folder = write_family(tmp_path / "model", kind, name, change, tokenizer)
+    model = load_model(folder, task_of(kind == "text-to-text")).eval()
+    model.add_heads()
+    check(folder, model, texts())
+    assert model.tokenizer.pad_token is not None
+
+
+REFUSED = {
+    "canine": PLAIN,
+    "convbert": {**SMALL, "conv_kernel_size": 3},
+    "fnet": PLAIN,
+    "funnel": {
+        "block_sizes": [1, 1, 1],
+        "num_decoder_layers": 1,
+        "d_model": 32,
+        "n_head": 4,
+        "d_head": 8,
+        "d_inner": 64,
+    },
+    "mobilebert": {**SMALL, "true_hidden_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 1},
+    "yoso": PLAIN,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_family(tmp_path, monkeypatch, name):
+    """By its name, before its weights are read; it would be found out, too, if its name were not known."""
+    monkeypatch.setitem(ENCODERS, name, REFUSED[name])
+    folder = write_family(tmp_path / "model", "encoder", name)
+    for fine_tune in (True, False):
+        with pytest.raises(InputError, match=f"'{name}' model.*not supported"):
+            load_model(folder, task_of(False), fine_tune=fine_tune)
+    monkeypatch.delitem(families.REFUSED, name)
+    with pytest.raises(InputError, match=f"'{name}' model.*(depend on what else|cannot be run on a batch)"):
+        load_model(folder, task_of(False))
+
+
+def test_a_family_that_is_not_listed(tmp_path, monkeypatch):
+    """It is tried when it is loaded."""
+    monkeypatch.setitem(ENCODERS, "nomic_bert", PLAIN)
+    folder = write_family(tmp_path / "model", "encoder", "nomic_bert")
+    assert "nomic_bert" not in families.CHECKED | families.REFUSED.keys()
+    check(folder, load_model(folder, task_of(False)).eval(), texts())
+
+
+def test_attention_in_blocks(tmp_path):
+    """It would depend on the batch, here with texts that are long enough for it."""
+    folder = write_family(tmp_path / "model", "encoder", "big_bird", {}, {"model_max_length": 256})
+    model = load_model(folder, task_of(False)).eval()
+    given = encode_examples(model.reader, model.task, texts(most=200), None, 256)
+    rows = list(range(6))
+    with torch.no_grad():
+        batch = model(given.batch(rows)).logits
+        alone = torch.cat([model(given.batch([row])).logits for row in rows])
+    torch.testing.assert_close(batch, alone, rtol=0, atol=1e-4)
+    assert model.backbone.config.attention_type == "original_full"
+
+
+def test_experts_are_counted():
+    """Each token costs the experts that it is sent to, not all of them."""
+    from transformers import AutoConfig
+
+    def slope(**own):
+        config = AutoConfig.for_model("qwen3_moe", vocab_size=WORDS, num_labels=3, **{**DECODERS["qwen3_moe"], **own})
+        few, many = flops_by_length(config, torch.tensor([1, 2])).tolist()
+        return many - few
+
+    # Three matrices of 32 x 16 in each of two layers.
+    one = 2 * 3 * 32 * 16 * 2
+    assert slope(num_experts_per_tok=2) - slope(num_experts_per_tok=1) == one
+    # The router alone grows with the number of experts.
+    assert slope(num_experts=8) - slope(num_experts=4) == 2 * 32 * 4 * 2
+
+
+def test_what_cannot_be_counted_is_estimated(monkeypatch):
+    from transformers import LlamaConfig
+
+    def broken(*args, **options):
+        raise RuntimeError("no such kernel")
+
+    config = LlamaConfig(vocab_size=WORDS, **{**LLAMA, "intermediate_size": 80})
+    monkeypatch.setattr("elang.cost._count", broken)
+    forget_notices()
+    check_cost(config)
+    assert "estimated as twice its weights" in notices()[0]["text"]
+    flops = flops_by_length(config, torch.tensor([1, 10]))
+    assert flops[1] == 10 * flops[0] > 0
+
+
+@pytest.mark.parametrize(("kind", "name"), [("encoder", "xlnet"), ("decoder", "gpt2"), ("decoder", "qwen3_moe")])
+def test_from_training_to_prediction(tmp_path, files, kind, name):
+    """Without a padding token in config.json; few inputs and many are answered alike, and by the library, too."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from elang import JointPredictor
+
+    base = write_family(tmp_path / "base", kind, name, {"pad_token_id": None, "problem_type": "multi_label"})
+    data = ["--data.train", str(files[0]), "--data.validation", str(files[1]), "--data.routing_fraction", "0.25"]
+    fit = ["--trainer.max_steps", "2", *data, *FAST]
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    super_, swift, records = (str(tmp_path / part) for part in ("super", "swift", "super.parquet"))
+    assert main(["fit", "--model.model", base, "--model.output", super_, *fit, *root]) == 0
+    assert main(["score", "--model.model", super_, "--model.output", records, *data, *QUIET, *root]) == 0
+    args = ["--model.model", base, "--model.layers", "1", "--model.super_records", records, "--model.output", swift]
+    assert main(["fit", "--model", "SwiftModule", *args, *fit, *root]) == 0
+    config = json.loads(Path(swift, "config.json").read_text())
+    assert kind == "encoder" or config["pad_token_id"] == AutoTokenizer.from_pretrained(swift).pad_token_id is not None
+    assert config["problem_type"] == "single_label_classification"
+    rows = [row for (row,) in texts(5)]
+    predictor = JointPredictor(swift, super_, 0.0, "router")
+    many, few = predictor(rows), [predictor([row])[0] for row in rows]
+    assert [one.label for one in many] == [one.label for one in few]
+    assert [one.score for one in many] == pytest.approx([one.score for one in few], abs=1e-4)
+    tokenizer = AutoTokenizer.from_pretrained(super_)
+    own = AutoModelForSequenceClassification.from_pretrained(super_).eval()
+    said = own(**tokenizer(rows, padding=True, return_tensors="pt")).logits.argmax(-1).tolist()
+    alone = JointPredictor(swift, super_, "-inf", "router")(rows)
+    assert [one.label for one in alone] == [own.config.id2label[i] for i in said]
 
 
 def tables():

@@ -269,7 +269,8 @@ def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **mo
     # What it lacks, and what does not fit, is looked at by us.
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _quiet():
-        return kind.from_pretrained(name, config=config, **settings, **told)
+        model, info = kind.from_pretrained(name, config=config, **settings, **told)
+    return model, info
 
 
 def _forget(config: Any, task: TextTask) -> None:

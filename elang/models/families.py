@@ -34,7 +34,7 @@ REFUSED = {
     "canine": "it reads characters and mixes padding into them",
     "convbert": "its convolutions mix padding into the last tokens",
     "fnet": "its Fourier transform mixes padding into all tokens",
-    "funnel": "its encoder shortens the sequence, and mixes padding into the last tokens",
+    "funnel": "its encoder shortens the sequence, and mixes padding into short texts",
     "mobilebert": "it joins each token with the next one, be that padding",
     "mra": "it reads blocks of tokens, padding among them",
     "nystromformer": "its landmarks are means over padding, too",
@@ -93,11 +93,11 @@ def settle_padding(config: Any, tokenizer: Any, path: str, fine_tune: bool = Fal
     _limit_length(config, tokenizer)
     inner = config if getattr(config, "is_encoder_decoder", False) else config.get_text_config()
     own = inner.pad_token_id
-    if own is not None and not 0 <= own < inner.vocab_size:
-        own = None
     if not _finds_last_by_padding(config):
         _settle_masked(config, tokenizer, own)
         return
+    if own is not None and not 0 <= own < inner.vocab_size:
+        own = None
     theirs = tokenizer.pad_token_id
     if own is None:
         own = _choose(tokenizer, inner.vocab_size, path)
@@ -160,7 +160,7 @@ def _finds_last_by_padding(config: Any) -> bool:
     if getattr(config, "is_encoder_decoder", False):
         return False
     mapping = AutoModelForSequenceClassification._model_mapping
-    kind = mapping[type(config)] if type(config) in mapping else None
+    kind = mapping.get(type(config), None)
     return kind is not None and "pad_token_id" in inspect.unwrap(kind.forward).__code__.co_names
 
 
@@ -190,7 +190,7 @@ def check_padding(backbone: Any, tokenizer: Any, path: str) -> None:
     if kind in CHECKED:
         return
     length = int(min(21, tokenizer.model_max_length))
-    size = backbone.get_input_embeddings().weight.shape[0]
+    size = getattr(backbone.config.get_text_config(), "vocab_size", 2 * length)
     ids = torch.arange(5, 5 + 2 * length).remainder(size).reshape(2, length)
     mask, short = torch.ones_like(ids), max(1, length // 3)
     left = tokenizer.padding_side == "left"

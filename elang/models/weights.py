@@ -44,7 +44,7 @@ def check_weights(model: Any, info: dict[str, Any], path: str, fine_tune: bool, 
     head = {name for name in missing | sizes.keys() if fine_tune and _of_head(name, model)}
     if lacking := sorted(missing - head):
         raise InputError(
-            f"{_lacks(path, lacking, len(model.state_dict()), unexpected)} {_remedy(path, lacking, unexpected, model)}"
+            f"{_lacks(path, lacking, len(model.state_dict()), unexpected)} {_remedy(path, missing, unexpected, model)}"
         )
     if wrong := sorted(sizes.keys() - head):
         theirs, ours = sizes[wrong[0]]
@@ -54,8 +54,8 @@ def check_weights(model: Any, info: dict[str, Any], path: str, fine_tune: bool, 
         )
     if not fine_tune and (other := _other_head(unexpected, model)):
         raise InputError(
-            f"'{path}' has the head of another task ({other}), so its answers to this one would mean nothing. Fine-tune "
-            "it with `elang fit`."
+            f"'{path}' has the head of another task ({other}), so its answers to this one would mean nothing. "
+            "Fine-tune it with `elang fit`."
         )
     if left_over:
         raise InputError(
@@ -79,8 +79,8 @@ def check_state(model: Any, missing: Collection[str], unexpected: Collection[str
     """
     if missing:
         raise InputError(
-            f"{_lacks(path, sorted(missing), len(model.state_dict()), set(unexpected))} Use the folder that `elang fit` "
-            "writes at its end."
+            f"{_lacks(path, sorted(missing), len(model.state_dict()), set(unexpected))} Use the folder that "
+            "`elang fit` writes at its end."
         )
     if unexpected:
         raise InputError(
@@ -162,8 +162,8 @@ def _lacks(path: str, lacking: list[str], total: int, unexpected: set[str]) -> s
     return said + (f" It holds others instead: {_some(unexpected)}." if unexpected else "")
 
 
-def _remedy(path: str, lacking: list[str], unexpected: set[str], model: Any) -> str:
-    if prefix := _prefix(set(lacking), unexpected):
+def _remedy(path: str, lacking: set[str], unexpected: set[str], model: Any) -> str:
+    if prefix := _prefix(lacking, unexpected):
         maker = next((m for begin, m in _WRAPPERS.items() if prefix.startswith(begin)), None)
         inner = f"model.{prefix.split('.')[0]}.save_pretrained(...)"
         how = f", as {maker} leaves them: save the model inside it, `{inner}`." if maker else ": take it off."
