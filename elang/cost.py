@@ -1,7 +1,8 @@
 """What an answer costs: FLOPs by token length, counted without weights, measured latency and throughput.
 
 Convention ``"exact"``: twice the multiply-accumulates of every matrix product, attention included, at the input's
-true token length; element-wise work is not counted.
+true token length; element-wise work is not counted. Of a mixture of experts each token costs those that it is sent to.
+A family that cannot be counted is estimated as twice its weights for each token, and a notice says so.
 Convention ``"paper"``: twice the encoder's weights times 128 tokens, whatever the length, attention left out; it
 reproduces the paper's tables. A decoder's weights count once for each of its tokens.
 
@@ -16,12 +17,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from elang.errors import InputError
+from elang.errors import InputError, first_line
+from elang.models.families import positions
+from elang.notices import notice
 
 FlopsConvention = Literal["exact", "paper"]
 FlopsPart = Literal["all", "encoder"]
 PAPER_LENGTH = 128
 _LONGEST_PROBE = 104
+# Weights of a model that is made on the CPU to be counted, at most.
+_MOST_WEIGHTS = 10**9
 _LONG_CALL = 1.0  # seconds from which a call is warmed up twice, not three times
 _LEAST_GAIN = 0.02  # share of the time per input that a larger batch has to save
 
@@ -36,10 +41,13 @@ def _meta_model(config: Any, device: str = "meta") -> torch.nn.Module:
     import transformers
 
     config = type(config).from_dict(config.to_dict())
+    config.use_cache = False
     kind = transformers.AutoModelForSequenceClassification
     if _has_decoder(config):
         kind = transformers.AutoModelForSeq2SeqLM
     with torch.device(device):
+        # Experts as products of each token with its own, for the kernel that groups them is not counted.
+        config._experts_implementation = "batched_mm"
         model: torch.nn.Module = kind.from_config(config, attn_implementation="eager")
     # The counter follows parameters that are handed to a module (DeBERTa-v2's positions) if they need gradients.
     return model.eval().requires_grad_(False)
@@ -85,10 +93,10 @@ def _countable(config: Any) -> torch.nn.Module:
     model = _meta_model(config)
     try:
         _count(model, 4)
-    except RuntimeError as error:
-        if "meta tensors" not in str(error):
+    except Exception:
+        if sum(p.numel() for p in model.parameters()) > _MOST_WEIGHTS:
             raise
-        return _meta_model(config, "cpu")
+        model = _meta_model(config, "cpu")
     return model
 
 
@@ -123,20 +131,51 @@ def _config_of(config_json: str) -> Any:
 @lru_cache(maxsize=32)
 def _length_law(
     config_json: str, part: FlopsPart, decoder: tuple[int, int]
-) -> tuple[Callable[[int], int], tuple[float, float, float] | None]:
-    """Return a counter and, where FLOPs are a quadratic in the length, its coefficients."""
-    model = _countable(_config_of(config_json))
-    exact = lru_cache(maxsize=None)(lambda length: _count(model, length, part, decoder))
-    top = min(_LONGEST_PROBE, (getattr(model.config, "max_position_embeddings", None) or _LONGEST_PROBE + 4) - 4)
-    # A quadratic is exact where attention is global; the last length checks it.
-    probes = (4, top // 2, top, 3 * top // 4)
-    counted = [exact(length) for length in probes]
+) -> tuple[Callable[[int], int], tuple[float, float, float] | None, str]:
+    """Return a counter and, where FLOPs are a quadratic in the length, its coefficients; or why they are estimated."""
+    config = _config_of(config_json)
+    try:
+        model = _countable(config)
+        exact = lru_cache(maxsize=None)(lambda length: _count(model, length, part, decoder))
+        top = min(_LONGEST_PROBE, (positions(model.config) or _LONGEST_PROBE + 4) - 4)
+        # A quadratic is exact where attention is global; the last length checks it.
+        probes = (4, top // 2, top, 3 * top // 4)
+        counted = [exact(length) for length in probes]
+    except Exception as error:
+        encoder, rest = _stack_weights(config_json)
+        fixed = 2.0 * rest * decoder[0] * decoder[1] if part == "all" else 0.0
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        return lambda length: int(fixed + 2 * encoder * length), (fixed, 2.0 * encoder, 0.0), reason
     powers = torch.tensor([[1.0, x, x * x] for x in probes], dtype=torch.float64)
     solved = torch.linalg.solve(powers[:3], torch.tensor(counted[:3], dtype=torch.float64))
     if abs(float(powers[3] @ solved) - counted[3]) > 1e-6 * counted[3]:
-        return exact, None
+        return exact, None, ""
     c0, c1, c2 = solved.tolist()
-    return exact, (c0, c1, c2)
+    return exact, (c0, c1, c2), ""
+
+
+def check_cost(config: Any, generates: bool = False) -> None:
+    """Find out how the FLOPs of a model are counted, before anything else is paid for; they are then known.
+
+    A notice says where they are only estimated.
+
+    Args:
+        config: A ``transformers`` configuration.
+        generates: It generates texts.
+
+    Raises:
+        InputError: If the decoder's attention is not global.
+    """
+    config_json = config.to_json_string(use_diff=False)
+    _, _, reason = _length_law(config_json, "all", (1, 1))
+    if generates and not reason:
+        _decoder_law(config_json)
+    if reason:
+        notice(
+            "estimated-flops",
+            f"The FLOPs of a '{config.model_type}' model cannot be counted ({reason}): they are estimated as twice its "
+            "weights for each token.",
+        )
 
 
 @lru_cache(maxsize=32)
@@ -194,7 +233,7 @@ def flops_by_length(
         if part == "all":
             flops += 2.0 * decoder_weights * decoder[0] * decoder[1]
         return torch.full(lengths.shape, flops, dtype=torch.float64)
-    exact, law = _length_law(config_json, part, decoder)
+    exact, law, _ = _length_law(config_json, part, decoder)
     x = lengths.double().cpu()
     if law is not None:
         return law[0] + law[1] * x + law[2] * x * x
@@ -209,6 +248,10 @@ def _decoder_law(config_json: str) -> tuple[float, float, float, float]:
     Raises:
         InputError: If they do not explain the count, as of attention that is not global.
     """
+    _, _, reason = _length_law(config_json, "all", (1, 1))
+    if reason:
+        # Estimated, as there.
+        return 2.0 * _stack_weights(config_json)[1], 0.0, 0.0, 0.0
     model: Any = _countable(_config_of(config_json))
     # The last one checks the law.
     probes = ((8, 2), (8, 9), (24, 2), (24, 9), (16, 16))

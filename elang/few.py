@@ -124,6 +124,7 @@ class FewInputs:
         device: Where the model is; on a GPU all shapes are captured here.
         who: The model, in a warning.
         tokens: Of a text that it generates, at most.
+        left: Texts are padded on the left.
     """
 
     def __init__(
@@ -135,8 +136,10 @@ class FewInputs:
         device: torch.device,
         who: str,
         tokens: int = 0,
+        left: bool = False,
     ) -> None:
         self.passes, self.pad, self.limit, self.device, self.tokens = passes, pad, limit, device, tokens
+        self.left = left
         self.graphs: dict[tuple[int, int], Graph] = {}
         self._last: Any = None
         if device.type != "cuda":
@@ -197,10 +200,12 @@ class FewInputs:
         """Write tokens and their mask, padded, into an int64 array ``(columns, rows, length)``."""
         mask, length = array[-1], array.shape[2]
         for number, one in enumerate(tokens):
-            count = len(one["input_ids"])
+            empty = length - len(one["input_ids"])
+            before, behind = (empty, 0) if self.left else (0, empty)
             for column, (name, pad) in zip(array, self.pad.items(), strict=False):
-                column[number] = one[name] + [pad] * (length - count)
-            mask[number, :count], mask[number, count:] = 1, 0
+                column[number] = [pad] * before + one[name] + [pad] * behind
+            mask[number] = 0
+            mask[number, before : length - behind] = 1
         # Rows that stand for nothing have a token, for attention to none is no number.
         array[:, len(tokens) :] = 0
         mask[len(tokens) :, 0] = 1

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from elang.data.batches import EncodedExamples, encode_examples, pad_of, same_tokens, token_lists
+from elang.data.batches import EncodedExamples, encode_examples, pad_of, pads_left, same_tokens, token_lists
 from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.few import FewInputs, Pass
@@ -91,7 +91,8 @@ class Passes:
             passes, tokens = found, model.max_new_tokens
         elif self.task.problem == "choice" or (isinstance(model, TextToText) and (model.generate or not model.trie)):
             return None
-        return FewInputs(passes, pad_of(model.tokenizer), self.few, self.limit(model), self.device, who, tokens)
+        own, left = pad_of(model.tokenizer), pads_left(model.tokenizer)
+        return FewInputs(passes, own, self.few, self.limit(model), self.device, who, tokens, left)
 
     @cached_property
     def _early(self) -> bool:

@@ -34,12 +34,14 @@ class EncodedTexts:
         offsets: int64 ``(N + 1,)``.
         pad: The value that pads each column.
         truncated: How many texts were longer than the limit and were cut.
+        left: They are padded on the left, not on the right.
     """
 
     columns: dict[str, Tensor]
     offsets: Tensor
     pad: dict[str, int]
     truncated: int
+    left: bool = False
 
     @property
     def lengths(self) -> Tensor:
@@ -51,25 +53,28 @@ class EncodedTexts:
         lengths = self.lengths[rows]
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         place = torch.arange(int(offsets[-1])) + (self.offsets[rows] - offsets[:-1]).repeat_interleave(lengths)
-        return EncodedTexts({name: column[place] for name, column in self.columns.items()}, offsets, self.pad, 0)
+        columns = {name: column[place] for name, column in self.columns.items()}
+        return EncodedTexts(columns, offsets, self.pad, 0, self.left)
 
     def __add__(self, other: "EncodedTexts") -> "EncodedTexts":
         """These texts and, behind them, others of the same tokenizer."""
         columns = {name: torch.cat([column, other.columns[name]]) for name, column in self.columns.items()}
         offsets = torch.cat([self.offsets, self.offsets[-1] + other.offsets[1:]])
-        return EncodedTexts(columns, offsets, self.pad, self.truncated + other.truncated)
+        return EncodedTexts(columns, offsets, self.pad, self.truncated + other.truncated, self.left)
 
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
-        """Model inputs for some rows, padded on the right to the longest of them; nothing for no rows."""
+        """Model inputs for some rows, padded to the longest of them; nothing for no rows."""
         if not rows:
             return {}
         chosen = torch.tensor(rows)
         start = self.offsets[chosen]
         lengths = self.offsets[chosen + 1] - start
         place = torch.arange(int(lengths.max()))
-        mask = place < lengths[:, None]
-        # Behind a short text the place is another's, or none.
-        index = (start[:, None] + place).clamp_max(max(0, int(self.offsets[-1]) - 1))
+        if self.left:
+            place = place + (lengths - len(place))[:, None]
+        mask = (place >= 0) & (place < lengths[:, None]) if self.left else place < lengths[:, None]
+        # Beside a short text the place is another's, or none.
+        index = (start[:, None] + place).clamp(0, max(0, int(self.offsets[-1]) - 1))
         out = {name: torch.where(mask, column[index].long(), self.pad[name]) for name, column in self.columns.items()}
         out["attention_mask"] = mask.long()
         return out
@@ -181,7 +186,7 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
     for name in pad_of(tokenizer).keys() - columns.keys():
         columns[name] = torch.zeros(total, dtype=torch.int32)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    return EncodedTexts(columns, offsets, pad_of(tokenizer), cut)
+    return EncodedTexts(columns, offsets, pad_of(tokenizer), cut, pads_left(tokenizer) and not answers)
 
 
 def _columns(
@@ -279,8 +284,13 @@ def pad_of(tokenizer: Any) -> dict[str, int]:
     return pad
 
 
+def pads_left(tokenizer: Any) -> bool:
+    """Whether texts are padded on the left: :mod:`elang.models.families` decides it when a model is loaded."""
+    return bool(getattr(tokenizer, "padding_side", "right") == "left")
+
+
 def same_tokens(one: Any, other: Any) -> bool:
-    """Whether two tokenizers make the same of every text: their backends, columns and pads."""
+    """Whether two tokenizers make the same of every text: their backends, columns and padding."""
 
     def described(tokenizer: Any) -> Any:
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -289,7 +299,7 @@ def same_tokens(one: Any, other: Any) -> bool:
             return None
         # Cut and padded are texts by others.
         parts = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}
-        return parts, backend.encode_special_tokens, pad_of(tokenizer)
+        return parts, backend.encode_special_tokens, pad_of(tokenizer), pads_left(tokenizer)
 
     found = described(one)
     return found is not None and found == described(other)

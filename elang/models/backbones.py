@@ -24,9 +24,11 @@ from transformers.utils import logging as transformers_logging
 from elang.data.format import TextTask
 from elang.errors import HUB_PATIENCE, InputError, first_line
 from elang.manifest import FILENAME, Manifest
+from elang.models.families import check_family, check_padding, settle_padding
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Classifier, TextModel, folder_sha256
 from elang.models.text_to_text import TextToText
+from elang.models.weights import check_parts, check_state, check_weights, is_body
 from elang.notices import write_made
 from elang.outputs import settle
 
@@ -139,8 +141,10 @@ def load_model(
     name, options = _locate(path)
     folder = Path(name)
     manifest = Manifest.read(folder) if (folder / FILENAME).is_file() else None
+    check_parts(path, fine_tune)
     try:
         config = AutoConfig.from_pretrained(name, **options)
+        check_family(config, path)
         if layers is not None:
             _keep_layers(config, layers, path)
         original = [str(config.id2label[i]) for i in range(len(config.id2label))]
@@ -161,9 +165,10 @@ def load_model(
             said = own if own and not fine_tune else task
             assert said is not None
             tokenizer = _load_tokenizer(name, options)
-            with _quiet():
-                # Large ones are not to be there twice.
-                backbone = _pretrained(AutoModelForSeq2SeqLM, name, config, options, dtype=dtype)
+            settle_padding(config, tokenizer, path)
+            # Large ones are not to be there twice.
+            backbone, info = _pretrained(AutoModelForSeq2SeqLM, name, config, options, dtype=dtype)
+            new = check_weights(backbone, info, path, fine_tune, layers is not None)
             found = _text_to_text(backbone, tokenizer, said, generate, num_beams)
             original = found.label_names
         else:
@@ -184,19 +189,25 @@ def load_model(
                     f"'{path}' has {len(original)} outputs, {original[:8]}, and a {answers.problem} task needs "
                     f"{answers.num_outputs}. Fine-tune it with `elang fit`."
                 )
-            tokenizer = _load_tokenizer(name, options)
-            with _quiet():
-                # A head for another number of classes is replaced, the body must fit.
-                backbone = _pretrained(
-                    AutoModelForSequenceClassification, name, config, options, ignore_mismatched_sizes=fine_tune
+            elif config.problem_type == "multi_label_classification" and manifest is None:
+                raise InputError(
+                    f"'{path}' gives any number of labels to a text (its config.json has the problem_type "
+                    "multi_label_classification), and elang needs exactly one. Fine-tune it with `elang fit`."
                 )
+            tokenizer = _load_tokenizer(name, options)
+            settle_padding(config, tokenizer, path, fine_tune)
+            backbone, info = _pretrained(AutoModelForSequenceClassification, name, config, options)
+            new = check_weights(backbone, info, path, fine_tune, layers is not None)
             found = Classifier(backbone, tokenizer, answers)
             found.original_names = answers.label_names if len(original) == answers.num_outputs == 1 else original
     except InputError:
         raise
     except Exception as error:
         raise _not_loaded(path, error) from error
-    _limit_length(tokenizer, config)
+    check_padding(backbone, tokenizer, path)
+    if fine_tune:
+        _forget(backbone.config, found.task)
+    found.new_weights = new
     found.weights = folder if folder.is_dir() else None
     found.manifest = manifest
     same = not fine_tune or (router and layers is None and own is not None and own.plain() == found.task.plain())
@@ -222,14 +233,20 @@ def load_masked(path: str) -> tuple[Any, Any, bool]:
     try:
         with _quiet():
             tokenizer = _load_tokenizer(name, options)
-            config = AutoConfig.from_pretrained(name, **options)
-            model, info = _pretrained(AutoModelForMaskedLM, name, config, options, output_loading_info=True)
+        config = AutoConfig.from_pretrained(name, **options)
+        model, info = _pretrained(AutoModelForMaskedLM, name, config, options)
+        # Neighbours of words need no head.
+        head = {name for name in info["missing_keys"] if not is_body(name, model)}
+        info["missing_keys"] = set(info["missing_keys"]) - head
+        check_weights(model, info, path, fine_tune=False)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"The model '{path}' cannot be loaded as a masked language model ({type(error).__name__}: "
             f"{first_line(error)}). Give an encoder such as BERT or MPNet."
         ) from error
-    return model, tokenizer, not info["missing_keys"]
+    return model, tokenizer, not head
 
 
 def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
@@ -247,14 +264,27 @@ def _text_to_text(backbone: Any, tokenizer: Any, task: TextTask, generate: bool,
     return TextToText(backbone, tokenizer, task, generate)
 
 
-def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **more: Any) -> Any:
+def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **more: Any) -> tuple[Any, dict[str, Any]]:
     # Without peft it would be left out without a word, with peft perhaps be put on weights that are not pinned.
     if find_adapter_config_file(name, **options):
         raise ValueError("it has a PEFT adapter; save it with its adapter merged into its weights, merge_and_unload()")
     # transformers loads in the file's own precision; weights that are trained stay float32. Where peft is installed it
     # looks for an adapter again, which is to be at this revision, and at no hub if all is here.
     settings = {"dtype": torch.float32, "use_safetensors": True, "adapter_kwargs": options} | more | options
-    return kind.from_pretrained(name, config=config, **settings)
+    # What it lacks, and what does not fit, is looked at by us.
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with _quiet():
+        model, info = kind.from_pretrained(name, config=config, **settings, **told)
+    return model, info
+
+
+def _forget(config: Any, task: TextTask) -> None:
+    """Take out of a configuration what its base was trained for, before the new model is written with it."""
+    kinds = {"classification": "single_label_classification", "regression": "regression"}
+    config.problem_type = None if getattr(config, "is_encoder_decoder", False) else kinds.get(task.problem)
+    for name in ("finetuning_task", "auto_map"):
+        if getattr(config, name, None) is not None:
+            setattr(config, name, None)
 
 
 def _keep_layers(config: Any, layers: int, path: str) -> None:
@@ -370,20 +400,6 @@ def _is_cached(name: str, revision: str, weights: bool) -> bool:
     return not weights or all(map(find, set(shards)))
 
 
-def _limit_length(tokenizer: Any, config: Any) -> None:
-    """Keep texts within the position table, which some tokenizers do not know of."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and positions > 0:
-        # RoBERTa and MPNet count positions from padding_idx + 1.
-        offset = config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions - offset)
-
-
-_OFFSET_POSITIONS = frozenset(
-    {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text", "ibert"}
-)
-
-
 def _load_heads(model: TextModel, path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -442,6 +458,10 @@ def _from_checkpoint(path: str, generate: bool, num_beams: int | None) -> TextMo
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         name, options = _locate(about["tokenizer"], weights=False)
         tokenizer = _load_tokenizer(name, options)
+        check_family(config, path)
+        settle_padding(config, tokenizer, path)
+    except InputError:
+        raise
     except Exception as error:
         raise InputError(
             f"The tokenizer '{about['tokenizer']}' that the checkpoint '{path}' names cannot be loaded ({error}). Use "
@@ -461,11 +481,13 @@ def _from_checkpoint(path: str, generate: bool, num_beams: int | None) -> TextMo
     prefix = "classifier."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
     try:
-        found.load_state_dict(state)
+        kept = found.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise InputError(f"The checkpoint '{path}' does not fit the model that it describes: {error}") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"The checkpoint '{path}' does not fit the model that it describes: {reason}") from error
+    check_state(found, kept.missing_keys, kept.unexpected_keys, path)
     # Router heads are fitted after training, so most checkpoints hold none.
     found.drop_routers(unfitted=True)
-    _limit_length(tokenizer, config)
+    check_padding(found.backbone.eval(), tokenizer, path)
     found.weights = Path(path)
     return found

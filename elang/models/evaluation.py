@@ -196,6 +196,8 @@ class EvaluationModule(AnyShape, LightningModule):
                 model = load_model(path, own_task, generate=generate, num_beams=num_beams, dtype=kind).eval()
                 self.class_order[name] = model.class_order(label_names, f"'{path}'")
                 self.models[name] = model
+                if flops_convention == "exact":
+                    model.check_cost()
                 if model.manifest is not None:
                     model.manifest.check_whole(model.weights_sha256, path)
         self.paths = models

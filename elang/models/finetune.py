@@ -221,6 +221,11 @@ class FinetuneModule(AnyShape, LightningModule):
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         fitting = self.trainer.state.fn == TrainerFn.FITTING
+        if not fitting and not self.trainer.ckpt_path and (new := self.classifier.new_weights):
+            raise InputError(
+                f"'{self.hparams['model']}' has no head of its own ({listed(new)} are new), so it cannot be evaluated. "
+                "Fine-tune it first with `elang fit`."
+            )
         if not fitting and not self.trainer.ckpt_path and self.classifier.original_names != self.label_names:
             raise InputError(
                 f"The model's labels are {self.classifier.original_names}, the data's {self.label_names}: its "

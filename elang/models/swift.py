@@ -159,6 +159,8 @@ class SwiftModule(FinetuneModule):
             )
         if sequence and (hard == "soft_gain" or out_of_fold is not None):
             raise InputError("Tokens are hard by `gain` or `error`, and on the fly: leave out --model.out_of_fold.")
+        # Of the held-out slice, once training is paid for.
+        self.classifier.check_cost()
         for head in self.classifier.routers.values():
             # Of another Swift, which this one starts from.
             head.fitted.zero_()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import register_dataclass
 
-from elang.cost import FlopsConvention, flops_by_length
+from elang.cost import FlopsConvention, check_cost, flops_by_length
 from elang.data.batches import Reader
 from elang.data.format import TextTask
 from elang.errors import InputError, need
@@ -78,6 +78,8 @@ class TextModel(nn.Module, ABC):
         self.heads = nn.ModuleDict()
         self.manifest: Manifest | None = None
         self.original_names: list[str] = task.label_names
+        # Those of the head that no file held, until it is trained.
+        self.new_weights: list[str] = []
         self.weights: Path | None = None
         self.short_path: T5Path | None = None
 
@@ -105,6 +107,10 @@ class TextModel(nn.Module, ABC):
         ``steps`` of generated answers also ``score_flops``: what the logits of the constrained decode, which only
         scores need, cost beside them.
         """
+
+    def check_cost(self) -> None:
+        """Find out how its FLOPs are counted, as :func:`elang.cost.check_cost`, before they are needed."""
+        check_cost(self.backbone.config, generates=self.task.problem == "sequence")
 
     def cast(self, dtype: torch.dtype) -> None:
         """Bring the backbone's weights to a smaller precision, for inference.
@@ -230,7 +236,7 @@ class TextModel(nn.Module, ABC):
         return torch.cat([logit_features(logits, size), pooled.detach().float()], -1)
 
     def _router(self, size: int) -> RouterHead:
-        hidden: int = self.backbone.config.hidden_size
+        hidden: int = self.backbone.config.get_text_config().hidden_size
         return RouterHead(num_logit_features(size) + hidden, hidden)
 
     def score_of(self, name: str, answer: Answer, temperature: float = 1.0) -> Tensor:
