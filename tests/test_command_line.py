@@ -92,6 +92,14 @@ AT_INPUTS = {
         "--model.output swift",
         "swift/elang.json",
     ),
+    "predict's configuration": (
+        "predict --swift_model swift --super_model super --input lines.txt --config run.yaml --output run.yaml",
+        "run.yaml",
+    ),
+    "fit's configuration": (
+        "fit --config swift/run.yaml --model.model base --data.train train.parquet --model.output swift",
+        "swift/run.yaml",
+    ),
     "suite": ("suite glue --config suite.json --output .", "suite.json"),
     "calibrate": ("calibrate joint --super_share 0.5 --output joint/summary.json", "joint/summary.json"),
 }
@@ -104,6 +112,8 @@ def test_an_output_is_no_input(name, made, monkeypatch, fails):
     shutil.copy("super.parquet", "parts")
     shutil.copy("train.parquet", "swift")
     shutil.copy("lines.txt", ".out.part")
+    Path("run.yaml").write_text("chunk: 8\n")
+    Path("swift/run.yaml").write_text("seed_everything: 1\n")
     os.link("joint/summary.json", "page.html")
     (made / "suite.json").write_text('{"swift_model": "swift", "super_model": "super", "joint": {}}')
     args, lost = AT_INPUTS[name]
