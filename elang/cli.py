@@ -16,7 +16,7 @@ from typing import Any
 from elang._version import __version__
 from elang.errors import InputError, input_error_behind, machine_error_behind, printable
 from elang.notices import Notice, forget_notices, notice
-from elang.outputs import reader_left
+from elang.outputs import check_output_file, reader_left
 
 _HELP = """usage: elang <verb> [options]
 
@@ -311,8 +311,9 @@ def _run_function(verb: str, args: list[str]) -> None:
     if verb == "ask":
         refuse_nulls(found, ("data",))
     options: dict[str, Any] = vars(parser.instantiate(found)) if verb == "ask" else found.as_dict()
-    if not positional:
-        options.pop("config", None)
+    configs = [] if positional else options.pop("config", None) or []
+    if configs and isinstance(options.get("output"), str):
+        check_output_file(options["output"], [one for one in map(str, configs) if os.path.isfile(one)])
     if empty := [name for name, value in options.items() if isinstance(value, str) and not value]:
         raise InputError(f"--{empty[0]} has an empty value. Give one, or leave the option out.")
     function(**options)

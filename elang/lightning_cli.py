@@ -163,7 +163,7 @@ class ElangCLI(LightningCLI):
         if not isinstance(output, str):
             return
         given = [config.get("ckpt_path"), config["model"]["init_args"], config["data"].get("init_args")]
-        inputs = list(texts_in(given))
+        inputs = [*texts_in(given), *map(str, config.get("config") or [])]
         if output.endswith(".parquet"):
             check_output_file(output, inputs, "--model.output")
         elif self.config.subcommand == "fit":

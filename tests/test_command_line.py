@@ -92,6 +92,14 @@ AT_INPUTS = {
         "--model.output swift",
         "swift/elang.json",
     ),
+    "predict's configuration": (
+        "predict --swift_model swift --super_model super --input lines.txt --config run.yaml --output run.yaml",
+        "run.yaml",
+    ),
+    "fit's configuration": (
+        "fit --config swift/run.yaml --model.model base --data.train train.parquet --model.output swift",
+        "swift/run.yaml",
+    ),
     "suite": ("suite glue --config suite.json --output .", "suite.json"),
     "calibrate": ("calibrate joint --super_share 0.5 --output joint/summary.json", "joint/summary.json"),
 }
@@ -104,6 +112,8 @@ def test_an_output_is_no_input(name, made, monkeypatch, fails):
     shutil.copy("super.parquet", "parts")
     shutil.copy("train.parquet", "swift")
     shutil.copy("lines.txt", ".out.part")
+    Path("run.yaml").write_text("chunk: 8\n")
+    Path("swift/run.yaml").write_text("seed_everything: 1\n")
     os.link("joint/summary.json", "page.html")
     (made / "suite.json").write_text('{"swift_model": "swift", "super_model": "super", "joint": {}}')
     args, lost = AT_INPUTS[name]
@@ -659,3 +669,35 @@ def test_what_predict_cuts_is_told(made, models, monkeypatch):
     with pytest.warns(UserWarning, match="longer than the Swift's"):
         assert main(["predict", *models, "--input", "long.txt", "--threshold", "-inf", "--output", "out.jsonl"]) == 0
     assert [one["kind"] for one in notices()] == ["cut-inputs", "cut-inputs"]
+
+
+@pytest.mark.parametrize(("value", "by"), [("0.5", "swift"), ("-5e-1", "swift"), ("-.inf", "super"), ("inf", "swift")])
+def test_thresholds_of_a_configuration(value, by, made, models, monkeypatch, capfd, fails):
+    """Numbers of YAML are numbers there, too, and an empty value is not the default."""
+    monkeypatch.chdir(made)
+    Path("c.yaml").write_text(f"threshold: {value}\n")
+    assert main(["predict", *models, "--input", "lines.txt", "--config", "c.yaml"]) == 0
+    assert {json.loads(line)["answered_by"] for line in capfd.readouterr().out.splitlines()} == {by}
+    Path("c.yaml").write_text("score: ''\n")
+    fails(["predict", *models, "--input", "lines.txt", "--config", "c.yaml"], "--score", "empty")
+
+
+def test_read_only_files_are_not_replaced(made, monkeypatch, fails):
+    """Whoever runs it: in each verb, for what all write by says so."""
+    monkeypatch.chdir(made)
+    Path("joint/elang.json").chmod(0o444)
+    before = Path("joint/elang.json").read_bytes()
+    fails(["calibrate", "joint", "--super_share", "0.5"], "'joint/elang.json'", "read-only")
+    assert Path("joint/elang.json").read_bytes() == before
+    with pytest.raises(InputError, match="'joint' is a folder"), written_aside("joint"):
+        pass
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_full_standard_output():
+    with open("/dev/full", "w") as full:
+        process = begin(["--version"], None, stdout=full)
+        said = process.stderr.read()
+    assert process.wait(60) == 2
+    assert said.count("elang: error: ") == 1
+    assert "Traceback" not in said
