@@ -213,6 +213,7 @@ class EvaluationModule(AnyShape, LightningModule):
         """Check how the models are to be spread."""
         super().setup(stage)
         check_strategy(self.trainer)
+        check_some(self.trainer, stage)
 
     @property
     def readers(self) -> dict[str, Reader]:
@@ -346,6 +347,17 @@ class EvaluationModule(AnyShape, LightningModule):
 
 
 _OPTIONAL = ("logits", "tokens", "flops", "steps", "scores", "score_flops", "top_ids", "top_log_probs")
+
+
+def check_some(trainer: Any, stage: str) -> None:
+    """Refuse an evaluation of nothing, which would end well and leave nothing behind.
+
+    Raises:
+        InputError: Naming the option.
+    """
+    name = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(stage)
+    if name is not None and not getattr(trainer, name):
+        raise InputError(f"--trainer.{name} is 0, so nothing would be evaluated. Leave it out.")
 
 
 def tell_part(counts: dict[str, tuple[int, int]]) -> None:

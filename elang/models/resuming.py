@@ -69,13 +69,16 @@ class Plan:
         """For a checkpoint."""
         return asdict(self)
 
-    def go_on(self, checkpoint: dict[str, Any], earlier: dict[str, Any] | None, trainer: Trainer) -> None:
+    def go_on(
+        self, checkpoint: dict[str, Any], earlier: dict[str, Any] | None, trainer: Trainer, scheduled: bool
+    ) -> None:
         """Find the place of a checkpoint in this plan, and tell what differs from the plan that it was made by.
 
         Args:
             checkpoint: All of it.
             earlier: The plan that it keeps, if it does.
             trainer: Whose fit goes on.
+            scheduled: Whether the learning rate follows this plan.
 
         Raises:
             InputError: If nothing would be trained in a sensible way: of a place that this plan does not have, or with
@@ -109,11 +112,11 @@ class Plan:
         if different:
             total, shift = self.total(trainer)
             left = total - shift - int(checkpoint["global_step"])
-            notice(
-                "resumed-differently",
-                f"Training goes on with {different}. The learning rate goes on from its place in the schedule and "
-                f"reaches 0 after the {max(0, left)} steps that are left.",
+            rest = (
+                f" The learning rate goes on from its place in the schedule and reaches 0 after the {max(0, left)} "
+                "steps that are left."
             )
+            notice("resumed-differently", f"Training goes on with {different}.{rest if scheduled else ''}")
 
     def _differences(self, earlier: dict[str, Any]) -> str:
         theirs = earlier["options"]
