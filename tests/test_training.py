@@ -72,11 +72,19 @@ def begun(base_model, data_args, tmp_path_factory):
         (["--trainer.limit_train_batches", 5], 10, ["--trainer.limit_train_batches 5"]),
         (["--data.routing_fraction", 0.1], 28, ["--data.routing_fraction 0.1 (in the checkpoint: 0.25)", "texts"]),
         (["--model.warmup", 0.8], 22, []),
+        (["--data.train", "relabelled"], 22, ["other training examples"]),
+        (["--data.validation", "relabelled"], 22, ["other validation examples"]),
     ],
 )
-def test_the_learning_rate_fits_the_steps_that_are_left(fit_args, begun, monkeypatch, options, left, words):
+def test_the_learning_rate_fits_the_steps_that_are_left(
+    fit_args, begun, files, monkeypatch, tmp_path, options, left, words
+):
     from elang import lightning_cli
 
+    if "relabelled" in options:
+        file = files[options[0] == "--data.validation"]
+        (tmp_path / "other.csv").write_text(file.read_text().replace(",bad", ",good", 1))
+        options = [options[0], tmp_path / "other.csv"]
     rates = Rates()
     original = lightning_cli.ElangCLI.instantiate_trainer
     monkeypatch.setattr(lightning_cli.ElangCLI, "instantiate_trainer", lambda cli, **more: add(original(cli, **more)))

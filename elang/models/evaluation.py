@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from elang.cost import FlopsConvention
@@ -299,9 +298,10 @@ class EvaluationModule(AnyShape, LightningModule):
             texts = model.texts(table[f"{name}_ids"])
             cut = int((table[f"{name}_ids"][:, -1] >= 0).sum())
             if cut:
-                rank_zero_warn(
+                notice(
+                    "cut-answers",
                     f"{cut} of {len(texts)} texts of '{self.paths[name]}' on '{split}' reached the limit of "
-                    f"{model.max_new_tokens} tokens and may be cut. Raise --data.max_target_length."
+                    f"{model.max_new_tokens} tokens and may be cut. Raise --data.max_target_length.",
                 )
             return Records(table["id"], torch.zeros_like(table["id"]), key=table["key"], texts=texts, **own)
         source = source_of(split)

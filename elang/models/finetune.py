@@ -374,6 +374,9 @@ class FinetuneModule(AnyShape, LightningModule):
             # The command line puts another in its place where it is given an optimizer.
             own = "configure_optimizers" not in vars(self)
             self._plan.go_on(checkpoint, about.get("plan"), self.trainer, own)
+            if (about.get("plan") or {}).get("evaluated") != self._plan.evaluated:
+                # What a metric was on other data says nothing about these.
+                self._earlier = {}
 
     def on_train_epoch_start(self) -> None:
         """Go on with the random numbers of a checkpoint, so that a resumed run ends as one that was not stopped."""
