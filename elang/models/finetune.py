@@ -364,7 +364,8 @@ class FinetuneModule(AnyShape, LightningModule):
         self._random = checkpoint.get(_RANDOM)
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        if "optimizer_states" not in checkpoint:
+        # One in parts has both elsewhere.
+        if "state_dict" in checkpoint and "optimizer_states" not in checkpoint:
             raise InputError(
                 "The checkpoint has weights only (save_weights_only), so a training cannot go on from it. Give one "
                 "that was saved with the optimizer's states."
