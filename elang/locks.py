@@ -23,7 +23,7 @@ def lock_output(path: str | Path) -> None:
     Raises:
         InputError: If another process writes it.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     if path in _held:
         return
     name = _lock_name(path)
@@ -71,7 +71,7 @@ def lock_for_all(trainer: Any, path: str | Path) -> None:
 
 def unlock_output(path: str | Path) -> None:
     """Let others write an output again."""
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     file = _held.pop(path, None)
     if file is not None:
         _lock_name(path).unlink(missing_ok=True)

@@ -72,11 +72,19 @@ def begun(base_model, data_args, tmp_path_factory):
         (["--trainer.limit_train_batches", 5], 10, ["--trainer.limit_train_batches 5"]),
         (["--data.routing_fraction", 0.1], 28, ["--data.routing_fraction 0.1 (in the checkpoint: 0.25)", "texts"]),
         (["--model.warmup", 0.8], 22, []),
+        (["--data.train", "relabelled"], 22, ["other training examples"]),
+        (["--data.validation", "relabelled"], 22, ["other validation examples"]),
     ],
 )
-def test_the_learning_rate_fits_the_steps_that_are_left(fit_args, begun, monkeypatch, options, left, words):
+def test_the_learning_rate_fits_the_steps_that_are_left(
+    fit_args, begun, files, monkeypatch, tmp_path, options, left, words
+):
     from elang import lightning_cli
 
+    if "relabelled" in options:
+        file = files[options[0] == "--data.validation"]
+        (tmp_path / "other.csv").write_text(file.read_text().replace(",bad", ",good", 1))
+        options = [options[0], tmp_path / "other.csv"]
     rates = Rates()
     original = lightning_cli.ElangCLI.instantiate_trainer
     monkeypatch.setattr(lightning_cli.ElangCLI, "instantiate_trainer", lambda cli, **more: add(original(cli, **more)))
@@ -266,9 +274,11 @@ def test_training_and_evaluation_of_a_part_are_told_of(fit_args, joint_args, pai
     few = ["--trainer.limit_val_batches", 2]
     run_cli("fit", *fit_args, "--trainer.max_steps", 3, *few)
     assert "3 of the 11 batches" in told("part-trained")
+    assert told("not-evaluated")
     run_cli("fit", *fit_args, "--trainer.max_epochs", 1, *few)
     assert "16 of 61 examples of 'validation'" in told("part-evaluated")
     assert not told("part-trained")
+    assert not told("not-evaluated")
     for none in ("max_epochs", "limit_train_batches"):
         run_cli("fit", *fit_args, f"--trainer.{none}", 0)
         assert told("untrained")
@@ -282,6 +292,14 @@ def test_training_and_evaluation_of_a_part_are_told_of(fit_args, joint_args, pai
     about = json.loads(pq.read_schema(tmp_path / "r.parquet").metadata[b"elang"])["made"]
     assert [one["kind"] for one in about["notices"]] == ["part-evaluated"]
     assert {"command", "seed", "versions"} <= about.keys()
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "score"])
+def test_an_evaluation_of_nothing_is_refused(pair, joint_args, data_args, files, verb, fails):
+    name = f"--trainer.limit_{'test' if verb == 'test' else 'val'}_batches"
+    models = joint_args if verb == "validate" else ["--model.model", pair["super"], *data_args, *QUIET]
+    kind = ["--model", "FinetuneModule", "--data.test", files[1]] if verb == "test" else []
+    fails([verb, *kind, *models, name, 0], name)
 
 
 def parsed(*args, verb="fit", part="data"):

@@ -76,8 +76,8 @@ def _chosen(trainer: Trainer, earlier: dict[str, Any]) -> tuple[dict[str, Any] |
         if one.wait_count and one.monitor not in [keeper.monitor for keeper in keepers]:
             best = float(one.best_score)
             why.append(
-                f"EarlyStopping saw a better '{one.monitor}', {best:.4f}, but no ModelCheckpoint kept those weights: add "
-                "one with this monitor"
+                f"EarlyStopping saw a better '{one.monitor}', {best:.4f}, but no ModelCheckpoint kept those weights: "
+                "add one with this monitor"
             )
     return None, {"why": "; ".join(why)}
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from elang.columns import is_table
@@ -216,6 +215,7 @@ class EvaluationModule(AnyShape, LightningModule):
         """Check how the models are to be spread."""
         super().setup(stage)
         check_strategy(self.trainer)
+        check_some(self.trainer, stage)
 
     @property
     def readers(self) -> dict[str, Reader]:
@@ -301,9 +301,10 @@ class EvaluationModule(AnyShape, LightningModule):
             texts = model.texts(table[f"{name}_ids"])
             cut = int((table[f"{name}_ids"][:, -1] >= 0).sum())
             if cut:
-                rank_zero_warn(
+                notice(
+                    "cut-answers",
                     f"{cut} of {len(texts)} texts of '{self.paths[name]}' on '{split}' reached the limit of "
-                    f"{model.max_new_tokens} tokens and may be cut. Raise --data.max_target_length."
+                    f"{model.max_new_tokens} tokens and may be cut. Raise --data.max_target_length.",
                 )
             return Records(table["id"], torch.zeros_like(table["id"]), key=table["key"], texts=texts, **own)
         source, data = source_of(split), getattr(self.trainer, "datamodule", None)
@@ -351,6 +352,17 @@ class EvaluationModule(AnyShape, LightningModule):
 
 
 _OPTIONAL = ("logits", "tokens", "flops", "steps", "scores", "score_flops", "top_ids", "top_log_probs")
+
+
+def check_some(trainer: Any, stage: str) -> None:
+    """Refuse an evaluation of nothing, which would end well and leave nothing behind.
+
+    Raises:
+        InputError: Naming the option.
+    """
+    name = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(stage)
+    if name is not None and not getattr(trainer, name):
+        raise InputError(f"--trainer.{name} is 0, so nothing would be evaluated. Leave it out.")
 
 
 def tell_part(counts: dict[str, tuple[int, int]]) -> None:

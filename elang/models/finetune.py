@@ -23,14 +23,14 @@ from elang.metrics import ExampleTable
 from elang.models.attention import AnyShape
 from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_words, describe, load_model, save_model
 from elang.models.best import take_best
-from elang.models.evaluation import measure_texts, padded_ids, tell_part
+from elang.models.evaluation import check_some, measure_texts, padded_ids, tell_part
 from elang.models.resuming import Plan, rate
 from elang.models.seq2seq import Seq2Seq
 from elang.models.sharding import Sharded, check_strategy
 from elang.models.stopping import stop_late
 from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
-from elang.notices import notice
+from elang.notices import notice, notices
 from elang.quality import QUALITIES, QualityName
 from elang.records import listed
 from elang.scores import check_logits
@@ -141,6 +141,7 @@ class FinetuneModule(AnyShape, LightningModule):
         self._goes_on = False
         self._earlier: dict[str, Any] = {}
         self._best = ""
+        self._evaluated: set[str] = set()
         self._sharded: Sharded | None = None
         self._random: dict[str, Tensor] | None = None
 
@@ -148,6 +149,7 @@ class FinetuneModule(AnyShape, LightningModule):
         """Take the limit of generated texts from the data, and look at how the trainer goes about it."""
         super().setup(stage)
         check_strategy(self.trainer)
+        check_some(self.trainer, stage)
         if stage == "fit":
             stop_late(self.trainer)
         data: Any = getattr(self.trainer, "datamodule", None)
@@ -263,6 +265,7 @@ class FinetuneModule(AnyShape, LightningModule):
                 continue
             data: Any = getattr(self.trainer, "datamodule", None)
             if data is not None and not self.trainer.sanity_checking:
+                self._evaluated.add(split)
                 tell_part({split: (len(table["id"]), len(data.examples(split)))})
             if isinstance(self.classifier, Seq2Seq):
                 texts = self.classifier.texts(table["ids"])
@@ -325,6 +328,9 @@ class FinetuneModule(AnyShape, LightningModule):
             return
         self._lay_out()
         schedule = self._schedule
+        said = f"lr is {self.lr!r}, as given; the checkpoint has {schedule.base_lrs[0]!r}"
+        if schedule.base_lrs[0] != self.lr and said not in [one["text"] for one in notices()]:
+            notice("checkpoint-options", said)
         schedule.base_lrs = [self.lr] * len(schedule.base_lrs)
         for group, decay in zip(schedule.optimizer.param_groups, (self.weight_decay, 0.0), strict=True):
             group |= {"initial_lr": self.lr, "weight_decay": decay}
@@ -363,14 +369,20 @@ class FinetuneModule(AnyShape, LightningModule):
         self._random = checkpoint.get(_RANDOM)
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        if "optimizer_states" not in checkpoint:
+        # One in parts has both elsewhere.
+        if "state_dict" in checkpoint and "optimizer_states" not in checkpoint:
             raise InputError(
                 "The checkpoint has weights only (save_weights_only), so a training cannot go on from it. Give one "
                 "that was saved with the optimizer's states."
             )
         self._goes_on, self._earlier = True, checkpoint.get("callbacks", {})
         if self._plan is not None:
-            self._plan.go_on(checkpoint, about.get("plan"), self.trainer)
+            # The command line puts another in its place where it is given an optimizer.
+            own = "configure_optimizers" not in vars(self)
+            self._plan.go_on(checkpoint, about.get("plan"), self.trainer, own)
+            if (about.get("plan") or {}).get("evaluated") != self._plan.evaluated:
+                # What a metric was on other data says nothing about these.
+                self._earlier = {}
 
     def on_train_epoch_start(self) -> None:
         """Go on with the random numbers of a checkpoint, so that a resumed run ends as one that was not stopped."""
@@ -423,7 +435,7 @@ class FinetuneModule(AnyShape, LightningModule):
         self._finished = self.manifest()
 
     def _tell_unseen(self) -> None:
-        """Tell of a training that has not come to the end of its first epoch."""
+        """Tell of a training that has not come to the end of its first epoch, or to any evaluation."""
         progress = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         batches = len(self.trainer.datamodule.train_dataloader()) if self._plan is not None else 0  # type: ignore[attr-defined]
         if not progress:
@@ -434,6 +446,14 @@ class FinetuneModule(AnyShape, LightningModule):
                 f"Training ended after {progress:,} of the {batches:,} batches of an epoch, so it has not seen all of "
                 "its examples.",
             )
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if (
+            not self._evaluated
+            and not self._goes_on
+            and data is not None
+            and "validation" in getattr(data, "splits", ())
+        ):
+            notice("not-evaluated", "The model was never evaluated on 'validation' in this training.")
 
     def on_fit_end(self) -> None:
         """Write the folder, unless training was interrupted or only tried out."""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from elang.bootstrap import compare_areas
@@ -288,7 +287,7 @@ class JointModule(EvaluationModule):
             share = share_near_threshold(answers.scores[routing], float(chosen["threshold"]), distance)
             summary["within_rounding_of_threshold"] = {"distance": distance, "share": share}
         if self.latency and self._sharded:
-            rank_zero_info("latency is measured only where each model fits one device")
+            notice("no-latency", "Latency was not measured: that needs each model to fit one device.")
         elif self.latency and len(self.models) == 2:
             models = {name: self.model(name) for name in ("swift", "super")}
             columns: dict[str, Any] = answers.more
@@ -299,7 +298,7 @@ class JointModule(EvaluationModule):
             with self.trainer.precision_plugin.forward_context():
                 summary["latency"] = pair_latency(models, tokens, candidates, steps)
         elif self.latency:
-            rank_zero_info("latency is measured only where both models run here")
+            notice("no-latency", "Latency was not measured: that needs both models to run here.")
         return summary
 
     def _weights(self, name: str) -> str:

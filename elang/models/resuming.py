@@ -1,11 +1,13 @@
 """A training that goes on from a checkpoint: what has changed since, and which steps of the schedule are left."""
 
 import hashlib
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning.pytorch import Trainer
 
+from elang.data.files import Examples
 from elang.errors import InputError
 from elang.notices import notice
 
@@ -21,7 +23,8 @@ class Plan:
         options: By the names that a message gives them.
         routing_fraction: Share of the training file that is held out.
         fold: Which part of the rest is left out, if any.
-        examples: Hash of the texts that are trained on, in their order.
+        examples: Hash of the examples that are trained on, in their order.
+        evaluated: The same of those that are evaluated on.
     """
 
     batches: int
@@ -31,17 +34,20 @@ class Plan:
     routing_fraction: float
     fold: list[int] | None
     examples: str
+    evaluated: str
 
     @classmethod
     def of(cls, trainer: Trainer, data: Any) -> "Plan":
         """The plan of a trainer that is about to fit a data module."""
         limit, batches = trainer.limit_train_batches, len(data.train_dataloader())
-        keys = [data.examples(split).key for split in ("train", "transfer") if split in data.splits]
+        trained = [data.examples(split) for split in ("train", "transfer") if split in data.splits]
+        evaluated = [data.examples("validation")] if "validation" in data.splits else []
         names = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
         options = {f"--trainer.{name}": getattr(trainer, name) for name in names}
         options |= {"--data.batch_size": data.batch_size, "the number of processes": trainer.world_size}
-        options |= {"--data.routing_fraction": data.routing_fraction, "the number of texts": sum(map(len, keys))}
-        digest = hashlib.sha256(b"".join(key.numpy().tobytes() for key in keys)).hexdigest()
+        options |= {"--data.routing_fraction": data.routing_fraction, "the number of texts": sum(map(len, trained))}
+        options |= {f"--data.{name}": getattr(data, name) for name in ("max_length", "max_target_length")}
+        options |= {"--seed_everything": os.environ.get("PL_GLOBAL_SEED")}
         return cls(
             min(batches, limit) if isinstance(limit, int) else int(batches * limit),
             trainer.accumulate_grad_batches,
@@ -49,7 +55,8 @@ class Plan:
             options,
             data.routing_fraction,
             list(data.fold) if data.fold else None,
-            digest,
+            _digest(trained),
+            _digest(evaluated),
         )
 
     @property
@@ -69,13 +76,16 @@ class Plan:
         """For a checkpoint."""
         return asdict(self)
 
-    def go_on(self, checkpoint: dict[str, Any], earlier: dict[str, Any] | None, trainer: Trainer) -> None:
+    def go_on(
+        self, checkpoint: dict[str, Any], earlier: dict[str, Any] | None, trainer: Trainer, scheduled: bool
+    ) -> None:
         """Find the place of a checkpoint in this plan, and tell what differs from the plan that it was made by.
 
         Args:
             checkpoint: All of it.
             earlier: The plan that it keeps, if it does.
             trainer: Whose fit goes on.
+            scheduled: Whether the learning rate follows this plan.
 
         Raises:
             InputError: If nothing would be trained in a sensible way: of a place that this plan does not have, or with
@@ -101,24 +111,26 @@ class Plan:
                 )
         if earlier is None or (earlier["batches"], earlier["accumulated"]) != (self.batches, self.accumulated):
             self.shift = epochs * self.steps + within // self.accumulated - int(checkpoint["global_step"])
-        different = "" if earlier is None else self._differences(earlier)
-        if earlier is None and self.shift:
-            different = f"{self.steps} steps an epoch (in the checkpoint: {checkpoint['global_step'] / epochs:g})"
-        if not different and earlier is not None and earlier["examples"] != self.examples:
-            different = "other training texts"
+        if earlier is not None:
+            different = self._differences(earlier)
+        else:
+            different = f"other steps than the {checkpoint['global_step']} of the checkpoint" if self.shift else ""
         if different:
             total, shift = self.total(trainer)
             left = total - shift - int(checkpoint["global_step"])
-            notice(
-                "resumed-differently",
-                f"Training goes on with {different}. The learning rate goes on from its place in the schedule and "
-                f"reaches 0 after the {max(0, left)} steps that are left.",
+            rest = (
+                f" The learning rate goes on from its place in the schedule and reaches 0 after the {max(0, left)} "
+                "steps that are left."
             )
+            notice("resumed-differently", f"Training goes on with {different}.{rest if scheduled else ''}")
 
     def _differences(self, earlier: dict[str, Any]) -> str:
         theirs = earlier["options"]
         pairs = [(name, value, theirs.get(name)) for name, value in self.options.items()]
-        return ", ".join(f"{name} {own} (in the checkpoint: {was})" for name, own, was in pairs if own != was)
+        said = [f"{name} {own} (in the checkpoint: {was})" for name, own, was in pairs if own != was]
+        said += ["other training examples"] if self.examples != earlier["examples"] else []
+        said += ["other validation examples"] if self.evaluated != earlier["evaluated"] else []
+        return ", ".join(said)
 
     def _check(self, earlier: dict[str, Any]) -> None:
         """Refuse to hold out what was trained on."""
@@ -134,6 +146,12 @@ class Plan:
                 f"--data.fold is {own}, but the checkpoint was trained with {was}: the part that is left out was "
                 "trained on. Give the same, or train anew."
             )
+
+
+def _digest(parts: list[Examples]) -> str:
+    """Hash of the texts and labels of some examples."""
+    columns = [column for part in parts for column in (part.key, part.label)]
+    return hashlib.sha256(b"".join(column.numpy().tobytes() for column in columns)).hexdigest()
 
 
 def rate(step: int, total: int, rise: int) -> float:

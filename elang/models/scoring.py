@@ -178,7 +178,12 @@ class ScoreModule(EvaluationModule):
     def teardown(self, stage: str) -> None:
         """Put the parts together when all are there."""
         super().teardown(stage)
-        unlock_output(self._locked)
+        try:
+            self._put_together()
+        finally:
+            unlock_output(self._locked)
+
+    def _put_together(self) -> None:
         if self.parts == 1 or self.part is not None or not self.trainer.is_global_zero:
             return
         paths = [self._path(part) for part in range(self.parts)]
