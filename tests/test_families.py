@@ -442,12 +442,8 @@ def test_from_training_to_prediction(tmp_path, files, kind, name):
 
 def tables():
     """The tables of docs/models.md: the families that are right, and those that are refused."""
-    lines = ["| kind | `model_type` | padding | the answer is read from |", "|---|---|---|---|"]
-    for kind, name in ALL:
-        side = "left" if name in families._LEFT else "right"
-        where = "the token before the padding" if kind == "decoder" else "the words of the answers"
-        where = "the family's own summary of the text" if kind == "encoder" else where
-        lines.append(f"| {kind} | `{name}` | {side} | {where} |")
+    lines = ["| kind | `model_type` | padding |", "|---|---|---|"]
+    lines += [f"| {kind} | `{name}` | {'left' if name in families._LEFT else 'right'} |" for kind, name in ALL]
     refused = ["| `model_type` | why |", "|---|---|"]
     refused += [f"| `{name}` | {why} |" for name, why in sorted(families.REFUSED.items())]
     return "\n".join(lines), "\n".join(refused)

@@ -135,6 +135,7 @@ def save_other(folder, name, kind="encoder", **config):
 
 
 OTHER = ["AutoModelForTokenClassification", "AutoModelForQuestionAnswering", "AutoModel", "AutoModelForMaskedLM"]
+EACH = ("AutoModelForTokenClassification", "AutoModel", "AutoModelForMaskedLM")
 ENCODERS = ("bert", "deberta-v2", "distilbert", "electra", "modernbert", "roberta")
 HEADS = [(name, "encoder", auto) for name in ENCODERS for auto in EACH]
 HEADS += [("bert", "encoder", "AutoModelForQuestionAnswering"), ("xlnet", "encoder", "AutoModelForTokenClassification")]
