@@ -1,7 +1,6 @@
 """`elang calibrate`: an operating point that is promised something, chosen on records that no model was trained on."""
 
 import hashlib
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from functools import reduce
@@ -28,8 +27,9 @@ from elang.errors import InputError
 from elang.evaluate import little_to_gain, swift_cost_columns
 from elang.manifest import FILENAME, Manifest
 from elang.outputs import say
-from elang.records import check_format, read_about
+from elang.records import read_about
 from elang.scores import route
+from elang.summary import read_summary
 
 DRIFT_P = 0.01
 _GRID = 1001
@@ -161,24 +161,6 @@ def calibrate(
 
 def _file(path: str) -> Path:
     return Path(path) / FILENAME if Path(path).is_dir() else Path(path)
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """Read an evaluation's ``summary.json``.
-
-    Raises:
-        InputError: If there is none, or one of an earlier version.
-    """
-    try:
-        found: dict[str, Any] = json.loads((folder / "summary.json").read_text("utf-8"))
-        if "worth" not in found:
-            raise ValueError("its summary is of an earlier version")
-        check_format(found)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"'{folder}' is no folder that `elang validate` wrote ({error}). Give its --model.output."
-        ) from error
-    return found
 
 
 def read_slice(folder: Path, split: str, score: str) -> Slice:

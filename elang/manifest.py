@@ -6,17 +6,70 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from elang._version import __version__
 from elang.curve import Point
+from elang.data.format import Problem
 from elang.errors import InputError
+from elang.json_files import (
+    MEASURED,
+    OBJECT,
+    OBJECTS,
+    POSITIVE,
+    TEXT,
+    TEXTS,
+    THRESHOLD,
+    Check,
+    check_fields,
+    is_number,
+    number,
+    read_object,
+    shown,
+    whole,
+)
 from elang.notices import notice
 from elang.outputs import written_aside
 from elang.scores import DEFAULT_SCORE
 
 FILENAME = "elang.json"
 _FORMAT = 1
+_NAMED: Check = (
+    "an object of scores with named entries",
+    lambda v: isinstance(v, dict) and all(OBJECTS[1](named) for named in v.values()),
+)
+# What each field of the file must be, of its task, and of each of its thresholds.
+_FIELDS: dict[str, Check] = {
+    "label_names": TEXTS,
+    "task": ("an object of names and values, or null", lambda v: v is None or isinstance(v, dict)),
+    "score": TEXT,
+    "temperature": POSITIVE,
+    "weights_sha256": TEXT,
+    "routing_fraction": number(0, 1),
+    "max_length": whole(1),
+    "max_target_length": whole(1),
+    "num_beams": whole(1),
+    "router": OBJECTS,
+    "thresholds": _NAMED,
+    "versions": OBJECT,
+}
+_TASK: dict[str, Check] = {
+    "problem": (f"one of {', '.join(get_args(Problem))}", lambda v: v in get_args(Problem)),
+    "prompt": TEXT,
+} | dict.fromkeys(("label_names", "fields", "segments", "answers", "qualities", "choice_fields", "languages"), TEXTS)
+_ENTRY: dict[str, Check] = {
+    "threshold": THRESHOLD,
+    **dict.fromkeys(("rule", "chosen_on", "statement", "slice_sha256", "swift_sha256", "super_sha256"), TEXT),
+    "num_examples": whole(1),
+    **dict.fromkeys(("deferred_share", "quality", "speedup", "regretted", "p_value"), MEASURED),
+    **dict.fromkeys(("max_regret", "max_drop", "confidence"), number(0)),
+    "score_quantiles": (
+        "a list of finite numbers",
+        lambda v: isinstance(v, list) and bool(v) and all(map(is_number, v)),
+    ),
+}
+# What a statement is checked with.
+_STATED = ("num_examples", "slice_sha256", "score_quantiles")
 
 
 @dataclass
@@ -62,27 +115,31 @@ class Manifest:
         """Read the file ``path``, or the one in the folder ``path``.
 
         Raises:
-            InputError: If it is missing, not JSON, or of another format.
+            InputError: If it is missing, not JSON, of another format, or a field has a value that it cannot have.
         """
         path = Path(path)
         if path.is_dir():
             path = path / FILENAME
         try:
-            data = json.loads(path.read_text("utf-8"))
-            if (own := data.pop("format")) != _FORMAT:
-                raise ValueError(f"it is of the format {own!r}, and this version knows {_FORMAT}")
-            found = cls(**data)
-            tables = list(found.thresholds.values())
-            entries = [entry for named in tables if isinstance(named, dict) for entry in named.values()]
-            if not all(isinstance(one, dict) for one in tables + entries):
-                raise ValueError("its thresholds are no table")
-            return found
+            data = read_object(path)
+            if (own := data.pop("format", None)) != _FORMAT or isinstance(own, bool):
+                raise ValueError(f"it is of the format {shown(own)}, and this version knows {_FORMAT}")
+            check_fields(data, _FIELDS, ("label_names",))
+            check_fields(data.get("task") or {}, _TASK, where="task.")
+            for score, named in data.get("thresholds", {}).items():
+                for name, entry in named.items():
+                    stated = _STATED if "statement" in entry else ()
+                    check_fields(entry, _ENTRY, ("threshold", *stated), f"thresholds.{score}.{name}.")
+            return cls(**data)
         except FileNotFoundError as error:
             raise InputError(
                 f"There is no threshold file '{path}'. `elang fit` and `elang validate` write it."
             ) from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"'{path}' is not a threshold file of this version ({error}). Make it anew.") from error
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"'{path}' is not a threshold file of this version ({error}). Correct it, or make it anew with `elang "
+                "fit` or `elang validate`."
+            ) from error
 
     def threshold(self, name: str, score: str | None = None) -> float:
         """Return the threshold called ``name`` (``parity``, ``99%``, ``defer 30%``) of a score.
@@ -99,12 +156,7 @@ class Manifest:
                 "number. `elang validate` with a held-out slice makes the usual ones, `elang calibrate JOINT "
                 "--max_regret 0.02 --output SWIFT` 'certified'."
             )
-        try:
-            return float(known[name]["threshold"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"The threshold '{name}' of '{score}' is damaged: {known[name]!r}. Make it anew."
-            ) from error
+        return float(known[name]["threshold"])
 
     def speedup(self, name: str, score: str) -> float:
         """The Super's FLOPs over the pair's at a threshold, on the slice that it was chosen on; NaN if unknown."""

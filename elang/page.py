@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,17 +14,25 @@ import torch
 from torch import Tensor
 
 from elang.bootstrap import curve_interval, lost_to_super
-from elang.calibrate import check_statements, read_summary
+from elang.calibrate import check_statements
+from elang.columns import numbers, read_parquet, vectors
 from elang.errors import InputError
+from elang.json_files import OBJECT, TEXT, Check, check_fields, read_object
 from elang.manifest import FILENAME, Manifest
 from elang.outputs import check_output_file, say, written_aside
 from elang.quality import QUALITIES, Quality
 from elang.records import read_about
 from elang.report import COLORS, EVALUATION_FILES, plain_texts, said_against
 from elang.scores import route
+from elang.summary import read_summary
 
 _STEPS = 400
 _BAND_POINTS, _RESAMPLES = 101, 1000
+_MADE: dict[str, Check] = {
+    "command": TEXT,
+    "seed": ("a text, or null", lambda v: v is None or isinstance(v, str)),
+    "versions": OBJECT,
+}
 _MOST_TEXTS, _MOST_CHARACTERS, _MOST_CLASSES = 15, 400, 200
 
 
@@ -76,27 +83,68 @@ class Evaluation:
     folder: Path
 
     def __post_init__(self) -> None:
+        self.summary = read_summary(self.folder)
+        self.score: str = self.summary["score"]
+        self.quality_name: Any = next(iter(self.summary["qualities"]))
+        for name, read in (
+            ("records.parquet", self._read_records),
+            ("curve.csv", self._read_curves),
+            ("made.json", self._read_made),
+        ):
+            try:
+                read(self.folder / name)
+            except InputError:
+                raise
+            except Exception as error:  # whatever the readers say of a damaged file
+                raise InputError(
+                    f"'{self.folder / name}' is not what `elang validate` wrote ({error}). Run `elang validate` again."
+                ) from error
+
+    def _read_records(self, path: Path) -> None:
+        frame, _ = read_parquet(path)
+        self.label_names: list[str] = read_about(path).get("label_names", [])
+        self.frame = frame[frame["split"] == self.summary["evaluated_on"]].reset_index(drop=True)
+        wanted = self.found["num_examples"]
+        if len(self.frame) != wanted:
+            raise ValueError(f"it has {len(self.frame)} rows of '{self.summary['evaluated_on']}', not {wanted}")
+        for name in (
+            "id",
+            "key",
+            f"score_{self.score}",
+            "gain",
+            *(["swift_tokens"] if "swift_tokens" in frame else []),
+        ):
+            if name not in self.frame:
+                raise ValueError(f"it has no column '{name}'")
+            numbers(self.frame, name, str(path), whole=name in ("id", "key"))
+        if self.quality is not None and self.labels is not None:
+            for name, column in zip(("label", "swift_prediction", "super_prediction"), self.labels, strict=True):
+                if not len(self.label_names) > int(column.max()) or int(column.min()) < -(name != "label"):
+                    raise ValueError(f"a '{name}' is none of the {len(self.label_names)} classes")
+        if "swift_logits" in self.frame:
+            first = self.frame["swift_logits"].iloc[0]
+            size = len(first) if hasattr(first, "__len__") else 0
+            self.logits = torch.from_numpy(vectors(self.frame, "swift_logits", size, str(path), missing=True))
+
+    def _read_curves(self, path: Path) -> None:
         import pandas as pd
 
-        try:
-            self.summary = read_summary(self.folder)
-            frame = pd.read_parquet(self.folder / "records.parquet")
-            self.curves = pd.read_csv(self.folder / "curve.csv", float_precision="round_trip")
-            self.frame = frame[frame["split"] == self.summary["evaluated_on"]].reset_index(drop=True)
-            self.label_names: list[str] = read_about(self.folder / "records.parquet")["label_names"]
-            self.score: str = self.summary["score"]
-            self.quality_name: Any = next(iter(self.summary["qualities"]), "no quality")
-            self.found["scores"][self.score]
-            if "gain" not in self.frame:
-                raise ValueError("its records are of an earlier version")
-            # Read here, where what is damaged is told.
-            _ = self.routed, self.gain, self.labels, self.column("key")
-        except InputError:
-            raise
-        except Exception as error:  # whatever the readers say of a damaged file
-            raise InputError(
-                f"'{self.folder}' is no folder that `elang validate` wrote ({error}). Run `elang validate` again."
-            ) from error
+        self.curves = pd.read_csv(path, float_precision="round_trip")
+        named = ["threshold", "deferred_share", *self.summary["qualities"], "flops", "speedup"]
+        for name in ("score", *named):
+            if name not in self.curves:
+                raise ValueError(f"it has no column '{name}'")
+            if name != "score" and self.curves[name].dtype.kind not in "if" and len(self.curves):
+                raise ValueError(f"its column '{name}' has values that are no numbers")
+        share, threshold = self.curve["deferred_share"], self.curve["threshold"]
+        if not len(self.curve) or not (share.between(0, 1).all() and share.is_monotonic_increasing):
+            raise ValueError(f"it has no curve of the score '{self.score}' whose 'deferred_share' rises from 0 to 1")
+        if not threshold.is_monotonic_decreasing:
+            raise ValueError(f"the 'threshold' of '{self.score}' does not fall")
+
+    def _read_made(self, path: Path) -> None:
+        self.made: dict[str, Any] = read_object(path) if path.exists() else {}
+        check_fields(self.made, _MADE, tuple(_MADE) if self.made else ())
 
     @property
     def name(self) -> str:
@@ -127,7 +175,8 @@ class Evaluation:
     @cached_property
     def labels(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Label, Swift's and Super's prediction, where these are classes."""
-        if "label" not in self.frame or self.frame["label"].dtype.kind != "i":
+        names = ("label", "swift_prediction", "super_prediction")
+        if not all(name in self.frame and self.frame[name].dtype.kind == "i" for name in names):
             return None
         return self.column("label"), self.column("swift_prediction"), self.column("super_prediction")
 
@@ -143,15 +192,6 @@ class Evaluation:
     def curve(self) -> Any:
         """The routing score's curve, a row for each threshold."""
         return self.curves[self.curves["score"] == self.score].reset_index(drop=True)
-
-    @property
-    def made(self) -> dict[str, Any]:
-        """Command, seed and versions."""
-        try:
-            found: dict[str, Any] = json.loads((self.folder / "made.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found
 
     def row_at(self, threshold: float) -> int:
         """The row of the curve where a pair with this threshold works."""
@@ -440,7 +480,7 @@ def _reliability_figure(one: Evaluation) -> dict[str, Any] | None:
     """How often the Swift is right where it says that it is so sure."""
     if one.labels is None or "swift_logits" not in one.frame:
         return None
-    probability = torch.tensor(np.stack(one.frame["swift_logits"].to_list())).softmax(-1)
+    probability = one.logits.float().softmax(-1)
     sure = probability.amax(-1).double()
     right = (one.labels[1] == one.labels[0]).double()
     bins = (sure * 10).long().clamp_max(9)

@@ -10,6 +10,7 @@ from elang.manifest import plain
 from elang.notices import made
 from elang.outputs import console, written_aside
 from elang.scores import BEFORE_DECODER
+from elang.summary import read_summary
 
 
 def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
         Plain values: the task score (the mean of its metrics; of generated texts the first one, BLEU / 100) of Swift
         and Super, their GFLOPs and milliseconds, and for each operating point the pair's.
     """
-    summary = json.loads(path.read_text("utf-8"))
+    summary = read_summary(path.parent)
     if score is None or score not in summary["operating_points"]:
         score = str(summary["score"])
     qualities = summary["qualities"]
