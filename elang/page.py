@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from elang.bootstrap import curve_interval, lost_to_super
-from elang.calibrate import check_statements, read_summary
 from elang.errors import InputError
 from elang.manifest import FILENAME, Manifest
+from elang.pair_records import read_summary
 from elang.quality import QUALITIES, Quality
 from elang.records import read_about, written_aside
 from elang.report import COLORS, said_against
 from elang.scores import route
+from elang.statements import CONDITIONS, check_statements
 
 _STEPS = 400
 _BAND_POINTS, _RESAMPLES = 101, 1000
@@ -171,7 +172,13 @@ class Evaluation:
             return found
         scores = {self.score: self.routed}
         own = check_statements(
-            self.manifest, self.column("key"), scores, self.gain, self.summary.get("weights", {}).get("super", "")
+            self.manifest,
+            self.column("key"),
+            scores,
+            self.gain,
+            self.summary.get("weights", {}).get("super", ""),
+            self.column("unit") if "unit" in self.frame else None,
+            {what: self.summary[what] for what in CONDITIONS if what in self.summary},
         )
         return own or found
 
@@ -181,9 +188,12 @@ class Evaluation:
         known: dict[str, Any] = dict(self.found["scores"][self.score]["held_out"])
         known |= self.manifest.thresholds.get(self.score, {}) if self.manifest else {}
         if wanted is not None and wanted not in known:
+            named = self.manifest.thresholds if self.manifest else {}
+            others = [score for score in named if wanted in named[score]]
             raise InputError(
-                f"'{self.folder}' has no threshold '{wanted}' for '{self.score}'; there are "
+                f"'{self.folder}' has no threshold '{wanted}' for '{self.score}', which routes; there are "
                 f"{', '.join(known) or 'none'}."
+                + (f" '{wanted}' is one of {', '.join(map(repr, others))}." if others else "")
             )
         name = wanted or next((name for name in ("certified", "99%") if name in known), None)
         if name is not None:

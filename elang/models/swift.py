@@ -28,6 +28,7 @@ from elang.records import Records, read_records, source_of
 from elang.router import expected_gain, fold_of
 from elang.scores import BEFORE_DECODER, DEFAULT_SCORE, SCORES, all_scores
 from elang.sequence_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
+from elang.slices import slice_of
 
 # A router that reads one of these alone has its order.
 SIMPLE = (DEFAULT_SCORE, SEQUENCE_DEFAULT)
@@ -335,12 +336,14 @@ class SwiftModule(FinetuneModule):
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         self.router_report: dict[str, dict[str, Any]] = {}
+        self._chosen_on: dict[str, Any] = {}
         model = self.classifier
         if data is None or "routing" not in getattr(data, "splits", ()):
             rank_zero_info("there is no routing slice: no router heads were fitted and no thresholds were chosen")
             model.drop_routers()
             return {}
         table = self._answer(data.loader("routing"))
+        self._chosen_on = slice_of(table["key"].cpu())
         super_ = None if self.records is None else self.records.take(self.records.rows(table["id"], table["key"]))
         score_flops = lesson = None
         if isinstance(model, Seq2Seq):
@@ -407,4 +410,5 @@ class SwiftModule(FinetuneModule):
         """Describe the finished Swift."""
         manifest = super().manifest()
         manifest.score, manifest.temperature, manifest.router = self.score, self.temperature, self.router_report
+        manifest.chosen_on = self._chosen_on
         return manifest
