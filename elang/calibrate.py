@@ -180,7 +180,7 @@ def _promises(
     level, attempts, total = attempt(
         ledger, about, asked, 1 - confidence, lambda one: _check_enough(found, kind, least, one / many, part, fractions)
     )
-    if attempts > 1:
+    if 1 - total < confidence - 1e-12:
         notice(
             "spent-confidence",
             f"{attempts} attempts were made on these examples ('{ledger}'), so the promise has {percent(1 - total)} "
@@ -285,8 +285,8 @@ def _check_enough(found: Slice, kind: str, allowed: float, level: float, part: s
     if found.rows > found.units:
         there += f" {found.noun} in {found.rows:,} rows"
     raise InputError(
-        f"No threshold can be certified to a {what} of {allowed:.3%} with {confidence:.4%} confidence: that takes at "
-        f"least {needed:,} examples, even if all are deferred, and the slice has {there}. To get one, "
+        f"No threshold can be certified to a {what} of {allowed:.3%} with {percent(confidence)} confidence: that takes "
+        f"at least {needed:,} examples, even if all are deferred, and the slice has {there}. To get one, "
         f"{_too_few(found, needed, part, fractions, kind)}."
     )
 

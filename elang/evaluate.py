@@ -31,7 +31,7 @@ from elang.quality import Quality, spearman
 from elang.records import Records, listed
 from elang.scores import BEFORE_DECODER, all_scores, route
 from elang.sequence_scores import SEQUENCE_SCORES
-from elang.slices import FEW, MOSTLY, share_of_slice
+from elang.slices import FEW, MOSTLY, SOME, share_of_slice
 from elang.text_quality import TEXT_METRICS, worth_metric
 
 FRACTIONS = {"parity": 1.0, "99.5%": 0.995, "99%": 0.99}
@@ -365,34 +365,37 @@ def check_apart(evaluated: Tensor, train: Tensor, chosen_on: Tensor) -> None:
     if chosen > FEW * n:
         notice(
             "evaluated-on-slice",
-            f"{chosen} of the {n} evaluated examples are also in the {ROUTING_SLICE}, that thresholds are "
-            "chosen on; the figures are too good by as much.",
+            f"{chosen} of the {n} evaluated examples are also in the {ROUTING_SLICE}, on which thresholds "
+            "are chosen; the figures are too good by as much.",
         )
 
 
-def check_not_chosen_on(evaluated: Tensor, about: dict[str, Any], what: str) -> None:
+def check_not_chosen_on(evaluated: Tensor, about: dict[str, Any], what: str, fraction: float = 0.0) -> None:
     """Refuse to evaluate thresholds on the examples that they were chosen on.
 
     Args:
         evaluated: The keys of the evaluation set, int64 ``(N,)``.
         about: The examples that they were chosen on, :func:`elang.slices.slice_of`.
         what: The thresholds, in messages.
+        fraction: Share of the training file that these are, if they are a slice of it, which a hash picked.
 
     Raises:
-        InputError: If these are half of what is evaluated, or more.
+        InputError: If these are a tenth of what is evaluated, or so many that half of it is the training file.
     """
-    share = share_of_slice(evaluated, about)
-    if share >= MOSTLY:
-        few = "these very examples" if share == 1 else f"about {share:.0%} of these examples"
+    share, n = share_of_slice(evaluated, about), len(evaluated)
+    # A few may be chance.
+    trained = share >= MOSTLY * fraction > 0 and share * n >= _ENOUGH
+    if share >= SOME or trained:
+        few = "these very examples" if share == 1 else f"examples of which about {share * n:.0f} are among these {n}"
         raise InputError(
-            f"{what} chosen on {few}, so they cannot tell whether its statement holds. Evaluate on others, or leave "
-            "--model.thresholds out."
+            f"{what} chosen on {few}, so they cannot tell whether a statement holds. Evaluate on others than the "
+            "training file and what was calibrated on."
         )
     if share > FEW:
         notice(
             "evaluated-on-slice",
-            f"{what} chosen on about {share:.0%} of the {len(evaluated)} evaluated examples; the figures are too good "
-            "by as much.",
+            f"{what} chosen on examples of which about {share * n:.0f} are among the {n} evaluated ones; the figures "
+            "are too good by as much.",
         )
 
 

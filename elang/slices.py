@@ -19,8 +19,9 @@ LEDGER = "slices.json"
 # Hashes that a slice is known again by, and the share of the smaller of two from which they count as one.
 _SKETCH, _SAME = 256, 0.1
 _FORMAT = 1
-MOSTLY, FEW = 0.5, 0.01
-"""Shares of evaluated examples that are known from elsewhere: refused from the first on, said from the second on."""
+MOSTLY, SOME, FEW = 0.5, 0.1, 0.01
+"""Shares of the evaluated examples: ``MOSTLY`` known from training are refused, ``SOME`` that a threshold was chosen on
+are refused, and more than ``FEW`` are said."""
 
 
 def mixed(key: Tensor) -> Tensor:
@@ -91,8 +92,10 @@ def share_of_slice(key: Tensor, about: dict[str, Any]) -> float:
 
 
 def _sketch(about: dict[str, Any]) -> Tensor:
-    kept = np.frombuffer(base64.b64decode(about.get("slice_sketch", "")), "<i8")
-    return torch.from_numpy(kept.astype(np.int64))
+    try:
+        return torch.from_numpy(np.frombuffer(base64.b64decode(about.get("slice_sketch", "")), "<i8").astype(np.int64))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"The 'slice_sketch' of a threshold is damaged ({error}). Calibrate it again.") from error
 
 
 def one_slice(first: dict[str, Any], second: dict[str, Any]) -> bool:
@@ -106,15 +109,22 @@ def one_slice(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return min(len(a), len(b)) > 0 and int(torch.isin(a, b).sum()) >= _SAME * min(len(a), len(b))
 
 
-def next_level(attempts: int, error: float) -> float:
-    """The level of one more attempt on a slice: the first has all of ``error``, each further one half of the last.
+def next_level(attempts: int, before: float, error: float) -> float:
+    """The level of one more attempt on a slice.
 
-    The confidence that is left after several is 1 less the sum of their levels, which stays below twice the first.
+    The first has all of ``error``; a further one what the earlier ones left of it, at least a half of it after one, a
+    quarter after two, and so on. Whatever comes of them, and whenever one stops, all hold with a probability of 1 less
+    the sum of their levels, which is the confidence that is stated.
 
-    >>> [next_level(k, 0.05) for k in range(3)]
-    [0.05, 0.025, 0.0125]
+    Args:
+        attempts: How many were made before.
+        before: The sum of their levels.
+        error: How often the promise may be broken.
+
+    >>> next_level(0, 0.0, 0.05), next_level(1, 0.05, 0.05), next_level(1, 0.01, 0.05)
+    (0.05, 0.025, 0.04)
     """
-    return error * 0.5**attempts
+    return max(error - before, error * 0.5**attempts)
 
 
 def attempt(
@@ -144,8 +154,9 @@ def attempt(
             known = _read(path)
             own = [one for one in known if one_slice(one, about)]
             again = [one for one in own if one["asked"] == asked and one["slice_sha256"] == about["slice_sha256"]]
-            level = float(again[0]["level"]) if again else next_level(len(own), error)
-            total = sum(float(one["level"]) for one in own) + (0.0 if again else level)
+            before = sum(float(one["level"]) for one in own)
+            level = float(again[0]["level"]) if again else next_level(len(own), before, error)
+            total = before + (0.0 if again else level)
             if total >= 1:
                 raise InputError(
                     f"No confidence is left on this slice: {len(own)} attempts were made on it ('{path}'). Use a "

@@ -12,7 +12,7 @@ from elang.manifest import Manifest
 from elang.notices import made, notice
 from elang.records import written_aside
 from elang.scores import route
-from elang.slices import FEW, MOSTLY, independent_rows, one_slice, share_of_slice
+from elang.slices import FEW, SOME, independent_rows, one_slice, share_of_slice
 
 PROMISES = ("max_regret", "max_drop")
 CONDITIONS = ("flops_convention", "max_length")
@@ -108,8 +108,8 @@ def check_statements(
     Returns:
         For each: ``score``, ``name``, ``statement``, ``observed`` (regret or drop, where one was bounded), its 95%
         interval's lower end ``at least``, ``verdict`` (``held``; ``not refuted`` where more was observed, but no more
-        than chance; ``broken``), ``same_slice`` where most examples are those that it was chosen on, ``drift`` and its
-        ``drift_p``, and ``warnings``.
+        than chance; ``broken``), ``same_slice`` where a tenth of the examples or more are those that it was chosen on,
+        ``drift`` and its ``drift_p``, and ``warnings``.
     """
     rows = independent_rows(key, torch.arange(len(key)), unit)
     unit = None if unit is None else unit[rows]
@@ -120,7 +120,7 @@ def check_statements(
             if "statement" not in entry or score not in scores:
                 continue
             shared = share_of_slice(key, entry)
-            same = shared >= MOSTLY
+            same = shared >= SOME
             about: dict[str, Any] = {"score": score, "name": name, "statement": entry["statement"]}
             about |= {"same_slice": same, "warnings": []}
             known = float(entry.get("effective_number", entry["num_examples"]))
@@ -132,7 +132,7 @@ def check_statements(
                 )
             if super_sha256 and entry.get("super_sha256") not in ("", super_sha256):
                 about["warnings"].append("it was chosen for another Super")
-            if FEW < shared < MOSTLY:
+            if FEW < shared < SOME:
                 about["warnings"].append(f"about {shared:.0%} of the examples here are those that it was chosen on")
             for what, here in (conditions or {}).items():
                 if entry.get(what, here) != here:

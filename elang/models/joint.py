@@ -140,11 +140,13 @@ class JointModule(EvaluationModule):
         check_apart(key, known, data.examples("routing").key if routing else key[:0])
         if self.manifest is None or (routing and not self.explicit_thresholds):
             return
-        check_not_chosen_on(key, self.manifest.chosen_on, "Thresholds were")
+        fraction = self.manifest.routing_fraction
+        check_not_chosen_on(key, self.manifest.chosen_on, "Thresholds were", fraction)
         for named in self.manifest.thresholds.values() if self.explicit_thresholds else ():
             for name, entry in named.items():
                 if "statement" in entry:
-                    check_not_chosen_on(key, entry, f"The threshold '{name}' was")
+                    whole = fraction if entry["chosen_on"].startswith("routing") else 0.0
+                    check_not_chosen_on(key, entry, f"The threshold '{name}' was", whole)
 
     def on_validation_epoch_end(self) -> None:
         """Gather, sweep, choose thresholds on the routing slice, and write everything."""
