@@ -1,86 +1,53 @@
 """`elang calibrate`: an operating point that is promised something, chosen on records that no model was trained on."""
 
 import hashlib
+import json
 import math
-from dataclasses import asdict, dataclass, field
-from functools import reduce
-from operator import add
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from elang.bootstrap import resamples
-from elang.certificate import (
-    certify_regret,
-    drift,
-    least_examples,
-    quantiles_of,
-    regret_at,
-    upper_bound,
-)
-from elang.columns import numbers, read_parquet
-from elang.curve import at_budget, at_share, deferral_events, operating_curve
+from elang.certificate import certify_drop, certify_regret, effective_number, least_examples, quantiles_of
+from elang.curve import at_budget, at_share, operating_curve
+from elang.data.files import columns_of
 from elang.errors import InputError
-from elang.evaluate import little_to_gain, swift_cost_columns
+from elang.evaluate import FRACTIONS, SHARES, little_to_gain
 from elang.manifest import FILENAME, Manifest
+from elang.notices import notice
 from elang.outputs import say
-from elang.records import read_about
+from elang.pair_records import Slice, read_slice
 from elang.scores import route
+from elang.slices import LEDGER, attempt, slice_of
+from elang.statements import CONDITIONS, PROMISES, add_entries, keep_made, percent, restate
 from elang.summary import read_summary
 
-DRIFT_P = 0.01
-_GRID = 1001
-
-
-@dataclass
-class Slice:
-    """One split of a pair's records.
-
-    Attributes:
-        key: int64 ``(N,)``.
-        score: The score that routes, ``(N,)``.
-        gain: How much better the Super's answer is, float64 ``(N,)``, each answer being worth 0 to 1.
-        costs: FLOPs of the Swift where it is kept, of the Super, and of the Swift where it is deferred, each ``(N,)``.
-        unit: What ``gain`` counts.
-        bounded: It cannot be more.
-        splits: How many examples each split of the records has.
-    """
-
-    key: Tensor
-    score: Tensor
-    gain: Tensor
-    costs: tuple[Tensor, Tensor, Tensor]
-    unit: str
-    bounded: bool = True
-    splits: dict[str, int] = field(default_factory=dict)
-
-
-def slice_sha256(key: Tensor) -> str:
-    """Hash of some examples by their keys, int64 ``(N,)``, in whatever order."""
-    return hashlib.sha256(key.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
+# Less cannot be certified on any data that fits on a disk.
+_LEAST = 1e-9
 
 
 def calibrate(
     joint: str,
-    max_regret: float | None = None,
-    max_drop: float | None = None,
+    max_regret: list[float] | float | None = None,
+    max_drop: list[float] | float | None = None,
     super_share: float | None = None,
     flops: float | None = None,
     latency: float | None = None,
     confidence: float = 0.95,
-    score: str | None = None,
+    score: list[str] | str | None = None,
     split: Literal["routing", "validation", "test"] | None = None,
     name: str = "certified",
     output: str | None = None,
+    ledger: str | None = None,
 ) -> None:
     """Choose a threshold that keeps a promise on new inputs, and write it with its statement into ``elang.json``.
 
-    Say what is to be kept by exactly one of the first five options. Regret is the share of inputs that the Swift keeps
-    and gets wrong where the Super is right; a bound on it is a certificate: exact binomial tests, in a fixed sequence.
-    A bound on the drop of quality is a bootstrap's; shares and budgets promise nothing about quality.
+    Say what is to be kept by exactly one of the first five options. Regret is the share of inputs for which the Swift's
+    answer is used and wrong although the Super is right; the drop is how far the pair is below the Super. Bounds on
+    these two are certificates that hold for any number of examples; shares and budgets promise nothing about quality.
+    Several scores or amounts, as in ``--score max_softmax entropy``, are tested together as one attempt. Further
+    attempts on the same examples cost confidence; the statement says how much is left.
 
     Args:
         joint: Folder that `elang validate` wrote: ``records.parquet`` and ``elang.json``.
@@ -93,8 +60,9 @@ def calibrate(
         score: Which score routes; by default the Swift's own.
         split: Of the records. It must be held out from both models' training, and cannot be evaluated on afterwards. By
             default the routing slice or, for a router, which was fitted on that, the evaluation set.
-        name: Of the threshold, for `elang predict --threshold NAME`.
+        name: Of the threshold, for `elang predict --threshold NAME`; of several amounts each is added to it.
         output: Another ``elang.json``, or its folder, that it is added to beside that of ``joint``: the Swift's.
+        ledger: The file in which attempts on each slice are counted; by default ``slices.json`` beside ``joint``.
 
     Raises:
         InputError: If nothing can be promised, with how many examples would be needed.
@@ -105,22 +73,63 @@ def calibrate(
         raise InputError(
             f"Give one of --max_regret, --max_drop, --super_share, --flops and --latency, not {len(given)} of them."
         )
-    ((kind, target),) = given.items()
-    if not 0 < confidence < 1:
-        raise InputError(f"--confidence must be between 0 and 1, but it is {confidence}.")
-    if not (target > 0 and (kind == "latency" or target < 1)):
-        raise InputError(f"--{kind} must be above 0{'' if kind == 'latency' else ' and below 1'}, but it is {target}.")
+    ((kind, wanted),) = given.items()
+    targets = [float(one) for one in dict.fromkeys(wanted if isinstance(wanted, list) else [wanted])]
+    _check_options(kind, targets, confidence, name)
     folder = Path(joint)
     summary = read_summary(folder)
-    paths = list(dict.fromkeys(_file(path) for path in (joint, output) if path is not None))
-    manifests = {path: Manifest.read(path) for path in paths if path.is_file() or path != _file(joint)}
-    if not manifests:
-        raise InputError(f"'{folder}' has no {FILENAME}. Name the Swift's with --output.")
-    weights = summary.get("weights", {})
+    manifests = _manifests(joint, output, summary)
+    scores = list(dict.fromkeys(columns_of(score) or [summary["score"]]))
+    part: str = split or (summary["evaluated_on"] if any("router" in one for one in scores) else "routing")
+    slices = {one: read_slice(folder, part, one) for one in scores}
+    found, swift = slices[scores[0]], summary.get("weights", {}).get("swift", "")
+    about = slice_of(found.key)
+    wanted_of = list(product(scores, targets))
+    if kind in PROMISES:
+        fractions = [manifest.routing_fraction for manifest in manifests.values()]
+        book = Path(ledger) if ledger else folder.resolve().parent / LEDGER
+        made_of = _models(slices, swift, summary["temperature"])
+        chosen = _promises(slices, kind, wanted_of, confidence, part, fractions, book, about, made_of)
+    else:
+        chosen = [_by_budget(slices[one], kind, target, summary) for one, target in wanted_of]
+    if found.rows > len(found.key):
+        notice(
+            "repeated-examples",
+            f"{found.rows - len(found.key)} of the {found.rows} rows of '{part}' repeat a text. Each text counts once.",
+        )
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
+    for (one, target), entry in zip(wanted_of, chosen, strict=True):
+        own_name = name if len(targets) == 1 else f"{name} {target:g}"
+        entries[one, own_name] = entry | about | _conditions(summary, slices[one], f"{part} of {folder}")
+        lead = f"{one}, '{own_name}': " if len(wanted_of) > 1 else ""
+        say(f"{lead}{entry['statement']}")
+    say(f"Chosen on {found.units:,} {found.noun} of {part} of {folder}.")
+    if said := little_to_gain(found.gain):
+        say(f"Caution: {said}.")
     for path, manifest in manifests.items():
-        if (own := weights.get("swift")) and manifest.weights_sha256 not in ("", own):
+        add_entries(manifest, path, entries, swift, about)
+        manifest.write(path)
+        for one, own_name in entries:
+            say(f"It is the threshold '{own_name}' of '{one}' in {path}.")
+    if _file(joint) in manifests:
+        keep_made(folder / "made.json")
+
+
+def _manifests(joint: str, output: str | None, summary: dict[str, Any]) -> dict[Path, Manifest]:
+    """The threshold files that are added to: the evaluation's own, if it has one, and another.
+
+    Raises:
+        InputError: If there is none, or one is of another Swift or temperature than the records.
+    """
+    paths = list(dict.fromkeys(_file(path) for path in (joint, output) if path is not None))
+    found = {path: Manifest.read(path) for path in paths if path.is_file() or path != _file(joint)}
+    if not found:
+        raise InputError(f"'{joint}' has no {FILENAME}. Name the Swift's with --output.")
+    own = summary.get("weights", {}).get("swift", "")
+    for path, manifest in found.items():
+        if own and manifest.weights_sha256 not in ("", own):
             raise InputError(
-                f"'{path}' is of another Swift (weights {manifest.weights_sha256[:12]}…) than the one of '{folder}', "
+                f"'{path}' is of another Swift (weights {manifest.weights_sha256[:12]}…) than the one of '{joint}', "
                 f"'{summary['swift_model']}' (weights {own[:12]}…). Give that one's folder as --output."
             )
         if manifest.temperature != summary["temperature"]:
@@ -128,81 +137,101 @@ def calibrate(
                 f"'{path}' is for the temperature {manifest.temperature}, and the records' scores are of "
                 f"{summary['temperature']}. Run `elang validate` with --model.temperature {manifest.temperature}."
             )
-    score = score or summary["score"]
-    part: str = split or (summary["evaluated_on"] if "router" in score else "routing")
-    found = read_slice(folder, part, score)
-    if kind == "max_regret" and part == "routing" and "router" in score:
-        raise InputError(
-            f"'{score}' was fitted on the routing slice itself, so nothing can be certified of it there. Certify it on "
-            "an evaluation set with --split, or another score."
-        )
-    if kind == "max_regret":
-        fractions = [manifest.routing_fraction for manifest in manifests.values()]
-        entry = _by_regret(found, target, confidence, part, fractions)
-    elif kind == "max_drop":
-        entry = _by_drop(found, target, confidence)
-    else:
-        entry = _by_budget(found, kind, target, summary)
-    entry |= {
-        "chosen_on": f"{part} of {folder}",
-        "slice_sha256": slice_sha256(found.key),
+    return found
+
+
+def _conditions(summary: dict[str, Any], found: Slice, where: str) -> dict[str, Any]:
+    """What an entry says of how it was chosen."""
+    weights = summary.get("weights", {})
+    return {
+        "chosen_on": where,
+        "effective_number": effective_number(found.unit, len(found.key)),
         "score_quantiles": quantiles_of(found.score),
         "swift_sha256": weights.get("swift", ""),
         "super_sha256": weights.get("super", ""),
+        "temperature": summary["temperature"],
+        **{what: summary[what] for what in CONDITIONS if what in summary},
     }
-    say(f"{entry['statement']}\nIt was chosen on the {len(found.key)} examples of {entry['chosen_on']}.")
-    if said := little_to_gain(found.gain):
-        say(f"Caution: {said}.")
-    for path, manifest in manifests.items():
-        manifest.thresholds.setdefault(score, {})[name] = entry
-        manifest.write(path)
-        say(f"It is the threshold '{name}' of '{score}' in {path}.")
+
+
+def _promises(
+    slices: dict[str, Slice],
+    kind: str,
+    wanted: list[tuple[str, float]],
+    confidence: float,
+    part: str,
+    fractions: list[float],
+    ledger: Path,
+    about: dict[str, Any],
+    models: str,
+) -> list[dict[str, Any]]:
+    """Certify a list of scores and amounts together, as one attempt on their slice."""
+    found, scores = next(iter(slices.values())), [one for one in slices if "router" in one]
+    if part == "routing" and scores:
+        raise InputError(
+            f"'{scores[0]}' was fitted on the routing slice itself, so nothing can be certified of it there. Certify "
+            "it on an evaluation set with --split, or another score."
+        )
+    if not found.bounded:
+        raise InputError(
+            "Regret and drop can be certified where each answer is worth 0 to 1, and a regression's errors have no "
+            "bound. --super_share, --flops and --latency choose thresholds without a promise about quality."
+        )
+    least, many = min(target for _, target in wanted), len(wanted)
+    asked = {"kind": kind, "of": [list(one) for one in wanted], "confidence": confidence, "models": models}
+    level, attempts, total = attempt(
+        ledger, about, asked, 1 - confidence, lambda one: _check_enough(found, kind, least, one / many, part, fractions)
+    )
+    if 1 - total < confidence - 1e-12:
+        notice(
+            "spent-confidence",
+            f"{attempts} attempts were made on these examples ('{ledger}'), so the promise has {percent(1 - total)} "
+            f"confidence, not {percent(confidence)}. Scores and amounts that one command lists are one attempt.",
+        )
+    entries = []
+    for score, target in wanted:
+        entry = _promise(slices[score], kind, target, level / many, many)
+        entry |= {"asked_confidence": confidence, "attempts": attempts, "confidence": 1 - total}
+        restate(entry)
+        entries.append(entry)
+    return entries
+
+
+def _check_options(kind: str, targets: list[float], confidence: float, name: str) -> None:
+    if not 0 < confidence < 1:
+        raise InputError(f"--confidence must be between 0 and 1, but it is {confidence}.")
+    if not targets:
+        raise InputError(f"--{kind} needs an amount.")
+    for target in targets:
+        if not (target > 0 and (kind == "latency" or target < 1)):
+            raise InputError(
+                f"--{kind} must be above 0{'' if kind == 'latency' else ' and below 1'}, but it is {target}."
+            )
+        if kind in PROMISES and target < _LEAST:
+            raise InputError(f"--{kind} must be at least {_LEAST:g}, but it is {target}: that takes too many examples.")
+    try:
+        float(name)
+    except ValueError:
+        if name.strip() and name not in {*FRACTIONS, *SHARES}:
+            return
+    raise InputError(
+        f"--name cannot be '{name}': `elang predict --threshold` reads a number as a threshold, and the names of the "
+        f"thresholds that `elang validate` chooses are taken ({', '.join([*FRACTIONS, *SHARES])})."
+    )
+
+
+def _models(slices: dict[str, Slice], swift: str, temperature: float) -> str:
+    """Hash of what is compared on a slice: the Swift by its weights or its scores, both by what deferring gains."""
+    digest = hashlib.sha256(json.dumps([swift, temperature]).encode())
+    for number, one in enumerate(slices.values()):
+        order = one.key.argsort(stable=True)
+        for values in [one.gain] * (not number) + [one.score.double()] * (not swift):
+            digest.update(values[order].numpy().astype("<f8").tobytes())
+    return digest.hexdigest()
 
 
 def _file(path: str) -> Path:
     return Path(path) / FILENAME if Path(path).is_dir() else Path(path)
-
-
-def read_slice(folder: Path, split: str, score: str) -> Slice:
-    """Read one split of a pair's records.
-
-    Raises:
-        InputError: If the split or the score is not there.
-    """
-    path = folder / "records.parquet"
-    try:
-        frame, _ = read_parquet(path)
-        worth = read_about(path).get("worth", {"unit": "", "largest": None})
-        largest = float(worth["largest"] or 1.0)
-        splits = {str(name): int(n) for name, n in frame["split"].value_counts().sort_index().items()}
-    except Exception as error:  # whatever the readers say of a damaged file
-        raise InputError(f"The records '{path}' cannot be read ({error}). Run `elang validate` again.") from error
-    known = [str(column).removeprefix("score_") for column in frame if str(column).startswith("score_")]
-    if score not in known:
-        raise InputError(f"The records have no score '{score}'; choose one of {', '.join(known)}.")
-    part = frame[frame["split"] == split]
-    if not len(part):
-        raise InputError(f"The records have no split '{split}', only {', '.join(splits)}. Name one with --split.")
-    if "gain" not in part:
-        raise InputError(f"The records '{path}' do not say what deferring gains. Run `elang validate` again.")
-
-    def cost(name: str) -> Tensor:
-        known = numbers(part, name, str(path), least=0, unknown=True)
-        return torch.from_numpy(np.full(len(part), np.nan) if known is None else known)
-
-    try:
-        kept, deferred = (reduce(add, map(cost, names)) for names in swift_cost_columns(score, part))
-        costs = kept, cost("super_flops"), deferred
-        gain = torch.from_numpy(numbers(part, "gain", str(path))) / largest
-        numbers(part, f"score_{score}", str(path))
-        # In its own precision.
-        own = (
-            torch.from_numpy(numbers(part, "key", str(path), whole=True)),
-            torch.tensor(part[f"score_{score}"].to_numpy()),
-        )
-        return Slice(*own, gain, costs, str(worth["unit"]), worth["largest"] is not None, splits)
-    except Exception as error:  # the same of its values
-        raise InputError(f"The records '{path}' are damaged ({error}). Run `elang validate` again.") from error
 
 
 def _entry(found: Slice, threshold: float, rule: str, statement: str, **more: Any) -> dict[str, Any]:
@@ -217,16 +246,16 @@ def _entry(found: Slice, threshold: float, rule: str, statement: str, **more: An
         "threshold": threshold,
         "rule": rule,
         "statement": statement,
-        "num_examples": len(found.gain),
+        "num_examples": found.units,
         "deferred_share": share,
         "speedup": speedup,
         **more,
     }
 
 
-def _too_few(found: Slice, needed: int, part: str, fractions: list[float]) -> str:
+def _too_few(found: Slice, needed: int, part: str, fractions: list[float], kind: str = "max_regret") -> str:
     """What to do where a split has fewer examples than ``needed``."""
-    n = len(found.gain)
+    n = found.units
     ways = [
         f"give --split {name}, which has {k:,} (evaluate on others then)"
         for name, k in found.splits.items()
@@ -244,73 +273,60 @@ def _too_few(found: Slice, needed: int, part: str, fractions: list[float]) -> st
         )
     elif part != "routing":
         ways.append(f"evaluate on more examples of '{part}'")
-    return ", or ".join([*ways, "allow more (a larger --max_regret, a smaller --confidence)"])
+    return ", or ".join([*ways, f"allow more (a larger --{kind}, a smaller --confidence)"])
 
 
-def _by_regret(found: Slice, allowed: float, confidence: float, part: str, fractions: list[float]) -> dict[str, Any]:
-    n = len(found.gain)
-    if not found.bounded:
-        raise InputError(
-            "A regret can be certified where each answer is worth 0 to 1, and a regression's errors have no bound. "
-            "--max_drop bootstraps them."
-        )
-    certificate = certify_regret(found.score, found.gain, allowed, confidence, found.unit == "right answers")
-    if certificate is None:
-        needed = least_examples(allowed, confidence)
-        raise InputError(
-            f"No threshold can be certified to a regret of {allowed:.3%} with {confidence:.1%} confidence: that takes "
-            f"at least {needed:,} examples, even if all are deferred, and the slice has {n:,}. To get one, "
-            f"{_too_few(found, needed, part, fractions)}."
-        )
-    what = "of the inputs are kept and answered wrong where the Super is right"
-    if not bool(((found.gain.abs() == 1) | (found.gain == 0)).all()):
-        what = f"of an answer's worth ({found.unit}) is lost to the Super on an input"
-    statement = (
-        f"On new inputs like these, at most {100 * allowed:.3g}% {what}, with {100 * confidence:.3g}% "
-        f"confidence: {certificate.regretted:.4g} of {n:,} examples (p = {certificate.p_value:.2g})."
+def _check_enough(found: Slice, kind: str, allowed: float, level: float, part: str, fractions: list[float]) -> None:
+    """Refuse a slice on which nothing can be certified, whatever the answers are."""
+    what, confidence = kind.removeprefix("max_"), 1 - level
+    # Of the drop's two tests, each at half of the level, the regret's takes fewer.
+    needed = least_examples(allowed, confidence if kind == "max_regret" else (1 + confidence) / 2)
+    if found.units >= needed:
+        return
+    there = f"{found.units:,}"
+    if found.rows > found.units:
+        there += f" {found.noun} in {found.rows:,} rows"
+    raise InputError(
+        f"No threshold can be certified to a {what} of {allowed:.3%} with {percent(confidence)} confidence: that takes "
+        f"at least {needed:,} examples, even if all are deferred, and the slice has {there}. To get one, "
+        f"{_too_few(found, needed, part, fractions, kind)}."
     )
+
+
+def _promise(found: Slice, kind: str, allowed: float, level: float, together: int) -> dict[str, Any]:
+    """Certify a regret or a drop at a level; ``together`` are tested so."""
+    exact = found.worth == "right answers"
+    certify = certify_regret if kind == "max_regret" else certify_drop
+    certificate = certify(found.score, found.gain, allowed, 1 - level, exact, found.unit)
+    assert certificate is not None, "that there are enough examples was checked before"
+    on = f"{found.units:,} {found.noun} (p = {certificate.p_value:.2g})."
+    if kind == "max_drop":
+        unit = "share of right answers" if exact else found.worth
+        claim = f"On new inputs like these, the pair's mean worth ({unit}) is at most {allowed:.3g} below the Super's"
+        evidence = f"by {certificate.regretted / found.units:.4f} on {on}"
+    else:
+        claim = f"On new inputs like these, at most {100 * allowed:.3g}% of an answer's worth ({found.worth}) is lost"
+        claim += " to the Super on an input"
+        if exact:
+            claim = (
+                f"For at most {100 * allowed:.3g}% of new inputs like these the Swift's answer is used and wrong "
+                "although the Super's is right"
+            )
+        evidence = f"{certificate.regretted:.4g} of {on}"
+    if found.unit is not None:
+        claim += ", each group counting once"
+    if together > 1:
+        evidence += f" {together} promises were tested together."
     if certificate.threshold == -math.inf:
-        statement += " That is only so because everything is deferred: no score is trusted at this level."
-    more = {key: value for key, value in asdict(certificate).items() if key in ("regretted", "p_value")}
-    rule = f"least deferral with a regret of at most {allowed:g} at {confidence:g} confidence (fixed-sequence testing)"
-    return _entry(found, certificate.threshold, rule, statement, max_regret=allowed, confidence=confidence, **more)
-
-
-def drops(score: Tensor, gain: Tensor, times: int = 2000, grid: int = _GRID) -> tuple[Tensor, Tensor]:
-    """How far the pair is below the Super at thresholds from all deferred to all kept, with resamples.
-
-    Args:
-        score: Shape ``(N,)``.
-        gain: Shape ``(N,)``.
-        times: Resamples ``R``.
-        grid: Thresholds at most, spread evenly over the distinct scores.
-
-    Returns:
-        Thresholds, descending in deferral, ``(M,)`` and the drop, ``(1 + R, M)``; the first row is the examples' own.
-    """
-    order, deferred, thresholds = deferral_events(score)
-    own = gain.double()[order.flip(0)]
-    chosen = torch.linspace(0, len(deferred) - 1, min(len(deferred), grid)).round().long()
-    kept = (len(own) - deferred).flip(0)[chosen]
-    rows = [own.cumsum(0)[None] / len(own)]
-    for part in resamples(len(own), times).split(100):
-        rows.append((part * own).cumsum(1) / len(own))
-    sums = torch.nn.functional.pad(torch.cat([row[:, kept[1:] - 1] for row in rows]), (1, 0))
-    return thresholds.flip(0)[chosen], sums
-
-
-def _by_drop(found: Slice, allowed: float, confidence: float) -> dict[str, Any]:
-    thresholds, sums = drops(found.score, found.gain)
-    bound = sums[1:].quantile(confidence, dim=0)
-    failed = (bound > allowed).nonzero()
-    last = int(failed[0]) - 1 if len(failed) else len(bound) - 1
-    rule = f"least deferral before the {confidence:g} quantile of the bootstrapped drop first exceeds {allowed:g}"
-    statement = (
-        f"On new inputs like these, the pair is at most {allowed:.3g} ({found.unit}) below the Super, by a bootstrap "
-        f"at {100 * confidence:.3g}% confidence: by {float(sums[0, last]):.4f} on {len(found.gain):,} examples, and at "
-        f"most {float(bound[last]):.4f}."
+        evidence += " That is only so because everything is deferred: no score is trusted at this level."
+    what = kind.removeprefix("max_")
+    rule = (
+        f"least deferral with a {what} of at most {allowed:g}, tested at the level {level:g} (fixed-sequence testing)"
     )
-    return _entry(found, float(thresholds[last]), rule, statement, max_drop=allowed, confidence=confidence)
+    more = {"p_value": certificate.p_value, "level": level, kind: allowed, "claim": claim}
+    more["regretted" if kind == "max_regret" else "lost"] = certificate.regretted
+    entry = _entry(found, certificate.threshold, rule, evidence, **more)
+    return entry | {"evidence": entry.pop("statement")}
 
 
 def _by_budget(found: Slice, kind: str, target: float, summary: dict[str, Any]) -> dict[str, Any]:
@@ -342,59 +358,3 @@ def _by_budget(found: Slice, kind: str, target: float, summary: dict[str, Any]) 
         statement = f"The Super answers at most {target:.3g} of the inputs."
     statement += " Nothing is promised of its quality."
     return _entry(found, float(curve.threshold[index]), rule, statement, **{kind: target})
-
-
-def check_statements(
-    manifest: Manifest, key: Tensor, scores: dict[str, Tensor], gain: Tensor, super_sha256: str
-) -> list[dict[str, Any]]:
-    """What became of the statements of calibrated thresholds on an evaluation set.
-
-    Args:
-        manifest: With the thresholds.
-        key: int64 ``(N,)``.
-        scores: By name, each ``(N,)``.
-        gain: Shape ``(N,)``, each answer being worth 0 to 1.
-        super_sha256: Of the Super that answered here, or empty.
-
-    Returns:
-        For each: ``score``, ``name``, ``statement``, ``observed`` (regret or drop, where one was bounded), its 95%
-        interval's lower end ``at least``, ``verdict`` (``held``; ``not refuted`` where more was observed, but no more
-        than chance; ``broken``), ``drift`` and its ``drift_p``, and ``warnings``.
-    """
-    found = []
-    for score, named in manifest.thresholds.items():
-        for name, entry in named.items():
-            if "statement" not in entry or score not in scores:
-                continue
-            same = entry["slice_sha256"] == slice_sha256(key)
-            about: dict[str, Any] = {"score": score, "name": name, "statement": entry["statement"]}
-            about |= {"same_slice": same, "warnings": []}
-            distance, p = drift(scores[score], entry["score_quantiles"], int(entry["num_examples"]))
-            about |= {"drift": distance, "drift_p": p}
-            if p < DRIFT_P and not same:
-                about["warnings"].append(
-                    f"the scores have drifted since it was chosen (Kolmogorov-Smirnov {distance:.3f}, p = {p:.2g})"
-                )
-            if super_sha256 and entry.get("super_sha256") not in ("", super_sha256):
-                about["warnings"].append("it was chosen for another Super")
-            about |= _verdict(entry, scores[score], gain)
-            found.append(about)
-    return found
-
-
-def _verdict(entry: dict[str, Any], score: Tensor, gain: Tensor) -> dict[str, Any]:
-    threshold, n = float(entry["threshold"]), len(gain)
-    if "max_regret" in entry:
-        values, allowed = regret_at(score, gain, threshold), float(entry["max_regret"])
-    elif "max_drop" in entry:
-        values, allowed = gain * ~route(score, threshold), float(entry["max_drop"])
-    else:
-        return {}
-    observed = float(values.mean())
-    if bool(((values == 0) | (values == 1)).all()):
-        # The other end, by symmetry.
-        least = 1 - upper_bound(n - round(float(values.sum())), n, 0.975)
-    else:
-        least = observed - 1.96 * float(values.std()) / math.sqrt(n)
-    verdict = "held" if observed <= allowed else "broken" if least > allowed else "not refuted"
-    return {"allowed": allowed, "observed": observed, "at least": least, "verdict": verdict}

@@ -1,6 +1,7 @@
 """The command line. Nothing heavy is imported before the verb is known."""
 
 import atexit
+import json
 import os
 import re
 import sys
@@ -268,6 +269,34 @@ def suggest(parser: Any) -> None:
     parser.error = error
 
 
+def with_lists(args: list[str]) -> list[str]:
+    """Join the values of options of `elang calibrate` that take several to lists.
+
+    >>> with_lists(["joint", "--score", "entropy", "margin", "--max_regret", "0.02"])
+    ['joint', '--score', '["entropy", "margin"]', '--max_regret', '0.02']
+    """
+    found: list[str] = []
+    rest = list(args)
+    while rest:
+        option = rest.pop(0)
+        found.append(option)
+        if option not in ("--score", "--max_regret", "--max_drop"):
+            continue
+        numbers, values = option != "--score", list[str]()
+        # Where the folder has not been named yet, it may follow a score.
+        while rest and not rest[0].startswith("--") and (_is_number(rest[0]) if numbers else _named(found, values)):
+            values.append(rest.pop(0))
+        if len(values) > 1:
+            found.append(json.dumps([float(value) for value in values] if numbers else values))
+        else:
+            found += values
+    return found
+
+
+def _named(found: list[str], values: list[str]) -> bool:
+    return not values or (len(found) > 1 and not found[0].startswith("-"))
+
+
 def _run_crossfit(args: list[str]) -> None:
     """Take the options of `elang crossfit` out and leave the rest to `elang fit`."""
     from argparse import ArgumentParser
@@ -307,6 +336,8 @@ def _run_function(verb: str, args: list[str]) -> None:
     if verb == "ask":
         parser.set_defaults({"data": {"class_path": "elang.TextClassificationData"}})
         own_defaults(parser, args, ("data",), {})
+    if verb == "calibrate":
+        args = with_lists(args)
     found = parser.parse_args(args)
     if verb == "ask":
         refuse_nulls(found, ("data",))

@@ -1,7 +1,6 @@
 """A pair's answers to one split, every score's curve side by side, and the operating points read off them."""
 
 import math
-import warnings
 from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,10 +26,12 @@ from elang.curve import (
 from elang.data.format import Problem, TextTask
 from elang.errors import InputError
 from elang.manifest import threshold_entry
+from elang.notices import notice
 from elang.quality import Quality, spearman
 from elang.records import Records, listed
 from elang.scores import BEFORE_DECODER, all_scores, route
 from elang.sequence_scores import SEQUENCE_SCORES
+from elang.slices import FEW, MOSTLY, SOME, share_of_slice
 from elang.text_quality import TEXT_METRICS, worth_metric
 
 FRACTIONS = {"parity": 1.0, "99.5%": 0.995, "99%": 0.99}
@@ -39,8 +40,6 @@ BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs"
 SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5}
 # Of fewer examples a class may be missed whole by chance.
 _ENOUGH = 5
-# Of the evaluated examples; texts such as "thanks" come twice in most data.
-_FEW_SHARED = 0.01
 
 
 def reward(prediction: Tensor, label: Tensor, targets: dict[str, Tensor], problem: Problem) -> Tensor:
@@ -114,6 +113,13 @@ def cautions(answers: "PairAnswers", label_names: list[str], largest: float | No
                 )
     if said := little_to_gain(answers.gain / (largest or 1.0)):
         found.append(said)
+    units = len((answers.key if answers.unit is None else answers.unit).unique())
+    if units < (1 - FEW) * len(answers):
+        what = "distinct texts" if answers.unit is None else "groups of texts"
+        found.append(
+            f"the {len(answers):,} examples are {units:,} {what}, and intervals and p-values take each example as "
+            "independent of the others, so they are too narrow. Certificates count each of these once"
+        )
     return found
 
 
@@ -173,6 +179,7 @@ class PairAnswers:
         problem: The kind of task.
         score_flops: What a score after the decoder costs on top of the Swift's answer, where that is freely generated
             and its logits are not; float64 ``(N,)``.
+        unit: The group of each row, int64 ``(N,)``, where rows belong together (a passage's questions).
     """
 
     id: Tensor
@@ -188,6 +195,7 @@ class PairAnswers:
     targets: dict[str, Tensor] = field(default_factory=dict)
     problem: Problem = "classification"
     score_flops: Tensor | None = None
+    unit: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.id)
@@ -336,28 +344,58 @@ def check_curves(answers: PairAnswers, quality: Quality, curves: dict[str, Opera
                 )
 
 
-def check_apart(chosen_on: PairAnswers, evaluated: PairAnswers, train: Tensor) -> None:
-    """Refuse to evaluate on the training file, and count examples that thresholds are chosen on, too.
+def check_apart(evaluated: Tensor, train: Tensor, chosen_on: Tensor) -> None:
+    """Refuse to evaluate on the training file, and tell of examples that thresholds are chosen on, too.
 
     Args:
-        chosen_on: The routing slice.
-        evaluated: The evaluation set.
-        train: The keys of the rest of the training file, int64 ``(N,)``.
+        evaluated: The keys of the evaluation set, int64 ``(N,)``.
+        train: Those of what is trained on.
+        chosen_on: Those of the routing slice, the rest of the training file.
 
     Raises:
-        InputError: If all of the training file, and with it the slice, is among what is evaluated.
+        InputError: If half of what is evaluated, or more, is in the training file.
     """
-    if bool(torch.isin(torch.cat([train, chosen_on.key]), evaluated.key).all()):
+    slice_ = torch.isin(evaluated, chosen_on)
+    known, chosen, n = int((slice_ | torch.isin(evaluated, train)).sum()), int(slice_.sum()), len(evaluated)
+    if known >= MOSTLY * n:
         raise InputError(
-            f"All {len(chosen_on)} examples of the {ROUTING_SLICE}, on which thresholds are chosen, and all others of "
-            f"the training file are among the {len(evaluated)} evaluated ones: are --data.train and --data.validation "
-            "the same file? Give another one."
+            f"{known} of the {n} evaluated examples are in the training file, {chosen} of them in its {ROUTING_SLICE}, "
+            "on which thresholds are chosen: are --data.train and --data.validation the same file? Give another one."
         )
-    if (count := int(torch.isin(evaluated.key, chosen_on.key).sum())) > _FEW_SHARED * len(evaluated):
-        warnings.warn(
-            f"{count} of the {len(evaluated)} evaluated examples are also in the {ROUTING_SLICE} that thresholds are "
-            "chosen on; the figures are too good by as much.",
-            stacklevel=2,
+    if chosen > FEW * n:
+        notice(
+            "evaluated-on-slice",
+            f"{chosen} of the {n} evaluated examples are also in the {ROUTING_SLICE}, on which thresholds "
+            "are chosen; the figures are too good by as much.",
+        )
+
+
+def check_not_chosen_on(evaluated: Tensor, about: dict[str, Any], what: str, fraction: float = 0.0) -> None:
+    """Refuse to evaluate thresholds on the examples that they were chosen on.
+
+    Args:
+        evaluated: The keys of the evaluation set, int64 ``(N,)``.
+        about: The examples that they were chosen on, :func:`elang.slices.slice_of`.
+        what: The thresholds, in messages.
+        fraction: Share of the training file that these are, if they are a slice of it, which a hash picked.
+
+    Raises:
+        InputError: If these are a tenth of what is evaluated, or so many that half of it is the training file.
+    """
+    share, n = share_of_slice(evaluated, about), len(evaluated)
+    # A few may be chance.
+    trained = share >= MOSTLY * fraction > 0 and share * n >= _ENOUGH
+    if share >= SOME or trained:
+        few = "these very examples" if share == 1 else f"examples of which about {share * n:.0f} are among these {n}"
+        raise InputError(
+            f"{what} chosen on {few}, so they cannot tell whether a statement holds. Evaluate on others than the "
+            "training file and what was calibrated on."
+        )
+    if share > FEW:
+        notice(
+            "evaluated-on-slice",
+            f"{what} chosen on examples of which about {share * n:.0f} are among the {n} evaluated ones; the figures "
+            "are too good by as much.",
         )
 
 

@@ -88,6 +88,7 @@ class Manifest:
         num_beams: Hypotheses that its generated texts were chosen from, when thresholds were.
         router: For each router head what it reads, and why: :meth:`elang.router.RouterHead.fit`.
         thresholds: ``{score: {name: entry}}``; an entry has ``threshold`` and how it was chosen.
+        chosen_on: The examples that those without their own were chosen on, :func:`elang.slices.slice_of`.
         versions: Of the libraries that made it.
     """
 
@@ -102,6 +103,7 @@ class Manifest:
     num_beams: int = 1
     router: dict[str, dict[str, Any]] = field(default_factory=dict)
     thresholds: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    chosen_on: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: str | Path) -> None:
@@ -157,6 +159,45 @@ class Manifest:
                 "--max_regret 0.02 --output SWIFT` 'certified'."
             )
         return float(known[name]["threshold"])
+
+    def resolve(self, name: str, score: str | None = None) -> tuple[str, float]:
+        """The score that a threshold's name stands for, and the threshold: what was calibrated is of one score.
+
+        Args:
+            name: ``certified``, ``parity``, ``99%``.
+            score: That is to route; by default the one that the name was calibrated for, else the Swift's own.
+
+        Raises:
+            InputError: If there is no such threshold, if it was calibrated for several scores, or for another
+                temperature than the scores have now.
+        """
+        own = [one for one, named in self.thresholds.items() if "statement" in named.get(name, {})]
+        if score is None and len(own) > 1:
+            raise InputError(
+                f"The threshold '{name}' was calibrated for {len(own)} scores, {', '.join(map(repr, own))}. Say which "
+                "is to route, with --score."
+            )
+        if score is None and own:
+            score = own[0]
+        elif own and score not in own:
+            raise InputError(
+                f"The threshold '{name}' was calibrated for {', '.join(map(repr, own))}, not for '{score}'. Leave "
+                f"--score out, or calibrate it: `elang calibrate JOINT --score {score}`."
+            )
+        score = score or self.score
+        threshold, entry = self.threshold(name, score), self.thresholds[score][name]
+        if entry.get("temperature", self.temperature) != self.temperature:
+            raise InputError(
+                f"The threshold '{name}' was calibrated for scores of the temperature {entry['temperature']}, and "
+                f"those of this Swift have {self.temperature}. Calibrate it again."
+            )
+        if (length := entry.get("max_length", self.max_length)) != self.max_length:
+            notice(
+                "other-max-length",
+                f"The threshold '{name}' was calibrated with inputs cut at {length} tokens, and here they are cut at "
+                f"{self.max_length}: longer inputs may score otherwise.",
+            )
+        return score, threshold
 
     def speedup(self, name: str, score: str) -> float:
         """The Super's FLOPs over the pair's at a threshold, on the slice that it was chosen on; NaN if unknown."""

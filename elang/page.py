@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from elang.bootstrap import curve_interval, lost_to_super
-from elang.calibrate import check_statements
 from elang.columns import numbers, read_parquet, vectors
 from elang.errors import InputError
 from elang.json_files import OBJECT, TEXT, Check, check_fields, read_object
@@ -24,6 +23,7 @@ from elang.quality import QUALITIES, Quality
 from elang.records import read_about
 from elang.report import COLORS, EVALUATION_FILES, plain_texts, said_against
 from elang.scores import route
+from elang.statements import CONDITIONS, check_statements
 from elang.summary import read_summary
 
 _STEPS = 400
@@ -213,7 +213,13 @@ class Evaluation:
             return found
         scores = {self.score: self.routed}
         own = check_statements(
-            self.manifest, self.column("key"), scores, self.gain, self.summary.get("weights", {}).get("super", "")
+            self.manifest,
+            self.column("key"),
+            scores,
+            self.gain,
+            self.summary.get("weights", {}).get("super", ""),
+            self.column("unit") if "unit" in self.frame else None,
+            {what: self.summary[what] for what in CONDITIONS if what in self.summary},
         )
         return own or found
 
@@ -223,9 +229,12 @@ class Evaluation:
         known: dict[str, Any] = dict(self.found["scores"][self.score]["held_out"])
         known |= self.manifest.thresholds.get(self.score, {}) if self.manifest else {}
         if wanted is not None and wanted not in known:
+            named = self.manifest.thresholds if self.manifest else {}
+            others = [score for score in named if wanted in named[score]]
             raise InputError(
-                f"'{self.folder}' has no threshold '{wanted}' for '{self.score}'; there are "
+                f"'{self.folder}' has no threshold '{wanted}' for '{self.score}', which routes; there are "
                 f"{', '.join(known) or 'none'}."
+                + (f" '{wanted}' is one of {', '.join(map(repr, others))}." if others else "")
             )
         name = wanted or next((name for name in ("certified", "99%") if name in known), None)
         if name is not None:

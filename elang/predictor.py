@@ -61,7 +61,8 @@ class JointPredictor:
         super_model: The Super's folder, or a hub id; ``None`` where it is elsewhere and only :meth:`ask_swift` is used.
         threshold: Name of a threshold in ``elang.json`` (``parity``, ``99%``, ``defer 30%``) or a number: inputs
             that score above it go to the Super. Also ``inf`` and ``-inf``.
-        score: Which score routes; by default the Swift's own.
+        score: Which score routes; by default the one that the named threshold was calibrated for, else the Swift's
+            own.
         thresholds: Another threshold file, as `elang validate` writes it.
         device: By default a GPU if there is one.
         batch_size: Inputs in a batch at most; by default only their tokens count.
@@ -139,7 +140,9 @@ class JointPredictor:
             manifest.check_weights(self.swift.weights_sha256, f"'{swift_model}'")
         self.manifest = manifest
         self.label_names = self.swift.label_names
-        self.score = score or manifest.score
+        number = _number(threshold)
+        named = number is None and swift_model is not None
+        self.score, value = manifest.resolve(str(threshold), score) if named else (score or manifest.score, number)
         self.task = self.swift.task
         # A Super alone takes both places, and nothing is routed.
         other = self.swift if swift_model is None else None
@@ -160,10 +163,8 @@ class JointPredictor:
         if self.score not in self.swift.head_scores:
             # They would be fed for nothing.
             self.swift.drop_routers()
-        if swift_model is None:
-            number = math.inf
-        self.threshold = manifest.threshold(str(threshold), self.score) if number is None else number
-        if number is None and other is not None:
+        self.threshold = math.inf if value is None or swift_model is None else value
+        if named and other is not None:
             self.warn_if_dear(str(threshold))
             manifest.warn_of_another_super(str(threshold), self.score, str(super_model), lambda: other.weights_sha256)
         if math.isnan(self.threshold):

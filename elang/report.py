@@ -79,6 +79,8 @@ def write_pair_records(
     for split, pair in pairs.items():
         columns: dict[str, Any] = {"split": pa.array([split] * len(pair), pa.string())}
         columns |= {"id": pair.id.numpy(), "key": pair.key.numpy()}
+        if pair.unit is not None:
+            columns["unit"] = pair.unit.numpy()
         if pair.problem != "sequence":
             columns |= {"label": pair.label.numpy()}
             columns |= {"swift_prediction": pair.swift.numpy(), "super_prediction": pair.super_.numpy()}

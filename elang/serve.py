@@ -121,7 +121,7 @@ def serve(
     if predictor is not None:
         # Once, by the front: by itself no worker is a pair.
         predictor.warn_if_dear(str(threshold))
-        pair["threshold"] = predictor.threshold
+        pair |= {"threshold": predictor.threshold, "score": predictor.score}
     # The front answers nothing itself.
     pair |= {"few": few, "dtype": dtype, "super_int8": super_int8, "onnx": onnx}
     models = (swift_model is not None) + (not remote)

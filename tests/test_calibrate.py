@@ -14,21 +14,27 @@ from safetensors.torch import load_file, save_file
 from scipy import special, stats
 
 from elang import InputError, JointPredictor
-from elang.calibrate import Slice, _by_budget, _by_drop, _too_few, drops, slice_sha256
+from elang.calibrate import _by_budget, _check_options, _promise, _too_few
 from elang.certificate import (
     binomial_cdf,
+    certify_drop,
     certify_regret,
     drift,
+    effective_number,
     least_examples,
+    least_mean,
+    log_evidence,
     p_value,
     quantiles_of,
     regret_at,
     upper_bound,
 )
 from elang.cli import main
-from elang.curve import operating_curve
-from elang.quality import accuracy
+from elang.manifest import Manifest
+from elang.pair_records import Slice
 from elang.scores import route
+from elang.slices import attempt, independent_rows, next_level, one_slice, share_of_slice, slice_of, slice_sha256
+from elang.statements import check_statements
 
 
 @pytest.mark.parametrize("n", [1, 7, 299, 5_000, 200_000])
@@ -171,27 +177,7 @@ def test_drift_is_told():
     assert drift(ties[450:], quantiles_of(ties[:450]), 450)[1] > 0.05
 
 
-def test_drops_are_the_curve_and_its_resamples():
-    generator = torch.Generator().manual_seed(0)
-    score = torch.randn(300, generator=generator)
-    swift, super_ = ((torch.rand(300, generator=generator) < p).long() for p in (0.7, 0.9))
-    label = torch.ones(300).long()
-    gain = (super_ == label).double() - (swift == label).double()
-    thresholds, sums = drops(score, gain, times=2000)
-    quality = accuracy(2)
-    curve = operating_curve(score, *(quality.statistics(x, label) for x in (swift, super_)), quality.value)
-    lost = curve.quality[-1] - curve.quality
-    assert torch.allclose(sums[0], lost.flip(0), atol=1e-12)
-    assert thresholds[0] == -math.inf
-    assert thresholds[-1] == math.inf
-    assert len(drops(score, gain, times=10, grid=11)[0]) == 11
-    # The spread at one threshold is that of a mean.
-    middle = len(thresholds) // 2
-    each = gain * (score <= thresholds[middle])
-    assert float(sums[1:, middle].std()) == pytest.approx(float(each.std()) / math.sqrt(300), rel=0.1)
-
-
-def slice_of(score, gain, unit="right answers", **more):
+def costed(score, gain, unit="right answers", **more):
     """A slice whose Swift costs 1, 2 where it is deferred before the decoder, and whose Super costs 10."""
     n = len(score)
     costs = tuple(torch.full((n,), value).double() for value in (1.0, 10.0, 2.0))
@@ -200,7 +186,7 @@ def slice_of(score, gain, unit="right answers", **more):
 
 def test_what_to_do_where_examples_are_few():
     more = "allow more (a larger --max_regret, a smaller --confidence)"
-    found = slice_of([0.1] * 100, [0.0] * 100, splits={"routing": 100, "validation": 5000, "test": 300, "dev": 299})
+    found = costed([0.1] * 100, [0.0] * 100, splits={"routing": 100, "validation": 5000, "test": 300, "dev": 299})
     others = [
         "give --split test, which has 300 (evaluate on others then)",
         "give --split validation, which has 5,000 (evaluate on others then)",
@@ -229,35 +215,250 @@ def test_what_to_do_where_examples_are_few():
     assert "--split validation" not in _too_few(found, 300, "validation", [0.1])
 
 
-def test_a_drop_by_hand():
-    """Nothing is lost below 0.6, one answer of ten at each step from there."""
-    score = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    gain = [0.0] * 5 + [1.0] * 5
-    _, sums = drops(torch.tensor(score), torch.tensor(gain))
-    bound = sums[1:].quantile(0.8, dim=0)
-    allowed = float(bound[7]) + 1e-6
-    assert bound[8] > allowed
-    entry = _by_drop(slice_of(score, gain, "points"), allowed, 0.8)
-    assert entry["threshold"] == pytest.approx(0.7)
-    assert entry["statement"] == (
-        f"On new inputs like these, the pair is at most {allowed:.3g} (points) below the Super, by a bootstrap at 80% "
-        f"confidence: by 0.2000 on 10 examples, and at most {float(bound[7]):.4f}. There 30.0% of the inputs were "
-        "deferred, which makes a FLOPs speed-up of 2.33x."
+def test_a_drop_by_betting_is_what_is_written_down():
+    """The mean over the bets of the product of 1 - bet (x - allowed), in turn until the first that is too small."""
+    generator = torch.Generator().manual_seed(3)
+    values = torch.randint(-1, 2, (400,), generator=generator).double()
+    bets = [0.99 * 0.5**i / (1 - 0.1) for i in range(11)]
+    by_hand = sum(math.prod(1 - bet * (float(x) - 0.1) for x in values[:60]) for bet in bets) / 11
+    assert math.exp(log_evidence(values[:60], 0.1, 1.0)) == pytest.approx(by_hand)
+    assert least_mean(values, -1.0) < float(values.mean()) < -least_mean(-values, -1.0)
+    # More is kept than the regret allows where the Swift is as often the only one that is right.
+    score, gain = torch.rand(4000, generator=generator), torch.randint(-1, 2, (4000,), generator=generator).double()
+    assert certify_drop(score, gain, 0.1).threshold > certify_regret(score, gain, 0.1).threshold
+    # A fifth of the scores is all that the tested thresholds are taken from.
+    found = certify_drop(score, gain.clamp_min(0), 0.1)
+    kept = gain.clamp_min(0) * (score <= found.threshold)
+    assert found.regretted == float(kept.sum()) < 0.1 * 4000
+    assert found.deferred_share == pytest.approx(float(route(score, found.threshold).double().mean()))
+    assert found.p_value <= 0.05
+
+
+@pytest.mark.parametrize("allowed", [0.001, 0.02, 0.3])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_a_drop_takes_examples_even_where_nothing_is_lost(allowed, confidence):
+    """Of a bootstrap one was enough."""
+    n = least_examples(allowed, (1 + confidence) / 2)
+    score, none = torch.arange(float(n)), torch.zeros(n)
+    assert certify_drop(score, none, allowed, confidence) is not None
+    assert certify_drop(score[1:], none[1:], allowed, confidence) is None
+
+
+KINDS = {"regret": certify_regret, "drop": certify_drop}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("data", ["plain", "ties", "copies", "groups", "small", "worth"])
+def test_a_promise_is_kept_on_any_kind_of_data(kind, data):
+    generator = torch.Generator().manual_seed(1)
+    error, times, broken = 0.2, 150, 0
+    n, allowed = {"small": (25, 0.15)}.get(data, (300, 0.08))
+    size = 6 if data == "groups" else 1
+    population = 20_000
+    score = torch.randn(population, size, generator=generator)
+    score = (2 * score).round() if data == "ties" else score
+    wrong = torch.sigmoid(2 * score - 2 + 2 * torch.randn(population, 1, generator=generator) * (size > 1))
+    gain = (torch.rand(population, size, generator=generator) < wrong).double()
+    if data == "worth":
+        gain = wrong.double() * torch.rand(population, size, generator=generator)
+    if kind == "drop":
+        gain = gain - (torch.rand(population, size, generator=generator) < 0.1).double() * (gain == 0)
+    for _ in range(times):
+        drawn = torch.randint(population, (n,), generator=generator)
+        rows = drawn
+        if data == "copies":
+            rows = drawn.repeat_interleave(torch.randint(1, 9, (n,), generator=generator))
+            rows = rows[independent_rows(rows, torch.arange(len(rows)))]
+        unit = torch.arange(n).repeat_interleave(size) if size > 1 else None
+        exact = data != "worth"
+        found = KINDS[kind](score[rows].flatten(), gain[rows].flatten(), allowed, 1 - error, exact, unit)
+        if found is not None:
+            kept = gain * (score <= found.threshold)
+            broken += float((kept.clamp_min(0) if kind == "regret" else kept).mean()) > allowed
+    assert broken / times <= error + 3 * math.sqrt(error * (1 - error) / times)
+
+
+def test_groups_count_once():
+    """A group that is answered wrong as a whole is one example that is, and its size does not matter."""
+    generator = torch.Generator().manual_seed(0)
+    score, gain = torch.rand(200, generator=generator), (torch.rand(200, generator=generator) < 0.1).double()
+    sizes = torch.randint(1, 9, (200,), generator=generator)
+    rows = torch.arange(200).repeat_interleave(sizes)
+    grouped = certify_regret(score[rows], gain[rows], 0.1, 0.9, True, rows)
+    assert grouped.num_examples == 200
+    assert grouped.threshold == certify_regret(score, gain, 0.1, 0.9, False).threshold
+    assert certify_drop(score[rows], gain[rows], 0.1, 0.9, True, rows).num_examples == 200
+    assert effective_number(rows, len(rows)) < 200 <= len(rows)
+    assert effective_number(None, 7) == 7
+
+
+def test_copies_are_taken_once_whatever_their_order():
+    key = torch.tensor([5, 7, 5, 5, 9, 7])
+    rows = independent_rows(key, torch.arange(6))
+    assert sorted(key[rows].tolist()) == [5, 7, 9]
+    backwards = independent_rows(key.flip(0), torch.arange(6).flip(0))
+    assert sorted((5 - backwards).tolist()) == rows.tolist()
+    assert len(independent_rows(key, torch.arange(6), unit=key)) == 6
+    # Any of a text's rows may be taken: the first is not in half of many pairs.
+    pairs = torch.arange(1000).repeat_interleave(2)
+    assert 400 < int((independent_rows(pairs, torch.arange(2000)) % 2).sum()) < 600
+
+
+def test_a_slice_is_known_again():
+    generator = torch.Generator().manual_seed(0)
+    key = torch.randint(-(2**62), 2**62, (6000,), generator=generator)
+    a, b = slice_of(key[:3000]), slice_of(key[3000:])
+    assert one_slice(a, slice_of(key[:3000].flip(0)))
+    assert one_slice(a, slice_of(key[:2900]))
+    assert one_slice(slice_of(key[:300]), a)
+    assert one_slice(a, slice_of(key))
+    assert not one_slice(a, b)
+    assert not one_slice(slice_of(key[:40]), slice_of(key[40:90]))
+    assert share_of_slice(key[:3000], a) == 1
+    assert share_of_slice(key[1500:4500], a) == pytest.approx(0.5, abs=0.1)
+    assert share_of_slice(key[3000:], a) == share_of_slice(key, {}) == 0
+    # Files of before have the hash alone.
+    assert share_of_slice(key[:9], {"slice_sha256": slice_sha256(key[:9])}) == 1
+
+
+def test_each_attempt_on_a_slice_costs(tmp_path, fails):
+    ledger, key = tmp_path / "folder" / "slices.json", torch.arange(500)
+    enough = []
+
+    def ask(what, key=key, error=0.05):
+        return attempt(ledger, slice_of(key), {"what": what}, error, enough.append)
+
+    assert ask("a") == (0.05, 1, 0.05)
+    assert ask("a") == (0.05, 1, 0.05)
+    # The slice has grown, and lost some.
+    assert ask("b", torch.arange(100, 700)) == (0.025, 2, pytest.approx(0.075))
+    assert ask("a")[1:] == (2, pytest.approx(0.075))
+    assert ask("c", error=0.2)[0] == pytest.approx(0.125)
+    # Other data are another slice.
+    assert ask("a", torch.arange(9000, 9500)) == (0.05, 1, 0.05)
+
+    def too_few(level):
+        raise InputError("too few")
+
+    before = ledger.read_bytes()
+    with pytest.raises(InputError, match="too few"):
+        attempt(ledger, slice_of(key), {"what": "new"}, 0.05, too_few)
+    assert ledger.read_bytes() == before
+    with pytest.raises(InputError, match="No confidence is left"):
+        ask("d", error=0.99) and ask("e", error=0.99)
+    ledger.write_text(json.dumps({"format": 1, "attempts": [{"level": 2}]}))
+    with pytest.raises(InputError, match="slices.json' is damaged"):
+        ask("a")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="--ledger"):
+        attempt(tmp_path / "file" / "x.json", slice_of(key), {"what": 1}, 0.05, enough.append)
+    # However many come, twice the first is never spent.
+    levels = [next_level(k, 0.05 * (2 - 0.5 ** (k - 1)) if k else 0.0, 0.05) for k in range(50)]
+    assert sum(levels) < 0.1
+
+
+def test_a_promise_in_words():
+    score = [i / 10 for i in range(1, 101)]
+    entry = _promise(costed(score, [0.0] * 90 + [1.0] * 10), "max_regret", 0.1, 0.2, 1)
+    assert entry["claim"] == (
+        "For at most 10% of new inputs like these the Swift's answer is used and wrong although the Super's is right"
     )
-    assert entry["rule"] == (
-        f"least deferral before the 0.8 quantile of the bootstrapped drop first exceeds {allowed:g}"
+    assert entry["evidence"].startswith("6 of 100 distinct texts (p = 0.12). There 4.0% of the inputs were deferred")
+    assert (entry["max_regret"], entry["level"], entry["num_examples"]) == (0.1, 0.2, 100)
+    entry = _promise(costed(score, [0.0] * 90 + [0.5] * 10, "chrf, from 0 to 1"), "max_drop", 0.1, 0.2, 3)
+    assert "the pair's mean worth (chrf, from 0 to 1) is at most 0.1 below the Super's" in entry["claim"]
+    assert "3 promises were tested together." in entry["evidence"]
+    found = costed(score, [0.0] * 100, unit=torch.arange(100) // 2)
+    entry = _promise(found, "max_drop", 0.1, 0.2, 1)
+    assert entry["claim"].endswith(
+        "(share of right answers) is at most 0.1 below the Super's, each group counting once"
     )
-    assert (entry["max_drop"], entry["confidence"], entry["num_examples"]) == (allowed, 0.8, 10)
-    assert entry["deferred_share"] == pytest.approx(0.3)
-    # 0.7 kept for 1, 0.3 deferred for 2 and the Super's 10.
-    assert entry["speedup"] == pytest.approx(10 / (0.7 * 1 + 0.3 * 12))
-    # Where all may be lost, all is kept; where nothing may, what costs nothing.
-    assert _by_drop(slice_of(score, gain), 1.0, 0.8)["threshold"] == math.inf
-    assert _by_drop(slice_of(score, gain), 1e-9, 0.8)["threshold"] == pytest.approx(0.5)
+    assert "on 50 groups of texts" in entry["evidence"]
+    assert entry["threshold"] == math.inf
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "confidence", "name", "word"),
+    [
+        ("max_regret", [0.1], 0.0, "x", "--confidence"),
+        ("max_regret", [0.1], 1.0, "x", "--confidence"),
+        ("max_regret", [0.1], math.nan, "x", "--confidence"),
+        ("max_drop", [0.0], 0.9, "x", "--max_drop"),
+        ("max_drop", [0.1, 1.0], 0.9, "x", "--max_drop"),
+        ("max_regret", [math.nan], 0.9, "x", "--max_regret"),
+        ("max_regret", [1e-12], 0.9, "x", "too many"),
+        ("max_regret", [], 0.9, "x", "amount"),
+        *(("flops", [0.1], 0.9, name, "--name") for name in ("parity", "defer 30%", "0.5", "-inf", " ", "")),
+    ],
+)
+def test_options_that_promise_nothing(kind, targets, confidence, name, word):
+    with pytest.raises(InputError, match=word):
+        _check_options(kind, targets, confidence, name)
+
+
+@pytest.mark.parametrize("confidence", [1e-12, 0.5, 1 - 1e-12])
+def test_the_edges_of_confidence(confidence):
+    for n in (1, 3, 40):
+        score, gain = torch.zeros(n), torch.zeros(n)
+        for certify in KINDS.values():
+            found = certify(score, gain, 0.5, confidence)
+            assert found is None or found.threshold in (math.inf, -math.inf)
+    for certify in KINDS.values():
+        with pytest.raises(InputError, match="not finite|NaN"):
+            certify(torch.tensor([math.nan] * 99), torch.zeros(99), 0.5, 0.5)
+
+
+def test_a_name_is_of_the_score_that_it_was_calibrated_for():
+    plain = {"parity": {"threshold": 0.5}}
+    calibrated = {"certified": {"threshold": 0.2, "statement": "so", "temperature": 1.0, "max_length": 64}}
+    manifest = Manifest(["a", "b"], score="entropy", thresholds={"entropy": plain, "margin": plain | calibrated})
+    assert manifest.resolve("parity") == ("entropy", 0.5)
+    manifest.max_length = 64
+    assert manifest.resolve("certified") == manifest.resolve("certified", "margin") == ("margin", 0.2)
+    with pytest.raises(InputError, match="calibrated for 'margin', not for 'entropy'"):
+        manifest.resolve("certified", "entropy")
+    manifest.thresholds["entropy"] = plain | calibrated
+    with pytest.raises(InputError, match="2 scores, 'entropy', 'margin'"):
+        manifest.resolve("certified")
+    assert manifest.resolve("certified", "entropy") == ("entropy", 0.2)
+    manifest.temperature = 2.0
+    with pytest.raises(InputError, match="temperature 1.0"):
+        manifest.resolve("certified", "entropy")
+    manifest.temperature, manifest.max_length = 1.0, 128
+    with pytest.warns(UserWarning, match="cut at 64 tokens, and here they are cut at 128"):
+        manifest.resolve("certified", "margin")
+
+
+def test_a_statement_is_checked_on_independent_examples():
+    """Copies of ten texts refute nothing, and score alike."""
+    generator = torch.Generator().manual_seed(0)
+    key, score = torch.arange(12), torch.rand(12, generator=generator)
+    gain = torch.zeros(12).double()
+    gain[:2] = 1.0
+    entry = {"threshold": math.inf, "statement": "so", "max_regret": 0.05, "num_examples": 500, "slice_sha256": ""}
+    entry["score_quantiles"] = quantiles_of(torch.rand(500, generator=generator))
+    manifest = Manifest(["a", "b"], thresholds={"s": {"certified": entry}})
+    rows = torch.arange(12).repeat_interleave(60)
+    for unit in (None, key[rows]):
+        keys = key[rows] if unit is None else torch.arange(len(rows))
+        (found,) = check_statements(manifest, keys, {"s": score[rows]}, gain[rows], "", unit)
+        assert found["verdict"] == "not refuted"
+        assert found["drift_p"] > 0.01
+        assert found["observed"] == pytest.approx(2 / 12)
+    (found,) = check_statements(manifest, torch.arange(len(rows)), {"s": score[rows]}, gain[rows], "")
+    assert found["verdict"] == "broken"
+    entry["flops_convention"] = "paper"
+    (found,) = check_statements(manifest, key, {"s": score}, gain, "", conditions={"flops_convention": "exact"})
+    assert any("flops_convention paper" in one for one in found["warnings"])
+    # A drop of any sign.
+    entry["max_drop"] = entry.pop("max_regret")
+    (found,) = check_statements(manifest, key, {"s": score}, -gain, "")
+    assert found["verdict"] == "held"
+    assert found["at least"] < found["observed"] < 0
 
 
 def test_budgets_by_hand():
-    found = slice_of([0.1, 0.2, 0.3, 0.4], [0.0, 1.0, 0.0, 1.0])
+    found = costed([0.1, 0.2, 0.3, 0.4], [0.0, 1.0, 0.0, 1.0])
     entry = _by_budget(found, "super_share", 0.5, {})
     assert entry["threshold"] == pytest.approx(0.2)
     half = " There 50.0% of the inputs were deferred, which makes a FLOPs speed-up of 1.54x."

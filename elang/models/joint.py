@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from elang.bootstrap import compare_areas
-from elang.calibrate import check_statements
 from elang.cost import FlopsConvention
 from elang.data.format import TaskFields
 from elang.errors import InputError
@@ -17,6 +16,7 @@ from elang.evaluate import (
     PairAnswers,
     cautions,
     check_apart,
+    check_not_chosen_on,
     check_qualities,
     choose_thresholds,
     length_bias,
@@ -40,6 +40,8 @@ from elang.records import FORMAT
 from elang.report import print_summary, write_report
 from elang.scores import DEFAULT_SCORE
 from elang.sequence_scores import SEQUENCE_DEFAULT
+from elang.slices import slice_of
+from elang.statements import CONDITIONS, check_statements
 from elang.text_quality import signature
 
 
@@ -125,8 +127,10 @@ class JointModule(EvaluationModule):
         unlock_output(self.output)
 
     def on_validation_start(self) -> None:
-        """Refuse a routing slice that a model was trained on."""
+        """Refuse a routing slice that a model was trained on, and to evaluate on what thresholds were chosen on."""
         data: Any = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            self._check_evaluated(data)
         for name, path in self.paths.items():
             manifest = self.model(name).manifest if name in self.models else None
             known = vars(manifest) if manifest else self.about.get(name, {})
@@ -134,6 +138,27 @@ class JointModule(EvaluationModule):
                 check_held_out(data, known, f"'{path}'")
 
     on_test_start = on_validation_start
+
+    def _check_evaluated(self, data: Any) -> None:
+        """Refuse to evaluate on the training file, or on the examples that given thresholds were chosen on."""
+        evaluated = "test" if self.trainer.testing else "validation"
+        if evaluated not in data.splits:
+            return
+        key, routing = data.examples(evaluated).key, "routing" in data.splits
+        train = [found["train"].key for found in self.recorded.values() if "train" in found]
+        if "train" in data.splits and (routing or self.explicit_thresholds):
+            train.append(data.examples("train").key)
+        known = torch.cat([key[:0], *(one for one in train if one is not None)])
+        check_apart(key, known, data.examples("routing").key if routing else key[:0])
+        if self.manifest is None or (routing and not self.explicit_thresholds):
+            return
+        fraction = self.manifest.routing_fraction
+        check_not_chosen_on(key, self.manifest.chosen_on, "Thresholds were", fraction)
+        for named in self.manifest.thresholds.values() if self.explicit_thresholds else ():
+            for name, entry in named.items():
+                if "statement" in entry:
+                    whole = fraction if entry["chosen_on"].startswith("routing") else 0.0
+                    check_not_chosen_on(key, entry, f"The threshold '{name}' was", whole)
 
     def on_validation_epoch_end(self) -> None:
         """Gather, sweep, choose thresholds on the routing slice, and write everything."""
@@ -149,9 +174,6 @@ class JointModule(EvaluationModule):
                 "thresholds are chosen on it.",
             )
         pairs = {split: self.pair(split, table) for split, table in tables.items() if len(table["id"])}
-        if "routing" in pairs and not self.explicit_thresholds:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            check_apart(pairs["routing"], pairs[evaluated], data.examples("train").key)
         self.summary = self._summarize(pairs, evaluated)
         for quality in self.qualities:
             for model in ("swift", "super"):
@@ -209,6 +231,8 @@ class JointModule(EvaluationModule):
             targets,
             swift.score_flops if sequence else table.get("swift_score_flops"),
         )
+        if data is not None and (unit := data.examples(split).unit) is not None:
+            found.unit = unit[torch.searchsorted(data.examples(split).id, table["id"].cpu())]
         if self.texts and data is not None:
             examples = data.examples(split)
             place = {int(i): row for row, i in enumerate(examples.id.tolist())}
@@ -234,9 +258,10 @@ class JointModule(EvaluationModule):
                 num_beams=swift.num_beams if isinstance(swift, Seq2Seq) else 1,
                 router=self.manifest.router if swift and self.manifest else {},
                 thresholds=choose_thresholds(pairs["routing"], primary, ROUTING_SLICE),
+                chosen_on=slice_of(pairs["routing"].key.cpu()),
             )
             thresholds = self.thresholds_manifest.thresholds
-        elif self.manifest is not None and self.manifest.thresholds:
+        elif self.manifest is not None and self.manifest.thresholds and self.temperature == self.manifest.temperature:
             thresholds, source = self.manifest.thresholds, "a slice of earlier data (threshold file)"
         else:
             thresholds, source = {}, "none: there is no held-out slice and no threshold file"
@@ -250,6 +275,7 @@ class JointModule(EvaluationModule):
             "score": self._default_score(answers),
             "temperature": self.temperature,
             "flops_convention": self.flops_convention,
+            **({"max_length": length} if (length := self._max_length()) else {}),
             "thresholds": source if thresholds else "",
             "thresholds_from": source,
             "weights": {name: self._weights(name) for name in ("swift", "super")},
@@ -266,14 +292,16 @@ class JointModule(EvaluationModule):
         # Thresholds are on the scale of their own temperature.
         if self.manifest is not None and self.temperature == self.manifest.temperature:
             worth = answers.gain / (summary["worth"]["largest"] or 1.0)
-            said = check_statements(self.manifest, answers.key, answers.scores, worth, self._weights("super"))
-            same = [one["name"] for one in said if one["same_slice"]]
-            if same and self.explicit_thresholds:
-                raise InputError(
-                    f"The threshold '{same[0]}' was chosen on these very examples, so they cannot tell whether its "
-                    "statement holds. Evaluate on others, or leave --model.thresholds out."
-                )
-            summary["statements"] = said
+            conditions = {what: summary[what] for what in CONDITIONS if what in summary}
+            summary["statements"] = check_statements(
+                self.manifest,
+                answers.key,
+                answers.scores,
+                worth,
+                self._weights("super"),
+                answers.unit,
+                conditions,
+            )
         if self.task.problem == "sequence":
             summary["signatures"] = {q.name: signature(q.name) for q in self.qualities}
             summary["lengths"] = length_bias(answers)
@@ -300,6 +328,11 @@ class JointModule(EvaluationModule):
         elif self.latency:
             notice("no-latency", "Latency was not measured: that needs both models to run here.")
         return summary
+
+    def _max_length(self) -> int | None:
+        """Tokens that inputs are cut at, where the Swift runs here."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        return getattr(data, "max_length", None) if "swift" in self.models else None
 
     def _weights(self, name: str) -> str:
         """Hash of a model's weights, where it is known."""

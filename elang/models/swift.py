@@ -29,6 +29,7 @@ from elang.records import Records, read_records, source_of
 from elang.router import expected_gain, fold_of
 from elang.scores import BEFORE_DECODER, DEFAULT_SCORE, SCORES, all_scores
 from elang.sequence_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
+from elang.slices import slice_of
 
 # A router that reads one of these alone has its order.
 SIMPLE = (DEFAULT_SCORE, SEQUENCE_DEFAULT)
@@ -338,6 +339,7 @@ class SwiftModule(FinetuneModule):
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         self.router_report: dict[str, dict[str, Any]] = {}
+        self._chosen_on: dict[str, Any] = {}
         model = self.classifier
         if data is None or "routing" not in getattr(data, "splits", ()):
             notice(
@@ -348,6 +350,7 @@ class SwiftModule(FinetuneModule):
             model.drop_routers()
             return {}
         table = self._answer(data.loader("routing"))
+        self._chosen_on = slice_of(table["key"].cpu())
         super_ = None if self.records is None else self.records.take(self.records.rows(table["id"], table["key"]))
         score_flops = lesson = None
         if isinstance(model, Seq2Seq):
@@ -414,4 +417,5 @@ class SwiftModule(FinetuneModule):
         """Describe the finished Swift."""
         manifest = super().manifest()
         manifest.score, manifest.temperature, manifest.router = self.score, self.temperature, self.router_report
+        manifest.chosen_on = self._chosen_on
         return manifest
