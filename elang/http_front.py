@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.responses import JSONResponse
@@ -210,7 +210,7 @@ class Connection(HttpToolsProtocol):
         """Give up the request of a client that has left."""
         super().connection_lost(exc)
         if self.cycle is not None and not self.cycle.response_complete:
-            self.gate.give_up(self.cycle.scope.get(_TASK), 499, "The client has left.", {})
+            self.gate.give_up(cast("dict[str, Any]", self.cycle.scope).get(_TASK), 499, "The client has left.", {})
 
     def awaited(self) -> bool:
         """Whether it is the client's turn: no request has come as a whole that is not answered."""
