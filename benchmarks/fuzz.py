@@ -168,11 +168,10 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
     reader = readers.get(target, records if target.startswith("records.") else table)
     if target == "request":
         from fastapi import HTTPException
-        from pydantic import ValidationError
 
-        from elang.pair_service import TimedQuestion, check_question
+        from elang.question import Limits, parse_question
 
-        return lambda data: check_question(TimedQuestion.model_validate_json(data)), (HTTPException, ValidationError)
+        return lambda data: parse_question(data, Limits()), (HTTPException,)
 
     def read(data: bytes) -> None:
         path.write_bytes(data)

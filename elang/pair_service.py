@@ -4,7 +4,6 @@ Whatever has come in while a model was busy is its next batch.
 """
 
 import asyncio
-import hmac
 import logging
 import math
 import time
@@ -14,14 +13,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.responses import JSONResponse
+from pydantic import BaseModel, Field
 
 from elang.errors import InputError
 from elang.models.text_model import check_choices
 from elang.predictor import JointPredictor
+from elang.question import BODY, Limits, Question, QuestionReader, TimedQuestion, refused
 
 _log = logging.getLogger(__name__)
 
@@ -30,28 +29,13 @@ Role = Literal["swift", "super"]
 Reason = Literal["timeout", "full", "failed", "unavailable"]
 # The part of a deadline that is kept for the Swift's decoder, where its score has decided before it ran.
 LATE = 0.25
+# A question with more than this share of a batch's characters is a long one.
+_LONG = 8
+# What is asked to look in from outside, and what is then answered when all goes well or starts and ends.
+_VIEWS = ("/", "/health", "/ready", "/metrics", "/docs", "/redoc", "/openapi.json")
+_SEEN = (200, 503)
 # Asks a model, until when (of `time.monotonic`); it raises whatever goes wrong.
 Ask = Callable[["Question", float], Awaitable[dict[str, Any]]]
-
-
-class Question(BaseModel):
-    """Texts to be answered."""
-
-    # A misspelt deadline would be none.
-    model_config = ConfigDict(extra="forbid")
-
-    texts: list[str | list[str]] = Field(description="Texts, or for each input one text for each of the task's fields.")
-    choices: list[list[str]] | None = Field(None, description="Each input's candidates, where the task has its own.")
-    keep: bool = Field(False, description="Of the Swift alone: answer also what would be deferred.")
-
-
-class TimedQuestion(Question):
-    """Texts to be answered by the pair."""
-
-    keep: Literal[False] = False
-    deadline: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Seconds; at most the server's, which is the default."
-    )
 
 
 class Answer(BaseModel):
@@ -61,6 +45,7 @@ class Answer(BaseModel):
     score: float = Field(description="The Swift's difficulty score; larger is harder.")
     answered_by: Literal["swift", "super"]
     fallback: Reason | None = Field(None, description="Why the Swift answers what the Super should have.")
+    cut: list[Role] = Field([], description="Which models read only the beginning: the input is too long for them.")
 
 
 class Reply(BaseModel):
@@ -73,53 +58,59 @@ class Labels(BaseModel):
     """The Super's answers, in the order of the texts."""
 
     answers: list[str | float]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a server takes.
-
-    Attributes:
-        deadline: Seconds that a request may take.
-        texts: Texts in a request.
-        pending: Texts that the Swift is asked at a time; more are refused.
-        deferred: Texts that the Super is asked at a time; more are answered as if it had failed.
-    """
-
-    deadline: float = 10.0
-    texts: int = 256
-    pending: int = 4096
-    deferred: int = 4096
+    cut: list[int] = Field([], description="Numbers, from 0, of the texts of which only the beginning was read.")
 
 
 class Metrics:
     """Counters and histograms for Prometheus.
 
     Args:
-        edges: Of the histogram of scores.
+        edges: Of the histogram of scores; ``None`` for a Super alone, which has none.
     """
 
-    def __init__(self, edges: list[float]) -> None:
+    def __init__(self, edges: list[float] | None) -> None:
         self.registry = CollectorRegistry()
         to: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("elang_requests", "Requests", ["status"], **to)
+        self.requests = Counter("elang_requests", "Requests, refused ones too, but for views", ["status"], **to)
+        self.views = Counter("elang_views", f"Requests of {', '.join(_VIEWS)}", ["status"], **to)
         self.texts = Counter("elang_texts", "Texts answered", ["answered_by"], **to)
         self.deferred = Counter("elang_deferred", "Texts whose score is above the threshold", **to)
         self.fallbacks = Counter("elang_fallbacks", "Deferred texts that the Super did not answer", ["reason"], **to)
         self.waiting = Gauge("elang_waiting", "Texts that a model is asked now", ["model"], **to)
         self.seconds = Histogram("elang_seconds", "Seconds of requests, and of what the models are asked", ["of"], **to)
-        self.scores = Histogram("elang_score", "The Swift's difficulty scores", buckets=edges, **to)
+        self.cut = Counter("elang_cut", "Texts of which a model read only the beginning", ["model"], **to)
+        if edges is not None:
+            self.scores = Histogram("elang_score", "The Swift's difficulty scores", buckets=edges, **to)
+
+    def count(self, path: str, status: int) -> None:
+        """Count a request."""
+        (self.views if path in _VIEWS and status in _SEEN else self.requests).labels(status).inc()
 
     def page(self) -> Response:
         """All of them in Prometheus' text format."""
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a model says to a question.
+
+    Attributes:
+        answers: One for each text.
+        cut: Places of the texts of which it read only the beginning.
+    """
+
+    answers: list[Any]
+    cut: set[int]
+
+
 class Batcher:
     """Asks a model for many: what waits while it is busy goes to it together.
 
+    Short and long questions take turns, so that a crowd of long ones does not keep short ones waiting.
+
     Args:
-        ask: Asks the model; the answer has ``answers`` and, if it does not take an input, ``error``.
+        ask: Asks the model; it says ``answers``, the places ``cut`` and, if it does not take an input, ``error``.
         workers: Batches that it works on at a time.
         most: Texts in a batch; a question that has more is a batch of its own.
         most_characters: The same for their characters.
@@ -134,11 +125,12 @@ class Batcher:
         self.gauge: Gauge | None = None
         # Texts that are not answered yet, of questions that nobody waits for any more, too, while they are worked on.
         self.waiting = 0
-        self._queue: deque[_Asked] = deque()
+        self._queues: tuple[deque[_Asked], deque[_Asked]] = deque(), deque()
+        self._turn = 1
         self._running: set[asyncio.Task[None]] = set()
 
-    async def ask(self, question: Question, until: float) -> list[Any]:
-        """The model's answers to a question.
+    async def ask(self, question: Question, until: float) -> Said:
+        """What the model says to a question.
 
         Raises:
             asyncio.TimeoutError: If there are none in time.
@@ -147,24 +139,27 @@ class Batcher:
         """
         asked = _Asked(question, asyncio.get_running_loop().create_future())
         self._count(len(question.texts))
-        self._queue.append(asked)
+        queue = self._queues[asked.size[1] > self.most_characters // _LONG]
+        queue.append(asked)
         self._next()
         try:
             return await asyncio.wait_for(asked.answers, max(0.0, until - time.monotonic()))
         finally:
-            if asked in self._queue:
-                self._queue.remove(asked)
+            if asked in queue:
+                queue.remove(asked)
                 self._count(-len(question.texts))
 
     def _next(self) -> None:
-        while self._queue and len(self._running) < self.workers:
-            batch = [self._queue.popleft()]
+        while any(self._queues) and len(self._running) < self.workers:
+            self._turn = 1 - self._turn if all(self._queues) else int(not self._queues[0])
+            queue = self._queues[self._turn]
+            batch = [queue.popleft()]
             texts, characters = batch[0].size
-            while self._queue and self._queue[0].question.keep == batch[0].question.keep:
-                texts, characters = texts + self._queue[0].size[0], characters + self._queue[0].size[1]
+            while queue and queue[0].question.keep == batch[0].question.keep:
+                texts, characters = texts + queue[0].size[0], characters + queue[0].size[1]
                 if texts > self.most or characters > self.most_characters:
                     break
-                batch.append(self._queue.popleft())
+                batch.append(queue.popleft())
             task = asyncio.ensure_future(self._run(batch))
             self._running.add(task)
             task.add_done_callback(self._ended)
@@ -197,11 +192,13 @@ class Batcher:
             answers = found["answers"]
             if len(answers) != len(texts):
                 raise RuntimeError(f"{len(texts)} texts were asked, but {len(answers)} answers came.")
-            rest = iter(answers)
+            cut, start = set(found.get("cut", ())), 0
             for one in batch:
-                own = [next(rest) for _ in one.question.texts]
+                end = start + len(one.question.texts)
                 if not one.answers.done():
-                    one.answers.set_result(own)
+                    own = {place - start for place in cut if start <= place < end}
+                    one.answers.set_result(Said(answers[start:end], own))
+                start = end
         except Exception as error:
             for one in batch:
                 if not one.answers.done():
@@ -216,7 +213,7 @@ class Batcher:
 @dataclass(eq=False)
 class _Asked:
     question: Question
-    answers: "asyncio.Future[list[Any]]"
+    answers: "asyncio.Future[Said]"
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -236,6 +233,7 @@ class PairService:
         limits: What is taken.
         on_super_failure: What becomes of a deferred text when the Super is slow, full or dead: ``swift`` answers with
             the Swift's own answer and says so, ``fail`` refuses the request.
+        metrics: What counts; by default its own.
     """
 
     def __init__(
@@ -246,11 +244,12 @@ class PairService:
         super_ready: Callable[[], bool] = lambda: True,
         limits: Limits | None = None,
         on_super_failure: OnSuperFailure = "swift",
+        metrics: Metrics | None = None,
     ) -> None:
         self.predictor, self.super_ready = predictor, super_ready
         self.models: dict[Role, Batcher] = {"swift": swift, "super": super_}
         self.limits, self.on_super_failure = limits or Limits(), on_super_failure
-        self.metrics = Metrics(score_edges(predictor))
+        self.metrics = metrics or Metrics(score_edges(predictor))
         for role, model in self.models.items():
             model.gauge = self.metrics.waiting.labels(role)
 
@@ -261,16 +260,9 @@ class PairService:
             HTTPException: 422 for bad input, 503 where a model is full or not there, 504 past the deadline.
         """
         start = time.monotonic()
-        status = 500
         try:
-            found = await self._answer(question, start)
-            status = 200
-            return found
-        except HTTPException as error:
-            status = error.status_code
-            raise
+            return await self._answer(question, start)
         finally:
-            self.metrics.requests.labels(status).inc()
             self.metrics.seconds.labels("request").observe(time.monotonic() - start)
 
     async def _answer(self, question: TimedQuestion, start: float) -> Reply:
@@ -285,28 +277,40 @@ class PairService:
         except asyncio.TimeoutError:
             raise HTTPException(504, "The Swift did not answer before the deadline.") from None
         except InputError as error:
-            raise HTTPException(422, str(error)) from None
+            raise refused(str(error)) from None
         except Exception as error:
             _log.warning("The Swift failed: %s: %s", type(error).__name__, error)
             raise HTTPException(503, "The Swift is not there. Ask again later.", {"Retry-After": "1"}) from None
         answers = [
-            Answer(label="" if x is None else x, score=s, answered_by="swift", fallback=None) for x, s, _ in said
+            Answer(
+                label="" if x is None else x,
+                score=s,
+                answered_by="swift",
+                fallback=None,
+                cut=["swift"] if i in said.cut else [],
+            )
+            for i, (x, s, _) in enumerate(said.answers)
         ]
         for answer in answers:
             self.metrics.scores.observe(answer.score)
-        hard = [i for i, one in enumerate(said) if one[2]]
+        hard = [i for i, one in enumerate(said.answers) if one[2]]
         if hard:
             self.metrics.deferred.inc(len(hard))
             part = _part(question, hard)
             # What the Swift has not decoded yet would have to be, in time.
-            late = said[hard[0]][0] is None and self.on_super_failure == "swift"
-            labels, reason = await self._ask_super(part, until - (until - start) * LATE * late)
+            late = said.answers[hard[0]][0] is None and self.on_super_failure == "swift"
+            supers, reason = await self._ask_super(part, until - (until - start) * LATE * late)
+            labels = supers.answers
             if reason:
                 self.metrics.fallbacks.labels(reason).inc(len(hard))
-                labels = await self._without_super(part, [said[i][0] for i in hard], reason, until)
-            for i, label in zip(hard, labels, strict=True):
-                by: Role = "swift" if reason else "super"
-                answers[i] = answers[i].model_copy(update={"label": label, "answered_by": by, "fallback": reason})
+                labels = await self._without_super(part, [said.answers[i][0] for i in hard], reason, until)
+            by: Role = "swift" if reason else "super"
+            for place, (i, label) in enumerate(zip(hard, labels, strict=True)):
+                cut = [*answers[i].cut, *(["super"] if place in supers.cut else [])]
+                update = {"label": label, "answered_by": by, "fallback": reason, "cut": cut}
+                answers[i] = answers[i].model_copy(update=update)
+            self.metrics.cut.labels("super").inc(len(supers.cut))
+        self.metrics.cut.labels("swift").inc(len(said.cut))
         for who in ("swift", "super"):
             self.metrics.texts.labels(who).inc(sum(answer.answered_by == who for answer in answers))
         return Reply(answers=answers)
@@ -314,36 +318,36 @@ class PairService:
     def _check(self, question: Question) -> None:
         texts, choices = question.texts, question.choices
         if len(texts) > self.limits.texts:
-            raise HTTPException(422, f"A request has at most {self.limits.texts} texts, but this one {len(texts)}.")
+            raise refused(f"A request has at most {self.limits.texts} texts, but this one has {len(texts)}.")
         task = self.predictor.task
         if (task.problem == "choice" and not task.choice_fields) != (choices is not None):
             needed = "for each input its candidates" if choices is None else "no candidates"
-            raise HTTPException(422, f"This task takes {needed}, as 'choices'.")
-        check_question(question)
+            raise refused(f"This task takes {needed}, as 'choices'.")
         try:
             self.predictor.rows(texts)
             check_choices(max(map(len, choices)) if choices else 0, len(self.predictor.label_names))
         except InputError as error:
-            raise HTTPException(422, str(error)) from None
+            raise refused(str(error)) from None
 
-    async def _ask_super(self, part: Question, until: float) -> tuple[list[str | float], Reason | None]:
+    async def _ask_super(self, part: Question, until: float) -> tuple[Said, Reason | None]:
         """The Super's labels, or why there are none."""
+        none = Said([], set())
         if not self.super_ready():
-            return [], "unavailable"
+            return none, "unavailable"
         if self.models["super"].waiting + len(part.texts) > self.limits.deferred:
-            return [], "full"
+            return none, "full"
         try:
-            labels = await self._ask("super", part, until)
+            said = await self._ask("super", part, until)
         except asyncio.TimeoutError:
-            return [], "timeout"
+            return none, "timeout"
         except Exception as error:
             _log.warning("The Super failed: %s: %s", type(error).__name__, error)
-            return [], "failed"
-        known = set(self.predictor.label_names)
-        if self.predictor.task.problem == "classification" and (odd := [x for x in labels if x not in known]):
-            _log.error("The Super answers %r, which is no label of the Swift's: %s", odd[0], sorted(known))
-            return [], "failed"
-        return labels, None
+            return none, "failed"
+        known = self.predictor.label_names if self.predictor.task.problem == "classification" else None
+        if odd := [x for x in said.answers if not _is_label(x, known)]:
+            _log.error("The Super answers %.80r, which is no label of the Swift's: %s", odd[0], known)
+            return none, "failed"
+        return said, None
 
     async def _without_super(
         self, part: Question, labels: list[str | float | None], reason: Reason, until: float
@@ -351,18 +355,18 @@ class PairService:
         """The Swift's own answers, if it may give them."""
         status = 504 if reason == "timeout" else 503
         if self.on_super_failure == "fail":
-            said = {"timeout": "did not answer before the deadline", "full": "has too many texts waiting"}
+            why = {"timeout": "did not answer before the deadline", "full": "has too many texts waiting"}
             headers = {"Retry-After": "1"} if status == 503 else None
-            raise HTTPException(status, f"The Super {said.get(reason, 'is not there')}. Ask again later.", headers)
+            raise HTTPException(status, f"The Super {why.get(reason, 'is not there')}. Ask again later.", headers)
         if all(label is not None for label in labels):
             return [label for label in labels if label is not None]
         try:
-            found = await self._ask("swift", part.model_copy(update={"keep": True}), until)
+            said = await self._ask("swift", part.model_copy(update={"keep": True}), until)
         except Exception as error:
             raise HTTPException(504, f"Neither model answered before the deadline ({type(error).__name__}).") from None
-        return [label for label, _, _ in found]
+        return [label for label, _, _ in said.answers]
 
-    async def _ask(self, role: Role, question: Question, until: float) -> list[Any]:
+    async def _ask(self, role: Role, question: Question, until: float) -> Said:
         start = time.monotonic()
         found = await self.models[role].ask(question, until)
         self.metrics.seconds.labels(role).observe(time.monotonic() - start)
@@ -374,20 +378,11 @@ def _part(question: Question, places: list[int]) -> Question:
     return Question(texts=[question.texts[i] for i in places], choices=choices, keep=False)
 
 
-def check_question(question: Question) -> None:
-    """Refuse what would spoil others' answers in a common batch.
-
-    Raises:
-        HTTPException: 422, for candidates that are not one list for each text, or text that is no Unicode.
-    """
-    texts, choices = question.texts, question.choices
-    if choices is not None and (len(choices) != len(texts) or not all(choices)):
-        raise HTTPException(422, "Each input needs at least one candidate, in 'choices'.")
-    for place, part in enumerate([*texts, *(choices or [])]):
-        try:
-            "".join(part).encode("utf-8")
-        except UnicodeEncodeError:
-            raise HTTPException(422, f"Input {place % len(texts)} (counted from 0) is no valid Unicode.") from None
+def _is_label(answer: Any, known: list[str] | None) -> bool:
+    """Whether an answer, perhaps of a server elsewhere, can be one of the pair's."""
+    if known is not None:
+        return isinstance(answer, str) and answer in known
+    return isinstance(answer, str) or (isinstance(answer, int | float) and math.isfinite(answer))
 
 
 def score_edges(predictor: JointPredictor) -> list[float]:
@@ -399,19 +394,21 @@ def score_edges(predictor: JointPredictor) -> list[float]:
 
 def add_super_route(app: FastAPI, model: Batcher, limits: Limits) -> None:
     """Add ``/super``, which pairs elsewhere ask, to an app."""
+    read = QuestionReader(limits)
 
-    @app.post("/super", response_model=Labels, summary="Answer texts with the Super")
-    async def ask_super(question: TimedQuestion) -> Labels:
-        check_question(question)
-        if len(question.texts) > limits.texts:
-            raise HTTPException(422, f"A request has at most {limits.texts} texts.")
+    @app.post(
+        "/super", response_model=Labels, summary="Answer texts with the Super", openapi_extra={"requestBody": BODY}
+    )
+    async def ask_super(request: Request) -> Labels:
+        question = await read(request)
         if model.waiting + len(question.texts) > limits.deferred:
             raise HTTPException(503, "Too many texts are waiting. Ask again later.", {"Retry-After": "1"})
         until = time.monotonic() + min(question.deadline or limits.deadline, limits.deadline)
         try:
-            return Labels(answers=await model.ask(question, until) if question.texts else [])
+            said = await model.ask(question, until) if question.texts else Said([], set())
+            return Labels(answers=said.answers, cut=sorted(said.cut))
         except InputError as error:
-            raise HTTPException(422, str(error)) from None
+            raise refused(str(error)) from None
         except asyncio.TimeoutError:
             raise HTTPException(504, "The Super did not answer before the deadline.") from None
         except Exception as error:
@@ -421,86 +418,35 @@ def add_super_route(app: FastAPI, model: Batcher, limits: Limits) -> None:
 
 def add_routes(app: FastAPI, service: PairService, swift_ready: Callable[[], bool]) -> None:
     """Add ``/predict``, ``/metrics`` and ``/ready`` to an app."""
+    read = QuestionReader(service.limits)
 
-    @app.post("/predict", response_model=Reply, summary="Answer texts with the pair")
-    async def predict(question: TimedQuestion) -> Reply:
-        return await service.answer(question)
+    @app.post(
+        "/predict", response_model=Reply, summary="Answer texts with the pair", openapi_extra={"requestBody": BODY}
+    )
+    async def predict(request: Request) -> Reply:
+        return await service.answer(await read(request))
+
+    needed = ("swift", "super") if service.on_super_failure == "fail" else ("swift",)
+    add_views(app, service.metrics, lambda: {"swift": swift_ready(), "super": service.super_ready()}, needed)
+
+
+def add_views(app: FastAPI, metrics: Metrics, state: Callable[[], dict[str, bool]], needed: tuple[str, ...]) -> None:
+    """Add ``/metrics`` and ``/ready`` to an app.
+
+    Args:
+        app: The app.
+        metrics: What is shown.
+        state: Which models are there.
+        needed: Which have to be, for requests to be answered.
+    """
 
     @app.get("/metrics", summary="Counters for Prometheus", response_class=Response)
-    async def metrics() -> Response:
-        return service.metrics.page()
+    async def show() -> Response:
+        return metrics.page()
 
     @app.get("/ready", summary="200 if requests can be answered")
     async def ready(response: Response) -> dict[str, bool]:
-        state = {"swift": swift_ready(), "super": service.super_ready()}
-        if not state["swift"] or (service.on_super_failure == "fail" and not state["super"]):
+        found = state()
+        if not all(found[name] for name in needed):
             response.status_code = 503
-        return state
-
-
-class Gate:
-    """Refuses requests without the token, and bodies that are too large, before anything reads them.
-
-    Args:
-        app: What is behind it.
-        token: Expected as ``Authorization: Bearer TOKEN``; ``None`` lets all in.
-        max_bytes: Of a body.
-        inside: Expected as ``X-Inside`` by the workers' own paths, whose batches are as large as they are.
-    """
-
-    OPEN = ("/", "/health", "/ready")
-
-    def __init__(self, app: Any, token: str | None, max_bytes: int, inside: str = "") -> None:
-        self.app, self.max_bytes, self.inside = app, max_bytes, inside.encode()
-        self.expected = None if token is None else f"Bearer {token}".encode()
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Let a request through, or answer it."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        if scope["path"].startswith("/workers/"):
-            if self.inside and hmac.compare_digest(headers.get(b"x-inside", b""), self.inside):
-                await self.app(scope, receive, send)
-            else:
-                await _refusal(404, "Ask /predict.")(scope, receive, send)
-            return
-        if self.expected is not None and scope["path"] not in self.OPEN:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, self.expected):
-                said = "The token is missing or wrong: send 'Authorization: Bearer TOKEN'."
-                await _refusal(401, said)(scope, receive, send)
-                return
-        large = _refusal(413, f"A request has at most {self.max_bytes} bytes.")
-        declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or int(declared) > self.max_bytes:
-            await large(scope, receive, send)
-            return
-        # A body may come in pieces and say nothing of its length.
-        read, over = 0, False
-
-        async def counted() -> Any:
-            nonlocal read, over
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self.max_bytes:
-                over = True
-                return {"type": "http.disconnect"}
-            return message
-
-        async def answered(message: Any) -> None:
-            if not over:
-                await send(message)
-
-        try:
-            await self.app(scope, counted, answered)
-        except Exception:
-            if not over:
-                raise
-        if over:
-            await large(scope, receive, send)
-
-
-def _refusal(status: int, detail: str) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status)
+        return found

@@ -1,12 +1,16 @@
-"""`elang serve`: a pair behind HTTP, on LitServe's workers and batches."""
+"""`elang serve`: a pair behind HTTP."""
 
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
 from elang.errors import InputError, need
+from elang.notices import notice
 
 TOKEN_VARIABLE = "ELANG_SERVE_TOKEN"
 
@@ -17,7 +21,7 @@ def serve(
     threshold: str | float = "parity",
     score: str | None = None,
     thresholds: str | None = None,
-    host: Literal["127.0.0.1", "0.0.0.0", "::"] = "127.0.0.1",
+    host: str = "127.0.0.1",
     port: int = 8000,
     deadline: float = 10.0,
     on_super_failure: Literal["swift", "fail"] = "swift",
@@ -48,7 +52,8 @@ def serve(
         threshold: Name of a threshold in ``elang.json`` or a number, as for `elang predict`.
         score: Which score routes; by default the Swift's own.
         thresholds: Another threshold file, as `elang validate` writes it.
-        host: Address to listen on; the default is reached from this machine only.
+        host: Address to listen on, or a name for it; the default is reached from this machine only, 0.0.0.0 and :: from
+            others, too.
         port: Its port, from 1024.
         deadline: Seconds in which a request is answered or refused.
         on_super_failure: What becomes of a deferred text when the Super is slow, full or dead: `swift` answers with the
@@ -70,7 +75,7 @@ def serve(
     Raises:
         InputError: If an option is wrong, a model cannot be loaded, or the extra `serve` is not installed.
     """
-    need("`elang serve`", "serve", "litserve", "httpx", "prometheus_client")
+    need("`elang serve`", "serve", "fastapi", "uvicorn", "httptools", "httpx", "prometheus_client")
     if super_int8:
         need("super_int8", "int8", "torchao")
     if super_model is None:
@@ -84,30 +89,63 @@ def serve(
             raise InputError(f"--{name} must be at least 1, but it is {size}.")
     if not 1024 <= port <= 65535:
         raise InputError(f"--port must be from 1024 to 65535, but it is {port}.")
-    if not deadline > 0:
-        raise InputError(f"--deadline must be above 0 seconds, but it is {deadline}.")
-    try:
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            one.bind((host, port))
-    except OSError as error:
-        raise InputError(f"--port {port} of {host} cannot be listened on ({error}). Give another.") from error
+    if not 0 < deadline < float("inf"):
+        raise InputError(f"--deadline must be above 0 seconds and finite, but it is {deadline}.")
+    token = _token()
+    from elang.http_front import listen
+
+    pair: dict[str, Any] = {"swift_model": swift_model, "super_model": super_model, "threshold": threshold}
+    pair |= {"score": score, "thresholds": thresholds, "few": few, "dtype": dtype}
+    pair |= {"super_int8": super_int8, "onnx": onnx}
+    with _stopped_quietly():
+        # Before any model is loaded, so that a second server on the port ends at once.
+        sockets = listen(host, port)
+        try:
+            _warn_if_open(sockets, host, token)
+            _serve(
+                pair,
+                sockets,
+                remote=remote,
+                limits=(deadline, max_texts, max_pending, max_deferred),
+                on_super_failure=on_super_failure,
+                batch=batch,
+                max_bytes=max_bytes,
+                token=token,
+                hardware=(accelerator, devices, workers),
+                threads=threads,
+            )
+        finally:
+            for one in sockets:
+                one.close()
+    print("the server has ended", flush=True)  # noqa: T201
+
+
+def _serve(
+    pair: dict[str, Any],
+    sockets: list[socket.socket],
+    remote: bool,
+    limits: tuple[float, int, int, int],
+    hardware: tuple[str, int | Literal["auto"], int],
+    threads: int | None,
+    **options: Any,
+) -> None:
+    """Check both models, and serve them."""
     import torch
 
     from elang.manifest import FILENAME, Manifest
     from elang.models.backbones import check_model
     from elang.models.text_model import folder_sha256
-    from elang.pair_service import Limits
     from elang.predictor import JointPredictor
+    from elang.question import Limits
     from elang.records import align_labels
     from elang.serving_apis import build_server
 
-    pair: dict[str, Any] = {"swift_model": swift_model, "super_model": super_model, "threshold": threshold}
-    pair |= {"score": score, "thresholds": thresholds}
+    swift_model, super_model, threshold = pair["swift_model"], pair["super_model"], pair["threshold"]
     predictor = None
     if swift_model is not None:
         # What is wrong with it is said now, and its labels and texts are known to the front.
-        predictor = JointPredictor(**{**pair, "super_model": None}, device="cpu")
+        plain = {name: pair[name] for name in ("swift_model", "threshold", "score", "thresholds")}
+        predictor = JointPredictor(**plain, super_model=None, device="cpu")
     if not remote:
         check_model(super_model)
         if predictor is not None and (folder := Path(super_model)).is_dir():
@@ -121,34 +159,89 @@ def serve(
     if predictor is not None:
         # Once, by the front: by itself no worker is a pair.
         predictor.warn_if_dear(str(threshold))
-        pair |= {"threshold": predictor.threshold, "score": predictor.score}
-    # The front answers nothing itself.
-    pair |= {"few": few, "dtype": dtype, "super_int8": super_int8, "onnx": onnx}
+        pair = {**pair, "threshold": predictor.threshold, "score": predictor.score}
+    own_devices = _devices(*hardware)
     models = (swift_model is not None) + (not remote)
-    if threads is None:
-        threads = max(1, (torch.get_num_threads()) // (models * workers))
     server = build_server(
         pair,
         predictor,
         remote=super_model if remote else None,
-        limits=Limits(deadline, max_texts, max_pending, max_deferred),
-        on_super_failure=on_super_failure,
-        batch=batch,
-        max_bytes=max_bytes,
-        token=os.environ.get(TOKEN_VARIABLE) or None,
-        hardware={"accelerator": accelerator, "devices": devices, "workers_per_device": workers},
-        threads=threads,
+        limits=Limits(*limits),
+        devices=own_devices,
+        threads=threads or max(1, torch.get_num_threads() // (models * hardware[2])),
+        **options,
     )
-    parent = os.getpid()
+    host, port = sockets[0].getsockname()[:2]
+    what = "the pair at /predict" if swift_model is not None else "the Super at /super"
+    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"serving {what} of {where} as soon as /health says so; its schema is at /docs", flush=True)  # noqa: T201
+    server.run(sockets)
+
+
+def _token() -> str | None:
+    """The token that requests must bring, if there is to be one.
+
+    Raises:
+        InputError: If it is one that no request can bring.
+    """
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is None:
+        return None
+    if not token or not token.isascii() or not token.isprintable() or token != token.strip():
+        raise InputError(
+            f"{TOKEN_VARIABLE} is set, but it is empty or has characters that no request can bring: line breaks, "
+            "spaces at its ends, or others than ASCII. Set another, or unset it to let everyone in."
+        )
+    return token
+
+
+def _warn_if_open(sockets: list[socket.socket], host: str, token: str | None) -> None:
+    """Say it if the server can be reached from other machines by everyone."""
+    addresses = [ip_address(one.getsockname()[0].partition("%")[0]) for one in sockets]
+    if token is None and not all(address.is_loopback for address in addresses):
+        notice(
+            "open-server",
+            f"--host {host} is reached from other machines, and no token is needed: whoever reaches the port is "
+            f"answered. Set {TOKEN_VARIABLE}, or listen on 127.0.0.1.",
+        )
+
+
+def _devices(accelerator: str, devices: int | Literal["auto"], workers: int) -> list[str]:
+    """The device of each process of a model.
+
+    Raises:
+        InputError: If there are none of that kind, or not so many.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if accelerator == "auto":
+        accelerator = next(kind for kind, count in there.items() if count)
+    known = there[accelerator]
+    count = known if devices == "auto" else devices
+    if accelerator == "cpu":
+        return ["cpu"] * workers
+    if not 1 <= count <= known:
+        raise InputError(f"--devices {devices} of --accelerator {accelerator} cannot be had: there are {known}.")
+    return [f"{accelerator}:{number}" for number in range(count)] * workers
+
+
+class _StopError(BaseException):
+    """A signal before there is a server that could end by itself."""
+
+
+@contextmanager
+def _stopped_quietly() -> Iterator[None]:
+    """Take a signal for a wish to end; nothing has been accepted yet."""
 
     def stop(number: int, frame: Any) -> None:
-        # The front is forked from this process, and inherits this.
-        raise KeyboardInterrupt if os.getpid() == parent else SystemExit(0)
+        raise _StopError
 
-    signal.signal(signal.SIGTERM, stop)
-    what = "the pair at /predict" if swift_model is not None else "the Super at /super"
-    print(f"serving {what} of http://{host}:{port} as soon as /health says so; its schema is at /docs", flush=True)  # noqa: T201
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        server.run(host=host, port=port, num_api_servers=1, log_level="warning", generate_client_file=False)
-    except RuntimeError as error:
-        raise InputError(f"The server did not start: {error}. What its workers met with is above.") from error
+        yield
+    except _StopError:
+        pass
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,80 +1,149 @@
-"""The two models as LitServe's workers, and the server that asks them."""
+"""The server that asks the two models: their processes, what packs batches for them, and the paths."""
 
 import logging
-import secrets
+import socket
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import httpx
-import litserve
 import torch
+import uvicorn
+from fastapi import FastAPI, Response
+from starlette.responses import PlainTextResponse
 
 from elang.errors import InputError
+from elang.http_front import Gate, Server, connections_of
 from elang.pair_service import (
     Batcher,
-    Gate,
-    Limits,
+    Metrics,
     OnSuperFailure,
     PairService,
-    Question,
     add_routes,
     add_super_route,
+    add_views,
+    score_edges,
 )
 from elang.predictor import JointPredictor
+from elang.question import Limits, Question
+from elang.worker import Workers
 
 _log = logging.getLogger(__name__)
 # Of a server elsewhere, which makes batches of its own.
 _REMOTE_WORKERS = 4
 
 
-class ModelAPI(litserve.LitAPI):  # type: ignore[misc]
-    """One model of the pair, in a worker of its own.
+@dataclass(frozen=True)
+class LoadModel:
+    """Loads one model of the pair in a process of its own.
 
-    Args:
-        role: Which one it is.
+    Attributes:
+        role: Which one it is, ``swift`` or ``super``.
         options: Of the :class:`elang.JointPredictor`; the Super is loaded only for the Super.
-        threads: Of the worker on a CPU.
+        threads: Of the process on a CPU.
+        device: Where the model goes.
     """
 
-    def __init__(self, role: str, options: dict[str, Any], threads: int) -> None:
-        super().__init__(api_path=f"/workers/{role}")
-        self.role, self.options, self.threads = role, options, threads
+    role: str
+    options: dict[str, Any]
+    threads: int
+    device: str
 
-    def setup(self, device: str) -> None:
-        """Load the model, and answer once, so that the first request does not wait for it."""
+    def __call__(self) -> "Model":
+        """Load it, and answer once, so that the first request does not wait for that."""
         torch.set_num_threads(self.threads)
-        options = dict(self.options)
-        if self.role == "swift":
-            options["super_model"] = None
-        self.predictor = JointPredictor(**options, device=device)
-        fields = tuple("warm up" for _ in self.predictor.task.fields)
-        choices = [["a", "b"]] if self.predictor.task.problem == "choice" else None
+        options = {**self.options, **({"super_model": None} if self.role == "swift" else {})}
+        model = Model(self.role, JointPredictor(**options, device=self.device))
+        task = model.predictor.task
         try:
-            self._answer([fields], choices, keep=True)
+            model.answers(
+                [tuple("warm up" for _ in task.fields)], [("a", "b")] if task.problem == "choice" else None, True
+            )
         except InputError as error:
             _log.warning("The first pass failed: %s", error)
+        return model
 
-    def decode_request(self, request: Question) -> Question:
-        """A batch as it is."""
-        return request
 
-    def predict(self, question: Question) -> dict[str, Any]:
-        """Answer a batch, or say what is wrong with it."""
+class Model:
+    """One model of the pair.
+
+    Args:
+        role: ``swift`` or ``super``.
+        predictor: Which has it.
+    """
+
+    def __init__(self, role: str, predictor: JointPredictor) -> None:
+        self.role, self.predictor = role, predictor
+
+    def __call__(self, texts: list[Any], choices: list[list[str]] | None, keep: bool) -> dict[str, Any]:
+        """The answers to a batch and the places of inputs that were cut, or what is wrong with it."""
+        predictor = self.predictor
         try:
-            rows = self.predictor.rows(question.texts)
-            return {"answers": self._answer(rows, question.choices, question.keep) if rows else []}
+            rows = predictor.rows(texts)
+            before = predictor.truncated + predictor.super_truncated
+            answers = self.answers(rows, choices, keep) if rows else []
+            some = predictor.truncated + predictor.super_truncated > before
+            return {"answers": answers, "cut": self._cut(rows, choices) if some else []}
         except InputError as error:
             return {"answers": [], "error": str(error)}
 
-    def _answer(self, rows: list[tuple[str, ...]], choices: Any, keep: bool) -> list[Any]:
+    def answers(self, rows: list[tuple[str, ...]], choices: Any, keep: bool) -> list[Any]:
+        """Of a Swift what :meth:`elang.JointPredictor.ask_swift` says, of a Super what ``ask_super`` says."""
         if self.role == "swift":
             return self.predictor.ask_swift(rows, choices, keep)
         return self.predictor.ask_super(rows, choices)
 
-    def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
-        """An answer as it is."""
-        return output
+    def _cut(self, rows: list[tuple[str, ...]], choices: Any) -> list[int]:
+        """Places of the inputs that are too long, once it is known that some are."""
+        if len(rows) == 1:
+            return [0]
+        passes = self.predictor.passes
+        model = passes.swift if self.role == "swift" else passes.super_
+        given = choices or [None] * len(rows)
+        # One by one, those that may be; a character has four bytes at most, and no token has none.
+        room = passes.limit(model) // 8
+        long = [i for i, row in enumerate(rows) if sum(map(len, (*row, *(given[i] or ())))) > room]
+        return [
+            i for i in long if passes.encode(model, [rows[i]], [tuple(given[i])] if given[i] else None).texts.truncated
+        ]
+
+
+class PairServer:
+    """A server that is yet to be run.
+
+    Args:
+        app: What answers.
+        gate: What is before it.
+        workers: The processes of the models that are here.
+    """
+
+    def __init__(self, app: FastAPI, gate: Gate, workers: dict[str, Workers]) -> None:
+        self.app, self.gate, self.workers = app, gate, workers
+
+    def run(self, sockets: list[socket.socket]) -> None:
+        """Answer what comes in by sockets that listen, until a signal.
+
+        Raises:
+            InputError: If a model could not be loaded.
+        """
+        config = uvicorn.Config(
+            self.gate,
+            http=connections_of(self.gate),
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            access_log=False,
+            log_level="error",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=20,
+            timeout_graceful_shutdown=1,
+        )
+        Server(config, self.gate, list(self.workers.values())).run(sockets)
+        for one in self.workers.values():
+            if one.failed:
+                raise InputError(f"The server did not start. {one.failed}")
 
 
 def build_server(
@@ -86,9 +155,9 @@ def build_server(
     batch: int,
     max_bytes: int,
     token: str | None,
-    hardware: dict[str, Any],
+    devices: list[str],
     threads: int,
-) -> Any:
+) -> PairServer:
     """Put a pair, or a Super alone, into a server that is yet to be run.
 
     Args:
@@ -100,46 +169,51 @@ def build_server(
         batch: Texts in a batch at most.
         max_bytes: Of a request.
         token: That requests must bring.
-        hardware: LitServe's ``accelerator``, ``devices`` and ``workers_per_device``.
-        threads: Of each worker on a CPU.
-
-    Returns:
-        A ``litserve.LitServer``.
+        devices: One for each process of a model.
+        threads: Of each process on a CPU.
     """
     roles = [*([] if predictor is None else ["swift"]), *([] if remote else ["super"])]
-    inside_token = secrets.token_urlsafe(32)
-    server = litserve.LitServer(
-        [ModelAPI(role, pair, threads) for role in roles],
-        # Nobody waits any longer for what has waited so long.
-        timeout=limits.deadline,
-        restart_workers=True,
-        middlewares=[(Gate, {"token": token, "max_bytes": max_bytes, "inside": inside_token})],
-        **hardware,
-    )
-
-    def ready(role: str) -> bool:
-        states = {str(k): getattr(v, "value", v) for k, v in dict(server.workers_setup_status).items()}
-        return any(key.startswith(f"{role}_") and state == "ready" for key, state in states.items())
-
-    known = _Remembered(ready)
-    headers = {"accept-encoding": "identity", "x-inside": inside_token}
-    inside = _Client(headers, transport=httpx.ASGITransport(app=server.app), base_url="http://inside")
-    workers = len(server.devices) * hardware["workers_per_device"]
+    workers = {
+        role: Workers(role.capitalize(), [LoadModel(role, pair, threads, device) for device in devices])
+        for role in roles
+    }
     # Of four bytes at most; a server elsewhere takes as much as this one.
     options: dict[str, Any] = {"most": batch, "most_characters": max_bytes // 4, "lost": limits.deadline}
-    batchers = {
-        role: Batcher(partial(inside.ask, f"/workers/{role}"), workers, **options) for role in ("swift", "super")
-    }
+
+    async def inside(own: Workers, question: Question, until: float) -> dict[str, Any]:
+        return await own.ask((question.texts, question.choices, question.keep))
+
+    batchers = {role: Batcher(partial(inside, own), len(devices), **options) for role, own in workers.items()}
     if remote:
         outside = _Client({"authorization": f"Bearer {token}"} if token else {}, base_url=remote)
         batchers["super"] = Batcher(partial(outside.ask, "/super"), _REMOTE_WORKERS, **options)
-    else:
-        add_super_route(server.app, batchers["super"], limits)
+    app = FastAPI(title="elang serve", redirect_slashes=False)
+    metrics = Metrics(None if predictor is None else score_edges(predictor))
+
+    def ready(role: str) -> bool:
+        return role not in workers or any(workers[role].there)
+
+    @app.get("/", summary="200 if the server runs", response_class=PlainTextResponse)
+    async def runs() -> str:
+        return "elang serve"
+
+    @app.get("/health", summary="200 if all processes of the models are there", response_class=PlainTextResponse)
+    async def health(response: Response) -> str:
+        if all(all(one.there) for one in workers.values()):
+            return "ok"
+        response.status_code = 503
+        return "not ready"
+
+    if not remote:
+        add_super_route(app, batchers["super"], limits)
     if predictor is not None:
-        super_ready = (lambda: True) if remote else (lambda: known("super"))
-        service = PairService(predictor, batchers["swift"], batchers["super"], super_ready, limits, on_super_failure)
-        add_routes(server.app, service, lambda: known("swift"))
-    return server
+        service = PairService(
+            predictor, batchers["swift"], batchers["super"], partial(ready, "super"), limits, on_super_failure, metrics
+        )
+        add_routes(app, service, partial(ready, "swift"))
+    else:
+        add_views(app, metrics, lambda: {"super": ready("super")}, ("super",))
+    return PairServer(app, Gate(app, token, max_bytes, metrics.count), workers)
 
 
 class _Client:
@@ -158,19 +232,3 @@ class _Client:
         found.raise_for_status()
         answer: dict[str, Any] = found.json()
         return answer
-
-
-class _Remembered:
-    """A state that takes a while to find out, for a moment."""
-
-    def __init__(self, ready: Any, seconds: float = 0.25) -> None:
-        self.ready, self.seconds = ready, seconds
-        self.found: dict[str, tuple[float, bool]] = {}
-
-    def __call__(self, role: str) -> bool:
-        now = time.monotonic()
-        when, state = self.found.get(role, (-self.seconds, False))
-        if now - when >= self.seconds:
-            state = bool(self.ready(role))
-            self.found[role] = (now, state)
-        return state

@@ -549,7 +549,7 @@ def test_deferred_inputs_are_not_decoded_by_the_swift(mt_pair, monkeypatch):
 def test_a_served_decoder_runs_late_for_what_the_super_left(mt_pair):
     from test_serve import Models, posted
 
-    from elang.pair_service import Limits
+    from elang.question import Limits
 
     predictor = JointPredictor(mt_pair["swift"], mt_pair["super"], "-inf", "encoder_router", device="cpu")
     texts = ["a dog runs .", "the man sees a cat ."]

@@ -24,7 +24,9 @@ from fastapi import FastAPI
 from elang import InputError, JointPredictor
 from elang.manifest import Manifest
 from elang.models.text_model import folder_sha256
-from elang.pair_service import Batcher, Gate, Limits, PairService, Question, add_routes, score_edges
+from elang.http_front import Gate
+from elang.pair_service import Batcher, PairService, Said, add_routes, score_edges
+from elang.question import Limits, Question, TimedQuestion
 
 
 def some_texts(number, seed=0):
@@ -65,7 +67,8 @@ def posted(service, *bodies, path="/predict", content=None, **options):
     """The responses to some requests that are sent together."""
     app = FastAPI()
     add_routes(app, service, lambda: True)
-    app.add_middleware(Gate, **({"token": None, "max_bytes": 10**6} | options.pop("gate", {})))
+    gate = {"token": None, "max_bytes": 10**6, "count": service.metrics.count} | options.pop("gate", {})
+    app.add_middleware(Gate, **gate)
 
     async def all_of_them():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
@@ -176,8 +179,6 @@ def test_what_waits_is_counted_until_it_is_answered(predictor):
     service = Models(predictor, super_takes=0.5).service(Limits(deadline=0.2, deferred=hard))
 
     async def both():
-        from elang.pair_service import TimedQuestion
-
         question = TimedQuestion(texts=texts)
         first = await service.answer(question)
         assert service.models["super"].waiting == hard
@@ -222,9 +223,10 @@ def test_what_waits_goes_together():
         if part == ("odd",):
             assert isinstance(said, InputError)
         else:
-            assert said == [text.upper() for text in part]
+            assert said == Said([text.upper() for text in part], set())
     first, second, third, *rest = [texts for _, texts in sent]
-    assert (first, second, third) == (["a"], ["b", "c", "d", "e"], ["f" * 40])
+    # Long ones and short ones take turns.
+    assert (first, second, third) == (["a"], ["f" * 40], ["b", "c", "d", "e"])
     # One that is not taken spoils no other's answer, and what is kept is asked apart.
     assert rest == [["g", "odd", "h"], ["g"], ["odd"], ["h"], ["k"]]
     assert [keep for keep, _ in sent] == [False] * 7 + [True]
@@ -245,7 +247,7 @@ def test_a_lost_batch_is_given_up():
             await batcher.ask(one, time.monotonic() + 0.1)
         # Its worker may still be at it.
         assert batcher.waiting == 1
-        assert await batcher.ask(one, time.monotonic() + 5) == ["a"]
+        assert (await batcher.ask(one, time.monotonic() + 5)).answers == ["a"]
         with pytest.raises(asyncio.TimeoutError):
             await batcher.ask(one, time.monotonic() - 1)
         await asyncio.sleep(0.05)
@@ -356,7 +358,7 @@ def test_options_that_cannot_be(pair, fails, tmp_path, monkeypatch):
         fails(["serve", *swift, *super_, "--port", port], f"--port {port}", "cannot be listened on")
     (tmp_path / "empty").mkdir()
     fails(["serve", *swift, "--super_model", tmp_path / "empty"], "cannot be loaded")
-    monkeypatch.setattr("elang.errors.find_spec", lambda name: None if name == "litserve" else 1)
+    monkeypatch.setattr("elang.errors.find_spec", lambda name: None if name == "fastapi" else 1)
     fails(["serve", *swift, *super_], "pip install 'elang[serve]'")
 
 
@@ -511,7 +513,7 @@ def test_the_kubernetes_example_fits_the_server(predictor):
     services = {part["metadata"]["name"]: part["spec"] for part in parts if part["kind"] == "Service"}
     app = FastAPI()
     add_routes(app, Models(predictor).service(), lambda: True)
-    # LitServe's own, which the live tests ask.
+    # The server's own, which the live tests ask.
     paths = {route.path for route in app.routes} | {"/", "/health"}
     parser = ArgumentParser()
     parser.add_function_arguments(serve)
