@@ -3,8 +3,8 @@
     python benchmarks/certificate.py [--repeats 2000] [--quick]
 
 Each row draws slices from a population that is known, lets the tests of `elang calibrate` choose a threshold on each,
-and counts how often the regret or the drop on the population is above what was promised. A row states a share; it is missed
-where more are broken than that and three standard errors of the simulation. Beside it stands the naive choice, which
+and counts how often the regret or the drop on the population is above what was promised. A row states a share; it is
+missed where more are broken than that and three standard errors of the simulation. Beside it stands the naive choice, which
 just meets the target on the slice. Prints a table and writes benchmarks/results/certificate.json; exits with 1 where
 anything is missed.
 """
@@ -190,7 +190,7 @@ def reuse(promise: str, user: str, repeats: int, n: int = 600, allowed: float = 
             if until and used["rule"][0] >= enough:
                 break
         broken, before_rule = broken + used["rule"][1], before_rule + used["whole"][1]
-        stated, confidences = stated + spent, max(confidences, spent)
+        stated += spent
     more = {
         "slice": n,
         "allowed": allowed,

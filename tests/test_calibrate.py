@@ -641,7 +641,7 @@ def test_other_points(joint, capsys):
             assert float(frame["gain"][~deferred.numpy()].sum()) / len(frame) <= 0.2
 
 
-def test_several_attempts_on_a_slice(pair, joint, tmp_path, capfd, fails):
+def test_several_attempts_on_a_slice(pair, joint, tmp_path, fails):
     """Each costs confidence, also of another score or folder; a list is one attempt; the name says which score."""
     base = ["calibrate", str(joint), "--max_regret", "0.3"]
     assert main(base) == 0
@@ -649,8 +649,7 @@ def test_several_attempts_on_a_slice(pair, joint, tmp_path, capfd, fails):
     assert (first["confidence"], first["attempts"], first["level"]) == (0.95, 1, pytest.approx(0.05))
     assert main([*base, "--score", "entropy", "margin"]) == 0
     assert [one["kind"] for one in notices()] == ["spent-confidence"]
-    said = capfd.readouterr()
-    assert "92.5% confidence, not 95%" in said.err
+    assert "92.5% confidence, not 95%" in notices()[0]["text"]
     found = entry_of(joint, "margin")
     assert (found["level"], found["attempts"], found["confidence"]) == (pytest.approx(0.0125), 2, pytest.approx(0.925))
     assert all(one in found["statement"] for one in ("92.5% confidence", "2 promises were tested together"))
@@ -696,12 +695,12 @@ def with_column(joint, folder, **columns):
     return folder
 
 
-def test_copies_and_groups_in_records_count_once(joint, tmp_path, capfd, fails):
+def test_copies_and_groups_in_records_count_once(joint, tmp_path, fails):
     copies = with_column(joint, tmp_path / "copies", key=lambda frame: frame["id"] // 40)
     n = pd.read_parquet(copies / "records.parquet").query("split == 'routing'")["key"].nunique()
     fails(["calibrate", copies, "--max_regret", "0.05"], f"{n} distinct texts in 66 rows", "at least 59")
     assert main(["calibrate", str(copies), "--max_regret", "0.6", "--confidence", "0.6"]) == 0
-    assert [one["kind"] for one in notices()] == ["repeated-examples"]
+    assert "repeated-examples" in [one["kind"] for one in notices()]
     assert entry_of(copies)["num_examples"] == n
     groups = with_column(joint, tmp_path / "groups", unit=lambda frame: frame["id"] // 20)
     n = pd.read_parquet(groups / "records.parquet").query("split == 'routing'")["unit"].nunique()
