@@ -4,9 +4,9 @@
 
 Each row draws slices from a population that is known, lets the tests of `elang calibrate` choose a threshold on each,
 and counts how often the regret or the drop on the population is above what was promised. A row states a share; it is
-missed where more are broken than that and three standard errors of the simulation. Beside it stands the naive choice, which
-just meets the target on the slice. Prints a table and writes benchmarks/results/certificate.json; exits with 1 where
-anything is missed.
+missed where more are broken than that and three standard errors of the simulation. Beside it stands the naive choice,
+which just meets the target on the slice. Prints a table and writes benchmarks/results/certificate.json; exits with 1
+where anything is missed.
 """
 
 import argparse
