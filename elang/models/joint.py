@@ -23,6 +23,7 @@ from elang.evaluate import (
     length_bias,
     operating_points,
     pair_answers,
+    repeated,
     share_near_threshold,
     summarize,
     text_targets,
@@ -268,6 +269,7 @@ class JointModule(EvaluationModule):
             "operating_points": operating_points(answers, self.qualities, thresholds),
         }
         summary["cautions"] = cautions(answers, self.label_names, summary["worth"]["largest"])
+        summary["cautions"] += repeated(answers.key, answers.unit)
         if summary["weights"]["swift"] == summary["weights"]["super"] != "":
             summary["cautions"].insert(0, "Swift and Super are the same model")
         summary["areas"] = compare_areas(answers.scores, answers.gain, summary["score"])
