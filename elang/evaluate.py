@@ -121,9 +121,9 @@ def repeated(key: Tensor, unit: Tensor | None) -> list[str]:
     units = len((key if unit is None else unit).unique())
     if units >= (1 - FEW) * len(key):
         return []
+    what = "distinct texts" if unit is None else "groups of texts"
     return [
-        f"the {len(key):,} examples are {units:,} {'distinct texts' if unit is None else 'groups of texts'}, and intervals "
-        "and p-values take each example as independent of the others, so they are too narrow. Certificates count each "
+        f"the {len(key):,} examples are {units:,} {what}, and intervals and p-values take each example as independent of the others, so they are too narrow. Certificates count each "
         "of these once"
     ]
 
