@@ -123,8 +123,8 @@ def repeated(key: Tensor, unit: Tensor | None) -> list[str]:
         return []
     what = "distinct texts" if unit is None else "groups of texts"
     return [
-        f"the {len(key):,} examples are {units:,} {what}, and intervals and p-values take each example as independent of the others, so they are too narrow. Certificates count each "
-        "of these once"
+        f"the {len(key):,} examples are {units:,} {what}, and intervals and p-values take each example as "
+        "independent of the others, so they are too narrow. Certificates count each of these once"
     ]
 
 
