@@ -179,9 +179,11 @@ def _promises(
         )
     least, many = min(target for _, target in wanted), len(wanted)
     asked = {"kind": kind, "of": [list(one) for one in wanted], "confidence": confidence, "models": models}
-    level, attempts, total = attempt(
-        ledger, about, asked, 1 - confidence, lambda one: _check_enough(found, kind, least, one / many, part, fractions)
-    )
+
+    def check(level: float, number: int) -> None:
+        _check_enough(found, kind, least, level / many, number, part, fractions)
+
+    level, attempts, total = attempt(ledger, about, asked, 1 - confidence, check)
     if 1 - total < confidence - 1e-12:
         notice(
             "spent-confidence",
@@ -276,7 +278,9 @@ def _too_few(found: Slice, needed: int, part: str, fractions: list[float], kind:
     return ", or ".join([*ways, f"allow more (a larger --{kind}, a smaller --confidence)"])
 
 
-def _check_enough(found: Slice, kind: str, allowed: float, level: float, part: str, fractions: list[float]) -> None:
+def _check_enough(
+    found: Slice, kind: str, allowed: float, level: float, number: int, part: str, fractions: list[float]
+) -> None:
     """Refuse a slice on which nothing can be certified, whatever the answers are."""
     what, confidence = kind.removeprefix("max_"), 1 - level
     # Of the drop's two tests, each at half of the level, the regret's takes fewer.
@@ -287,8 +291,9 @@ def _check_enough(found: Slice, kind: str, allowed: float, level: float, part: s
     if found.rows > found.units:
         there += f" {found.noun} in {found.rows:,} rows"
     raise InputError(
-        f"No threshold can be certified to a {what} of {allowed:.3%} with {percent(confidence)} confidence: that takes "
-        f"at least {needed:,} examples, even if all are deferred, and the slice has {there}. To get one, "
+        f"No threshold can be certified to a {what} of {allowed:.3%} with {percent(confidence)} confidence"
+        f"{f', as attempt {number} on these examples needs' if number > 1 else ''}: that takes at least {needed:,} "
+        f"examples, even if all are deferred, and the slice has {there}. To get one, "
         f"{_too_few(found, needed, part, fractions, kind)}."
     )
 

@@ -113,14 +113,19 @@ def cautions(answers: "PairAnswers", label_names: list[str], largest: float | No
                 )
     if said := little_to_gain(answers.gain / (largest or 1.0)):
         found.append(said)
-    units = len((answers.key if answers.unit is None else answers.unit).unique())
-    if units < (1 - FEW) * len(answers):
-        what = "distinct texts" if answers.unit is None else "groups of texts"
-        found.append(
-            f"the {len(answers):,} examples are {units:,} {what}, and intervals and p-values take each example as "
-            "independent of the others, so they are too narrow. Certificates count each of these once"
-        )
     return found
+
+
+def repeated(key: Tensor, unit: Tensor | None) -> list[str]:
+    """Says it if examples are not independent: texts ``(N,)`` come twice, or belong together in groups ``(N,)``."""
+    units = len((key if unit is None else unit).unique())
+    if units >= (1 - FEW) * len(key):
+        return []
+    what = "distinct texts" if unit is None else "groups of texts"
+    return [
+        f"the {len(key):,} examples are {units:,} {what}, and intervals and p-values take each example as "
+        "independent of the others, so they are too narrow. Certificates count each of these once"
+    ]
 
 
 def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[str, Tensor]) -> float:

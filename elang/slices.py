@@ -128,7 +128,7 @@ def next_level(attempts: int, before: float, error: float) -> float:
 
 
 def attempt(
-    path: Path, about: dict[str, Any], asked: dict[str, Any], error: float, check: Callable[[float], None]
+    path: Path, about: dict[str, Any], asked: dict[str, Any], error: float, check: Callable[[float, int], None]
 ) -> tuple[float, int, float]:
     """Write an attempt to certify something on a slice into the ledger, before its outcome is known.
 
@@ -139,7 +139,8 @@ def attempt(
         about: The slice, from :func:`slice_of`.
         asked: What is to be promised, of what, as plain values.
         error: How often the promise may be broken.
-        check: Raises where the level of the attempt can certify nothing whatever the answers are: none was made then.
+        check: Is given the level of the attempt and its number; raises where that level can certify nothing, whatever
+            the answers are: no attempt was made then.
 
     Returns:
         The level of this attempt's tests, the number of attempts on the slice so far, and the sum of their levels.
@@ -162,7 +163,7 @@ def attempt(
                     f"No confidence is left on this slice: {len(own)} attempts were made on it ('{path}'). Use a "
                     "--split or data that nothing was chosen on, or a higher --confidence from the first attempt on."
                 )
-            check(level)
+            check(level, len(own) + (not again))
             if not again:
                 kept = {"format": _FORMAT, "attempts": [*known, about | {"asked": asked, "level": level}]}
                 with written_aside(path) as aside:

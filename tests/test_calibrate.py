@@ -30,7 +30,9 @@ from elang.certificate import (
     upper_bound,
 )
 from elang.cli import main
+from elang.data.files import content_key, in_slice
 from elang.manifest import Manifest
+from elang.notices import notices
 from elang.pair_records import Slice
 from elang.scores import route
 from elang.slices import attempt, independent_rows, next_level, one_slice, share_of_slice, slice_of, slice_sha256
@@ -177,11 +179,11 @@ def test_drift_is_told():
     assert drift(ties[450:], quantiles_of(ties[:450]), 450)[1] > 0.05
 
 
-def costed(score, gain, unit="right answers", **more):
+def costed(score, gain, worth="right answers", **more):
     """A slice whose Swift costs 1, 2 where it is deferred before the decoder, and whose Super costs 10."""
     n = len(score)
     costs = tuple(torch.full((n,), value).double() for value in (1.0, 10.0, 2.0))
-    return Slice(torch.arange(n), torch.tensor(score), torch.tensor(gain).double(), costs, unit, **more)
+    return Slice(torch.arange(n), torch.tensor(score), torch.tensor(gain).double(), costs, worth, **more)
 
 
 def test_what_to_do_where_examples_are_few():
@@ -309,9 +311,7 @@ def test_a_slice_is_known_again():
     key = torch.randint(-(2**62), 2**62, (6000,), generator=generator)
     a, b = slice_of(key[:3000]), slice_of(key[3000:])
     assert one_slice(a, slice_of(key[:3000].flip(0)))
-    assert one_slice(a, slice_of(key[:2900]))
-    assert one_slice(slice_of(key[:300]), a)
-    assert one_slice(a, slice_of(key))
+    assert all(one_slice(a, slice_of(part)) for part in (key[:2900], key[:300], key))
     assert not one_slice(a, b)
     assert not one_slice(slice_of(key[:40]), slice_of(key[40:90]))
     assert share_of_slice(key[:3000], a) == 1
@@ -326,7 +326,7 @@ def test_each_attempt_on_a_slice_costs(tmp_path, fails):
     enough = []
 
     def ask(what, key=key, error=0.05):
-        return attempt(ledger, slice_of(key), {"what": what}, error, enough.append)
+        return attempt(ledger, slice_of(key), {"what": what}, error, lambda *one: enough.append(one))
 
     assert ask("a") == (0.05, 1, 0.05)
     assert ask("a") == (0.05, 1, 0.05)
@@ -337,7 +337,7 @@ def test_each_attempt_on_a_slice_costs(tmp_path, fails):
     # Other data are another slice.
     assert ask("a", torch.arange(9000, 9500)) == (0.05, 1, 0.05)
 
-    def too_few(level):
+    def too_few(level, number):
         raise InputError("too few")
 
     before = ledger.read_bytes()
@@ -347,11 +347,11 @@ def test_each_attempt_on_a_slice_costs(tmp_path, fails):
     with pytest.raises(InputError, match="No confidence is left"):
         ask("d", error=0.99) and ask("e", error=0.99)
     ledger.write_text(json.dumps({"format": 1, "attempts": [{"level": 2}]}))
-    with pytest.raises(InputError, match="slices.json' is damaged"):
+    with pytest.raises(InputError, match=r"slices\.json' is damaged"):
         ask("a")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--ledger"):
-        attempt(tmp_path / "file" / "x.json", slice_of(key), {"what": 1}, 0.05, enough.append)
+        attempt(tmp_path / "file" / "x.json", slice_of(key), {"what": 1}, 0.05, too_few)
     # However many come, twice the first is never spent.
     levels = [next_level(k, 0.05 * (2 - 0.5 ** (k - 1)) if k else 0.0, 0.05) for k in range(50)]
     assert sum(levels) < 0.1
@@ -404,7 +404,7 @@ def test_the_edges_of_confidence(confidence):
             found = certify(score, gain, 0.5, confidence)
             assert found is None or found.threshold in (math.inf, -math.inf)
     for certify in KINDS.values():
-        with pytest.raises(InputError, match="not finite|NaN"):
+        with pytest.raises(InputError, match=r"finite|NaN"):
             certify(torch.tensor([math.nan] * 99), torch.zeros(99), 0.5, 0.5)
 
 
@@ -422,7 +422,7 @@ def test_a_name_is_of_the_score_that_it_was_calibrated_for():
         manifest.resolve("certified")
     assert manifest.resolve("certified", "entropy") == ("entropy", 0.2)
     manifest.temperature = 2.0
-    with pytest.raises(InputError, match="temperature 1.0"):
+    with pytest.raises(InputError, match=r"temperature 1\.0"):
         manifest.resolve("certified", "entropy")
     manifest.temperature, manifest.max_length = 1.0, 128
     with pytest.warns(UserWarning, match="cut at 64 tokens, and here they are cut at 128"):
@@ -497,10 +497,17 @@ def test_budgets_by_hand():
 
 
 @pytest.fixture(scope="module")
-def joint(pair, joint_args, tmp_path_factory):
+def evaluated(pair, joint_args, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrate") / "joint"
     assert main(["validate", "--model.output", str(folder), "--model.latency", "true", *joint_args]) == 0
     return folder
+
+
+@pytest.fixture
+def joint(evaluated):
+    """The evaluation, on whose slices nothing was tried yet."""
+    (evaluated.parent / "slices.json").unlink(missing_ok=True)
+    return evaluated
 
 
 def entry_of(path, score="max_softmax", name="certified"):
@@ -520,12 +527,12 @@ def test_a_certificate_from_records_to_prediction(pair, joint, joint_args, tmp_p
     assert entry["regretted"] == found.regretted
     assert entry["slice_sha256"] == slice_sha256(torch.tensor(frame["key"].to_numpy()))
     assert entry["statement"] in said
-    for part in ("at most 20%", "80% confidence", f"of {len(frame)} examples", "certified"):
+    for part in ("at most 20%", "80% confidence", f"of {len(frame)} distinct texts", "certified"):
         assert part in said
     weights = json.loads((joint / "summary.json").read_text())["weights"]
     assert (entry["swift_sha256"], entry["super_sha256"]) == (weights["swift"], weights["super"])
     assert len(weights["swift"]) == len(weights["super"]) == 64
-    # The Swift's own file gets it, too.
+    # The Swift's own file gets it, too: what was asked before is the same attempt.
     both = tmp_path / "both"
     both.mkdir()
     (both / "elang.json").write_bytes((pair["swift"] / "elang.json").read_bytes())
@@ -632,6 +639,104 @@ def test_other_points(joint, capsys):
             assert entry["speedup"] == pytest.approx(frame["super_flops"].mean() / cost.mean())
         if option == "max_drop":
             assert float(frame["gain"][~deferred.numpy()].sum()) / len(frame) <= 0.2
+
+
+def test_several_attempts_on_a_slice(pair, joint, tmp_path, fails):
+    """Each costs confidence, also of another score or folder; a list is one attempt; the name says which score."""
+    base = ["calibrate", str(joint), "--max_regret", "0.3"]
+    assert main(base) == 0
+    first = entry_of(joint)
+    assert (first["confidence"], first["attempts"], first["level"]) == (0.95, 1, pytest.approx(0.05))
+    assert main([*base, "--score", "entropy", "margin"]) == 0
+    assert [one["kind"] for one in notices()] == ["spent-confidence"]
+    assert "92.5% confidence, not 95%" in notices()[0]["text"]
+    found = entry_of(joint, "margin")
+    assert (found["level"], found["attempts"], found["confidence"]) == (pytest.approx(0.0125), 2, pytest.approx(0.925))
+    assert all(one in found["statement"] for one in ("92.5% confidence", "2 promises were tested together"))
+    # Of the earlier one, too, the confidence is that all hold.
+    assert entry_of(joint)["confidence"] == pytest.approx(0.925)
+    assert "2 attempts" in entry_of(joint)["statement"]
+    assert entry_of(joint)["threshold"] == first["threshold"]
+    for option in ([], ["--score", "entropy"]):
+        args = ["--super_model", str(pair["super"]), "--threshold", "certified", "--thresholds", str(joint), *option]
+        (tmp_path / "in.txt").write_text("the film was good\n")
+        args += ["--swift_model", str(pair["swift"]), "--input", str(tmp_path / "in.txt")]
+        if not option:
+            fails(["predict", *args], "'max_softmax'", "'entropy'", "'margin'", "--score")
+        else:
+            assert main(["predict", *args]) == 0
+    # Another folder with the same examples, and several amounts.
+    other = shutil.copytree(joint, joint.parent / "other", dirs_exist_ok=True)
+    amounts = ["calibrate", str(other), "--max_drop", "0.3", "0.4", "--confidence", "0.9", "--name", "both"]
+    assert main(amounts) == 0
+    both = [entry_of(other, name=f"both {amount}") for amount in (0.3, 0.4)]
+    assert [one["attempts"] for one in both] == [3, 3]
+    assert both[0]["level"] == pytest.approx(0.0125)
+    assert both[1]["confidence"] == pytest.approx(0.9)
+    # Its own ledger, and another promise under the name.
+    mine = ["--ledger", str(tmp_path / "mine.json"), "--max_regret", "0.25"]
+    assert main(["calibrate", str(other), *mine]) == 0
+    assert {one["kind"] for one in notices()} == {"replaced-threshold"}
+    made = json.loads((other / "made.json").read_text())["calibrate"][-1]
+    assert made["notices"] == notices()
+    assert "as attempt 4" in fails([*base[:3], "0.01"], "at least")
+    shutil.rmtree(other)
+
+
+def with_column(joint, folder, **columns):
+    """A copy of an evaluation whose records have other columns."""
+    folder = shutil.copytree(joint, folder)
+    path = folder / "records.parquet"
+    frame = pd.read_parquet(path)
+    frame = frame.assign(**{name: make(frame) for name, make in columns.items()})
+    about = pq.read_schema(path).metadata
+    about = {name: value for name, value in about.items() if name != b"pandas"}
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(about), path)
+    return folder
+
+
+def test_copies_and_groups_in_records_count_once(joint, tmp_path, fails):
+    copies = with_column(joint, tmp_path / "copies", key=lambda frame: frame["id"] // 40)
+    n = pd.read_parquet(copies / "records.parquet").query("split == 'routing'")["key"].nunique()
+    fails(["calibrate", copies, "--max_regret", "0.05"], f"{n} distinct texts in 66 rows", "at least 59")
+    assert main(["calibrate", str(copies), "--max_regret", "0.6", "--confidence", "0.6"]) == 0
+    assert "repeated-examples" in [one["kind"] for one in notices()]
+    assert entry_of(copies)["num_examples"] == n
+    groups = with_column(joint, tmp_path / "groups", unit=lambda frame: frame["id"] // 20)
+    n = pd.read_parquet(groups / "records.parquet").query("split == 'routing'")["unit"].nunique()
+    fails(["calibrate", groups, "--max_drop", "0.05"], f"{n} groups of texts in 66 rows")
+    assert main(["calibrate", str(groups), "--max_regret", "0.6", "--confidence", "0.6"]) == 0
+    entry = entry_of(groups)
+    assert all(one in entry["statement"] for one in ("groups of texts", "counting once"))
+    assert entry["num_examples"] == n >= entry["effective_number"]
+
+
+@pytest.mark.parametrize("kept", [240, 239, 200])
+@pytest.mark.parametrize("given", ["train", "thresholds"])
+def test_a_statement_is_not_checked_on_the_training_file(pair, joint, files, joint_args, tmp_path, fails, kept, given):
+    """Nor on one with a row less or more, nor where the training file is not named."""
+    assert main(["calibrate", str(joint), "--max_regret", "0.2", "--confidence", "0.8"]) == 0
+    lines = files[0].read_text().splitlines()[: 1 + kept] + files[1].read_text().splitlines()[1:4]
+    (tmp_path / "same.csv").write_text("\n".join(lines) + "\n")
+    args = [*joint_args, "--data.validation", tmp_path / "same.csv", "--model.output", tmp_path / "out"]
+    args += ["--model.thresholds", joint / "elang.json"]
+    if given == "train":
+        fails(["validate", *args], "in the training file", "--data.validation")
+    else:
+        at = args.index("--data.train")
+        fails(["validate", *args[:at], *args[at + 2 :]], "chosen on examples", "Evaluate on others")
+
+
+def test_a_few_shared_examples_are_told(joint, files, joint_args, tmp_path):
+    text = pd.read_csv(files[0])["text"]
+    key = torch.tensor([content_key((one,)) for one in text])
+    shared = text[in_slice(key, 0.25).numpy()].tolist()[:3]
+    lines = [*files[1].read_text().splitlines(), *(f"{one},good" for one in shared)]
+    (tmp_path / "more.csv").write_text("\n".join(lines) + "\n")
+    args = [*joint_args, "--data.validation", str(tmp_path / "more.csv"), "--model.output", str(tmp_path / "out")]
+    assert main(["validate", *args]) == 0
+    (said,) = [one["text"] for one in notices() if one["kind"] == "evaluated-on-slice"]
+    assert "3 of the 64" in said
 
 
 def test_what_cannot_be_promised(joint, fails, tmp_path):

@@ -195,17 +195,19 @@ def test_costs_that_are_not_known_are_no_fault():
 
 
 def test_thresholds_evaluated_on_what_they_were_chosen_on():
-    rest = torch.arange(20, 40)
-    with pytest.raises(InputError, match=r"All 10 examples .* are among the 50 evaluated ones"):
-        check_apart(answers_of(10), answers_of(50), rest)
+    evaluated, none = torch.arange(50), torch.arange(0)
+    # A row less or more is the training file, too.
+    for train in (torch.arange(10, 50), torch.arange(10, 49), torch.arange(10, 30), torch.arange(10, 90)):
+        with pytest.raises(InputError, match=r"of the 50 evaluated examples are in the training file, 10 of them"):
+            check_apart(evaluated, train, torch.arange(10))
     # The same texts, by chance, where the files are two.
     with pytest.warns(UserWarning, match="10 of the 50 evaluated examples are also"):
-        check_apart(answers_of(10), answers_of(50), rest + 20)
+        check_apart(evaluated, torch.arange(40, 80), torch.arange(10))
     with pytest.warns(UserWarning, match="5 of the 50 evaluated examples are also"):
-        check_apart(answers_of(10, 45), answers_of(50), rest)
+        check_apart(evaluated, none, torch.arange(45, 90))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_apart(answers_of(10, 50), answers_of(50), rest)
+        check_apart(evaluated, torch.arange(45, 90), torch.arange(100, 110))
 
 
 def test_one_file_for_training_and_evaluation(pair, files, fails, tmp_path):

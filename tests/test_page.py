@@ -1,6 +1,7 @@
 """One page of an evaluation: its figures are the records', it needs nothing beside it, and its slider moves."""
 
 import base64
+import html
 import json
 import math
 import re
@@ -182,7 +183,7 @@ def test_several_tasks_and_a_certificate(joint, tmp_path, capfd):
     page = Page(text)
     assert [s["id"] for s in page.all("section")] == [link["href"].removeprefix("#") for link in page.all("a")]
     statement = json.loads((other / "elang.json").read_text())["thresholds"]["max_softmax"]["certified"]["statement"]
-    plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", text))
+    plain = html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", text)))
     assert plain.count(statement) == 1
     assert "Here: held" in plain
     assert "The chosen threshold: certified" in plain

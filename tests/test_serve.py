@@ -22,9 +22,9 @@ from conftest import BAD, FILLER, GOOD
 from fastapi import FastAPI
 
 from elang import InputError, JointPredictor
+from elang.http_front import Gate
 from elang.manifest import Manifest
 from elang.models.text_model import folder_sha256
-from elang.http_front import Gate
 from elang.pair_service import Batcher, PairService, Said, add_routes, score_edges
 from elang.question import Limits, Question, TimedQuestion
 

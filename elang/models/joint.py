@@ -22,6 +22,7 @@ from elang.evaluate import (
     length_bias,
     operating_points,
     pair_answers,
+    repeated,
     share_near_threshold,
     summarize,
     text_targets,
@@ -284,6 +285,7 @@ class JointModule(EvaluationModule):
             "operating_points": operating_points(answers, self.qualities, thresholds),
         }
         summary["cautions"] = cautions(answers, self.label_names, summary["worth"]["largest"])
+        summary["cautions"] += repeated(answers.key, answers.unit)
         if summary["weights"]["swift"] == summary["weights"]["super"] != "":
             summary["cautions"].insert(0, "Swift and Super are the same model")
         if self.trainer.datamodule is not None and len(answers) < (all_ := self._expected(evaluated)):  # type: ignore[attr-defined]
