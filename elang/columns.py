@@ -1,6 +1,5 @@
 """Tables of answers, in three formats: read alike, and every column checked, with the rows that are wrong."""
 
-import json
 import re
 from collections.abc import Collection
 from decimal import Decimal
@@ -11,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from elang.data.tables import json_rows, refuse_row
 from elang.errors import InputError
-from elang.json_files import once
 from elang.notices import notice
 
 _SUFFIXES = (".parquet", ".jsonl", ".csv")
@@ -79,17 +78,7 @@ def read_parquet(path: Path, known: Collection[str] | None = None) -> tuple[Any,
 def _read_jsonl(path: Path, known: Collection[str]) -> tuple[Any, list[str]]:
     import pandas as pd
 
-    decode, rows = json.JSONDecoder(object_pairs_hook=once).decode, []
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            try:
-                rows.append(decode(line))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"line {number}: {error}") from error
-            if not isinstance(rows[-1], dict):
-                raise ValueError(f"line {number} is no object of names and values")
+    rows = [row for row in json_rows(path) if row is not None]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names if name in known}
     return pd.DataFrame({name: _plain(values) for name, values in columns.items()}, index=range(len(rows))), names
@@ -111,11 +100,16 @@ def _read_csv(path: Path, known: Collection[str]) -> tuple[Any, list[str]]:
 
     # "NA" and "null" are texts.
     options: dict[str, Any] = {"keep_default_na": False, "encoding": "utf-8-sig"}
-    # A first row that is wider than the header would move all columns; without a header it is an error.
-    names = pd.read_csv(path, header=None, nrows=2, dtype=str, **options).iloc[0].tolist()
-    text = {name: str for name in names if name not in known or name in ("split", "prediction")}
-    # Older versions of pandas are else out by the last bit in a quarter of all numbers.
-    frame = pd.read_csv(path, dtype=text, index_col=False, float_precision="round_trip", low_memory=False, **options)
+    try:
+        # A first row that is wider than the header would move all columns; without a header it is an error.
+        names = pd.read_csv(path, header=None, nrows=2, dtype=str, **options).iloc[0].tolist()
+        options["dtype"] = {name: str for name in names if name not in known or name in ("split", "prediction")}
+        # Older versions of pandas are else out by the last bit in a quarter of all numbers.
+        options |= {"index_col": False, "float_precision": "round_trip", "low_memory": False}
+        frame = pd.read_csv(path, **options)
+    except pd.errors.ParserError:
+        refuse_row(path, tabs=False)
+        raise
     return frame[[name for name in names if name in known and names.count(name) == 1]], names
 
 

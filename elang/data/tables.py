@@ -6,13 +6,13 @@ import io
 import json
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, compress, islice
 from pathlib import Path
 from typing import IO, Any
 
 from elang.errors import InputError
+from elang.json_files import once
 from elang.notices import notice
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -118,23 +118,12 @@ def _frame(names: list[str], columns: list[list[Any]]) -> Any:
 
 def _json_frame(path: Path) -> Any:
     """A table of one JSON object a line; what a row lacks is ``None``."""
-    decode = json.JSONDecoder(strict=False, object_pairs_hook=_json_object).decode
     rows: list[dict[str, Any]] = []
     blank = skipped = 0
-    for number, line in enumerate(file_lines(path), 1):
-        if line.isspace():
+    for row in json_rows(path):
+        if row is None:
             blank += 1
             continue
-        try:
-            row = decode(line)
-            if not isinstance(row, dict):
-                raise ValueError("it is no object")
-        except (ValueError, RecursionError) as error:
-            whole = "The file seems to be one JSON array; write" if not rows and line.lstrip()[:1] == "[" else "Write"
-            raise InputError(
-                f"Line {number} of '{path}' cannot be read as a JSON object: {error}. {whole} one object a line, as "
-                '{"text": "a good film", "label": "good"}.'
-            ) from error
         rows.append(row)
         skipped = blank
     if not rows:
@@ -144,12 +133,44 @@ def _json_frame(path: Path) -> Any:
     return _frame(names, [[row.get(name) for row in rows] for name in names])
 
 
-def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"it has the key '{twice}' twice")
-    return found
+def json_rows(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The object of each line of a file, ``None`` for a blank one.
+
+    Raises:
+        InputError: If a line is no JSON object, naming it.
+    """
+    decode = json.JSONDecoder(strict=False).decode
+    lines, number = file_lines(path), 0
+    while some := list(islice(lines, _ROWS)):
+        try:
+            # Several at a time, which is faster than one by one.
+            found = decode(f"[{','.join(some)}]")
+        except (ValueError, RecursionError):
+            found = []
+        if len(found) != len(some):
+            found = [None] * len(some)
+        for row, line in zip(found, some, strict=True):
+            number += 1
+            # Each key has a colon. Where there are more, one may come twice, or the lines are not what they seem.
+            if not isinstance(row, dict) or line.count(":") != len(row):
+                yield None if line.isspace() else _json_row(line, number, path)
+            else:
+                yield row
+
+
+def _json_row(line: str, number: int, path: Path) -> dict[str, Any]:
+    """The object of a line, every part of it checked."""
+    try:
+        row = json.JSONDecoder(strict=False, object_pairs_hook=once).decode(line)
+        if not isinstance(row, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as error:
+        whole = "The file seems to be one JSON array; write" if number == 1 and line.lstrip()[:1] == "[" else "Write"
+        raise InputError(
+            f"Line {number} of '{path}' cannot be read as a JSON object: {error}. {whole} one object a line, as "
+            '{"text": "a good film", "label": "good"}.'
+        ) from error
+    return row
 
 
 def _tell_blank(count: int, path: Path) -> None:
@@ -181,7 +202,7 @@ def _delimited_frame(path: Path, tabs: bool) -> Any:
                 blank, trailing = blank + full[:last].count(False), len(some) - last
                 some = list(compress(some, full))
                 if any(len(row) != width for row in some):
-                    _refuse_row(path, tabs)
+                    refuse_row(path, tabs)
             else:
                 trailing = 0
             if some:
@@ -190,7 +211,7 @@ def _delimited_frame(path: Path, tabs: bool) -> Any:
             for column, values in zip(columns, zip(*some, strict=True), strict=False):
                 column.extend(values)
     except csv.Error:
-        _refuse_row(path, tabs)
+        refuse_row(path, tabs)
         raise
     finally:
         csv.field_size_limit(limit)
@@ -212,8 +233,12 @@ def _blank(row: list[str], width: int) -> bool:
     return not row or (len(row) == 1 < width and not row[0].strip())
 
 
-def _refuse_row(path: Path, tabs: bool) -> None:
-    """Find the first row that cannot be read or has more or fewer fields than the header, and refuse it."""
+def refuse_row(path: Path, tabs: bool) -> None:
+    """Find the first row that cannot be read or has more or fewer fields than the header, and refuse it.
+
+    Raises:
+        InputError: Naming the line, if there is such a row.
+    """
     rows, start, header = _fields(path, tabs), 1, None
     try:
         for row in rows:
