@@ -270,7 +270,7 @@ def labels(frame: Any, name: str, label_names: list[str], path: str, none: bool 
         )
     if counted:
         notice(
-            "labels-by-number",
+            "numbered-labels",
             f"'{path}' answers with numbers where the classes have names: 0 is taken for {label_names[0]!r} and "
             f"{len(label_names) - 1} for {label_names[-1]!r}. Give the names if that is not so.",
         )

@@ -140,9 +140,6 @@ class JointPredictor:
             manifest.check_weights(self.swift.weights_sha256, f"'{swift_model}'")
         self.manifest = manifest
         self.label_names = self.swift.label_names
-        number = _number(threshold)
-        named = number is None and swift_model is not None
-        self.score, value = manifest.resolve(str(threshold), score) if named else (score or manifest.score, number)
         self.task = self.swift.task
         # A Super alone takes both places, and nothing is routed.
         other = self.swift if swift_model is None else None
@@ -158,8 +155,11 @@ class JointPredictor:
                 )
         own: dict[str, Sequence[str]] = {"regression": [], "sequence": SEQUENCE_SCORES}
         known = [*own.get(self.task.problem, list(SCORES)), *self.swift.head_scores]
-        if self.score not in known and swift_model is not None:
-            raise InputError(f"The Swift has no score '{self.score}'; choose one of {', '.join(known)}.")
+        if (score or manifest.score) not in known and swift_model is not None:
+            raise InputError(f"The Swift has no score '{score or manifest.score}'; choose one of {', '.join(known)}.")
+        number = _number(threshold)
+        named = number is None and swift_model is not None
+        self.score, value = manifest.resolve(str(threshold), score) if named else (score or manifest.score, number)
         if self.score not in self.swift.head_scores:
             # They would be fed for nothing.
             self.swift.drop_routers()

@@ -335,6 +335,9 @@ def test_damaged_tables(tmp_path):
         assert len(read_records(whole, ["bad", "good"])[0]["test"].id) == 1
         for word in (b"test", b"film"):
             bad.write_bytes(whole.read_bytes().replace(word, b"\xff\xfe\xfd\xfc"))
+            if word == b"film":  # of a column that records do not have
+                read_records(bad, ["bad", "good"])
+                continue
             with pytest.raises(InputError, match="cannot be read"):
                 read_records(bad, ["bad", "good"])
         with pytest.raises(InputError, match="cannot be read"):

@@ -316,7 +316,8 @@ def test_decisions_that_rounding_could_flip_are_counted(pair, joint_args, tmp_pa
 
 
 def test_csv_values_stay_as_they_are_written(tmp_path):
-    from elang.data.files import label_values, read_frame, texts_of
+    from elang.data.files import read_frame, texts_of
+    from elang.data.labels import label_values
 
     path = tmp_path / "x.csv"
     path.write_text("text,label\nNA,01\nnull,1\n1.50,nan\n")

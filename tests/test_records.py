@@ -568,8 +568,8 @@ def test_columns_that_come_twice(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("id,prediction\n0,yes, indeed\n1,no\n", "line 2"),
-        ("id,prediction\n0,yes\n1,no, never\n", "line 3"),
+        ("id,prediction\n0,yes, indeed\n1,no\n", "Line 2"),
+        ("id,prediction\n0,yes\n1,no, never\n", "Line 3"),
         ("id,prediction,flops\n0,yes,1\n1\n", "row 1"),
         ("id;prediction\n0;yes\n", "has the columns"),
     ],
@@ -599,11 +599,11 @@ def test_what_does_not_matter(tmp_path, suffix):
 def test_json_lines_that_are_damaged(tmp_path):
     good = b'{"id": 0, "prediction": "yes"}\n'
     for line, said in (
-        (b'{"id": 1, "prediction"', "line 2"),
-        (b"[1]", "line 2 is no object"),
-        (b"[" * 100_000, "line 2"),
+        (b'{"id": 1, "prediction"', "Line 2"),
+        (b"[1]", "Line 2.*it is no object"),
+        (b"[" * 100_000, "Line 2"),
         (b'{"id": 1, "prediction": "\xff"}', "utf-8"),
-        (b'{"id": ' + b"1" * 5000 + b"}", "line 2|whole number"),
+        (b'{"id": ' + b"1" * 5000 + b"}", "Line 2|whole number"),
     ):
         (tmp_path / "r.jsonl").write_bytes(good + line + b"\n")
         with pytest.raises(InputError, match=said):
