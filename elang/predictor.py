@@ -31,6 +31,7 @@ from elang.throughput import FULL_BATCHES, Deferred, Window, stream, windows
 # Below 1 by more than is said.
 _DEAR = 0.995
 _PLAIN = re.compile(r"[\s!-^a-~]*", re.ASCII)
+_YAML_INFINITY = re.compile(r"^([+-]?)\.(?:inf|Inf|INF)$")
 # Of the Swift and of the Super: small models want large batches on a GPU.
 _GPU_TOKENS = 65536, 16384
 # The caches of a CPU want small ones; large enough for its threads.
@@ -514,6 +515,8 @@ def _kind(value: Any) -> str:
 
 
 def _number(threshold: str | float) -> float | None:
+    if isinstance(threshold, str):
+        threshold = _YAML_INFINITY.sub(r"\1inf", threshold)
     try:
         # Of other scripts' digits, and of "1_0", a name.
         return float(threshold) if not isinstance(threshold, str) or _PLAIN.fullmatch(threshold) else None

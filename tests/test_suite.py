@@ -599,15 +599,24 @@ def test_a_half_of_mnli_comes_anew_with_the_models(plan, tmp_path):
 
 def summary_of(quality, share, cost, super_cost, super_quality=0.9, swift_cost=1e9, score="free_energy", ms=None):
     """A summary of one metric with one point."""
-    points = {"read here, parity": {"deferred_share": share, "cost": cost, "speedup": super_cost / cost}}
-    points["read here, parity"]["qualities"] = quality
+    point = {"threshold": 0.5, "deferred_share": share, "quality": 0.5, "cost": cost, "speedup": super_cost / cost}
+    points = {"read here, parity": {**point, "qualities": quality}}
     alone = {"swift": {"quality": 0.5, "cost": swift_cost}, "super": {"quality": super_quality, "cost": super_cost}}
-    return {
-        "num_examples": 10,
-        "score": score,
-        "qualities": {name: {**alone, "scores": {score: {"area": 0.25}}} for name in quality},
-        "operating_points": {score: points},
-    } | ({} if ms is None else {"latency": ms})
+    of = {"area": 0.25, "held_out": {}, "on_this_set": {"parity": point}}
+    about = dict.fromkeys(("evaluated_on", "swift_model", "super_model", "thresholds_from"), "x")
+    return (
+        about
+        | {
+            "format": 1,
+            "temperature": 1.0,
+            "worth": {"unit": "examples", "largest": 1.0},
+            "num_examples": 10,
+            "score": score,
+            "qualities": {name: {**alone, "num_examples": 10, "scores": {score: of}} for name in quality},
+            "operating_points": {score: points},
+        }
+        | ({} if ms is None else {"latency": ms})
+    )
 
 
 def row_of(task, path, *args, **options):
@@ -618,7 +627,7 @@ def row_of(task, path, *args, **options):
 def test_a_row_is_read(tmp_path):
     times = {"swift": {"batch 1": 0.004, "at best batch": 0.001, "best batch": 8, "tokens": 9}}
     times |= {"super": {"batch 1": 0.02, "at best batch": 0.01, "best batch": 8, "tokens": 9}}
-    row = row_of("x", tmp_path / "s", {"accuracy": 0.8, "f1": 0.7}, 0.25, 4e9, 1.2e10, ms=times)
+    row = row_of("x", tmp_path / "summary.json", {"accuracy": 0.8, "f1": 0.7}, 0.25, 4e9, 1.2e10, ms=times)
     point = row["points"].pop("read here, parity")
     assert row == {
         "task": "x",
@@ -649,7 +658,7 @@ def test_a_row_is_read(tmp_path):
         "ms": {"batch 1": pytest.approx(9.0), "best batch": pytest.approx(3.5)},
     }
     # Not every Swift has every score.
-    assert read_row("x", tmp_path / "s", "router")["score"] == "free_energy"
+    assert read_row("x", tmp_path / "summary.json", "router")["score"] == "free_energy"
 
 
 def test_a_decision_before_the_decoder_saves_it():
@@ -672,7 +681,7 @@ def test_averages_by_hand(tmp_path, capsys):
             who: {"batch 1": ms[k] / 1000, "at best batch": ms[k] / 2000, "best batch": 2, "tokens": 5}
             for k, who in enumerate(("swift", "super"))
         }
-        return row_of(task, tmp_path / "s", quality, share, cost, super_cost, ms=times)
+        return row_of(task, tmp_path / "summary.json", quality, share, cost, super_cost, ms=times)
 
     rows = [
         made("glue/rte", {"accuracy": 0.8}, 0.5, 5e9, 10e9, (1, 10)),
@@ -706,8 +715,8 @@ def test_what_is_not_known_is_a_dash(tmp_path, capsys):
     point = summary["operating_points"]["free_energy"]["read here, parity"]
     point.update(cost=None, speedup=None)
     summary["qualities"]["accuracy"]["super"]["cost"] = None
-    (tmp_path / "s").write_text(json.dumps(summary))
-    row = read_row("intents", tmp_path / "s")
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    row = read_row("intents", tmp_path / "summary.json")
     print_tables([row], ["read here, parity"])
     line = next(line for line in capsys.readouterr().out.splitlines() if "intents" in line)
     cells = [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
