@@ -82,7 +82,7 @@ def main() -> int:
         missed.append("the Super did not come back")
     print("throughput mode, texts a second:", [round(rate) for rate in rates])
     figures["missed"] = missed
-    write_result("serve", figures, ("torch", "transformers", "litserve", "httpx"))
+    write_result("serve", figures, ("torch", "transformers", "fastapi", "uvicorn", "httpx"))
     for line in missed:
         print(f"MISSED: {line}", file=sys.stderr)
     return 1 if missed else 0
