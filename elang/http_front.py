@@ -221,12 +221,12 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes, as long as they come to an end."""
         before = self.cycle
+        inside = before is not None and before.more_body
         super().data_received(data)
-        if self.cycle is not before:
+        if self.cycle is not before or (before is not None and inside and not before.more_body):
             self.raw = 0
             return
         self.raw += len(data)
-        inside = before is not None and before.more_body
         # Chunks of a byte each take six.
         if self.raw > (8 * self.gate.max_bytes if inside else 0) + _HEAD_BYTES and not self.transport.is_closing():
             if inside:

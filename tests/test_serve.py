@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -467,6 +468,67 @@ def test_a_server_lives_through_the_death_of_its_super(pair, predictor):
         assert slowest < 5
         assert [a["label"] for a in ask(hard)] == [one.label for one in expected if one.answered_by == "super"][:5]
     assert process.returncode is not None
+
+
+def answered(address, *parts, patience=20):
+    """What the server says to bytes that come in pieces: its first line and its body."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=patience) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(0.05)
+        said = b""
+        while b"\r\n\r\n" not in said and (more := connection.recv(65536)):
+            said += more
+    return said.partition(b"\r\n")[0].decode()
+
+
+def test_a_server_bears_what_strangers_send_and_ends_in_order(pair, fails):
+    options = (
+        "--swift_model",
+        pair["swift"],
+        "--super_model",
+        pair["super"],
+        "--threshold",
+        "inf",
+        "--max_texts",
+        "64",
+    )
+    with running(*options) as (address, process), httpx.Client(base_url=address, timeout=30) as client:
+        port = address.rsplit(":", 1)[1]
+        fails(["serve", *map(str, options), "--port", port], f"--port {port}")
+        head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        # A body that is larger than a head may be, in pieces.
+        large = json.dumps({"texts": ["good " * 1000] * 64}).encode()
+        assert " 200 " in answered(address, head % len(large), large[:100_000], large[100_000:-1], large[-1:])
+        wrong = {
+            b'{"texts": [NaN]}': 422,
+            b'{"texts": ["good"], "deadline": Infinity}': 422,
+            b'{"texts": ["\\ud800"]}': 422,
+            b'{"texts": [' + b"1," * 300_000 + b"1]}": 422,
+            b'{"texts": ' + b"[" * 100_000: 422,
+            b'{"texts": ["\xff"]}': 422,
+        }
+        for body, status in wrong.items():
+            found = client.post("/predict", content=body, headers={"content-type": "application/json"})
+            assert found.status_code == status, (body[:40], found.text[:200])
+            assert len(found.content) < 2000
+        assert " 431 " in answered(address, b"GET / HTTP/1.1\r\nX: ", *[b"x" * 20_000] * 3)
+        assert " 400 " in answered(address, b"what\r\n\r\n")
+        assert client.get("/nowhere").status_code == 404
+        assert "/workers" not in client.get("/openapi.json").text
+        counts = client.get("/metrics").text
+        for status, number in ((200, 1), (400, 1), (404, 1), (422, len(wrong)), (431, 1)):
+            known = re.search(rf'elang_requests_total{{status="{status}"}} (\d+)', counts)
+            assert known is not None, status
+            assert int(known[1]) >= number, status
+        # It answers what it has, tells others to go elsewhere, and ends with 0.
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(httpx.post, address + "/predict", json={"texts": ["good"] * 64}) for _ in range(4)]
+            time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            assert {one.result().status_code for one in asked} <= {200, 503}
+        assert process.wait(10) == 0
 
 
 def test_a_super_elsewhere(pair, predictor):
