@@ -480,12 +480,8 @@ def _from_checkpoint(path: str, generate: bool, num_beams: int | None) -> TextMo
         found.add_heads()
     prefix = "classifier."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    try:
-        kept = found.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"The checkpoint '{path}' does not fit the model that it describes: {reason}") from error
-    check_state(found, kept.missing_keys, kept.unexpected_keys, path)
+    check_state(found, state, path, "Use the folder that `elang fit` writes at its end.")
+    found.load_state_dict(state)
     # Router heads are fitted after training, so most checkpoints hold none.
     found.drop_routers(unfitted=True)
     check_padding(found.backbone.eval(), tokenizer, path)

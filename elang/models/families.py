@@ -80,7 +80,8 @@ def settle_padding(config: Any, tokenizer: Any, path: str, fine_tune: bool = Fal
         fine_tune: The model is to be trained, so that what it finds the last token by may change.
 
     Raises:
-        InputError: If there is no token to pad with, or the two that there are cannot be brought together.
+        InputError: If there is no token to pad with, the two that there are cannot be brought together, or the
+            tokenizer has tokens that the model has not.
     """
     tokenizer.padding_side = "left" if config.model_type in _LEFT else "right"
     if getattr(config, "attention_type", None) == "block_sparse":
@@ -92,15 +93,22 @@ def settle_padding(config: Any, tokenizer: Any, path: str, fine_tune: bool = Fal
         )
     _limit_length(config, tokenizer)
     inner = config if getattr(config, "is_encoder_decoder", False) else config.get_text_config()
+    size = inner.vocab_size
+    # Tokens that were added, perhaps for padding alone, do not count.
+    if tokenizer.vocab_size > size or max(tokenizer("a")["input_ids"], default=0) >= size:
+        raise InputError(
+            f"The tokenizer of '{path}' has {tokenizer.vocab_size} tokens, and its model has embeddings for {size}. "
+            "Give the tokenizer that the model was trained with."
+        )
     own = inner.pad_token_id
     if not _finds_last_by_padding(config):
-        _settle_masked(config, tokenizer, own)
+        _settle_masked(config, tokenizer, own, size)
         return
-    if own is not None and not 0 <= own < inner.vocab_size:
+    if own is not None and not 0 <= own < size:
         own = None
     theirs = tokenizer.pad_token_id
     if own is None:
-        own = _choose(tokenizer, inner.vocab_size, path)
+        own = _choose(tokenizer, size, path)
         token = tokenizer.convert_ids_to_tokens(own)
         notice(
             "padding-token",
@@ -113,7 +121,7 @@ def settle_padding(config: Any, tokenizer: Any, path: str, fine_tune: bool = Fal
         both = f"config.json pads with {token!r} ({own}), its tokenizer with {tokenizer.pad_token!r} ({theirs})"
         if special and theirs is not None:
             notice("padding-token", f"Of '{path}' {both}: the former is used, for the model finds the end by it.")
-        elif not special and fine_tune and theirs is not None and theirs < inner.vocab_size:
+        elif not special and fine_tune and theirs is not None and theirs < size:
             own = theirs
             notice("padding-token", f"Of '{path}' {both}: the latter is used, and kept in what is written of it.")
         elif not special:
@@ -126,9 +134,9 @@ def settle_padding(config: Any, tokenizer: Any, path: str, fine_tune: bool = Fal
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(own)
 
 
-def _settle_masked(config: Any, tokenizer: Any, own: int | None) -> None:
+def _settle_masked(config: Any, tokenizer: Any, own: int | None, size: int) -> None:
     """Of a family that goes by the mask any token will do, but there must be one."""
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
         token = None if own is None else tokenizer.convert_ids_to_tokens(own)
         known = token is not None and (own in tokenizer.all_special_ids or own in tokenizer.added_tokens_decoder)
         token = token if known else tokenizer.eos_token or tokenizer.unk_token

@@ -30,6 +30,7 @@ from elang.models.sharding import Sharded, check_strategy
 from elang.models.stopping import stop_late
 from elang.models.text_model import Answer
 from elang.models.text_to_text import TextToText
+from elang.models.weights import check_state
 from elang.notices import notice, notices
 from elang.quality import QUALITIES, QualityName
 from elang.records import listed
@@ -366,6 +367,9 @@ class FinetuneModule(AnyShape, LightningModule):
                 f"The checkpoint has the labels {about['label_names']}, the data has {self.label_names}. Resume with "
                 "the data that it was trained on."
             )
+        if "state_dict" in checkpoint and self._trainer is not None:
+            path = str(self.trainer.ckpt_path)
+            check_state(self, checkpoint["state_dict"], path, "Go on from an earlier checkpoint.")
         self._random = checkpoint.get(_RANDOM)
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return

@@ -34,7 +34,7 @@ def check_weights(model: Any, info: dict[str, Any], path: str, fine_tune: bool, 
         The names of the weights that are new.
 
     Raises:
-        InputError: Naming the weights.
+        InputError: Naming the weights; when fine-tuning, also those that are not finite.
     """
     missing: set[str] = set(info["missing_keys"]) - _ZEROS
     sizes = {name: (tuple(theirs), tuple(ours)) for name, theirs, ours in info["mismatched_keys"]}
@@ -57,6 +57,9 @@ def check_weights(model: Any, info: dict[str, Any], path: str, fine_tune: bool, 
             f"'{path}' has the head of another task ({other}), so its answers to this one would mean nothing. "
             "Fine-tune it with `elang fit`."
         )
+    # At the end of a training it would look as if that had diverged.
+    if fine_tune and (odd := next((n for n, w in model.named_parameters() if not w.sum().isfinite()), None)):
+        raise InputError(f"The weights '{odd}' of '{path}' are NaN or infinite. Give a model whose training converged.")
     if left_over:
         raise InputError(
             f"'{path}' holds the weights of more layers than its config.json names: {_some(left_over)}. Set "
@@ -71,22 +74,33 @@ def check_weights(model: Any, info: dict[str, Any], path: str, fine_tune: bool, 
     return sorted(head)
 
 
-def check_state(model: Any, missing: Collection[str], unexpected: Collection[str], path: str) -> None:
+def check_state(model: Any, state: dict[str, Any], path: str, remedy: str) -> None:
     """Refuse a checkpoint whose weights are not exactly those that the model has.
+
+    Args:
+        model: What the weights are to be loaded into.
+        state: The weights by their names.
+        path: The checkpoint's, for messages.
+        remedy: What to do instead: a sentence.
 
     Raises:
         InputError: Naming the weights.
     """
+    own = model.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), state.keys() - own.keys()
     if missing:
-        raise InputError(
-            f"{_lacks(path, sorted(missing), len(model.state_dict()), set(unexpected))} Use the folder that "
-            "`elang fit` writes at its end."
-        )
+        raise InputError(f"{_lacks(path, missing, len(own), unexpected)} {remedy}")
     if unexpected:
         raise InputError(
-            f"The checkpoint '{path}' does not fit the model that it describes: it also holds "
-            f"{_some(unexpected)}. Use the folder that `elang fit` writes at its end."
+            f"The checkpoint '{path}' does not fit the model that it describes: it also holds {_some(unexpected)}. "
+            f"{remedy}"
         )
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise InputError(
+                f"The checkpoint '{path}' does not fit the model that it describes: '{name}' has the shape "
+                f"{tuple(value.shape)}, and {tuple(own[name].shape)} is needed. {remedy}"
+            )
 
 
 def check_parts(path: str, fine_tune: bool) -> None:
@@ -114,12 +128,11 @@ def check_parts(path: str, fine_tune: bool) -> None:
             "not load it (a pickle can run code). Fine-tune the folder with `elang fit`, or answer with SetFit and "
             "give the answers as records."
         )
-    if fine_tune:
-        never = " A pickle is never loaded." if any(name.endswith((".pkl", ".joblib")) for name in setfit) else ""
-        notice(
-            "dropped-parts",
-            f"'{path}' is a {kind} folder: its encoder is used, and its other parts ({listed(parts)}) are not.{never}",
-        )
+    never = " A pickle is never loaded." if any(name.endswith((".pkl", ".joblib")) for name in setfit) else ""
+    notice(
+        "dropped-parts",
+        f"'{path}' is a {kind} folder: its transformer is used, and its other parts ({listed(parts)}) are not.{never}",
+    )
 
 
 def is_body(name: str, model: Any) -> bool:
@@ -157,7 +170,7 @@ def _some(names: Collection[str]) -> str:
     return listed(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
 
 
-def _lacks(path: str, lacking: list[str], total: int, unexpected: set[str]) -> str:
+def _lacks(path: str, lacking: list[str], total: int, unexpected: Collection[str]) -> str:
     said = f"'{path}' lacks {len(lacking)} of its {total} weights: {_some(lacking)}."
     return said + (f" It holds others instead: {_some(unexpected)}." if unexpected else "")
 
