@@ -118,19 +118,20 @@ def _frame(names: list[str], columns: list[list[Any]]) -> Any:
 
 def _json_frame(path: Path) -> Any:
     """A table of one JSON object a line; what a row lacks is ``None``."""
-    decode = json.JSONDecoder(strict=False, object_pairs_hook=_json_object).decode
+    decode = json.JSONDecoder(strict=False, object_pairs_hook=_json_object).raw_decode
     rows: list[dict[str, Any]] = []
     blank = skipped = 0
     for number, line in enumerate(file_lines(path), 1):
-        if line.isspace():
+        line = line.strip()
+        if not line:
             blank += 1
             continue
         try:
-            row = decode(line)
-            if not isinstance(row, dict):
-                raise ValueError("it is no object")
+            row, end = decode(line)
+            if end < len(line) or not isinstance(row, dict):
+                raise ValueError("it is no object" if end == len(line) else f"more follows behind character {end}")
         except (ValueError, RecursionError) as error:
-            whole = "The file seems to be one JSON array; write" if not rows and line.lstrip()[:1] == "[" else "Write"
+            whole = "The file seems to be one JSON array; write" if not rows and line[0] == "[" else "Write"
             raise InputError(
                 f"Line {number} of '{path}' cannot be read as a JSON object: {error}. {whole} one object a line, as "
                 '{"text": "a good film", "label": "good"}.'
