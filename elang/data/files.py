@@ -185,7 +185,7 @@ def texts_of(
                 f"{tuple(column[bad[0]] for column in found)!r}. Remove or fill those rows."
             )
         try:
-            "".join(values).encode()
+            all(map(str.isascii, values)) or "".join(values).encode()
         except UnicodeEncodeError:
             row = next(i for i, value in enumerate(values) if _half_character(value))
             raise InputError(

@@ -22,12 +22,13 @@ def label_values(frame: Any, column: str, where: str) -> list[str]:
     """
     values = column_of(frame, column, where, "--data.label")
     found = list(map(str, values))
-    distinct = {*found}
-    bare = frame.iloc[:, column_place(list(frame.columns), column)].isna().to_numpy()
-    if bare.any() or not all(map(str.strip, distinct)):
+    distinct, kinds = {*found}, {*map(type, values)}
+    bare = [False] * len(values)
+    if kinds != {str}:
+        bare = frame.iloc[:, column_place(list(frame.columns), column)].isna().tolist()
+    if any(bare) or not all(map(str.strip, distinct)):
         row = next(i for i, text in enumerate(found) if bare[i] or not text.strip())
         raise InputError(f"{where} has no label in row {row} (counted from 0). Remove or fill it.")
-    kinds = {*map(type, values)}
     # Numpy's scalars and decimals are numbers, too.
     if odd := {kind for kind in kinds if not issubclass(kind, str | Number)}:
         row = next(i for i, value in enumerate(values) if type(value) in odd)
