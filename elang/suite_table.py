@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from elang.data.tasks import TASKS
+from elang.errors import InputError
+from elang.json_files import read_object
 from elang.manifest import plain
 from elang.notices import made
 from elang.outputs import console, written_aside
 from elang.scores import BEFORE_DECODER
-from elang.summary import read_summary
 
 
 def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
@@ -24,8 +25,20 @@ def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
     Returns:
         Plain values: the task score (the mean of its metrics; of generated texts the first one, BLEU / 100) of Swift
         and Super, their GFLOPs and milliseconds, and for each operating point the pair's.
+
+    Raises:
+        InputError: If the summary is damaged.
     """
-    summary = read_summary(path.parent)
+    try:
+        return _row(task, read_object(path), score)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"'{path}' is not what `elang validate` wrote ({type(error).__name__}: {error}). Delete it, and the suite "
+            "evaluates the pair again."
+        ) from error
+
+
+def _row(task: str, summary: dict[str, Any], score: str | None) -> dict[str, Any]:
     if score is None or score not in summary["operating_points"]:
         score = str(summary["score"])
     qualities = summary["qualities"]
