@@ -1,6 +1,7 @@
 """`elang calibrate`: an operating point that is promised something, chosen on records that no model was trained on."""
 
 import hashlib
+import json
 import math
 from itertools import product
 from pathlib import Path
