@@ -159,7 +159,7 @@ def read_plan(path: str) -> dict[str, Any]:
     """
     try:
         plan = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"The suite's file '{path}' cannot be read: {error}.") from error
     if not isinstance(plan, dict) or not {"swift_model", "super_model", "joint"} <= plan.keys():
         raise InputError(f"The suite's file '{path}' must have at least swift_model, super_model and joint.")
