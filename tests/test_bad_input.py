@@ -390,3 +390,17 @@ def test_answers_to_examples_that_are_not_there(fails, joint_args, pair, tmp_pat
     pd.concat([frame, more]).to_csv(tmp_path / "more.csv", index=False)
     args = replaced(joint_args, "--model.super_model", tmp_path / "more.csv")
     fails(["validate", *args], "more.csv", "answers to 1 examples", "first id 65")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "\n".join(["", "  - &a0 [x]", *(f"  - &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))]),
+    ],
+    ids=["deep", "aliases"],
+)
+def test_yaml_that_is_deep_or_grows(tmp_path, content):
+    (tmp_path / "x.yaml").write_text(f"swift_model: a\nsuper_model: b\njoint: {{}}\nall: {content}\n")
+    with pytest.raises(InputError, match="x.yaml"):
+        read_plan(str(tmp_path / "x.yaml"))
