@@ -127,7 +127,10 @@ class Manifest:
             if (own := data.pop("format", None)) != _FORMAT or isinstance(own, bool):
                 raise ValueError(f"it is of the format {shown(own)}, and this version knows {_FORMAT}")
             check_fields(data, _FIELDS, ("label_names",))
-            check_fields(data.get("task") or {}, _TASK, where="task.")
+            task = data.get("task") or {}
+            if unknown := task.keys() - _TASK.keys():
+                raise ValueError(f"its task has the unknown '{min(unknown)}'")
+            check_fields(task, _TASK, where="task.")
             for score, named in data.get("thresholds", {}).items():
                 for name, entry in named.items():
                     stated = _STATED if "statement" in entry else ()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import Repr
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,9 @@ STAGES = ("super", "score", "swift", "joint")
 _READS = ("model", "super_records", "swift_model", "super_model")
 _VERBS = {"super": "fit", "score": "score", "swift": "fit", "joint": "validate"}
 _MODULES = {"super": "FinetuneModule", "score": "ScoreModule", "swift": "SwiftModule", "joint": "JointModule"}
+# Not all of it, for aliases make a few lines of YAML as long as one likes.
+_SHORT = Repr()
+_SHORT.maxlevel = 2
 _KEYS = ("swift_model", "super_model", "all", *STAGES, "tasks")
 
 
@@ -207,8 +211,13 @@ def read_plan(path: str) -> dict[str, Any]:
         InputError: If it cannot be read, has an unknown part, or a task that neither is known nor has data.
     """
     try:
+<<<<<<< HEAD
         plan = read_yaml(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
+=======
+        plan = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+>>>>>>> w/records
         raise InputError(f"The suite's file '{path}' cannot be read: {error}.") from error
     if not isinstance(plan, dict) or not {"swift_model", "super_model", "joint"} <= plan.keys():
         raise InputError(f"The suite's file '{path}' must have at least swift_model, super_model and joint.")
@@ -241,7 +250,7 @@ def _unknown(name: str) -> str:
 def _checked(part: Any, path: str, where: str, known: tuple[str, ...] = ()) -> dict[str, Any]:
     """A part of a suite's file that must be names with values, and only known names."""
     if part is not None and not isinstance(part, dict):
-        raise InputError(f"'{path}' has '{where}{part}', where names with their values are needed.")
+        raise InputError(f"'{path}' has '{where}{_SHORT.repr(part)}', where names with their values are needed.")
     found: dict[str, Any] = part or {}
     if unknown := [key for key in found if known and key not in known]:
         raise InputError(f"'{path}' has the unknown part '{where}{unknown[0]}'; known are {', '.join(known)}.")

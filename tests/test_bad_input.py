@@ -16,6 +16,8 @@ from elang.cli import main
 from elang.data.files import read_frame, texts_of
 from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError
+from elang.models.backbones import load_model
+from elang.notices import Notice
 from elang.predictor import JointPredictor
 from elang.records import read_records
 from elang.suite import read_plan
@@ -371,3 +373,38 @@ def test_regression_models_have_no_energy(base_model):
     answer = model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     with pytest.raises(InputError, match="router's score"):
         free_energy(answer.logits)
+
+
+def test_two_files_that_name_the_classes_differently(pair, tmp_path):
+    copy = shutil.copytree(pair["swift"], tmp_path / "swift")
+    config = json.loads((copy / "config.json").read_text()) | {"id2label": {"0": "good", "1": "bad"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.warns(Notice, match=r"\['good', 'bad'\] in config.json .* \['bad', 'good'\] in elang.json"):
+        assert load_model(str(copy)).label_names == ["good", "bad"]
+
+
+@pytest.mark.parametrize("flops", [".inf", ".nan", "-1", "0"])
+def test_costs_of_a_super_that_cannot_be(fails, joint_args, flops):
+    fails(["validate", *joint_args, f"--model.super_flops={flops}"], "--model.super_flops")
+
+
+def test_answers_to_examples_that_are_not_there(fails, joint_args, pair, tmp_path):
+    frame = pd.read_parquet(pair["records"]).query("split == 'validation'")[["split", "id", "prediction"]]
+    more = frame.tail(1).assign(id=frame["id"].max() + 5)
+    pd.concat([frame, more]).to_csv(tmp_path / "more.csv", index=False)
+    args = replaced(joint_args, "--model.super_model", tmp_path / "more.csv")
+    fails(["validate", *args], "more.csv", "answers to 1 examples", "first id 65")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "\n".join(["", "  - &a0 [x]", *(f"  - &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))]),
+    ],
+    ids=["deep", "aliases"],
+)
+def test_yaml_that_is_deep_or_grows(tmp_path, content):
+    (tmp_path / "x.yaml").write_text(f"swift_model: a\nsuper_model: b\njoint: {{}}\nall: {content}\n")
+    with pytest.raises(InputError, match="x.yaml"):
+        read_plan(str(tmp_path / "x.yaml"))

@@ -10,6 +10,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import QUIET, read_curve, write_data
@@ -303,3 +305,75 @@ def test_the_page_in_a_browser(joint, tmp_path, screen):
         assert picture.stat().st_size > 10_000
     finally:
         chrome.quit()
+
+
+def damaged(name, folder, how):
+    """A file of an evaluation, changed."""
+    path = folder / name
+    if isinstance(how, bytes):
+        path.write_bytes(how)
+    elif name.endswith(".json"):
+        found = json.loads(path.read_text())
+        *way, last = how[0].split("/")
+        part = found
+        for step in way:
+            part = part[step]
+        if how[1] is KeyError:
+            del part[last]
+        else:
+            part[last] = how[1]
+        path.write_text(json.dumps(found))
+    else:
+        frame = pd.read_csv(path) if name.endswith(".csv") else pd.read_parquet(path)
+        frame = frame.drop(columns=how[0]) if how[1] is KeyError else frame.assign(**{how[0]: how[1]})
+        if name.endswith(".csv"):
+            frame.to_csv(path, index=False)
+        else:
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            pq.write_table(table.replace_schema_metadata(pq.read_schema(path).metadata), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "said"),
+    [
+        ("curve.csv", b"a,b\n1,2\n", "no column 'score'"),
+        ("curve.csv", b"", "curve.csv"),
+        ("curve.csv", b"\xff\xfe", "curve.csv"),
+        *(
+            ("curve.csv", (name, KeyError), f"'{name}'")
+            for name in ("threshold", "deferred_share", "accuracy", "flops")
+        ),
+        ("curve.csv", ("threshold", "x"), "'threshold'"),
+        ("curve.csv", ("deferred_share", 2.0), "'deferred_share'"),
+        ("curve.csv", ("score", "luck"), "max_softmax"),
+        ("summary.json", b"[" * 100_000, "nested too deeply"),
+        ("summary.json", b"[1]", "not an object"),
+        ("summary.json", b'{"worth": NaN}', "NaN"),
+        *(("summary.json", (name, KeyError), f"'{name}'") for name in ("score", "qualities", "evaluated_on")),
+        ("summary.json", ("temperature", "x"), "temperature"),
+        ("summary.json", ("qualities", []), "qualities"),
+        ("summary.json", ("qualities", {"luck": {}}), "qualities"),
+        ("summary.json", ("qualities/accuracy/swift", 3), "qualities.accuracy.swift"),
+        ("summary.json", ("qualities/accuracy/scores/max_softmax/on_this_set/parity", KeyError), "on_this_set.parity"),
+        ("summary.json", ("worth/largest", "much"), "worth.largest"),
+        ("summary.json", ("cautions", [1]), "cautions"),
+        ("summary.json", ("statements", [{}]), "statements.0.name"),
+        ("summary.json", ("latency/swift/batch 1", None), "latency.swift.batch 1"),
+        ("summary.json", ("qualities/accuracy/num_examples", 3), "records.parquet"),
+        ("made.json", b"{", "made.json"),
+        ("made.json", b"[" * 100_000, "nested too deeply"),
+        ("made.json", ("versions", 3), "versions"),
+        *(("records.parquet", (name, KeyError), name) for name in ("gain", "key", "score_max_softmax", "split")),
+        ("records.parquet", ("gain", math.nan), "'gain' in rows"),
+        ("records.parquet", ("label", 7), "'label' is none of the 2 classes"),
+        ("records.parquet", ("swift_tokens", "x"), "'swift_tokens'"),
+        ("records.parquet", ("swift_logits", 1.0), "logits"),
+        ("elang.json", ("temperature", "x"), "temperature"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_damaged_evaluation_is_named(joint, tmp_path, fails, name, how, said):
+    folder = shutil.copytree(joint, tmp_path / "joint")
+    damaged(name, folder, how)
+    fails(["report", folder, "--output", tmp_path / "r.html"], folder, said)
+    assert not (tmp_path / "r.html").exists()

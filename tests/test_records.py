@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import fields
 
 import pandas as pd
 import pyarrow as pa
@@ -12,7 +13,7 @@ import torch
 from elang.columns import is_table
 from elang.curve import Point
 from elang.errors import InputError
-from elang.manifest import FILENAME, Manifest, file_sha256, plain, threshold_entry
+from elang.manifest import _FIELDS, FILENAME, Manifest, file_sha256, plain, threshold_entry
 from elang.notices import Notice
 from elang.records import Records, align_labels, read_records, write_records, written_aside
 
@@ -627,3 +628,69 @@ def test_metadata_of_another_kind(tmp_path, about):
     pq.write_table(table.replace_schema_metadata({"elang": json.dumps(told)}), path)
     with pytest.raises(InputError, match=f"says of itself is damaged: its '{next(iter(about))}'"):
         read_records(path, NAMES)
+
+
+def test_every_field_of_a_manifest_is_checked():
+    assert {*_FIELDS} == {one.name for one in fields(Manifest)}
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("label_names", ["yes", [1, 2], None, {}]),
+        ("temperature", ["x", None, True, 0, -1, [1], math.inf, math.nan, 10**5000]),
+        ("score", [None, 1, ["router"]]),
+        ("weights_sha256", [None, 5]),
+        ("routing_fraction", ["0.1", -0.1, 1.5, None, True]),
+        ("max_length", ["long", 0, -1, 2.5, True, 10**30]),
+        ("num_beams", [0, None, "4"]),
+        ("router", [[], {"router": 1}]),
+        ("thresholds", [[], None, {"margin": []}, {"margin": {"parity": 0.5}}]),
+        ("task", [3, [], {"fields": "text"}, {"problem": "riddle"}, {"unheard": "x"}]),
+        ("versions", [[], "1"]),
+    ],
+)
+def test_fields_of_a_manifest_that_cannot_be(tmp_path, field, values):
+    manifest().write(tmp_path / FILENAME)
+    whole = json.loads((tmp_path / FILENAME).read_text())
+    for value in values:
+        text = json.dumps({**whole, field: "?"}).replace('"?"', "1" * 5000 if value == 10**5000 else json.dumps(value))
+        (tmp_path / FILENAME).write_text(text)
+        named = "" if value == 10**5000 or (isinstance(value, float) and not math.isfinite(value)) else field
+        with pytest.raises(InputError, match=f"{FILENAME}' is not a threshold file.*{named}"):
+            Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "NaN", "Infinity", "null", "true", '"x"', '"0.5"', "[0.5]", "{}"])
+def test_thresholds_that_cannot_be(tmp_path, value):
+    manifest().write(tmp_path / FILENAME)
+    text = (tmp_path / FILENAME).read_text().replace("-3.0618157386779785", value)
+    (tmp_path / FILENAME).write_text(text)
+    with pytest.raises(InputError, match=r"thresholds\.free_energy\.parity\.threshold|which is no JSON"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"format": 1, "label_names": ["a"], "label_names": ["b"]}', "'label_names' more than once"),
+        (b'{"format": true, "label_names": ["a"]}', "of the format True"),
+        (b"\xff{}", "utf-8"),
+        (b"", "Expecting value"),
+    ],
+)
+def test_json_that_is_odd(tmp_path, content, said):
+    (tmp_path / FILENAME).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        Manifest.read(tmp_path)
+    (tmp_path / FILENAME).unlink()
+    (tmp_path / FILENAME).mkdir()
+    with pytest.raises(InputError, match="not a threshold file"):
+        Manifest.read(tmp_path)
+
+
+def test_a_manifest_with_a_byte_order_mark_is_read(tmp_path):
+    manifest().write(tmp_path / FILENAME)
+    (tmp_path / FILENAME).write_bytes(b"\xef\xbb\xbf" + (tmp_path / FILENAME).read_bytes())
+    assert Manifest.read(tmp_path).label_names == NAMES

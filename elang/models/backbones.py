@@ -28,9 +28,14 @@ from elang.models.families import check_family, check_padding, settle_padding
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Classifier, TextModel, folder_sha256
 from elang.models.text_to_text import TextToText
+<<<<<<< HEAD
 from elang.models.weights import check_parts, check_state, check_weights, is_body
 from elang.notices import write_made
 from elang.outputs import settle
+=======
+from elang.notices import notice
+from elang.records import settle
+>>>>>>> w/records
 
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
@@ -149,6 +154,13 @@ def load_model(
             _keep_layers(config, layers, path)
         original = [str(config.id2label[i]) for i in range(len(config.id2label))]
         own = TextTask.of(manifest.label_names, manifest.task) if manifest else None
+        encoder = not getattr(config, "is_encoder_decoder", False)
+        if own and own.problem == "classification" and encoder and original != own.label_names:
+            notice(
+                "labels-of-config",
+                f"'{path}' names its outputs {original[:8]} in config.json (id2label) and {own.label_names[:8]} in "
+                f"{FILENAME} (label_names); those of config.json are used.",
+            )
         if own and task and not fine_tune and own.problem != task.problem:
             raise InputError(
                 f"'{path}' was trained for a {own.problem}, but a {task.problem} is asked of it. Give the model that "
