@@ -211,13 +211,8 @@ def read_plan(path: str) -> dict[str, Any]:
         InputError: If it cannot be read, has an unknown part, or a task that neither is known nor has data.
     """
     try:
-<<<<<<< HEAD
         plan = read_yaml(path)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-=======
-        plan = yaml.safe_load(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
->>>>>>> w/records
         raise InputError(f"The suite's file '{path}' cannot be read: {error}.") from error
     if not isinstance(plan, dict) or not {"swift_model", "super_model", "joint"} <= plan.keys():
         raise InputError(f"The suite's file '{path}' must have at least swift_model, super_model and joint.")

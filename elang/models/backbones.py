@@ -28,14 +28,9 @@ from elang.models.families import check_family, check_padding, settle_padding
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Classifier, TextModel, folder_sha256
 from elang.models.text_to_text import TextToText
-<<<<<<< HEAD
 from elang.models.weights import check_parts, check_state, check_weights, is_body
-from elang.notices import write_made
+from elang.notices import notice, write_made
 from elang.outputs import settle
-=======
-from elang.notices import notice
-from elang.records import settle
->>>>>>> w/records
 
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
