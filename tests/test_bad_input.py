@@ -402,5 +402,5 @@ def test_answers_to_examples_that_are_not_there(fails, joint_args, pair, tmp_pat
 )
 def test_yaml_that_is_deep_or_grows(tmp_path, content):
     (tmp_path / "x.yaml").write_text(f"swift_model: a\nsuper_model: b\njoint: {{}}\nall: {content}\n")
-    with pytest.raises(InputError, match="x.yaml"):
+    with pytest.raises(InputError, match=r"x\.yaml"):
         read_plan(str(tmp_path / "x.yaml"))
