@@ -245,7 +245,8 @@ def _unknown(name: str) -> str:
 def _checked(part: Any, path: str, where: str, known: tuple[str, ...] = ()) -> dict[str, Any]:
     """A part of a suite's file that must be names with values, and only known names."""
     if part is not None and not isinstance(part, dict):
-        raise InputError(f"'{path}' has '{where}{_SHORT.repr(part)}', where names with their values are needed.")
+        said = part if isinstance(part, str) else _SHORT.repr(part)
+        raise InputError(f"'{path}' has '{where}{said}', where names with their values are needed.")
     found: dict[str, Any] = part or {}
     if unknown := [key for key in found if known and key not in known]:
         raise InputError(f"'{path}' has the unknown part '{where}{unknown[0]}'; known are {', '.join(known)}.")
