@@ -50,6 +50,7 @@ _FIELDS: dict[str, Check] = {
     "max_target_length": whole(1),
     "num_beams": whole(1),
     "router": OBJECTS,
+    "chosen_on": OBJECT,
     "thresholds": _NAMED,
     "versions": OBJECT,
 }
@@ -60,7 +61,9 @@ _TASK: dict[str, Check] = {
 _ENTRY: dict[str, Check] = {
     "threshold": THRESHOLD,
     **dict.fromkeys(("rule", "chosen_on", "statement", "slice_sha256", "swift_sha256", "super_sha256"), TEXT),
-    "num_examples": whole(1),
+    "slice_sketch": TEXT,
+    "temperature": POSITIVE,
+    **dict.fromkeys(("num_examples", "attempts", "max_length"), whole(1)),
     **dict.fromkeys(("deferred_share", "quality", "speedup", "regretted", "p_value"), MEASURED),
     **dict.fromkeys(("max_regret", "max_drop", "confidence"), number(0)),
     "score_quantiles": (
