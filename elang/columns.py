@@ -151,6 +151,7 @@ def numbers(frame: Any, name: str, path: str, whole: bool = False, least: float 
     bad |= lost
     if bad.any():
         first = values[bad].iloc[0]
+        first = first.item() if isinstance(first, np.generic) else first
         kind = "a whole number" if whole else "a finite number"
         limit = "" if least == -inf else f" of at least {least:g}"
         partly = " or leave all of them out" if unknown and lost.any() else ""

@@ -4,7 +4,9 @@ import base64
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +152,7 @@ def attempt(
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_name(f".{path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(path.parent):
             known = _read(path)
             own = [one for one in known if one_slice(one, about)]
             again = [one for one in own if one["asked"] == asked and one["slice_sha256"] == about["slice_sha256"]]
@@ -173,6 +174,17 @@ def attempt(
         raise InputError(
             f"The ledger of attempts '{path}' cannot be written ({error_}). Name another file with --ledger."
         ) from error_
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time read and write a ledger in a folder, whose own lock leaves no file behind."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
