@@ -5,15 +5,17 @@ answer may take, how many connections there are, and what becomes of requests wh
 """
 
 import asyncio
+import ctypes
 import errno
 import hmac
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -223,14 +225,16 @@ class Connection(HttpToolsProtocol):
         before = self.cycle
         inside = before is not None and before.more_body
         super().data_received(data)
-        if self.cycle is not before or (before is not None and inside and not before.more_body):
+        if self.cycle is not before or (inside and not before.more_body):
             self.raw = 0
             return
         self.raw += len(data)
         # Chunks of a byte each take six.
-        if self.raw > (8 * self.gate.max_bytes if inside else 0) + _HEAD_BYTES and not self.transport.is_closing():
-            if inside:
+        if self.raw > (8 * self.gate.max_bytes if inside else 0) + _HEAD_BYTES:
+            if inside and before.response_complete:
                 self.transport.abort()
+            elif inside:
+                self.refuse(413, f"A request has at most {self.gate.max_bytes} bytes.")
             else:
                 self.refuse(431, f"A request's head has at most {_HEAD_BYTES} bytes.")
 
@@ -239,8 +243,14 @@ class Connection(HttpToolsProtocol):
         self.refuse(400, msg)
 
     def refuse(self, status: int, detail: str) -> None:
-        """Answer before there is a request, and close."""
+        """Answer what is no request, and close."""
         if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            # It is in the body of a request, or behind one that is to be answered first; its task may not have begun.
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+            self.loop.call_soon(self._refuse_behind, self.cycle, status, detail)
             return
         self.gate.count("", status)
         answer = refusal(status, detail, _AGAIN if status == 503 else None, close=True)
@@ -248,6 +258,12 @@ class Connection(HttpToolsProtocol):
         lines = [first, *(name + b": " + value for name, value in answer.raw_headers)]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
         self.transport.close()
+
+    def _refuse_behind(self, cycle: Any, status: int, detail: str) -> None:
+        if not cycle.more_body:
+            self.gate.count("", status)
+        else:
+            self.gate.give_up(cycle.scope.get(_TASK), status, detail, {})
 
     def _unsupported_upgrade_warning(self) -> None:
         # A line of the log for each such request would be the client's to write.
@@ -328,16 +344,33 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close what is open; nobody is waited for."""
+        # Whoever connects from now on is refused in the end; who did before is told so, not cut off.
+        for one in sockets or []:
+            _take_no_more(one)
+        await asyncio.sleep(0.1)
         for server in self.servers:
             server.close()
-        for one in list(self.server_state.connections):
-            one.shutdown()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
         until = time.monotonic() + 1
         while self.server_state.connections and time.monotonic() < until:
             await asyncio.sleep(0.02)
-        for one in list(self.server_state.connections):
-            one.transport.abort()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
         await super().shutdown(sockets)
+
+
+def _take_no_more(listening: socket.socket) -> None:
+    """Let a socket take no further connections, while those that wait in it can still be accepted.
+
+    To close it would cut these off. Linux drops what a filter of one instruction (return 0) does not let through;
+    elsewhere they are cut off.
+    """
+    if sys.platform == "linux":
+        program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
+        with suppress(OSError):
+            # SO_ATTACH_FILTER
+            listening.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", 1, ctypes.addressof(program)))
 
 
 def connections_of(gate: Gate) -> type[Connection]:
