@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError
+from elang.json_files import read_object
 from elang.outputs import written_aside
 
 LEDGER = "slices.json"
@@ -191,7 +192,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_object(path)
         if found["format"] != _FORMAT:
             raise ValueError(f"it is of the format {found['format']!r}, and this version knows {_FORMAT}")
         attempts: list[dict[str, Any]] = found["attempts"]
