@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,15 @@ def write_data(path: Path, rows: int, seed: int, names=("bad", "good"), noise: f
                 seen.add(text)
                 out.writerow([text, names[positive != (rng.random() < noise)]])
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_left():
+    """Lightning leaves the group of a run with ``ddp`` behind; the next test of the process would be a part of it."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")
