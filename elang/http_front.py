@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, cast
 
+import httptools
 import uvicorn
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -33,6 +34,8 @@ _HEAD, _BODY, _IDLE, _TAKEN = 10.0, 10.0, 20.0, 20.0
 # Bytes of bodies that are held at a time; small ones always find room.
 _HELD, _SMALL = 32_000_000, 16_384
 _CONNECTIONS = 1000
+# Requests of a connection that wait behind the one that is being answered.
+_PIPELINED = 32
 # Seconds after the signal: how long the server listens at least, so that who asks then is told to go elsewhere; and
 # when it refuses what is not answered yet.
 _GRACE, _DRAIN = 0.5, 6.0
@@ -197,7 +200,7 @@ class Connection(HttpToolsProtocol):
         """Take a connection; where there are too many, the one that has been waited for longest goes."""
         self.phase: Any = None
         self.since = time.monotonic()
-        self.raw = 0
+        self.raw, self.received = 0, b""
         super().connection_made(transport)
         if len(self.connections) > self.most:
             waiting = [
@@ -222,9 +225,10 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, as long as they come to an end."""
-        before = self.cycle
+        before, self.received = self.cycle, data
         inside = before is not None and before.more_body
         super().data_received(data)
+        self.received = b""
         if self.cycle is not before or (inside and not before.more_body):
             self.raw = 0
             return
@@ -237,6 +241,27 @@ class Connection(HttpToolsProtocol):
                 self.refuse(413, f"A request has at most {self.gate.max_bytes} bytes.")
             else:
                 self.refuse(431, f"A request's head has at most {_HEAD_BYTES} bytes.")
+
+    def on_message_begin(self) -> None:
+        """Begin a request; a read brings thousands at once, and each would be kept until its turn."""
+        if len(self.pipeline) >= _PIPELINED:
+            raise httptools.HttpParserError("too many requests at once")
+        super().on_message_begin()
+
+    def _should_upgrade(self) -> bool:
+        return any(name == b"upgrade" for name, _ in self.headers)
+
+    def handle_websocket_upgrade(self) -> None:
+        """Answer a request that asks for another protocol by this one, as HTTP allows; Java's client asks for HTTP/2.
+
+        The parser takes what follows the head for that protocol's, so it reads the request again without the wish.
+        """
+        rest = self.received[cast(httptools.HttpParserUpgrade, sys.exc_info()[1]).args[0] :]
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        super().data_received(b"\r\n".join([*lines, b"", rest]))
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
@@ -265,18 +290,16 @@ class Connection(HttpToolsProtocol):
         else:
             self.gate.give_up(cycle.scope.get(_TASK), status, detail, {})
 
-    def _unsupported_upgrade_warning(self) -> None:
-        # A line of the log for each such request would be the client's to write.
-        pass
-
     def end_if_late(self, now: float) -> None:
         """Close it if the client has let it wait for too long."""
-        closing, cycle = self.transport.is_closing(), self.cycle
-        phase = (closing, cycle, cycle is not None and (cycle.response_started, cycle.response_complete))
+        cycle = self.cycle
+        # Requests that wait behind one another have not begun to be answered where the client takes no answer.
+        full = self.transport.is_closing() or self.flow.write_paused
+        phase = (full, cycle, cycle is not None and (cycle.response_started, cycle.response_complete))
         if phase != self.phase:
             self.phase, self.since = phase, now
         waited = now - self.since
-        if closing or (cycle is not None and cycle.response_started and not cycle.response_complete):
+        if full or (cycle is not None and cycle.response_started and not cycle.response_complete):
             if waited > _TAKEN:
                 self.transport.abort()
         elif cycle is None or cycle.response_complete:
