@@ -107,6 +107,9 @@ def test_the_parts_of_a_predictor_are_the_whole(predictor):
     supers = predictor.ask_super(rows)
     assert all(label == one.label for label, one in zip(supers, whole, strict=True) if one.answered_by == "super")
     assert not any(hard for _, _, hard in predictor.ask_swift(rows, keep=True))
+    for ask in (predictor, predictor.ask_swift, predictor.ask_super):
+        with pytest.raises(InputError, match="takes no candidates"):
+            ask(rows[:2], [("bad", "good")])
     with pytest.raises(Exception, match="without a Super"):
         JointPredictor(str(predictor.swift.weights), None, device="cpu").ask_super(rows)
 
@@ -325,8 +328,8 @@ def test_a_super_elsewhere_that_takes_less_gets_less():
 def test_bad_requests(predictor):
     service = Models(predictor).service(Limits(texts=3))
     for body, word in (
-        ({"texts": ["a", " "]}, "Input 1"),
-        ({"texts": ["a", ["b", "c"]]}, "Input 1"),
+        ({"texts": ["a", " "]}, "Input 1 (counted from 0) is empty"),
+        ({"texts": ["a", ["b", "secret"]]}, "Input 1 (counted from 0) has 2 text(s)"),
         ({"texts": ["a"] * 4}, "at most 3 texts"),
         ({"texts": ["a"], "choices": [["b"]]}, "no candidates"),
         ({"texts": "a"}, "list"),
@@ -342,6 +345,7 @@ def test_bad_requests(predictor):
         (response,) = posted(service, content=raw, headers={"content-type": "application/json"})
         assert response.status_code == 422, body
         assert word in response.text, response.text
+        assert "secret" not in response.text
     (response,) = posted(service, {"texts": ["a" * 2000]}, gate={"max_bytes": 1000})
     assert (response.status_code, response.json()["detail"]) == (413, "A request has at most 1000 bytes.")
 
@@ -485,6 +489,7 @@ def test_options_that_cannot_be(pair, fails, tmp_path, monkeypatch):
     fails(["serve", "--super_model", "http://localhost:8001"], "--swift_model")
     fails(["serve", *swift, *super_, "--port", "80"], "--port", "80")
     fails(["serve", *swift, *super_, "--batch", "0"], "--batch", "0")
+    fails(["serve", *swift, *super_, "--accelerator", "cpu", "--devices", "2"], "--devices 2", "--workers")
     fails(["serve", *swift, *super_, "--deadline", "0"], "--deadline", "0")
     fails(["serve", *swift, *super_, "--max_texts", "0"], "--max_texts", "0")
     fails(["serve", *swift, *super_, "--threshold", "nowhere"], "nowhere")
@@ -685,13 +690,14 @@ def test_a_super_elsewhere(pair, predictor):
             'waiting{model="super"} 0.0',
         ):
             assert f"elang_{line}" in page
-        # One that cannot be answered does not spoil another's.
-        with ThreadPoolExecutor(2) as pool:
-            bodies = [{"texts": ["good film"]}, {"texts": ["fine", " "]}]
+        # Those that cannot be answered do not spoil another's.
+        with ThreadPoolExecutor(4) as pool:
+            wrong = [{"texts": ["fine", " "]}, {"texts": ["a"], "choices": [["b", "c"]]}, {"texts": ["a", ["b", "c"]]}]
             send = lambda body: httpx.post(super_address + "/super", json=body, headers=headers, timeout=30)  # noqa: E731
-            good, bad = pool.map(send, bodies)
+            *bad, good = pool.map(send, [*wrong, {"texts": ["good film"]}])
         assert len(good.json()["answers"]) == 1
-        assert (bad.status_code, "Input" in bad.json()["detail"]) == (422, True)
+        for one, words in zip(bad, ("Input 1", "takes no candidates", "Input 1"), strict=True):
+            assert (one.status_code, words in one.json()["detail"]) == (422, True)
         # The workers' own paths are the server's alone.
         refused = httpx.post(super_address + "/workers/super", json={"texts": texts}, headers=headers)
         assert refused.status_code == 404
