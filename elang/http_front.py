@@ -36,6 +36,8 @@ _HELD, _SMALL = 32_000_000, 16_384
 _CONNECTIONS = 1000
 # Requests of a connection that wait behind the one that is being answered.
 _PIPELINED = 32
+# Seconds for which what a client sends behind a refusal is read and thrown away.
+_LINGER = 1.0
 # Seconds after the signal: how long the server listens at least, so that who asks then is told to go elsewhere; and
 # when it refuses what is not answered yet.
 _GRACE, _DRAIN = 0.5, 6.0
@@ -200,7 +202,7 @@ class Connection(HttpToolsProtocol):
         """Take a connection; where there are too many, the one that has been waited for longest goes."""
         self.phase: Any = None
         self.since = time.monotonic()
-        self.raw, self.received = 0, b""
+        self.raw, self.received, self.refused = 0, b"", False
         super().connection_made(transport)
         if len(self.connections) > self.most:
             waiting = [
@@ -225,6 +227,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, as long as they come to an end."""
+        if self.refused:
+            return
         before, self.received = self.cycle, data
         inside = before is not None and before.more_body
         super().data_received(data)
@@ -269,7 +273,7 @@ class Connection(HttpToolsProtocol):
 
     def refuse(self, status: int, detail: str) -> None:
         """Answer what is no request, and close."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self.refused:
             return
         if self.cycle is not None and not self.cycle.response_complete:
             # It is in the body of a request, or behind one that is to be answered first; its task may not have begun.
@@ -282,7 +286,13 @@ class Connection(HttpToolsProtocol):
         first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
         lines = [first, *(name + b": " + value for name, value in answer.raw_headers)]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
-        self.transport.close()
+        if len(self.connections) > self.most:
+            self.transport.close()
+            return
+        # To close it while the client still sends would take the answer away from it.
+        self.refused = True
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER, self.transport.close)
 
     def _refuse_behind(self, cycle: Any, status: int, detail: str) -> None:
         if not cycle.more_body:
@@ -373,9 +383,12 @@ class Server(uvicorn.Server):
         await asyncio.sleep(0.1)
         for server in self.servers:
             server.close()
+        until = time.monotonic() + 1
+        # Who has connected is about to ask.
+        while any(one.cycle is None for one in self.server_state.connections) and time.monotonic() < until - 0.4:
+            await asyncio.sleep(0.02)
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        until = time.monotonic() + 1
         while self.server_state.connections and time.monotonic() < until:
             await asyncio.sleep(0.02)
         for connection in list(self.server_state.connections):

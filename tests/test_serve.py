@@ -422,6 +422,34 @@ def test_a_request_that_asks_for_another_protocol_is_answered_by_this_one(wish, 
     assert said[-2].endswith(b"\r\n\r\nabcde")
 
 
+def test_a_client_that_goes_on_sending_gets_its_refusal():
+    async def talk(port, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for part in (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n", *[b"\r\nabc"] * 4):
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.1)
+        return await reader.read()
+
+    answer, counted = talked(talk)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert counted == [400]
+
+
+def test_who_has_connected_before_the_end_is_told():
+    async def talk(port, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        server.gate.ending = True
+        await asyncio.sleep(1)
+        writer.write(b"GET /a HTTP/1.1\r\n\r\n")
+        return await reader.read()
+
+    answer, counted = talked(talk)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after" in answer
+    assert counted == [503]
+
+
 def test_a_connection_that_takes_no_answers_is_not_kept(monkeypatch):
     """Also where requests wait behind others, of which there are not many."""
     monkeypatch.setattr("elang.http_front._TAKEN", 0.5)
