@@ -385,7 +385,9 @@ class Server(uvicorn.Server):
             server.close()
         until = time.monotonic() + 1
         # Who has connected is about to ask.
-        while any(one.cycle is None for one in self.server_state.connections) and time.monotonic() < until - 0.4:
+        while time.monotonic() < until - 0.4 and any(
+            isinstance(one, Connection) and one.cycle is None for one in self.server_state.connections
+        ):
             await asyncio.sleep(0.02)
         for connection in list(self.server_state.connections):
             connection.shutdown()
