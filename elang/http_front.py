@@ -201,6 +201,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection; where there are too many, the one that has been waited for longest goes."""
         self.phase: Any = None
+        self.cycles: list[Any] = []
         self.since = time.monotonic()
         self.raw, self.received, self.refused = 0, b"", False
         super().connection_made(transport)
@@ -214,10 +215,21 @@ class Connection(HttpToolsProtocol):
                 self.refuse(503, "Too many connections.")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give up the request of a client that has left."""
+        """Give up the requests of a client that has left."""
         super().connection_lost(exc)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.gate.give_up(cast("dict[str, Any]", self.cycle.scope).get(_TASK), 499, "The client has left.", {})
+        for cycle in self.cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+                self.gate.give_up(cycle.scope.get(_TASK), 499, "The client has left.", {})
+        for cycle, _ in self.pipeline:
+            self.gate.count(cast("dict[str, Any]", cycle.scope)["path"], 499)
+        self.pipeline.clear()
+
+    def on_headers_complete(self) -> None:
+        """Keep in mind which requests are not answered yet; the protocol knows the last one only."""
+        super().on_headers_complete()
+        self.cycles = [one for one in (*self.cycles, self.cycle) if one is not None and not one.response_complete]
 
     def awaited(self) -> bool:
         """Whether it is the client's turn: no request has come as a whole that is not answered."""
