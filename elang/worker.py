@@ -200,7 +200,14 @@ def _work(connection: "Connection[Any, Any]", load: Load) -> None:
             return
         connection.send("")
         while True:
-            connection.send(answer(*connection.recv()))
+            job = connection.recv()
+            try:
+                found = answer(*job)
+            except OSError:
+                # Not that the server has ended.
+                traceback.print_exc()
+                raise
+            connection.send(found)
     except (EOFError, OSError):
         # The server has ended.
         return

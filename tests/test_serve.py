@@ -267,7 +267,7 @@ def test_a_lost_batch_is_given_up():
     asyncio.run(lose())
 
 
-def test_a_process_that_ends_or_hangs_is_started_again(monkeypatch):
+def test_a_process_that_ends_or_hangs_is_started_again(monkeypatch, capfd):
     """Also where the system has no room for it at first. Its model evaluates what it is asked."""
     monkeypatch.setattr("elang.worker._FIRST_WAIT", 0.1)
     pipes, refused = multiprocessing.Pipe, [OSError(24, "no room"), OSError(24, "no room")]
@@ -296,6 +296,7 @@ def test_a_process_that_ends_or_hangs_is_started_again(monkeypatch):
     asyncio.run(asyncio.wait_for(all_of_it(), 60))
     assert len(set(pids)) == 4
     assert not refused
+    assert "Invalid argument" in capfd.readouterr().err
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
