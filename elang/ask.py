@@ -13,9 +13,10 @@ from lightning.pytorch import LightningDataModule
 
 from elang.data.module import TextData
 from elang.errors import InputError, need
+from elang.notices import notice
 from elang.outputs import say
 from elang.records import Records, check_output, join_records, source_of, write_records
-from elang.serve import TOKEN_VARIABLE
+from elang.serve import TOKEN_VARIABLE, check_address, token_of_environment
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
 # What a server answers that may answer later.
@@ -52,8 +53,7 @@ def ask(
         InputError: If an option is wrong, a request is refused or failed too often, or an answer is none of the task's.
     """
     need("elang ask", "serve", "httpx")
-    if not url.startswith(("http://", "https://")):
-        raise InputError(f"--url '{url}' is no address of a server; give http://HOST:PORT.")
+    check_address(url, "--url")
     for name, value in (("concurrent", concurrent), ("batch", batch), ("tries", tries), ("timeout", timeout)):
         if not value > 0:
             raise InputError(f"--{name} must be above 0, but it is {value}.")
@@ -61,12 +61,15 @@ def ask(
         raise InputError(f"--data {type(data).__name__} is none of elang's data modules.")
     check_output(output, "--output", map(str, data.files.values()))
     journal = _Journal(Path(f"{output}.asked.jsonl"), url, data)
+    token = token_of_environment()
     asked = len(journal.answers)
     if asked:
         say(f"{asked} answers are in '{journal.path}' and are not asked for again")
     with journal:
-        asyncio.run(_ask_all(url.rstrip("/"), journal, concurrent, batch, tries, timeout))
+        asyncio.run(_ask_all(url.rstrip("/"), token, journal, concurrent, batch, tries, timeout))
     count = journal.finish(output)
+    if cut := len(journal.cut):
+        notice("cut-inputs", f"{cut} of {count} inputs were too long for the Super at {url}: the rest was not read.")
     say(f"{count} answers of {url}, {count - asked} of them asked for now, are in {output}")
 
 
@@ -86,6 +89,8 @@ class _Journal:
         self.splits = [split for split in data.splits if split != "fold"]
         self.about = {"url": url, "task": json.loads(json.dumps(data.task_fields)), "label_names": data.label_names}
         self.answers: dict[tuple[str, int], Any] = {}
+        # Those of which only the beginning was read.
+        self.cut: set[tuple[str, int]] = set()
         self.file: TextIO | None = None
         if path.is_file():
             self._read()
@@ -112,6 +117,7 @@ class _Journal:
         if strange:
             raise InputError(f"'{self.path}' has answers to other data. Delete it, or take another --output.")
         self.answers = {name: self.checked(answer) for name, _, answer in found}
+        self.cut = {(row["split"], row["id"]) for row in rows if "cut" in row}
         # What is behind the last whole line would spoil the next one.
         with self.path.open("r+b") as file:
             file.truncate(sum(len(line) + 1 for line in lines))
@@ -150,14 +156,16 @@ class _Journal:
             raise InputError(f"The server at {self.about['url']} answers {answer!r}, where {wanted} is needed.")
         return answer
 
-    def keep(self, batch: list[dict[str, Any]], answers: list[Any]) -> None:
-        """Add the answers to a batch."""
+    def keep(self, batch: list[dict[str, Any]], answers: list[Any], cut: list[Any]) -> None:
+        """Add the answers to a batch, and which of its inputs were too long."""
         rows = [
             {"split": one["split"], "id": one["id"], "key": one["key"], "answer": self.checked(answer)}
-            for one, answer in zip(batch, answers, strict=True)
+            | ({"cut": True} if place in cut else {})
+            for place, (one, answer) in enumerate(zip(batch, answers, strict=True))
         ]
         self._write(rows)
         self.answers |= {(row["split"], row["id"]): row["answer"] for row in rows}
+        self.cut |= {(row["split"], row["id"]) for row in rows if "cut" in row}
 
     def left(self, size: int) -> Iterator[list[dict[str, Any]]]:
         """What is not answered yet, so many at a time."""
@@ -198,18 +206,19 @@ class _Journal:
         return len(self.answers)
 
 
-async def _ask_all(url: str, journal: _Journal, concurrent: int, size: int, tries: int, timeout: float) -> None:
+async def _ask_all(
+    url: str, token: str | None, journal: _Journal, concurrent: int, size: int, tries: int, timeout: float
+) -> None:
     """Ask for all that is left, so many requests at a time."""
     import httpx
 
-    token = os.environ.get(TOKEN_VARIABLE)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     batches = journal.left(size)
     async with httpx.AsyncClient(headers=headers, timeout=timeout) as client:
 
         async def work() -> None:
             for batch in batches:
-                journal.keep(batch, await _answers(client, f"{url}/super", batch, tries))
+                journal.keep(batch, *await _answers(client, f"{url}/super", batch, tries))
 
         workers = [asyncio.ensure_future(work()) for _ in range(concurrent)]
         try:
@@ -219,8 +228,8 @@ async def _ask_all(url: str, journal: _Journal, concurrent: int, size: int, trie
                 worker.cancel()
 
 
-async def _answers(client: Any, url: str, batch: list[dict[str, Any]], tries: int) -> list[Any]:
-    """The answers to a batch.
+async def _answers(client: Any, url: str, batch: list[dict[str, Any]], tries: int) -> tuple[list[Any], list[Any]]:
+    """The answers to a batch, and the places of what was too long.
 
     Raises:
         InputError: If the server refuses it, or fails so many times.
@@ -230,7 +239,7 @@ async def _answers(client: Any, url: str, batch: list[dict[str, Any]], tries: in
     question = {"texts": [one["text"] for one in batch]}
     if "choices" in batch[0]:
         question["choices"] = [one["choices"] for one in batch]
-    said, after = "", 0.0
+    failed, after = "", 0.0
     for number in range(tries):
         if number:
             # Not all of them at once again.
@@ -240,29 +249,32 @@ async def _answers(client: Any, url: str, batch: list[dict[str, Any]], tries: in
         try:
             found = await client.post(url, json=question)
         except httpx.RequestError as error:
-            said = f"{type(error).__name__}: {error}"
+            failed = f"{type(error).__name__}: {error}"
             continue
         if found.status_code in _LATER:
-            said = f"{found.status_code}: {found.text[:200]}"
+            failed = f"{found.status_code}: {found.text[:200]}"
             after = _seconds(found.headers.get("retry-after", ""))
             continue
         if found.status_code in (401, 403):
             raise InputError(f"The server at {url} wants a token ({found.status_code}): set {TOKEN_VARIABLE}.")
+        if found.status_code in (404, 405) or found.is_redirect:
+            raise InputError(f"No Super answers at {url} ({found.status_code}). Give the server's address as --url.")
         if found.status_code != 200:
             raise InputError(
                 f"The server at {url} refuses example {batch[0]['id']} of '{batch[0]['split']}' or one of the "
                 f"{len(batch) - 1} asked with it ({found.status_code}: {found.text[:300]}). Mend it, or lower --batch."
             )
         try:
-            answers = found.json()["answers"]
+            said = found.json()
+            answers, cut = said["answers"], said.get("cut")
             count = len(answers)
         except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(f"The server at {url} gives no JSON with 'answers': {found.text[:200]!r}.") from None
         if not isinstance(answers, list) or count != len(batch):
             raise InputError(f"The server at {url} gives {count} answers to {len(batch)} texts.")
-        return answers
+        return answers, cut if isinstance(cut, list) else []
     raise InputError(
-        f"The server at {url} did not answer in {tries} tries ({said}). What it has answered is kept: run the same "
+        f"The server at {url} did not answer in {tries} tries ({failed}). What it has answered is kept: run the same "
         "command again to go on."
     )
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any, cast
 
+import httptools
 import uvicorn
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -33,6 +34,10 @@ _HEAD, _BODY, _IDLE, _TAKEN = 10.0, 10.0, 20.0, 20.0
 # Bytes of bodies that are held at a time; small ones always find room.
 _HELD, _SMALL = 32_000_000, 16_384
 _CONNECTIONS = 1000
+# Requests of a connection that wait behind the one that is being answered.
+_PIPELINED = 32
+# Seconds for which what a client sends behind a refusal is read and thrown away.
+_LINGER = 1.0
 # Seconds after the signal: how long the server listens at least, so that who asks then is told to go elsewhere; and
 # when it refuses what is not answered yet.
 _GRACE, _DRAIN = 0.5, 6.0
@@ -196,8 +201,9 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection; where there are too many, the one that has been waited for longest goes."""
         self.phase: Any = None
+        self.cycles: list[Any] = []
         self.since = time.monotonic()
-        self.raw = 0
+        self.raw, self.received, self.refused = 0, b"", False
         super().connection_made(transport)
         if len(self.connections) > self.most:
             waiting = [
@@ -209,10 +215,21 @@ class Connection(HttpToolsProtocol):
                 self.refuse(503, "Too many connections.")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give up the request of a client that has left."""
+        """Give up the requests of a client that has left."""
         super().connection_lost(exc)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.gate.give_up(cast("dict[str, Any]", self.cycle.scope).get(_TASK), 499, "The client has left.", {})
+        for cycle in self.cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+                self.gate.give_up(cycle.scope.get(_TASK), 499, "The client has left.", {})
+        for cycle, _ in self.pipeline:
+            self.gate.count(cast("dict[str, Any]", cycle.scope)["path"], 499)
+        self.pipeline.clear()
+
+    def on_headers_complete(self) -> None:
+        """Keep in mind which requests are not answered yet; the protocol knows the last one only."""
+        super().on_headers_complete()
+        self.cycles = [one for one in (*self.cycles, self.cycle) if one is not None and not one.response_complete]
 
     def awaited(self) -> bool:
         """Whether it is the client's turn: no request has come as a whole that is not answered."""
@@ -222,9 +239,12 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, as long as they come to an end."""
-        before = self.cycle
+        if self.refused:
+            return
+        before, self.received = self.cycle, data
         inside = before is not None and before.more_body
         super().data_received(data)
+        self.received = b""
         if self.cycle is not before or (inside and not before.more_body):
             self.raw = 0
             return
@@ -238,13 +258,34 @@ class Connection(HttpToolsProtocol):
             else:
                 self.refuse(431, f"A request's head has at most {_HEAD_BYTES} bytes.")
 
+    def on_message_begin(self) -> None:
+        """Begin a request; a read brings thousands at once, and each would be kept until its turn."""
+        if len(self.pipeline) >= _PIPELINED:
+            raise httptools.HttpParserError("too many requests at once")
+        super().on_message_begin()
+
+    def _should_upgrade(self) -> bool:
+        return any(name == b"upgrade" for name, _ in self.headers)
+
+    def handle_websocket_upgrade(self) -> None:
+        """Answer a request that asks for another protocol by this one, as HTTP allows; Java's client asks for HTTP/2.
+
+        The parser takes what follows the head for that protocol's, so it reads the request again without the wish.
+        """
+        rest = self.received[cast(httptools.HttpParserUpgrade, sys.exc_info()[1]).args[0] :]
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        super().data_received(b"\r\n".join([*lines, b"", rest]))
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
         self.refuse(400, msg)
 
     def refuse(self, status: int, detail: str) -> None:
         """Answer what is no request, and close."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self.refused:
             return
         if self.cycle is not None and not self.cycle.response_complete:
             # It is in the body of a request, or behind one that is to be answered first; its task may not have begun.
@@ -257,7 +298,13 @@ class Connection(HttpToolsProtocol):
         first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
         lines = [first, *(name + b": " + value for name, value in answer.raw_headers)]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
-        self.transport.close()
+        if len(self.connections) > self.most:
+            self.transport.close()
+            return
+        # To close it while the client still sends would take the answer away from it.
+        self.refused = True
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER, self.transport.close)
 
     def _refuse_behind(self, cycle: Any, status: int, detail: str) -> None:
         if not cycle.more_body:
@@ -265,18 +312,16 @@ class Connection(HttpToolsProtocol):
         else:
             self.gate.give_up(cycle.scope.get(_TASK), status, detail, {})
 
-    def _unsupported_upgrade_warning(self) -> None:
-        # A line of the log for each such request would be the client's to write.
-        pass
-
     def end_if_late(self, now: float) -> None:
         """Close it if the client has let it wait for too long."""
-        closing, cycle = self.transport.is_closing(), self.cycle
-        phase = (closing, cycle, cycle is not None and (cycle.response_started, cycle.response_complete))
+        cycle = self.cycle
+        # Requests that wait behind one another have not begun to be answered where the client takes no answer.
+        full = self.transport.is_closing() or self.flow.write_paused
+        phase = (full, cycle, cycle is not None and (cycle.response_started, cycle.response_complete))
         if phase != self.phase:
             self.phase, self.since = phase, now
         waited = now - self.since
-        if closing or (cycle is not None and cycle.response_started and not cycle.response_complete):
+        if full or (cycle is not None and cycle.response_started and not cycle.response_complete):
             if waited > _TAKEN:
                 self.transport.abort()
         elif cycle is None or cycle.response_complete:
@@ -350,9 +395,14 @@ class Server(uvicorn.Server):
         await asyncio.sleep(0.1)
         for server in self.servers:
             server.close()
+        until = time.monotonic() + 1
+        # Who has connected is about to ask.
+        while time.monotonic() < until - 0.4 and any(
+            isinstance(one, Connection) and one.cycle is None for one in self.server_state.connections
+        ):
+            await asyncio.sleep(0.02)
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        until = time.monotonic() + 1
         while self.server_state.connections and time.monotonic() < until:
             await asyncio.sleep(0.02)
         for connection in list(self.server_state.connections):

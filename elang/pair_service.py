@@ -182,10 +182,11 @@ class Batcher:
             lost = time.monotonic() + self.lost
             found = await asyncio.wait_for(self.send(whole, lost), self.lost)
             if (message := found.get("error")) and len(batch) > 1:
-                for one in batch:
+                half = len(batch) // 2
+                for part in (batch[:half], batch[half:]):
                     # Those that nobody waits for any more need no pass of their own.
-                    if not one.answers.done():
-                        await self._answer([one])
+                    if wanted := [one for one in part if not one.answers.done()]:
+                        await self._answer(wanted)
                 return
             if message:
                 raise InputError(message)
@@ -389,12 +390,15 @@ def score_edges(predictor: JointPredictor) -> list[float]:
     """The scores above which half to a tenth of the routing slice lies (``defer 50%``, ...), and the threshold."""
     known = predictor.manifest.thresholds.get(predictor.score, {})
     edges = {float(entry["threshold"]) for name, entry in known.items() if name.startswith("defer ")}
-    return [*sorted(edge for edge in edges | {predictor.threshold} if math.isfinite(edge)), math.inf]
+    finite = sorted(edge for edge in edges | {predictor.threshold} if math.isfinite(edge))
+    # A histogram needs one beside infinity.
+    return [*(finite or [0.0]), math.inf]
 
 
-def add_super_route(app: FastAPI, model: Batcher, limits: Limits) -> None:
+def add_super_route(app: FastAPI, model: Batcher, limits: Limits, metrics: Metrics) -> None:
     """Add ``/super``, which pairs elsewhere ask, to an app."""
     read = QuestionReader(limits)
+    model.gauge = metrics.waiting.labels("super")
 
     @app.post(
         "/super", response_model=Labels, summary="Answer texts with the Super", openapi_extra={"requestBody": BODY}
@@ -405,7 +409,10 @@ def add_super_route(app: FastAPI, model: Batcher, limits: Limits) -> None:
             raise HTTPException(503, "Too many texts are waiting. Ask again later.", {"Retry-After": "1"})
         until = time.monotonic() + min(question.deadline or limits.deadline, limits.deadline)
         try:
-            said = await model.ask(question, until) if question.texts else Said([], set())
+            with metrics.seconds.labels("request").time(), metrics.seconds.labels("super").time():
+                said = await model.ask(question, until) if question.texts else Said([], set())
+            metrics.texts.labels("super").inc(len(said.answers))
+            metrics.cut.labels("super").inc(len(said.cut))
             return Labels(answers=said.answers, cut=sorted(said.cut))
         except InputError as error:
             raise refused(str(error)) from None

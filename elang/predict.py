@@ -16,6 +16,7 @@ from elang.data.files import columns_of
 from elang.data.tables import SUFFIXES, file_lines, suffix_of, text_lines
 from elang.errors import InputError, printable
 from elang.few import DType
+from elang.json_files import read_object
 from elang.manifest import plain
 from elang.notices import notice
 from elang.outputs import at_sigterm, check_output_file, ended_at_sigterm, is_stream, take_place, written_through
@@ -191,7 +192,7 @@ def _resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int
     aside.parent.mkdir(parents=True, exist_ok=True)
     done = deferred = 0
     try:
-        same = bool(about) and json.loads(note.read_text("utf-8")) == about
+        same = bool(about) and read_object(note) == about
     except (OSError, ValueError):
         same = False
     with aside.open("a", encoding="utf-8", errors=_ESCAPED) as file:

@@ -359,11 +359,14 @@ class JointPredictor:
                 )
             if not all(map(_is_unicode, row)):
                 raise InputError(f"Input {first + i} (counted from 0) holds half a character: {given!r}. Mend it.")
-            if len(row) != len(fields) or not (empty or all(map(str.strip, row))):
+            if len(row) != len(fields):
                 raise InputError(
-                    f"Input {first + i} (counted from 0) is empty, or not the {len(fields)} text(s) {fields}: "
-                    f"{given!r}. Remove or mend it."
+                    f"Input {first + i} (counted from 0) has {len(row)} text(s), but the task's are {len(fields)}: "
+                    f"{fields}. Remove or mend it."
                 )
+            if not (empty or all(map(str.strip, row))):
+                where = "" if len(row) == 1 else f" in '{fields[[bool(text.strip()) for text in row].index(False)]}'"
+                raise InputError(f"Input {first + i} (counted from 0) is empty{where}. Remove or mend it.")
         # Strings of NumPy, which are texts of another type.
         return [tuple(map(str, row)) for row in rows]
 
@@ -402,6 +405,8 @@ class JointPredictor:
             if odd:
                 raise InputError(f"Each input's `choices` are a list of texts, but one has {str(odd[0])[:80]!r}.")
         task = self.passes.task_for(len(rows[0]))
+        if choices and task.problem != "choice":
+            raise InputError("This task takes no candidates; leave `choices` out.")
         given = [tuple(c) for c in choices] if choices is not None else task.choices_of(rows)
         if task.problem == "choice" and (given is None or len(given) != len(rows) or not all(given)):
             raise InputError("This task chooses among candidates: give at least one for each input, as `choices`.")

@@ -83,6 +83,8 @@ def serve(
     remote = super_model.startswith(("http://", "https://"))
     if remote and swift_model is None:
         raise InputError(f"'{super_model}' serves the Super already; give the pair's --swift_model.")
+    if remote:
+        check_address(super_model, "--super_model")
     sizes = {"max_texts": max_texts, "max_bytes": max_bytes, "max_pending": max_pending, "max_deferred": max_deferred}
     for name, size in (sizes | {"workers": workers, "batch": batch, "threads": threads}).items():
         if size is not None and size < 1:
@@ -91,7 +93,7 @@ def serve(
         raise InputError(f"--port must be from 1024 to 65535, but it is {port}.")
     if not 0 < deadline < float("inf"):
         raise InputError(f"--deadline must be above 0 seconds and finite, but it is {deadline}.")
-    token = _token()
+    token = token_of_environment()
     from elang.http_front import listen
 
     pair: dict[str, Any] = {"swift_model": swift_model, "super_model": super_model, "threshold": threshold}
@@ -118,6 +120,41 @@ def serve(
             for one in sockets:
                 one.close()
     print("the server has ended", flush=True)  # noqa: T201
+
+
+def check_address(address: str, option: str) -> None:
+    """Refuse an address that no request can be sent to.
+
+    Raises:
+        InputError: Naming it.
+    """
+    import httpx
+
+    try:
+        found = httpx.URL(address)
+        good = found.scheme in ("http", "https") and bool(found.host) and (found.port or 1) <= 65535
+        good &= not (found.query or found.fragment)
+    except httpx.InvalidURL:
+        good = False
+    if not good:
+        raise InputError(f"{option} '{address}' is no address of a server; give http://HOST:PORT.")
+
+
+def token_of_environment() -> str | None:
+    """The token that requests must bring, if there is to be one.
+
+    Raises:
+        InputError: If it is one that no request can bring.
+    """
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token is None:
+        return None
+    if not token or not token.isascii() or not token.isprintable() or token != token.strip():
+        raise InputError(
+            f"{TOKEN_VARIABLE} is set, but it is empty or has characters that no request can bring: line breaks, "
+            "spaces at its ends, or others than ASCII. Set another, or unset it to let everyone in."
+        )
+    return token
 
 
 def _serve(
@@ -178,23 +215,6 @@ def _serve(
     server.run(sockets)
 
 
-def _token() -> str | None:
-    """The token that requests must bring, if there is to be one.
-
-    Raises:
-        InputError: If it is one that no request can bring.
-    """
-    token = os.environ.get(TOKEN_VARIABLE)
-    if token is None:
-        return None
-    if not token or not token.isascii() or not token.isprintable() or token != token.strip():
-        raise InputError(
-            f"{TOKEN_VARIABLE} is set, but it is empty or has characters that no request can bring: line breaks, "
-            "spaces at its ends, or others than ASCII. Set another, or unset it to let everyone in."
-        )
-    return token
-
-
 def _warn_if_open(sockets: list[socket.socket], host: str, token: str | None) -> None:
     """Say it if the server can be reached from other machines by everyone."""
     addresses = [ip_address(one.getsockname()[0].partition("%")[0]) for one in sockets]
@@ -219,10 +239,11 @@ def _devices(accelerator: str, devices: int | Literal["auto"], workers: int) -> 
         accelerator = next(kind for kind, count in there.items() if count)
     known = there[accelerator]
     count = known if devices == "auto" else devices
+    if not 1 <= count <= known:
+        more = " Give --workers for more processes." if accelerator == "cpu" else ""
+        raise InputError(f"--devices {devices} of --accelerator {accelerator} cannot be had: there are {known}.{more}")
     if accelerator == "cpu":
         return ["cpu"] * workers
-    if not 1 <= count <= known:
-        raise InputError(f"--devices {devices} of --accelerator {accelerator} cannot be had: there are {known}.")
     return [f"{accelerator}:{number}" for number in range(count)] * workers
 
 

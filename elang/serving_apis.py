@@ -32,6 +32,8 @@ from elang.worker import Workers
 _log = logging.getLogger(__name__)
 # Of a server elsewhere, which makes batches of its own.
 _REMOTE_WORKERS = 4
+# Seconds, at least, after which a model that does not answer is taken to hang.
+_HANGS = 60.0
 
 
 @dataclass(frozen=True)
@@ -173,8 +175,10 @@ def build_server(
         threads: Of each process on a CPU.
     """
     roles = [*([] if predictor is None else ["swift"]), *([] if remote else ["super"])]
+    # Nobody waits for a batch as long as that any more.
+    longest = max(_HANGS, 3 * limits.deadline)
     workers = {
-        role: Workers(role.capitalize(), [LoadModel(role, pair, threads, device) for device in devices])
+        role: Workers(role.capitalize(), [LoadModel(role, pair, threads, device) for device in devices], longest)
         for role in roles
     }
     # Of four bytes at most; a server elsewhere takes as much as this one.
@@ -186,6 +190,7 @@ def build_server(
     batchers = {role: Batcher(partial(inside, own), len(devices), **options) for role, own in workers.items()}
     if remote:
         outside = _Client({"authorization": f"Bearer {token}"} if token else {}, base_url=remote)
+        options["most"] = min(batch, limits.texts)
         batchers["super"] = Batcher(partial(outside.ask, "/super"), _REMOTE_WORKERS, **options)
     app = FastAPI(title="elang serve", redirect_slashes=False)
     metrics = Metrics(None if predictor is None else score_edges(predictor))
@@ -205,7 +210,7 @@ def build_server(
         return "not ready"
 
     if not remote:
-        add_super_route(app, batchers["super"], limits)
+        add_super_route(app, batchers["super"], limits, metrics)
     if predictor is not None:
         service = PairService(
             predictor, batchers["swift"], batchers["super"], partial(ready, "super"), limits, on_super_failure, metrics
@@ -229,6 +234,9 @@ class _Client:
             self.client = httpx.AsyncClient(**self.options, limits=limits)
         left = max(0.001, until - time.monotonic())
         found = await self.client.post(path, json=question.model_dump(), timeout=left)
+        if found.status_code in (413, 422):
+            # Of one question, or it is too much at once.
+            return {"error": f"{found.status_code}: {found.text[:200]}"}
         found.raise_for_status()
         answer: dict[str, Any] = found.json()
         return answer

@@ -1,6 +1,6 @@
 """The processes of `elang serve` that hold the models: one model each, asked a batch at a time over a pipe.
 
-A process that dies is started again, and no process outlives the one that started it, however that one ends.
+A process that dies or hangs is started again, and no process outlives the one that started it, however that one ends.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from elang.errors import InputError, first_line
@@ -35,10 +36,11 @@ class Workers:
     Args:
         who: The model's name in messages.
         loads: What each process begins with; picklable.
+        longest: Seconds that a job may take; a process that takes longer hangs, and is started anew.
     """
 
-    def __init__(self, who: str, loads: list[Load]) -> None:
-        self.who, self.loads = who, loads
+    def __init__(self, who: str, loads: list[Load], longest: float) -> None:
+        self.who, self.loads, self.longest = who, loads, longest
         self.there = [False] * len(loads)
         # Why the model could not be loaded, where it never was.
         self.failed: str | None = None
@@ -64,7 +66,7 @@ class Workers:
         """What a process says to a job.
 
         Raises:
-            RuntimeError: If it dies over it.
+            RuntimeError: If it dies or hangs over it.
         """
         answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._jobs.put_nowait((job, answer))
@@ -74,44 +76,71 @@ class Workers:
         """Have one process, again and again."""
         seconds = _FIRST_WAIT
         while True:
-            here, there = multiprocessing.Pipe()
-            process = multiprocessing.get_context("spawn").Process(
-                target=_work, args=(there, self.loads[place]), name=f"elang-{self.who}", daemon=True
-            )
-            # It is ended by this one alone; a signal for all processes of a terminal or a service is for this one.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            there.close()
-            try:
-                said = await self._beside(here.recv)
-                if not said:
-                    seconds, self.there[place], self._loaded = _FIRST_WAIT, True, True
-                    await self._serve(process.sentinel, here)
-                what = said
-            except (EOFError, OSError):
-                process.join(5)
-                what = f"its process ended with {process.exitcode}"
-            finally:
-                self.there[place] = False
-                process.kill()
-                here.close()
-                await asyncio.shield(asyncio.to_thread(process.join))
-                process.close()
+                process, here = self._begin(place)
+            except OSError as error:
+                came, what = False, f"no process can be started ({error})"
+            else:
+                came, what = await self._live(place, process, here)
             if not self._loaded:
                 self.failed = f"The {self.who} was not loaded: {what}"
                 return
+            seconds = _FIRST_WAIT if came else seconds
             _log.warning("The %s is started again: %s", self.who, what)
             await asyncio.sleep(seconds)
             seconds = min(2 * seconds, _LONGEST_WAIT)
+
+    def _begin(self, place: int) -> "tuple[SpawnProcess, Connection[Any, Any]]":
+        """Start a process.
+
+        Raises:
+            OSError: If the system has no room for it.
+        """
+        here, there = multiprocessing.Pipe()
+        process = multiprocessing.get_context("spawn").Process(
+            target=_work, args=(there, self.loads[place]), name=f"elang-{self.who}", daemon=True
+        )
+        # It is ended by this one alone; a signal for all processes of a terminal or a service is for this one.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            process.start()
+        except OSError:
+            here.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            there.close()
+        return process, here
+
+    async def _live(self, place: int, process: SpawnProcess, here: "Connection[Any, Any]") -> tuple[bool, str]:
+        """Ask a process until it ends: whether it had loaded its model, and why it ended."""
+        came = False
+        try:
+            what = await self._beside(here.recv)
+            if not what:
+                came = self.there[place] = self._loaded = True
+                await self._serve(process.sentinel, here)
+        except asyncio.TimeoutError:
+            what = f"it has not answered within {self.longest:g} seconds"
+        except (EOFError, OSError):
+            self.there[place] = False
+            await asyncio.to_thread(process.join, 5)
+            what = f"its process ended with {process.exitcode}"
+        finally:
+            self.there[place] = False
+            process.kill()
+            await asyncio.shield(asyncio.to_thread(process.join))
+            # Only now does no thread read from it any more.
+            here.close()
+            process.close()
+        return came, what
 
     async def _serve(self, sentinel: int, here: "Connection[Any, Any]") -> None:
         """Hand jobs to a process until it dies.
 
         Raises:
             EOFError: Then.
+            asyncio.TimeoutError: If it does not answer one.
         """
         loop = asyncio.get_running_loop()
         dead = loop.create_future()
@@ -133,8 +162,8 @@ class Workers:
                 if answer.done():
                     continue
                 try:
-                    found = await self._beside(_exchange, here, job)
-                except (EOFError, OSError):
+                    found = await asyncio.wait_for(self._beside(_exchange, here, job), self.longest)
+                except (EOFError, OSError, asyncio.TimeoutError):
                     if not answer.done():
                         answer.set_exception(RuntimeError("its process died"))
                     raise
@@ -171,7 +200,14 @@ def _work(connection: "Connection[Any, Any]", load: Load) -> None:
             return
         connection.send("")
         while True:
-            connection.send(answer(*connection.recv()))
+            job = connection.recv()
+            try:
+                found = answer(*job)
+            except OSError:
+                # Not that the server has ended.
+                traceback.print_exc()
+                raise
+            connection.send(found)
     except (EOFError, OSError):
         # The server has ended.
         return

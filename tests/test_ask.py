@@ -11,6 +11,7 @@ import pytest
 
 import elang.ask
 from elang.cli import main
+from elang.notices import Notice
 
 
 class Service:
@@ -156,6 +157,7 @@ def test_a_token_is_sent(service, files, tmp_path, monkeypatch, fails):
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
+        ((404, {}), ["No Super answers", "/super (404)", "--url"]),
         ((422, {"detail": "too long"}), ["refuses example", "too long", "--batch"]),
         ((200, {"answers": ["good"]}), ["1 answers to 10 texts"]),
         ((200, {"answers": ["awful"] * 10}), ["'awful'", "['bad', 'good']"]),
@@ -170,9 +172,37 @@ def test_answers_that_are_none(service, ask_args, tmp_path, fails, reply, words)
     assert not (tmp_path / "r.parquet").exists()
 
 
+def test_what_was_too_long_for_the_super_is_told(service, ask_args, tmp_path, fails):
+    """Also of what was asked by an earlier run."""
+    args = ["ask", "--url", service.url, *ask_args, "--concurrent", "1", "--output", str(tmp_path / "r.parquet")]
+    service.plan = [(200, {"answers": ["good"] * 10, "cut": [0, 7]}), (422, {})]
+    fails(args, "refuses example")
+    service.plan = [
+        (200, {"answers": ["good"] * 10, "cut": [3, 99, "x", [1]]}),
+        (200, {"answers": ["bad"] * 10, "cut": 5}),
+    ]
+    with pytest.warns(Notice, match=f"3 of 301 inputs were too long for the Super at {service.url}"):
+        assert main(args) == 0
+
+
+@pytest.mark.parametrize("url", ["nowhere", "http://", "http://[::1", "http://a:99999", "ftp://a", "http://a/?b=1"])
+def test_an_address_that_is_none(ask_args, tmp_path, pair, fails, url):
+    fails(["ask", "--url", url, *ask_args, "--output", str(tmp_path / "r.parquet")], f"--url '{url}'", "HOST:PORT")
+    if url.startswith("http"):
+        args = ["serve", "--swift_model", str(pair["swift"]), "--super_model", url]
+        fails(args, f"--super_model '{url}'", "HOST:PORT")
+
+
+@pytest.mark.parametrize("token", ["two\nlines", "schlüssel", " "])
+def test_a_token_that_cannot_be_sent_is_not_shown(service, ask_args, tmp_path, fails, monkeypatch, token):
+    monkeypatch.setenv("ELANG_SERVE_TOKEN", token)
+    args = ["ask", "--url", service.url, *ask_args, "--output", str(tmp_path / "r.parquet")]
+    assert token not in fails(args, "ELANG_SERVE_TOKEN is set").replace(" ", "")
+    assert not service.seen
+
+
 def test_what_cannot_be_asked(service, ask_args, files, tmp_path, fails):
     output = ["--output", str(tmp_path / "r.parquet")]
-    fails(["ask", "--url", "nowhere", *ask_args, *output], "--url 'nowhere'")
     fails(["ask", "--url", "http://127.0.0.1:9", *ask_args, *output, "--tries", "2"], "did not answer in 2 tries")
     fails(["ask", "--url", service.url, *ask_args, "--output", "r.csv"], "'r.csv'")
     fails(["ask", "--url", service.url, *ask_args, *output, "--tries", "0"], "--tries must be above 0")

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -14,20 +15,26 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+import uvicorn
 import yaml
 from conftest import BAD, FILLER, GOOD
 from fastapi import FastAPI
+from starlette.responses import PlainTextResponse
 
 from elang import InputError, JointPredictor
-from elang.http_front import Gate
+from elang.http_front import Gate, Server, connections_of, listen
 from elang.manifest import Manifest
 from elang.models.text_model import folder_sha256
-from elang.pair_service import Batcher, PairService, Said, add_routes, score_edges
+from elang.pair_service import Batcher, Metrics, PairService, Said, add_routes, score_edges
 from elang.question import Limits, Question, TimedQuestion
+from elang.serving_apis import _Client
+from elang.worker import Workers
 
 
 def some_texts(number, seed=0):
@@ -100,6 +107,9 @@ def test_the_parts_of_a_predictor_are_the_whole(predictor):
     supers = predictor.ask_super(rows)
     assert all(label == one.label for label, one in zip(supers, whole, strict=True) if one.answered_by == "super")
     assert not any(hard for _, _, hard in predictor.ask_swift(rows, keep=True))
+    for ask in (predictor, predictor.ask_swift, predictor.ask_super):
+        with pytest.raises(InputError, match="takes no candidates"):
+            ask(rows[:2], [("bad", "good")])
     with pytest.raises(Exception, match="without a Super"):
         JointPredictor(str(predictor.swift.weights), None, device="cpu").ask_super(rows)
 
@@ -229,8 +239,8 @@ def test_what_waits_goes_together():
     # Long ones and short ones take turns.
     assert (first, second, third) == (["a"], ["f" * 40], ["b", "c", "d", "e"])
     # One that is not taken spoils no other's answer, and what is kept is asked apart.
-    assert rest == [["g", "odd", "h"], ["g"], ["odd"], ["h"], ["k"]]
-    assert [keep for keep, _ in sent] == [False] * 7 + [True]
+    assert rest == [["g", "odd", "h"], ["g"], ["odd", "h"], ["odd"], ["h"], ["k"]]
+    assert [keep for keep, _ in sent] == [False] * 8 + [True]
 
 
 def test_a_lost_batch_is_given_up():
@@ -257,11 +267,70 @@ def test_a_lost_batch_is_given_up():
     asyncio.run(lose())
 
 
+def test_a_process_that_ends_or_hangs_is_started_again(monkeypatch, capfd):
+    """Also where the system has no room for it at first. Its model evaluates what it is asked."""
+    monkeypatch.setattr("elang.worker._FIRST_WAIT", 0.1)
+    pipes, refused = multiprocessing.Pipe, [OSError(24, "no room"), OSError(24, "no room")]
+
+    def pipe():
+        if workers.failed is None and pids and refused:
+            raise refused.pop()
+        return pipes()
+
+    async def all_of_it():
+        workers.start()
+
+        async def ask(code):
+            return await workers.ask((f"__import__('{code}", {}, {}))
+
+        for wrong in ("os')._exit(3)", "time').sleep(60)", "os').kill(0, 99)"):
+            pids.append(await ask("os').getpid()"))
+            assert workers.there == [True]
+            with pytest.raises(RuntimeError, match="its process died"):
+                await ask(wrong)
+        pids.append(await ask("os').getpid()"))
+        await workers.end()
+
+    workers, pids = Workers("Super", [partial(partial, eval)], longest=1.5), []
+    monkeypatch.setattr("elang.worker.multiprocessing.Pipe", pipe)
+    asyncio.run(asyncio.wait_for(all_of_it(), 60))
+    assert len(set(pids)) == 4
+    assert not refused
+    assert "Invalid argument" in capfd.readouterr().err
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_super_elsewhere_that_takes_less_gets_less():
+    """So does one that refuses some texts: others' answers come."""
+    sent = []
+
+    def super_(request):
+        texts = json.loads(request.content)["texts"]
+        sent.append(len(texts))
+        if len(texts) > 3 or "odd" in texts:
+            return httpx.Response(422, json={"detail": "no"})
+        return httpx.Response(200, json={"answers": [text.upper() for text in texts]})
+
+    async def all_of_them():
+        client = _Client({}, base_url="http://elsewhere", transport=httpx.MockTransport(super_))
+        batcher = Batcher(partial(client.ask, "/super"))
+        until = time.monotonic() + 20
+        parts = [["a", "b"], ["c"], ["odd"], ["d", "e"], ["f"]]
+        return parts, await asyncio.gather(
+            *(batcher.ask(Question(texts=part, choices=None), until) for part in parts), return_exceptions=True
+        )
+
+    parts, found = asyncio.run(all_of_them())
+    for part, said in zip(parts, found, strict=True):
+        assert isinstance(said, InputError) if "odd" in part else said.answers == [text.upper() for text in part]
+    assert 5 in sent
+
+
 def test_bad_requests(predictor):
     service = Models(predictor).service(Limits(texts=3))
     for body, word in (
-        ({"texts": ["a", " "]}, "Input 1"),
-        ({"texts": ["a", ["b", "c"]]}, "Input 1"),
+        ({"texts": ["a", " "]}, "Input 1 (counted from 0) is empty"),
+        ({"texts": ["a", ["b", "secret"]]}, "Input 1 (counted from 0) has 2 text(s)"),
         ({"texts": ["a"] * 4}, "at most 3 texts"),
         ({"texts": ["a"], "choices": [["b"]]}, "no candidates"),
         ({"texts": "a"}, "list"),
@@ -277,6 +346,7 @@ def test_bad_requests(predictor):
         (response,) = posted(service, content=raw, headers={"content-type": "application/json"})
         assert response.status_code == 422, body
         assert word in response.text, response.text
+        assert "secret" not in response.text
     (response,) = posted(service, {"texts": ["a" * 2000]}, gate={"max_bytes": 1000})
     assert (response.status_code, response.json()["detail"]) == (413, "A request has at most 1000 bytes.")
 
@@ -305,6 +375,120 @@ def test_a_long_body_without_a_length_is_cut_off(predictor):
     assert sent[0]["status"] == 413
 
 
+def talked(talk):
+    """What comes of talking to a server without models, by its port, and the statuses that it counts."""
+    counted = []
+
+    async def app(scope, receive, send):
+        body = (await receive())["body"] or b"x" * 100_000
+        await asyncio.sleep(0.4 * (body == b"later"))
+        await PlainTextResponse(body)(scope, receive, send)
+
+    async def all_of_it():
+        (own,) = listen("127.0.0.1", 0)
+        gate = Gate(app, None, 1000, lambda path, status: counted.append(status))
+        config = uvicorn.Config(gate, http=connections_of(gate), lifespan="off", log_level="error", ws="none")
+        server = Server(config, gate, [])
+        task = asyncio.ensure_future(server.serve([own]))
+        try:
+            return await asyncio.wait_for(talk(own.getsockname()[1], server), 20)
+        finally:
+            server.should_exit = True
+            await task
+
+    return asyncio.run(all_of_it()), counted
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(("wish", "before"), [("h2c", b""), ("websocket", b"GET / HTTP/1.1\r\n\r\n")])
+def test_a_request_that_asks_for_another_protocol_is_answered_by_this_one(wish, chunked, before):
+    """As HTTP allows; clients such as Java's ask for HTTP/2 with every first request, and send their body along."""
+    head = f"POST /a HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {wish}\r\n"
+    length, body = (
+        ("Transfer-Encoding: chunked", b"5\r\nabcde\r\n0\r\n\r\n") if chunked else ("Content-Length: 5", b"abcde")
+    )
+    parts = [before + head[:30].encode(), f"{head[30:]}{length}\r\n\r\n".encode() + body[:2], body[2:]]
+
+    async def talk(port, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(0.1)
+        writer.write(b"GET /b HTTP/1.1\r\nConnection: close\r\n\r\n")
+        return await reader.read()
+
+    answer, counted = talked(talk)
+    said = answer.split(b"HTTP/1.1 ")[1:]
+    assert counted == [200] * len(said)
+    assert [one[:3] for one in said] == [b"200"] * (2 + bool(before))
+    assert said[-2].endswith(b"\r\n\r\nabcde")
+
+
+def test_a_client_that_goes_on_sending_gets_its_refusal():
+    async def talk(port, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for part in (b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n", *[b"\r\nabc"] * 4):
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.1)
+        return await reader.read()
+
+    answer, counted = talked(talk)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert counted == [400]
+
+
+def test_a_client_that_leaves_is_not_answered(caplog):
+    """Nor are the requests behind the one that is being answered; each is counted."""
+
+    async def talk(port, server):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n"
+        # What the first one answers comes too late.
+        writer.write((head + b"later") * 3)
+        await asyncio.sleep(0.2)
+        writer.close()
+        await asyncio.sleep(0.5)
+
+    _, counted = talked(talk)
+    assert counted == [499] * 3
+    assert not caplog.records
+
+
+def test_who_has_connected_before_the_end_is_told():
+    async def talk(port, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        server.gate.ending = True
+        await asyncio.sleep(1)
+        writer.write(b"GET /a HTTP/1.1\r\n\r\n")
+        return await reader.read()
+
+    answer, counted = talked(talk)
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"retry-after" in answer
+    assert counted == [503]
+
+
+def test_a_connection_that_takes_no_answers_is_not_kept(monkeypatch):
+    """Also where requests wait behind others, of which there are not many."""
+    monkeypatch.setattr("elang.http_front._TAKEN", 0.5)
+
+    async def talk(port, server):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", port))
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 5000)
+            await asyncio.sleep(0.3)
+            assert len(server.server_state.connections) == 1
+            await asyncio.sleep(2)
+            return len(server.server_state.connections)
+
+    kept, counted = talked(talk)
+    assert kept == 0
+    assert set(counted) <= {200, 400, 499}
+    assert 2 < len(counted) < 50
+
+
 def test_a_token(predictor):
     service = Models(predictor).service()
     gate = {"token": "s3cret", "max_bytes": 1000}
@@ -321,6 +505,10 @@ def test_metrics_and_schema(predictor):
     assert edges[-1] == math.inf
     assert predictor.threshold in edges
     assert len(edges) >= 5
+    # A Swift that was not calibrated, at a threshold that is none of the scores.
+    for threshold in (math.inf, -math.inf):
+        none = SimpleNamespace(manifest=Manifest(["bad", "good"]), score="max_softmax", threshold=threshold)
+        assert "elang_score_bucket" in Metrics(score_edges(none)).page().body.decode()
     texts = some_texts(50)
     service = Models(predictor).service()
     posted(service, {"texts": texts})
@@ -348,6 +536,7 @@ def test_options_that_cannot_be(pair, fails, tmp_path, monkeypatch):
     fails(["serve", "--super_model", "http://localhost:8001"], "--swift_model")
     fails(["serve", *swift, *super_, "--port", "80"], "--port", "80")
     fails(["serve", *swift, *super_, "--batch", "0"], "--batch", "0")
+    fails(["serve", *swift, *super_, "--accelerator", "cpu", "--devices", "2"], "--devices 2", "--workers")
     fails(["serve", *swift, *super_, "--deadline", "0"], "--deadline", "0")
     fails(["serve", *swift, *super_, "--max_texts", "0"], "--max_texts", "0")
     fails(["serve", *swift, *super_, "--threshold", "nowhere"], "nowhere")
@@ -536,27 +725,40 @@ def test_a_super_elsewhere(pair, predictor):
     expected = as_tuples(predictor(texts))
     env = {"ELANG_SERVE_TOKEN": "both the same"}
     headers = {"authorization": "Bearer both the same"}
-    with running("--super_model", pair["super"], wait="/health", env=env) as (super_address, super_process):
+    alone = ("--super_model", pair["super"], "--max_texts", "64")
+    with running(*alone, wait="/health", env=env) as (super_address, super_process):
         alone = httpx.post(super_address + "/super", json={"texts": texts}, headers=headers, timeout=30).json()
         assert alone["answers"] == predictor.ask_super(predictor.rows(texts))
         assert httpx.post(super_address + "/super", json={"texts": texts}).status_code == 401
-        # One that cannot be answered does not spoil another's.
-        with ThreadPoolExecutor(2) as pool:
-            bodies = [{"texts": ["good film"]}, {"texts": ["fine", " "]}]
+        page = httpx.get(super_address + "/metrics", headers=headers).text
+        for line in (
+            'texts_total{answered_by="super"} 60.0',
+            'seconds_count{of="super"} 1.0',
+            'waiting{model="super"} 0.0',
+        ):
+            assert f"elang_{line}" in page
+        # Those that cannot be answered do not spoil another's.
+        with ThreadPoolExecutor(4) as pool:
+            wrong = [{"texts": ["fine", " "]}, {"texts": ["a"], "choices": [["b", "c"]]}, {"texts": ["a", ["b", "c"]]}]
             send = lambda body: httpx.post(super_address + "/super", json=body, headers=headers, timeout=30)  # noqa: E731
-            good, bad = pool.map(send, bodies)
+            *bad, good = pool.map(send, [*wrong, {"texts": ["good film"]}])
         assert len(good.json()["answers"]) == 1
-        assert (bad.status_code, "Input" in bad.json()["detail"]) == (422, True)
+        for one, words in zip(bad, ("Input 1", "takes no candidates", "Input 1"), strict=True):
+            assert (one.status_code, words in one.json()["detail"]) == (422, True)
         # The workers' own paths are the server's alone.
         refused = httpx.post(super_address + "/workers/super", json={"texts": texts}, headers=headers)
         assert refused.status_code == 404
         options = ("--swift_model", pair["swift"], "--super_model", super_address, "--threshold", "defer 30%")
-        with running(*options, "--deadline", "4", env=env) as (address, _):
+        with running(*options, "--deadline", "4", "--max_texts", "64", env=env) as (address, _):
 
             def ask():
                 return httpx.post(address + "/predict", json={"texts": texts}, headers=headers, timeout=30)
 
             assert labels_of(ask()) == expected
+            # Together they have more texts than the Super takes in a request.
+            with ThreadPoolExecutor(20) as pool:
+                for found in pool.map(lambda _: ask(), range(20)):
+                    assert labels_of(found) == expected
             super_process.send_signal(signal.SIGTERM)
             super_process.wait(30)
             found = ask().json()["answers"]

@@ -346,7 +346,7 @@ def test_a_run_that_sigterm_ends_says_how_to_go_on(command, tmp_path):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("change", ["input", "threshold", "nothing is left"])
+@pytest.mark.parametrize("change", ["input", "threshold", "nothing is left", "nested", "cut"])
 def test_another_run_begins_anew(command, tmp_path, capsys, recwarn, change, texts):
     part, note, _ = kill(command, tmp_path, 120)
     part.write_bytes(b'{"label": "stale", "score": 0, "answered_by": "swift"}\n' * 20)
@@ -354,8 +354,10 @@ def test_another_run_begins_anew(command, tmp_path, capsys, recwarn, change, tex
         (tmp_path / "in.txt").write_text("\n".join(texts[:30]) + "\n", "utf-8")
     elif change == "threshold":
         command[command.index("defer 30%")] = "defer 10%"
-    else:
+    elif change == "nothing is left":
         note.unlink()
+    else:
+        note.write_bytes(b"[" * 200_000 if change == "nested" else note.read_bytes()[:-5])
     capsys.readouterr()
     assert main(command) == 0
     said = capsys.readouterr().err
