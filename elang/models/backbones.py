@@ -32,7 +32,7 @@ from elang.models.families import check_family, check_padding, settle_padding
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Classifier, TextModel, folder_sha256
 from elang.models.text_to_text import TextToText
-from elang.models.weights import check_parts, check_state, check_weights, is_body
+from elang.models.weights import check_parts, check_precision, check_state, check_weights, is_body
 from elang.notices import notice, write_made
 from elang.outputs import settle
 
@@ -278,7 +278,8 @@ def load_tokenizer(name: str, options: dict[str, Any]) -> Any:
     file = _tokenizer_file(name, options)
     if file is None or get_tokenizer_config(name, **options).get("tokenizer_class") not in _AS_WRITTEN:
         found = AutoTokenizer.from_pretrained(name, **options)
-        if file and type(found) is not PreTrainedTokenizerFast and _agreement(Tokenizer.from_file(file), found) < _ALIKE:
+        own = type(found) is not PreTrainedTokenizerFast
+        if file and own and _agreement(Tokenizer.from_file(file), found) < _ALIKE:
             notice(
                 "tokenizer-as-written",
                 f"'{name}' names a tokenizer that would split texts otherwise than its tokenizer.json does, "
@@ -329,6 +330,8 @@ def _text_to_text(backbone: Any, tokenizer: Any, task: TextTask, generate: bool,
 
 
 def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **more: Any) -> tuple[Any, dict[str, Any]]:
+    if getattr(config, "quantization_config", None):
+        raise ValueError("its config.json says that it is quantized (quantization_config), which is not supported")
     # Without peft it would be left out without a word, with peft perhaps be put on weights that are not pinned.
     if find_adapter_config_file(name, **options):
         raise ValueError("it has a PEFT adapter; save it with its adapter merged into its weights, merge_and_unload()")
@@ -339,6 +342,7 @@ def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **mo
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _quiet():
         model, info = kind.from_pretrained(name, config=config, **settings, **told)
+    check_precision(Path(cached_file(name, "config.json", **options)).parent, name)
     return model, info
 
 
