@@ -474,7 +474,7 @@ WORD_LEVEL = ["a", "and", "bad", "film", "good", "is", "plot", "the"]
 
 @pytest.mark.parametrize("declared", ["PreTrainedTokenizerFast", "TokenizersBackend", "own", None])
 @pytest.mark.parametrize(
-    "kind, own",
+    ("kind", "own"),
     [
         ("qwen2", "Qwen2TokenizerFast"),
         ("qwen3", "Qwen2Tokenizer"),
