@@ -104,13 +104,23 @@ def _read_csv(path: Path, known: Collection[str]) -> tuple[Any, list[str]]:
         # A first row that is wider than the header would move all columns; without a header it is an error.
         names = pd.read_csv(path, header=None, nrows=2, dtype=str, **options).iloc[0].tolist()
         options["dtype"] = {name: str for name in names if name not in known or name in ("split", "prediction")}
-        # Older versions of pandas are else out by the last bit in a quarter of all numbers.
-        options |= {"index_col": False, "float_precision": "round_trip", "low_memory": False}
+        options |= {"index_col": False, "low_memory": False, **exact_floats()}
         frame = pd.read_csv(path, **options)
     except pd.errors.ParserError:
         refuse_row(path, tabs=False)
         raise
     return frame[[name for name in names if name in known and names.count(name) == 1]], names
+
+
+def exact_floats() -> dict[str, str]:
+    """The option by which pandas reads a CSV file's numbers as they are written.
+
+    Versions before 3.1 are else out by the last bit in a third of all numbers; from there on it is deprecated.
+    """
+    import pandas as pd
+
+    older = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
+    return {"float_precision": "round_trip"} if older else {}
 
 
 def numbers(frame: Any, name: str, path: str, whole: bool = False, least: float = -inf, unknown: bool = False) -> Any:

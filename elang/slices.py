@@ -153,7 +153,7 @@ def attempt(
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent):
+        with locked(path.parent):
             known = _read(path)
             own = [one for one in known if one_slice(one, about)]
             again = [one for one in own if one["asked"] == asked and one["slice_sha256"] == about["slice_sha256"]]
@@ -178,8 +178,8 @@ def attempt(
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time read and write a ledger in a folder, whose own lock leaves no file behind."""
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time change a file in a folder, whose own lock leaves no file behind."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

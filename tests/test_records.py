@@ -2,15 +2,17 @@
 
 import json
 import math
+import warnings
 from dataclasses import fields
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from elang.columns import is_table
+from elang.columns import is_table, read_columns
 from elang.curve import Point
 from elang.errors import InputError
 from elang.manifest import _FIELDS, FILENAME, Manifest, file_sha256, plain, threshold_entry
@@ -694,3 +696,15 @@ def test_a_manifest_with_a_byte_order_mark_is_read(tmp_path):
     manifest().write(tmp_path / FILENAME)
     (tmp_path / FILENAME).write_bytes(b"\xef\xbb\xbf" + (tmp_path / FILENAME).read_bytes())
     assert Manifest.read(tmp_path).label_names == NAMES
+
+
+def test_numbers_of_csv_are_read_to_the_last_bit(tmp_path):
+    """And without an option that pandas warns of."""
+    bits = np.random.default_rng(0).integers(0, 2**64, 5000, dtype=np.uint64).view(np.float64)
+    wanted = np.append(np.abs(bits[np.isfinite(bits)]), [5e-324, 0.1, 2.0**53])
+    path = tmp_path / "x.csv"
+    path.write_text("id,flops\n" + "".join(f"{i},{value!r}\n" for i, value in enumerate(wanted.tolist())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frame, _ = read_columns(path, ["id", "flops"])
+    assert (frame["flops"].to_numpy() == wanted).all()
