@@ -1,8 +1,10 @@
 """What would be shifted, dropped or made up on reading is refused with file and line, or told in a notice."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 
 import numpy as np
 import pandas as pd
@@ -114,6 +116,9 @@ def test_a_carriage_return_within_a_text_ends_no_row(tmp_path):
         (b"text,label\ncaf\xe9,good\n", "line 2 is not UTF-8"),
         (gzip.compress(b"text,label\n", mtime=0), "gzip"),
         (b"PK\x03\x04rest", "spreadsheet"),
+        (bz2.compress(b"text,label\n"), "bzip2"),
+        (lzma.compress(b"text,label\n"), "xz"),
+        (b"PAR1\0", "parquet"),
     ],
 )
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.txt"])
@@ -211,6 +216,9 @@ def test_numbers_instead_of_names(tmp_path):
     ):
         data.examples("validation")
     assert kinds_told(path, label_names=["bad", "good"])[1:] == ([0, 1], ["numbered-labels"])
+    # As another program may have left them.
+    floats = written(tmp_path / "y.csv", ["0.0", "1.0"])
+    assert kinds_told(floats, label_names=["bad", "good"])[1:] == ([0, 1], ["numbered-labels"])
     mixed = written(tmp_path / "y.csv", ["good", "1"])
     with pytest.raises(InputError, match="unknown label '1'"):
         kinds_told(mixed, label_names=["bad", "good"])
@@ -229,6 +237,11 @@ def test_numbers_instead_of_names(tmp_path):
         (["2", "1.0", "1"], ["1", "2"], ["label-spelling"]),
         (["Good", "good"], ["Good", "good"], ["like-labels"]),
         (["nan", "good"], ["good", "nan"], ["like-labels"]),
+        (["+1", "1", "-1"], ["+1", "-1", "1"], ["like-labels"]),
+        (["1e0", "1"], ["1", "1e0"], ["like-labels"]),
+        (["\uff11", "1"], ["1", "\uff11"], ["like-labels"]),
+        (["good", "good\u200b"], ["good", "good\u200b"], ["like-labels"]),
+        (["9007199254740993", "9007199254740992"], ["9007199254740992", "9007199254740993"], []),
         (["[UNK]", "a/b"], ["[UNK]", "a/b"], []),
     ],
 )

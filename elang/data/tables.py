@@ -21,6 +21,10 @@ _OTHER_KINDS = {
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
     b"\x1f\x8b": "compressed by gzip: unpack it, or give it a name that ends in .gz",
+    b"BZh": "compressed by bzip2: unpack it",
+    b"\xfd7zXZ": "compressed by xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it",
+    b"PAR1": "a parquet file: give it a name that ends in .parquet",
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or export it as UTF-8 text",
     b"\xd0\xcf\x11\xe0": "a spreadsheet: export it as UTF-8 text",
 }
