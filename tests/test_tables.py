@@ -8,6 +8,8 @@ import lzma
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from elang.cli import main
@@ -291,6 +293,19 @@ def test_headers(name, content, words, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=words):
         list(read_inputs(str(tmp_path / name), ["text"]))
+
+
+def test_columns_of_parquet_are_those_of_the_file(tmp_path):
+    """An index with a name is one, what a folder's name says is none, and of two with one name neither is taken."""
+    folder = tmp_path / "label=1"
+    folder.mkdir()
+    frame = pd.DataFrame({"text": ["fine", "bad"], "label": ["good", "bad"]})
+    frame.set_index("label").to_parquet(folder / "x.parquet")
+    assert kinds_told(folder / "x.parquet")[:2] == (["bad", "good"], [1, 0])
+    table = pa.table([["fine"], ["good"], ["bad"]], names=["text", "label", "label"])
+    pq.write_table(table, folder / "x.parquet")
+    with pytest.raises(InputError, match="2 columns 'label'"):
+        kinds_told(folder / "x.parquet")
 
 
 def test_blanks_around_the_names_of_columns_do_not_matter(tmp_path):

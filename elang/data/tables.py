@@ -96,7 +96,7 @@ def read_table(path: Path) -> Any:
     Raises:
         InputError: If it cannot be read, with the line where that is one line's fault.
     """
-    import pandas as pd
+    import pyarrow.parquet as pq
 
     suffix = suffix_of(path)
     if not path.is_file():
@@ -109,7 +109,9 @@ def read_table(path: Path) -> Any:
         other = " JSON with one object a line is named .jsonl." if suffix == ".json" else ""
         raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.{other}")
     try:
-        return pd.read_parquet(path)
+        # By itself: of a folder named key=value the library's readers may make a column.
+        with pq.ParquetFile(path) as file:
+            return file.read().to_pandas(ignore_metadata=True)
     except Exception as error:  # whatever the reader says of a damaged file
         raise InputError(f"The file '{path}' cannot be read: {str(error).strip()}. Save it again.") from error
 

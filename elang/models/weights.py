@@ -87,7 +87,7 @@ def check_precision(folder: Path, path: str) -> None:
     """
     from safetensors import safe_open
 
-    found = {}
+    found: dict[str, str] = {}
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             found |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no dict
