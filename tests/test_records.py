@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 from dataclasses import fields
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -708,3 +709,26 @@ def test_numbers_of_csv_are_read_to_the_last_bit(tmp_path):
         warnings.simplefilter("error")
         frame, _ = read_columns(path, ["id", "flops"])
     assert (frame["flops"].to_numpy() == wanted).all()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_large_ids_that_were_rounded_are_refused(tmp_path, suffix):
+    """Above 2**53 a floating-point number may be any of several ids; integers and decimals are read as they are."""
+
+    def write(first, second):
+        path = tmp_path / f"x{suffix}"
+        if suffix == ".parquet":
+            pq.write_table(pa.table({"id": [first, second], "prediction": ["good", "bad"]}), path)
+        elif suffix == ".csv":
+            path.write_text(f"id,prediction\n{first},good\n{second},bad\n")
+        else:
+            row = '{{"id": {}, "prediction": "{}"}}\n'
+            path.write_text(row.format(first, "good") + row.format(second, "bad"))
+        return path
+
+    large = 2**53 + 1
+    exact = [Decimal(large), Decimal(1)] if suffix == ".parquet" else [large, 1]
+    found, _ = read_records(write(*exact), ["bad", "good"])
+    assert found["validation"].id.tolist() == [large, 1]
+    with pytest.raises(InputError, match=r"as its 'id' in row 0 .* that no floating-point number has rounded"):
+        read_records(write(float(large), 1.0), ["bad", "good"])
