@@ -185,7 +185,7 @@ def _number(value: Any, whole: bool) -> Any:
         return None
     if isinstance(value, Integral) or (whole and isinstance(value, Decimal) and isfinite(value) and value % 1 == 0):
         return int(value) if abs(int(value)) < 2**1000 else None
-    return float(value) if isfinite(value) and not (whole and abs(value) >= _MOST_EXACT) else None
+    return float(value) if isfinite(value) and not (whole and abs(float(value)) >= _MOST_EXACT) else None
 
 
 def vectors(frame: Any, name: str, size: int, path: str, missing: bool = False) -> Any:

@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import lzma
+import sys
+import types
 
 import numpy as np
 import pandas as pd
@@ -337,3 +339,15 @@ def test_suffixes_in_capitals_are_records_too(pair, joint_args, data_args, fails
     args = [str(path) if arg == str(pair["super"]) else arg for arg in joint_args]
     assert main(["validate", *args, "--model.output", str(tmp_path / "joint")]) == 0
     fails(["score", "--model.model", path, *data_args], "already a file of records")
+
+
+def test_whatever_the_hubs_library_raises_is_one_error(monkeypatch):
+    def load_dataset(*args, **options):
+        raise RuntimeError("Dataset scripts are no longer supported, but found x.py")
+
+    offline = types.SimpleNamespace(HF_HUB_OFFLINE=True)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, config=offline))
+    with pytest.raises(
+        InputError, match=r"'train' of the hub data set 'a/b@c' .*scripts are no longer supported.*local"
+    ):
+        read_frame("train", "a/b@c")
