@@ -310,6 +310,16 @@ def test_columns_of_parquet_are_those_of_the_file(tmp_path):
         kinds_told(folder / "x.parquet")
 
 
+def test_quotes_of_csv_in_tsv_are_told(tmp_path):
+    path = tmp_path / "x.tsv"
+    texts = ['he said "no"', "fine", '"quoted"']
+    pd.DataFrame({"text": texts, "label": ["good", "bad", "bad"]}).to_csv(path, sep="\t", index=False)
+    with pytest.warns(Notice, match="2 texts in the first 1000 rows of .*x.tsv' are in quotes"):
+        assert read_frame(str(path))["text"].tolist()[0] == '"he said ""no"""'
+    path.write_text('text\tlabel\n"fine"\tgood\na "" b\tbad\n')
+    assert kinds_told(path)[2] == []
+
+
 def test_blanks_around_the_names_of_columns_do_not_matter(tmp_path):
     (tmp_path / "x.csv").write_text("text , label\nfine,good\nbad,bad\n")
     assert kinds_told(tmp_path / "x.csv")[:2] == (["bad", "good"], [1, 0])
