@@ -282,9 +282,9 @@ def _tell_quotes(path: Path, columns: list[list[str]]) -> None:
     if quoted := [value for value in first if '""' in value and _QUOTED.fullmatch(value)]:
         notice(
             "quotes-in-tsv",
-            f"{len(quoted)} texts in the first {_LOOKED_AT} rows of '{path}' are in quotes, with the quotes within them "
-            f"doubled: {quoted[0][:80]!r}. In .tsv files quotes are ordinary characters, so they stay part of the text. "
-            "Save the file as .csv if they should not.",
+            f"{len(quoted)} texts in the first {_LOOKED_AT} rows of '{path}' are in quotes, with the quotes within "
+            f"them doubled: {quoted[0][:80]!r}. In .tsv files quotes are ordinary characters, so they stay part of the "
+            "text. Save the file as .csv if they should not.",
         )
 
 
