@@ -516,6 +516,13 @@ def test_options_of_a_tokenizers_class_are_kept(base_model, tmp_path):
     forget_notices()
     assert type(load_tokenizer(str(folder), {})).__name__ == "BertTokenizer"
     assert not notices()
+    # Nothing to compare.
+    about = json.loads((folder / "tokenizer.json").read_text())
+    special = [token["content"] for token in about["added_tokens"]]
+    about["model"]["vocab"] = {word: i for word, i in about["model"]["vocab"].items() if word in special}
+    (folder / "tokenizer.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="it knows 0 tokens"):
+        load_tokenizer(str(folder), {})
 
 
 if __name__ == "__main__":

@@ -315,6 +315,8 @@ def _agreement(written: Tokenizer, other: Any) -> float:
     plain = plain[:: max(1, len(plain) // _SAMPLE)]
     words = [written.decode([i]).strip() for i in plain]
     texts = [" ".join(words[i : i + 20]) for i in range(0, len(words), 20)]
+    if not texts:
+        return 1.0
     pairs = [
         [Counter(one) for one in (written.encode(text, add_special_tokens=False).ids, ids)]
         for text, ids in zip(texts, other(texts, add_special_tokens=False)["input_ids"], strict=True)
