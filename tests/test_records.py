@@ -621,7 +621,11 @@ def test_half_a_character_is_no_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "about", [{"top_k": "x"}, {"generated": 1}, {"routing_fraction": None}, {"label_names": "ab"}, {"model": [1]}]
+    "about",
+    [
+        *({"top_k": "x"}, {"generated": 1}, {"routing_fraction": None}, {"label_names": "ab"}, {"model": [1]}),
+        *({"made": 1}, {"made": {"notices": None}}, {"worth": 1}),
+    ],
 )
 def test_metadata_of_another_kind(tmp_path, about):
     path = tmp_path / "r.parquet"
