@@ -16,6 +16,7 @@ from torch import Tensor
 
 from elang.errors import InputError
 from elang.json_files import read_object
+from elang.notices import notice
 from elang.outputs import written_aside
 
 LEDGER = "slices.json"
@@ -182,7 +183,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time change a file in a folder, whose own lock leaves no file behind."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            notice(
+                "no-lock",
+                f"'{folder}' is on a file system without locks ({error.strerror}), so what another run writes there at "
+                "the same time may be lost.",
+            )
         yield
     finally:
         os.close(handle)

@@ -712,6 +712,16 @@ def test_two_calibrations_at_a_time_keep_both_thresholds(joint, tmp_path, monkey
     )
 
 
+def test_a_file_system_without_locks_is_told(joint, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(37, "No locks available")
+
+    folder = shutil.copytree(joint, tmp_path / "joint")
+    monkeypatch.setattr("elang.slices.fcntl.flock", refuse)
+    assert main(["calibrate", str(folder), "--max_regret", "0.3"]) == 0
+    assert {one["kind"] for one in notices()} == {"no-lock"}
+
+
 def with_column(joint, folder, **columns):
     """A copy of an evaluation whose records have other columns."""
     folder = shutil.copytree(joint, folder)
