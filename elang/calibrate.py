@@ -19,8 +19,8 @@ from elang.notices import notice
 from elang.outputs import say
 from elang.pair_records import Slice, read_slice
 from elang.scores import route
-from elang.slices import LEDGER, attempt, slice_of
-from elang.statements import CONDITIONS, PROMISES, add_entries, keep_made, percent, restate
+from elang.slices import LEDGER, attempt, locked, slice_of
+from elang.statements import CONDITIONS, PROMISES, add_entries, keep_made, percent, read_made, restate
 from elang.summary import read_summary
 
 # Less cannot be certified on any data that fits on a disk.
@@ -79,6 +79,7 @@ def calibrate(
     folder = Path(joint)
     summary = read_summary(folder)
     manifests = _manifests(joint, output, summary)
+    read_made(folder / "made.json")
     scores = list(dict.fromkeys(columns_of(score) or [summary["score"]]))
     part: str = split or (summary["evaluated_on"] if any("router" in one for one in scores) else "routing")
     slices = {one: read_slice(folder, part, one) for one in scores}
@@ -106,13 +107,16 @@ def calibrate(
     say(f"Chosen on {found.units:,} {found.noun} of {part} of {folder}.")
     if said := little_to_gain(found.gain):
         say(f"Caution: {said}.")
-    for path, manifest in manifests.items():
-        add_entries(manifest, path, entries, swift, about)
-        manifest.write(path)
-        for one, own_name in entries:
-            say(f"It is the threshold '{own_name}' of '{one}' in {path}.")
-    if _file(joint) in manifests:
-        keep_made(folder / "made.json")
+    for path in manifests:
+        with locked(path.parent):
+            # Another calibration may have added its own by now.
+            manifest = Manifest.read(path)
+            add_entries(manifest, path, entries, swift, about)
+            manifest.write(path)
+            for one, own_name in entries:
+                say(f"It is the threshold '{own_name}' of '{one}' in {path}.")
+            if path == _file(joint):
+                keep_made(folder / "made.json")
 
 
 def _manifests(joint: str, output: str | None, summary: dict[str, Any]) -> dict[Path, Manifest]:

@@ -15,6 +15,7 @@ from elang.errors import InputError
 from elang.notices import notice
 
 _SUFFIXES = (".parquet", ".jsonl", ".csv")
+_MOST_EXACT = 2**53
 _MOST = 5  # rows that a message names
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
@@ -104,13 +105,23 @@ def _read_csv(path: Path, known: Collection[str]) -> tuple[Any, list[str]]:
         # A first row that is wider than the header would move all columns; without a header it is an error.
         names = pd.read_csv(path, header=None, nrows=2, dtype=str, **options).iloc[0].tolist()
         options["dtype"] = {name: str for name in names if name not in known or name in ("split", "prediction")}
-        # Older versions of pandas are else out by the last bit in a quarter of all numbers.
-        options |= {"index_col": False, "float_precision": "round_trip", "low_memory": False}
+        options |= {"index_col": False, "low_memory": False, **exact_floats()}
         frame = pd.read_csv(path, **options)
     except pd.errors.ParserError:
         refuse_row(path, tabs=False)
         raise
     return frame[[name for name in names if name in known and names.count(name) == 1]], names
+
+
+def exact_floats() -> dict[str, Any]:
+    """The option by which pandas reads a CSV file's numbers as they are written.
+
+    Versions before 3.1 are else out by the last bit in a third of all numbers; from there on it is deprecated.
+    """
+    import pandas as pd
+
+    older = tuple(map(int, pd.__version__.split(".")[:2])) < (3, 1)
+    return {"float_precision": "round_trip"} if older else {}
 
 
 def numbers(frame: Any, name: str, path: str, whole: bool = False, least: float = -inf, unknown: bool = False) -> Any:
@@ -146,13 +157,17 @@ def numbers(frame: Any, name: str, path: str, whole: bool = False, least: float 
     with np.errstate(invalid="ignore"):
         bad |= np.array(found < least, dtype=bool)
         if whole:
-            bad |= np.array((found < -(2**63)) | (found >= 2**63), dtype=bool)
+            # Of larger ones a floating-point number does not hold every digit.
+            most = _MOST_EXACT if values.dtype.kind == "f" else 2**63
+            bad |= np.array((found < -most) | (found >= most), dtype=bool)
             bad |= np.array(np.where(bad, 0, found) % 1 != 0, dtype=bool)
     bad |= lost
     if bad.any():
         first = values[bad].iloc[0]
         first = first.item() if isinstance(first, np.generic) else first
         kind = "a whole number" if whole else "a finite number"
+        if whole and isinstance(first, float) and isfinite(first) and abs(first) >= _MOST_EXACT:
+            kind += " that no floating-point number has rounded"
         limit = "" if least == -inf else f" of at least {least:g}"
         partly = " or leave all of them out" if unknown and lost.any() else ""
         raise InputError(
@@ -168,9 +183,9 @@ def _number(value: Any, whole: bool) -> Any:
         value = int(value) if whole and re.fullmatch(r"\s*[+-]?\d{1,30}\s*", value) else float(value)
     if isinstance(value, bool | np.bool_) or not isinstance(value, Real | Decimal):
         return None
-    if isinstance(value, Integral):
+    if isinstance(value, Integral) or (whole and isinstance(value, Decimal) and isfinite(value) and value % 1 == 0):
         return int(value) if abs(int(value)) < 2**1000 else None
-    return float(value) if isfinite(value) else None
+    return float(value) if isfinite(value) and not (whole and abs(float(value)) >= _MOST_EXACT) else None
 
 
 def vectors(frame: Any, name: str, size: int, path: str, missing: bool = False) -> Any:

@@ -53,7 +53,7 @@ def load_options(text: str, path: Any = None) -> Any:
         path: Where a whole file of options is from; ``None`` for a single value.
 
     Raises:
-        yaml.YAMLError: If it is no YAML.
+        yaml.YAMLError: If it is no YAML, or has a name twice.
     """
     # A prompt or a column's name may have a colon in it.
     if path is None and "\n" not in text and not text.lstrip().startswith(("[", "{")):
@@ -61,38 +61,56 @@ def load_options(text: str, path: Any = None) -> Any:
         return value if isinstance(value, bool | int | float) else text
     # What jsonargparse writes to read it again has the types that it was given.
     loader = _AsDumped(text) if path is None and text.startswith(_START) else _AsWritten(text)
+    loader.name = loader.name if path is None else str(path)
     try:
         node = loader.get_single_node()
-        if path is None and _has_fields(node):
+        nodes = _checked_nodes(node)
+        if path is None and any(map(_has_fields, nodes)):
             return text
-        _keep_nulls_of_lists(node)
+        _keep_nulls_of_lists(nodes)
         return None if node is None else loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _nodes(node: Any) -> list[Any]:
-    """The nodes below a node."""
-    if isinstance(node, yaml.MappingNode):
-        return [one for pair in node.value for one in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+def _checked_nodes(root: Any) -> list[Any]:
+    """All nodes of a document, each once however many aliases there are of it.
+
+    Raises:
+        yaml.YAMLError: If a mapping has a name twice, of which YAML would take the last.
+    """
+    found = {id(root): root} if root is not None else {}
+    todo = list(found.values())
+    while todo:
+        node = todo.pop()
+        below = list(node.value) if isinstance(node, yaml.SequenceNode) else []
+        if isinstance(node, yaml.MappingNode):
+            below = [one for pair in node.value for one in pair]
+            names: dict[str, Any] = {}
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"):
+                if first := names.get(key.value):
+                    said = f"'{key.value}' stands twice, in line {first.line + 1} and here; leave one of the two"
+                    raise yaml.MarkedYAMLError(problem=said, problem_mark=key.start_mark)
+                names[key.value] = key.start_mark
+        todo += [one for one in below if id(one) not in found]
+        found |= {id(one): one for one in below}
+    return list(found.values())
 
 
 def _has_fields(node: Any) -> bool:
-    """Whether it is a template, in which ``{text}`` is a field to YAML without a value."""
-    if isinstance(node, yaml.MappingNode) and node.flow_style:
-        fields = [value for _, value in node.value if isinstance(value, yaml.ScalarNode)]
-        if any(value.tag == _NULL and not value.value for value in fields):
-            return True
-    return any(map(_has_fields, _nodes(node)))
+    """Whether it is of a template, in which ``{text}`` is a field to YAML without a value."""
+    if not isinstance(node, yaml.MappingNode) or not node.flow_style:
+        return False
+    fields = [value for _, value in node.value if isinstance(value, yaml.ScalarNode)]
+    return any(value.tag == _NULL and not value.value for value in fields)
 
 
-def _keep_nulls_of_lists(node: Any) -> None:
+def _keep_nulls_of_lists(nodes: list[Any]) -> None:
     """A ``null`` in a list is a name there; as the value of an option it says that there is none."""
-    for one in _nodes(node):
-        if isinstance(node, yaml.SequenceNode) and one.tag == _NULL and one.value:
-            one.tag = _TEXT
-        _keep_nulls_of_lists(one)
+    for node in nodes:
+        for one in node.value if isinstance(node, yaml.SequenceNode) else []:
+            if one.tag == _NULL and one.value:
+                one.tag = _TEXT
 
 
 def read_yaml(path: str | Path) -> Any:
@@ -101,9 +119,16 @@ def read_yaml(path: str | Path) -> Any:
     Raises:
         OSError: If it cannot be read.
         ValueError: If it is no UTF-8.
-        yaml.YAMLError: If it is no YAML.
+        yaml.YAMLError: If it is no YAML, or has a name twice.
     """
-    return yaml.load(Path(path).read_text("utf-8"), _AsDumped)
+    loader = _AsDumped(Path(path).read_text("utf-8"))
+    loader.name = str(path)
+    try:
+        node = loader.get_single_node()
+        _checked_nodes(node)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
 
 
 def _dump(values: Any) -> str:

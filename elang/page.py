@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from elang.bootstrap import curve_interval, lost_to_super
-from elang.columns import numbers, read_parquet, vectors
+from elang.columns import exact_floats, numbers, read_parquet, vectors
 from elang.errors import InputError
 from elang.json_files import OBJECT, TEXT, Check, check_fields, read_object
 from elang.manifest import FILENAME, Manifest
@@ -129,7 +129,7 @@ class Evaluation:
     def _read_curves(self, path: Path) -> None:
         import pandas as pd
 
-        self.curves = pd.read_csv(path, float_precision="round_trip")
+        self.curves = pd.read_csv(path, **exact_floats())
         named = ["threshold", "deferred_share", *self.summary["qualities"], "flops", "speedup"]
         for name in ("score", *named):
             if name not in self.curves:

@@ -33,7 +33,7 @@ from torch import Tensor
 from elang.columns import labels, numbers, read_columns, rows_of, vectors
 from elang.data.format import Problem
 from elang.errors import InputError
-from elang.json_files import TEXT, TEXTS, TRUTH, check_fields, number, parse_object, whole
+from elang.json_files import OBJECT, TEXT, TEXTS, TRUTH, check_fields, number, parse_object, whole
 from elang.outputs import check_output_file, written_aside
 from elang.sequence_scores import SEQUENCE_SCORES
 
@@ -60,6 +60,11 @@ _ABOUT = {
     "top_k": whole(0),
     "model": TEXT,
     "routing_fraction": number(0, 1),
+    "made": (
+        "an object with a list of notices",
+        lambda v: isinstance(v, dict) and isinstance(v.get("notices", []), list),
+    ),
+    "worth": OBJECT,
 }
 FORMAT = 1
 """Of records and summaries; one that is larger is of a later version."""
@@ -366,7 +371,7 @@ def _of_labels(
             first = int(apart.nonzero()[0])
             raise InputError(
                 f"'{path}' contradicts itself in {rows_of(apart.numpy(), frame)}: the prediction is "
-                f"{frame['prediction'].iloc[first]!r}, but the logits {logits[first, np.argsort(order)].tolist()} "
+                f"{frame['prediction'].tolist()[first]!r}, but the logits {logits[first, np.argsort(order)].tolist()} "
                 f"{'say' if problem == 'regression' else 'are largest for'} another. Correct them, or leave one of the "
                 f"two columns out. Logits are in the order of the labels, [{listed(label_names)}]."
             )

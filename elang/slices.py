@@ -16,6 +16,7 @@ from torch import Tensor
 
 from elang.errors import InputError
 from elang.json_files import read_object
+from elang.notices import notice
 from elang.outputs import written_aside
 
 LEDGER = "slices.json"
@@ -153,7 +154,7 @@ def attempt(
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.parent):
+        with locked(path.parent):
             known = _read(path)
             own = [one for one in known if one_slice(one, about)]
             again = [one for one in own if one["asked"] == asked and one["slice_sha256"] == about["slice_sha256"]]
@@ -178,11 +179,18 @@ def attempt(
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time read and write a ledger in a folder, whose own lock leaves no file behind."""
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time change a file in a folder, whose own lock leaves no file behind."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            notice(
+                "no-lock",
+                f"'{folder}' is on a file system without locks ({error.strerror}), so what another run writes there at "
+                "the same time may be lost.",
+            )
         yield
     finally:
         os.close(handle)

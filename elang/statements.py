@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from elang.certificate import drift, effective_number, least_mean, regret_at, unit_weights, upper_bound
+from elang.errors import InputError
+from elang.json_files import check_fields, read_object
 from elang.manifest import Manifest
 from elang.notices import made, notice
 from elang.outputs import written_aside
@@ -74,13 +76,27 @@ def _promised(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: entry.get(key) for key in (*PROMISES, "super_share", "flops", "latency", "asked_confidence")}
 
 
-def keep_made(path: Path) -> None:
-    """Add how the threshold was made to the evaluation's ``made.json``."""
+def read_made(path: Path) -> dict[str, Any]:
+    """Read an evaluation's ``made.json``; empty where there is none.
+
+    Raises:
+        InputError: If it is damaged.
+    """
     try:
-        found = json.loads(path.read_text("utf-8"))
-        found["calibrate"] = [*found.get("calibrate", []), made()]
-    except (OSError, ValueError, TypeError, AttributeError):
-        found = {"calibrate": [made()]}
+        found = read_object(path) if path.exists() else {}
+        check_fields(found, {"calibrate": ("a list", lambda v: isinstance(v, list))})
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"'{path}' is damaged ({error}). Run `elang validate` again, or remove the file: it tells how the "
+            "evaluation was made."
+        ) from error
+    return found
+
+
+def keep_made(path: Path) -> None:
+    """Add how a threshold was made to an evaluation's ``made.json``."""
+    found = read_made(path)
+    found["calibrate"] = [*found.get("calibrate", []), made()]
     with written_aside(path) as aside:
         aside.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
 

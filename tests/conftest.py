@@ -214,10 +214,12 @@ def data_args(files):
 
 
 def read_curve(folder):
-    """The curve that was written there, every number to the last bit: pandas before 3.1 does so only where told to."""
+    """The curve that was written there, every number to the last bit."""
     import pandas as pd
 
-    return pd.read_csv(Path(folder) / "curve.csv", float_precision="round_trip")
+    from elang.columns import exact_floats
+
+    return pd.read_csv(Path(folder) / "curve.csv", **exact_floats())
 
 
 def devices():

@@ -408,3 +408,28 @@ def test_yaml_that_is_deep_or_grows(tmp_path, content):
     (tmp_path / "x.yaml").write_text(f"swift_model: a\nsuper_model: b\njoint: {{}}\nall: {content}\n")
     with pytest.raises(InputError, match=r"x\.yaml"):
         read_plan(str(tmp_path / "x.yaml"))
+
+
+@pytest.mark.parametrize("flow", [False, True])
+def test_a_name_that_stands_twice_in_yaml(tmp_path, capfd, flow):
+    """YAML would take the last one."""
+    path = tmp_path / "x.yaml"
+    twice = "{max_length: 32,\n max_length: 64}" if flow else "\n  max_length: 32\n  max_length: 64"
+    line = 4 if flow else 5
+    path.write_text(f"swift_model: a\nsuper_model: b\njoint: {twice}\n")
+    with pytest.raises(
+        InputError, match=rf"x\.yaml' .*'max_length' stands twice, in line {line - 1} and(.|\n)*line {line}"
+    ):
+        read_plan(str(path))
+    path.write_text(f"trainer: {twice}\n".replace("max_length", "max_epochs"))
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", str(path)])
+    said = capfd.readouterr().err
+    assert f"'max_epochs' stands twice, in line {line - 3}" in said
+    assert f'x.yaml", line {line - 2}' in said
+
+
+def test_names_that_a_merge_brings_may_stand_again(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("swift_model: a\nsuper_model: b\njoint: &j {data: {a: 1}}\nall: {<<: *j, data: {a: 2}}\n")
+    assert read_plan(str(path))["all"] == {"data": {"a": 2}}

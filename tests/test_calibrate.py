@@ -33,7 +33,7 @@ from elang.cli import main
 from elang.data.files import content_key, in_slice
 from elang.manifest import Manifest
 from elang.notices import notices
-from elang.pair_records import Slice
+from elang.pair_records import Slice, read_slice
 from elang.scores import route
 from elang.slices import attempt, independent_rows, next_level, one_slice, share_of_slice, slice_of, slice_sha256
 from elang.statements import check_statements
@@ -681,6 +681,45 @@ def test_several_attempts_on_a_slice(pair, joint, tmp_path, fails):
     assert made["notices"] == notices()
     assert "as attempt 4" in fails([*base[:3], "0.01"], "at least")
     shutil.rmtree(other)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"calibrate": 1}', '{"seed": 1, "seed": 2}', '{"a":' * 100_000, b"\xff"]
+)
+def test_a_damaged_made_file_is_not_replaced(joint, tmp_path, fails, content):
+    """And no attempt is spent on it."""
+    folder = shutil.copytree(joint, tmp_path / "joint")
+    content = content if isinstance(content, bytes) else content.encode()
+    (folder / "made.json").write_bytes(content)
+    fails(["calibrate", str(folder), "--max_regret", "0.3"], "made.json' is damaged", "elang validate")
+    assert (folder / "made.json").read_bytes() == content
+    assert not (tmp_path / "slices.json").exists()
+
+
+def test_two_calibrations_at_a_time_keep_both_thresholds(joint, tmp_path, monkeypatch):
+    folder, slices = shutil.copytree(joint, tmp_path / "joint"), read_slice
+
+    def while_another_runs(*args):
+        monkeypatch.undo()
+        assert main(["calibrate", str(folder), "--super_share", "0.2", "--name", "other"]) == 0
+        return slices(*args)
+
+    monkeypatch.setattr("elang.calibrate.read_slice", while_another_runs)
+    assert main(["calibrate", str(folder), "--super_share", "0.3", "--name", "mine"]) == 0
+    assert entry_of(folder, name="other")["threshold"] != entry_of(folder, name="mine")["threshold"]
+    assert len(json.loads((folder / "made.json").read_text())["calibrate"]) == 2 + len(
+        json.loads((joint / "made.json").read_text()).get("calibrate", [])
+    )
+
+
+def test_a_file_system_without_locks_is_told(joint, tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(37, "No locks available")
+
+    folder = shutil.copytree(joint, tmp_path / "joint")
+    monkeypatch.setattr("elang.slices.fcntl.flock", refuse)
+    assert main(["calibrate", str(folder), "--max_regret", "0.3"]) == 0
+    assert {one["kind"] for one in notices()} == {"no-lock"}
 
 
 def with_column(joint, folder, **columns):

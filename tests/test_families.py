@@ -6,6 +6,7 @@
 import json
 import random
 import re
+import shutil
 import string
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from elang.data.batches import encode_examples
 from elang.data.format import TextTask
 from elang.errors import InputError
 from elang.models import families
-from elang.models.backbones import load_model
+from elang.models.backbones import load_model, load_tokenizer
 from elang.notices import forget_notices, notices
 
 DOCS = Path(__file__).parent.parent / "docs" / "models.md"
@@ -466,6 +467,62 @@ def test_the_tables_in_the_docs():
 def write_tables():
     text, parts = DOCS.read_text("utf-8"), iter(tables())
     DOCS.write_text(re.sub(r"(?m)^\| [^\n]*\n\|---[^\n]*\n(\|[^\n]*\n)*", lambda _: next(parts) + "\n", text), "utf-8")
+
+
+WORD_LEVEL = ["a", "and", "bad", "film", "good", "is", "plot", "the"]
+
+
+@pytest.mark.parametrize("declared", ["PreTrainedTokenizerFast", "TokenizersBackend", "own", None])
+@pytest.mark.parametrize(
+    ("kind", "own"),
+    [
+        ("qwen2", "Qwen2TokenizerFast"),
+        ("qwen3", "Qwen2Tokenizer"),
+        ("gemma2", "GemmaTokenizerFast"),
+        ("gpt2", "GPT2Tokenizer"),
+        ("roberta", "RobertaTokenizerFast"),
+        ("llama", "LlamaTokenizerFast"),
+    ],
+)
+def test_a_tokenizer_reads_as_its_file_does(tmp_path, kind, own, declared):
+    """For some families the library builds another tokenizer from the words, to which nearly all texts are the same."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    written = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*SPECIAL, *WORD_LEVEL])}, unk_token="<unk>"))
+    written.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {f"{name}_token": token for token, name in SPECIAL.items()}
+    PreTrainedTokenizerFast(tokenizer_object=written, **names).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    path = tmp_path / "tokenizer_config.json"
+    about = json.loads(path.read_text()) | {"tokenizer_class": own if declared == "own" else declared}
+    path.write_text(json.dumps({name: value for name, value in about.items() if value is not None}))
+    forget_notices()
+    found = load_tokenizer(str(tmp_path), {})
+    text = "the film is good and the plot is bad"
+    assert found(text, add_special_tokens=False)["input_ids"] == written.encode(text, add_special_tokens=False).ids
+    assert found.pad_token == "<pad>"
+    told = [one["kind"] for one in notices()]
+    assert told == [] if declared not in ("own", None) else set(told) <= {"tokenizer-as-written"}
+
+
+def test_options_of_a_tokenizers_class_are_kept(base_model, tmp_path):
+    """What the file pads and cuts texts to, and whether capitals are kept, is no other way to split them."""
+    folder = tmp_path / "model"
+    shutil.copytree(base_model, folder)
+    config = folder / "tokenizer_config.json"
+    changed = {"do_lower_case": False, "tokenizer_class": "BertTokenizer"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | changed))
+    forget_notices()
+    assert type(load_tokenizer(str(folder), {})).__name__ == "BertTokenizer"
+    assert not notices()
+    # Nothing to compare.
+    about = json.loads((folder / "tokenizer.json").read_text())
+    special = [token["content"] for token in about["added_tokens"]]
+    about["model"]["vocab"] = {word: i for word, i in about["model"]["vocab"].items() if word in special}
+    (folder / "tokenizer.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="it knows 0 tokens"):
+        load_tokenizer(str(folder), {})
 
 
 if __name__ == "__main__":

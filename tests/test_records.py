@@ -2,15 +2,18 @@
 
 import json
 import math
+import warnings
 from dataclasses import fields
+from decimal import Decimal
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from elang.columns import is_table
+from elang.columns import is_table, read_columns
 from elang.curve import Point
 from elang.errors import InputError
 from elang.manifest import _FIELDS, FILENAME, Manifest, file_sha256, plain, threshold_entry
@@ -618,7 +621,11 @@ def test_half_a_character_is_no_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "about", [{"top_k": "x"}, {"generated": 1}, {"routing_fraction": None}, {"label_names": "ab"}, {"model": [1]}]
+    "about",
+    [
+        *({"top_k": "x"}, {"generated": 1}, {"routing_fraction": None}, {"label_names": "ab"}, {"model": [1]}),
+        *({"made": 1}, {"made": {"notices": None}}, {"worth": 1}),
+    ],
 )
 def test_metadata_of_another_kind(tmp_path, about):
     path = tmp_path / "r.parquet"
@@ -694,3 +701,38 @@ def test_a_manifest_with_a_byte_order_mark_is_read(tmp_path):
     manifest().write(tmp_path / FILENAME)
     (tmp_path / FILENAME).write_bytes(b"\xef\xbb\xbf" + (tmp_path / FILENAME).read_bytes())
     assert Manifest.read(tmp_path).label_names == NAMES
+
+
+def test_numbers_of_csv_are_read_to_the_last_bit(tmp_path):
+    """And without an option that pandas warns of."""
+    bits = np.random.default_rng(0).integers(0, 2**64, 5000, dtype=np.uint64).view(np.float64)
+    wanted = np.append(np.abs(bits[np.isfinite(bits)]), [5e-324, 0.1, 2.0**53])
+    path = tmp_path / "x.csv"
+    path.write_text("id,flops\n" + "".join(f"{i},{value!r}\n" for i, value in enumerate(wanted.tolist())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frame, _ = read_columns(path, ["id", "flops"])
+    assert (frame["flops"].to_numpy() == wanted).all()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_large_ids_that_were_rounded_are_refused(tmp_path, suffix):
+    """Above 2**53 a floating-point number may be any of several ids; integers and decimals are read as they are."""
+
+    def write(first, second):
+        path = tmp_path / f"x{suffix}"
+        if suffix == ".parquet":
+            pq.write_table(pa.table({"id": [first, second], "prediction": ["good", "bad"]}), path)
+        elif suffix == ".csv":
+            path.write_text(f"id,prediction\n{first},good\n{second},bad\n")
+        else:
+            row = '{{"id": {}, "prediction": "{}"}}\n'
+            path.write_text(row.format(first, "good") + row.format(second, "bad"))
+        return path
+
+    large = 2**53 + 1
+    exact = [Decimal(large), Decimal(1)] if suffix == ".parquet" else [large, 1]
+    found, _ = read_records(write(*exact), ["bad", "good"])
+    assert found["validation"].id.tolist() == [large, 1]
+    with pytest.raises(InputError, match=r"as its 'id' in row 0 .* that no floating-point number has rounded"):
+        read_records(write(float(large), 1.0), ["bad", "good"])

@@ -32,7 +32,8 @@ from elang.data.format import TextTask
 from elang.evaluate import text_targets
 from elang.manifest import Manifest
 from elang.models.backbones import load_model, save_model
-from elang.models.seq2seq import _UNSUPPORTED, Seq2Seq
+from elang.models.families import REFUSED
+from elang.models.seq2seq import Seq2Seq
 from elang.models.text_lessons import TextLessons
 from elang.records import read_records
 from elang.sequence_scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES, sequence_scores, token_scores
@@ -350,10 +351,10 @@ def test_options_of_beams_do_not_outlive_them(tmp_path):
 
 
 def test_families_that_are_not_supported_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setitem(_UNSUPPORTED, "t5", "its decoder sees later tokens")
-    with pytest.raises(InputError, match="A 't5' model is not supported: its decoder sees later tokens"):
+    monkeypatch.setitem(REFUSED, "t5", "its decoder sees later tokens")
+    with pytest.raises(InputError, match="is a 't5' model, which is not supported: its decoder sees later tokens"):
         load_model(str(write_seq2seq(tmp_path / "t5")), TASK)
-    assert {"fsmt", "encoder-decoder"} <= _UNSUPPORTED.keys()
+    assert {"fsmt", "encoder-decoder"} <= REFUSED.keys()
 
 
 # The pair, end to end.

@@ -1,11 +1,17 @@
 """What would be shifted, dropped or made up on reading is refused with file and line, or told in a notice."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
+import sys
+import types
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from elang.cli import main
@@ -114,6 +120,9 @@ def test_a_carriage_return_within_a_text_ends_no_row(tmp_path):
         (b"text,label\ncaf\xe9,good\n", "line 2 is not UTF-8"),
         (gzip.compress(b"text,label\n", mtime=0), "gzip"),
         (b"PK\x03\x04rest", "spreadsheet"),
+        (bz2.compress(b"text,label\n"), "bzip2"),
+        (lzma.compress(b"text,label\n"), "xz"),
+        (b"PAR1\0", "parquet"),
     ],
 )
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.txt"])
@@ -211,6 +220,9 @@ def test_numbers_instead_of_names(tmp_path):
     ):
         data.examples("validation")
     assert kinds_told(path, label_names=["bad", "good"])[1:] == ([0, 1], ["numbered-labels"])
+    # As another program may have left them.
+    floats = written(tmp_path / "y.csv", ["0.0", "1.0"])
+    assert kinds_told(floats, label_names=["bad", "good"])[1:] == ([0, 1], ["numbered-labels"])
     mixed = written(tmp_path / "y.csv", ["good", "1"])
     with pytest.raises(InputError, match="unknown label '1'"):
         kinds_told(mixed, label_names=["bad", "good"])
@@ -229,6 +241,11 @@ def test_numbers_instead_of_names(tmp_path):
         (["2", "1.0", "1"], ["1", "2"], ["label-spelling"]),
         (["Good", "good"], ["Good", "good"], ["like-labels"]),
         (["nan", "good"], ["good", "nan"], ["like-labels"]),
+        (["+1", "1", "-1"], ["+1", "-1", "1"], ["like-labels"]),
+        (["1e0", "1"], ["1", "1e0"], ["like-labels"]),
+        (["\uff11", "1"], ["1", "\uff11"], ["like-labels"]),
+        (["good", "good\u200b"], ["good", "good\u200b"], ["like-labels"]),
+        (["9007199254740993", "9007199254740992"], ["9007199254740992", "9007199254740993"], []),
         (["[UNK]", "a/b"], ["[UNK]", "a/b"], []),
     ],
 )
@@ -280,6 +297,29 @@ def test_headers(name, content, words, tmp_path):
         list(read_inputs(str(tmp_path / name), ["text"]))
 
 
+def test_columns_of_parquet_are_those_of_the_file(tmp_path):
+    """An index with a name is one, what a folder's name says is none, and of two with one name neither is taken."""
+    folder = tmp_path / "label=1"
+    folder.mkdir()
+    frame = pd.DataFrame({"text": ["fine", "bad"], "label": ["good", "bad"]})
+    frame.set_index("label").to_parquet(folder / "x.parquet")
+    assert kinds_told(folder / "x.parquet")[:2] == (["bad", "good"], [1, 0])
+    table = pa.table([["fine"], ["good"], ["bad"]], names=["text", "label", "label"])
+    pq.write_table(table, folder / "x.parquet")
+    with pytest.raises(InputError, match="2 columns 'label'"):
+        kinds_told(folder / "x.parquet")
+
+
+def test_quotes_of_csv_in_tsv_are_told(tmp_path):
+    path = tmp_path / "x.tsv"
+    texts = ['he said "no"', "fine", '"quoted"']
+    pd.DataFrame({"text": texts, "label": ["good", "bad", "bad"]}).to_csv(path, sep="\t", index=False)
+    with pytest.warns(Notice, match="2 texts in the first 1000 rows of .*x.tsv' are in quotes"):
+        assert read_frame(str(path))["text"].tolist()[0] == '"he said ""no"""'
+    path.write_text('text\tlabel\n"fine"\tgood\na "" b\tbad\n')
+    assert kinds_told(path)[2] == []
+
+
 def test_blanks_around_the_names_of_columns_do_not_matter(tmp_path):
     (tmp_path / "x.csv").write_text("text , label\nfine,good\nbad,bad\n")
     assert kinds_told(tmp_path / "x.csv")[:2] == (["bad", "good"], [1, 0])
@@ -309,3 +349,15 @@ def test_suffixes_in_capitals_are_records_too(pair, joint_args, data_args, fails
     args = [str(path) if arg == str(pair["super"]) else arg for arg in joint_args]
     assert main(["validate", *args, "--model.output", str(tmp_path / "joint")]) == 0
     fails(["score", "--model.model", path, *data_args], "already a file of records")
+
+
+def test_whatever_the_hubs_library_raises_is_one_error(monkeypatch):
+    def load_dataset(*args, **options):
+        raise RuntimeError("Dataset scripts are no longer supported, but found x.py")
+
+    offline = types.SimpleNamespace(HF_HUB_OFFLINE=True)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset, config=offline))
+    with pytest.raises(
+        InputError, match=r"'train' of the hub data set 'a/b@c' .*scripts are no longer supported.*local"
+    ):
+        read_frame("train", "a/b@c")

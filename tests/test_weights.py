@@ -45,6 +45,10 @@ def one_more_layer(weights):
     return weights | {n.replace("layer.1.", "layer.2."): w.clone() for n, w in weights.items() if "layer.1." in n}
 
 
+def stored_as(kind):
+    return lambda weights: {n: w.mul(60).to(kind) if n.endswith("query.weight") else w for n, w in weights.items()}
+
+
 # What is done to a BERT's weights, what a finished model's error names, and what it is when fine-tuning.
 DAMAGES = {
     "no head": (without("classifier"), ["'classifier.weight'", "lacks 2 of its 41"], None),
@@ -57,6 +61,9 @@ DAMAGES = {
         ["lacks 37", "torch.compile"],
     ),
     "DDP": (prefixed("module."), ["'module.'", "DistributedDataParallel"], ["lacks 37"]),
+    "8-bit integers": (stored_as(torch.int8), ["2 weights as I8", "quantized"], ["2 weights as I8"]),
+    "bytes": (stored_as(torch.uint8), ["2 weights as U8", "query.weight"], ["2 weights as U8"]),
+    "8-bit floats": (stored_as(torch.float8_e4m3fn), ["2 weights as F8_E4M3"], ["2 weights as F8_E4M3"]),
     "both": (prefixed("module._orig_mod."), ["'module._orig_mod.'"], ["lacks 37"]),
     "a Lightning module": (prefixed("net.model."), ["'net.model.'", "take it off"], ["lacks 37"]),
     "another number of classes": (shaped("classifier.weight", 5, 32), ["(5, 32)", "(2, 32)"], None),
@@ -64,6 +71,14 @@ DAMAGES = {
     "more layers": (one_more_layer, ["more layers", "'bert.encoder.layer.2."], ["more layers", "--model.layers"]),
     "nothing": (lambda weights: {"x": torch.zeros(1)}, ["lacks 41", "'x'"], ["lacks 37"]),
 }
+
+
+def test_a_quantized_model_is_refused(tmp_path):
+    write_model(tmp_path, labels=LABELS)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "unknown"}}))
+    with pytest.raises(InputError, match="is quantized"):
+        load_model(str(tmp_path))
 
 
 @pytest.mark.parametrize("how", DAMAGES)

@@ -129,10 +129,10 @@ def read_hub(split: str, hub: str, config: str | None) -> Any:
     _ask_hub(hub, name, revision)
     try:
         return datasets.load_dataset(name, config, split=split, revision=revision).to_pandas()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a data set that is a script, or whose files are damaged, it raises others, too
         raise InputError(
-            f"Split '{split}' of the hub data set '{hub}' ({config}) cannot be loaded: {error}. Check its name, or "
-            "the network, or give local files."
+            f"Split '{split}' of the hub data set '{hub}' ({config}) cannot be loaded ({type(error).__name__}: "
+            f"{first_line(error)}). Check its name, or the network, or give local files."
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from decimal import Decimal
 from itertools import islice
 from numbers import Number
 from typing import Any, Literal, NoReturn
@@ -70,7 +71,7 @@ def class_names(values: list[str], where: str) -> list[str]:
             _refuse(f"several labels ('{name}')", where, values.index(name), listed)
     alike: dict[Any, list[str]] = {}
     for name in names:
-        alike.setdefault(int(name) if _WHOLE.fullmatch(name) else name.casefold(), []).append(name)
+        alike.setdefault(_looks(name), []).append(name)
     odd = [str(group) for group in alike.values() if len(group) > 1 or group[0].casefold() in _MISSING]
     if odd:
         notice("like-labels", f"{where} has labels that look alike or missing, {odd[0]}; each is a class of its own.")
@@ -90,6 +91,13 @@ def _same_label(name: str) -> str:
     if number := re.fullmatch(r"([+-]?[0-9]+)\.([0-9]*?)0*", name):
         return number[1] + ("." + number[2] if number[2] else "")
     return name.lower() if name.lower() in ("true", "false") else name
+
+
+def _looks(name: str) -> Any:
+    """A label as a reader sees it, so that two that look alike can be told: without invisible characters."""
+    name = "".join(one for one in unicodedata.normalize("NFKC", name) if unicodedata.category(one) != "Cf")
+    name = name.strip().casefold()
+    return Decimal(name) if re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,3})?", name) else name
 
 
 def _number_like(name: str) -> bool:
@@ -124,8 +132,9 @@ def label_index(
     index: dict[str | None, int] = {None: -1} | {name: i for i, name in enumerate(label_names)}
     unknown = sorted({value for value in values if value is not None} - index.keys())
     places = {str(i): i for i in range(len(label_names))} if not any(map(_number_like, label_names)) else {}
-    if unknown and places and all(value is None or value in places for value in values):
-        said = ", ".join(f"'{value}' for '{label_names[places[value]]}'" for value in unknown[:4])
+    if unknown and places and places.keys() >= {_same_label(value) for value in {*values} if value is not None}:
+        index.update({value: places[_same_label(value)] for value in unknown})
+        said = ", ".join(f"'{value}' for '{label_names[places[_same_label(value)]]}'" for value in unknown[:4])
         if numbers == "refused":
             raise InputError(
                 f"The labels of {where} are numbers, but those of the training file are the names {label_names}. Write "
@@ -133,7 +142,6 @@ def label_index(
             )
         if numbers == "told":
             notice("numbered-labels", f"Labels of {where} are taken for places in the label names: {said}.")
-        index.update(places)
     elif unknown:
         same: dict[str, list[str]] = {}
         for name in label_names:

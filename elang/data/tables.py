@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -21,10 +22,15 @@ _OTHER_KINDS = {
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
     b"\x1f\x8b": "compressed by gzip: unpack it, or give it a name that ends in .gz",
+    b"BZh": "compressed by bzip2: unpack it",
+    b"\xfd7zXZ": "compressed by xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it",
+    b"PAR1": "a parquet file: give it a name that ends in .parquet",
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or export it as UTF-8 text",
     b"\xd0\xcf\x11\xe0": "a spreadsheet: export it as UTF-8 text",
 }
-_ROWS = 500
+_ROWS, _LOOKED_AT = 500, 1000
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 def suffix_of(path: str | Path) -> str:
@@ -92,7 +98,7 @@ def read_table(path: Path) -> Any:
     Raises:
         InputError: If it cannot be read, with the line where that is one line's fault.
     """
-    import pandas as pd
+    import pyarrow.parquet as pq
 
     suffix = suffix_of(path)
     if not path.is_file():
@@ -105,7 +111,9 @@ def read_table(path: Path) -> Any:
         other = " JSON with one object a line is named .jsonl." if suffix == ".json" else ""
         raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.{other}")
     try:
-        return pd.read_parquet(path)
+        # By itself: of a folder named key=value the library's readers may make a column.
+        with pq.ParquetFile(path) as file:
+            return file.read().to_pandas(ignore_metadata=True)
     except Exception as error:  # whatever the reader says of a damaged file
         raise InputError(f"The file '{path}' cannot be read: {str(error).strip()}. Save it again.") from error
 
@@ -217,6 +225,8 @@ def _delimited_frame(path: Path, tabs: bool) -> Any:
         csv.field_size_limit(limit)
     if not tabs and rows.line_num > taken:
         _check_quotes(path, columns)
+    if tabs:
+        _tell_quotes(path, columns)
     _tell_blank(skipped, path)
     return _frame(header, columns)
 
@@ -263,6 +273,19 @@ def other_delimiter(names: list[Any]) -> str:
     """What to say where a header of a single name seems to hold several."""
     found = [mark for mark in (";", "\t", ",", "|") if len(names) == 1 and mark in str(names[0])]
     return f"fields seem to be separated by {found[0]!r}, so save it with commas (.csv) or tabs (.tsv)" if found else ""
+
+
+def _tell_quotes(path: Path, columns: list[list[str]]) -> None:
+    """Tell of texts in quotes, with each quote within them doubled, as writers of CSV leave them in TSV, too."""
+    # To look at all would take a tenth of the time of reading.
+    first = [value for column in columns for value in column[:_LOOKED_AT]]
+    if quoted := [value for value in first if '""' in value and _QUOTED.fullmatch(value)]:
+        notice(
+            "quotes-in-tsv",
+            f"{len(quoted)} texts in the first {_LOOKED_AT} rows of '{path}' are in quotes, with the quotes within "
+            f"them doubled: {quoted[0][:80]!r}. In .tsv files quotes are ordinary characters, so they stay part of the "
+            "text. Save the file as .csv if they should not.",
+        )
 
 
 def _check_quotes(path: Path, columns: list[list[str]]) -> None:

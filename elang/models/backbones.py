@@ -4,12 +4,14 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -17,8 +19,10 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedTokenizerFast,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import cached_file, find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from elang.data.format import TextTask
@@ -28,7 +32,7 @@ from elang.models.families import check_family, check_padding, settle_padding
 from elang.models.seq2seq import Seq2Seq
 from elang.models.text_model import Classifier, TextModel, folder_sha256
 from elang.models.text_to_text import TextToText
-from elang.models.weights import check_parts, check_state, check_weights, is_body
+from elang.models.weights import check_parts, check_precision, check_state, check_weights, is_body
 from elang.notices import notice, write_made
 from elang.outputs import settle
 
@@ -38,6 +42,9 @@ SHARDED_ABOUT = "meta.pt"
 _COMMIT = re.compile("[0-9a-f]{40}")
 # The library's own empty vocabularies have up to one token that is not special.
 _FEWEST_WORDS = 2
+# Classes of tokenizers that are what their tokenizer.json says.
+_AS_WRITTEN = ("PreTrainedTokenizerFast", "TokenizersBackend")
+_SAMPLE, _ALIKE = 400, 0.9
 
 
 def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None:
@@ -171,7 +178,7 @@ def load_model(
                 check_words(own, task, path)
             said = own if own and not fine_tune else task
             assert said is not None
-            tokenizer = _load_tokenizer(name, options)
+            tokenizer = load_tokenizer(name, options)
             settle_padding(config, tokenizer, path)
             # Large ones are not to be there twice.
             backbone, info = _pretrained(AutoModelForSeq2SeqLM, name, config, options, dtype=dtype)
@@ -201,7 +208,7 @@ def load_model(
                     f"'{path}' gives any number of labels to a text (its config.json has the problem_type "
                     "multi_label_classification), and elang needs exactly one. Fine-tune it with `elang fit`."
                 )
-            tokenizer = _load_tokenizer(name, options)
+            tokenizer = load_tokenizer(name, options)
             settle_padding(config, tokenizer, path, fine_tune)
             backbone, info = _pretrained(AutoModelForSequenceClassification, name, config, options)
             new = check_weights(backbone, info, path, fine_tune, layers is not None)
@@ -239,7 +246,7 @@ def load_masked(path: str) -> tuple[Any, Any, bool]:
     name, options = _locate(path)
     try:
         with _quiet():
-            tokenizer = _load_tokenizer(name, options)
+            tokenizer = load_tokenizer(name, options)
         config = AutoConfig.from_pretrained(name, **options)
         model, info = _pretrained(AutoModelForMaskedLM, name, config, options)
         # Neighbours of words need no head.
@@ -256,13 +263,66 @@ def load_masked(path: str) -> tuple[Any, Any, bool]:
     return model, tokenizer, not head
 
 
-def _load_tokenizer(name: str, options: dict[str, Any]) -> Any:
-    found = AutoTokenizer.from_pretrained(name, **options)
+def load_tokenizer(name: str, options: dict[str, Any]) -> Any:
+    """Load a tokenizer as its ``tokenizer.json`` has it: for some families the library builds another of its words.
+
+    Args:
+        name: A folder or a hub id.
+        options: What else the library is to be told.
+
+    Raises:
+        ValueError: If it knows no words.
+        OSError: If there is none.
+    """
+    found = None
+    file = _tokenizer_file(name, options)
+    if file is None or get_tokenizer_config(name, **options).get("tokenizer_class") not in _AS_WRITTEN:
+        found = AutoTokenizer.from_pretrained(name, **options)
+        own = type(found) is not PreTrainedTokenizerFast
+        if file and own and _agreement(Tokenizer.from_file(file), found) < _ALIKE:
+            notice(
+                "tokenizer-as-written",
+                f"'{name}' names a tokenizer that would split texts otherwise than its tokenizer.json does, "
+                f"{type(found).__name__}: tokenizer.json is used. Set tokenizer_class in tokenizer_config.json to "
+                "PreTrainedTokenizerFast.",
+            )
+            found = None
+    if found is None:
+        found = PreTrainedTokenizerFast.from_pretrained(name, **options)
     # Where its files are missing the library makes one of special tokens alone, to which all texts are the same.
     words = set(found.get_vocab().values()) - set(found.all_special_ids)
     if len(words) < _FEWEST_WORDS:
         raise ValueError(f"its tokenizer's files are missing or empty: it knows {len(words)} tokens")
     return found
+
+
+def _tokenizer_file(name: str, options: dict[str, Any]) -> str | None:
+    try:
+        found: str | None = cached_file(name, "tokenizer.json", **options)
+    except OSError:
+        return None
+    return found
+
+
+def _agreement(written: Tokenizer, other: Any) -> float:
+    """The share of tokens of texts made of a tokenizer's own words on which another one agrees."""
+    written.no_padding()
+    written.no_truncation()
+    special = {token.content for token in written.get_added_tokens_decoder().values()}
+    known = sorted((i, word) for word, i in written.get_vocab().items() if word not in special)
+    # What options of a tokenizer's class may rightly change, as capitals and accents, is left out.
+    plain = [i for i, word in known if word.isascii() and word == word.lower()] or [i for i, _ in known]
+    plain = plain[:: max(1, len(plain) // _SAMPLE)]
+    words = [written.decode([i]).strip() for i in plain]
+    texts = [" ".join(words[i : i + 20]) for i in range(0, len(words), 20)]
+    if not texts:
+        return 1.0
+    pairs = [
+        [Counter(one) for one in (written.encode(text, add_special_tokens=False).ids, ids)]
+        for text, ids in zip(texts, other(texts, add_special_tokens=False)["input_ids"], strict=True)
+    ]
+    total = sum(first.total() for first, _ in pairs)
+    return sum((first & second).total() for first, second in pairs) / total if total else 1.0
 
 
 def _text_to_text(backbone: Any, tokenizer: Any, task: TextTask, generate: bool, num_beams: int | None) -> TextModel:
@@ -272,6 +332,8 @@ def _text_to_text(backbone: Any, tokenizer: Any, task: TextTask, generate: bool,
 
 
 def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **more: Any) -> tuple[Any, dict[str, Any]]:
+    if getattr(config, "quantization_config", None):
+        raise ValueError("its config.json says that it is quantized (quantization_config), which is not supported")
     # Without peft it would be left out without a word, with peft perhaps be put on weights that are not pinned.
     if find_adapter_config_file(name, **options):
         raise ValueError("it has a PEFT adapter; save it with its adapter merged into its weights, merge_and_unload()")
@@ -282,6 +344,7 @@ def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **mo
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with _quiet():
         model, info = kind.from_pretrained(name, config=config, **settings, **told)
+    check_precision(Path(cached_file(name, "config.json", **options)).parent, name)
     return model, info
 
 
@@ -401,7 +464,7 @@ def _is_cached(name: str, revision: str, weights: bool) -> bool:
         index = find("model.safetensors.index.json")
         shards = json.loads(index.read_text("utf-8"))["weight_map"].values() if index else ["model.safetensors"]
         # It may need files that only its own class knows.
-        _load_tokenizer(name, {"revision": revision, "local_files_only": True})
+        load_tokenizer(name, {"revision": revision, "local_files_only": True})
     except Exception:
         return False
     return not weights or all(map(find, set(shards)))
@@ -464,7 +527,7 @@ def _from_checkpoint(path: str, generate: bool, num_beams: int | None) -> TextMo
     try:
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         name, options = _locate(about["tokenizer"], weights=False)
-        tokenizer = _load_tokenizer(name, options)
+        tokenizer = load_tokenizer(name, options)
         check_family(config, path)
         settle_padding(config, tokenizer, path)
     except InputError:

@@ -34,6 +34,7 @@ REFUSED = {
     "canine": "it reads characters and mixes padding into them",
     "convbert": "its convolutions mix padding into the last tokens",
     "fnet": "its Fourier transform mixes padding into all tokens",
+    "fsmt": "its decoder sees later tokens where it is run without a cache",
     "funnel": "its encoder shortens the sequence, and mixes padding into short texts",
     "mobilebert": "it joins each token with the next one, be that padding",
     "mra": "it reads blocks of tokens, padding among them",

@@ -25,12 +25,6 @@ from elang.router import RouterHead, masked_mean
 from elang.scores import BEFORE_DECODER
 from elang.sequence_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES, sequence_scores, token_scores
 
-_UNSUPPORTED = {
-    "fsmt": "its decoder sees later tokens where it is run without a cache",
-    "encoder-decoder": "it is two models put together, whose costs are not counted",
-    "nllb-moe": "a mixture of experts has outputs of its own",
-    "switch_transformers": "a mixture of experts has outputs of its own",
-}
 # What may be set where greedy texts are all that is asked for; what is for beams or samples is of no effect.
 _PLAIN = {
     *("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id", "max_new_tokens", "num_beams"),
@@ -107,8 +101,6 @@ class Seq2Seq(TextModel):
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask, num_beams: int | None = None) -> None:
         super().__init__(backbone, tokenizer, task)
         kind, own = backbone.config.model_type, backbone.generation_config
-        if kind in _UNSUPPORTED:
-            raise InputError(f"A '{kind}' model is not supported: {_UNSUPPORTED[kind]}. Take T5, BART, Marian or NLLB.")
         if own.decoder_start_token_id is None:
             own.decoder_start_token_id = getattr(backbone.config, "decoder_start_token_id", None)
         if own.decoder_start_token_id is None:

@@ -13,6 +13,7 @@ from elang.records import listed
 _COMPUTED = re.compile(r"(position_ids|rotary_emb\.inv_freq|masked_bias|attn\.bias|attention\.bias)$")
 # Zeros unless something was trained into them; a model without a language-model head has none.
 _ZEROS = {"final_logits_bias"}
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _WRAPPERS = {"_orig_mod.": "torch.compile", "module.": "DistributedDataParallel"}
 _NAMED = 4
 _OTHER_TASKS = ("ForTokenClassification", "ForQuestionAnswering")
@@ -72,6 +73,30 @@ def check_weights(model: Any, info: dict[str, Any], path: str, fine_tune: bool, 
     elif unexpected:
         notice("unused-weights", f"'{path}' holds weights that are not used: {_some(unexpected)}.")
     return sorted(head)
+
+
+def check_precision(folder: Path, path: str) -> None:
+    """Refuse weights that were quantized: read as they are they would count in steps that no one knows.
+
+    Args:
+        folder: With the model's files.
+        path: The model's, for messages.
+
+    Raises:
+        InputError: Naming the weights.
+    """
+    from safetensors import safe_open
+
+    found: dict[str, str] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            found |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no dict
+    odd = {name: kind for name, kind in found.items() if kind not in _FLOATS and not _COMPUTED.search(name)}
+    if odd:
+        raise InputError(
+            f"The files of '{path}' hold {len(odd)} weights as {', '.join(sorted(set(odd.values())))}: {_some(odd)}. "
+            "They seem to be quantized, which is not supported. Give the model in float32, bfloat16 or float16."
+        )
 
 
 def check_state(model: Any, state: dict[str, Any], path: str, remedy: str) -> None:
