@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is not None:
         return _answered(argv)
-    warnings.formatwarning = _warning_line
+    warnings.showwarning = _show_warning
     _standard_streams()
     try:
         code = _answered(sys.argv[1:])
@@ -249,10 +249,14 @@ def _own_config(value: str) -> str:
     return value
 
 
-def _warning_line(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> str:
-    """A warning in one line: a user of the command line has no use for the line of code that warns."""
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Print a warning in one line: a user of the command line has no use for the line of code that warns.
+
+    Libraries put formats of their own in place of the usual one as they are imported; this is not one of them.
+    """
     who = "elang: note" if issubclass(category, Notice) else category.__name__
-    return f"{who}: {printable(str(message))}\n"
+    with suppress(OSError, AttributeError):
+        sys.stderr.write(f"{who}: {printable(str(message))}\n")
 
 
 def suggest(parser: Any) -> None:

@@ -104,6 +104,12 @@ def cautions(answers: "PairAnswers", label_names: list[str], largest: float | No
         largest: The most that an answer is worth, if there is one.
     """
     found = []
+    costs = [float(flops.mean()) for flops in (answers.swift_flops, answers.super_flops)]
+    if costs[0] > costs[1]:
+        found.append(
+            f"the Swift costs more than the Super ({costs[0]:.3g} FLOPs an input, not {costs[1]:.3g}): are the two the "
+            "other way round"
+        )
     if answers.problem == "classification":
         for who, prediction in (("Swift", answers.swift), ("Super", answers.super_)):
             if names := never_right(prediction, answers.label, label_names):

@@ -148,6 +148,13 @@ class JointPredictor:
         if swift_model is not None and super_model is not None:
             other = _ready(super_model, self.task, precision, self.device, compile, super_int8)
             trained = "" if self.swift.manifest is not None else ", which `elang fit` has not written,"
+            weights = [sum(p.numel() for p in model.parameters()) for model in (self.swift, other)]
+            if weights[0] > weights[1]:
+                notice(
+                    "swapped-models",
+                    f"The Swift '{swift_model}' has {weights[0]:,} weights and the Super '{super_model}' only "
+                    f"{weights[1]:,}: are the two the other way round?",
+                )
             order = other.class_order(self.label_names, f"'{super_model}'", f"'{swift_model}'{trained}")
             if other.manifest is not None and other.task.fields != self.task.fields:
                 raise InputError(

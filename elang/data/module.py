@@ -285,8 +285,7 @@ class TextData(LightningDataModule):
                                 f"{texts.truncated} of {len(texts.lengths)} {what} of '{split}' are longer than {most} "
                                 f"tokens and were cut. Raise --data.{option} to keep them whole.",
                             )
-        # What is scored is not measured.
-        if "train" in self._examples and not self.all_splits and self.fold is None:
+        if "train" in self._examples and self.fold is None:
             for split in [one for one in ("validation", "test") if one in needed]:
                 self._say_overlap(split)
         sizes = ", ".join(f"{split} {len(found)}" for split, found in self._examples.items())

@@ -105,6 +105,8 @@ def check_output_folder(folder: Path) -> None:
     ours = (folder / FILENAME).is_file() and (folder / "config.json").is_file()
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not ours)):
         raise InputError(f"'{folder}' exists and is not a model folder of elang; choose another --model.output.")
+    if ours:
+        notice("replaced-model", f"The model in '{folder}' is replaced by the new one when the training ends.")
 
 
 def load_model(
