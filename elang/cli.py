@@ -249,7 +249,7 @@ def _own_config(value: str) -> str:
     return value
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
     """Print a warning in one line: a user of the command line has no use for the line of code that warns.
 
     Libraries put formats of their own in place of the usual one as they are imported; this is not one of them.

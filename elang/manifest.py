@@ -158,10 +158,10 @@ class Manifest:
         score = score or self.score
         known = self.thresholds.get(score, {})
         if name not in known:
-            there = f"those there are: {', '.join(map(repr, known))}. Give one of these" if known else "it has none. Give"
+            named = f"it has {', '.join(map(repr, known))}. Give one of these, or" if known else "it has none. Give"
             raise InputError(
-                f"There is no threshold '{name}' for the score '{score}'; {there}, or a "
-                "number. `elang validate` with a held-out slice makes the usual ones, `elang calibrate JOINT "
+                f"There is no threshold '{name}' for the score '{score}'; {named} a number. "
+                "`elang validate` with a held-out slice makes the usual ones, `elang calibrate JOINT "
                 "--max_regret 0.02 --output SWIFT` 'certified'."
             )
         return float(known[name]["threshold"])

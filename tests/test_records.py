@@ -331,7 +331,7 @@ def test_threshold_entry():
     ("name", "score", "said"),
     [
         ("99%", None, "'keep', 'defer', 'parity'"),
-        ("parity", "margin", "there are none"),
+        ("parity", "margin", "it has none. Give a number"),
         ("parity", "router", "'router'"),
     ],
 )

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,17 +12,17 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import QUIET
+from conftest import FAST, QUIET
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 from test_pitfalls import run_cli
 
-from elang import locks
+from elang import JointPredictor, locks
 from elang.cli import main
 from elang.errors import InputError
 from elang.lightning_cli import run
 from elang.manifest import Manifest
-from elang.notices import notices
+from elang.notices import forget_notices, notices
 
 
 def told(kind):
@@ -401,3 +403,51 @@ def test_one_model_is_evaluated_beside_an_earlier_evaluation(pair, data_args, tm
     args = ["validate", "--model", "FinetuneModule", "--model.model", str(pair["super"]), *data_args, *QUIET]
     assert main(args) == 0
     assert [path.name for path in tmp_path.rglob("*")] == ["joint", "curve.csv"]
+
+
+def test_notes_keep_their_form_beside_lightning(pair, data_args, tmp_path):
+    """Lightning puts a format of its own in place of Python's as it is imported."""
+    args = ["validate", "--model", "FinetuneModule", "--model.model", pair["super"], *data_args, *QUIET]
+    done = subprocess.run(
+        [sys.executable, "-m", "elang", *map(str, args), "--data.max_length", "6"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(r"^elang: note: \d+ of 61 inputs of 'validation' are longer", done.stderr, re.MULTILINE), (
+        done.stderr
+    )
+    assert "call.py" not in done.stderr
+
+
+def test_a_finished_model_is_not_replaced_in_silence(pair, base_model, data_args, files, tmp_path):
+    shutil.copytree(pair["super"], tmp_path / "model")
+    args = ["fit", "--model.model", base_model, "--model.output", tmp_path / "model", "--trainer.max_steps", 1]
+    assert main([*map(str, args), *data_args, *FAST, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    assert [one for one in notices() if one["kind"] == "replaced-model" and str(tmp_path / "model") in one["text"]]
+
+
+def test_scoring_tells_of_texts_that_were_trained_on(pair, data_args, files, tmp_path):
+    args = ["score", "--model.model", str(pair["super"]), "--model.output", str(tmp_path / "x.parquet"), *data_args]
+    args[args.index("--data.validation") + 1] = str(files[0])
+    assert main([*args, *QUIET]) == 0
+    assert "overlap" in [one["kind"] for one in notices()]
+
+
+def test_a_pair_the_other_way_round(pair, data_args, tmp_path):
+    forget_notices()
+    JointPredictor(str(pair["super"]), str(pair["swift"]), "0.0")
+    (said,) = [one["text"] for one in notices() if one["kind"] == "swapped-models"]
+    assert re.search(r"Swift '.*super' has [\d,]+ weights and the Super '.*swift' only [\d,]+", said)
+    args = [
+        "--model.swift_model",
+        pair["super"],
+        "--model.super_model",
+        pair["swift"],
+        "--model.output",
+        tmp_path / "j",
+    ]
+    assert main(["validate", *map(str, args), *data_args, *QUIET]) == 0
+    cautions = json.loads((tmp_path / "j" / "summary.json").read_text())["cautions"]
+    assert [one for one in cautions if one.startswith("the Swift costs more than the Super")]
