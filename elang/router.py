@@ -155,7 +155,7 @@ class RouterHead(nn.Module):
         self,
         features: Tensor,
         gain: Tensor,
-        key: Tensor,
+        fold: Tensor,
         candidates: dict[str, list[int]] | None = None,
         simple: str | None = None,
         lesson: Tensor | None = None,
@@ -165,7 +165,7 @@ class RouterHead(nn.Module):
         Args:
             features: Shape ``(N, F)``.
             gain: What deferring each would have gained, shape ``(N,)``.
-            key: Of their texts (or of what several share), int64 ``(N,)``: equal ones stay in one fold.
+            fold: Which of the :data:`FOLDS` parts each is in, int64 ``(N,)``: examples of one text are in the same one.
             candidates: By name, the features that it may read; by default all.
             simple: The one of them, of a single feature, that is taken unless another is better with 95% confidence.
             lesson: A less noisy estimate of the gain (:func:`expected_gain`), ``(N,)``: it is learned from, and
@@ -176,7 +176,7 @@ class RouterHead(nn.Module):
             (0) and oracle (1) on examples that they had not seen, by what was learned from (with a lesson also
             ``areas_by_answers``, by the gain, of the best and the simple one: it must not be smaller), and ``why``.
         """
-        x, y, fold = features.double().cpu(), gain.double().cpu(), fold_of(key.cpu())
+        x, y, fold = features.double().cpu(), gain.double().cpu(), fold.cpu()
         taught = y if lesson is None else lesson.double().cpu()
         mean, scale = x.mean(0), x.std(0, correction=0)
         # What never varies tells nothing.

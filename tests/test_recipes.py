@@ -26,7 +26,7 @@ from elang.models.label_lessons import LabelLessons
 from elang.models.text_model import Answer
 from elang.notices import notices
 from elang.records import Records, read_records
-from elang.router import masked_mean
+from elang.router import fold_of, masked_mean
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs" / "recipes").glob("*.yaml"))
 NAMES = ["bad", "good"]
@@ -567,7 +567,7 @@ def test_a_router_that_reads_everything_is_used(pair, joint_args, files, tmp_pat
     head = swift.routers["router"]
     gain = features[:, -3]
     key = torch.tensor([content_key((text,)) for text in texts])
-    head.fit(features, gain, key)
+    head.fit(features, gain, fold_of(key))
     folder = tmp_path / "swift"
     manifest = swift.manifest
     manifest.thresholds = {}

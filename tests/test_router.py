@@ -26,6 +26,10 @@ def inputs(n=64, width=32, classes=3, seed=0):
     return torch.randn(n, width, generator=generator), 3 * torch.randn(n, classes, generator=generator)
 
 
+def folds(n, seed=0):
+    return fold_of(keys(n, seed))
+
+
 def keys(n, seed=0):
     return torch.randint(-(2**63), 2**63 - 1, (n,), generator=torch.Generator().manual_seed(seed))
 
@@ -68,7 +72,7 @@ def test_a_head_is_ridge_regression():
     x = torch.randn(300, 12, generator=generator).double() * torch.arange(1, 13)
     y = x[:, 0] - 0.1 * x[:, 5] + 3 + torch.randn(300, generator=generator)
     head = RouterHead(12)
-    report = head.fit(x, y, keys(300))
+    report = head.fit(x, y, folds(300))
     standard = ((x - x.mean(0)) / x.std(0, correction=0)).numpy()
     reference = RidgeCV(alphas=(300 * torch.logspace(-6, 3, 37)).numpy()).fit(standard, y.numpy())
     expected = torch.tensor(reference.predict(standard)).float()
@@ -83,14 +87,14 @@ def test_without_a_lesson_it_says_the_mean():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(60, 200, generator=generator), torch.randn(60, generator=generator) + 5
     head = RouterHead(200)
-    head.fit(x, y, keys(60))
+    head.fit(x, y, folds(60))
     fresh = head(torch.randn(400, 200, generator=generator))
     assert float(fresh.std()) < 0.5
     assert float(fresh.mean()) == pytest.approx(float(y.mean()), abs=0.2)
     # What never varies, and a single example, are no reason to fail.
     for features in (torch.ones(60, 3), torch.ones(1, 3)):
         head = RouterHead(3)
-        head.fit(features, y[: len(features)], keys(len(features)))
+        head.fit(features, y[: len(features)], folds(len(features)))
         torch.testing.assert_close(head(features), y[: len(features)].mean().expand(len(features)))
 
 
@@ -100,10 +104,10 @@ def test_an_example_is_answered_by_a_fit_that_has_not_seen_it():
     fold = fold_of(key)
     assert set(fold.tolist()) == set(range(FOLDS))
     head, other = RouterHead(60), RouterHead(60)
-    head.fit(x, y, key)
+    head.fit(x, y, fold)
     changed = y.clone()
     changed[7] += 100
-    other.fit(x, changed, key)
+    other.fit(x, changed, fold)
     # All fits share the slope and the mean that put them on the gain's scale; their order does not change.
     before, after = head(x, fold), other(x, fold)
     own = fold == fold[7]
@@ -134,11 +138,11 @@ def test_a_lesson_is_learned_from_and_put_on_the_gains_scale():
     # The lesson says it all, but three times as large.
     head, plain = RouterHead(3), RouterHead(3)
     candidates = {"score": [0], "all": [0, 1, 2]}
-    report = head.fit(x, gain, keys(400), candidates, "score", lesson=3 * odds)
+    report = head.fit(x, gain, folds(400), candidates, "score", lesson=3 * odds)
     assert report["reads"] == "all"
     assert report["learned_from"] == "the Super's probabilities"
     assert report["areas"]["all"] > 0.9
-    assert plain.fit(x, gain, keys(400), candidates, "score")["learned_from"] == "the gain"
+    assert plain.fit(x, gain, folds(400), candidates, "score")["learned_from"] == "the gain"
     fresh = torch.randn(2000, 3, generator=generator)
     truth = (2 * fresh[:, 1] - 2).sigmoid()
     errors = [1 - torch.corrcoef(torch.stack([h(fresh), truth]))[0, 1] for h in (head, plain)]
@@ -158,7 +162,7 @@ def test_a_super_that_is_sure_and_wrong_does_not_choose_the_router():
         sure = x[:, 1] > 0.8
         lesson = torch.where(sure, 0.9, 0.2 * (x[:, 0]).sigmoid()).double()
         gain = (torch.rand(600, generator=generator) < 0.4 * (3 * x[:, 0] - 1).sigmoid()).double() * ~sure
-        report = RouterHead(2).fit(x, gain, keys(600, seed), {"score": [0], "all": [0, 1]}, "score", lesson=lesson)
+        report = RouterHead(2).fit(x, gain, folds(600, seed), {"score": [0], "all": [0, 1]}, "score", lesson=lesson)
         assert report["areas"]["all"] > report["areas"]["score"]
         assert report["reads"] == "score"
         refused += "a smaller one by right answers" in report["why"]
@@ -190,7 +194,7 @@ CANDIDATES = {"score": [0], "all": [0, 1, 2, 3, 4, 5]}
 def test_more_is_read_where_it_helps():
     x, y = gains(1500, 2.0)
     head = RouterHead(6)
-    report = head.fit(x, y, keys(1500), CANDIDATES, "score")
+    report = head.fit(x, y, folds(1500), CANDIDATES, "score")
     assert report["reads"] == "all"
     assert report["areas"]["all"] > report["areas"]["score"]
     assert report["better_by_at_least"] > 0
@@ -207,20 +211,20 @@ def test_the_simple_score_is_kept_where_the_slice_cannot_tell():
     for seed in range(5):
         x, y = gains(150, 0.0, seed)
         head = RouterHead(6)
-        report = head.fit(x, y, keys(150, seed), CANDIDATES, "score")
+        report = head.fit(x, y, folds(150, seed), CANDIDATES, "score")
         assert report["reads"] == "score"
         assert "by chance" in report["why"] or report["areas"]["score"] >= report["areas"]["all"]
         # The order is exactly the score's, on the slice, too.
         fresh = gains(200, 0.0, 9)[0]
         assert torch.equal(head(fresh).argsort(), fresh[:, 0].argsort())
-        assert torch.equal(head(x, fold_of(keys(150, seed))).argsort(), x[:, 0].argsort())
+        assert torch.equal(head(x, folds(150, seed)).argsort(), x[:, 0].argsort())
 
 
 @pytest.mark.parametrize("gain", [0.0, 1.0])
 def test_nothing_to_choose_by(gain):
     x, _ = gains(40, 0.0)
     head = RouterHead(6)
-    report = head.fit(x, torch.full((40,), gain), keys(40), CANDIDATES, "score")
+    report = head.fit(x, torch.full((40,), gain), folds(40), CANDIDATES, "score")
     assert report["reads"] == "score"
     assert "nothing to gain" in report["why"]
     assert torch.equal(head(x).argsort(), x[:, 0].argsort())
@@ -230,7 +234,7 @@ def test_nothing_to_choose_by(gain):
 def test_a_score_that_points_the_wrong_way_keeps_its_order():
     x, _ = gains(400, 0.0)
     head = RouterHead(6)
-    head.fit(x, (x[:, 0] < 0).double(), keys(400), {"score": [0]}, "score")
+    head.fit(x, (x[:, 0] < 0).double(), folds(400), {"score": [0]}, "score")
     assert torch.equal(head(x).argsort(), x[:, 0].argsort())
 
 
@@ -243,7 +247,7 @@ def test_a_wide_hidden_state_does_not_drown_the_scores():
     areas = []
     for hidden in (500, 0):
         head = RouterHead(501, hidden)
-        head.fit(wide, y, keys(400))
+        head.fit(wide, y, folds(400))
         areas.append(float(gain_area(head(fresh), gain)))
     assert areas[0] > areas[1] + 0.1
 
@@ -251,10 +255,10 @@ def test_a_wide_hidden_state_does_not_drown_the_scores():
 def test_heads_keep_their_precision():
     head = RouterHead(3).bfloat16()
     x, y = torch.randn(50, 3), torch.randn(50)
-    head.fit(x, y, keys(50))
+    head.fit(x, y, folds(50))
     assert head.weight.dtype == torch.float32
     expected = RouterHead(3)
-    expected.fit(x, y, keys(50))
+    expected.fit(x, y, folds(50))
     torch.testing.assert_close(head(x), expected(x))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(head(x), expected(x))
@@ -264,13 +268,13 @@ def test_heads_keep_their_precision():
 def test_save_and_load(tmp_path):
     x, y = gains(100, 1.0)
     head, other = RouterHead(6), RouterHead(6)
-    head.fit(x, y, keys(100))
+    head.fit(x, y, folds(100))
     assert head.fitted
     assert not other.fitted
     torch.save(head.state_dict(), tmp_path / "router.pt")
     other.load_state_dict(torch.load(tmp_path / "router.pt", weights_only=True))
     assert torch.equal(other(x), head(x))
-    assert torch.equal(other(x, fold_of(keys(100))), head(x, fold_of(keys(100))))
+    assert torch.equal(other(x, folds(100)), head(x, folds(100)))
     assert other.fitted
 
 

@@ -371,12 +371,13 @@ class SwiftModule(FinetuneModule):
         heads = {name: table[name] for name in model.head_scores if name not in model.routers}
         for name, head in model.routers.items():
             features = table[f"{name}_features"]
-            self.router_report[name] = head.fit(features, gain, table["unit"], *model.candidates(name), lesson)
+            fold = fold_of(table["unit"])
+            self.router_report[name] = head.fit(features, gain, fold, *model.candidates(name), lesson)
             rank_zero_info(f"{name}: reads {self.router_report[name]['reads']}: {self.router_report[name]['why']}")
             if name == "router" and not self._score_given and self.router_report[name]["reads"] not in SIMPLE:
                 self.score = "router"
             place = head.bias.device
-            heads[name] = head(features.to(place), fold_of(table["unit"]).to(place)).to(features.device)
+            heads[name] = head(features.to(place), fold.to(place)).to(features.device)
         # In the order that they are listed in.
         heads = {name: heads[name] for name in model.head_scores}
         if super_ is None:
