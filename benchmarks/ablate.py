@@ -146,9 +146,9 @@ def trainer_of(epochs: int, device: str, large: bool) -> Any:
 
 def answers_of(module: Any, data: Any, splits: list[str], device: str) -> dict[str, np.ndarray]:
     """A model's answers to some splits, as arrays named by split and column."""
-    from elang.data.batches import encode_examples
-    from elang.models.evaluation import answer_batch
-    from elang.router import fold_of
+    from elang.backends.columns import answer_batch
+    from elang.data.encoding import encode_examples
+    from elang.data.slices import fold_of
 
     place = torch.device("cuda" if device == "gpu" else "cpu")
     model = module.classifier.to(place).eval()
@@ -174,7 +174,7 @@ def answers_of(module: Any, data: Any, splits: list[str], device: str) -> dict[s
 
 def write_super_records(job: Job, out: Path, found: dict[str, np.ndarray], names: list[str]) -> None:
     """The Super's answers in the form that a Swift's training reads."""
-    from elang.records import Records, join_records, write_records
+    from elang.records.table import Records, join_records, write_records
 
     def part(split: str) -> Records:
         logits = torch.tensor(found[f"{split}_logits"])
@@ -215,7 +215,7 @@ def run_texts(job: Job, args: argparse.Namespace, device: str) -> None:
     """Make text like a task's, by the backbone as it came: fine-tuning has moved its embeddings."""
     import pandas as pd
 
-    from elang.data.augment import augment
+    from elang.cli.augment import augment
 
     start = time.perf_counter()
     data, out = data_of(job, args.data, args.out), args.out
@@ -229,7 +229,7 @@ def run_texts(job: Job, args: argparse.Namespace, device: str) -> None:
 
 def run_scored(job: Job, args: argparse.Namespace, device: str) -> None:
     """Add a Super's answers to the text that was made."""
-    from elang.models.backbones import load_model
+    from elang.backends.loading.load import load_model
 
     out, super_ = args.out, Job("super", job.task, job.seed)
     start = time.perf_counter()
@@ -291,7 +291,7 @@ def fold_jobs(job: Job) -> list[Job]:
 
 def join_folds(job: Job, args: argparse.Namespace) -> None:
     """Put the folds' answers together."""
-    from elang.records import Records, join_records, write_records
+    from elang.records.table import Records, join_records, write_records
 
     parts = []
     for one in fold_jobs(job):

@@ -16,10 +16,12 @@ from ablate import SETUPS, SWIFTS, needs_folds
 from common import write_result
 from torch import Tensor
 
-from elang.bootstrap import gain_area, resamples
-from elang.evaluate import FRACTIONS, PairAnswers, choose_thresholds, pair_answers, summarize
-from elang.quality import QUALITIES
-from elang.records import Records
+from elang.evaluation.pair import PairAnswers, pair_answers
+from elang.evaluation.summary import summarize
+from elang.evaluation.thresholds import FRACTIONS, choose_thresholds
+from elang.method.bootstrap import gain_area, resamples
+from elang.method.quality.registry import QUALITIES
+from elang.records.table import Records
 
 BASELINE = ("plain", "max_softmax")
 INTERVAL = (0.025, 0.975)

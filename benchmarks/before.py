@@ -59,7 +59,7 @@ def make(folder: Path, rows: int) -> None:
 def work(part: str, folder: Path) -> float:
     """Do one part in this process, with the ``elang`` that is imported here; its seconds."""
     from elang import JointPredictor, TextClassificationData
-    from elang.cli import main
+    from elang.cli.verbs import main
 
     verb, _, suffix = part.partition(" ")
     if verb == "read":
@@ -73,7 +73,7 @@ def work(part: str, folder: Path) -> float:
         start = time.perf_counter()
         list(predictor.map(texts))
         return time.perf_counter() - start
-    import elang.lightning_cli  # noqa: F401 - its start-up is another benchmark's
+    import elang.cli.lightning  # noqa: F401 - its start-up is another benchmark's
 
     start = time.perf_counter()
     options = {

@@ -20,10 +20,12 @@ import torch
 from common import write_result
 from torch import Tensor
 
-from elang.certificate import Certificate, certify_drop, certify_regret, effective_number, quantiles_of
-from elang.manifest import Manifest
-from elang.slices import independent_rows, next_level
-from elang.statements import check_statements
+from elang.evaluation.attempts import next_level
+from elang.evaluation.slices import independent_rows
+from elang.evaluation.statements import check_statements
+from elang.method.certificate import Certificate, certify_drop, certify_regret
+from elang.method.drift import effective_number, quantiles_of
+from elang.records.manifest import Manifest
 
 POPULATION, SCORES, SWIFTS = 20_000, 7, 5
 CERTIFY: dict[str, Callable[..., Certificate | None]] = {"regret": certify_regret, "drop": certify_drop}

@@ -49,7 +49,7 @@ def asked_data(folder: Path) -> Any:
 
 def journal_of(folder: Path, name: str) -> Any:
     """What `elang ask` keeps of them."""
-    from elang.ask import _Journal
+    from elang.cli.ask import _Journal
 
     return _Journal(folder / name, "u", asked_data(folder))
 
@@ -98,47 +98,48 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
     ours: tuple[type[Exception], ...] = (InputError,)
 
     def table() -> None:
-        from elang.data.files import label_index, label_values, read_frame, texts_of
+        from elang.data.columns import read_frame, texts_of
+        from elang.data.labels import label_index, label_values
 
         frame = read_frame(str(path))
         texts_of(frame, ["text"], "it")
         label_index(label_values(frame, "label", "it"), ["bad", "good"], "it")
 
     def records() -> None:
-        from elang.records import read_records
+        from elang.records.reading import read_records
 
         read_records(path, ["bad", "good"])
 
     def manifest() -> None:
-        from elang.manifest import Manifest
+        from elang.records.manifest import Manifest
 
         found = Manifest.read(path)
         found.threshold("parity", "max_softmax")
 
     def plan() -> None:
-        from elang.suite import chosen_tasks, read_plan
+        from elang.cli.suites.plan import chosen_tasks, read_plan
 
         chosen_tasks("one", read_plan(str(path)))
 
     def lines() -> None:
-        from elang.predict import read_inputs
+        from elang.inference.inputs import read_inputs
 
         for _ in read_inputs(str(path), None):
             pass
 
     def joint() -> None:
-        from elang.calibrate import read_slice
+        from elang.evaluation.joint_records import read_slice
 
         path.replace(folder / "records.parquet")
         read_slice(folder, "test", "x")
 
     def part() -> None:
-        from elang.merge import merge
+        from elang.records.merging import merge
 
         merge([str(path)], str(folder / "merged.parquet"))
 
     def swept() -> None:
-        from elang.sweep import sweep
+        from elang.cli.sweep import sweep
 
         sweep([str(path)], str(folder / "swept"), split="test")
 
@@ -150,7 +151,7 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
 
         import httpx
 
-        from elang.ask import _answers
+        from elang.cli.ask import _answers
 
         journal = journal_of(folder, "none")
         server = httpx.MockTransport(lambda _: httpx.Response(200, content=path.read_bytes()))
@@ -169,7 +170,7 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
     if target == "request":
         from fastapi import HTTPException
 
-        from elang.question import Limits, parse_question
+        from elang.inference.serving.schema import Limits, parse_question
 
         return lambda data: parse_question(data, Limits()), (HTTPException,)
 

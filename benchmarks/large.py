@@ -26,7 +26,7 @@ from runtime import TASK, word_tokenizer
 from shapes import build, shapes
 
 from elang import JointModule, ScoreModule, SwiftModule, TextClassificationData
-from elang.manifest import Manifest
+from elang.records.manifest import Manifest
 
 ANSWERS = ["bad", "good"]
 PROMPT = "sst2 sentence: {text}"

@@ -20,9 +20,10 @@ from common import write_result
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import M2M100Config, M2M100ForConditionalGeneration, PreTrainedTokenizerFast
 
-from elang.evaluate import text_targets
-from elang.suite import STAGES, forget_stale, read_plan, run_chains, task_steps, write_configs
-from elang.text_quality import bleu_value
+from elang.cli.suites.plan import read_plan, task_steps, write_configs
+from elang.cli.suites.steps import STAGES, forget_stale, run_chains
+from elang.method.quality.texts import bleu_value
+from elang.tasks.worth import text_targets
 
 CONFIG = Path(__file__).parent.parent / "configs" / "suite" / "own-translation.yaml"
 # Layers of the encoder and of the decoder; dropout is what keeps a model this size from learning the set by heart.

@@ -24,14 +24,17 @@ from common import write_result
 from shapes import build, caller, shapes
 
 from elang import JointPredictor
-from elang.bench import _print, _threshold, disagreement, time_pair
-from elang.cost import best_batch, measure_throughput
-from elang.data.format import TextTask
-from elang.manifest import Manifest
-from elang.models.seq2seq import Seq2Seq
-from elang.models.text_model import Classifier, TextModel
-from elang.models.text_to_text import TextToText
-from elang.throughput import Deferred, Window, stream, windows
+from elang.backends.cost.seconds import best_batch, measure_throughput
+from elang.backends.encoder import Classifier
+from elang.backends.generator import Seq2Seq
+from elang.backends.label_decoder import TextToText
+from elang.backends.text_model import TextModel
+from elang.cli.bench import _print
+from elang.inference.prediction import Deferred, Window
+from elang.inference.speed import _threshold, disagreement, time_pair
+from elang.inference.stream import stream, windows
+from elang.records.manifest import Manifest
+from elang.tasks.text_task import TextTask
 
 T5_SHARE, BERT_SHARE = 0.25, 0.32
 TASK = TextTask.of(["bad", "good"])

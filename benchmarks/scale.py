@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 import torch
 from common import ROOT, figures_of, git_commit, write_result
 
-from elang.curve import at_parity, at_share, operating_curve
-from elang.evaluate import FRACTIONS, SHARES
-from elang.quality import QUALITIES
-from elang.records import PAGES
-from elang.sweep import Joint, swept
+from elang.evaluation.sweep.database import Joint
+from elang.evaluation.sweep.swept import swept
+from elang.evaluation.thresholds import FRACTIONS, SHARES
+from elang.method.curve.exact import operating_curve
+from elang.method.curve.reading import at_parity, at_share
+from elang.method.quality.registry import QUALITIES
+from elang.records.table import PAGES
 
 NAMES = ["bad", "good"]
 BAR_EXAMPLES, BAR_SECONDS, BAR_GB = 100_000_000, 120, 4

@@ -18,15 +18,9 @@ import torch
 from common import write_result
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, BertConfig, T5Config
 
-from elang.cost import (
-    PAPER_LENGTH,
-    FlopsPart,
-    best_batch,
-    count_flops,
-    flops_by_length,
-    measure_throughput,
-    speedup,
-)
+from elang.backends.cost.flops import PAPER_LENGTH, FlopsPart, count_flops, flops_by_length
+from elang.backends.cost.seconds import best_batch, measure_throughput
+from elang.method.cost import speedup
 
 BERT_KEPT = 0.68  # the paper's mean over the tasks of GLUE
 T5_KEPT = (0.5, 0.7, 0.9)  # the paper's share for T5 is not known task by task
@@ -67,7 +61,7 @@ def build(config: Any, device: torch.device) -> Any:
 
 
 def caller(model: Any, part: FlopsPart, device: torch.device) -> Callable[[int], Callable[[], Any]]:
-    """For :func:`elang.cost.measure_throughput`: from a batch size to a call of the model or of its encoder."""
+    """A call of the model or of its encoder by batch size, as ``measure_throughput`` takes it."""
     run = model.get_encoder() if part == "encoder" else model
 
     def make(size: int) -> Callable[[], Any]:

@@ -17,7 +17,8 @@ import torch
 from common import write_result
 
 from elang import FinetuneModule, SwiftModule, TextClassificationData
-from elang.data.batches import LengthBatches, encode
+from elang.data.batches import LengthBatches
+from elang.data.encoding import encode
 
 BAR = 1.05
 

@@ -17,7 +17,7 @@ import torch
 from common import ROOT, write_result
 
 from elang import JointPredictor
-from elang.bench import _threshold
+from elang.inference.speed import _threshold
 
 
 def main() -> None:

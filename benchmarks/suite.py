@@ -18,8 +18,9 @@ from typing import Any
 
 from common import write_result
 
-from elang.suite import STAGES, Step, forget_stale, read_plan, run_chains, task_steps, write_configs
-from elang.suite_table import read_row
+from elang.cli.suites.plan import read_plan, task_steps, write_configs
+from elang.cli.suites.steps import STAGES, Step, forget_stale, run_chains
+from elang.cli.suites.table import read_row
 
 POINTS = ("held out, parity", "read here, parity", "read here, 99.5%", "read here, 99%")
 

@@ -10,8 +10,9 @@ import time
 import torch
 from common import write_result
 
-from elang.curve import OperatingCurve, operating_curve
-from elang.quality import accuracy
+from elang.method.curve.exact import operating_curve
+from elang.method.curve.points import OperatingCurve
+from elang.method.quality.labels import accuracy
 
 EXAMPLES, THRESHOLDS, RUNS = 1_000_000, 1_000, 5
 MAX_SECONDS, MAX_MEGABYTES = 1.0, 500.0

@@ -11,8 +11,9 @@ import torch
 from common import write_result
 from sacrebleu.metrics import BLEU, CHRF
 
-from elang.curve import OperatingCurve, operating_curve
-from elang.text_quality import TEXT_METRICS
+from elang.method.curve.exact import operating_curve
+from elang.method.curve.points import OperatingCurve
+from elang.method.quality.texts import TEXT_METRICS
 
 SENTENCES, THRESHOLDS, RUNS = 3_003, 100, 5
 MAX_SECONDS = 0.5

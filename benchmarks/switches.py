@@ -16,7 +16,7 @@ import torch
 from common import write_result
 from t5 import make_tokenizer, write_base
 
-from elang.lightning_cli import run
+from elang.cli.lightning import run
 
 T5_SMALL = {"d_model": 512, "d_ff": 2048, "layers": 6, "heads": 8}
 SWITCHES: dict[str, list[str]] = {

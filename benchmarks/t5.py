@@ -19,8 +19,9 @@ from suite import spread
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from elang.scores import BEFORE_DECODER
-from elang.suite import STAGES, forget_stale, read_plan, run_chains, task_steps, write_configs
+from elang.cli.suites.plan import read_plan, task_steps, write_configs
+from elang.cli.suites.steps import STAGES, forget_stale, run_chains
+from elang.method.scores import BEFORE_DECODER
 
 CONFIG = Path(__file__).parent.parent / "configs" / "suite" / "t5-small.yaml"
 SHAPES: dict[str, dict[str, float]] = {

@@ -17,8 +17,9 @@ import torch
 from common import write_result
 
 from elang import JointPredictor
-from elang.bench import _print, _threshold, time_pair
-from elang.throughput import token_batches
+from elang.cli.bench import _print
+from elang.data.batches import token_batches
+from elang.inference.speed import _threshold, time_pair
 
 SHARES = [0.1, 0.25, 0.5]
 REPEATS = 5

@@ -91,6 +91,7 @@ def _python() -> str:
     parts = ["# Python", "Names that `import elang` gives, then the modules that hold the equations."]
     names = [name for name in elang.__all__ if name not in ("SCORES", "__version__")]
     parts += [f"::: {elang._HOME[name]}.{name}" for name in names]
-    for module in ("scores", "losses", "router", "curve", "quality", "cost", "certificate", "bootstrap"):
-        parts += [f"## elang.{module}", f"::: elang.{module}\n    options:\n      show_root_heading: false"]
+    for path in sorted((ROOT / "elang" / "method").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        parts += [f"## {module}", f"::: {module}\n    options:\n      show_root_heading: false"]
     return "\n\n".join(parts) + "\n"

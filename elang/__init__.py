@@ -12,17 +12,17 @@ _HOME = {
     "FinetuneModule": "elang.models.finetune",
     "InputError": "elang.errors",
     "JointModule": "elang.models.joint",
-    "JointPredictor": "elang.predictor",
+    "JointPredictor": "elang.inference.predictor",
     "RoutingCurve": "elang.metrics",
-    "SCORES": "elang.scores",
+    "SCORES": "elang.method.scores",
     "ScoreModule": "elang.models.scoring",
     "Seq2SeqData": "elang.data.seq2seq",
     "ShardedStrategy": "elang.models.sharding",
     "SwiftModule": "elang.models.swift",
     "TaskData": "elang.data.benchmarks",
     "TextClassificationData": "elang.data.text_classification",
-    "operating_curve": "elang.curve",
-    "route": "elang.scores",
+    "operating_curve": "elang.method.curve.exact",
+    "route": "elang.method.deferral",
 }
 __all__ = [
     "SCORES",
@@ -43,19 +43,20 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from elang.curve import operating_curve
     from elang.data.benchmarks import TaskData
     from elang.data.seq2seq import Seq2SeqData
     from elang.data.text_classification import TextClassificationData
     from elang.errors import InputError
+    from elang.inference.predictor import JointPredictor
+    from elang.method.curve.exact import operating_curve
+    from elang.method.deferral import route
+    from elang.method.scores import SCORES
     from elang.metrics import RoutingCurve
     from elang.models.finetune import FinetuneModule
     from elang.models.joint import JointModule
     from elang.models.scoring import ScoreModule
     from elang.models.sharding import ShardedStrategy
     from elang.models.swift import SwiftModule
-    from elang.predictor import JointPredictor
-    from elang.scores import SCORES, route
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import sys
 
-from elang.cli import main
+from elang.cli.verbs import main
 
 if __name__ == "__main__":
     sys.exit(main())

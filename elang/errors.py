@@ -12,7 +12,6 @@ _DISK = {
 }
 # Of libraries that do not say it by a number.
 _DISK_WORDS = ("No space left on device", "File too large", "Read-only file system")
-
 HUB_PATIENCE = 10
 """Seconds in which the hub must say whether it has something."""
 
@@ -90,3 +89,20 @@ def need(what: str, extra: str, *packages: str) -> None:
     """
     if missing := [name for name in packages if find_spec(name) is None]:
         raise InputError(f"{what} needs {', '.join(missing)}: pip install 'elang[{extra}]'.")
+
+
+class ReaderLeftError(Exception):
+    """Whoever read an output has gone away; what is left to write is wanted by nobody."""
+
+
+_LISTED = 8
+
+
+def listed(names: list[str]) -> str:
+    """Some names in a sentence, and how many more there are.
+
+    >>> listed(["a", "b"])
+    "'a', 'b'"
+    """
+    said = ", ".join(map(repr, names[:_LISTED]))
+    return said + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")

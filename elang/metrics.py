@@ -1,4 +1,4 @@
-"""torchmetrics shells: state that survives batches and processes, around :mod:`elang.curve`."""
+"""torchmetrics shells: state that survives batches and processes, around :mod:`elang.method.curve`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,9 +8,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from elang.curve import OperatingCurve, operating_curve
 from elang.errors import InputError
-from elang.quality import QUALITIES, QualityName
+from elang.method.curve.exact import operating_curve
+from elang.method.curve.points import OperatingCurve
+from elang.method.quality.registry import QUALITIES, QualityName
 
 
 class _Gathered(Metric):
@@ -98,7 +99,7 @@ class RoutingCurve(_Gathered):
 
     Args:
         num_labels: Number of classes.
-        quality: A name from :data:`elang.quality.QUALITIES`.
+        quality: A name from :data:`elang.method.quality.registry.QUALITIES`.
 
     >>> metric = RoutingCurve(num_labels=2)
     >>> metric.update(torch.tensor([0., 1.]), torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([0, 1]))

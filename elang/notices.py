@@ -12,7 +12,16 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from elang._version import __version__
 from elang.errors import printable
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that make a result."""
+    import torch
+    import transformers
+
+    return {"elang": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 class Notice(UserWarning):
@@ -49,8 +58,6 @@ def forget_notices() -> None:
 
 def made() -> dict[str, Any]:
     """How something was made: ``command``, ``seed``, ``versions`` and ``notices``, as plain values."""
-    from elang.manifest import versions
-
     return {
         "command": shlex.join(sys.argv),
         "seed": os.environ.get("PL_GLOBAL_SEED"),
@@ -61,7 +68,7 @@ def made() -> dict[str, Any]:
 
 def write_made(folder: Path) -> None:
     """Write ``made.json`` into a folder."""
-    from elang.outputs import written_aside
+    from elang.files import written_aside
 
     with written_aside(folder / "made.json") as aside:
         aside.write_text(json.dumps(made(), indent=2) + "\n", "utf-8")

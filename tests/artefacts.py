@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conftest import QUIET, write_data, write_model
 
-from elang.cli import main
+from elang.cli.verbs import main
 
 FOLDER = Path(__file__).parent / "artefacts"
 DATA = ["--data.train", "train.csv", "--data.validation", "dev.csv", "--data.routing_fraction", "0.25"]

@@ -217,7 +217,7 @@ def read_curve(folder):
     """The curve that was written there, every number to the last bit."""
     import pandas as pd
 
-    from elang.columns import exact_floats
+    from elang.records.columns import exact_floats
 
     return pd.read_csv(Path(folder) / "curve.csv", **exact_floats())
 
@@ -239,7 +239,7 @@ FAST = [*QUIET, "--trainer.enable_checkpointing", "false", "--model.lr", "5e-3"]
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory, base_model, data_args):
     """A fine-tuned Super, its records and a trained Swift of one layer: paths by name."""
-    from elang.cli import main
+    from elang.cli.verbs import main
 
     root = tmp_path_factory.mktemp("pair")
     paths = {
@@ -284,7 +284,7 @@ def joint_args(pair, data_args):
 @pytest.fixture
 def fails(capfd):
     """Runs a command that must end with our error: one paragraph, exit code 2, and all the given words."""
-    from elang.cli import main
+    from elang.cli.verbs import main
 
     def run(args, *words):
         capfd.readouterr()

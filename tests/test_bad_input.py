@@ -12,15 +12,15 @@ import torch
 from conftest import FAST, QUIET, VOCABULARY, write_model
 from safetensors.torch import load_file, save_file
 
-from elang.cli import main
-from elang.data.files import read_frame, texts_of
+from elang.backends.loading.load import load_model
+from elang.cli.suites.plan import read_plan
+from elang.cli.verbs import main
+from elang.data.columns import read_frame, texts_of
 from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError
-from elang.models.backbones import load_model
+from elang.inference.predictor import JointPredictor
 from elang.notices import Notice
-from elang.predictor import JointPredictor
-from elang.records import read_records
-from elang.suite import read_plan
+from elang.records.reading import read_records
 
 
 def replaced(args, option, value):
@@ -103,7 +103,7 @@ def test_hub_data_must_be_pinned(fails, fit_args):
 
 def test_over_long_texts_are_counted_and_said(base_model, data_args, recwarn):
     args = replaced(["score", "--model.model", str(base_model), *data_args, *QUIET], "--data.label_names", "[bad,good]")
-    from elang.data.batches import Reader
+    from elang.data.tokens import Reader
 
     data = TextClassificationData(train=data_args[1], validation=data_args[3], max_length=8, routing_fraction=0.2)
 
@@ -364,9 +364,9 @@ def test_what_a_later_version_wrote_is_refused(pair, joint_args, tmp_path, fails
 
 
 def test_regression_models_have_no_energy(base_model):
-    from elang.data.format import TextTask
-    from elang.models.backbones import load_model
-    from elang.scores import free_energy
+    from elang.backends.loading.load import load_model
+    from elang.method.scores import free_energy
+    from elang.tasks.text_task import TextTask
 
     model = load_model(str(base_model), TextTask.of(["score"]), fine_tune=True)
     ids = torch.tensor([[VOCABULARY.index("good")]])

@@ -14,29 +14,19 @@ from safetensors.torch import load_file, save_file
 from scipy import special, stats
 
 from elang import InputError, JointPredictor
-from elang.calibrate import _by_budget, _check_options, _promise, _too_few
-from elang.certificate import (
-    binomial_cdf,
-    certify_drop,
-    certify_regret,
-    drift,
-    effective_number,
-    least_examples,
-    least_mean,
-    log_evidence,
-    p_value,
-    quantiles_of,
-    regret_at,
-    upper_bound,
-)
-from elang.cli import main
-from elang.data.files import content_key, in_slice
-from elang.manifest import Manifest
+from elang.cli.verbs import main
+from elang.data.slices import content_key, in_slice
+from elang.evaluation.attempts import attempt, next_level
+from elang.evaluation.joint_records import Slice, read_slice
+from elang.evaluation.promises import _promise, _too_few, by_budget, check_options
+from elang.evaluation.slices import independent_rows, one_slice, share_of_slice, slice_of, slice_sha256
+from elang.evaluation.statements import check_statements
+from elang.method.bounds import binomial_cdf, least_examples, least_mean, log_evidence, p_value, upper_bound
+from elang.method.certificate import certify_drop, certify_regret, regret_at
+from elang.method.deferral import route
+from elang.method.drift import drift, effective_number, quantiles_of
 from elang.notices import notices
-from elang.pair_records import Slice, read_slice
-from elang.scores import route
-from elang.slices import attempt, independent_rows, next_level, one_slice, share_of_slice, slice_of, slice_sha256
-from elang.statements import check_statements
+from elang.records.manifest import Manifest
 
 
 @pytest.mark.parametrize("n", [1, 7, 299, 5_000, 200_000])
@@ -393,7 +383,7 @@ def test_a_promise_in_words():
 )
 def test_options_that_promise_nothing(kind, targets, confidence, name, word):
     with pytest.raises(InputError, match=word):
-        _check_options(kind, targets, confidence, name)
+        check_options(kind, targets, confidence, name)
 
 
 @pytest.mark.parametrize("confidence", [1e-12, 0.5, 1 - 1e-12])
@@ -459,7 +449,7 @@ def test_a_statement_is_checked_on_independent_examples():
 
 def test_budgets_by_hand():
     found = costed([0.1, 0.2, 0.3, 0.4], [0.0, 1.0, 0.0, 1.0])
-    entry = _by_budget(found, "super_share", 0.5, {})
+    entry = by_budget(found, "super_share", 0.5, {})
     assert entry["threshold"] == pytest.approx(0.2)
     half = " There 50.0% of the inputs were deferred, which makes a FLOPs speed-up of 1.54x."
     assert entry["statement"] == (
@@ -468,32 +458,32 @@ def test_budgets_by_hand():
     assert entry["rule"] == "most deferral up to 0.5 of the inputs"
     assert (entry["super_share"], entry["deferred_share"]) == (0.5, 0.5)
     # One of four deferred costs (3 * 1 + 12) / 4 = 3.75, two of them 6.5.
-    entry = _by_budget(found, "flops", 0.4, {})
+    entry = by_budget(found, "flops", 0.4, {})
     assert entry["threshold"] == pytest.approx(0.3)
     assert entry["statement"] == (
         "The pair takes at most 0.4 of the Super's FLOPs. Nothing is promised of its quality. There 25.0% of the "
         "inputs were deferred, which makes a FLOPs speed-up of 2.67x."
     )
     assert entry["rule"] == "best quality within 0.4 of the Super's FLOPs"
-    assert _by_budget(found, "flops", 0.65, {})["threshold"] == pytest.approx(0.3)
+    assert by_budget(found, "flops", 0.65, {})["threshold"] == pytest.approx(0.3)
     times = {"latency": {"swift": {"batch 1": 0.1}, "super": {"batch 1": 1.0}}}
-    entry = _by_budget(found, "latency", 0.61, times)
+    entry = by_budget(found, "latency", 0.61, times)
     assert entry["deferred_share"] == 0.5
     assert entry["statement"] == (
         "An input takes at most 0.61 s at batch 1 on average, measured one by one. Nothing is promised of its quality."
         + half
     )
     assert entry["rule"] == "most deferral within 0.61 s an input at batch 1"
-    assert _by_budget(found, "latency", 0.1, times)["threshold"] == math.inf
-    assert _by_budget(found, "latency", 9.0, times)["threshold"] == -math.inf
+    assert by_budget(found, "latency", 0.1, times)["threshold"] == math.inf
+    assert by_budget(found, "latency", 9.0, times)["threshold"] == -math.inf
     with pytest.raises(InputError, match=r"^The Swift alone takes 0\.1 s an input, more than --latency 0\.09\.$"):
-        _by_budget(found, "latency", 0.09, times)
+        by_budget(found, "latency", 0.09, times)
     for missing in ({}, {"latency": {"swift": {"batch 1": 0.1}}}, {"latency": {"swift": {}, "super": {"batch 1": 1}}}):
         with pytest.raises(InputError, match=r"^--latency reads what `elang validate --model.latency true` measured"):
-            _by_budget(found, "latency", 0.5, missing)
+            by_budget(found, "latency", 0.5, missing)
     found.costs = (found.costs[0], torch.full((4,), math.nan).double(), found.costs[2])
     with pytest.raises(InputError, match=r"^The records do not say what the Super costs: give --model.super_flops"):
-        _by_budget(found, "flops", 0.5, {})
+        by_budget(found, "flops", 0.5, {})
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,10 @@ import torch
 from conftest import QUIET
 from safetensors.torch import load_file
 
-from elang.cli import main
-from elang.models.evaluation import EvaluationModule
-from elang.records import Records, read_about, write_records
+from elang.cli.verbs import main
+from elang.models.answering import EvaluationModule
+from elang.records.reading import read_about
+from elang.records.table import Records, write_records
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 

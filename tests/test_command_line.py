@@ -15,11 +15,13 @@ import pandas as pd
 import pytest
 from conftest import FAST, QUIET
 
-from elang.cli import checked_arguments, main
+from elang.cli.arguments import checked_arguments
+from elang.cli.verbs import main
 from elang.errors import InputError
+from elang.files import check_folder, check_output_file, written_aside
+from elang.inference.inputs import each_text
+from elang.inference.predictor import JointPredictor
 from elang.notices import notices
-from elang.outputs import check_folder, check_output_file, written_aside
-from elang.predictor import JointPredictor, each_text
 
 
 @pytest.fixture(scope="module")
@@ -288,12 +290,12 @@ def test_a_table_that_nobody_reads(joint, monkeypatch):
     os.close(read)
     with os.fdopen(write, "w") as broken:
         monkeypatch.setattr(sys, "stdout", broken)
-        monkeypatch.setattr("elang.outputs._is_broken", lambda number: number == 1)
+        monkeypatch.setattr("elang.terminal._is_broken", lambda number: number == 1)
         assert main(["calibrate", str(joint), "--super_share", "0.5", "--output", str(joint)]) == 141
         assert main(["--version"]) == 141
-        from elang.outputs import console
+        from elang.terminal import console
 
-        monkeypatch.setattr("elang.calibrate.say", lambda *lines: console(80).print(*lines))
+        monkeypatch.setattr("elang.cli.calibrate.say", lambda *lines: console(80).print(*lines))
         assert main(["calibrate", str(joint), "--super_share", "0.5", "--output", str(joint)]) == 141
         monkeypatch.undo()
         # What is left cannot be written, and is not to be complained of here.
@@ -326,14 +328,14 @@ def test_ctrl_c_in_any_verb(verb, made, models, monkeypatch):
         raise KeyboardInterrupt
 
     places = {
-        "predict": "elang.predict.JointPredictor",
-        "bench": "elang.bench.JointPredictor",
-        "report": "elang.page.Evaluation",
-        "merge": "elang.merge._check_files",
-        "sweep": "elang.sweep.Joint",
-        "calibrate": "elang.calibrate.read_summary",
-        "suite": "elang.suite.read_plan",
-        "augment": "elang.data.augment.Replacements",
+        "predict": "elang.cli.predict.JointPredictor",
+        "bench": "elang.cli.bench.JointPredictor",
+        "report": "elang.cli.report.Evaluation",
+        "merge": "elang.records.merging._check_files",
+        "sweep": "elang.cli.sweep.Joint",
+        "calibrate": "elang.cli.calibrate.read_summary",
+        "suite": "elang.cli.suite.read_plan",
+        "augment": "elang.cli.augment.Replacements",
     }
     args = {
         "predict": [*models, "--input", "lines.txt"],
@@ -370,12 +372,12 @@ def test_ctrl_c_in_a_training(base_model, data_args, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_steps_end_with_what_began_them(number, tmp_path, monkeypatch):
     """Of `elang suite` and `elang crossfit`: no process is left behind."""
-    from elang.suite import Step, run_chains
+    from elang.cli.suites.steps import Step, run_chains
 
     script = tmp_path / "slow"
     script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid.$$\nmv {tmp_path}/pid.$$ {tmp_path}/there\nexec sleep 60\n")
     script.chmod(0o755)
-    monkeypatch.setattr("elang.suite.sys.executable", str(script))
+    monkeypatch.setattr("elang.cli.suites.steps.sys.executable", str(script))
 
     def press():
         end = time.monotonic() + 20
@@ -529,8 +531,8 @@ def test_names_are_only_names(tmp_path, pair, joint_args, capfd, fails):
 
 
 def test_tables_of_suites_and_benchmarks_take_names_as_they_are(capsys):
-    from elang.bench import _print
-    from elang.suite_table import print_tables
+    from elang.cli.bench import _print
+    from elang.cli.suites.table import print_tables
 
     point = {"quality": 0.5, "qualities": {}, "to_super": None, "kept": 0.5, "gflops": 1.0, "speedup": 2.0}
     point |= {"ms": {"batch 1": 1.0, "best batch": 1.0}}
@@ -549,7 +551,7 @@ def test_figures_take_dollars_for_dollars(joint, monkeypatch):
     """A name that is no formula, but looks like the beginning of one, would not be drawn."""
     from matplotlib.figure import Figure
 
-    from elang.report import plain_texts
+    from elang.evaluation.report.plots import plain_texts
 
     with plain_texts():
         figure = Figure()

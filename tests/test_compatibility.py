@@ -9,9 +9,9 @@ import pytest
 from conftest import QUIET
 
 from elang import JointPredictor
-from elang.cli import main
-from elang.manifest import _FORMAT as MANIFEST_FORMAT
-from elang.records import FORMAT
+from elang.cli.verbs import main
+from elang.records.manifest import _FORMAT as MANIFEST_FORMAT
+from elang.records.table import FORMAT
 
 KEPT = sorted(Path(__file__).with_name("artefacts").glob("format-*"))
 

@@ -17,18 +17,12 @@ from transformers import (
     T5Config,
 )
 
-import elang.cost
 from elang import InputError
-from elang.cost import (
-    best_batch,
-    count_flops,
-    expected_cost,
-    flops_by_length,
-    generation_flops,
-    measure_latency,
-    measure_throughput,
-    speedup,
-)
+from elang.backends.cost import flops as counted_flops
+from elang.backends.cost import seconds as timed
+from elang.backends.cost.flops import count_flops, flops_by_length, generation_flops
+from elang.backends.cost.seconds import best_batch, measure_latency, measure_throughput
+from elang.method.cost import expected_cost, speedup
 
 TINYBERT = {"hidden_size": 312, "intermediate_size": 1200, "num_hidden_layers": 4, "num_attention_heads": 12}
 SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -197,17 +191,17 @@ def test_what_generates_nothing():
 
 
 def test_a_decoder_that_is_not_global_is_not_counted_by_length(monkeypatch):
-    count = elang.cost._count
+    count = counted_flops._count
 
     def cubic(model, length, part="all", decoder=(1, 1)):
         return count(model, length, part, decoder) + (length**3 * decoder[1] if part == "all" else 0)
 
-    monkeypatch.setattr(elang.cost, "_count", cubic)
-    elang.cost._decoder_law.cache_clear()
+    monkeypatch.setattr(counted_flops, "_count", cubic)
+    counted_flops._decoder_law.cache_clear()
     one = torch.tensor([5])
     with pytest.raises(InputError, match=r"decoder of a 't5' model is not counted by length.*flops_convention paper"):
         generation_flops(T5Config(**T5_SMALL), one, one)
-    elang.cost._decoder_law.cache_clear()
+    counted_flops._decoder_law.cache_clear()
 
 
 @pytest.mark.parametrize("convention", ["exact", "paper"])
@@ -267,8 +261,8 @@ def test_fused_attention_in_the_configuration_is_not_used_and_not_changed():
 @pytest.mark.parametrize("config", [BertConfig(**SMALL), T5Config(**T5_SMALL)], ids=["BERT", "T5"])
 def test_no_weights_are_allocated(monkeypatch, config):
     built = []
-    make = elang.cost._meta_model
-    monkeypatch.setattr(elang.cost, "_meta_model", lambda config: built.append(make(config)) or built[-1])
+    make = counted_flops._meta_model
+    monkeypatch.setattr(counted_flops, "_meta_model", lambda config: built.append(make(config)) or built[-1])
     count_flops(config, 8)
     assert len(built) == 1
     assert all(tensor.is_meta for tensor in (*built[0].parameters(), *built[0].buffers()))
@@ -294,14 +288,14 @@ def test_quadratic_law_at_lengths_not_counted_before(config):
 
 def test_lengths_are_counted_one_by_one_where_no_quadratic_fits(monkeypatch):
     counted = []
-    monkeypatch.setattr(elang.cost, "_count", lambda model, n, *_: counted.append(n) or n**3)
-    elang.cost._length_law.cache_clear()
+    monkeypatch.setattr(counted_flops, "_count", lambda model, n, *_: counted.append(n) or n**3)
+    counted_flops._length_law.cache_clear()
     lengths = torch.tensor([7, 100, 7, 7, 1])
     found = flops_by_length(BertConfig(**SMALL), lengths)
     assert found.dtype == torch.float64
     assert found.tolist() == [343, 1e6, 343, 343, 1]
     assert counted.count(7) == counted.count(100) == 1
-    elang.cost._length_law.cache_clear()
+    counted_flops._length_law.cache_clear()
 
 
 def test_paper_convention():
@@ -344,10 +338,10 @@ def test_paper_convention_counts_a_classifier_on_a_decoder_at_all_tokens():
 
 def test_a_configuration_is_built_once(monkeypatch):
     built = []
-    make = elang.cost._meta_model
-    monkeypatch.setattr(elang.cost, "_meta_model", lambda config: built.append(1) or make(config))
-    elang.cost._length_law.cache_clear()
-    elang.cost._stack_weights.cache_clear()
+    make = counted_flops._meta_model
+    monkeypatch.setattr(counted_flops, "_meta_model", lambda config: built.append(1) or make(config))
+    counted_flops._length_law.cache_clear()
+    counted_flops._stack_weights.cache_clear()
     for convention in ("exact", "paper"):
         built.clear()
         for length in (5, 6):
@@ -419,7 +413,7 @@ def test_latency_waits_for_the_device(monkeypatch):
 
 def test_a_long_call_is_not_repeated_for_nothing(monkeypatch):
     calls = []
-    monkeypatch.setattr(elang.cost, "_LONG_CALL", 0.01)
+    monkeypatch.setattr(timed, "_LONG_CALL", 0.01)
     measure_latency(lambda: calls.append(time.sleep(0.03)), min_seconds=0.02)
     assert len(calls) == 4
 
@@ -435,7 +429,7 @@ def measured(monkeypatch):
             tried.append(size)
             return lambda: per_input[size] * size
 
-        monkeypatch.setattr(elang.cost, "measure_latency", lambda call, min_seconds: call())
+        monkeypatch.setattr(timed, "measure_latency", lambda call, min_seconds: call())
         return measure_throughput(make, **options), tried
 
     return run

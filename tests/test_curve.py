@@ -6,26 +6,24 @@ import math
 import pytest
 import torch
 
-import elang.curve
-from elang.curve import (
-    OperatingCurve,
+from elang.errors import InputError
+from elang.method.curve import sums as running_sums
+from elang.method.curve.baselines import random_curve, random_rescored_curve
+from elang.method.curve.exact import operating_curve, rescored_curve
+from elang.method.curve.points import OperatingCurve
+from elang.method.curve.reading import (
     area,
     at_best,
     at_budget,
     at_parity,
     at_share,
     at_threshold,
-    operating_curve,
-    oracle_score,
-    random_curve,
-    random_rescored_curve,
     relative_area,
-    rescored_curve,
     target_quality,
 )
-from elang.errors import InputError
-from elang.quality import QUALITIES, Quality
-from elang.scores import route
+from elang.method.deferral import oracle_score, route
+from elang.method.quality.metric import Quality
+from elang.method.quality.registry import QUALITIES
 
 CASES = [
     ("accuracy", 2),
@@ -142,7 +140,7 @@ def test_a_threshold_between_two_float32_values():
 def test_chunks_change_nothing(monkeypatch, name, classes, ties, chunk):
     score, models = scores(61, ties), pair(name, classes, 61)
     whole = curve_of(score, *models)
-    monkeypatch.setattr(elang.curve, "_CHUNK", chunk)
+    monkeypatch.setattr(running_sums, "_CHUNK", chunk)
     parts = curve_of(score, *models)
     assert torch.equal(parts.deferred, whole.deferred)
     torch.testing.assert_close(parts.quality, whole.quality, rtol=0, atol=0 if name != "pearson" else 1e-12)
@@ -451,7 +449,7 @@ def test_the_ends_of_a_metric_over_groups(quality, grouping, n):
 def test_chunks_change_nothing_in_groups(monkeypatch, quality, grouping, chunk):
     models, score = grouped(61, grouping), scores(61, True)
     whole = grouped_curve(score, quality, *models)
-    monkeypatch.setattr(elang.curve, "_CHUNK", chunk)
+    monkeypatch.setattr(running_sums, "_CHUNK", chunk)
     parts = grouped_curve(score, quality, *models)
     torch.testing.assert_close(parts.quality, whole.quality, rtol=0, atol=1e-12)
     if quality.name == "exact_match":

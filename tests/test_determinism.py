@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from conftest import FAST, QUIET
 
-from elang.cli import main
+from elang.cli.verbs import main
 
 
 def swift_weights(output, base_model, pair, data_args, *more):

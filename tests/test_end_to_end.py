@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import FAST, QUIET, read_curve
 
-from elang.cli import main
-from elang.manifest import Manifest
-from elang.predictor import JointPredictor
+from elang.cli.verbs import main
+from elang.inference.predictor import JointPredictor
+from elang.records.manifest import Manifest
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,15 @@ import pytest
 import torch
 from conftest import FAST, QUIET
 
-from elang.cli import main
-from elang.cost import check_cost, flops_by_length
-from elang.data.batches import encode_examples
-from elang.data.format import TextTask
+from elang.backends.cost.flops import check_cost, flops_by_length
+from elang.backends.loading import families
+from elang.backends.loading.load import load_model
+from elang.backends.loading.tokenizer import load_tokenizer
+from elang.cli.verbs import main
+from elang.data.encoding import encode_examples
 from elang.errors import InputError
-from elang.models import families
-from elang.models.backbones import load_model, load_tokenizer
 from elang.notices import forget_notices, notices
+from elang.tasks.text_task import TextTask
 
 DOCS = Path(__file__).parent.parent / "docs" / "models.md"
 LETTERS = string.ascii_letters
@@ -406,7 +407,7 @@ def test_what_cannot_be_counted_is_estimated(monkeypatch):
         raise RuntimeError("no such kernel")
 
     config = LlamaConfig(vocab_size=WORDS, **{**LLAMA, "intermediate_size": 80})
-    monkeypatch.setattr("elang.cost._count", broken)
+    monkeypatch.setattr("elang.backends.cost.flops._count", broken)
     forget_notices()
     check_cost(config)
     assert "estimated as twice its weights" in notices()[0]["text"]

@@ -13,8 +13,9 @@ import torch
 from conftest import FAST, QUIET
 
 from elang.errors import InputError, machine_error_behind
-from elang.evaluate import check_apart, check_curves, pair_curves
-from elang.quality import QUALITIES
+from elang.evaluation.cautions import check_apart
+from elang.evaluation.curves import check_curves, pair_curves
+from elang.method.quality.registry import QUALITIES
 
 
 def limited(args, folder, size):
@@ -166,7 +167,7 @@ def test_a_worker_that_dies_while_it_hands_a_tensor_over():
 
 def answers_of(count, first_key=0):
     """A pair's answers to some examples."""
-    from elang.evaluate import PairAnswers
+    from elang.evaluation.pair import PairAnswers
 
     draw = torch.Generator().manual_seed(count)
     label, swift, super_ = (torch.randint(2, (count,), generator=draw) for _ in range(3))

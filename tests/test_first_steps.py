@@ -14,11 +14,11 @@ import pytest
 import torch
 from conftest import FAST, read_curve, write_data, write_model
 
-from elang.calibrate import read_slice
-from elang.cli import main
-from elang.evaluate import cautions, little_to_gain
-from elang.manifest import Manifest
-from elang.predictor import JointPredictor
+from elang.cli.verbs import main
+from elang.evaluation.cautions import cautions, little_to_gain
+from elang.evaluation.joint_records import read_slice
+from elang.inference.predictor import JointPredictor
+from elang.records.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +283,7 @@ def test_equal_curves_share_a_line(joint_args, tmp_path, monkeypatch):
 )
 def test_a_prompt_is_taken_as_it_is(given, wanted, files):
     """YAML would make a mapping of it."""
-    from elang.lightning_cli import run
+    from elang.cli.lightning import run
 
     data = ["--data", "TextClassificationData", "--data.validation", str(files[1]), "--model.model", "m"]
     options = (["--data.prompt", given], [f"--data.prompt={given}"], [f"--data.init_args.prompt={given}"])

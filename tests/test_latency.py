@@ -9,16 +9,17 @@ from conftest import FILLER, GOOD, devices, write_t5
 from transformers import AutoModelForSeq2SeqLM, MT5Config, T5Config
 
 from elang import InputError, JointPredictor
-from elang.bench import differences
-from elang.cli import main
-from elang.data.batches import encode_examples, same_tokens, token_lists
-from elang.data.format import TextTask
-from elang.few import _WARM_UP, FewInputs, padded_length
-from elang.manifest import Manifest
-from elang.models.backbones import load_model, save_model
-from elang.models.onnx_path import OnnxPath
-from elang.models.t5_path import T5Path
-from elang.models.t5_steps import T5Steps
+from elang.backends.fast.graphs import _WARM_UP, FewInputs, padded_length
+from elang.backends.fast.onnx import OnnxPath
+from elang.backends.fast.t5 import T5Path
+from elang.backends.fast.t5_decoding import T5Steps
+from elang.backends.loading.load import load_model
+from elang.backends.loading.save import save_model
+from elang.cli.verbs import main
+from elang.data.encoding import encode_examples, same_tokens, token_lists
+from elang.inference.speed import differences
+from elang.records.manifest import Manifest
+from elang.tasks.text_task import TextTask
 
 KINDS = {
     "t5": (T5Config, {}),

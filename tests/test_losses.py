@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from elang.losses import (
+from elang.method.losses import (
     MARGINS,
     distillation,
     energy_margin_hinge,
@@ -16,7 +16,7 @@ from elang.losses import (
     hidden_distillation,
     token_distillation,
 )
-from elang.scores import free_energy, max_softmax
+from elang.method.scores import free_energy, max_softmax
 
 ENERGY = {"hinge": energy_margin_hinge, "ranking": energy_margin_ranking, "pairwise": energy_margin_pairwise}
 

@@ -8,10 +8,10 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torchmetrics.classification import BinaryAUROC
 
-from elang.curve import operating_curve
 from elang.errors import InputError
+from elang.method.curve.exact import operating_curve
+from elang.method.quality.registry import QUALITIES
 from elang.metrics import ExampleTable, RoutingCurve
-from elang.quality import QUALITIES
 
 COLUMNS = {"label": ((), torch.int64), "logits": ((3,), torch.float32)}
 ALL = {"id": ((), torch.int64), **COLUMNS}

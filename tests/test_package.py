@@ -49,7 +49,9 @@ def test_the_wheel_has_the_configurations(built, tmp_path):
         wheel.extractall(tmp_path)
     assert {*files_of("elang"), *(f"elang/{name}" for name in files_of("configs"))} <= names
     assert not [name for name in names if not name.startswith(("elang/", "elang-"))]
-    script = "from elang.cli import checked_arguments as c; print(c(['--config', 'configs/trainer/ddp.yaml'])[1])"
+    script = (
+        "from elang.cli import arguments as a; print(a.checked_arguments(['--config', 'configs/trainer/ddp.yaml'])[1])"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
@@ -97,7 +99,7 @@ def test_libraries_that_break_are_bounded():
 
 
 def test_a_configuration_that_is_here_comes_first(tmp_path, monkeypatch):
-    from elang.cli import checked_arguments
+    from elang.cli.arguments import checked_arguments
 
     monkeypatch.chdir(tmp_path)
     own = tmp_path / "configs" / "trainer" / "ddp.yaml"

@@ -17,12 +17,12 @@ import torch
 from conftest import QUIET, read_curve, write_data
 from scipy import stats
 
-from elang.bootstrap import curve_interval, mcnemar
-from elang.cli import main
-from elang.curve import operating_curve
-from elang.page import Evaluation
-from elang.quality import QUALITIES
-from elang.report import said_against
+from elang.cli.verbs import main
+from elang.evaluation.report.console import said_against
+from elang.evaluation.report.folder import Evaluation
+from elang.method.bootstrap import curve_interval, mcnemar
+from elang.method.curve.exact import operating_curve
+from elang.method.quality.registry import QUALITIES
 
 SCREENS = [(1280, 900), (390, 844)]
 
@@ -221,7 +221,7 @@ def test_the_band_is_what_resampling_gives(name):
     a, b = (quality.statistics(answer, label) for answer in (swift, super_))
     shares, low, high = curve_interval(score, a, b, quality.value, points=9, times=300)
     curve = operating_curve(score, a, b, quality.value)
-    from elang.bootstrap import resamples
+    from elang.method.bootstrap import resamples
 
     draws = resamples(200, 300)
     for place, share in enumerate(shares.tolist()):

@@ -9,18 +9,18 @@ import yaml
 from conftest import QUIET, write_model
 from safetensors.torch import load_file, save_file
 
-from elang.cli import main
-from elang.data.format import TextTask
-from elang.lightning_cli import run
-from elang.manifest import Manifest
-from elang.models.backbones import load_model
+from elang.backends.loading.load import load_model
+from elang.cli.lightning import run
+from elang.cli.verbs import main
 from elang.models.swift import SwiftModule
 from elang.notices import notices
+from elang.records.manifest import Manifest
+from elang.tasks.text_task import TextTask
 
 
 def run_cli(verb, *args, **options):
     """Run a verb and hand back the CLI with its model, data and trainer."""
-    from elang import lightning_cli
+    from elang.cli import lightning as lightning_cli
 
     made = []
 
@@ -276,7 +276,7 @@ def test_different_tokenizers(pair, joint_args, tmp_path):
 def test_short_texts_are_not_padded_to_the_tokenizers_own_length(base_model):
     from transformers import AutoTokenizer
 
-    from elang.data.batches import encode
+    from elang.data.encoding import encode
 
     tokenizer = AutoTokenizer.from_pretrained(base_model)
     assert len(tokenizer("good film", padding=True, truncation=True)["input_ids"]) <= 64
@@ -290,7 +290,7 @@ def test_short_texts_are_not_padded_to_the_tokenizers_own_length(base_model):
 def test_pairs_of_texts_are_told_apart(base_model):
     from transformers import AutoTokenizer
 
-    from elang.data.batches import encode
+    from elang.data.encoding import encode
 
     encoded = encode(AutoTokenizer.from_pretrained(base_model), [("good film", "bad plot")], 64)
     assert encoded.batch([0])["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 1]]
@@ -316,7 +316,7 @@ def test_decisions_that_rounding_could_flip_are_counted(pair, joint_args, tmp_pa
 
 
 def test_csv_values_stay_as_they_are_written(tmp_path):
-    from elang.data.files import read_frame, texts_of
+    from elang.data.columns import read_frame, texts_of
     from elang.data.labels import label_values
 
     path = tmp_path / "x.csv"

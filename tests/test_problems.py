@@ -15,16 +15,17 @@ from conftest import BAD, FAST, FILLER, GOOD, QUIET, VOCABULARY, read_curve, wri
 from sklearn.metrics import f1_score
 
 from elang import InputError, JointPredictor
-from elang.cli import main
-from elang.cost import flops_by_length
-from elang.data.batches import encode_examples
+from elang.backends.columns import answer_batch
+from elang.backends.cost.flops import flops_by_length
+from elang.backends.loading.load import load_model
+from elang.cli.verbs import main
 from elang.data.benchmarks import TaskData
-from elang.data.format import TextTask
-from elang.data.tasks import TASKS
-from elang.manifest import Manifest
-from elang.models.backbones import load_model
-from elang.models.evaluation import answer_batch
-from elang.records import Records, read_records, write_records
+from elang.data.encoding import encode_examples
+from elang.data.glue.table import TASKS
+from elang.records.manifest import Manifest
+from elang.records.reading import read_records
+from elang.records.table import Records, write_records
+from elang.tasks.text_task import TextTask
 
 WORTH = {word: 0.7 + 0.1 * i + 1.6 * (word in GOOD) for i, word in enumerate([*BAD, *GOOD])}
 VALUES = [f"{i / 5:.1f}" for i in range(21)]

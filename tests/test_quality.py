@@ -9,12 +9,14 @@ import torch
 import torchmetrics.functional as reference
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from elang.bootstrap import curve_interval
-from elang.curve import operating_curve, random_curve
 from elang.errors import InputError
+from elang.method.bootstrap import curve_interval
+from elang.method.curve.baselines import random_curve
+from elang.method.curve.exact import operating_curve
+from elang.method.quality.metric import group_sums
+from elang.method.quality.registry import QUALITIES
+from elang.method.quality.texts import TEXT_METRICS
 from elang.metrics import RoutingCurve
-from elang.quality import QUALITIES, group_sums
-from elang.text_quality import TEXT_METRICS
 
 
 def macro_f1(target, prediction):

@@ -9,10 +9,13 @@ import pytest
 import torch
 import yaml
 
-from elang.cli import main
-from elang.curve import area, operating_curve, oracle_score, random_curve, relative_area
-from elang.quality import accuracy
-from elang.scores import SCORES
+from elang.cli.verbs import main
+from elang.method.curve.baselines import random_curve
+from elang.method.curve.exact import operating_curve
+from elang.method.curve.reading import area, relative_area
+from elang.method.deferral import oracle_score
+from elang.method.quality.labels import accuracy
+from elang.method.scores import SCORES
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

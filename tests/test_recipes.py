@@ -12,21 +12,21 @@ import yaml
 from conftest import BAD, FAST, GOOD, QUIET, write_model, write_t5
 
 from elang import InputError, SwiftModule
-from elang.cli import main
-from elang.data.augment import Replacements, augment
-from elang.data.files import content_key
-from elang.data.module import fold_parts
+from elang.backends.heads import masked_mean
+from elang.backends.loading.load import load_masked, load_model
+from elang.backends.text_model import Answer
+from elang.cli.augment import Replacements, augment
+from elang.cli.lightning import run
+from elang.cli.verbs import main
+from elang.data.slices import content_key, fold_of, fold_parts
 from elang.data.text_classification import TextClassificationData
-from elang.lightning_cli import run
-from elang.losses import hidden_distillation
-from elang.manifest import Manifest
-from elang.models.backbones import load_masked, load_model
-from elang.models.hidden_lessons import HiddenLessons, even_layers
-from elang.models.label_lessons import LabelLessons
-from elang.models.text_model import Answer
+from elang.method.losses import hidden_distillation
+from elang.models.objectives.hidden import HiddenLessons, even_layers
+from elang.models.objectives.labels import LabelLessons
 from elang.notices import notices
-from elang.records import Records, read_records
-from elang.router import fold_of, masked_mean
+from elang.records.manifest import Manifest
+from elang.records.reading import read_records
+from elang.records.table import Records
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs" / "recipes").glob("*.yaml"))
 NAMES = ["bad", "good"]
@@ -229,8 +229,8 @@ def test_the_default_score_is_the_routers_where_it_is_better(
         assert simple == "max_softmax"
         return ("logits" if better else simple), {"reads": "logits" if better else simple, "why": "told so"}
 
-    monkeypatch.setattr("elang.router._choose", choose)
-    monkeypatch.setattr("elang.router.gain_area", lambda *_: torch.tensor(0.5))
+    monkeypatch.setattr("elang.method.router._choose", choose)
+    monkeypatch.setattr("elang.method.router.gain_area", lambda *_: torch.tensor(0.5))
     args = [
         "--model",
         "SwiftModule",
@@ -557,7 +557,7 @@ def test_a_router_that_reads_everything_is_used(pair, joint_args, files, tmp_pat
     import shutil
 
     from elang import JointPredictor
-    from elang.models.backbones import save_model
+    from elang.backends.loading.save import save_model
 
     swift = load_model(str(pair["swift"])).eval()
     texts = pd.read_csv(files[1])["text"].tolist()

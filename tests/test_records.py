@@ -13,12 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from elang.columns import is_table, read_columns
-from elang.curve import Point
 from elang.errors import InputError
-from elang.manifest import _FIELDS, FILENAME, Manifest, file_sha256, plain, threshold_entry
+from elang.files import file_sha256, plain, written_aside
+from elang.method.curve.points import Point
 from elang.notices import Notice
-from elang.records import Records, align_labels, read_records, write_records, written_aside
+from elang.records.columns import read_columns
+from elang.records.manifest import _FIELDS, FILENAME, Manifest, threshold_entry
+from elang.records.reading import read_records
+from elang.records.table import Records, write_records
+from elang.tables import is_table
+from elang.tasks.text_task import align_labels
 
 NAMES = ["no", "maybe", "yes"]
 FIELDS = ["id", "prediction", "logits", "key", "tokens", "flops"]

@@ -7,18 +7,12 @@ import torch
 from sklearn.linear_model import RidgeCV
 from torch.nn.functional import cross_entropy, layer_norm
 
-from elang.bootstrap import gain_area
-from elang.router import (
-    FOLDS,
-    EncoderHead,
-    RouterHead,
-    expected_gain,
-    fold_of,
-    logit_features,
-    masked_mean,
-    num_logit_features,
-)
-from elang.scores import SCORES, all_scores
+from elang.backends.heads import EncoderHead, masked_mean
+from elang.data.slices import fold_of
+from elang.method.bootstrap import gain_area
+from elang.method.ridge import FOLDS
+from elang.method.router import RouterHead, expected_gain, logit_features, num_logit_features
+from elang.method.scores import ROUTER_READS, all_scores
 
 
 def inputs(n=64, width=32, classes=3, seed=0):
@@ -41,7 +35,7 @@ def test_logit_features(classes):
     top = min(classes, 3)
     assert not found.requires_grad
     assert found.shape == (64, num_logit_features(classes))
-    assert found.shape[1] == len(SCORES) + top + (classes if classes <= 8 else 0)
+    assert found.shape[1] == len(ROUTER_READS) + top + (classes if classes <= 8 else 0)
     for i, score in enumerate(all_scores(logits).values()):
         torch.testing.assert_close(found[:, i], score)
     torch.testing.assert_close(found[:, 6 : 6 + top], logits.sort(-1, descending=True).values[:, :top])

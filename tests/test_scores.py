@@ -6,17 +6,15 @@ import pytest
 import torch
 
 from elang.errors import InputError
-from elang.scores import (
+from elang.method.deferral import check_finite, check_logits, route
+from elang.method.scores import (
     BEFORE_DECODER,
     SCORES,
     all_scores,
-    check_finite,
-    check_logits,
     encoder_scores,
     free_energy,
     max_logit_pnorm,
     max_softmax,
-    route,
     softmax_energy,
 )
 

@@ -26,17 +26,18 @@ from transformers import (
 )
 
 from elang import InputError, JointPredictor, Seq2SeqData, SwiftModule
-from elang.cli import main
-from elang.cost import flops_by_length, generation_flops
-from elang.data.format import TextTask
-from elang.evaluate import text_targets
-from elang.manifest import Manifest
-from elang.models.backbones import load_model, save_model
-from elang.models.families import REFUSED
-from elang.models.seq2seq import Seq2Seq
-from elang.models.text_lessons import TextLessons
-from elang.records import read_records
-from elang.sequence_scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES, sequence_scores, token_scores
+from elang.backends.cost.flops import flops_by_length, generation_flops
+from elang.backends.generator import Seq2Seq
+from elang.backends.loading.families import REFUSED
+from elang.backends.loading.load import load_model
+from elang.backends.loading.save import save_model
+from elang.cli.verbs import main
+from elang.method.token_scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES, sequence_scores, token_scores
+from elang.models.objectives.texts import TextLessons
+from elang.records.manifest import Manifest
+from elang.records.reading import read_records
+from elang.tasks.text_task import TextTask
+from elang.tasks.worth import text_targets
 
 TASK = TextTask([], "sequence", segments=[], qualities=["bleu", "chrf"])
 KINDS = ("t5", "marian", "bart")
@@ -329,7 +330,7 @@ def test_finished_texts_are_scored_in_parts(models, monkeypatch):
     source = model.encode(inputs_of(model))
     made = model.generate(source)
     whole = model._score(source, made.ids)
-    monkeypatch.setattr("elang.models.seq2seq._CHUNK", made.ids.shape[1] * 40 * 3)
+    monkeypatch.setattr("elang.backends.generator._CHUNK", made.ids.shape[1] * 40 * 3)
     torch.testing.assert_close(model._score(source, made.ids), whole, atol=1e-4, rtol=1e-4)
 
 
@@ -550,7 +551,7 @@ def test_deferred_inputs_are_not_decoded_by_the_swift(mt_pair, monkeypatch):
 def test_a_served_decoder_runs_late_for_what_the_super_left(mt_pair):
     from test_serve import Models, posted
 
-    from elang.question import Limits
+    from elang.inference.serving.schema import Limits
 
     predictor = JointPredictor(mt_pair["swift"], mt_pair["super"], "-inf", "encoder_router", device="cpu")
     texts = ["a dog runs .", "the man sees a cat ."]
@@ -660,7 +661,7 @@ def test_all_metrics_of_texts(mt_pair, mt_args, mt_data, tmp_path):
 
 
 def test_latency_is_of_texts_of_the_usual_length(mt_pair, mt_args, tmp_path, monkeypatch):
-    monkeypatch.setattr("elang.cost.measure_latency", lambda call, *_: (call() and 0.0) or 0.5)
+    monkeypatch.setattr("elang.backends.cost.seconds.measure_latency", lambda call, *_: (call() and 0.0) or 0.5)
     timed = set()
     generate = Seq2Seq.generate
 

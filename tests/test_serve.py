@@ -28,13 +28,16 @@ from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 
 from elang import InputError, JointPredictor
-from elang.http_front import Gate, Server, connections_of, listen
-from elang.manifest import Manifest
-from elang.models.text_model import folder_sha256
-from elang.pair_service import Batcher, Metrics, PairService, Said, add_routes, score_edges
-from elang.question import Limits, Question, TimedQuestion
-from elang.serving_apis import _Client
-from elang.worker import Workers
+from elang.files import folder_sha256
+from elang.inference.serving.batcher import Batcher, Said
+from elang.inference.serving.http import Gate, Server, connections_of, listen
+from elang.inference.serving.metrics import Metrics, score_edges
+from elang.inference.serving.routes import add_routes
+from elang.inference.serving.schema import Limits, Question, TimedQuestion
+from elang.inference.serving.server import _Client
+from elang.inference.serving.service import PairService
+from elang.inference.serving.workers import Workers
+from elang.records.manifest import Manifest
 
 
 def some_texts(number, seed=0):
@@ -269,7 +272,7 @@ def test_a_lost_batch_is_given_up():
 
 def test_a_process_that_ends_or_hangs_is_started_again(monkeypatch, capfd):
     """Also where the system has no room for it at first. Its model evaluates what it is asked."""
-    monkeypatch.setattr("elang.worker._FIRST_WAIT", 0.1)
+    monkeypatch.setattr("elang.inference.serving.workers._FIRST_WAIT", 0.1)
     pipes, refused = multiprocessing.Pipe, [OSError(24, "no room"), OSError(24, "no room")]
 
     def pipe():
@@ -471,7 +474,7 @@ def test_who_has_connected_before_the_end_is_told():
 
 def test_a_connection_that_takes_no_answers_is_not_kept(monkeypatch):
     """Also where requests wait behind others, of which there are not many."""
-    monkeypatch.setattr("elang.http_front._TAKEN", 0.5)
+    monkeypatch.setattr("elang.inference.serving.http._TAKEN", 0.5)
 
     async def talk(port, server):
         with socket.socket() as client:
@@ -606,7 +609,7 @@ def test_a_certificate_of_another_super_is_warned_of(pair, fails, tmp_path, monk
     def stop(*args, **kwargs):
         raise InputError("so far")
 
-    monkeypatch.setattr("elang.serving_apis.build_server", stop)
+    monkeypatch.setattr("elang.inference.serving.server.build_server", stop)
     manifest = Manifest.read(pair["swift"])
     args = ["serve", "--swift_model", pair["swift"], "--super_model", pair["super"], "--threshold", "mine"]
     for promised, number in ((folder_sha256(pair["super"]), 0), ("0" * 64, 1)):
@@ -769,7 +772,7 @@ def test_a_super_elsewhere(pair, predictor):
 def test_the_kubernetes_example_fits_the_server(predictor):
     from jsonargparse import ArgumentParser
 
-    from elang.serve import serve
+    from elang.cli.serve import serve
 
     path = Path(__file__).parent.parent / "configs" / "serve" / "kubernetes.yaml"
     parts = list(yaml.safe_load_all(path.read_text("utf-8")))

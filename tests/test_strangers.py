@@ -13,7 +13,7 @@ import torch
 from conftest import QUIET
 from safetensors.torch import load_file
 
-from elang.cli import main
+from elang.cli.verbs import main
 
 
 class Payload:

@@ -8,7 +8,7 @@ from benchmark_files import write_benchmarks
 from conftest import QUIET, write_model
 
 from elang import JointPredictor
-from elang.cli import main
+from elang.cli.verbs import main
 from elang.data.benchmarks import TaskData
 
 TASKS = {

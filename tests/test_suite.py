@@ -16,15 +16,17 @@ import yaml
 from benchmark_files import ALL_TASKS, write_benchmarks
 from conftest import write_data, write_model, write_t5
 
-import elang.suite as suites
-from elang.cli import main
+from elang.cli.suite import suite
+from elang.cli.suites import steps as suites
+from elang.cli.suites.plan import chosen_tasks, read_plan, task_steps
+from elang.cli.suites.steps import STAGES
+from elang.cli.suites.table import _pair_ms, average, print_tables, read_row
+from elang.cli.verbs import main
 from elang.data.benchmarks import TaskData
-from elang.data.tasks import TASKS
+from elang.data.glue.table import TASKS
 from elang.errors import InputError
 from elang.metrics import ExampleTable
 from elang.notices import Notice
-from elang.suite import STAGES, chosen_tasks, read_plan, suite, task_steps
-from elang.suite_table import _pair_ms, average, print_tables, read_row
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "suite"
 NAMES = ("bert-small", "bert-paper", "t5-small", "t5-paper")

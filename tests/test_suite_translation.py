@@ -7,9 +7,10 @@ import pytest
 import yaml
 from conftest import QUIET, write_parallel, write_seq2seq
 
-from elang import suite as suites
-from elang.cli import main
-from elang.suite import read_plan, suite
+from elang.cli.suite import suite
+from elang.cli.suites import steps as suites
+from elang.cli.suites.plan import read_plan
+from elang.cli.verbs import main
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "suite"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*translation*.yaml"))

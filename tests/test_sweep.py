@@ -10,12 +10,15 @@ import pytest
 import torch
 from conftest import read_curve
 
-import elang.sweep
-from elang.cli import main
-from elang.curve import area, at_best, at_parity, at_share, operating_curve, random_curve
-from elang.evaluate import FRACTIONS, SHARES
-from elang.quality import QUALITIES
-from elang.sweep import Joint, swept
+from elang.cli.verbs import main
+from elang.evaluation.sweep import database
+from elang.evaluation.sweep.database import Joint
+from elang.evaluation.sweep.swept import swept
+from elang.evaluation.thresholds import FRACTIONS, SHARES
+from elang.method.curve.baselines import random_curve
+from elang.method.curve.exact import operating_curve
+from elang.method.curve.reading import area, at_best, at_parity, at_share
+from elang.method.quality.registry import QUALITIES
 
 pytest.importorskip("duckdb")
 NAMES = ["a", "b", "c"]
@@ -76,7 +79,7 @@ def in_memory(frame, name, metric):
 )
 def test_it_is_the_curve_in_memory(quality, n, levels, rows, tmp_path, monkeypatch):
     """However the rows lie in files, and where equal scores are in several pieces."""
-    monkeypatch.setattr(elang.sweep, "_ROWS", rows)
+    monkeypatch.setattr(database, "_ROWS", rows)
     frame, metric = made(n, levels=levels), QUALITIES[quality](3)
     curve, random = in_memory(frame, "max_softmax", metric)
     found = swept(Joint(scattered(frame, tmp_path)), "max_softmax", metric, points=101)

@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from elang.cli import main
-from elang.data.files import read_frame, texts_of
+from elang.cli.verbs import main
+from elang.data.columns import read_frame, texts_of
 from elang.data.labels import class_names, label_index, label_values
-from elang.data.tables import text_lines
 from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError
+from elang.inference.inputs import read_inputs
 from elang.notices import Notice, forget_notices, notices
-from elang.predict import read_inputs
+from elang.tables import text_lines
 
 
 def written(path, labels, texts=None):
@@ -340,7 +340,7 @@ def test_long_texts(tmp_path):
 
 def test_suffixes_in_capitals_are_records_too(pair, joint_args, data_args, fails, tmp_path):
     """What is taken for the folder of a model is not found."""
-    from elang.predictor import JointPredictor
+    from elang.inference.predictor import JointPredictor
 
     path = tmp_path / "SUPER.PARQUET"
     path.write_bytes(pair["records"].read_bytes())

@@ -13,13 +13,16 @@ import torch
 from benchmark_files import ALL_TASKS, GLUE_FOLDERS, SIZES, SUPERGLUE_FOLDERS, made_rows, write_benchmarks
 from conftest import QUIET, write_model
 
-import elang.data.benchmarks as benchmarks
-from elang.data.benchmarks import TaskData, answer_f1, read_rows, write_submission
-from elang.data.tasks import TASKS, find_tasks
+from elang.data import benchmarks
+from elang.data.benchmarks import TaskData
+from elang.data.glue.files import read_rows
+from elang.data.glue.submission import answer_f1, write_submission
+from elang.data.glue.table import TASKS, find_tasks
 from elang.errors import InputError
-from elang.evaluate import PairAnswers, pair_curves
-from elang.quality import QUALITIES
-from elang.scores import route
+from elang.evaluation.curves import pair_curves
+from elang.evaluation.pair import PairAnswers
+from elang.method.deferral import route
+from elang.method.quality.registry import QUALITIES
 
 CLASSES = {
     "glue/cola": ["unacceptable", "acceptable"],

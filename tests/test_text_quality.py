@@ -6,11 +6,12 @@ import pytest
 import torch
 from sacrebleu.metrics import BLEU, CHRF
 
-from elang.curve import at_threshold, operating_curve
 from elang.errors import InputError
-from elang.evaluate import text_targets
-from elang.quality import QUALITIES, _of_texts
-from elang.text_quality import TEXT_METRICS, signature
+from elang.method.curve.exact import operating_curve
+from elang.method.curve.reading import at_threshold
+from elang.method.quality.registry import QUALITIES, _of_texts
+from elang.method.quality.texts import TEXT_METRICS, signature
+from elang.tasks.worth import text_targets
 
 WORDS = ["the", "a", "big", "small", "dog", "cat", "sleeps", "in", "on", "park", "house", ",", ".", "!"]
 WORDS += ["Straße", "größer", "„ob“", "東京", "don't", "U.S.", "3.5"]

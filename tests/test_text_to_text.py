@@ -18,16 +18,18 @@ from test_pitfalls import run_cli
 from torch.nn.utils.rnn import pad_sequence
 
 from elang import FinetuneModule, InputError, JointPredictor, SwiftModule
-from elang.cli import main
-from elang.data.batches import Reader, encode_examples
-from elang.data.format import TextTask
-from elang.data.tasks import TASKS
-from elang.manifest import Manifest
-from elang.models.backbones import load_model
-from elang.models.label_lessons import LabelLessons
-from elang.models.text_to_text import AnswerTrie, TextToText
-from elang.records import Records
-from elang.scores import BEFORE_DECODER, free_energy
+from elang.backends.decoding.answer_trie import AnswerTrie
+from elang.backends.label_decoder import TextToText
+from elang.backends.loading.load import load_model
+from elang.cli.verbs import main
+from elang.data.encoding import encode_examples
+from elang.data.glue.table import TASKS
+from elang.data.tokens import Reader
+from elang.method.scores import BEFORE_DECODER, free_energy
+from elang.models.objectives.labels import LabelLessons
+from elang.records.manifest import Manifest
+from elang.records.table import Records
+from elang.tasks.text_task import TextTask
 
 TEXTS = [
     ("the film was good",),
@@ -472,7 +474,7 @@ def test_the_heads_leave_the_backbone_alone(t5):
 @pytest.mark.parametrize("router", [False, True])
 def test_the_swifts_loss_by_hand(t5, router):
     """Of the constrained decode's logits, with heads or without; the head on the encoder's output learns the same."""
-    from elang.losses import distillation, energy_margin_pairwise
+    from elang.method.losses import distillation, energy_margin_pairwise
 
     module = swift_module(t5, router=router, distill_weight=1.0, margin_weight=0.1)
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
@@ -880,7 +882,7 @@ def test_answers_follow_their_labels(t5_pair, files, tmp_path):
 def test_a_model_of_another_problem_is_refused(t5, base_model, tmp_path):
     """A regression has one output and nothing to compare; a fine-tuned model knows what it was made for."""
     numbers = TextTask(["value"], "regression", answers=["0.0", "1.0"])
-    from elang.models.backbones import save_model
+    from elang.backends.loading.save import save_model
 
     for kind, base in (("t5", t5), ("encoder", base_model)):
         model = load_model(str(base), numbers, fine_tune=True)

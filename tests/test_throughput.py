@@ -18,11 +18,13 @@ import torch
 from conftest import FILLER, GOOD
 
 from elang import InputError, JointPredictor
-from elang.bench import _threshold, flops_of, time_pair
-from elang.cli import main
-from elang.data.batches import encode
-from elang.models.backbones import load_model
-from elang.throughput import Deferred, Window, ahead, stream, token_batches, windows
+from elang.backends.loading.load import load_model
+from elang.cli.verbs import main
+from elang.data.batches import token_batches
+from elang.data.encoding import encode
+from elang.inference.prediction import Deferred, Window
+from elang.inference.speed import _threshold, flops_of, time_pair
+from elang.inference.stream import ahead, stream, windows
 
 
 @pytest.mark.parametrize("budget", [1, 7, 64, 10**6])
@@ -437,9 +439,9 @@ def test_what_is_timed_before_a_decoder(tmp_path, texts):
     """A deferred input pays for the Swift's encoder alone."""
     from conftest import write_t5
 
-    from elang.data.format import TextTask
-    from elang.manifest import Manifest
-    from elang.models.backbones import save_model
+    from elang.backends.loading.save import save_model
+    from elang.records.manifest import Manifest
+    from elang.tasks.text_task import TextTask
 
     task = TextTask.of(["bad", "good"])
     base = str(write_t5(tmp_path / "base", [*texts, "bad good text: "] * 2))
@@ -461,9 +463,9 @@ def test_what_is_timed_before_a_decoder(tmp_path, texts):
 
 def test_two_runs_into_one_file(command, tmp_path, fails):
     """The second one is refused, and the first one's answers stay whole."""
-    from elang.predict import _resumed
+    from elang.inference.resume import resumed
 
-    with _resumed(str(tmp_path / "out.jsonl"), {}) as (file, done, _):
+    with resumed(str(tmp_path / "out.jsonl"), {}) as (file, done, _):
         file.write('{"label": "first"}\n')
         file.flush()
         fails(command, "Another run is writing", "another --output")

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from test_pitfalls import run_cli
 
 from elang import JointPredictor, locks
-from elang.cli import main
+from elang.cli.lightning import run
+from elang.cli.verbs import main
 from elang.errors import InputError
-from elang.lightning_cli import run
-from elang.manifest import Manifest
 from elang.notices import forget_notices, notices
+from elang.records.manifest import Manifest
 
 
 def told(kind):
@@ -81,7 +81,7 @@ def begun(base_model, data_args, tmp_path_factory):
 def test_the_learning_rate_fits_the_steps_that_are_left(
     fit_args, begun, files, monkeypatch, tmp_path, options, left, words
 ):
-    from elang import lightning_cli
+    from elang.cli import lightning as lightning_cli
 
     if "relabelled" in options:
         file = files[options[0] == "--data.validation"]

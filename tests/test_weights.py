@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from test_families import task_of, write_family
 
 from elang import JointPredictor
-from elang.cli import main
-from elang.data.format import TextTask
+from elang.backends.loading.checkpoints import ROUTER_FILE
+from elang.backends.loading.load import load_masked, load_model
+from elang.cli.verbs import main
 from elang.errors import InputError
-from elang.models.backbones import ROUTER_FILE, load_masked, load_model
 from elang.notices import forget_notices, notices
+from elang.tasks.text_task import TextTask
 
 LABELS = ("bad", "good")
 TASK = TextTask.of(list(LABELS))

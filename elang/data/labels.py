@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from elang.data.files import column_of, column_place, kind_of
+from elang.data.columns import column_of, column_place, kind_of
 from elang.errors import InputError
 from elang.notices import notice
 

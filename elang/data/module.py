@@ -11,26 +11,18 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from elang.data.batches import EncodedExamples, LengthBatches, Reader, Repeated, encode_examples
-from elang.data.files import (
-    SOURCE_KEY,
-    Examples,
-    check_file,
-    content_key,
-    in_slice,
-    join_examples,
-    read_frame,
-    texts_of,
-)
-from elang.data.format import TaskFields, TextTask
+from elang.data.batches import LengthBatches, Repeated
+from elang.data.columns import SOURCE_KEY, check_file, read_frame, texts_of
+from elang.data.encoding import encode_examples
+from elang.data.examples import Examples, join_examples
+from elang.data.slices import content_key, fold_of, fold_parts, in_slice, source_of
+from elang.data.tokens import EncodedExamples, Reader
 from elang.errors import InputError
 from elang.notices import notice
-from elang.records import source_of
-from elang.router import fold_of
+from elang.tasks.text_task import TaskFields, TextTask
 
 # Share of evaluated texts that are trained on, below which nothing is said: real data repeats itself a little.
 _OVERLAP = 0.01
-
 SplitName = Literal["train", "routing", "validation", "test", "transfer", "fold"]
 
 
@@ -44,23 +36,6 @@ def given_files(train: str | None, validation: str | None, test: str | None) -> 
     if not files:
         raise InputError("No data was given. Set --data.train and --data.validation to files.")
     return files
-
-
-def fold_parts(fold: str | None) -> tuple[int, int] | None:
-    """Read ``k/K``.
-
-    Raises:
-        InputError: If it is none.
-
-    >>> fold_parts("0/5")
-    (0, 5)
-    """
-    if fold is None:
-        return None
-    number, _, parts = fold.partition("/")
-    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts) and int(parts) > 1):
-        raise InputError(f"--data.fold must be k/K with k from 0 to K - 1 and K of at least 2, but it is '{fold}'.")
-    return int(number), int(parts)
 
 
 class TextData(LightningDataModule):

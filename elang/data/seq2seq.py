@@ -5,13 +5,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from elang.data.files import Examples, check_file, column_place, content_key, read_frame, texts_of
-from elang.data.format import TextTask
+from elang.data.columns import check_file, column_place, read_frame, texts_of
+from elang.data.examples import Examples
 from elang.data.module import TextData, given_files
-from elang.data.tables import SUFFIXES, file_lines, suffix_of
+from elang.data.slices import content_key
 from elang.errors import InputError
+from elang.method.quality.texts import TEXT_METRICS
 from elang.notices import notice
-from elang.text_quality import TEXT_METRICS
+from elang.tables import SUFFIXES, file_lines, suffix_of
+from elang.tasks.text_task import TextTask
 
 
 class Seq2SeqData(TextData):

@@ -4,11 +4,13 @@ from typing import Any, Literal
 
 import torch
 
-from elang.data.files import Examples, check_file, content_key, read_frame, texts_of
-from elang.data.format import TextTask
+from elang.data.columns import check_file, read_frame, texts_of
+from elang.data.examples import Examples
 from elang.data.labels import class_names, label_index, label_numbers, label_values
 from elang.data.module import TextData, given_files
+from elang.data.slices import content_key
 from elang.errors import InputError
+from elang.tasks.text_task import TextTask
 
 
 class TextClassificationData(TextData):

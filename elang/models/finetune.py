@@ -12,29 +12,32 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from elang.data.batches import Reader
-from elang.data.format import TaskFields, TextTask
+from elang.backends.columns import padded_ids
+from elang.backends.fast.attention import AnyShape
+from elang.backends.generator import Seq2Seq
+from elang.backends.label_decoder import TextToText
+from elang.backends.loading.checkpoints import CHECKPOINT_KEY, describe
+from elang.backends.loading.load import check_words, load_model
+from elang.backends.loading.save import check_output_folder, save_model
+from elang.backends.loading.weights import check_state
+from elang.backends.text_model import Answer
 from elang.data.module import TextData
-from elang.errors import InputError
-from elang.evaluate import check_qualities, measure, never_right
+from elang.data.tokens import Reader
+from elang.errors import InputError, listed
+from elang.evaluation.cautions import never_right
 from elang.locks import lock_for_all, unlock_output
-from elang.manifest import Manifest
+from elang.method.deferral import check_logits
+from elang.method.quality.registry import QUALITIES, QualityName
 from elang.metrics import ExampleTable
-from elang.models.attention import AnyShape
-from elang.models.backbones import CHECKPOINT_KEY, check_output_folder, check_words, describe, load_model, save_model
+from elang.models.answering import check_some, tell_part
 from elang.models.best import take_best
-from elang.models.evaluation import check_some, measure_texts, padded_ids, tell_part
 from elang.models.resuming import Plan, rate
-from elang.models.seq2seq import Seq2Seq
 from elang.models.sharding import Sharded, check_strategy
 from elang.models.stopping import stop_late
-from elang.models.text_model import Answer
-from elang.models.text_to_text import TextToText
-from elang.models.weights import check_state
 from elang.notices import notice, notices
-from elang.quality import QUALITIES, QualityName
-from elang.records import listed
-from elang.scores import check_logits
+from elang.records.manifest import Manifest
+from elang.tasks.text_task import TaskFields, TextTask
+from elang.tasks.worth import check_qualities, measure, measure_texts
 
 _RANDOM = "elang_random"
 
@@ -69,7 +72,7 @@ class FinetuneModule(AnyShape, LightningModule):
         model: A folder or a hub id (``owner/name@revision``) of a pretrained model: anything that
             ``AutoModelForSequenceClassification`` loads, or an encoder-decoder (``AutoModelForSeq2SeqLM``).
         label_names: Class names in order; the command line takes them from the data, like the next.
-        task: What is asked, :meth:`elang.data.format.TextTask.plain`.
+        task: What is asked, :meth:`elang.tasks.text_task.TextTask.plain`.
         layers: Keep only the first so many layers of it (of an encoder-decoder, of both stacks).
         lr: Peak learning rate; it rises over ``warmup`` of the steps and then falls linearly to 0.
         weight_decay: Decoupled weight decay, on matrices only.

@@ -7,43 +7,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elang.bootstrap import compare_areas
-from elang.cost import FlopsConvention
-from elang.data.format import TaskFields
+from elang.backends.cost.flops import FlopsConvention
+from elang.backends.fast.graphs import DType
+from elang.backends.generator import Seq2Seq
 from elang.errors import InputError
-from elang.evaluate import (
-    ROUTING_SLICE,
-    PairAnswers,
-    cautions,
-    check_apart,
-    check_not_chosen_on,
-    check_qualities,
-    choose_thresholds,
-    length_bias,
-    operating_points,
-    pair_answers,
-    repeated,
-    share_near_threshold,
-    summarize,
-    text_targets,
-    worth_of,
-)
-from elang.few import DType
+from elang.evaluation.cautions import cautions, check_apart, check_not_chosen_on, repeated, share_near_threshold
+from elang.evaluation.pair import ROUTING_SLICE, PairAnswers, pair_answers
+from elang.evaluation.report.console import print_summary
+from elang.evaluation.report.files import write_report
+from elang.evaluation.slices import slice_of
+from elang.evaluation.statements import CONDITIONS, check_statements
+from elang.evaluation.summary import length_bias, operating_points, summarize
+from elang.evaluation.thresholds import choose_thresholds
 from elang.locks import lock_for_all, unlock_output
-from elang.manifest import Manifest
-from elang.models.evaluation import EvaluationModule
+from elang.method.bootstrap import compare_areas
+from elang.method.quality.registry import QUALITIES, QualityName
+from elang.method.quality.texts import signature
+from elang.method.scores import DEFAULT_SCORE
+from elang.method.token_scores import SEQUENCE_DEFAULT
+from elang.models.answering import EvaluationModule
 from elang.models.finetune import check_held_out
 from elang.models.latency import pair_latency
-from elang.models.seq2seq import Seq2Seq
 from elang.notices import notice, write_made
-from elang.quality import QUALITIES, QualityName
-from elang.records import FORMAT
-from elang.report import print_summary, write_report
-from elang.scores import DEFAULT_SCORE
-from elang.sequence_scores import SEQUENCE_DEFAULT
-from elang.slices import slice_of
-from elang.statements import CONDITIONS, check_statements
-from elang.text_quality import signature
+from elang.records.manifest import Manifest
+from elang.records.table import FORMAT
+from elang.tasks.text_task import TaskFields
+from elang.tasks.worth import check_qualities, text_targets, worth_of
 
 
 class JointModule(EvaluationModule):
@@ -54,7 +43,7 @@ class JointModule(EvaluationModule):
             logits.
         super_model: The Super: the same; as records it may be any black box.
         label_names: The data's classes; the command line takes them from the data, like the next.
-        task: What is asked, :meth:`elang.data.format.TextTask.plain`.
+        task: What is asked, :meth:`elang.tasks.text_task.TextTask.plain`.
         quality: Metrics, the first one chooses the thresholds; by default the task's own.
         output: Folder for all that is written.
         thresholds: A threshold file (``elang.json``) to report on. By default thresholds are chosen on the held-out

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elang.cost import best_batch, measure_throughput
-from elang.models.seq2seq import Seq2Seq
-from elang.models.text_model import TextModel
-from elang.models.text_to_text import TextToText
+from elang.backends.cost.seconds import best_batch, measure_throughput
+from elang.backends.generator import Seq2Seq
+from elang.backends.label_decoder import TextToText
+from elang.backends.text_model import TextModel
 
 
 def random_inputs(

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from elang.data.files import Examples
+from elang.data.examples import Examples
 from elang.errors import InputError
 from elang.notices import notice
 

@@ -9,27 +9,28 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from elang.columns import is_table
-from elang.data.format import TaskFields
+from elang.backends.fast.graphs import DType
+from elang.backends.generator import Seq2Seq
+from elang.data.slices import source_of
 from elang.errors import InputError, printable
-from elang.evaluate import measure
-from elang.few import DType
 from elang.locks import lock_for_all, unlock_output
-from elang.merge import check_same, merge
-from elang.models.evaluation import EvaluationModule, measure_texts
-from elang.models.seq2seq import Seq2Seq
+from elang.method.quality.registry import QUALITIES
+from elang.models.answering import EvaluationModule
 from elang.notices import made
-from elang.quality import QUALITIES
-from elang.records import Records, check_output, join_records, source_of, write_records
+from elang.records.merging import check_same, merge
+from elang.records.table import Records, check_output, join_records, write_records
+from elang.tables import is_table
+from elang.tasks.text_task import TaskFields
+from elang.tasks.worth import measure, measure_texts
 
 
 class ScoreModule(EvaluationModule):
-    """Runs one model over every example of every file and writes its records (:mod:`elang.records`).
+    """Runs one model over every example of every file and writes its records (:mod:`elang.records.table`).
 
     Args:
         model: A folder, a ``.ckpt`` or a hub id.
         label_names: The data's classes; the command line takes them from the data, like the next.
-        task: What is asked, :meth:`elang.data.format.TextTask.plain`.
+        task: What is asked, :meth:`elang.tasks.text_task.TextTask.plain`.
         output: The parquet file to write.
         parts: Cut the data into so many parts. Each is written into the folder ``<output>.parts`` when it is answered,
             a run that is started again goes on with those that are not there, and the last one puts them together.

@@ -12,8 +12,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from typing_extensions import override
 
+from elang.backends.text_model import TextModel
 from elang.errors import InputError
-from elang.models.text_model import TextModel
 
 
 class ShardedStrategy(ModelParallelStrategy):

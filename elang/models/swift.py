@@ -8,28 +8,32 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from elang.data.format import TaskFields, TextTask
+from elang.backends.columns import answer_batch, answer_columns, generated_batch, generated_columns
+from elang.backends.generator import Seq2Seq
+from elang.backends.label_decoder import TextToText
+from elang.backends.loading.load import load_model
+from elang.backends.text_model import Answer
+from elang.data.slices import fold_of, source_of
 from elang.errors import InputError
-from elang.evaluate import ROUTING_SLICE, choose_thresholds, pair_answers, reward, share_thresholds
-from elang.losses import MarginKind
-from elang.manifest import Manifest
+from elang.evaluation.pair import ROUTING_SLICE, pair_answers
+from elang.evaluation.slices import slice_of
+from elang.evaluation.thresholds import choose_thresholds, share_thresholds
+from elang.method.losses import MarginKind
+from elang.method.quality.registry import QualityName
+from elang.method.router import expected_gain
+from elang.method.scores import BEFORE_DECODER, DEFAULT_SCORE, SCORES, all_scores
+from elang.method.token_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
 from elang.metrics import ExampleTable
-from elang.models.backbones import load_model
-from elang.models.evaluation import answer_batch, answer_columns, generated_batch, generated_columns
 from elang.models.finetune import FinetuneModule, check_held_out
-from elang.models.hidden_lessons import HiddenLessons
-from elang.models.label_lessons import Hard, LabelLessons
-from elang.models.seq2seq import Seq2Seq
-from elang.models.text_lessons import Distill, TextLessons
-from elang.models.text_model import Answer
-from elang.models.text_to_text import TextToText
+from elang.models.objectives.hidden import HiddenLessons
+from elang.models.objectives.labels import Hard, LabelLessons
+from elang.models.objectives.texts import Distill, TextLessons
 from elang.notices import notice
-from elang.quality import QualityName
-from elang.records import Records, read_records, source_of
-from elang.router import expected_gain, fold_of
-from elang.scores import BEFORE_DECODER, DEFAULT_SCORE, SCORES, all_scores
-from elang.sequence_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
-from elang.slices import slice_of
+from elang.records.manifest import Manifest
+from elang.records.reading import read_records
+from elang.records.table import Records
+from elang.tasks.text_task import TaskFields, TextTask
+from elang.tasks.worth import reward
 
 # A router that reads one of these alone has its order.
 SIMPLE = (DEFAULT_SCORE, SEQUENCE_DEFAULT)

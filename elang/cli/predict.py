@@ -1,0 +1,160 @@
+"""`elang predict`: answers to the inputs of a file or of standard input, and to a benchmark's test split."""
+
+import os
+import sys
+from io import TextIOWrapper
+from itertools import islice
+
+from elang.backends.fast.graphs import DType
+from elang.errors import InputError
+from elang.files import check_output_file, is_stream, written_through
+from elang.inference.inputs import input_columns, read_inputs
+from elang.inference.prediction import Prediction
+from elang.inference.predictor import JointPredictor
+from elang.inference.resume import EMPTY, ESCAPED, about_run, aside_of, files_of_task, resumed, write_answer
+from elang.notices import notice
+from elang.terminal import ended_at_sigterm
+
+
+def predict(
+    swift_model: str,
+    super_model: str,
+    input: str = "-",  # noqa: A002 - the option's name
+    output: str = "-",
+    text: list[str] | str | None = None,
+    threshold: str | float = "parity",
+    score: str | None = None,
+    thresholds: str | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    tokens: int | None = None,
+    super_tokens: int | None = None,
+    dtype: DType = "float32",
+    compile: bool = False,  # noqa: A002 - the option's name
+    super_int8: bool = False,
+    onnx: bool = False,
+    chunk: int = 4096,
+    task: str | None = None,
+    folder: str | None = None,
+    split: str = "test",
+) -> None:
+    """Answer the texts of a file or of standard input with a pair, one JSON object a line.
+
+    Memory is bounded, whatever comes in (tables are read whole). A run into a file that was killed goes on where it was
+    when it is given again. With --task it answers a split of GLUE or SuperGLUE instead, in the form that the benchmark
+    takes.
+
+    Args:
+        swift_model: The Swift's folder.
+        super_model: The Super's folder or hub id.
+        input: A text file with one input a line, a table (.csv, .tsv, .jsonl, .parquet) with --text, or ``-``.
+        output: A JSONL file, or ``-`` for standard output.
+        text: The text column of the table, or two for pairs.
+        threshold: Name of a threshold in elang.json (parity, 99%, defer 30%), or a number.
+        score: Which score routes; by default the Swift's own.
+        thresholds: Another threshold file, as `elang validate` writes it.
+        device: By default a GPU if there is one.
+        batch_size: Inputs in a batch at most; by default only their tokens count.
+        tokens: Tokens in a batch of the Swift's; by default what suits the device.
+        super_tokens: The same for the Super.
+        dtype: Precision of both models' weights; scores are float32 in any.
+        compile: Compile both models with ``torch.compile``.
+        super_int8: Keep the matrices of the Super's layers as int8 (the extra ``int8``).
+        onnx: Run both encoders by ONNX Runtime on the CPU (the extra ``onnx``).
+        chunk: Inputs that are read, tokenised and answered by the Swift at a time.
+        task: A task of GLUE or SuperGLUE (glue/rte), to be answered in its submission format.
+        folder: The benchmark's own files; by default the hub's.
+        split: Which split of the task.
+    """
+    if task is not None and (input != "-" or text or output == "-"):
+        raise InputError("With --task the inputs are the benchmark's, so leave --input and --text; --output is a file.")
+    if task is None and folder is not None:
+        raise InputError(f"--folder '{folder}' is a benchmark's, but no --task is named.")
+    if chunk < 1:
+        raise InputError(f"--chunk must be at least 1, but it is {chunk}.")
+    files = [input, swift_model, super_model, thresholds]
+    if task is not None and folder is not None:
+        files = [swift_model, super_model, thresholds, *files_of_task(task, folder)]
+    check_output_file(output, [one for one in files if one != "-" or task is None])
+    if output == "-" and getattr(sys.stdout, "name", "") == os.devnull:
+        raise InputError("Standard output is closed. Open it, or give a file as --output.")
+    if output != "-" and not is_stream(output):
+        # An earlier run's answers would be taken away from under the reading.
+        check_output_file(aside_of(output), [input])
+    columns = input_columns(input, text)
+    predictor = JointPredictor(
+        swift_model,
+        super_model,
+        threshold,
+        score,
+        thresholds,
+        device,
+        batch_size,
+        tokens,
+        super_tokens,
+        dtype=dtype,
+        compile=compile,
+        super_int8=super_int8,
+        onnx=onnx,
+    )
+    if task is not None:
+        found = _submit(predictor, task, folder, split, output, chunk)
+        _say(predictor, len(found), sum(one.answered_by == "super" for one in found))
+        return
+    inputs = read_inputs(input, columns, predictor.task.problem == "sequence")
+    if output == "-":
+        with ended_at_sigterm():
+            if isinstance(sys.stdout, TextIOWrapper):
+                # JSON is UTF-8, whatever the locale.
+                sys.stdout.reconfigure(encoding="utf-8")
+            total, deferred = write_answer(predictor.map(inputs, chunk), sys.stdout)
+    elif is_stream(output):
+        with ended_at_sigterm(), written_through(output) as raw, TextIOWrapper(raw, "utf-8", ESCAPED) as file:
+            total, deferred = write_answer(predictor.map(inputs, chunk), file)
+    else:
+        about = about_run(predictor, swift_model, super_model, input, columns, [dtype, compile, super_int8, onnx])
+        with resumed(output, about) as (file, done, deferred):
+            if done:
+                sys.stderr.write(f"{done} inputs were answered before; going on behind them\n")
+            total, more = write_answer(predictor.map(islice(inputs, done, None), chunk, done), file)
+            total, deferred = done + total, deferred + more
+            if total == 0:
+                raise InputError(EMPTY.format(input))
+    if total == 0:
+        raise InputError(EMPTY.format(input))
+    _say(predictor, total, deferred)
+
+
+def _submit(
+    predictor: JointPredictor, task: str, folder: str | None, split: str, output: str, chunk: int
+) -> list[Prediction]:
+    """Answer a benchmark's split, and write it in the benchmark's form."""
+    from elang.data.benchmarks import TaskData
+    from elang.data.glue.submission import write_submission
+
+    data = TaskData(task, folder, [split])
+    asked, own = data.text_task.plain(), predictor.task.plain()
+    if unlike := [name for name in asked if asked[name] != own.get(name)]:
+        raise InputError(
+            f"The Swift was trained on another task than {task}: its {unlike[0]} is {own.get(unlike[0])!r}, not "
+            f"{asked[unlike[0]]!r}. Give the pair that was trained on it."
+        )
+    examples = data.read(split)
+    found: list[Prediction] = []
+    for start in range(0, len(examples), chunk):
+        part = slice(start, start + chunk)
+        found += predictor.answer(examples.texts[part], examples.choices[part] if examples.choices else None)
+    write_submission(data.task, data.rows(split), [one.label for one in found], output)
+    return found
+
+
+def _say(predictor: JointPredictor, total: int, deferred: int) -> None:
+    cut = (("Swift", predictor.truncated, predictor.swift), ("Super", predictor.super_truncated, predictor.super_))
+    for who, count, model in cut:
+        if count:
+            limit = predictor.passes.limit(model)
+            notice(
+                "cut-inputs",
+                f"{count} of {total} inputs were longer than the {who}'s {limit} tokens: the rest was not read.",
+            )
+    sys.stderr.write(f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super\n")

@@ -1,0 +1,100 @@
+"""`elang suite`: a whole benchmark with one command, from training to one table of all tasks.
+
+Each step is an ordinary command with a configuration file of its own, left beside what it made, and runs in a process
+of its own. A step whose output is there is not run again, so a suite goes on where it was stopped.
+"""
+
+from pathlib import Path
+
+from elang.cli.suites.plan import chosen_tasks, read_plan, task_steps, write_configs
+from elang.cli.suites.steps import Step, forget_stale, run_chains
+from elang.cli.suites.table import print_tables, read_row, write_tables
+from elang.errors import InputError
+from elang.evaluation.thresholds import FRACTIONS
+from elang.files import check_folder
+from elang.locks import lock_output, unlock_output
+from elang.method.scores import BEFORE_DECODER, SCORES
+from elang.method.token_scores import SEQUENCE_SCORES
+from elang.notices import notice
+from elang.terminal import say
+
+
+def suite(
+    tasks: str,
+    config: str | None = None,
+    folder: str | None = None,
+    output: str = "runs/suite",
+    seed: int = 0,
+    points: list[str] | str | None = None,
+    score: str | None = None,
+    jobs: int = 1,
+    dry_run: bool = False,
+) -> None:
+    """Fit or load and evaluate the pairs of a benchmark's tasks, and print one table in the shape of the paper's.
+
+    Args:
+        tasks: glue, superglue, the name of a task (glue/rte), of a task of the file's own, or several with commas.
+        config: The suite's YAML file: models, options of each stage, and what differs for single tasks.
+        folder: The benchmark's own files; by default the data is the hub's.
+        output: Folder for everything, one folder a task. Give it again to go on after a stop.
+        seed: Of all training.
+        points: The operating point to show, or a list of them, a table each; by default `held out, parity` and
+            `read here, parity`.
+        score: The score that routes, where a task's Swift has it; by default each Swift's own.
+        jobs: Tasks that are fitted at a time, on one device; evaluations, which are timed, follow one by one.
+        dry_run: Only check the configuration and the data's files, and print the commands.
+
+    Raises:
+        InputError: If an option, the file or the data's files are wrong, or of the first step that fails.
+    """
+    known = [f"{where}, {name}" for where in ("held out", "read here") for name in FRACTIONS]
+    points = [points] if isinstance(points, str) else points or ["held out, parity", "read here, parity"]
+    if unknown := [point for point in points if point not in known]:
+        raise InputError(f"There is no operating point '{unknown[0]}'; there are {', '.join(map(repr, known))}.")
+    scores = (*SCORES, *SEQUENCE_SCORES, "router", *BEFORE_DECODER)
+    if score is not None and score not in scores:
+        raise InputError(f"There is no score '{score}'; there are {', '.join(scores)}.")
+    if config is None:
+        raise InputError("A suite needs its YAML file: set --config, as to one of configs/suite.")
+    plan = read_plan(config)
+    root = Path(output)
+    names = chosen_tasks(tasks, plan)
+    chains = [list(task_steps(name, plan, folder, root, seed)) for name in names]
+    written = [str(step.file.relative_to(root)) for chain in chains for step in chain]
+    check_folder(root, [config], ["suite.json", *written])
+    lock_output(root)
+    try:
+        _run_suite(chains, names, root, points, score, jobs, dry_run)
+    finally:
+        unlock_output(root)
+
+
+def _run_suite(
+    chains: list[list[Step]],
+    names: list[str],
+    root: Path,
+    points: list[str],
+    score: str | None,
+    jobs: int,
+    dry_run: bool,
+) -> None:
+    """Run what is not done, and set it into a table."""
+    write_configs([step for chain in chains for step in chain])
+    if dry_run:
+        for step in (step for chain in chains for step in chain):
+            say("elang " + " ".join(step.command))
+        return
+    forget_stale([step for chain in chains for step in chain])
+    if jobs > 1:
+        run_chains([[step for step in chain if step.stage != "joint"] for chain in chains], jobs)
+    run_chains(chains)
+    rows = [read_row(name, root / name / "joint" / "summary.json", score) for name in names]
+    for row in rows:
+        if score not in (None, row["score"]):
+            notice("another-score", f"{row['task']} has no score '{score}'; its row is by {row['score']}.")
+    write_tables(root / "suite.json", rows)
+    print_tables(rows, points)
+    for row in rows:
+        for said in row["cautions"]:
+            say(f"{row['task']}: caution: {said}.")
+    say(f"everything is in {root}/, the table in suite.json")

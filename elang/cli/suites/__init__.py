@@ -1,0 +1,1 @@
+"""The steps of a suite, its file and its table."""

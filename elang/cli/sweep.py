@@ -1,0 +1,92 @@
+"""`elang sweep`: the exact curve of more examples than memory holds."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from elang.data.columns import columns_of
+from elang.evaluation.sweep.database import Joint
+from elang.evaluation.sweep.swept import swept
+from elang.evaluation.thresholds import FRACTIONS, SHARES
+from elang.files import check_folder, files_of, plain, written_aside
+from elang.method.quality.registry import QualityName
+from elang.method.scores import DEFAULT_SCORE
+from elang.notices import write_made
+from elang.terminal import console
+
+
+def sweep(
+    joint: list[str],
+    output: str = "swept",
+    score: list[str] | str | None = None,
+    quality: QualityName = "accuracy",
+    split: str | None = None,
+    memory: str = "2GB",
+    points: int = 1001,
+) -> None:
+    """The exact curve of a pair over joint records in many files, of any size.
+
+    Args:
+        joint: Folders that `elang validate` wrote, or their records: each example in one of them.
+        output: Folder for ``curve.csv``, the grid, and ``summary.json``.
+        score: Scores to sweep; by default max_softmax.
+        quality: A metric of classes: accuracy, f1, f1_macro or matthews.
+        split: By default test where there is one, else validation.
+        memory: What sorting may take, beside the pieces that pass through; more goes to the disk.
+        points: Of the grid.
+
+    Raises:
+        InputError: If the records cannot be read, have no such score, or hold an example twice.
+    """
+    folder = Path(output)
+    read = [each for path in joint for each in files_of(path)]
+    check_folder(folder, read, ("curve.csv", "summary.json", "made.json"))
+    records = Joint(joint, split, memory)
+    metric = records.metric(quality)
+    found = {name: swept(records, name, metric, points) for name in columns_of(score) or [DEFAULT_SCORE]}
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_aside(folder / "curve.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["score", "threshold", "deferred", "deferred_share", quality, "flops", "speedup"])
+        for name, one in found.items():
+            grid = one.grid
+            columns = (grid.threshold, grid.deferred, grid.deferred_share, grid.quality, grid.cost, grid.speedup)
+            out.writerows([name, *row] for row in zip(*(column.tolist() for column in columns), strict=True))
+    summary = {
+        "num_examples": records.count,
+        "split": records.split,
+        "quality_name": quality,
+        "swift": vars(next(iter(found.values())).grid[0]),
+        "super": {"quality": records.qualities(metric)[1], "cost": records.super_cost},
+        "scores": {
+            name: {"area": one.area, "random": one.random, "points": {k: vars(p) for k, p in one.points.items()}}
+            for name, one in found.items()
+        },
+    }
+    write_made(folder)
+    with written_aside(folder / "summary.json") as aside:
+        aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
+    _show(summary, folder)
+
+
+def _show(summary: dict[str, Any], folder: Path) -> None:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{summary['quality_name']} on {summary['num_examples']:,} examples of {summary['split']}: Swift "
+        f"{summary['swift']['quality']:.4f}, Super {summary['super']['quality']:.4f}"
+    )
+    chosen = [*FRACTIONS, *SHARES]
+    for name in ("score", "area (random)", *chosen):
+        table.add_column(name, justify="left" if name == "score" else "right")
+    for name, one in summary["scores"].items():
+        cells = [one["points"][key] for key in chosen]
+        table.add_row(
+            name,
+            f"{one['area']:.4f} ({one['random']:.4f})",
+            *(f"{c['quality']:.4f} {c['deferred_share']:.1%} {c['speedup']:.2f}x" for c in cells),
+        )
+    terminal = console(140)
+    terminal.print(table)
+    terminal.print(f"All points are read on these examples. Curve and summary are in {folder}/")

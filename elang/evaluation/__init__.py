@@ -1,0 +1,1 @@
+"""What the answers of a pair are worth; no model is run."""

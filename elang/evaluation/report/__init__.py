@@ -1,0 +1,1 @@
+"""What an evaluation leaves behind: files, plots, a table in the terminal, a page."""

@@ -1,0 +1,84 @@
+"""The files that an evaluation leaves: records, curves, summary."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from elang.evaluation.curves import pair_curves
+from elang.evaluation.joint_records import write_pair_records
+from elang.evaluation.pair import PairAnswers
+from elang.evaluation.report.plots import plain_texts, plot_curves, plot_lengths
+from elang.files import plain, written_aside
+from elang.method.curve.points import OperatingCurve
+from elang.method.quality.metric import Quality
+from elang.notices import notice
+
+EVALUATION_FILES = (
+    *("records.parquet", "curve.csv", "curve.png", "lengths.png", "summary.json", "elang.json", "made.json"),
+)
+"""All that an evaluation may write into its folder."""
+_MAX_CURVE_POINTS = 20_001
+# What joint records say of the pair themselves, for those who have them alone.
+_PAIR = ("worth", "weights", "temperature", "flops_convention")
+
+
+def write_report(
+    folder: Path,
+    pairs: dict[str, PairAnswers],
+    evaluated: str,
+    qualities: list[Quality],
+    summary: dict[str, Any],
+    label_names: list[str],
+) -> None:
+    """Write ``records.parquet``, ``curve.csv``, ``curve.png``, for generated texts ``lengths.png``, ``summary.json``.
+
+    Args:
+        folder: Made if missing.
+        pairs: The answers to each split.
+        evaluated: The split that curves are drawn for.
+        qualities: The task metrics, the first one is plotted.
+        summary: From :class:`elang.JointModule`; the number of points left out of ``curve.csv`` is added.
+        label_names: The classes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_pair_records(folder / "records.parquet", pairs, label_names, {name: summary[name] for name in _PAIR})
+    curves = {quality.name: pair_curves(pairs[evaluated], quality) for quality in qualities}
+    summary["curve_points"] = _write_curves(folder / "curve.csv", curves)
+    name = qualities[0].name
+    with plain_texts():
+        plot_curves(folder / "curve.png", curves[name], summary["qualities"][name], summary["score"])
+        if "lengths" in summary:
+            plot_lengths(folder / "lengths.png", pairs[evaluated], summary["score"])
+    # The last, for where it is, the rest is, too.
+    with written_aside(folder / "summary.json") as aside:
+        aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
+
+
+def _write_curves(path: Path, curves: dict[str, dict[str, OperatingCurve]]) -> dict[str, int]:
+    """Write every curve; very long ones are thinned evenly, and how much is returned."""
+    names = list(curves)
+    written = total = 0
+    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["score", "threshold", "deferred", "deferred_share", *names, "flops", "speedup"])
+        for score, curve in curves[names[0]].items():
+            rows = torch.linspace(0, len(curve) - 1, min(len(curve), _MAX_CURVE_POINTS)).round().long().tolist()
+            written, total = written + len(rows), total + len(curve)
+            columns = [
+                curve.threshold[rows].tolist(),
+                curve.deferred[rows].tolist(),
+                curve.deferred_share[rows].tolist(),
+                *(curves[name][score].quality[rows].tolist() for name in names),
+                curve.cost[rows].tolist(),
+                curve.speedup[rows].tolist(),
+            ]
+            out.writerows([score, *row] for row in zip(*columns, strict=True))
+    if written < total:
+        notice(
+            "curve-thinned",
+            f"'{path}' has {written:,} of {total:,} points of the curves, evenly spread; the records have all of them.",
+        )
+    return {"written": written, "of": total}

@@ -1,0 +1,195 @@
+"""An evaluation's folder, read back."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elang.errors import InputError
+from elang.evaluation.statements import CONDITIONS, check_statements
+from elang.evaluation.summary_file import read_summary
+from elang.json_files import OBJECT, TEXT, Check, check_fields, read_object
+from elang.method.quality.metric import Quality
+from elang.method.quality.registry import QUALITIES
+from elang.records.columns import exact_floats, numbers, read_parquet, vectors
+from elang.records.manifest import FILENAME, Manifest
+from elang.records.reading import read_about
+
+_MADE: dict[str, Check] = {
+    "command": TEXT,
+    "seed": ("a text, or null", lambda v: v is None or isinstance(v, str)),
+    "versions": OBJECT,
+}
+
+
+@dataclass
+class Evaluation:
+    """What `elang validate` left in a folder.
+
+    Attributes:
+        folder: The folder.
+    """
+
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.summary = read_summary(self.folder)
+        self.score: str = self.summary["score"]
+        self.quality_name: Any = next(iter(self.summary["qualities"]))
+        for name, read in (
+            ("records.parquet", self._read_records),
+            ("curve.csv", self._read_curves),
+            ("made.json", self._read_made),
+        ):
+            try:
+                read(self.folder / name)
+            except InputError:
+                raise
+            except Exception as error:  # whatever the readers say of a damaged file
+                raise InputError(
+                    f"'{self.folder / name}' is not what `elang validate` wrote ({error}). Run `elang validate` again."
+                ) from error
+
+    def _read_records(self, path: Path) -> None:
+        frame, _ = read_parquet(path)
+        self.label_names: list[str] = read_about(path).get("label_names", [])
+        self.frame = frame[frame["split"] == self.summary["evaluated_on"]].reset_index(drop=True)
+        wanted = self.found["num_examples"]
+        if len(self.frame) != wanted:
+            raise ValueError(f"it has {len(self.frame)} rows of '{self.summary['evaluated_on']}', not {wanted}")
+        for name in (
+            "id",
+            "key",
+            f"score_{self.score}",
+            "gain",
+            *(["swift_tokens"] if "swift_tokens" in frame else []),
+        ):
+            if name not in self.frame:
+                raise ValueError(f"it has no column '{name}'")
+            numbers(self.frame, name, str(path), whole=name in ("id", "key"))
+        if self.quality is not None and self.labels is not None:
+            for name, column in zip(("label", "swift_prediction", "super_prediction"), self.labels, strict=True):
+                if not len(self.label_names) > int(column.max()) or int(column.min()) < -(name != "label"):
+                    raise ValueError(f"a '{name}' is none of the {len(self.label_names)} classes")
+        if "swift_logits" in self.frame:
+            first = self.frame["swift_logits"].iloc[0]
+            size = len(first) if hasattr(first, "__len__") else 0
+            self.logits = torch.from_numpy(vectors(self.frame, "swift_logits", size, str(path), missing=True))
+
+    def _read_curves(self, path: Path) -> None:
+        import pandas as pd
+
+        self.curves = pd.read_csv(path, **exact_floats())
+        named = ["threshold", "deferred_share", *self.summary["qualities"], "flops", "speedup"]
+        for name in ("score", *named):
+            if name not in self.curves:
+                raise ValueError(f"it has no column '{name}'")
+            if name != "score" and self.curves[name].dtype.kind not in "if" and len(self.curves):
+                raise ValueError(f"its column '{name}' has values that are no numbers")
+        share, threshold = self.curve["deferred_share"], self.curve["threshold"]
+        if not len(self.curve) or not (share.between(0, 1).all() and share.is_monotonic_increasing):
+            raise ValueError(f"it has no curve of the score '{self.score}' whose 'deferred_share' rises from 0 to 1")
+        if not threshold.is_monotonic_decreasing:
+            raise ValueError(f"the 'threshold' of '{self.score}' does not fall")
+
+    def _read_made(self, path: Path) -> None:
+        self.made: dict[str, Any] = read_object(path) if path.exists() else {}
+        check_fields(self.made, _MADE, tuple(_MADE) if self.made else ())
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, or that of the task that it is in: of the first folder upwards that says something."""
+        names = reversed(self.folder.resolve().parts[1:])
+        return next((name for name in names if name not in ("joint", "runs")), self.folder.name)
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """The first quality's part of the summary."""
+        part: dict[str, Any] = self.summary["qualities"][self.quality_name]
+        return part
+
+    def column(self, name: str) -> Tensor:
+        """A column of the records."""
+        return torch.tensor(self.frame[name].to_numpy())
+
+    @cached_property
+    def routed(self) -> Tensor:
+        """The score that routes, ``(N,)``."""
+        return self.column(f"score_{self.score}")
+
+    @cached_property
+    def gain(self) -> Tensor:
+        """How much more the Super's answer is worth, of 1, ``(N,)``."""
+        return self.column("gain").double() / float(self.summary["worth"]["largest"] or 1.0)
+
+    @cached_property
+    def labels(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Label, Swift's and Super's prediction, where these are classes."""
+        names = ("label", "swift_prediction", "super_prediction")
+        if not all(name in self.frame and self.frame[name].dtype.kind == "i" for name in names):
+            return None
+        return self.column("label"), self.column("swift_prediction"), self.column("super_prediction")
+
+    @cached_property
+    def quality(self) -> Quality | None:
+        """The metric, if it is a function of sums over the examples' labels."""
+        if self.labels is None:
+            return None
+        quality = QUALITIES[self.quality_name](len(self.label_names))
+        return quality if quality.whole is None and quality.by_group is None and quality.target == "label" else None
+
+    @cached_property
+    def curve(self) -> Any:
+        """The routing score's curve, a row for each threshold."""
+        return self.curves[self.curves["score"] == self.score].reset_index(drop=True)
+
+    def row_at(self, threshold: float) -> int:
+        """The row of the curve where a pair with this threshold works."""
+        if threshold >= float(self.routed.max()):
+            return 0
+        return min(int((self.curve["threshold"] > threshold).sum()), len(self.curve) - 1)
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """The folder's thresholds."""
+        path = self.folder / FILENAME
+        return Manifest.read(path) if path.is_file() else None
+
+    @property
+    def statements(self) -> list[dict[str, Any]]:
+        """What was promised of thresholds, and what became of it here."""
+        found: list[dict[str, Any]] = self.summary.get("statements", [])
+        if self.manifest is None:
+            return found
+        scores = {self.score: self.routed}
+        own = check_statements(
+            self.manifest,
+            self.column("key"),
+            scores,
+            self.gain,
+            self.summary.get("weights", {}).get("super", ""),
+            self.column("unit") if "unit" in self.frame else None,
+            {what: self.summary[what] for what in CONDITIONS if what in self.summary},
+        )
+        return own or found
+
+    def chosen(self, wanted: str | None) -> tuple[str, float]:
+        """The name of the threshold that the page is about, and its value."""
+        # Those that were reported on, and those that have come into the folder since.
+        known: dict[str, Any] = dict(self.found["scores"][self.score]["held_out"])
+        known |= self.manifest.thresholds.get(self.score, {}) if self.manifest else {}
+        if wanted is not None and wanted not in known:
+            named = self.manifest.thresholds if self.manifest else {}
+            others = [score for score in named if wanted in named[score]]
+            raise InputError(
+                f"'{self.folder}' has no threshold '{wanted}' for '{self.score}', which routes; there are "
+                f"{', '.join(known) or 'none'}."
+                + (f" '{wanted}' is one of {', '.join(map(repr, others))}." if others else "")
+            )
+        name = wanted or next((name for name in ("certified", "99%") if name in known), None)
+        if name is not None:
+            return name, float(known[name]["threshold"])
+        return "parity, read here", float(self.found["scores"][self.score]["on_this_set"]["parity"]["threshold"])

@@ -1,0 +1,180 @@
+"""Statements of calibrated thresholds: how they are written, kept beside each other, and checked on other examples."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elang.errors import InputError
+from elang.evaluation.slices import FEW, SOME, independent_rows, one_slice, share_of_slice
+from elang.files import written_aside
+from elang.json_files import check_fields, read_object
+from elang.method.bounds import least_mean, upper_bound
+from elang.method.certificate import regret_at, unit_weights
+from elang.method.deferral import route
+from elang.method.drift import drift, effective_number
+from elang.notices import made, notice
+from elang.records.manifest import Manifest
+
+PROMISES = ("max_regret", "max_drop")
+CONDITIONS = ("flops_convention", "max_length")
+DRIFT_P = 0.01
+
+
+def restate(entry: dict[str, Any]) -> None:
+    """Write an entry's ``statement`` anew from its parts, with its ``confidence`` and the number of ``attempts``."""
+    attempts = "This is the only attempt on these examples so far."
+    if entry["attempts"] > 1:
+        attempts = (
+            f"{entry['attempts']} attempts were made on these examples; the confidence is for all of them together."
+        )
+    entry["statement"] = (
+        f"{entry['claim']}, with {percent(entry['confidence'])} confidence: {entry['evidence']} {attempts} "
+        "Not known is whether models or options were chosen by looking at these examples in another way."
+    )
+
+
+def percent(share: float) -> str:
+    """A confidence in words: four digits, so that what several attempts cost can be seen."""
+    return f"{100 * share:.4g}%"
+
+
+def add_entries(
+    manifest: Manifest, path: Path, entries: dict[tuple[str, str], dict[str, Any]], swift: str, about: dict[str, Any]
+) -> None:
+    """Add entries to a threshold file, and say in its others on the same slice how often that was used by now."""
+    if manifest.weights_sha256 and not swift:
+        notice(
+            "unknown-swift",
+            f"The records do not say which Swift they are of, so it is not checked that it is the one of '{path}' "
+            f"(weights {manifest.weights_sha256[:12]}…).",
+        )
+    new = next(iter(entries.values()))
+    if manifest.max_length != new.get("max_length", manifest.max_length):
+        notice(
+            "other-max-length",
+            f"The records' inputs were cut at {new['max_length']} tokens, but '{path}' cuts at {manifest.max_length}: "
+            "longer inputs may score otherwise. Run `elang validate` with the same --data.max_length.",
+        )
+    for (score, name), entry in entries.items():
+        old = manifest.thresholds.setdefault(score, {}).get(name, {})
+        if "statement" in old and _promised(old) != _promised(entry):
+            notice(
+                "replaced-threshold", f"The threshold '{name}' of '{score}' in {path} was another: {old['statement']}"
+            )
+        manifest.thresholds[score][name] = entry
+    if "attempts" not in new:
+        return
+    for named in manifest.thresholds.values():
+        for entry in named.values():
+            if "attempts" in entry and one_slice(entry, about):
+                entry |= {"attempts": new["attempts"], "confidence": new["confidence"]}
+                restate(entry)
+
+
+def _promised(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: entry.get(key) for key in (*PROMISES, "super_share", "flops", "latency", "asked_confidence")}
+
+
+def read_made(path: Path) -> dict[str, Any]:
+    """Read an evaluation's ``made.json``; empty where there is none.
+
+    Raises:
+        InputError: If it is damaged.
+    """
+    try:
+        found = read_object(path) if path.exists() else {}
+        check_fields(found, {"calibrate": ("a list", lambda v: isinstance(v, list))})
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"'{path}' is damaged ({error}). Run `elang validate` again, or remove the file: it tells how the "
+            "evaluation was made."
+        ) from error
+    return found
+
+
+def keep_made(path: Path) -> None:
+    """Add how a threshold was made to an evaluation's ``made.json``."""
+    found = read_made(path)
+    found["calibrate"] = [*found.get("calibrate", []), made()]
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+
+
+def check_statements(
+    manifest: Manifest,
+    key: Tensor,
+    scores: dict[str, Tensor],
+    gain: Tensor,
+    super_sha256: str,
+    unit: Tensor | None = None,
+    conditions: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """What became of the statements of calibrated thresholds on an evaluation set.
+
+    Args:
+        manifest: With the thresholds.
+        key: int64 ``(N,)``.
+        scores: By name, each ``(N,)``.
+        gain: Shape ``(N,)``, each answer being worth 0 to 1.
+        super_sha256: Of the Super that answered here, or empty.
+        unit: The group of each row, int64 ``(N,)``, where rows belong together. Of equal texts one is taken.
+        conditions: What else was so here: ``flops_convention``, ``max_length``.
+
+    Returns:
+        For each: ``score``, ``name``, ``statement``, ``observed`` (regret or drop, where one was bounded), its 95%
+        interval's lower end ``at least``, ``verdict`` (``held``; ``not refuted`` where more was observed, but no more
+        than chance; ``broken``), ``same_slice`` where a tenth of the examples or more are those that it was chosen on,
+        ``drift`` and its ``drift_p``, and ``warnings``.
+    """
+    rows = independent_rows(key, torch.arange(len(key)), unit)
+    unit = None if unit is None else unit[rows]
+    own = effective_number(unit, len(rows))
+    found = []
+    for score, named in manifest.thresholds.items():
+        for name, entry in named.items():
+            if "statement" not in entry or score not in scores:
+                continue
+            shared = share_of_slice(key, entry)
+            same = shared >= SOME
+            about: dict[str, Any] = {"score": score, "name": name, "statement": entry["statement"]}
+            about |= {"same_slice": same, "warnings": []}
+            known = float(entry.get("effective_number", entry["num_examples"]))
+            distance, p = drift(scores[score][rows], entry["score_quantiles"], known, own)
+            about |= {"drift": distance, "drift_p": p}
+            if p < DRIFT_P and not same:
+                about["warnings"].append(
+                    f"the scores have drifted since it was chosen (Kolmogorov-Smirnov {distance:.3f}, p = {p:.2g})"
+                )
+            if super_sha256 and entry.get("super_sha256") not in ("", super_sha256):
+                about["warnings"].append("it was chosen for another Super")
+            if FEW < shared < SOME:
+                about["warnings"].append(f"about {shared:.0%} of the examples here are those that it was chosen on")
+            for what, here in (conditions or {}).items():
+                if entry.get(what, here) != here:
+                    about["warnings"].append(f"it was chosen with {what} {entry[what]}, and here it is {here}")
+            about |= _verdict(entry, scores[score][rows], gain[rows], unit)
+            found.append(about)
+    return found
+
+
+def _verdict(entry: dict[str, Any], score: Tensor, gain: Tensor, unit: Tensor | None) -> dict[str, Any]:
+    threshold = float(entry["threshold"])
+    if "max_regret" in entry:
+        values, allowed, least = regret_at(score, gain, threshold), float(entry["max_regret"]), 0.0
+    elif "max_drop" in entry:
+        values, allowed, least = gain * ~route(score, threshold), float(entry["max_drop"]), -1.0
+    else:
+        return {}
+    weight, n = unit_weights(unit, len(gain))
+    binary = unit is None and bool(((values == 0) | (values == 1)).all())
+    if unit is not None:
+        _, place = unit.unique(return_inverse=True)
+        values = torch.zeros(n, dtype=torch.float64).index_add_(0, place, values.double() * weight)
+    observed = float(values.double().mean())
+    # A count's other end, by symmetry.
+    low = 1 - upper_bound(n - round(float(values.sum())), n, 0.975) if binary else least_mean(values, least)
+    verdict = "held" if observed <= allowed else "broken" if low > allowed else "not refuted"
+    return {"allowed": allowed, "observed": observed, "at least": low, "verdict": verdict}

@@ -1,0 +1,1 @@
+"""A pair at work: texts in, answers out."""

@@ -1,0 +1,90 @@
+"""What is read off a curve: areas, and the points at parity, at a share, at a budget, at a threshold."""
+
+import math
+
+import torch
+
+from elang.errors import InputError
+from elang.method.curve.points import OperatingCurve
+
+
+def area(curve: OperatingCurve) -> float:
+    """Area under quality over deferred share, with straight lines between the points."""
+    return float(torch.trapezoid(curve.quality, curve.deferred_share))
+
+
+def relative_area(curve: OperatingCurve, random: OperatingCurve, oracle: OperatingCurve) -> float:
+    """Where the curve lies between random (0) and oracle (1).
+
+    Returns:
+        Negative for a score that is worse than chance, NaN if the oracle is no better than random (the Super
+        then has nothing to give).
+    """
+    floor, ceiling = area(random), area(oracle)
+    return (area(curve) - floor) / (ceiling - floor) if ceiling - floor > 1e-12 else math.nan
+
+
+def target_quality(curve: OperatingCurve, fraction: float) -> float:
+    """The quality that is ``fraction`` of the Super's; below it, too, for a metric that is negative."""
+    best = float(curve.quality[-1])
+    return best - (1 - fraction) * abs(best)
+
+
+def at_parity(curve: OperatingCurve, fraction: float = 1.0) -> int:
+    """Index of the least deferral whose quality reaches ``fraction`` of the Super's.
+
+    Deferring everything always does, so there is an answer for every ``fraction <= 1``.
+
+    Raises:
+        InputError: If ``fraction`` is not in ``(0, 1]``.
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"The share of the Super's quality must be in (0, 1], but it is {fraction}.")
+    # Equal qualities may differ in their last bit when they come from different sums.
+    reached = curve.quality >= target_quality(curve, fraction) - 1e-12
+    reached[-1] = True
+    return int(reached.nonzero()[0])
+
+
+def at_share(curve: OperatingCurve, share: float) -> int:
+    """Index of the most deferral that is at most ``share`` (0 to 1) of the examples."""
+    if not 0 <= share <= 1:
+        raise InputError(f"A deferred share must be in [0, 1], but it is {share}.")
+    within = curve.deferred.double() <= share * curve.num_examples + 1e-9
+    return int(within.nonzero()[-1])
+
+
+def at_budget(curve: OperatingCurve, cost: float) -> int:
+    """Index of the best quality whose mean cost is at most ``cost``.
+
+    Raises:
+        InputError: If even the Swift alone costs more.
+    """
+    affordable = curve.cost <= cost
+    if not affordable.any():
+        raise InputError(
+            f"A budget of {cost:.4g} per input is below the Swift's own cost of {float(curve.cost[0]):.4g}; "
+            "raise the budget or take a smaller Swift."
+        )
+    return int(torch.where(affordable, curve.quality, -math.inf).argmax())
+
+
+def at_best(curve: OperatingCurve) -> int:
+    """Index of the best quality, with the least deferral among equals."""
+    return int(curve.quality.argmax())
+
+
+def at_threshold(curve: OperatingCurve, threshold: float) -> int:
+    """Index of the point where a pair with this threshold works.
+
+    >>> import elang.method.quality.labels as quality
+    >>> s = torch.ones(3, 2); q = quality.accuracy(2)
+    >>> at_threshold(operating_curve(torch.tensor([0., 1., 2.]), s, s, q.value), 0.5)
+    2
+    """
+    if math.isnan(threshold):
+        raise InputError("The threshold is NaN; give a number, or inf to keep all inputs and -inf to defer all.")
+    if threshold >= curve.hardest:
+        return 0
+    # The hardest kept score, which is a point's own threshold, is the largest score up to the one asked for.
+    return int((curve.threshold > threshold).sum())

@@ -1,0 +1,1 @@
+"""What a Swift learns from its Super's answers, beside the labels."""

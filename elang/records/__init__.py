@@ -1,0 +1,1 @@
+"""What is kept: one model's answers, and a Swift's thresholds."""

@@ -1,0 +1,318 @@
+"""Tables and lines of text from local files, with every value kept as it is written."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator
+from itertools import chain, compress, islice
+from pathlib import Path
+from typing import IO, Any
+
+from elang.errors import InputError
+from elang.json_files import once
+from elang.notices import notice
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+# Bytes that files of other kinds begin with; none of them is UTF-8 text.
+_OTHER_KINDS = {
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+    b"\x1f\x8b": "compressed by gzip: unpack it, or give it a name that ends in .gz",
+    b"BZh": "compressed by bzip2: unpack it",
+    b"\xfd7zXZ": "compressed by xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it",
+    b"PAR1": "a parquet file: give it a name that ends in .parquet",
+    b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or export it as UTF-8 text",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet: export it as UTF-8 text",
+}
+_ROWS, _LOOKED_AT = 500, 1000
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+
+
+def suffix_of(path: str | Path) -> str:
+    """The suffix that tells a file's format, in lower case, before ``.gz`` if there is one.
+
+    >>> suffix_of("a/Rows.CSV.gz"), suffix_of("rows.parquet")
+    ('.csv', '.parquet')
+    """
+    name = Path(str(path).lower())
+    return Path(name.stem).suffix if name.suffix == ".gz" else name.suffix
+
+
+def text_lines(file: IO[bytes], name: str) -> Iterator[str]:
+    """Read a stream of UTF-8 text line by line, each with its line end; a byte order mark at the start is left out.
+
+    Only a line feed ends a line, for texts may hold carriage returns and Unicode's other separators; where there is
+    none in the whole stream, carriage returns end the lines.
+
+    Args:
+        file: The stream.
+        name: Its name in messages, in quotes where it is a path.
+
+    Raises:
+        InputError: If a line is not UTF-8 or holds a NUL byte, naming the line.
+    """
+    for number, raw in enumerate(file, 1):
+        if number == 1:
+            for start, kind in _OTHER_KINDS.items():
+                if raw.startswith(start):
+                    raise InputError(f"{name} cannot be read as UTF-8 text. It is {kind}.")
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if b"\r" in raw and not raw.endswith(b"\n"):
+                yield from text_lines(io.BytesIO(raw.replace(b"\r", b"\n")), name)
+                return
+        if b"\0" in raw:
+            raise InputError(
+                f"{name} cannot be read as UTF-8 text: line {number} holds a NUL byte. If it is UTF-16, save it as "
+                "UTF-8; otherwise remove the byte."
+            )
+        try:
+            yield raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{name} cannot be read as UTF-8 text: line {number} is not UTF-8 ({error}). Save it as UTF-8."
+            ) from error
+
+
+def file_lines(path: str | Path) -> Iterator[str]:
+    """Read a file, which may be compressed as ``.gz``, by :func:`text_lines`.
+
+    Raises:
+        InputError: If it cannot be read as UTF-8 text.
+    """
+    opened: Any = gzip.open if str(path).lower().endswith(".gz") else open
+    try:
+        with opened(path, "rb") as file:
+            yield from text_lines(file, f"The file '{path}'")
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"The file '{path}' cannot be read: {error}. Check its path, or save it again.") from error
+
+
+def read_table(path: Path) -> Any:
+    """Read a local file as a data frame, with every value as it is written: of CSV and TSV all are strings.
+
+    Raises:
+        InputError: If it cannot be read, with the line where that is one line's fault.
+    """
+    import pyarrow.parquet as pq
+
+    suffix = suffix_of(path)
+    if not path.is_file():
+        raise InputError(f"There is no file '{path}'. Give the path of a {', '.join(SUFFIXES)} file.")
+    if suffix == ".jsonl":
+        return _json_frame(path)
+    if suffix in (".csv", ".tsv"):
+        return _delimited_frame(path, suffix == ".tsv")
+    if suffix != ".parquet" or path.suffix.lower() != suffix:
+        other = " JSON with one object a line is named .jsonl." if suffix == ".json" else ""
+        raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.{other}")
+    try:
+        # By itself: of a folder named key=value the library's readers may make a column.
+        with pq.ParquetFile(path) as file:
+            return file.read().to_pandas(ignore_metadata=True)
+    except Exception as error:  # whatever the reader says of a damaged file
+        raise InputError(f"The file '{path}' cannot be read: {str(error).strip()}. Save it again.") from error
+
+
+def _frame(names: list[str], columns: list[list[Any]]) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame(dict(enumerate(columns)), dtype=object).set_axis(names, axis=1)
+
+
+def _json_frame(path: Path) -> Any:
+    """A table of one JSON object a line; what a row lacks is ``None``."""
+    rows: list[dict[str, Any]] = []
+    blank = skipped = 0
+    for row in json_rows(path):
+        if row is None:
+            blank += 1
+            continue
+        rows.append(row)
+        skipped = blank
+    if not rows:
+        raise InputError(f"The file '{path}' cannot be read: it is empty. Give another file.")
+    _tell_blank(skipped, path)
+    names = list(dict.fromkeys(chain.from_iterable(rows)))
+    return _frame(names, [[row.get(name) for row in rows] for name in names])
+
+
+def json_rows(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The object of each line of a file, ``None`` for a blank one.
+
+    Raises:
+        InputError: If a line is no JSON object, naming it.
+    """
+    decode = json.JSONDecoder(strict=False).decode
+    lines, number = file_lines(path), 0
+    while some := list(islice(lines, _ROWS)):
+        try:
+            # Several at a time, which is faster than one by one.
+            found = decode(f"[{','.join(some)}]")
+        except (ValueError, RecursionError):
+            found = []
+        if len(found) != len(some):
+            found = [None] * len(some)
+        for row, line in zip(found, some, strict=True):
+            number += 1
+            # Each key has a colon. Where there are more, one may come twice, or the lines are not what they seem.
+            if not isinstance(row, dict) or line.count(":") != len(row):
+                yield None if line.isspace() else _json_row(line, number, path)
+            else:
+                yield row
+
+
+def _json_row(line: str, number: int, path: Path) -> dict[str, Any]:
+    """The object of a line, every part of it checked."""
+    try:
+        row = json.JSONDecoder(strict=False, object_pairs_hook=once).decode(line)
+        if not isinstance(row, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as error:
+        whole = "The file seems to be one JSON array; write" if number == 1 and line.lstrip()[:1] == "[" else "Write"
+        raise InputError(
+            f"Line {number} of '{path}' cannot be read as a JSON object: {error}. {whole} one object a line, as "
+            '{"text": "a good film", "label": "good"}.'
+        ) from error
+    return row
+
+
+def _tell_blank(count: int, path: Path) -> None:
+    if count:
+        notice(
+            "blank-lines", f"{count} blank lines among the rows of '{path}' were left out; rows are counted without."
+        )
+
+
+def _delimited_frame(path: Path, tabs: bool) -> Any:
+    """A table of a CSV or TSV file; every row must have as many fields as the header."""
+    # The reader's own limit, 128 kB, is below what long documents have.
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        rows = _fields(path, tabs)
+        header = next(filter(None, rows), None)
+        if header is None:
+            raise InputError(f"The file '{path}' cannot be read: it is empty. Give another file.")
+        width = len(header)
+        columns: list[list[str]] = [[] for _ in header]
+        taken, blank, skipped = 1, 0, 0
+        # Few rows at a time, or the collector of garbage looks at all of them again and again.
+        while some := list(islice(rows, _ROWS)):
+            taken += len(some)
+            last = len(some)
+            if {*map(len, some)} != {width}:
+                full = [not _blank(row, width) for row in some]
+                last = max(compress(range(1, last + 1), full), default=0)
+                blank, trailing = blank + full[:last].count(False), len(some) - last
+                some = list(compress(some, full))
+                if any(len(row) != width for row in some):
+                    refuse_row(path, tabs)
+            else:
+                trailing = 0
+            if some:
+                skipped, blank = skipped + blank, 0
+            blank += trailing
+            for column, values in zip(columns, zip(*some, strict=True), strict=False):
+                column.extend(values)
+    except csv.Error:
+        refuse_row(path, tabs)
+        raise
+    finally:
+        csv.field_size_limit(limit)
+    if not tabs and rows.line_num > taken:
+        _check_quotes(path, columns)
+    if tabs:
+        _tell_quotes(path, columns)
+    _tell_blank(skipped, path)
+    return _frame(header, columns)
+
+
+def _fields(path: Path, tabs: bool) -> Any:
+    """The rows of a file; a blank line is an empty row."""
+    if not tabs:
+        return csv.reader(file_lines(path), strict=True)
+    lines = (line.rstrip("\r\n") for line in file_lines(path))
+    return (line.split("\t") if line else [] for line in lines)
+
+
+def _blank(row: list[str], width: int) -> bool:
+    return not row or (len(row) == 1 < width and not row[0].strip())
+
+
+def refuse_row(path: Path, tabs: bool) -> None:
+    """Find the first row that cannot be read or has more or fewer fields than the header, and refuse it.
+
+    Raises:
+        InputError: Naming the line, if there is such a row.
+    """
+    rows, start, header = _fields(path, tabs), 1, None
+    try:
+        for row in rows:
+            if header is None:
+                header = row or None
+            elif len(row) != len(header) and not _blank(row, len(header)):
+                apart = "a tab within a text starts another field" if tabs else "text that holds commas must be quoted"
+                raise InputError(
+                    f"Line {start} of '{path}' has {len(row)} fields where the header has {len(header)}, {header}. "
+                    f"Correct or remove the line; {other_delimiter(header) or apart}."
+                )
+            start = start + 1 if tabs else rows.line_num + 1
+    except csv.Error as error:
+        end = f", which goes on to line {rows.line_num}," if rows.line_num > start else ""
+        raise InputError(
+            f"The row in line {start} of '{path}'{end} cannot be read: {error}. A text that holds quotes, commas or "
+            'line ends must be in quotes, with each quote within it doubled ("").'
+        ) from error
+
+
+def other_delimiter(names: list[Any]) -> str:
+    """What to say where a header of a single name seems to hold several."""
+    found = [mark for mark in (";", "\t", ",", "|") if len(names) == 1 and mark in str(names[0])]
+    return f"fields seem to be separated by {found[0]!r}, so save it with commas (.csv) or tabs (.tsv)" if found else ""
+
+
+def _tell_quotes(path: Path, columns: list[list[str]]) -> None:
+    """Tell of texts in quotes, with each quote within them doubled, as writers of CSV leave them in TSV, too."""
+    # To look at all would take a tenth of the time of reading.
+    first = [value for column in columns for value in column[:_LOOKED_AT]]
+    if quoted := [value for value in first if '""' in value and _QUOTED.fullmatch(value)]:
+        notice(
+            "quotes-in-tsv",
+            f"{len(quoted)} texts in the first {_LOOKED_AT} rows of '{path}' are in quotes, with the quotes within "
+            f"them doubled: {quoted[0][:80]!r}. In .tsv files quotes are ordinary characters, so they stay part of the "
+            "text. Save the file as .csv if they should not.",
+        )
+
+
+def _check_quotes(path: Path, columns: list[list[str]]) -> None:
+    """Refuse a quoted text whose lines look like rows: a quote too much swallows all rows up to the next quote."""
+    known: list[set[str]] = []
+    for place, column in enumerate(columns):
+        for row, value in enumerate(column):
+            if "\n" not in value:
+                continue
+            lines = [line.rstrip("\r").split(",") for line in value.split("\n")]
+            first, last = lines[0][1:], lines[-1][:-1]
+            if len(first) != len(columns) - place - 1 or len(last) != place:
+                continue
+            if any(len(line) != len(columns) for line in lines[1:-1]):
+                continue
+            known = known or [set(values) for values in columns]
+            cells = [*zip(known[place + 1 :], first, strict=True), *zip(known[:place], last, strict=True)]
+            if any(cell and cell in values for values, cell in cells):
+                raise InputError(
+                    f"Row {row} (counted from 0) of '{path}' has a quoted text that looks like {len(lines)} rows: "
+                    f"{value[:80]!r}. A quote is missing or too much there; double each quote within a text."
+                )
+
+
+TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
+
+
+def is_table(path: str) -> bool:
+    """Whether a path names a table of answers rather than a model."""
+    return path.lower().endswith(TABLE_SUFFIXES)

@@ -1,0 +1,81 @@
+"""What a run shows on the terminal, and how it ends when its reader leaves or SIGTERM comes."""
+
+import select
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from typing import Any
+
+from elang.errors import ReaderLeftError, printable
+
+
+def _is_broken(descriptor: int) -> bool:
+    """Whether a descriptor is a pipe whose reader has gone away."""
+    try:
+        poll = select.poll()
+        poll.register(descriptor, 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, AttributeError):  # closed, or a system without
+        return False
+
+
+def reader_left(error: BaseException) -> bool:
+    """Whether an error comes from a reader of an output that has gone away."""
+    # Consoles of rich close what is broken, and exit.
+    closed = isinstance(error, SystemExit)
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ReaderLeftError):
+            return True
+        if isinstance(seen, BrokenPipeError) and (closed or _is_broken(1) or _is_broken(2)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@contextmanager
+def ended_at_sigterm() -> Iterator[None]:
+    """End at SIGTERM as Python ends, so that what is written is whole and children can be ended."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    with at_sigterm(end):
+        yield
+
+
+@contextmanager
+def at_sigterm(end: Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle SIGTERM, where nobody else does."""
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def say(*lines: str) -> None:
+    """Print lines on standard output, with control characters of names and paths as escapes."""
+    for line in lines:
+        print(printable(line), flush=True)  # noqa: T201
+
+
+def console(width: int) -> Any:
+    """A console for tables, in which names are only names: neither markup nor control characters nor pictures.
+
+    Args:
+        width: Where standard output is no terminal.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
+    plain = Plain(markup=False, highlight=False, emoji=False)
+    return plain if plain.is_terminal else Plain(markup=False, highlight=False, emoji=False, width=width)

@@ -1,0 +1,61 @@
+"""The extension points, used as docs/architecture.md says: from outside, with no file of elang changed."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from conftest import FAST, QUIET
+from torch import Tensor
+
+from elang import InputError, JointPredictor
+from elang.cli import main
+from elang.method.router import RouterHead, logit_features, num_logit_features
+from elang.method.scores import SCORES, register_score
+
+
+@pytest.fixture
+def energy_gap():
+    """A score of one's own: how much the free energy would rise without the favoured class."""
+
+    @register_score("energy_gap")
+    def energy_gap(logits: Tensor, temperature: float = 1.0) -> Tensor:
+        scaled = logits.double() / temperature
+        others = scaled.scatter(-1, scaled.argmax(-1, keepdim=True), -torch.inf)
+        return others.logsumexp(-1) - scaled.logsumexp(-1)
+
+    yield energy_gap
+    del SCORES["energy_gap"]
+
+
+def test_a_score_of_ones_own(energy_gap, pair, base_model, data_args, files, tmp_path):
+    swift = ["fit", "--model", "SwiftModule", "--model.model", str(base_model), "--model.layers", "1"]
+    swift += ["--model.super_records", str(pair["records"]), "--model.output", str(tmp_path / "swift")]
+    swift += ["--model.score", "energy_gap", "--trainer.max_epochs", "1"]
+    assert main([*swift, *data_args, *FAST, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    joint = ["validate", "--model.swift_model", str(tmp_path / "swift"), "--model.super_model", str(pair["super"])]
+    assert main([*joint, "--model.output", str(tmp_path / "joint"), *data_args, *QUIET]) == 0
+    summary = json.loads((tmp_path / "joint" / "summary.json").read_text())
+    assert "parity" in summary["qualities"]["accuracy"]["scores"]["energy_gap"]["held_out"]
+    predictor = JointPredictor(str(tmp_path / "swift"), str(pair["super"]), "defer 30%")
+    answers = predictor(pd.read_csv(files[1])["text"].tolist())
+    assert 0 < sum(answer.answered_by == "super" for answer in answers) < len(answers)
+    records = pd.read_parquet(tmp_path / "joint" / "records.parquet").query("split == 'validation'")
+    logits = torch.tensor(records["swift_logits"].tolist())
+    assert records["score_energy_gap"].tolist() == pytest.approx(energy_gap(logits).tolist(), abs=1e-6)
+    assert [answer.score for answer in answers] == pytest.approx(records["score_energy_gap"].tolist(), abs=1e-4)
+
+
+def test_a_router_reads_what_it_was_fitted_on(request):
+    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    width, features = num_logit_features(3), logit_features(logits, 3)
+    head = RouterHead(width)
+    head.fit(features, torch.rand(40, generator=torch.Generator().manual_seed(1)), torch.arange(40) % 5)
+    request.getfixturevalue("energy_gap")
+    assert num_logit_features(3) == width
+    assert torch.equal(head(logit_features(logits, 3)), head(features))
+
+
+def test_a_score_is_not_replaced(energy_gap):
+    with pytest.raises(InputError, match="There is a score 'energy_gap' already"):
+        register_score("energy_gap")(energy_gap)
