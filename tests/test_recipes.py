@@ -27,6 +27,7 @@ from elang.notices import notices
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
 from elang.records.table import Records
+from elang.tasks.kind import KINDS
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs" / "recipes").glob("*.yaml"))
 NAMES = ["bad", "good"]
@@ -46,7 +47,7 @@ def lessons(hard, other=False, weights=(1.0, 1.0), **options):
     # Of one example no Swift is known that had not seen it.
     out_of_fold = Records(ids[:3], OTHER[:3].argmax(-1), OTHER[:3]) if other else None
     both = dict(zip(("distill", "margin"), weights, strict=True))
-    return LabelLessons("classification", both, "pairwise", hard, 1.0, 2.0, super_, out_of_fold, "it", **options)
+    return LabelLessons(KINDS["classification"], both, "pairwise", hard, 1.0, 2.0, super_, out_of_fold, "it", **options)
 
 
 def batch():
@@ -91,7 +92,7 @@ def test_unlabelled_text_has_the_supers_labels():
     train = Records(torch.tensor([0, 2]), torch.tensor([1, 0]), SUPER[:2])
     transfer = Records(torch.tensor([0, 1]), torch.tensor([1, 0]), SUPER[2:])
     both = {"distill": 1.0, "margin": 0.0}
-    made = LabelLessons("classification", both, "pairwise", "gain", 1.0, 2.0, [train, transfer], None, "it", 7)
+    made = LabelLessons(KINDS["classification"], both, "pairwise", "gain", 1.0, 2.0, [train, transfer], None, "it", 7)
     given = {"id": torch.tensor([2, 7, 8]), "label": torch.tensor([1, -1, -1])}
     assert made.labels(given).tolist() == [1, 1, 0]
     torch.testing.assert_close(made.columns["super_logits"][given["id"]], torch.stack([SUPER[1], SUPER[2], SUPER[3]]))
@@ -100,18 +101,18 @@ def test_unlabelled_text_has_the_supers_labels():
 def test_a_generated_answer_that_is_no_label_teaches_the_nearest():
     train = Records(torch.tensor([0, 1]), torch.tensor([1, -1]), SUPER[:2])
     both = {"distill": 1.0, "margin": 0.0}
-    made = LabelLessons("classification", both, "pairwise", "gain", 1.0, 2.0, [train], None, "it")
+    made = LabelLessons(KINDS["classification"], both, "pairwise", "gain", 1.0, 2.0, [train], None, "it")
     assert made.labels({"id": torch.tensor([0, 1]), "label": torch.tensor([-1, -1])}).tolist() == [1, 0]
 
 
 def test_answers_without_logits():
     bare = [Records(torch.arange(4), SUPER.argmax(-1))]
     for hard, weight in (("gain", 1.0), ("soft_gain", 0.0)):
-        given = ("classification", {"distill": weight, "margin": 1.0}, "pairwise", hard, 1.0, 2.0)
+        given = (KINDS["classification"], {"distill": weight, "margin": 1.0}, "pairwise", hard, 1.0, 2.0)
         with pytest.raises(InputError, match="predictions but no logits"):
             LabelLessons(*given, bare, None, "it")
     whole = [Records(torch.arange(4), SUPER.argmax(-1), SUPER)]
-    given = ("classification", {"distill": 0.0, "margin": 1.0}, "pairwise", "soft_gain", 1.0, 2.0)
+    given = (KINDS["classification"], {"distill": 0.0, "margin": 1.0}, "pairwise", "soft_gain", 1.0, 2.0)
     with pytest.raises(InputError, match="out of fold without logits"):
         LabelLessons(*given, whole, bare[0], "it")
 

@@ -17,7 +17,7 @@ Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 def answer_columns(model: TextModel, features: bool = False) -> Columns:
     """What :func:`answer_batch` finds out about an example: shapes and types, for an :class:`ExampleTable`."""
-    value = torch.float64 if model.task.problem == "regression" else torch.int64
+    value = model.task.kind.answer_type
     names = ["flops"]
     if isinstance(model, TextToText):
         names += ["early_flops", *(["score_flops"] if model.generate else [])]
@@ -57,7 +57,7 @@ def answer_batch(
     answer = model(inputs)
     scores = model.scores(answer, temperature, fold)
     prediction = answer.prediction
-    if model.task.problem != "regression":
+    if model.task.kind.chooses:
         place = torch.tensor(order, device=prediction.device).argsort()
         prediction = torch.where(prediction < 0, -1, place[prediction.clamp_min(0)])
     tokens = inputs["attention_mask"].sum(-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from elang.backends.candidates import spread, sum_by_example
@@ -54,11 +53,7 @@ class Classifier(TextModel):
         if counts is not None:
             logits = spread(logits[:, 0], counts, len(self.label_names))
             pooled = None if pooled is None else sum_by_example(pooled, counts) / counts[:, None]
-        loss = None
-        if target is not None and self.task.problem == "regression":
-            loss = F.mse_loss(logits[:, 0], target.float())
-        elif target is not None:
-            loss = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        loss = None if target is None else self.task.kind.loss(logits, target, self.label_smoothing)
         return Answer(logits, self.predict(logits), loss, pooled, states=found if states else None)
 
     def flops(

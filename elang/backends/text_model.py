@@ -108,7 +108,7 @@ class TextModel(nn.Module, ABC):
 
     def check_cost(self) -> None:
         """Find out how its FLOPs are counted (:func:`~elang.backends.cost.flops.check_cost`) before they are needed."""
-        check_cost(self.backbone.config, generates=self.task.problem == "sequence")
+        check_cost(self.backbone.config, generates=self.task.kind.generates)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Bring the backbone's weights to a smaller precision, for inference.
@@ -194,7 +194,7 @@ class TextModel(nn.Module, ABC):
     @property
     def reader(self) -> Reader:
         """How it reads; a trained model that generates texts keeps its own prompt and languages."""
-        own = self.task if self.manifest is not None and self.task.problem == "sequence" else None
+        own = self.task if self.manifest is not None and self.task.kind.generates else None
         return Reader(self.tokenizer, self.text_to_text, own)
 
     @property
@@ -215,7 +215,7 @@ class TextModel(nn.Module, ABC):
 
     def candidates(self, name: str) -> tuple[dict[str, list[int]] | None, str | None]:
         """What a router head may read, for :meth:`elang.method.router.RouterHead.fit`, and the simplest of it."""
-        if self.task.problem == "regression":
+        if not self.task.kind.chooses:
             return None, None
         size = self.routers[name].width - self.routers[name].hidden
         # Scores alone, all that the logits tell, and the hidden state with it.
@@ -239,7 +239,7 @@ class TextModel(nn.Module, ABC):
 
     def score_of(self, name: str, answer: Answer, temperature: float = 1.0) -> Tensor:
         """One of :meth:`scores`, without the others, ``(B,)``."""
-        if name in SCORES and self.task.problem != "regression":
+        if name in SCORES and self.task.kind.chooses:
             return SCORES[name](answer.logits, temperature)
         return self.scores(answer, temperature)[name]
 
@@ -251,7 +251,7 @@ class TextModel(nn.Module, ABC):
             temperature: Of the scores.
             fold: Of examples that the router heads may have learned from, int64 ``(B,)``.
         """
-        found = {} if self.task.problem == "regression" else all_scores(answer.logits, temperature)
+        found = all_scores(answer.logits, temperature) if self.task.kind.chooses else {}
         return found | {name: self.routers[name](x, fold) for name, x in self.router_features(answer).items()}
 
     def class_order(self, label_names: list[str], who: str, whose: str = "the data") -> list[int]:
@@ -260,13 +260,13 @@ class TextModel(nn.Module, ABC):
         Raises:
             InputError: If the names differ.
         """
-        if self.task.problem == "regression":
+        if not self.task.kind.chooses:
             return [0]
         return align_labels(self.label_names, label_names, who, whose)
 
     def predict(self, logits: Tensor) -> Tensor:
         """The answer that the logits give: the best class or candidate, int64, or the value, float64, ``(B,)``."""
-        return logits[:, 0].double() if self.task.problem == "regression" else logits.argmax(-1)
+        return self.task.kind.predict(logits)
 
     def _head_flops(self, *names: str) -> float:
         known = [self.heads[name] for name in names if name in self.heads]

@@ -73,7 +73,7 @@ def bench(
     options: dict[str, Any] = {"score": score, "device": device, "tokens": tokens, "super_tokens": super_tokens}
     ways: dict[str, Any] = {"dtype": dtype, "compile": compile, "super_int8": super_int8, "onnx": onnx}
     predictor = JointPredictor(swift_model, super_model, "inf", **options, **ways, few=few)
-    sequence = predictor.task.problem == "sequence"
+    sequence = predictor.task.kind.generates
     rows = list(islice(read_inputs(input, columns, sequence), examples))
     if not rows:
         raise InputError(f"The input '{input}' is empty: there is nothing to time.")

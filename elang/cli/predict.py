@@ -101,7 +101,7 @@ def predict(
         found = _submit(predictor, task, folder, split, output, chunk)
         _say(predictor, len(found), sum(one.answered_by == "super" for one in found))
         return
-    inputs = read_inputs(input, columns, predictor.task.problem == "sequence")
+    inputs = read_inputs(input, columns, predictor.task.kind.generates)
     if output == "-":
         with ended_at_sigterm():
             if isinstance(sys.stdout, TextIOWrapper):

@@ -183,8 +183,7 @@ class TextData(LightningDataModule):
         frame = read_frame(path)
         texts = texts_of(frame, self.text_columns, f"'{path}'")
         key = torch.tensor([content_key(row) for row in texts], dtype=torch.int64)
-        unknown = torch.nan if task.problem == "regression" else -1
-        label = torch.full((len(texts),), unknown, dtype=self.examples("train").label.dtype)
+        label = torch.full((len(texts),), task.kind.unknown, dtype=self.examples("train").label.dtype)
         found = Examples(texts, torch.arange(len(texts)), key, label)
         if SOURCE_KEY not in frame:
             return found

@@ -59,7 +59,7 @@ def cautions(answers: "PairAnswers", label_names: list[str], largest: float | No
             f"the Swift costs more than the Super ({costs[0]:.3g} FLOPs an input, not {costs[1]:.3g}): are the two the "
             "other way round"
         )
-    if answers.problem == "classification":
+    if answers.kind.has_classes:
         for who, prediction in (("Swift", answers.swift), ("Super", answers.super_)):
             if names := never_right(prediction, answers.label, label_names):
                 found.append(

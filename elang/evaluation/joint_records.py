@@ -133,7 +133,7 @@ def write_pair_records(
         columns |= {"id": pair.id.numpy(), "key": pair.key.numpy()}
         if pair.unit is not None:
             columns["unit"] = pair.unit.numpy()
-        if pair.problem != "sequence":
+        if not pair.kind.generates:
             columns |= {"label": pair.label.numpy()}
             columns |= {"swift_prediction": pair.swift.numpy(), "super_prediction": pair.super_.numpy()}
         columns |= {"swift_flops": pair.swift_flops.numpy(), "super_flops": pair.super_flops.numpy()}

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
-from elang.method.scores import BEFORE_DECODER, all_scores
-from elang.method.token_scores import SEQUENCE_SCORES
+from elang.method.scores import BEFORE_DECODER
 from elang.records.table import Records
+from elang.tasks.kind import KINDS, Kind
 from elang.tasks.text_task import Problem
-from elang.tasks.worth import measure, reward
+from elang.tasks.worth import measure
 
 ROUTING_SLICE = "routing slice, held out from training"
 
@@ -59,9 +59,14 @@ class PairAnswers:
         return len(self.id)
 
     @property
+    def kind(self) -> Kind:
+        """The kind of task."""
+        return KINDS[self.problem]
+
+    @property
     def gain(self) -> Tensor:
         """How much better the Super's answer is than the Swift's, float64 ``(N,)``."""
-        swift, super_ = (reward(p, self.label, self.targets, self.problem) for p in (self.swift, self.super_))
+        swift, super_ = (self.kind.reward(p, self.label, self.targets) for p in (self.swift, self.super_))
         return super_ - swift
 
     def flops(self, score: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,16 +120,11 @@ def pair_answers(
         targets: As in :class:`PairAnswers`.
         score_flops: As in :class:`PairAnswers`.
     """
-    scores: dict[str, Tensor] = {}
-    prediction, other = swift.prediction, super_.prediction
-    if problem == "sequence":
-        assert swift.scores is not None
-        scores = dict(zip(SEQUENCE_SCORES, swift.scores.unbind(1), strict=True))
+    prediction, other, kind = swift.prediction, super_.prediction, KINDS[problem]
+    scores = kind.scores_of(swift.logits, swift.scores, temperature)
+    if kind.generates:
         # The first or the second of the two texts.
         prediction, other = torch.zeros_like(prediction), torch.ones_like(other)
-    elif problem != "regression":
-        assert swift.logits is not None
-        scores = all_scores(swift.logits, temperature)
     unknown = torch.full((len(table["id"]),), math.nan, dtype=torch.float64)
     more: dict[str, Tensor | list[str]] = {}
     for name, found in (("swift", swift), ("super", super_)):

@@ -92,7 +92,7 @@ class Passes:
             if found is None:
                 return None
             passes, tokens = found, model.max_new_tokens
-        elif self.task.problem == "choice" or (isinstance(model, TextToText) and (model.generate or not model.trie)):
+        elif self.task.kind.has_candidates or (isinstance(model, TextToText) and (model.generate or not model.trie)):
             return None
         own, left = pad_of(model.tokenizer), pads_left(model.tokenizer)
         return FewInputs(passes, own, self.few, self.limit(model), self.device, who, tokens, left)
@@ -248,8 +248,8 @@ class Passes:
         kept = (~route(score, threshold)).nonzero().squeeze(1)
         if len(kept):
             logits = self.swift.label_logits(*self.swift.take(encoded, inputs, kept))
-            check_logits(logits, "the Swift's logits", self.task.problem == "choice")
-            answer[kept] = self.swift.predict(logits).to(self._kind)
+            check_logits(logits, "the Swift's logits", self.task.kind.has_candidates)
+            answer[kept] = self.swift.predict(logits).to(self.task.kind.exact_type)
         return torch.stack([score, answer], 1)
 
     def swift_first(self, inputs: dict[str, Tensor]) -> tuple[Tensor, None]:
@@ -262,7 +262,9 @@ class Passes:
         """Of each input the score before the decoder, ``(B, 1)``, and what the decoder takes."""
         assert isinstance(self.swift, TextToText)
         encoded = self.swift.encode(inputs)
-        return self.swift.early_scores(encoded, self.temperature)[self.score].to(self._kind)[:, None], encoded
+        return self.swift.early_scores(encoded, self.temperature)[self.score].to(self.task.kind.exact_type)[
+            :, None
+        ], encoded
 
     def _early_second(self, encoded: Any) -> tuple[Tensor, None]:
         """The decoder's answers, and what tells odd logits, ``(B, 2)``."""
@@ -320,17 +322,12 @@ class Passes:
         _check_odd(odd, rows, "Super")
         return answers
 
-    @cached_property
-    def _kind(self) -> torch.dtype:
-        """What holds scores and answers exactly: a regression's may be read off a text."""
-        return torch.float64 if self.task.problem == "regression" else torch.float32
-
     def _table(self, *columns: Tensor) -> Tensor:
-        return torch.stack([column.to(self._kind) for column in columns], 1)
+        return torch.stack([column.to(self.task.kind.exact_type) for column in columns], 1)
 
     def odd(self, logits: Tensor) -> Tensor:
         """A number that is finite where a row of logits can be scored, float32 ``(B,)``; one kernel."""
-        if self.task.problem != "choice":
+        if not self.task.kind.has_candidates:
             return logits.float().sum(-1)
         # An example has fewer candidates than there are columns, but not none.
         return logits.masked_fill(logits == -math.inf, 0).float().sum(-1) + logits.amax(-1)

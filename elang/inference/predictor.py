@@ -20,8 +20,7 @@ from elang.inference.passes import Passes
 from elang.inference.prediction import FULL_BATCHES, Deferred, Prediction, Window
 from elang.inference.stream import stream, windows
 from elang.method.deferral import check_finite
-from elang.method.scores import BEFORE_DECODER, SCORES
-from elang.method.token_scores import SEQUENCE_SCORES
+from elang.method.scores import BEFORE_DECODER
 from elang.notices import notice
 from elang.records.manifest import Manifest
 from elang.tables import is_table
@@ -144,8 +143,7 @@ class JointPredictor:
                     f"'{super_model}' was trained on the texts {other.task.fields}, '{swift_model}' on "
                     f"{self.task.fields}. Train both on one task."
                 )
-        own: dict[str, Sequence[str]] = {"regression": [], "sequence": SEQUENCE_SCORES}
-        known = [*own.get(self.task.problem, list(SCORES)), *self.swift.head_scores]
+        known = [*self.task.kind.scores, *self.swift.head_scores]
         if (score or manifest.score) not in known and swift_model is not None:
             raise InputError(f"The Swift has no score '{score or manifest.score}'; choose one of {', '.join(known)}.")
         number = as_number(threshold)
@@ -331,7 +329,7 @@ class JointPredictor:
         """
         rows = [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in each_text(texts)]
         # An empty line of a text to be translated keeps its place.
-        return self._checked(rows, first, self.task.problem == "sequence")
+        return self._checked(rows, first, self.task.kind.generates)
 
     def _checked(self, rows: list[tuple[str, ...]], first: int, empty: bool) -> list[tuple[str, ...]]:
         """Refuse what is not the task's texts; they may be ``empty`` where that is said."""
@@ -398,7 +396,7 @@ class JointPredictor:
         if choices and task.problem != "choice":
             raise InputError("This task takes no candidates; leave `choices` out.")
         given = [tuple(c) for c in choices] if choices is not None else task.choices_of(rows)
-        if task.problem == "choice" and (given is None or len(given) != len(rows) or not all(given)):
+        if task.kind.has_candidates and (given is None or len(given) != len(rows) or not all(given)):
             raise InputError("This task chooses among candidates: give at least one for each input, as `choices`.")
         check_choices(max(map(len, given)) if given else 0, len(self.label_names))
         return Window(rows, given)
@@ -424,11 +422,7 @@ class JointPredictor:
             one.window.answers[one.place] = Prediction(label, one.score, "super")
 
     def _label(self, answer: float | str, window: Window, place: int) -> str | float:
-        if self.task.problem in ("regression", "sequence"):
-            return answer
-        if window.choices is not None and not self.task.answers:
-            return window.choices[place][int(answer)]
-        return self.label_names[int(answer)]
+        return self.task.kind.answer(answer, self.task, None if window.choices is None else window.choices[place])
 
 
 def _ready(

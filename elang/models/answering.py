@@ -105,7 +105,7 @@ class EvaluationModule(AnyShape, LightningModule):
         return found
 
     def _start(self, splits: list[str]) -> None:
-        value = torch.float64 if self.task.problem == "regression" else torch.int64
+        value = self.task.kind.answer_type
         columns: Columns = {"key": ((), torch.int64), "label": ((), value)}
         data: Any = getattr(self.trainer, "datamodule", None)
         for name in self.models:
@@ -145,10 +145,10 @@ class EvaluationModule(AnyShape, LightningModule):
             if data is not None and whole and len(table["id"]) != (expected := self._expected(split)):
                 raise RuntimeError(f"{len(table['id'])} of {expected} examples of '{split}' came back.")
             for name in self.models:
-                if self.task.problem == "sequence":
+                if self.task.kind.generates:
                     check_finite(table[f"{name}_scores"], f"token scores of {self.paths[name]}")
                     continue
-                check_logits(table[f"{name}_logits"], f"logits of {self.paths[name]}", self.task.problem == "choice")
+                check_logits(table[f"{name}_logits"], f"logits of {self.paths[name]}", self.task.kind.has_candidates)
         return tables
 
     def _tell_part(self, tables: dict[str, dict[str, Tensor]]) -> None:

@@ -243,7 +243,7 @@ class FinetuneModule(AnyShape, LightningModule):
         testing = self.trainer.state.fn == TrainerFn.TESTING
         splits = ["validation"] if data is None else data.test_splits if testing else data.eval_splits
         self.split_names: list[str] = list(splits)
-        value = torch.float64 if self.task.problem == "regression" else torch.int64
+        value = self.task.kind.answer_type
         columns = {"label": ((), value), "prediction": ((), value), "logits": ((len(self.label_names),), torch.float32)}
         if isinstance(self.classifier, Seq2Seq):
             columns = {"ids": ((self.classifier.max_new_tokens,), torch.int32)}
@@ -275,10 +275,10 @@ class FinetuneModule(AnyShape, LightningModule):
                 texts = self.classifier.texts(table["ids"])
                 values = measure_texts([self.quality.name], texts, data.references(split, table["id"]))
             else:
-                check_logits(table["logits"], f"the model's logits on '{split}'", self.task.problem == "choice")
+                check_logits(table["logits"], f"the model's logits on '{split}'", self.task.kind.has_candidates)
                 targets = data.targets(split, table["id"]) if data is not None else {}
                 values = {self.quality.name: measure(self.quality, table["prediction"], table["label"], targets)}
-                if split == "validation" and self.task.problem == "classification":
+                if split == "validation" and self.task.kind.has_classes:
                     wrong = never_right(table["prediction"], table["label"], self.label_names)
                     self._unlearned[self.trainer.global_step] = wrong
             for name, value in values.items():

@@ -32,7 +32,7 @@ from elang.notices import notice, write_made
 from elang.records.manifest import Manifest
 from elang.records.table import FORMAT
 from elang.tasks.text_task import TaskFields
-from elang.tasks.worth import check_qualities, text_targets, worth_of
+from elang.tasks.worth import check_qualities, text_targets
 
 
 class JointModule(EvaluationModule):
@@ -185,7 +185,7 @@ class JointModule(EvaluationModule):
     def pair(self, split: str, table: dict[str, Tensor]) -> PairAnswers:
         """Bring both models' answers to one split together."""
         swift, super_ = self.answers("swift", split, table), self.answers("super", split, table)
-        sequence = self.task.problem == "sequence"
+        sequence = self.task.kind.generates
         if sequence and swift.scores is None:
             raise InputError(
                 f"'{self.paths['swift']}' has texts but no scores of their tokens, and a Swift routes by these. Only a "
@@ -197,7 +197,7 @@ class JointModule(EvaluationModule):
                 "may be a table of bare answers."
             )
         names = self.model("swift").head_scores if "swift" in self.models else []
-        if self.task.problem == "regression" and not names:
+        if not names and not self.task.kind.scores:
             raise InputError(
                 f"Energy means nothing for a regression's single output, and '{self.paths['swift']}' has no router "
                 "head to route by. Train the Swift with SwiftModule, and give it as a model."
@@ -269,7 +269,7 @@ class JointModule(EvaluationModule):
             "thresholds": source if thresholds else "",
             "thresholds_from": source,
             "weights": {name: self._weights(name) for name in ("swift", "super")},
-            "worth": worth_of(answers.problem, primary.name, answers.targets),
+            "worth": answers.kind.worth(primary.name, answers.targets),
             "qualities": {q.name: summarize(answers, q, thresholds) for q in self.qualities},
             "operating_points": operating_points(answers, self.qualities, thresholds),
         }
@@ -293,16 +293,14 @@ class JointModule(EvaluationModule):
                 answers.unit,
                 conditions,
             )
-        if self.task.problem == "sequence":
+        if self.task.kind.generates:
             summary["signatures"] = {q.name: signature(q.name) for q in self.qualities}
             summary["lengths"] = length_bias(answers)
         routing = summary["score"]
         chosen = thresholds.get(routing, {}).get("parity")
         if chosen is not None and abs(float(chosen["threshold"])) != math.inf:
-            # Of tokens the logits themselves are rounded, and they are large.
-            half = 6.3e-2 if self.task.problem == "sequence" else 4e-3
             whole = str(self.trainer.precision).startswith(("32", "64")) and self.hparams["dtype"] == "float32"
-            distance = 4e-7 if whole else half
+            distance = 4e-7 if whole else self.task.kind.rounding
             share = share_near_threshold(answers.scores[routing], float(chosen["threshold"]), distance)
             summary["within_rounding_of_threshold"] = {"distance": distance, "share": share}
         if self.latency and self._sharded:

@@ -24,7 +24,7 @@ def random_inputs(
         device: Where.
         candidates: Of an example, in a ``choice`` task.
     """
-    choice = model.task.problem == "choice"
+    choice = model.task.kind.has_candidates
     own_answers = model.text_to_text and choice and not model.task.answers
     rows = size
     if choice and not model.text_to_text:

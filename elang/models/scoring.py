@@ -69,7 +69,7 @@ class ScoreModule(EvaluationModule):
         options: dict[str, Any] = {"generate": generate, "num_beams": num_beams, "static_cache": static_cache}
         super().__init__({"model": model}, label_names, task, dtype=dtype, **options)
         self.save_hyperparameters()
-        if top_k < 0 or (top_k and self.task.problem != "sequence"):
+        if top_k < 0 or (top_k and not self.task.kind.generates):
             raise InputError(f"--model.top_k {top_k} is for models that generate texts, and 0 or more; leave it out.")
         self.output, self.generate, self.top_k = output, generate, top_k
         self.parts, self.part = parts, part
@@ -201,7 +201,7 @@ class ScoreModule(EvaluationModule):
             values = measure_texts(self.task.qualities, found.texts, data.references(split, found.id))
             return said + "".join(f", {name} {value:.4f}" for name, value in values.items())
         prediction = found.prediction
-        if self.generate and self.task.problem != "regression":
+        if self.generate and self.task.kind.chooses:
             said += f", {int((prediction < 0).sum())} generated answers are none of the task's"
         if not data.examples(split).labelled:
             return f"{said}, no labels"

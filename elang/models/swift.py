@@ -1,6 +1,5 @@
 """The Swift's training: task loss, distillation, energy margin and router head."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,8 +20,8 @@ from elang.evaluation.thresholds import choose_thresholds, share_thresholds
 from elang.method.losses import MarginKind
 from elang.method.quality.registry import QualityName
 from elang.method.router import expected_gain
-from elang.method.scores import BEFORE_DECODER, DEFAULT_SCORE, SCORES, all_scores
-from elang.method.token_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
+from elang.method.scores import BEFORE_DECODER, DEFAULT_SCORE
+from elang.method.token_scores import SEQUENCE_DEFAULT
 from elang.metrics import ExampleTable
 from elang.models.finetune import FinetuneModule, check_held_out
 from elang.models.objectives.hidden import HiddenLessons
@@ -33,7 +32,6 @@ from elang.records.manifest import Manifest
 from elang.records.reading import read_records
 from elang.records.table import Records
 from elang.tasks.text_task import TaskFields, TextTask
-from elang.tasks.worth import reward
 
 # A router that reads one of these alone has its order.
 SIMPLE = (DEFAULT_SCORE, SEQUENCE_DEFAULT)
@@ -111,7 +109,7 @@ class SwiftModule(FinetuneModule):
         num_beams: int | None = None,
         distill: Distill = "sequence",
     ) -> None:
-        default = 1.0 if TextTask.of(label_names, task).problem == "sequence" else 10.0
+        default = TextTask.of(label_names, task).kind.distill_weight
         self.weights = {
             "task": task_weight,
             "distill": default if distill_weight is None else distill_weight,
@@ -146,23 +144,22 @@ class SwiftModule(FinetuneModule):
             num_beams,
         )
         self.save_hyperparameters()
-        regression, sequence = (self.task.problem == kind for kind in ("regression", "sequence"))
-        scores: Iterable[str] = [] if regression else SEQUENCE_SCORES if sequence else SCORES
+        kind = self.task.kind
         self._score_given = score is not None
-        score = score or ("router" if regression else SEQUENCE_DEFAULT if sequence else DEFAULT_SCORE)
-        known = [*scores, *self.classifier.head_scores]
+        score = score or kind.default_score
+        known = [*kind.scores, *self.classifier.head_scores]
         if score not in known:
-            why = "Energy means nothing for a regression's single output. " if regression else ""
+            why = "Energy means nothing for a regression's single output. " if not kind.scores else ""
             raise InputError(
                 f"This Swift has no score '{score}'. {why}Choose one of {', '.join(known) or 'none'}; the router's "
                 "need --model.router true."
             )
-        if regression and (super_records is None or hard != "gain"):
+        if not kind.scores and (super_records is None or hard != "gain"):
             raise InputError(
                 "In a regression the router learns where the Super is nearer, so it needs --model.super_records and "
                 "--model.hard gain."
             )
-        if sequence and (hard == "soft_gain" or out_of_fold is not None):
+        if kind.generates and (hard == "soft_gain" or out_of_fold is not None):
             raise InputError("Tokens are hard by `gain` or `error`, and on the fly: leave out --model.out_of_fold.")
         # Of the held-out slice, once training is paid for.
         self.classifier.check_cost()
@@ -178,7 +175,7 @@ class SwiftModule(FinetuneModule):
             self.hidden = HiddenLessons(self.classifier, load_model(super_model), layer_map)
             self.classifier.want_states = True
         self.lessons: TextLessons | LabelLessons | None = None
-        if super_records is None and not sequence:
+        if super_records is None and not kind.generates:
             self.lessons = self._label_lessons([], None, None)
         self.super_vocabulary: str | None = None
         self.records: Records | None = None
@@ -200,7 +197,7 @@ class SwiftModule(FinetuneModule):
 
     def _wants_logits(self) -> bool:
         # The head on an encoder's output may learn whether the answer will do.
-        own = self._has_router and self.task.problem == "choice"
+        own = self._has_router and self.task.kind.has_candidates
         return own or any(self.weights[name] for name in ("distill", "margin"))
 
     @property
@@ -243,7 +240,7 @@ class SwiftModule(FinetuneModule):
     def _label_lessons(self, super_: list[Records], other: Records | None, rows: int | None) -> LabelLessons:
         options = self.hparams
         return LabelLessons(
-            self.task.problem,
+            self.task.kind,
             self.weights,
             options["margin"],
             self.hard,
@@ -323,15 +320,13 @@ class SwiftModule(FinetuneModule):
         return terms
 
     def _same_classes(self, answer: Answer) -> bool:
-        own = self.task.problem == "choice" and not self.task.answers
+        own = self.task.kind.has_candidates and not self.task.answers
         return answer.early is not None and answer.early.shape == answer.logits.shape and not own
 
     def _encoder_loss(self, batch: dict[str, Any], answer: Answer, early: Tensor) -> Tensor:
         """The loss of the head on an encoder's output."""
-        if self.task.problem == "regression":
-            return F.mse_loss(early[:, 0], batch["label"].to(early))
-        if self._same_classes(answer):
-            return F.cross_entropy(early, batch["label"])
+        if not self.task.kind.chooses or self._same_classes(answer):
+            return self.task.kind.loss(early, batch["label"])
         # Candidates of each example's own are no classes; the head tells whether the answer will do.
         assert isinstance(self.lessons, LabelLessons)
         return F.cross_entropy(early, (self.lessons.hardness(batch, answer) > 0.5).long())
@@ -365,11 +360,11 @@ class SwiftModule(FinetuneModule):
             score_flops = table["score_flops"]
         else:
             targets = data.targets("routing", table["id"])
-            own = reward(table["prediction"], table["label"], targets, self.task.problem)
+            own = self.task.kind.reward(table["prediction"], table["label"], targets)
             gain = 1 - own
             if super_ is not None:
-                gain = reward(super_.prediction, table["label"], targets, self.task.problem) - own
-                if super_.logits is not None and self.task.problem != "regression" and "answer_f1" not in targets:
+                gain = self.task.kind.reward(super_.prediction, table["label"], targets) - own
+                if super_.logits is not None and self.task.kind.chooses and "answer_f1" not in targets:
                     lesson = expected_gain(super_.logits, super_.prediction, table["prediction"])
             swift = Records(table["id"], table["prediction"], table["logits"], flops=table["flops"])
         heads = {name: table[name] for name in model.head_scores if name not in model.routers}
@@ -386,11 +381,7 @@ class SwiftModule(FinetuneModule):
         heads = {name: heads[name] for name in model.head_scores}
         if super_ is None:
             # A regression has its Super's records.
-            scores = (
-                dict(zip(SEQUENCE_SCORES, table["scores"].unbind(1), strict=True))
-                if isinstance(model, Seq2Seq)
-                else all_scores(table["logits"], self.temperature)
-            )
+            scores = self.task.kind.scores_of(table.get("logits"), table.get("scores"), self.temperature)
             return share_thresholds(scores | heads, ROUTING_SLICE)
         super_ = Records(table["id"], super_.prediction, flops=super_.flops)
         costs = (table.get("early_flops"), targets, score_flops)
@@ -400,7 +391,7 @@ class SwiftModule(FinetuneModule):
     @torch.no_grad()
     def _answer(self, loader: Any) -> dict[str, Tensor]:
         """This process's batches of a split, gathered with those of all others."""
-        value = torch.float64 if self.task.problem == "regression" else torch.int64
+        value = self.task.kind.answer_type
         model = self.classifier
         own = generated_columns(model, True) if isinstance(model, Seq2Seq) else answer_columns(model, True)
         columns = {"key": ((), torch.int64), "unit": ((), torch.int64), "label": ((), value), **own}

@@ -13,6 +13,7 @@ from elang.json_files import OBJECT, TEXT, TEXTS, TRUTH, check_fields, number, p
 from elang.method.token_scores import SEQUENCE_SCORES
 from elang.records.columns import labels, numbers, read_columns, rows_of, vectors
 from elang.records.table import FORMAT, METADATA, Records
+from elang.tasks.kind import KINDS, Kind
 from elang.tasks.text_task import Problem, align_labels
 
 # The files that a row's id may count in.
@@ -101,7 +102,8 @@ def read_records(
         raise
     except Exception as error:  # whatever the readers say of a damaged file
         raise InputError(f"The records file '{path}' cannot be read ({error}). Make it anew.") from error
-    needed = ["prediction"] if problem == "sequence" else ["logits", "prediction"]
+    kind = KINDS[problem]
+    needed = ["prediction"] if kind.generates else ["logits", "prediction"]
     if "id" not in frame or not any(name in frame for name in needed):
         raise InputError(
             f"The records file '{path}' has the columns {names}; it needs 'id' and {' or '.join(map(repr, needed))}."
@@ -118,10 +120,10 @@ def read_records(
                 f"'{path}' has {len(part)} rows of '{split}' but only {len(np.unique(ids))} distinct ids: {first} "
                 f"stands in {rows_of(part['id'] == first, part)}. Leave one answer to each example."
             )
-        if problem == "sequence":
+        if kind.generates:
             answers = _of_texts(part, str(path), about.get("top_k", 0))
         else:
-            answers = _of_labels(part, label_names, order, str(path), problem, about.get("generated", False))
+            answers = _of_labels(part, label_names, order, str(path), kind, about.get("generated", False))
         found[split] = Records(torch.from_numpy(ids), **answers)
     return found, about
 
@@ -156,23 +158,23 @@ def _optional(frame: Any, path: str, names: list[str]) -> dict[str, Tensor | Non
 
 
 def _of_labels(
-    frame: Any, label_names: list[str], order: list[int], path: str, problem: Problem, generated: bool
+    frame: Any, label_names: list[str], order: list[int], path: str, kind: Kind, generated: bool
 ) -> dict[str, Any]:
     """Columns of records of classes or values."""
     columns = _optional(frame, path, ["key", "tokens", "flops"])
     logits = None
     if "logits" in frame:
-        logits = torch.from_numpy(vectors(frame, "logits", len(label_names), path, problem == "choice")[:, order])
+        logits = torch.from_numpy(vectors(frame, "logits", len(label_names), path, kind.has_candidates)[:, order])
     if "prediction" not in frame:
         assert logits is not None
-        prediction = logits[:, 0] if problem == "regression" else logits.argmax(-1)
-    elif problem == "regression":
+        prediction = kind.predict(logits)
+    elif not kind.chooses:
         prediction = torch.from_numpy(numbers(frame, "prediction", path))
     else:
         prediction = torch.from_numpy(labels(frame, "prediction", label_names, path, generated))
     # A generated answer is not the one that the logits favour.
     if logits is not None and not generated:
-        if problem == "regression":
+        if not kind.chooses:
             apart = (prediction - logits[:, 0]).abs() > _TOLERANCE * logits.abs().max()
         else:
             # Of several that are equally probable each may be said.
@@ -182,7 +184,7 @@ def _of_labels(
             raise InputError(
                 f"'{path}' contradicts itself in {rows_of(apart.numpy(), frame)}: the prediction is "
                 f"{frame['prediction'].tolist()[first]!r}, but the logits {logits[first, np.argsort(order)].tolist()} "
-                f"{'say' if problem == 'regression' else 'are largest for'} another. Correct them, or leave one of the "
+                f"{'are largest for' if kind.chooses else 'say'} another. Correct them, or leave one of the "
                 f"two columns out. Logits are in the order of the labels, [{listed(label_names)}]."
             )
     return {"prediction": prediction, "logits": None if logits is None else logits.float(), **columns}

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from elang.errors import InputError, listed
+from elang.tasks.kind import KINDS, Kind
 
 Problem = Literal["classification", "choice", "regression", "sequence"]
 # Exact types, for the command line would read "{text}" or "True" of a looser one as YAML.
@@ -65,9 +66,14 @@ class TextTask:
         return asdict(self)
 
     @property
+    def kind(self) -> Kind:
+        """The kind of task, with all that depends on it."""
+        return KINDS[self.problem]
+
+    @property
     def num_outputs(self) -> int:
         """Outputs of an encoder's head."""
-        return len(self.label_names) if self.problem == "classification" else 1
+        return self.kind.num_outputs(self.label_names)
 
     def choices_of(self, texts: list[tuple[str, ...]]) -> list[tuple[str, ...]] | None:
         """The candidates that are among the fields, for each example; ``None`` if none are."""
@@ -78,7 +84,7 @@ class TextTask:
     def _places(self) -> list[int] | None:
         """Which text each segment is, where templates add nothing to them."""
         known = {f"{{{name}}}": place for place, name in enumerate(self.fields)}
-        plain = self.problem != "choice" and all(template in known for template in self.segments)
+        plain = not self.kind.has_candidates and all(template in known for template in self.segments)
         return [known[template] for template in self.segments] if plain else None
 
     def segment_texts(self, texts: tuple[str, ...], choices: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -90,7 +96,7 @@ class TextTask:
         if self._places is not None and len(texts) == len(self.fields):
             return [tuple([texts[place] for place in self._places])]
         values = dict(zip(self.fields, texts, strict=True))
-        if self.problem != "choice":
+        if not self.kind.has_candidates:
             return [tuple(template.format(**values) for template in self.segments)]
         return [tuple(template.format(choice=c, **values) for template in self.segments) for c in choices]
 

@@ -1,38 +1,12 @@
 """What an answer is worth by itself, and a metric of one model's answers."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from elang.errors import InputError
 from elang.method.quality.metric import Quality
 from elang.method.quality.texts import TEXT_METRICS, worth_metric
-from elang.tasks.text_task import Problem, TextTask
-
-
-def reward(prediction: Tensor, label: Tensor, targets: dict[str, Tensor], problem: Problem) -> Tensor:
-    """What each answer is worth by itself: 1 if right and 0 if wrong, the negative absolute error in a regression.
-
-    Where several answers are right (``targets["answer_f1"]``), the answer's F1; of generated texts
-    (``targets["worth"]``) that of the sentence. float64 ``(N,)``.
-    """
-    if problem == "regression":
-        return -(prediction - label).abs().double()
-    if table := {"answer_f1", "worth"} & targets.keys():
-        worth = targets[min(table)].double()
-        return worth.gather(1, prediction.clamp_min(0)[:, None]).squeeze(1) * (prediction >= 0)
-    return (prediction == label).double()
-
-
-def worth_of(problem: Problem, quality: str, targets: dict[str, Tensor]) -> dict[str, Any]:
-    """The most that :func:`reward` says of an answer (``None`` where it has no bounds), and what it counts."""
-    if problem == "sequence":
-        unit = worth_metric(quality)
-        return {"largest": 100.0 if unit == "chrf" else 1.0, "unit": f"{unit}, from 0 to 1"}
-    if problem == "regression":
-        return {"largest": None, "unit": "negative absolute error"}
-    return {"largest": 1.0, "unit": "F1 of the answer" if "answer_f1" in targets else "right answers"}
+from elang.tasks.text_task import TextTask
 
 
 def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[str, Tensor]) -> float:
@@ -47,7 +21,7 @@ def check_qualities(names: list[str], task: TextTask) -> None:
     Raises:
         InputError: Naming the first one.
     """
-    if wrong := [name for name in names if (name in TEXT_METRICS) != (task.problem == "sequence")]:
+    if wrong := [name for name in names if (name in TEXT_METRICS) != task.kind.generates]:
         raise InputError(f"'{wrong[0]}' is no metric of a {task.problem} task; its own are {task.qualities}.")
 
 

@@ -54,7 +54,7 @@ class LoadModel:
         task = model.predictor.task
         try:
             model.answers(
-                [tuple("warm up" for _ in task.fields)], [("a", "b")] if task.problem == "choice" else None, True
+                [tuple("warm up" for _ in task.fields)], [("a", "b")] if task.kind.has_candidates else None, True
             )
         except InputError as error:
             _log.warning("The first pass failed: %s", error)

@@ -146,7 +146,7 @@ class PairService:
         if len(texts) > self.limits.texts:
             raise refused(f"A request has at most {self.limits.texts} texts, but this one has {len(texts)}.")
         task = self.predictor.task
-        if (task.problem == "choice" and not task.choice_fields) != (choices is not None):
+        if (task.kind.has_candidates and not task.choice_fields) != (choices is not None):
             needed = "for each input its candidates" if choices is None else "no candidates"
             raise refused(f"This task takes {needed}, as 'choices'.")
         try:
@@ -169,7 +169,7 @@ class PairService:
         except Exception as error:
             log.warning("The Super failed: %s: %s", type(error).__name__, error)
             return none, "failed"
-        known = self.predictor.label_names if self.predictor.task.problem == "classification" else None
+        known = self.predictor.label_names if self.predictor.task.kind.has_classes else None
         if odd := [x for x in said.answers if not _is_label(x, known)]:
             log.error("The Super answers %.80r, which is no label of the Swift's: %s", odd[0], known)
             return none, "failed"

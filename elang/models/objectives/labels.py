@@ -4,15 +4,13 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from elang.backends.text_model import Answer
 from elang.errors import InputError
-from elang.method.losses import MARGINS, MarginKind, distillation
+from elang.method.losses import MARGINS, MarginKind
 from elang.records.table import Records
-from elang.tasks.text_task import Problem
-from elang.tasks.worth import reward
+from elang.tasks.kind import Kind
 
 Hard = Literal["gain", "error", "soft_gain"]
 
@@ -21,7 +19,7 @@ class LabelLessons:
     """The terms of the Swift's loss that the task alone does not have.
 
     Args:
-        problem: The kind of task.
+        kind: The kind of task.
         weights: Of ``distill`` and ``margin``; 0 is off.
         margin: Form of the margin.
         hard: Which examples are hard.
@@ -38,7 +36,7 @@ class LabelLessons:
 
     def __init__(
         self,
-        problem: Problem,
+        kind: Kind,
         weights: dict[str, float],
         margin: MarginKind,
         hard: Hard,
@@ -49,7 +47,7 @@ class LabelLessons:
         source: str | None,
         file_rows: int | None = None,
     ) -> None:
-        self.problem, self.weights, self.hard, self.source = problem, weights, hard, source
+        self.kind, self.weights, self.hard, self.source = kind, weights, hard, source
         self.margin: Callable[..., Tensor] = MARGINS[margin]
         self.temperature, self.distill_temperature = temperature, distill_temperature
         without = any(records.logits is None for records in super_)
@@ -89,7 +87,7 @@ class LabelLessons:
         label: Tensor = batch["label"]
         if "super_prediction" not in self.columns:
             return label
-        unknown = label.isnan() if self.problem == "regression" else label < 0
+        unknown = self.kind.is_unknown(label)
         return torch.where(unknown, self.columns["super_prediction"][batch["id"]].to(label), label)
 
     def terms(self, batch: dict[str, Any], answer: Answer, early_classes: bool) -> dict[str, Tensor]:
@@ -100,12 +98,9 @@ class LabelLessons:
             outputs.append(answer.early)
         if self.weights["distill"] > 0:
             target = self.columns["super_logits"][batch["id"]]
-            if self.problem == "regression":
-                close = [F.mse_loss(logits, target) for logits in outputs]
-            else:
-                close = [distillation(logits, target, self.distill_temperature) for logits in outputs]
+            close = [self.kind.distance(logits, target, self.distill_temperature) for logits in outputs]
             found["distill"] = self.weights["distill"] * torch.stack(close).sum()
-        if self.weights["margin"] > 0 and self.problem != "regression":
+        if self.weights["margin"] > 0 and self.kind.chooses:
             hard = self.hardness(batch, answer)
             gaps = [self.margin(logits, batch["label"], hard, self.temperature) for logits in outputs]
             found["margin"] = self.weights["margin"] * torch.stack(gaps).sum()
@@ -115,7 +110,7 @@ class LabelLessons:
         """How hard each example of a batch is, 0 to 1, float32 ``(B,)``."""
         label, targets, rows = batch["label"], batch["targets"], batch["id"]
         logits = answer.logits.detach()
-        prediction = logits[:, 0].double() if self.problem == "regression" else logits.argmax(-1)
+        prediction = self.kind.predict(logits)
         if "out_of_fold" in self.columns:
             other = self.columns["out_of_fold"][rows]
             known = other != -2
@@ -126,10 +121,10 @@ class LabelLessons:
             place = label[:, None]
             sure, own = (x.softmax(-1).gather(1, place)[:, 0] for x in (self.columns["super_logits"][rows], logits))
             return (sure - own).clamp(0, 1)
-        swift = reward(prediction, label, targets, self.problem)
+        swift = self.kind.reward(prediction, label, targets)
         if self.hard == "error":
             return (swift < 1).float()
-        return (reward(self.columns["super_prediction"][rows], label, targets, self.problem) > swift).float()
+        return (self.kind.reward(self.columns["super_prediction"][rows], label, targets) > swift).float()
 
 
 def _label(records: Records) -> Tensor:
