@@ -29,6 +29,7 @@ from elang.evaluation.sweep.database import Joint
 from elang.evaluation.sweep.swept import swept
 from elang.evaluation.thresholds import FRACTIONS, SHARES
 from elang.method.curve.exact import operating_curve
+from elang.method.curve.points import Costs
 from elang.method.curve.reading import at_parity, at_share
 from elang.method.quality.registry import QUALITIES
 from elang.records.table import PAGES
@@ -102,9 +103,9 @@ def compared(file: Path) -> dict[str, Any]:
     found = swept(Joint([str(file)]), "max_softmax", metric)
     label, swift, super_ = (torch.tensor(frame[c]) for c in ("label", "swift_prediction", "super_prediction"))
     statistics = [metric.statistics(answer, label) for answer in (swift, super_)]
-    costs = [torch.tensor(frame[c]) for c in ("swift_flops", "super_flops")]
+    costs = Costs(*(torch.tensor(frame[c]) for c in ("swift_flops", "super_flops")))
     score = torch.tensor(frame["score_max_softmax"].to_numpy())
-    curve = operating_curve(score, *statistics, metric.value, *costs)
+    curve = operating_curve(score, *statistics, metric.value, costs)
     place = torch.searchsorted(curve.deferred, found.grid.deferred)
     named = {name: curve[at_parity(curve, fraction)] for name, fraction in FRACTIONS.items()}
     named |= {name: curve[at_share(curve, share)] for name, share in SHARES.items()}

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pyarrow as pa
@@ -23,6 +24,7 @@ from elang.evaluation.slices import independent_rows, one_slice, share_of_slice,
 from elang.evaluation.statements import check_statements
 from elang.method.bounds import binomial_cdf, least_examples, least_mean, log_evidence, p_value, upper_bound
 from elang.method.certificate import certify_drop, certify_regret, regret_at
+from elang.method.curve.points import Costs
 from elang.method.deferral import route
 from elang.method.drift import drift, effective_number, quantiles_of
 from elang.notices import notices
@@ -172,7 +174,7 @@ def test_drift_is_told():
 def costed(score, gain, worth="right answers", **more):
     """A slice whose Swift costs 1, 2 where it is deferred before the decoder, and whose Super costs 10."""
     n = len(score)
-    costs = tuple(torch.full((n,), value).double() for value in (1.0, 10.0, 2.0))
+    costs = Costs(*(torch.full((n,), value).double() for value in (1.0, 10.0, 2.0)))
     return Slice(torch.arange(n), torch.tensor(score), torch.tensor(gain).double(), costs, worth, **more)
 
 
@@ -481,7 +483,7 @@ def test_budgets_by_hand():
     for missing in ({}, {"latency": {"swift": {"batch 1": 0.1}}}, {"latency": {"swift": {}, "super": {"batch 1": 1}}}):
         with pytest.raises(InputError, match=r"^--latency reads what `elang validate --model.latency true` measured"):
             by_budget(found, "latency", 0.5, missing)
-    found.costs = (found.costs[0], torch.full((4,), math.nan).double(), found.costs[2])
+    found.costs = replace(found.costs, super_=torch.full((4,), math.nan).double())
     with pytest.raises(InputError, match=r"^The records do not say what the Super costs: give --model.super_flops"):
         by_budget(found, "flops", 0.5, {})
 

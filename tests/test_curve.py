@@ -10,7 +10,7 @@ from elang.errors import InputError
 from elang.method.curve import sums as running_sums
 from elang.method.curve.baselines import random_curve, random_rescored_curve
 from elang.method.curve.exact import operating_curve, rescored_curve
-from elang.method.curve.points import OperatingCurve
+from elang.method.curve.points import Costs, Groups, OperatingCurve
 from elang.method.curve.reading import (
     area,
     at_best,
@@ -56,12 +56,12 @@ def scores(n, ties, seed=0, dtype=torch.float32):
 
 def curve_of(score, quality, swift, super_, target, *costs):
     a, b = quality.statistics(swift, target), quality.statistics(super_, target)
-    return operating_curve(score, a, b, quality.value, *costs)
+    return operating_curve(score, a, b, quality.value, Costs(*costs) if costs else None)
 
 
 def chance(quality, swift, super_, target, *costs):
     a, b = quality.statistics(swift, target), quality.statistics(super_, target)
-    return random_curve(a, b, quality.value, *costs)
+    return random_curve(a, b, quality.value, Costs(*costs) if costs else None)
 
 
 def example(n=101, ties=True, seed=0, name="accuracy", classes=2):
@@ -398,7 +398,7 @@ def grouped(n, grouping, seed=0):
 
 def grouped_curve(score, quality, swift, super_, target, group):
     a, b = quality.statistics(swift, target), quality.statistics(super_, target)
-    return operating_curve(score, a, b, quality.value, group=group, by_group=quality.by_group)
+    return operating_curve(score, a, b, quality.value, groups=Groups(group, quality.by_group))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 17, 80])
@@ -437,7 +437,7 @@ def test_the_ends_of_a_metric_over_groups(quality, grouping, n):
     swift, super_, target, group = grouped(n, grouping)
     curve = grouped_curve(scores(n, False), quality, swift, super_, target, group)
     a, b = quality.statistics(swift, target), quality.statistics(super_, target)
-    random = random_curve(a, b, quality.value, group=group, by_group=quality.by_group)
+    random = random_curve(a, b, quality.value, groups=Groups(group, quality.by_group))
     for found in (curve, random):
         assert found[0].quality == quality(swift, target, group)
         assert found[len(found) - 1].quality == quality(super_, target, group)
@@ -472,14 +472,14 @@ def test_random_over_groups_is_near_the_mean_over_all_orders():
     target, group = torch.ones(6, dtype=torch.long), torch.tensor([0, 0, 0, 1, 1, 1])
     swift, super_ = torch.zeros(6, dtype=torch.long), torch.tensor([1, 1, 1, 1, 1, 0])
     a, b = quality.statistics(swift, target), quality.statistics(super_, target)
-    random = random_curve(a, b, quality.value, group=group, by_group=quality.by_group)
+    random = random_curve(a, b, quality.value, groups=Groups(group, quality.by_group))
     # The first group is right once all three are deferred: C(3, k - 3) of C(6, k) choices.
     expected = [0.5 * math.comb(3, k - 3) / math.comb(6, k) if k >= 3 else 0 for k in range(7)]
     assert random.quality.tolist() == pytest.approx(expected, abs=0.15)
     assert random.quality[-1] == 0.5
     # The value at the expected sums would be another matter.
     assert random.quality[1:3].tolist() == [0, 0]
-    again = random_curve(a, b, quality.value, group=group, by_group=quality.by_group)
+    again = random_curve(a, b, quality.value, groups=Groups(group, quality.by_group))
     assert torch.equal(random.quality, again.quality)
 
 
@@ -488,7 +488,7 @@ def test_random_over_groups_on_many_examples():
     swift, super_, target, group = grouped(3001, "random")
     costs = torch.ones(3001), torch.full((3001,), 5.0), torch.full((3001,), 0.5)
     a, b = quality.statistics(swift, target), quality.statistics(super_, target)
-    random = random_curve(a, b, quality.value, *costs, group=group, by_group=quality.by_group)
+    random = random_curve(a, b, quality.value, Costs(*costs), groups=Groups(group, quality.by_group))
     assert len(random) == 1001
     torch.testing.assert_close(random.cost, 1 + random.deferred_share * 4.5)
     # A group of size m is right if each member is: the mean over groups of the chances.
@@ -503,9 +503,9 @@ def test_random_over_groups_on_many_examples():
 def test_metrics_over_groups_need_groups(group):
     quality, zero = QUALITIES["exact_match"](2), torch.zeros(5, 1)
     with pytest.raises(InputError, match="groups"):
-        operating_curve(torch.arange(5.0), zero, zero, quality.value, group=group, by_group=quality.by_group)
+        operating_curve(torch.arange(5.0), zero, zero, quality.value, groups=Groups(group, quality.by_group))
     with pytest.raises(InputError, match="groups"):
-        random_curve(zero, zero, quality.value, group=group, by_group=quality.by_group)
+        random_curve(zero, zero, quality.value, groups=Groups(group, quality.by_group))
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -566,8 +566,8 @@ def test_rescored_is_scoring_at_each_point(ties, n):
     swift, super_, target, score = real_valued(n, ties)
     whole = QUALITIES["spearman"](1).whole
     costs = 1 + torch.rand(3, n, generator=torch.Generator().manual_seed(1))
-    curve = rescored_curve(score, swift, super_, target, whole, *costs)
-    full = operating_curve(score, target[:, None], target[:, None], lambda s: s[..., 0], *costs)
+    curve = rescored_curve(score, swift, super_, target, whole, Costs(*costs))
+    full = operating_curve(score, target[:, None], target[:, None], lambda s: s[..., 0], Costs(*costs))
     for point, deferred in zip(curve, curve.deferred.tolist(), strict=True):
         mask = route(score, point.threshold)
         assert int(mask.sum()) == deferred
@@ -586,7 +586,7 @@ def test_rescored_on_all_points_is_the_exact_curve():
     swift, super_, target, score = real_valued(30, True)
     quality = QUALITIES["pearson"](1)
     costs = torch.ones(30), torch.full((30,), 9.0)
-    found = rescored_curve(score, swift, super_, target, quality, *costs, points=31)
+    found = rescored_curve(score, swift, super_, target, quality, Costs(*costs), points=31)
     expected = curve_of(score, quality, swift, super_, target, *costs)
     for field in ("threshold", "deferred", "quality", "cost"):
         torch.testing.assert_close(getattr(found, field), getattr(expected, field), rtol=0, atol=1e-9)
@@ -607,7 +607,7 @@ def test_rescored_between_its_points():
 def test_rescored_at_random():
     swift, super_, target, _ = real_valued(400, False)
     whole, costs = QUALITIES["spearman"](1).whole, (torch.ones(400), torch.full((400,), 5.0), torch.full((400,), 0.5))
-    random = random_rescored_curve(swift, super_, target, whole, *costs, points=21)
+    random = random_rescored_curve(swift, super_, target, whole, Costs(*costs), points=21)
     assert random.deferred.tolist() == list(range(0, 401, 20))
     assert (random[0].quality, random[20].quality) == (whole(swift, target), whole(super_, target))
     torch.testing.assert_close(random.cost, 1 + random.deferred_share * 4.5)

@@ -11,12 +11,13 @@ import torch
 from conftest import read_curve
 
 from elang.cli.verbs import main
-from elang.evaluation.sweep import database
+from elang.evaluation.sweep import swept as pieces
 from elang.evaluation.sweep.database import Joint
 from elang.evaluation.sweep.swept import swept
 from elang.evaluation.thresholds import FRACTIONS, SHARES
 from elang.method.curve.baselines import random_curve
 from elang.method.curve.exact import operating_curve
+from elang.method.curve.points import Costs
 from elang.method.curve.reading import area, at_best, at_parity, at_share
 from elang.method.quality.registry import QUALITIES
 
@@ -67,9 +68,9 @@ def scattered(frame, folder, files=7, names=NAMES):
 def in_memory(frame, name, metric):
     label, swift, super_ = (torch.tensor(frame[c]) for c in ("label", "swift_prediction", "super_prediction"))
     statistics = [metric.statistics(answer, label) for answer in (swift, super_)]
-    costs = [torch.tensor(frame[c]) for c in ("swift_flops", "super_flops")]
     score = torch.tensor(frame[f"score_{name}"].to_numpy())
-    return operating_curve(score, *statistics, metric.value, *costs), random_curve(*statistics, metric.value, *costs)
+    costs = Costs(*(torch.tensor(frame[c]) for c in ("swift_flops", "super_flops")))
+    return operating_curve(score, *statistics, metric.value, costs), random_curve(*statistics, metric.value, costs)
 
 
 @pytest.mark.parametrize("quality", ["accuracy", "f1_macro", "matthews"])
@@ -79,7 +80,7 @@ def in_memory(frame, name, metric):
 )
 def test_it_is_the_curve_in_memory(quality, n, levels, rows, tmp_path, monkeypatch):
     """However the rows lie in files, and where equal scores are in several pieces."""
-    monkeypatch.setattr(database, "_ROWS", rows)
+    monkeypatch.setattr(pieces, "ROWS", rows)
     frame, metric = made(n, levels=levels), QUALITIES[quality](3)
     curve, random = in_memory(frame, "max_softmax", metric)
     found = swept(Joint(scattered(frame, tmp_path)), "max_softmax", metric, points=101)

@@ -15,6 +15,7 @@ from elang.errors import InputError
 from elang.evaluation.pair import PairAnswers, swift_cost_columns
 from elang.evaluation.slices import independent_rows
 from elang.files import plain, written_aside
+from elang.method.curve.points import Costs
 from elang.records.columns import numbers, read_parquet
 from elang.records.reading import read_about
 from elang.records.table import FORMAT
@@ -28,7 +29,7 @@ class Slice:
         key: int64 ``(N,)``.
         score: The score that routes, ``(N,)``.
         gain: How much better the Super's answer is, float64 ``(N,)``, each answer being worth 0 to 1.
-        costs: FLOPs of the Swift where it is kept, of the Super, and of the Swift where it is deferred, each ``(N,)``.
+        costs: FLOPs of each row.
         worth: What ``gain`` counts.
         bounded: It cannot be more.
         splits: How many independent units each split of the records has.
@@ -39,7 +40,7 @@ class Slice:
     key: Tensor
     score: Tensor
     gain: Tensor
-    costs: tuple[Tensor, Tensor, Tensor]
+    costs: Costs
     worth: str
     bounded: bool = True
     splits: dict[str, int] = field(default_factory=dict)
@@ -102,7 +103,7 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
             key,
             own,
             gain,
-            (kept, super_, deferred),
+            Costs(kept, super_, deferred),
             str(worth["unit"]),
             worth["largest"] is not None,
             splits,

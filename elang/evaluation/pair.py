@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from elang.method.curve.points import Costs
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
 from elang.method.scores import BEFORE_DECODER
@@ -69,14 +70,14 @@ class PairAnswers:
         swift, super_ = (self.kind.reward(p, self.label, self.targets) for p in (self.swift, self.super_))
         return super_ - swift
 
-    def flops(self, score: str) -> tuple[Tensor, Tensor, Tensor]:
-        """What an input costs under a score: the Swift where it is kept, the Super, the Swift where it is deferred."""
+    def costs(self, score: str) -> Costs:
+        """What each input costs where this score routes, in FLOPs."""
         kept = deferred = self.swift_flops
         if score in BEFORE_DECODER and self.early_flops is not None:
             deferred = self.early_flops
         elif score in self.scores and self.score_flops is not None:
             kept = deferred = self.swift_flops + self.score_flops
-        return kept, self.super_flops, deferred
+        return Costs(kept, self.super_flops, deferred)
 
     def quality_at(self, quality: Quality, score: str, threshold: float) -> float:
         """A metric of the mixed answers at one threshold, scored from scratch."""
@@ -85,7 +86,7 @@ class PairAnswers:
 
 
 def swift_cost_columns(score: str, known: Container[str]) -> tuple[list[str], list[str]]:
-    """Columns of joint records that add up to :meth:`PairAnswers.flops` of the Swift: kept, and deferred.
+    """Columns of joint records that add up to :meth:`PairAnswers.costs` of the Swift: kept, and deferred.
 
     >>> swift_cost_columns("encoder_energy", ["swift_early_flops"])
     (['swift_flops'], ['swift_early_flops'])

@@ -126,8 +126,9 @@ def manifest_file(path: str) -> Path:
 
 def _entry(found: Slice, threshold: float, rule: str, statement: str, **more: Any) -> dict[str, Any]:
     share = float(route(found.score, threshold).double().mean())
-    pair = torch.where(route(found.score, threshold), found.costs[2] + found.costs[1], found.costs[0]).mean()
-    speedup = float(found.costs[1].mean() / pair)
+    kept, deferred = found.costs.kept_and_deferred
+    pair = torch.where(route(found.score, threshold), deferred, kept).mean()
+    speedup = float(found.costs.super_.mean() / pair)
     statement += f" There {share:.1%} of the inputs were deferred"
     statement += "." if math.isnan(speedup) else f", which makes a FLOPs speed-up of {speedup:.2f}x."
     if speedup < 1:
@@ -226,7 +227,7 @@ def by_budget(found: Slice, kind: str, target: float, summary: dict[str, Any]) -
     """The threshold that keeps a budget of FLOPs or of deferred inputs: an entry of ``elang.json``."""
     swift, super_ = torch.zeros_like(found.gain), found.gain
     curve = operating_curve(
-        found.score, swift[:, None], super_[:, None], lambda sums: sums[..., 0].double(), *found.costs
+        found.score, swift[:, None], super_[:, None], lambda sums: sums[..., 0].double(), found.costs
     )
     if kind == "latency":
         times = {name: summary.get("latency", {}).get(name, {}).get("batch 1") for name in ("swift", "super")}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from elang.method.curve.exact import rescored_curve, share_grid, with_costs
-from elang.method.curve.points import OperatingCurve
+from elang.method.curve.points import Costs, Groups, OperatingCurve
 from elang.method.curve.sums import sums_at
 from elang.method.quality.sums import settled
 
@@ -19,29 +19,26 @@ def random_curve(
     swift: Tensor,
     super_: Tensor,
     value: Callable[[Tensor], Tensor],
-    swift_cost: Tensor | None = None,
-    super_cost: Tensor | None = None,
-    deferred_cost: Tensor | None = None,
-    group: Tensor | None = None,
-    by_group: Callable[[Tensor], Tensor] | None = None,
+    costs: Costs | None = None,
+    groups: Groups | None = None,
     points: int = 1001,
 ) -> OperatingCurve:
     """Deferring at random, in expectation: the floor of every report.
 
     The expected *sums* are exact; for metrics that are not linear in them (F1, Matthews) the value at the
-    expected sums stands for the expected value. Those of groups have no closed form: with ``by_group`` the quality is
-    the mean over 16 seeded random orders, exact at both ends. Arguments and result as in :func:`operating_curve`,
+    expected sums stands for the expected value. Those of groups have no closed form: with ``groups`` the quality is the
+    mean over 16 seeded random orders, exact at both ends. Arguments and result as in :func:`operating_curve`,
     with an even grid of shares; the thresholds are those of a score that is uniform on ``[0, 1)``.
     """
     n = len(swift)
     deferred = share_grid(n, points, swift.device)
     value, (swift, super_) = settled(value, swift, super_)
-    if by_group is None:
+    if groups is None:
         quality = value(_expected_sums(deferred, n, swift, super_))
     else:
         orders = _random_orders(n, swift.device)
-        quality = _mean([value(sums_at(order, deferred, swift, super_, group, by_group)) for order in orders])
-    return _at_random(deferred, quality, n, swift_cost, super_cost, deferred_cost)
+        quality = _mean([value(sums_at(order, deferred, swift, super_, groups)) for order in orders])
+    return _at_random(deferred, quality, n, costs)
 
 
 def _expected_sums(deferred: Tensor, n: int, swift: Tensor, super_: Tensor) -> Tensor:
@@ -63,9 +60,9 @@ def _mean(qualities: list[Tensor]) -> Tensor:
     return mean
 
 
-def _at_random(deferred: Tensor, quality: Tensor, n: int, *costs: Tensor | None) -> OperatingCurve:
+def _at_random(deferred: Tensor, quality: Tensor, n: int, costs: Costs | None) -> OperatingCurve:
     threshold = 1 - deferred.double() / n
-    return with_costs(threshold, deferred, quality, 1.0, n, partial(_expected_sums, deferred, n), *costs)
+    return with_costs(threshold, deferred, quality, 1.0, n, partial(_expected_sums, deferred, n), costs)
 
 
 def random_rescored_curve(
@@ -73,9 +70,7 @@ def random_rescored_curve(
     super_: Tensor,
     target: Tensor,
     whole: Callable[[Tensor, Tensor], float],
-    swift_cost: Tensor | None = None,
-    super_cost: Tensor | None = None,
-    deferred_cost: Tensor | None = None,
+    costs: Costs | None = None,
     points: int = 201,
 ) -> OperatingCurve:
     """Deferring at random, as :func:`random_curve` for the metrics of :func:`rescored_curve`.
@@ -86,4 +81,4 @@ def random_rescored_curve(
     deferred = share_grid(n, points, target.device)
     orders = _random_orders(n, target.device)
     found = [rescored_curve(order, swift, super_, target, whole, points=points).quality for order in orders]
-    return _at_random(deferred, _mean(found), n, swift_cost, super_cost, deferred_cost)
+    return _at_random(deferred, _mean(found), n, costs)

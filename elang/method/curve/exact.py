@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.method.curve.points import OperatingCurve
+from elang.method.curve.points import Costs, Groups, OperatingCurve
 from elang.method.curve.sums import sums_at
 from elang.method.deferral import deferral_events
 from elang.method.quality.sums import settled
@@ -19,11 +19,8 @@ def operating_curve(
     swift: Tensor,
     super_: Tensor,
     value: Callable[[Tensor], Tensor],
-    swift_cost: Tensor | None = None,
-    super_cost: Tensor | None = None,
-    deferred_cost: Tensor | None = None,
-    group: Tensor | None = None,
-    by_group: Callable[[Tensor], Tensor] | None = None,
+    costs: Costs | None = None,
+    groups: Groups | None = None,
 ) -> OperatingCurve:
     """Compute the metric and the cost at every threshold.
 
@@ -32,21 +29,15 @@ def operating_curve(
         swift: Per-example statistics under the Swift, shape ``(N, S)``, any dtype.
         super_: The same under the Super.
         value: Maps sums of statistics ``(M, S)`` to the metric ``(M,)``.
-        swift_cost: Cost of each input under the Swift, shape ``(N,)``.
-        super_cost: The same under the Super.
-        deferred_cost: What the Swift costs for an input that is deferred, shape ``(N,)``: less than ``swift_cost``
-            when the decision falls before the Swift is done. Default ``swift_cost``.
-        group: The group of each example, integers ``(N,)``, for a metric over groups. Examples are still deferred
-            one by one.
-        by_group: Maps sums over the examples of a group ``(..., S)`` to the group's statistics ``(..., S')``;
-            ``value`` then takes sums of these over all groups. Without it ``group`` is not read.
+        costs: Of each input.
+        groups: For a metric over groups: ``value`` then takes sums of the groups' statistics.
 
     Returns:
         The curve, with at most ``N + 1`` points.
 
     Raises:
-        InputError: If there are no examples, the shapes differ, a score is not finite, or ``by_group`` has no
-            ``group``.
+        InputError: If there are no examples, the shapes differ, a score is not finite, or groups have no
+            index.
 
     >>> from elang.method.quality.labels import accuracy
     >>> q, target = accuracy(2), torch.tensor([1, 1, 0])
@@ -65,9 +56,9 @@ def operating_curve(
         )
     order, deferred, threshold = deferral_events(score)
     value, (swift, super_) = settled(value, swift, super_)
-    quality = value(sums_at(order, deferred, swift, super_, group, by_group))
+    quality = value(sums_at(order, deferred, swift, super_, groups))
     mixed = partial(sums_at, order, deferred)
-    return with_costs(threshold, deferred, quality, float(score.max()), n, mixed, swift_cost, super_cost, deferred_cost)
+    return with_costs(threshold, deferred, quality, float(score.max()), n, mixed, costs)
 
 
 def with_costs(
@@ -77,19 +68,17 @@ def with_costs(
     hardest: float,
     n: int,
     mixed: Callable[[Tensor, Tensor], Tensor],
-    swift_cost: Tensor | None = None,
-    super_cost: Tensor | None = None,
-    deferred_cost: Tensor | None = None,
+    costs: Costs | None = None,
 ) -> OperatingCurve:
     """Complete a curve; ``mixed`` maps what kept and deferred examples pay, ``(N, 1)``, to sums ``(M, 1)``."""
     cost, mean_super_cost = torch.full_like(quality, math.nan), math.nan
-    for given in (swift_cost, super_cost, deferred_cost):
-        if given is not None and given.shape != (n,):
-            raise InputError(f"Costs of {n} examples must have shape ({n},), not {tuple(given.shape)}.")
-    if swift_cost is not None and super_cost is not None:
-        left = swift_cost if deferred_cost is None else deferred_cost
-        cost = mixed(swift_cost[:, None], (left.double() + super_cost)[:, None]).squeeze(1) / n
-        mean_super_cost = float(super_cost.double().mean())
+    if costs is not None:
+        for given in (costs.swift, costs.super_, costs.deferred):
+            if given is not None and given.shape != (n,):
+                raise InputError(f"Costs of {n} examples must have shape ({n},), not {tuple(given.shape)}.")
+        kept, left = costs.kept_and_deferred
+        cost = mixed(kept[:, None], left[:, None]).squeeze(1) / n
+        mean_super_cost = float(costs.super_.double().mean())
     return OperatingCurve(threshold, deferred, quality, cost, mean_super_cost, n, hardest)
 
 
@@ -106,9 +95,7 @@ def rescored_curve(
     super_: Tensor,
     target: Tensor,
     whole: Callable[[Tensor, Tensor], float],
-    swift_cost: Tensor | None = None,
-    super_cost: Tensor | None = None,
-    deferred_cost: Tensor | None = None,
+    costs: Costs | None = None,
     points: int = 201,
 ) -> OperatingCurve:
     """The curve of a metric that is no function of sums, scored anew at an even grid of shares.
@@ -122,9 +109,7 @@ def rescored_curve(
         super_: The Super's.
         target: Shape ``(N,)``.
         whole: Maps all predictions and targets to the metric.
-        swift_cost: As in :func:`operating_curve`.
-        super_cost: As there.
-        deferred_cost: As there.
+        costs: Of each input.
         points: Size of the grid.
 
     Returns:
@@ -151,4 +136,4 @@ def rescored_curve(
         device=score.device,
     )
     mixed = partial(sums_at, order, deferred)
-    return with_costs(threshold, deferred, quality, float(score.max()), n, mixed, swift_cost, super_cost, deferred_cost)
+    return with_costs(threshold, deferred, quality, float(score.max()), n, mixed, costs)

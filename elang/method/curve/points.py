@@ -1,9 +1,45 @@
-"""A curve and one point of it: threshold, deferred share, quality and cost."""
+"""What a curve is computed from beside the answers (costs and groups), the curve, and one point of it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What each input costs, in any unit (FLOPs), each of shape ``(N,)``.
+
+    Attributes:
+        swift: Under the Swift, where it is kept.
+        super_: Under the Super.
+        deferred: Under the Swift, where it is deferred: less than ``swift`` where the decision falls before the Swift
+            is done. By default the same.
+    """
+
+    swift: Tensor
+    super_: Tensor
+    deferred: Tensor | None = None
+
+    @property
+    def kept_and_deferred(self) -> tuple[Tensor, Tensor]:
+        """What the pair pays for an input that it keeps, and for one that it defers."""
+        first = self.swift if self.deferred is None else self.deferred
+        return self.swift, first.double() + self.super_
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of examples over which a metric adds up; examples are still deferred one by one.
+
+    Attributes:
+        index: The group of each example, integers ``(N,)``.
+        statistics: Maps sums over the examples of a group ``(..., S)`` to the group's statistics ``(..., S')``.
+    """
+
+    index: Tensor | None
+    statistics: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

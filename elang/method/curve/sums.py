@@ -1,30 +1,24 @@
 """Cumulative sums of the statistics as examples are deferred one after the other, by example and by group."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from elang.method.curve.points import Groups
 from elang.method.quality.metric import group_sums
 
 # Elements of statistics that are widened to float64 at a time; bounds the memory of a sweep.
 _CHUNK = 1 << 21
 
 
-def sums_at(
-    order: Tensor,
-    deferred: Tensor,
-    swift: Tensor,
-    super_: Tensor,
-    group: Tensor | None = None,
-    by_group: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
+def sums_at(order: Tensor, deferred: Tensor, swift: Tensor, super_: Tensor, groups: Groups | None = None) -> Tensor:
     """Sums of the mixed statistics, float64 ``(M, S)``, with the first ``deferred[m]`` of ``order`` deferred."""
-    if by_group is None:
+    if groups is None:
         total, last = (x.sum(0, dtype=torch.float64) for x in (swift, super_))
     else:
-        total, last = (by_group(group_sums(x, group)[0]).sum(0, dtype=torch.float64) for x in (swift, super_))
-        super_ = _group_changes(order, swift, super_, group, by_group)
+        total, last = (
+            groups.statistics(group_sums(x, groups.index)[0]).sum(0, dtype=torch.float64) for x in (swift, super_)
+        )
+        super_ = _group_changes(order, swift, super_, groups)
         swift = torch.zeros_like(super_[:1]).expand_as(super_)
     out = torch.empty(len(deferred), swift.shape[1], dtype=torch.float64, device=swift.device)
     out[0] = total
@@ -41,11 +35,9 @@ def sums_at(
     return out
 
 
-def _group_changes(
-    order: Tensor, swift: Tensor, super_: Tensor, group: Tensor | None, by_group: Callable[[Tensor], Tensor]
-) -> Tensor:
+def _group_changes(order: Tensor, swift: Tensor, super_: Tensor, groups: Groups) -> Tensor:
     """What deferring each example, in this order, adds to its group's statistics: float64 ``(N, S')`` by example."""
-    kept, row = group_sums(swift, group)
+    kept, row = group_sums(swift, groups.index)
     # Group after group, and in the order of deferral within each.
     events = order[row[order].argsort(stable=True)]
     row = row[events]
@@ -61,7 +53,8 @@ def _group_changes(
         after[:1] += before[-1:].masked_fill(fresh[:1], 0.0)
         _cumsum_within(after, fresh)
         before = torch.cat([before[-1:], after])
-        changes.append(by_group(kept[own] + after) - by_group(kept[own] + before[:-1].masked_fill(fresh, 0.0)))
+        earlier = before[:-1].masked_fill(fresh, 0.0)
+        changes.append(groups.statistics(kept[own] + after) - groups.statistics(kept[own] + earlier))
     found = torch.cat(changes)
     return torch.empty_like(found).index_copy_(0, events, found)
 
