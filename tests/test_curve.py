@@ -161,12 +161,11 @@ def test_costs_add_up(ties):
     assert curve[0].cost == pytest.approx(float(swift_cost.double().mean()))
 
 
-def test_cost_is_unknown_unless_both_are_given():
+def test_cost_is_unknown_unless_it_is_given():
     score, models = scores(5, False), pair("accuracy", 2, 5)
-    for costs in ((), (torch.ones(5), None), (None, torch.ones(5))):
-        curve = curve_of(score, *models, *costs)
-        assert curve.cost.isnan().all()
-        assert math.isnan(curve.super_cost)
+    curve = curve_of(score, *models)
+    assert curve.cost.isnan().all()
+    assert math.isnan(curve.super_cost)
     free = curve_of(score, *models, torch.zeros(5), torch.ones(5))
     assert free[0].speedup == math.inf
 
@@ -398,7 +397,8 @@ def grouped(n, grouping, seed=0):
 
 def grouped_curve(score, quality, swift, super_, target, group):
     a, b = quality.statistics(swift, target), quality.statistics(super_, target)
-    return operating_curve(score, a, b, quality.value, groups=Groups(group, quality.by_group))
+    groups = Groups(group, quality.by_group) if quality.by_group else None
+    return operating_curve(score, a, b, quality.value, groups=groups)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 17, 80])

@@ -77,9 +77,9 @@ def at_best(curve: OperatingCurve) -> int:
 def at_threshold(curve: OperatingCurve, threshold: float) -> int:
     """Index of the point where a pair with this threshold works.
 
-    >>> import elang.method.quality.labels as quality
-    >>> s = torch.ones(3, 2); q = quality.accuracy(2)
-    >>> at_threshold(operating_curve(torch.tensor([0., 1., 2.]), s, s, q.value), 0.5)
+    >>> from elang import operating_curve
+    >>> s = torch.ones(3, 2)
+    >>> at_threshold(operating_curve(torch.tensor([0., 1., 2.]), s, s, lambda sums: sums[..., 0].double()), 0.5)
     2
     """
     if math.isnan(threshold):
