@@ -696,7 +696,7 @@ def test_two_calibrations_at_a_time_keep_both_thresholds(joint, tmp_path, monkey
         assert main(["calibrate", str(folder), "--super_share", "0.2", "--name", "other"]) == 0
         return slices(*args)
 
-    monkeypatch.setattr("elang.calibrate.read_slice", while_another_runs)
+    monkeypatch.setattr("elang.cli.calibrate.read_slice", while_another_runs)
     assert main(["calibrate", str(folder), "--super_share", "0.3", "--name", "mine"]) == 0
     assert entry_of(folder, name="other")["threshold"] != entry_of(folder, name="mine")["threshold"]
     assert len(json.loads((folder / "made.json").read_text())["calibrate"]) == 2 + len(
@@ -709,7 +709,7 @@ def test_a_file_system_without_locks_is_told(joint, tmp_path, monkeypatch):
         raise OSError(37, "No locks available")
 
     folder = shutil.copytree(joint, tmp_path / "joint")
-    monkeypatch.setattr("elang.slices.fcntl.flock", refuse)
+    monkeypatch.setattr("elang.evaluation.attempts.fcntl.flock", refuse)
     assert main(["calibrate", str(folder), "--max_regret", "0.3"]) == 0
     assert {one["kind"] for one in notices()} == {"no-lock"}
 

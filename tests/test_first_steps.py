@@ -19,6 +19,7 @@ from elang.evaluation.cautions import cautions, little_to_gain
 from elang.evaluation.joint_records import read_slice
 from elang.inference.predictor import JointPredictor
 from elang.records.manifest import Manifest
+from elang.tasks.kind import KINDS
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_a_good_super_is_not_cautioned_of(joint):
 
 def test_a_regression_has_no_classes(joint):
     class Answers:
-        problem = "regression"
+        kind = KINDS["regression"]
         gain, swift_flops, super_flops = torch.ones(9), torch.ones(9), torch.ones(9)
 
     assert cautions(Answers(), ["score"], None) == []
@@ -122,7 +123,7 @@ def test_a_regression_has_no_classes(joint):
 
 def test_many_classes_are_counted():
     class Answers:
-        problem = "classification"
+        kind = KINDS["classification"]
         label = torch.arange(150).repeat(5)
         swift, super_ = torch.zeros_like(label), label
         gain = (swift != label).double()

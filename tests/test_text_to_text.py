@@ -437,7 +437,7 @@ def swift_module(model, names=("bad", "good"), task=None, **options):
 
 def lessons_of(module, super_=()):
     """What a `fit` would set up."""
-    return LabelLessons(module.task.problem, module.weights, "pairwise", module.hard, 1.0, 2.0, super_, None, None)
+    return LabelLessons(module.task.kind, module.weights, "pairwise", module.hard, 1.0, 2.0, super_, None, None)
 
 
 def gradients(module, label=(0, 1, 1, 0)):

@@ -296,7 +296,7 @@ def command(pair, texts, tmp_path):
 def kill(command, folder, after, how="os._exit(9)", code=9):
     """Start a prediction that stops dead once so many answers are in the file."""
     slow = (
-        "import os, sys, elang.throughput as t, elang.predict as p\n"
+        "import os, sys, elang.inference.resume as p\n"
         "from elang.cli import main\n"
         "real = p.json.dumps\n"
         "count = 0\n"
