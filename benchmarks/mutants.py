@@ -20,7 +20,11 @@ from typing import Any
 
 from common import ROOT, write_result
 
-MODULES = ("scores", "losses", "quality", "curve", "cost", "certificate", "calibrate")
+MODULES = (
+    "method/scores", "method/deferral", "method/losses", "method/quality/sums", "method/quality/metric", "method/quality/labels",
+    "method/quality/values", "method/curve/exact", "method/curve/sums", "method/curve/baselines", "method/curve/reading", "method/cost",
+    "method/bounds", "method/certificate", "method/drift", "backends/cost/flops", "evaluation/promises",
+)  # fmt: skip
 TESTS = ("scores", "losses", "quality", "curve", "cost", "bootstrap", "text_quality", "calibrate", "metrics")
 SLOW = "not large_t5 and not over_processes and not known_models"
 PAIR = (
