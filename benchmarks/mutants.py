@@ -21,10 +21,10 @@ from typing import Any
 from common import ROOT, write_result
 
 MODULES = (
-    "method/scores", "method/deferral", "method/losses", "method/cost", "method/bounds", "method/certificate", "method/drift",
+    "method/scores", "method/deferral", "method/losses", "method/cost", "method/bounds", "method/certificate",
     *(f"method/quality/{name}" for name in ("sums", "metric", "labels", "values")),
     *(f"method/curve/{name}" for name in ("exact", "sums", "baselines", "reading")),
-    "backends/cost/flops", "evaluation/promises",
+    "method/drift", "backends/cost/flops", "evaluation/promises",
 )  # fmt: skip
 TESTS = ("scores", "losses", "quality", "curve", "cost", "bootstrap", "text_quality", "calibrate", "metrics")
 SLOW = "not large_t5 and not over_processes and not known_models"
