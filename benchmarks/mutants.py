@@ -73,9 +73,7 @@ def run(copy: Path, children: int) -> None:
     mutmut(copy, "run", "--max-children", str(children))
     left = [key for codes in found(copy).values() for key, code in codes.items() if code in (SURVIVED, UNREACHED)]
     configure(copy, ["tests/test_calibrate.py"], " or ".join(PAIR))
-    mutmut(
-        copy, "run", "--max-children", str(children), *(key for key in left if "promises" in key or "certif" in key)
-    )
+    mutmut(copy, "run", "--max-children", str(children), *(key for key in left if "promises" in key or "certif" in key))
 
 
 def change(copy: Path, key: str) -> list[str]:
