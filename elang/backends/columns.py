@@ -6,8 +6,7 @@ from torch import Tensor
 
 from elang.backends.candidates import sum_by_example
 from elang.backends.cost.flops import FlopsConvention
-from elang.backends.decoding.states import Generated
-from elang.backends.generator import Seq2Seq
+from elang.backends.generator import Generated, Seq2Seq
 from elang.backends.label_decoder import TextToText
 from elang.backends.text_model import TextModel
 from elang.data.tokens import IGNORED

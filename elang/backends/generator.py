@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from elang.backends.cost.flops import FlopsConvention, flops_by_length, generation_flops
 from elang.backends.decoding.languages import set_languages
-from elang.backends.decoding.states import GREEDY_SETTINGS, Generated, Source, TokenScorer, token_ids
 from elang.backends.fast.graphs import WANTED, Pass
 from elang.backends.fast.t5_decoding import T5Steps, Texts
 from elang.backends.heads import masked_mean
@@ -26,7 +26,65 @@ from elang.method.scores import BEFORE_DECODER
 from elang.method.token_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES, sequence_scores, token_scores
 from elang.tasks.text_task import TextTask
 
-_CHUNK = 1 << 26  # logits that are scored at a time, for a vocabulary is wide
+# What may be set where greedy texts are all that is asked for; what is for beams or samples is of no effect.
+_PLAIN = {
+    *("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id", "max_new_tokens", "num_beams"),
+    *("do_sample", "temperature", "top_k", "top_p", "use_cache", "output_attentions", "output_hidden_states"),
+    *("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty"),
+    *("return_dict_in_generate", "output_scores", "transformers_version", "_from_model_config"),
+}
+# Logits that are scored at a time, for a vocabulary is wide.
+_CHUNK = 1 << 26
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoded batch, before the decoder runs.
+
+    Attributes:
+        hidden: The encoder's output, ``(B, L, D)``.
+        mask: 1 on real tokens, ``(B, L)``.
+        features: What the encoder's router reads, float32 ``(B, D + 1)``: mean hidden state, log of the token count.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    features: Tensor
+
+    def __getitem__(self, rows: Tensor) -> Source:
+        return Source(self.hidden[rows], self.mask[rows], self.features[rows])
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What the decoder made of a batch.
+
+    Attributes:
+        ids: Generated tokens without the start, padded, int64 ``(B, T)``.
+        steps: Decoder steps of each, its end included, int64 ``(B,)``.
+        scores: :data:`elang.method.token_scores.SEQUENCE_SCORES`, float32 ``(B, 24)``.
+    """
+
+    ids: Tensor
+    steps: Tensor
+    scores: Tensor
+
+
+class _Watch:
+    """Scores greedily chosen tokens as they are generated: a forward hook that sees each step's logits."""
+
+    def __init__(self) -> None:
+        self.found: list[Tensor] = []
+        self.logits: Tensor | None = None
+
+    def __call__(self, module: Any, args: Any, given: dict[str, Any], output: Any) -> None:
+        self.take(given["decoder_input_ids"][:, -1])
+        self.logits = output.logits[:, -1]
+
+    def take(self, chosen: Tensor) -> None:
+        """Score the tokens that the last logits led to."""
+        if self.logits is not None:
+            self.found.append(token_scores(self.logits, chosen))
 
 
 class Seq2Seq(TextModel):
@@ -168,8 +226,8 @@ class Seq2Seq(TextModel):
         if self.static_cache:
             # The runtime compiles, or nothing does.
             config.update(cache_implementation="static", disable_compile=True)
-        scorer, greedy = TokenScorer(), scored and self.num_beams == 1
-        hook = self.backbone.register_forward_hook(scorer, with_kwargs=True) if greedy else None
+        watch, greedy = _Watch(), scored and self.num_beams == 1
+        hook = self.backbone.register_forward_hook(watch, with_kwargs=True) if greedy else None
         try:
             ids = self.backbone.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=source.hidden),
@@ -180,13 +238,13 @@ class Seq2Seq(TextModel):
         finally:
             if hook is not None:
                 hook.remove()
-        ends = torch.isin(ids, torch.tensor(token_ids(config.eos_token_id), device=ids.device))
+        ends = torch.isin(ids, torch.tensor(_ids(config.eos_token_id), device=ids.device))
         steps = torch.where(ends.any(-1), ends.int().argmax(-1) + 1, ids.shape[1])
         if not scored:
             return Generated(ids, steps, source.features.new_zeros(len(ids), len(SEQUENCE_SCORES)))
         if greedy:
-            scorer.take(ids[:, -1])
-            tokens = torch.stack(scorer.scores, 1)
+            watch.take(ids[:, -1])
+            tokens = torch.stack(watch.found, 1)
         else:
             tokens = self._score(source, ids)
         # A language code that is forced is no decision.
@@ -198,9 +256,9 @@ class Seq2Seq(TextModel):
         path, config = self.inference_path, self.backbone.generation_config
         if path is None or self.static_cache or self.num_beams > 1:
             return None
-        if {name for name, value in config.to_diff_dict().items() if value is not None} - GREEDY_SETTINGS:
+        if {name for name, value in config.to_diff_dict().items() if value is not None} - _PLAIN:
             return None
-        start, ends = config.decoder_start_token_id, token_ids(config.eos_token_id)
+        start, ends = config.decoder_start_token_id, _ids(config.eos_token_id)
         # As the library has it.
         pad = config.pad_token_id if config.pad_token_id is not None else next(iter(ends), None)
         if not isinstance(start, int) or not isinstance(pad, int):
@@ -298,3 +356,7 @@ class Seq2Seq(TextModel):
     def class_order(self, label_names: list[str], who: str, whose: str = "the data") -> list[int]:
         """There are no classes."""
         return []
+
+
+def _ids(given: int | list[int] | None) -> list[int]:
+    return [] if given is None else [given] if isinstance(given, int) else given

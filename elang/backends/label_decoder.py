@@ -9,6 +9,7 @@ of the first choice. Where the answers' first tokens differ, this is one decoder
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,13 +21,29 @@ from transformers.modeling_outputs import BaseModelOutput
 from elang.backends.candidates import owner, spread, sum_by_example
 from elang.backends.cost.flops import FlopsConvention, flops_by_length
 from elang.backends.decoding.answer_trie import AnswerTrie
-from elang.backends.decoding.states import Encoded
 from elang.backends.heads import EncoderHead, masked_mean
 from elang.backends.text_model import Answer, TextModel
 from elang.data.tokens import IGNORED
 from elang.errors import InputError
 from elang.method.scores import encoder_scores
 from elang.tasks.text_task import TextTask
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What is known of a batch before the decoder runs.
+
+    Attributes:
+        hidden: The encoder's output, ``(B, L, D)``.
+        mask: 1 on real tokens, ``(B, L)``.
+        pooled: Its mean over them, detached, ``(B, D)``; ``None`` without heads.
+        early: Logits of the head on it, ``(B, C)``; ``None`` without heads.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+    pooled: Tensor | None
+    early: Tensor | None
 
 
 class TextToText(TextModel):

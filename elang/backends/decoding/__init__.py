@@ -1,1 +1,1 @@
-"""How answers are decoded: the trie of label words, language codes, the states of a batch."""
+"""How answers are decoded: the trie of label words, language codes."""
