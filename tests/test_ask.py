@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pandas as pd
 import pytest
 
-import elang.cli.ask
+import elang.backends.remote
 from elang.cli.verbs import main
 from elang.notices import Notice
 
@@ -65,8 +65,8 @@ class Service:
 
 @pytest.fixture
 def service(monkeypatch):
-    monkeypatch.setattr(elang.cli.ask, "_FIRST_WAIT", 0.01)
-    monkeypatch.delenv(elang.cli.ask.TOKEN_VARIABLE, raising=False)
+    monkeypatch.setattr(elang.backends.remote, "_FIRST_WAIT", 0.01)
+    monkeypatch.delenv(elang.backends.remote.TOKEN_VARIABLE, raising=False)
     made = Service()
     yield made
     made.server.shutdown()

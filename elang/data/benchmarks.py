@@ -116,7 +116,7 @@ class TaskData(TextData):
             number = {place: i for i, place in enumerate(dict.fromkeys(places))}
             targets["group"] = torch.tensor([number[place] for place in places])
         values = [str(row.get("label", "-1")) for row in rows]
-        if task.problem == "regression":
+        if not task.text_task.kind.chooses:
             label = label_numbers(values, where)
             return label.masked_fill(label == -1, torch.nan), targets
         known = [None if value == "-1" else value for value in values]

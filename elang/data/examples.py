@@ -1,6 +1,6 @@
 """The examples of a split: texts, ids, keys and labels."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 
 import torch
@@ -20,6 +20,8 @@ class Examples:
         targets: Further columns that a metric reads, each ``(N, ...)``: ``group``, ``answer_f1``.
         unit: Hash of what is held out as a whole (a passage with its questions), int64 ``(N,)``; by default the key.
         references: The texts that are to be generated, in a ``sequence`` task.
+        source: What :attr:`id` counts in: ``train``, ``validation``, ``test``, ``transfer``.
+        last: The largest id of the source, where all of it is one split.
     """
 
     texts: list[tuple[str, ...]]
@@ -30,6 +32,8 @@ class Examples:
     targets: dict[str, Tensor] = field(default_factory=dict)
     unit: Tensor | None = None
     references: list[str] | None = None
+    source: str = ""
+    last: int | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -42,12 +46,17 @@ class Examples:
     def take(self, mask: Tensor) -> "Examples":
         """The examples where ``mask`` is true, in order."""
         keep = mask.tolist()
-        choices = None if self.choices is None else list(compress(self.choices, keep))
-        targets = {name: column[mask] for name, column in self.targets.items()}
-        texts = list(compress(self.texts, keep))
-        references = None if self.references is None else list(compress(self.references, keep))
-        unit = None if self.unit is None else self.unit[mask]
-        return Examples(texts, self.id[mask], self.key[mask], self.label[mask], choices, targets, unit, references)
+        return replace(
+            self,
+            texts=list(compress(self.texts, keep)),
+            id=self.id[mask],
+            key=self.key[mask],
+            label=self.label[mask],
+            choices=None if self.choices is None else list(compress(self.choices, keep)),
+            targets={name: column[mask] for name, column in self.targets.items()},
+            unit=None if self.unit is None else self.unit[mask],
+            references=None if self.references is None else list(compress(self.references, keep)),
+        )
 
 
 def join_examples(first: Examples, second: Examples, offset: int) -> Examples:

@@ -91,7 +91,7 @@ def from_checkpoint(path: str, options: dict[str, Any]) -> TextModel:
     backbone = family.backbone.from_config(config)
     if about.get("generation"):
         backbone.generation_config = GenerationConfig.from_dict(about["generation"])
-    model = family.make(backbone, tokenizer, task, options)
+    model = family.make(backbone, tokenizer, task, options=options)
     if about["router"]:
         model.add_heads()
     prefix = "classifier."

@@ -1,5 +1,7 @@
-"""Loading a model for a task."""
+"""Loading a model for a task, and who answers at an address that is not a model's."""
 
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForMaskedLM
 from transformers.utils import cached_file, find_adapter_config_file
 
+from elang.backends.backend import Backend
 from elang.backends.loading.checkpoints import ROUTER_FILE, from_checkpoint, read_checkpoint
 from elang.backends.loading.families import family_of
 from elang.backends.loading.hub import locate, not_loaded, quiet
@@ -21,10 +24,39 @@ from elang.backends.loading.trained_for import (
     task_of_outputs,
 )
 from elang.backends.loading.weights import check_parts, check_precision, check_weights, is_body
+from elang.backends.recorded import RecordedBackend
+from elang.backends.remote import RemoteBackend
 from elang.backends.text_model import TextModel
 from elang.errors import InputError, first_line
 from elang.records.manifest import FILENAME, Manifest
+from elang.tables import TABLE_SUFFIXES
 from elang.tasks.text_task import TextTask
+
+SCHEMES: dict[str, Callable[[str, TextTask], Backend]] = {
+    "http://*": RemoteBackend,
+    "https://*": RemoteBackend,
+    **dict.fromkeys((f"*{suffix}" for suffix in TABLE_SUFFIXES), RecordedBackend),
+}
+"""Who answers at an address, by its pattern in lower case; any other is that of a model."""
+
+
+def open_backend(address: str, task: TextTask) -> Backend | None:
+    """Who answers at an address that is not a model's.
+
+    Args:
+        address: That of a server, a file of records, or what was added to :data:`SCHEMES`.
+        task: What is asked.
+
+    Returns:
+        ``None`` for a folder, a checkpoint or a hub id: :func:`load_model` loads these.
+
+    Raises:
+        InputError: As the backend says.
+    """
+    for pattern, backend in SCHEMES.items():
+        if fnmatchcase(address.lower(), pattern):
+            return backend(address, task)
+    return None
 
 
 def load_model(
@@ -63,7 +95,7 @@ def load_model(
             )
         model = from_checkpoint(path, options)
     else:
-        model = _from_folder(path, task, fine_tune, layers, router, options, dtype)
+        model = _from_folder(path, task, options, fine_tune=fine_tune, layers=layers, router=router, dtype=dtype)
     if dtype != torch.float32:
         model.cast(dtype)
     return model
@@ -72,10 +104,11 @@ def load_model(
 def _from_folder(
     path: str,
     task: TextTask | None,
+    options: dict[str, Any],
+    *,
     fine_tune: bool,
     layers: int | None,
     router: bool,
-    options: dict[str, Any],
     dtype: torch.dtype,
 ) -> TextModel:
     """Load a folder or a hub id; the arguments are those of :func:`load_model`."""
@@ -93,17 +126,17 @@ def _from_folder(
             check_kind(own, task, path)
         family, names = family_of(config, task or own, path), None
         if has_decoder(config):
-            answered = task_in_words(own, task, fine_tune, path)
+            answered = task_in_words(own, task, path, fine_tune=fine_tune)
         else:
             names = output_names(config)
-            answered = task_of_outputs(config, manifest, own, task, fine_tune, path)
+            answered = task_of_outputs(config, own, task, manifest=manifest, path=path, fine_tune=fine_tune)
         tokenizer = load_tokenizer(name, where)
-        settle_padding(config, tokenizer, path, fine_tune)
+        settle_padding(config, tokenizer, path, fine_tune=fine_tune)
         # Large ones are not to be there twice; a classifier's head stays in float32.
         precision = dtype if has_decoder(config) else torch.float32
-        backbone, info = _pretrained(family.backbone, name, config, where, dtype=precision)
-        new = check_weights(backbone, info, path, fine_tune, layers is not None)
-        model = family.make(backbone, tokenizer, answered, options)
+        backbone, info = _pretrained(family.backbone, name, config, options=where, dtype=precision)
+        new = check_weights(backbone, info, path, fine_tune=fine_tune, cut=layers is not None)
+        model = family.make(backbone, tokenizer, answered, options=options)
     except InputError:
         raise
     except Exception as error:
@@ -113,7 +146,7 @@ def _from_folder(
         forget_training(backbone.config, answered)
     if names is not None and len(names) == answered.num_outputs == 1:
         names = None
-    model.set_origin(folder if folder.is_dir() else None, manifest, new, names)
+    model.set_origin(folder if folder.is_dir() else None, manifest, new, original_names=names)
     same = not fine_tune or (router and layers is None and own is not None and own.plain() == answered.plain())
     if same and (folder / ROUTER_FILE).is_file():
         _load_heads(model, folder / ROUTER_FILE)
@@ -136,7 +169,7 @@ def load_masked(path: str) -> tuple[Any, Any, bool]:
         with quiet():
             tokenizer = load_tokenizer(name, options)
         config = AutoConfig.from_pretrained(name, **options)
-        model, info = _pretrained(AutoModelForMaskedLM, name, config, options)
+        model, info = _pretrained(AutoModelForMaskedLM, name, config, options=options)
         # Neighbours of words need no head.
         head = {name for name in info["missing_keys"] if not is_body(name, model)}
         info["missing_keys"] = set(info["missing_keys"]) - head

@@ -27,7 +27,7 @@ def check_kind(own: TextTask | None, task: TextTask | None, path: str) -> None:
         )
 
 
-def task_in_words(own: TextTask | None, task: TextTask | None, fine_tune: bool, path: str) -> TextTask:
+def task_in_words(own: TextTask | None, task: TextTask | None, path: str, *, fine_tune: bool) -> TextTask:
     """The task that an encoder-decoder answers: its own, or the data's where it has none or is trained anew.
 
     Raises:
@@ -63,7 +63,7 @@ def check_words(own: TextTask, task: TextTask, path: str) -> None:
 
 
 def task_of_outputs(
-    config: Any, manifest: Manifest | None, own: TextTask | None, task: TextTask | None, fine_tune: bool, path: str
+    config: Any, own: TextTask | None, task: TextTask | None, *, manifest: Manifest | None, path: str, fine_tune: bool
 ) -> TextTask:
     """The task that a classifier answers: its own, or the data's where it is trained anew or has no classes.
 
