@@ -1,7 +1,8 @@
 """The examples of a split: texts, ids, keys and labels."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from itertools import compress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,17 +47,15 @@ class Examples:
     def take(self, mask: Tensor) -> "Examples":
         """The examples where ``mask`` is true, in order."""
         keep = mask.tolist()
-        return replace(
-            self,
-            texts=list(compress(self.texts, keep)),
-            id=self.id[mask],
-            key=self.key[mask],
-            label=self.label[mask],
-            choices=None if self.choices is None else list(compress(self.choices, keep)),
-            targets={name: column[mask] for name, column in self.targets.items()},
-            unit=None if self.unit is None else self.unit[mask],
-            references=None if self.references is None else list(compress(self.references, keep)),
-        )
+
+        def rows(column: Any) -> Any:
+            if isinstance(column, dict):
+                return {name: rows(values) for name, values in column.items()}
+            if isinstance(column, list):
+                return list(compress(column, keep))
+            return column[mask] if isinstance(column, Tensor) else column
+
+        return Examples(**{one.name: rows(getattr(self, one.name)) for one in fields(self)})
 
 
 def join_examples(first: Examples, second: Examples, offset: int) -> Examples:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from elang.data.batches import Repeated
@@ -57,12 +56,7 @@ class SplitBatches(Dataset[dict[str, Any]]):
 
     def __init__(self, examples: Examples, encoded: dict[str, EncodedExamples]) -> None:
         unit = examples.key if examples.unit is None else examples.unit
-        self.tensors: dict[str, Tensor] = {
-            "id": examples.id,
-            "key": examples.key,
-            "unit": unit,
-            "label": examples.label,
-        }
+        self.tensors = {"id": examples.id, "key": examples.key, "unit": unit, "label": examples.label}
         self.targets = examples.targets
         self.inputs = {name: one.batch for name, one in encoded.items()}
 

@@ -34,11 +34,13 @@ class TextData(LightningDataModule):
         max_length: Tokens kept of an input; longer ones are cut and counted.
         routing_fraction: Share of the training file held out for router heads and thresholds.
         num_workers: Processes that assemble batches; 0 does it in the training process.
-        max_target_length: Tokens kept of a reference, and generated at most, in a ``sequence`` task.
         transfer: A file of texts without labels, with the columns of the task's texts, for distillation.
         fold: ``k/K``: the k-th (from 0) of K parts of the training slice is left out from training, and is all that is
             scored.
     """
+
+    # Tokens kept of a reference, and generated at most, in a ``sequence`` task.
+    max_target_length = 128
 
     def __init__(
         self,
@@ -48,7 +50,6 @@ class TextData(LightningDataModule):
         max_length: int = 256,
         routing_fraction: float = 0.1,
         num_workers: int = 0,
-        max_target_length: int = 128,
         transfer: str | None = None,
         fold: str | None = None,
     ) -> None:
@@ -56,7 +57,7 @@ class TextData(LightningDataModule):
         self.files = files
         if not 0 <= routing_fraction < 1:
             raise InputError(f"--data.routing_fraction must be in [0, 1), but it is {routing_fraction}.")
-        self.max_target_length, self.transfer = max_target_length, transfer
+        self.transfer = transfer
         self.fold = fold_parts(fold)
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:

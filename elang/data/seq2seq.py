@@ -78,15 +78,9 @@ class Seq2SeqData(TextData):
             raise InputError(
                 f"--data.max_words {max_words} and --data.max_ratio {max_ratio} must be at least 1, or not be set."
             )
-        super().__init__(
-            files,
-            batch_size,
-            eval_batch_size,
-            max_length,
-            routing_fraction,
-            num_workers,
-            max_target_length,
-        )
+        sizes = (batch_size, eval_batch_size, max_length, routing_fraction, num_workers)
+        super().__init__(files, *sizes)
+        self.max_target_length = max_target_length
         self.source, self.target = source, target
         self.hub, self.hub_config, self.prompt = hub, hub_config, prompt
         if (source_language is None) != (target_language is None):

@@ -1,6 +1,6 @@
 """Which examples each split has: parts of the training file that are held out, texts without labels, overlaps."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -63,12 +63,10 @@ def unlabelled_examples(path: str, columns: list[str], label: Tensor) -> tuple[E
     texts = texts_of(frame, columns, f"'{path}'")
     key = torch.tensor([content_key(row) for row in texts], dtype=torch.int64)
     examples = Examples(texts, torch.arange(len(texts)), key, label.expand(len(texts)).clone(), source="transfer")
-    return examples, _made_from(frame, path) if SOURCE_KEY in frame else None
-
-
-def _made_from(frame: Any, path: str) -> Tensor:
+    if SOURCE_KEY not in frame:
+        return examples, None
     try:
-        return torch.tensor(frame[SOURCE_KEY].to_numpy(dtype="int64"))
+        return examples, torch.tensor(frame[SOURCE_KEY].to_numpy(dtype="int64"))
     except (ValueError, TypeError, OverflowError) as error:
         raise InputError(
             f"The column '{SOURCE_KEY}' of '{path}' must hold whole numbers, as `elang augment` writes them, but: "
