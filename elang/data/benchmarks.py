@@ -103,7 +103,8 @@ class TaskData(TextData):
         unit = None
         if task.whole:
             unit = torch.tensor([content_key(tuple(str(row[name]) for name in task.whole)) for row in prepared])
-        return Examples(texts, torch.arange(len(rows)), key, label, choices, targets, unit)
+        ids = torch.arange(len(rows))
+        return Examples(texts, ids, key, label=label, choices=choices, targets=targets, unit=unit)
 
     def _labels(self, rows: list[Row], where: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels, unknown ones as -1 or NaN, and what else the task's metrics read."""

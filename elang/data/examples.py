@@ -62,4 +62,4 @@ def join_examples(first: Examples, second: Examples, offset: int) -> Examples:
     """Two sets of labelled or unlabelled texts behind each other; the second one's ids go up by ``offset``."""
     ids = torch.cat([first.id, second.id + offset])
     key, label = torch.cat([first.key, second.key]), torch.cat([first.label, second.label])
-    return Examples(first.texts + second.texts, ids, key, label)
+    return Examples(first.texts + second.texts, ids, key, label=label)

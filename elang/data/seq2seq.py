@@ -123,7 +123,7 @@ class Seq2SeqData(TextData):
         key = torch.tensor([content_key((text,)) for text in texts], dtype=torch.int64)
         # There are no classes; -1 says that there is no reference either.
         label = torch.full((len(texts),), -1 if references is None else 0)
-        examples = Examples([(t,) for t in texts], torch.arange(len(texts)), key, label, references=references)
+        examples = Examples([(t,) for t in texts], torch.arange(len(texts)), key, label=label, references=references)
         if source != "train" or references is None or (self.max_words is None and self.max_ratio is None):
             return examples
         return examples.take(self._kept(texts, references))

@@ -62,7 +62,7 @@ def unlabelled_examples(path: str, columns: list[str], label: Tensor) -> tuple[E
     frame = read_frame(path)
     texts = texts_of(frame, columns, f"'{path}'")
     key = torch.tensor([content_key(row) for row in texts], dtype=torch.int64)
-    examples = Examples(texts, torch.arange(len(texts)), key, label.expand(len(texts)).clone(), source="transfer")
+    examples = Examples(texts, torch.arange(len(texts)), key, label=label.expand(len(texts)).clone(), source="transfer")
     if SOURCE_KEY not in frame:
         return examples, None
     try:

@@ -118,10 +118,10 @@ class TextClassificationData(TextData):
                 names,
                 self.problem,
                 fields,
-                [f"{{{name}}}" for name in fields],
-                self.prompt or " ".join(f"{name}: {{{name}}}" for name in fields),
-                answers,
-                ["accuracy"] if classes else ["pearson", "spearman"],
+                segments=[f"{{{name}}}" for name in fields],
+                prompt=self.prompt or " ".join(f"{name}: {{{name}}}" for name in fields),
+                answers=answers,
+                qualities=["accuracy"] if classes else ["pearson", "spearman"],
             ).plain(),
         )
 
@@ -140,4 +140,4 @@ class TextClassificationData(TextData):
         else:
             labels = label_numbers(values, where)
         key = torch.tensor([content_key(row) for row in texts], dtype=torch.int64)
-        return Examples(texts, torch.arange(len(texts)), key, labels)
+        return Examples(texts, torch.arange(len(texts)), key, label=labels)

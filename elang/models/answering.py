@@ -191,7 +191,7 @@ class EvaluationModule(AnyShape, LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None:
             no_texts: list[tuple[str, ...]] = [()] * len(table["id"])
-            examples = Examples(no_texts, table["id"], table["key"], table["label"], source=source_of(split))
+            examples = Examples(no_texts, table["id"], table["key"], label=table["label"], source=source_of(split))
         elif len(examples := data.examples(split)) > len(table["id"]):
             examples = examples.take(torch.isin(examples.id, table["id"]))
         return self.backends[name].answer(examples)
