@@ -49,9 +49,11 @@ def asked_data(folder: Path) -> Any:
 
 def journal_of(folder: Path, name: str) -> Any:
     """What `elang ask` keeps of them."""
+    from elang.backends.remote import RemoteBackend
     from elang.cli.ask import _Journal
 
-    return _Journal(folder / name, "u", asked_data(folder))
+    data = asked_data(folder)
+    return _Journal(folder / name, RemoteBackend("http://u", data.text_task, tries=1), data)
 
 
 def seed_of(target: str, folder: Path) -> bytes:
@@ -60,7 +62,7 @@ def seed_of(target: str, folder: Path) -> bytes:
         return SEEDS[target]
     if target == "asked.jsonl":
         with journal_of(folder, target) as journal:
-            journal.keep(next(journal.left(2)), ["good", "good"])
+            journal.keep(list(journal.left()), ["good", "good"], [])
         return (folder / target).read_bytes()
     import io
 
@@ -151,18 +153,16 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
 
         import httpx
 
-        from elang.cli.ask import _answers
-
         journal = journal_of(folder, "none")
         server = httpx.MockTransport(lambda _: httpx.Response(200, content=path.read_bytes()))
-        batch = [{"split": "validation", "id": i, "text": "a"} for i in (0, 1)]
 
         async def some() -> list[Any]:
             async with httpx.AsyncClient(transport=server) as client:
-                return await _answers(client, "http://u/super", batch, 1)
+                answers, _ = await journal.server._answers(client, list(journal.left()))
+                return list(answers)
 
         for answer in asyncio.run(some()):
-            journal.checked(answer)
+            journal.server.read(answer)
 
     readers = {"elang.json": manifest, "suite.yaml": plan, "lines": lines, "joint.parquet": joint}
     readers |= {"part.parquet": part, "swept.parquet": swept, "asked.jsonl": asked, "answers": answers}

@@ -8,8 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
+from conftest import QUIET
 
-import elang.cli.ask
+import elang.backends.remote
 from elang.cli.verbs import main
 from elang.notices import Notice
 
@@ -65,8 +66,8 @@ class Service:
 
 @pytest.fixture
 def service(monkeypatch):
-    monkeypatch.setattr(elang.cli.ask, "_FIRST_WAIT", 0.01)
-    monkeypatch.delenv(elang.cli.ask.TOKEN_VARIABLE, raising=False)
+    monkeypatch.setattr(elang.backends.remote, "_FIRST_WAIT", 0.01)
+    monkeypatch.delenv(elang.backends.remote.TOKEN_VARIABLE, raising=False)
     made = Service()
     yield made
     made.server.shutdown()
@@ -99,6 +100,14 @@ def test_answers_become_records(service, ask_args, files, tmp_path, pair, capsys
     data = ["--data.train", str(files[0]), "--data.validation", str(files[1]), "--data.routing_fraction", "0.25"]
     quiet = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     assert main(["validate", *args, *data, *quiet, "--model.output", str(tmp_path / "joint")]) == 0
+
+
+def test_a_server_is_the_super_of_an_evaluation(service, files, data_args, tmp_path, pair):
+    args = ["--model.swift_model", str(pair["swift"]), "--model.super_model", service.url, "--model.super_flops", "1e9"]
+    assert main(["validate", *args, *data_args, *QUIET, "--model.output", str(tmp_path / "joint")]) == 0
+    records = pd.read_parquet(tmp_path / "joint" / "records.parquet").query("split == 'validation'")
+    answers = [Service.answer(text) for text in texts_of(files)["validation"]]
+    assert [["bad", "good"][place] for place in records["super_prediction"]] == answers
 
 
 def test_it_waits_as_long_as_the_server_says(service, files, tmp_path):

@@ -8,10 +8,12 @@ import torch
 from conftest import FAST, QUIET
 from torch import Tensor
 
-from elang import InputError, JointPredictor
+from elang import InputError, JointPredictor, TextClassificationData
+from elang.backends.loading.load import SCHEMES, open_backend
 from elang.cli import main
 from elang.method.router import RouterHead, logit_features, num_logit_features
 from elang.method.scores import SCORES, register_score
+from elang.records.table import Records
 
 
 @pytest.fixture
@@ -59,3 +61,36 @@ def test_a_router_reads_what_it_was_fitted_on(request):
 def test_a_score_is_not_replaced(energy_gap):
     with pytest.raises(InputError, match="There is a score 'energy_gap' already"):
         register_score("energy_gap")(energy_gap)
+
+
+class LongTexts:
+    """A backend of one's own, `long:WORDS`: the second class where a text has more words, otherwise the first."""
+
+    def __init__(self, address, task):
+        self.task, self.words = task, int(address.removeprefix("long:"))
+
+    def answer(self, examples):
+        prediction = torch.tensor([int(len(texts[0].split()) > self.words) for texts in examples.texts])
+        return Records(examples.id, prediction, key=examples.key)
+
+
+def test_a_backend_of_ones_own(pair, files, data_args, tmp_path, monkeypatch):
+    monkeypatch.setitem(SCHEMES, "long:*", LongTexts)
+    joint = ["validate", "--model.swift_model", str(pair["swift"]), "--model.super_model", "long:7"]
+    joint += ["--model.super_flops", "1e9", "--model.output", str(tmp_path / "joint")]
+    assert main([*joint, *data_args, *QUIET]) == 0
+    records = pd.read_parquet(tmp_path / "joint" / "records.parquet").query("split == 'validation'")
+    words = pd.read_csv(files[1])["text"].str.split().map(len)
+    assert 0 < (words > 7).sum() < len(words)
+    assert records["super_prediction"].tolist() == (words > 7).astype(int).tolist()
+
+
+def test_recorded_answers_can_be_scored(pair, files):
+    data = TextClassificationData(train=str(files[0]), validation=str(files[1]))
+    backend = open_backend(str(pair["records"]), data.text_task)
+    examples = data.examples("validation")
+    scored = backend.score(examples, "max_softmax", -0.9)
+    assert torch.equal(scored.answers.id, examples.id)
+    assert torch.equal(scored.scores, SCORES["max_softmax"](scored.answers.logits))
+    assert torch.equal(scored.deferred, scored.scores > -0.9)
+    assert open_backend(str(pair["swift"]), data.text_task) is None

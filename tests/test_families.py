@@ -15,7 +15,7 @@ import torch
 from conftest import FAST, QUIET
 
 from elang.backends.cost.flops import check_cost, flops_by_length
-from elang.backends.loading import families
+from elang.backends.loading import padding as families
 from elang.backends.loading.load import load_model
 from elang.backends.loading.tokenizer import load_tokenizer
 from elang.cli.verbs import main

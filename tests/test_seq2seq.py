@@ -28,8 +28,8 @@ from transformers import (
 from elang import InputError, JointPredictor, Seq2SeqData, SwiftModule
 from elang.backends.cost.flops import flops_by_length, generation_flops
 from elang.backends.generator import Seq2Seq
-from elang.backends.loading.families import REFUSED
 from elang.backends.loading.load import load_model
+from elang.backends.loading.padding import REFUSED
 from elang.backends.loading.save import save_model
 from elang.cli.verbs import main
 from elang.method.token_scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES, sequence_scores, token_scores

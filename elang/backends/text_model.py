@@ -254,6 +254,17 @@ class TextModel(nn.Module, ABC):
         found = all_scores(answer.logits, temperature) if self.task.kind.chooses else {}
         return found | {name: self.routers[name](x, fold) for name, x in self.router_features(answer).items()}
 
+    def set_origin(
+        self,
+        weights: Path | None,
+        manifest: Manifest | None = None,
+        new_weights: list[str] | None = None,
+        original_names: list[str] | None = None,
+    ) -> None:
+        """Say where its weights are from: a folder or a checkpoint, with what is beside them, none from the hub."""
+        self.weights, self.manifest, self.new_weights = weights, manifest, new_weights or []
+        self.original_names = original_names or self.original_names
+
     def class_order(self, label_names: list[str], who: str, whose: str = "the data") -> list[int]:
         """Where each of these classes, ``whose`` they are, stands among this model's logits.
 

@@ -3,25 +3,18 @@
 import asyncio
 import json
 import os
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from lightning.pytorch import LightningDataModule
 
-from elang.cli.serve import TOKEN_VARIABLE, check_address, token_of_environment
+from elang.backends.remote import Question, RemoteBackend, check_address, questions
 from elang.data.module import TextData
-from elang.data.slices import source_of
 from elang.errors import InputError, need
 from elang.notices import notice
 from elang.records.table import Records, check_output, join_records, write_records
 from elang.terminal import say
-
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
-# What a server answers that may answer later.
-_LATER = (408, 425, 429, 500, 502, 503, 504)
 
 
 def ask(
@@ -61,13 +54,13 @@ def ask(
     if not isinstance(data, TextData):
         raise InputError(f"--data {type(data).__name__} is none of elang's data modules.")
     check_output(output, "--output", map(str, data.files.values()))
-    journal = _Journal(Path(f"{output}.asked.jsonl"), url, data)
-    token = token_of_environment()
+    server = RemoteBackend(url, data.text_task, batch=batch, concurrent=concurrent, tries=tries, timeout=timeout)
+    journal = _Journal(Path(f"{output}.asked.jsonl"), server, data)
     asked = len(journal.answers)
     if asked:
         say(f"{asked} answers are in '{journal.path}' and are not asked for again")
     with journal:
-        asyncio.run(_ask_all(url.rstrip("/"), token, journal, concurrent, batch, tries, timeout))
+        asyncio.run(server.ask(journal.left(), journal.keep))
     count = journal.finish(output)
     if cut := len(journal.cut):
         notice("cut-inputs", f"{cut} of {count} inputs were too long for the Super at {url}: the rest was not read.")
@@ -79,16 +72,18 @@ class _Journal:
 
     Args:
         path: The file.
-        url: Of who answers.
+        server: Who answers.
         data: What is asked.
     """
 
-    def __init__(self, path: Path, url: str, data: TextData) -> None:
-        self.path, self.data = path, data
-        self.problem = data.text_task.problem
-        self.place = {name: i for i, name in enumerate(data.label_names)}
+    def __init__(self, path: Path, server: RemoteBackend, data: TextData) -> None:
+        self.path, self.server, self.data = path, server, data
         self.splits = [split for split in data.splits if split != "fold"]
-        self.about = {"url": url, "task": json.loads(json.dumps(data.task_fields)), "label_names": data.label_names}
+        self.about = {
+            "url": server.address,
+            "task": json.loads(json.dumps(data.task_fields)),
+            "label_names": data.label_names,
+        }
         self.answers: dict[tuple[str, int], Any] = {}
         # Those of which only the beginning was read.
         self.cut: set[tuple[str, int]] = set()
@@ -99,9 +94,7 @@ class _Journal:
     def _read(self) -> None:
         keys: dict[tuple[str, int], int] = {}
         for split in self.splits:
-            examples = self.data.examples(split)
-            ids = [(source_of(split), i) for i in examples.id.tolist()]
-            keys |= dict(zip(ids, examples.key.tolist(), strict=True))
+            keys |= {(one.source, one.id): one.key for one in questions(self.data.examples(split))}
         # The last line may be cut.
         lines = self.path.read_bytes().split(b"\n")[:-1]
         try:
@@ -117,7 +110,9 @@ class _Journal:
             )
         if strange:
             raise InputError(f"'{self.path}' has answers to other data. Delete it, or take another --output.")
-        self.answers = {name: self.checked(answer) for name, _, answer in found}
+        self.answers = {name: answer for name, _, answer in found}
+        for answer in self.answers.values():
+            self.server.read(answer)
         self.cut = {(row["split"], row["id"]) for row in rows if "cut" in row}
         # What is behind the last whole line would spoil the next one.
         with self.path.open("r+b") as file:
@@ -140,149 +135,32 @@ class _Journal:
         self.file.flush()
         os.fsync(self.file.fileno())
 
-    def checked(self, answer: Any) -> Any:
-        """An answer that is one of the task's.
-
-        Raises:
-            InputError: Of any other.
-        """
-        number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
-        if self.problem == "regression":
-            good = number and abs(answer) < float("inf")
-        else:
-            good = isinstance(answer, str) and (self.problem == "sequence" or answer in self.place)
-        if not good:
-            known = "a number" if self.problem == "regression" else "a text" if self.problem == "sequence" else None
-            wanted = known or f"one of {list(self.place)[:8]}"
-            raise InputError(f"The server at {self.about['url']} answers {answer!r}, where {wanted} is needed.")
-        return answer
-
-    def keep(self, batch: list[dict[str, Any]], answers: list[Any], cut: list[Any]) -> None:
+    def keep(self, batch: list[Question], answers: list[Any], cut: list[Any]) -> None:
         """Add the answers to a batch, and which of its inputs were too long."""
-        rows = [
-            {"split": one["split"], "id": one["id"], "key": one["key"], "answer": self.checked(answer)}
-            | ({"cut": True} if place in cut else {})
-            for place, (one, answer) in enumerate(zip(batch, answers, strict=True))
-        ]
+        rows: list[dict[str, Any]] = []
+        for place, (question, answer) in enumerate(zip(batch, answers, strict=True)):
+            self.server.read(answer)
+            row = {"split": question.source, "id": question.id, "key": question.key, "answer": answer}
+            rows.append(row | ({"cut": True} if place in cut else {}))
         self._write(rows)
         self.answers |= {(row["split"], row["id"]): row["answer"] for row in rows}
         self.cut |= {(row["split"], row["id"]) for row in rows if "cut" in row}
 
-    def left(self, size: int) -> Iterator[list[dict[str, Any]]]:
-        """What is not answered yet, so many at a time."""
-        batch: list[dict[str, Any]] = []
+    def left(self) -> Iterator[Question]:
+        """What is not answered yet."""
         for split in self.splits:
-            examples, source = self.data.examples(split), source_of(split)
-            for row, (i, key) in enumerate(zip(examples.id.tolist(), examples.key.tolist(), strict=True)):
-                if (source, i) in self.answers:
-                    continue
-                text = examples.texts[row]
-                one = {"split": source, "id": i, "key": key, "text": text[0] if len(text) == 1 else list(text)}
-                if examples.choices is not None:
-                    one["choices"] = list(examples.choices[row])
-                batch.append(one)
-                if len(batch) == size:
-                    yield batch
-                    batch = []
-        if batch:
-            yield batch
+            for question in questions(self.data.examples(split)):
+                if (question.source, question.id) not in self.answers:
+                    yield question
 
     def finish(self, output: str) -> int:
         """Write all answers as records, and delete the journal."""
-        found: dict[str, list[Records]] = {}
+        parts: dict[str, list[Records]] = {}
         for split in self.splits:
-            examples, source = self.data.examples(split), source_of(split)
-            answers = [self.answers[source, i] for i in examples.id.tolist()]
-            prediction, texts = torch.zeros_like(examples.id), None
-            if self.problem == "regression":
-                prediction = torch.tensor(answers, dtype=torch.float64)
-            elif self.problem == "sequence":
-                texts = answers
-            else:
-                prediction = torch.tensor([self.place[answer] for answer in answers])
-            found.setdefault(source, []).append(Records(examples.id, prediction, key=examples.key, texts=texts))
-        joined = {source: join_records(own) for source, own in found.items()}
+            examples = self.data.examples(split)
+            answers = [self.answers[examples.source, i] for i in examples.id.tolist()]
+            parts.setdefault(examples.source, []).append(self.server.records(examples, answers))
+        joined = {source: join_records(records) for source, records in parts.items()}
         write_records(output, joined, self.data.label_names, model=self.about["url"])
         self.path.unlink()
         return len(self.answers)
-
-
-async def _ask_all(
-    url: str, token: str | None, journal: _Journal, concurrent: int, size: int, tries: int, timeout: float
-) -> None:
-    """Ask for all that is left, so many requests at a time."""
-    import httpx
-
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    batches = journal.left(size)
-    async with httpx.AsyncClient(headers=headers, timeout=timeout) as client:
-
-        async def work() -> None:
-            for batch in batches:
-                journal.keep(batch, *await _answers(client, f"{url}/super", batch, tries))
-
-        workers = [asyncio.ensure_future(work()) for _ in range(concurrent)]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-
-
-async def _answers(client: Any, url: str, batch: list[dict[str, Any]], tries: int) -> tuple[list[Any], list[Any]]:
-    """The answers to a batch, and the places of what was too long.
-
-    Raises:
-        InputError: If the server refuses it, or fails so many times.
-    """
-    import httpx
-
-    question = {"texts": [one["text"] for one in batch]}
-    if "choices" in batch[0]:
-        question["choices"] = [one["choices"] for one in batch]
-    failed, after = "", 0.0
-    for number in range(tries):
-        if number:
-            # Not all of them at once again.
-            wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (number - 1)) * random.uniform(0.5, 1)
-            await asyncio.sleep(max(wait, after))
-        after = 0.0
-        try:
-            found = await client.post(url, json=question)
-        except httpx.RequestError as error:
-            failed = f"{type(error).__name__}: {error}"
-            continue
-        if found.status_code in _LATER:
-            failed = f"{found.status_code}: {found.text[:200]}"
-            after = _seconds(found.headers.get("retry-after", ""))
-            continue
-        if found.status_code in (401, 403):
-            raise InputError(f"The server at {url} wants a token ({found.status_code}): set {TOKEN_VARIABLE}.")
-        if found.status_code in (404, 405) or found.is_redirect:
-            raise InputError(f"No Super answers at {url} ({found.status_code}). Give the server's address as --url.")
-        if found.status_code != 200:
-            raise InputError(
-                f"The server at {url} refuses example {batch[0]['id']} of '{batch[0]['split']}' or one of the "
-                f"{len(batch) - 1} asked with it ({found.status_code}: {found.text[:300]}). Mend it, or lower --batch."
-            )
-        try:
-            said = found.json()
-            answers, cut = said["answers"], said.get("cut")
-            count = len(answers)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise InputError(f"The server at {url} gives no JSON with 'answers': {found.text[:200]!r}.") from None
-        if not isinstance(answers, list) or count != len(batch):
-            raise InputError(f"The server at {url} gives {count} answers to {len(batch)} texts.")
-        return answers, cut if isinstance(cut, list) else []
-    raise InputError(
-        f"The server at {url} did not answer in {tries} tries ({failed}). What it has answered is kept: run the same "
-        "command again to go on."
-    )
-
-
-def _seconds(value: str) -> float:
-    """Of a Retry-After; dates are not waited for."""
-    try:
-        return min(_LONGEST_WAIT, max(0.0, float(value)))
-    except ValueError:
-        return 0.0

@@ -1,6 +1,5 @@
 """`elang serve`: a pair behind HTTP."""
 
-import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -9,10 +8,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
+from elang.backends.remote import TOKEN_VARIABLE, check_address, token_of_environment
 from elang.errors import InputError, need
 from elang.notices import notice
-
-TOKEN_VARIABLE = "ELANG_SERVE_TOKEN"
 
 
 def serve(
@@ -120,41 +118,6 @@ def serve(
             for one in sockets:
                 one.close()
     print("the server has ended", flush=True)  # noqa: T201
-
-
-def check_address(address: str, option: str) -> None:
-    """Refuse an address that no request can be sent to.
-
-    Raises:
-        InputError: Naming it.
-    """
-    import httpx
-
-    try:
-        found = httpx.URL(address)
-        good = found.scheme in ("http", "https") and bool(found.host) and (found.port or 1) <= 65535
-        good &= not (found.query or found.fragment)
-    except httpx.InvalidURL:
-        good = False
-    if not good:
-        raise InputError(f"{option} '{address}' is no address of a server; give http://HOST:PORT.")
-
-
-def token_of_environment() -> str | None:
-    """The token that requests must bring, if there is to be one.
-
-    Raises:
-        InputError: If it is one that no request can bring.
-    """
-    token = os.environ.get(TOKEN_VARIABLE)
-    if token is None:
-        return None
-    if not token or not token.isascii() or not token.isprintable() or token != token.strip():
-        raise InputError(
-            f"{TOKEN_VARIABLE} is set, but it is empty or has characters that no request can bring: line breaks, "
-            "spaces at its ends, or others than ASCII. Set another, or unset it to let everyone in."
-        )
-    return token
 
 
 def _serve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
@@ -29,7 +30,6 @@ class LengthBatches(DistributedSampler[Any]):
             and the first ones are repeated where needed so that all processes take equally many steps.
             Otherwise every example comes exactly once; a process with fewer batches than others gets a
             :class:`Repeated` one, for all have to run a sharded model, and to take part in a gather, equally often.
-        seed: Of the shuffle.
         current_epoch: Tells the epoch from the number of batches in one; Lightning's ``set_epoch`` says 0 once more
             after a resume, and the order of the first epoch would come twice.
         rows: Of evaluation: only these, ``(M,)``.
@@ -47,11 +47,12 @@ class LengthBatches(DistributedSampler[Any]):
         shuffle: bool,
         rank: int = 0,
         world_size: int = 1,
-        seed: int = 0,
         current_epoch: Callable[[int], int] | None = None,
         rows: Tensor | None = None,
         accumulated: int = 1,
     ) -> None:
+        # The shuffle's, as Lightning's seed_everything leaves it.
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.rows = torch.arange(len(lengths)) if rows is None else rows
         super().__init__(range(len(self.rows)), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
         self.lengths, self.batch_size, self.current_epoch = lengths, batch_size, current_epoch

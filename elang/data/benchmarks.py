@@ -103,7 +103,8 @@ class TaskData(TextData):
         unit = None
         if task.whole:
             unit = torch.tensor([content_key(tuple(str(row[name]) for name in task.whole)) for row in prepared])
-        return Examples(texts, torch.arange(len(rows)), key, label, choices, targets, unit)
+        ids = torch.arange(len(rows))
+        return Examples(texts, ids, key, label=label, choices=choices, targets=targets, unit=unit)
 
     def _labels(self, rows: list[Row], where: str) -> tuple[Tensor, dict[str, Tensor]]:
         """Labels, unknown ones as -1 or NaN, and what else the task's metrics read."""
@@ -116,7 +117,7 @@ class TaskData(TextData):
             number = {place: i for i, place in enumerate(dict.fromkeys(places))}
             targets["group"] = torch.tensor([number[place] for place in places])
         values = [str(row.get("label", "-1")) for row in rows]
-        if task.problem == "regression":
+        if not task.text_task.kind.chooses:
             label = label_numbers(values, where)
             return label.masked_fill(label == -1, torch.nan), targets
         known = [None if value == "-1" else value for value in values]

@@ -1,7 +1,8 @@
 """The examples of a split: texts, ids, keys and labels."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import compress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Examples:
         targets: Further columns that a metric reads, each ``(N, ...)``: ``group``, ``answer_f1``.
         unit: Hash of what is held out as a whole (a passage with its questions), int64 ``(N,)``; by default the key.
         references: The texts that are to be generated, in a ``sequence`` task.
+        source: What :attr:`id` counts in: ``train``, ``validation``, ``test``, ``transfer``.
+        last: The largest id of the source, where all of it is one split.
     """
 
     texts: list[tuple[str, ...]]
@@ -30,6 +33,8 @@ class Examples:
     targets: dict[str, Tensor] = field(default_factory=dict)
     unit: Tensor | None = None
     references: list[str] | None = None
+    source: str = ""
+    last: int | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -42,16 +47,19 @@ class Examples:
     def take(self, mask: Tensor) -> "Examples":
         """The examples where ``mask`` is true, in order."""
         keep = mask.tolist()
-        choices = None if self.choices is None else list(compress(self.choices, keep))
-        targets = {name: column[mask] for name, column in self.targets.items()}
-        texts = list(compress(self.texts, keep))
-        references = None if self.references is None else list(compress(self.references, keep))
-        unit = None if self.unit is None else self.unit[mask]
-        return Examples(texts, self.id[mask], self.key[mask], self.label[mask], choices, targets, unit, references)
+
+        def rows(column: Any) -> Any:
+            if isinstance(column, dict):
+                return {name: rows(values) for name, values in column.items()}
+            if isinstance(column, list):
+                return list(compress(column, keep))
+            return column[mask] if isinstance(column, Tensor) else column
+
+        return Examples(**{one.name: rows(getattr(self, one.name)) for one in fields(self)})
 
 
 def join_examples(first: Examples, second: Examples, offset: int) -> Examples:
     """Two sets of labelled or unlabelled texts behind each other; the second one's ids go up by ``offset``."""
     ids = torch.cat([first.id, second.id + offset])
     key, label = torch.cat([first.key, second.key]), torch.cat([first.label, second.label])
-    return Examples(first.texts + second.texts, ids, key, label)
+    return Examples(first.texts + second.texts, ids, key, label=label)

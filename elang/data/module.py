@@ -1,41 +1,24 @@
 """The data module: splits, a held-out routing slice, tokenised inputs and loaders for whatever models are run."""
 
 import math
-import os
-from collections.abc import Callable
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from elang.data.batches import LengthBatches, Repeated
-from elang.data.columns import SOURCE_KEY, check_file, read_frame, texts_of
-from elang.data.encoding import encode_examples
+from elang.data.batches import LengthBatches
 from elang.data.examples import Examples, join_examples
-from elang.data.slices import content_key, fold_of, fold_parts, in_slice, source_of
+from elang.data.loading import SplitBatches, encode_split
+from elang.data.slices import fold_parts, source_of
+from elang.data.splits import SplitName, held_out, unlabelled_examples, warn_of_overlap
 from elang.data.tokens import EncodedExamples, Reader
 from elang.errors import InputError
 from elang.notices import notice
 from elang.tasks.text_task import TaskFields, TextTask
-
-# Share of evaluated texts that are trained on, below which nothing is said: real data repeats itself a little.
-_OVERLAP = 0.01
-SplitName = Literal["train", "routing", "validation", "test", "transfer", "fold"]
-
-
-def given_files(train: str | None, validation: str | None, test: str | None) -> dict[str, str]:
-    """The files, or names of the hub's splits, that were given, by split.
-
-    Raises:
-        InputError: If there are none.
-    """
-    files = {split: path for split, path in (("train", train), ("validation", validation), ("test", test)) if path}
-    if not files:
-        raise InputError("No data was given. Set --data.train and --data.validation to files.")
-    return files
 
 
 class TextData(LightningDataModule):
@@ -51,11 +34,13 @@ class TextData(LightningDataModule):
         max_length: Tokens kept of an input; longer ones are cut and counted.
         routing_fraction: Share of the training file held out for router heads and thresholds.
         num_workers: Processes that assemble batches; 0 does it in the training process.
-        max_target_length: Tokens kept of a reference, and generated at most, in a ``sequence`` task.
         transfer: A file of texts without labels, with the columns of the task's texts, for distillation.
         fold: ``k/K``: the k-th (from 0) of K parts of the training slice is left out from training, and is all that is
             scored.
     """
+
+    # Tokens kept of a reference, and generated at most, in a ``sequence`` task.
+    max_target_length = 128
 
     def __init__(
         self,
@@ -65,7 +50,6 @@ class TextData(LightningDataModule):
         max_length: int = 256,
         routing_fraction: float = 0.1,
         num_workers: int = 0,
-        max_target_length: int = 128,
         transfer: str | None = None,
         fold: str | None = None,
     ) -> None:
@@ -73,7 +57,7 @@ class TextData(LightningDataModule):
         self.files = files
         if not 0 <= routing_fraction < 1:
             raise InputError(f"--data.routing_fraction must be in [0, 1), but it is {routing_fraction}.")
-        self.max_target_length, self.transfer = max_target_length, transfer
+        self.transfer = transfer
         self.fold = fold_parts(fold)
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
@@ -142,30 +126,30 @@ class TextData(LightningDataModule):
             source = source_of(split)
             if source == "transfer" and self.transfer is not None:
                 self._examples[split] = self._unlabelled(self.transfer)
-                return self._examples[split]
-            if source not in self.files:
+            elif source not in self.files:
                 raise InputError(f"There is no {source} data. Give its file, or do not leave out its split.")
-            found = self.read(source)
-            if source == "train":
-                self.file_rows = len(found)
             else:
-                self._examples[split] = found
-                return found
-            unit = found.key if found.unit is None else found.unit
-            held_out = in_slice(unit, self.routing_fraction)
-            masks = {"train": ~held_out, "routing": held_out}
-            if self.fold is not None:
-                left_out = ~held_out & (fold_of(unit, self.fold[1]) == self.fold[0])
-                masks |= {"train": ~held_out & ~left_out, "fold": left_out}
-            for part in (p for p in self.splits if p in masks):
-                self._examples[part] = found.take(masks[part])
-                if not len(self._examples[part]):
-                    raise InputError(
-                        f"{self.where(source)} leaves no example for '{part}' with --data.routing_fraction "
-                        f"{self.routing_fraction}{' and --data.fold' if self.fold else ''}. Change it, or give more "
-                        "data."
-                    )
+                examples = replace(self.read(source), source=source)
+                if source == "train":
+                    self._split_training(examples)
+                else:
+                    self._examples[split] = replace(examples, last=int(examples.id.max()) if len(examples) else None)
         return self._examples[split]
+
+    def _split_training(self, examples: Examples) -> None:
+        """Take the routing slice and the fold out of the training file."""
+        self.file_rows = len(examples)
+        unit = examples.key if examples.unit is None else examples.unit
+        routing, left_out = held_out(unit, self.routing_fraction, self.fold)
+        masks: dict[SplitName, Tensor] = {"train": ~(routing | left_out), "routing": routing, "fold": left_out}
+        for part in (p for p in self.splits if p in masks):
+            self._examples[part] = examples.take(masks[part])
+            if not len(self._examples[part]):
+                raise InputError(
+                    f"{self.where('train')} leaves no example for '{part}' with --data.routing_fraction "
+                    f"{self.routing_fraction}{' and --data.fold' if self.fold else ''}. Change it, or give more "
+                    "data."
+                )
 
     @property
     def text_columns(self) -> list[str]:
@@ -174,37 +158,24 @@ class TextData(LightningDataModule):
 
     def _unlabelled(self, path: str) -> Examples:
         """The transfer set."""
-        task = self.text_task
-        if task.problem not in ("classification", "regression") or self.examples("train").targets:
+        task, train = self.text_task, self.examples("train")
+        if task.kind.has_candidates or task.kind.generates or train.targets:
             raise InputError(
                 f"--data.transfer is for classification and regression of texts, not for a {task.problem}."
             )
-        check_file(path)
-        frame = read_frame(path)
-        texts = texts_of(frame, self.text_columns, f"'{path}'")
-        key = torch.tensor([content_key(row) for row in texts], dtype=torch.int64)
-        label = torch.full((len(texts),), task.kind.unknown, dtype=self.examples("train").label.dtype)
-        found = Examples(texts, torch.arange(len(texts)), key, label)
-        if SOURCE_KEY not in frame:
-            return found
+        label = torch.tensor(task.kind.unknown, dtype=train.label.dtype)
+        examples, made_from = unlabelled_examples(path, self.text_columns, label)
+        if made_from is None:
+            return examples
         # A text that was made from one that is held out would tell of it.
-        try:
-            source = torch.tensor(frame[SOURCE_KEY].to_numpy(dtype="int64"))
-        except (ValueError, TypeError, OverflowError) as error:
-            raise InputError(
-                f"The column '{SOURCE_KEY}' of '{path}' must hold whole numbers, as `elang augment` writes them, but: "
-                f"{error}. Correct or remove it."
-            ) from error
-        held_out = in_slice(source, self.routing_fraction)
-        if self.fold is not None:
-            held_out |= fold_of(source, self.fold[1]) == self.fold[0]
-        if held_out.any():
+        routing, left_out = held_out(made_from, self.routing_fraction, self.fold)
+        if (dropped := routing | left_out).any():
             notice(
                 "transfer-left-out",
-                f"{int(held_out.sum())} of {len(texts)} texts of '{path}' were made from held-out ones and were left "
+                f"{int(dropped.sum())} of {len(examples)} texts of '{path}' were made from held-out ones and were left "
                 "out.",
             )
-        return found.take(~held_out)
+        return examples.take(~dropped)
 
     def targets(self, split: SplitName, ids: Tensor) -> dict[str, Tensor]:
         """What metrics read besides the label, for the examples ``ids`` of a split."""
@@ -224,7 +195,7 @@ class TextData(LightningDataModule):
         readers: dict[str, Reader] = getattr(module, "readers", {})
         if stage == "test" and "test" not in self.files:
             raise InputError("There is no test data. Set --data.test to a file, or run `elang validate`.")
-        self.parts = (1, [0])
+        self.choose_parts(1, [0])
         needed: list[SplitName] = self.test_splits if stage == "test" else self.eval_splits
         # Another module brings other tokenizers, perhaps under the same name.
         same = {name for name, reader in readers.items() if self._readers.get(name) == reader}
@@ -242,38 +213,14 @@ class TextData(LightningDataModule):
                 )
             for name, reader in readers.items():
                 if (split, name) not in self._encoded:
-                    limit = min(self.max_length, reader.tokenizer.model_max_length)
-                    target_limit = min(self.max_target_length, reader.tokenizer.model_max_length)
-                    found = encode_examples(
-                        reader, task, examples.texts, examples.choices, limit, examples.references, target_limit
+                    self._encoded[split, name] = encode_split(
+                        split, examples, task, reader=reader, limits=(self.max_length, self.max_target_length)
                     )
-                    self._encoded[split, name] = found
-                    references = found.answers if examples.references is not None else None
-                    for what, option, most, texts in (
-                        ("inputs", "max_length", limit, found.texts),
-                        ("references", "max_target_length", target_limit, references),
-                    ):
-                        if texts is not None and texts.truncated:
-                            notice(
-                                "cut-inputs",
-                                f"{texts.truncated} of {len(texts.lengths)} {what} of '{split}' are longer than {most} "
-                                f"tokens and were cut. Raise --data.{option} to keep them whole.",
-                            )
         if "train" in self._examples and self.fold is None:
             for split in [one for one in ("validation", "test") if one in needed]:
-                self._say_overlap(split)
+                warn_of_overlap(split, self.examples(split).key, self.examples("train").key)
         sizes = ", ".join(f"{split} {len(found)}" for split, found in self._examples.items())
         rank_zero_info(f"examples: {sizes}")
-
-    def _say_overlap(self, split: SplitName) -> None:
-        """Warn of examples whose texts the model learns from: it is measured on what it knows by heart."""
-        key, train = self.examples(split).key, self.examples("train").key
-        if (known := int(torch.isin(key, train).sum())) >= max(1, _OVERLAP * len(key)):
-            notice(
-                "overlap",
-                f"Of the {len(key)} texts of '{split}', {known} are also in the training data, so results on them are "
-                "too good. Remove them from one of the two.",
-            )
 
     def _epoch(self, batches: int) -> int:
         """The epoch by the batches that were taken, which a checkpoint restores, of so many an epoch."""
@@ -298,19 +245,17 @@ class TextData(LightningDataModule):
         if trainer := self.trainer:
             rank, world_size, accumulated = trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches
         size = self.batch_size if shuffle else self.eval_batch_size
-        rows = None if shuffle else self.part(split, part)
         return DataLoader(
-            _Batches(examples, encoded),
+            SplitBatches(examples, encoded),
             sampler=LengthBatches(
                 lengths,
                 size,
                 shuffle,
-                rank,
-                world_size,
-                int(os.environ.get("PL_GLOBAL_SEED", 0)),
-                self._epoch,
-                rows,
-                accumulated,
+                rank=rank,
+                world_size=world_size,
+                current_epoch=self._epoch,
+                rows=None if shuffle else self.part(split, part),
+                accumulated=accumulated,
             ),
             batch_size=None,
             num_workers=self.num_workers,
@@ -326,6 +271,10 @@ class TextData(LightningDataModule):
         """The rows of a split that are in one of the N :attr:`parts` that it is cut into: every N-th."""
         return torch.arange(part, len(self.examples(split)), self.parts[0])
 
+    def choose_parts(self, count: int, wanted: list[int]) -> None:
+        """Cut every evaluated split into ``count`` parts, of which only the ``wanted`` ones are run over."""
+        self.parts = (count, wanted)
+
     @property
     def plan(self) -> list[tuple[int, SplitName]]:
         """The parts that are wanted, each with its splits."""
@@ -340,32 +289,3 @@ class TextData(LightningDataModule):
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each of :attr:`test_splits`."""
         return [self.loader(split) for split in self.test_splits]
-
-
-class _Batches(Dataset[dict[str, Any]]):
-    """Maps a list of rows to a batch: ``id``, ``key``, ``unit``, ``label``, and each model's inputs under its name.
-
-    ``repeated`` says that another process has the same batch.
-    """
-
-    def __init__(self, examples: Examples, encoded: dict[str, EncodedExamples]) -> None:
-        unit = examples.key if examples.unit is None else examples.unit
-        self.tensors: dict[str, Tensor] = {
-            "id": examples.id,
-            "key": examples.key,
-            "unit": unit,
-            "label": examples.label,
-        }
-        self.targets = examples.targets
-        self.inputs: dict[str, Callable[[list[int]], dict[str, Tensor]]] = {
-            name: found.batch for name, found in encoded.items()
-        }
-
-    def __len__(self) -> int:
-        return len(self.tensors["id"])
-
-    def __getitem__(self, rows: Any) -> dict[str, Any]:
-        batch: dict[str, Any] = {name: column[rows] for name, column in self.tensors.items()}
-        batch["repeated"] = isinstance(rows, Repeated)
-        batch["targets"] = {name: column[rows] for name, column in self.targets.items()}
-        return batch | {name: take(rows) for name, take in self.inputs.items()}

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from elang.data.columns import check_file, column_place, read_frame, texts_of
 from elang.data.examples import Examples
-from elang.data.module import TextData, given_files
+from elang.data.module import TextData
 from elang.data.slices import content_key
+from elang.data.splits import given_files
 from elang.errors import InputError
 from elang.method.quality.texts import TEXT_METRICS
 from elang.notices import notice
@@ -77,15 +78,9 @@ class Seq2SeqData(TextData):
             raise InputError(
                 f"--data.max_words {max_words} and --data.max_ratio {max_ratio} must be at least 1, or not be set."
             )
-        super().__init__(
-            files,
-            batch_size,
-            eval_batch_size,
-            max_length,
-            routing_fraction,
-            num_workers,
-            max_target_length,
-        )
+        sizes = (batch_size, eval_batch_size, max_length, routing_fraction, num_workers)
+        super().__init__(files, *sizes)
+        self.max_target_length = max_target_length
         self.source, self.target = source, target
         self.hub, self.hub_config, self.prompt = hub, hub_config, prompt
         if (source_language is None) != (target_language is None):
@@ -128,7 +123,7 @@ class Seq2SeqData(TextData):
         key = torch.tensor([content_key((text,)) for text in texts], dtype=torch.int64)
         # There are no classes; -1 says that there is no reference either.
         label = torch.full((len(texts),), -1 if references is None else 0)
-        examples = Examples([(t,) for t in texts], torch.arange(len(texts)), key, label, references=references)
+        examples = Examples([(t,) for t in texts], torch.arange(len(texts)), key, label=label, references=references)
         if source != "train" or references is None or (self.max_words is None and self.max_ratio is None):
             return examples
         return examples.take(self._kept(texts, references))

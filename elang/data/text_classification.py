@@ -7,9 +7,11 @@ import torch
 from elang.data.columns import check_file, read_frame, texts_of
 from elang.data.examples import Examples
 from elang.data.labels import class_names, label_index, label_numbers, label_values
-from elang.data.module import TextData, given_files
+from elang.data.module import TextData
 from elang.data.slices import content_key
+from elang.data.splits import given_files
 from elang.errors import InputError
+from elang.tasks.kind import KINDS
 from elang.tasks.text_task import TextTask
 
 
@@ -100,12 +102,12 @@ class TextClassificationData(TextData):
     @property
     def text_task(self) -> TextTask:
         """What the task asks."""
-        regression = self.problem == "regression"
-        names = [self.label] if regression else self._class_names()
+        classes = KINDS[self.problem].has_classes
+        names = self._class_names() if classes else [self.label]
         # A column may be called anything; a template's field may not.
         fields = self.text if all(name.isidentifier() for name in self.text) else ["text1", "text2"][: len(self.text)]
-        answers = self.answers or ([] if regression else names)
-        if not regression and len(answers) != len(names):
+        answers = self.answers or (names if classes else [])
+        if classes and len(answers) != len(names):
             raise InputError(
                 f"There are {len(names)} classes, {names}, but --data.answers has {len(answers)}: {answers}. Give one "
                 "for each."
@@ -116,10 +118,10 @@ class TextClassificationData(TextData):
                 names,
                 self.problem,
                 fields,
-                [f"{{{name}}}" for name in fields],
-                self.prompt or " ".join(f"{name}: {{{name}}}" for name in fields),
-                answers,
-                ["pearson", "spearman"] if regression else ["accuracy"],
+                segments=[f"{{{name}}}" for name in fields],
+                prompt=self.prompt or " ".join(f"{name}: {{{name}}}" for name in fields),
+                answers=answers,
+                qualities=["accuracy"] if classes else ["pearson", "spearman"],
             ).plain(),
         )
 
@@ -133,9 +135,9 @@ class TextClassificationData(TextData):
         frame, where = self._frame(source), self.where(source)
         texts = texts_of(frame, self.text, where)
         values = label_values(frame, self.label, where)
-        if self.problem == "regression":
-            labels = label_numbers(values, where)
-        else:
+        if KINDS[self.problem].has_classes:
             labels = label_index(values, self.label_names, where, "refused" if self.derived_names else "told")
+        else:
+            labels = label_numbers(values, where)
         key = torch.tensor([content_key(row) for row in texts], dtype=torch.int64)
-        return Examples(texts, torch.arange(len(texts)), key, labels)
+        return Examples(texts, torch.arange(len(texts)), key, label=labels)

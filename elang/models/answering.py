@@ -1,19 +1,21 @@
 """Running models over whole splits, once an example, on any number of processes."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from elang.backends.backend import Backend
 from elang.backends.columns import Columns, answer_batch, answer_columns, generated_batch, generated_columns
 from elang.backends.cost.flops import FlopsConvention
 from elang.backends.fast.attention import AnyShape
 from elang.backends.fast.graphs import DType
 from elang.backends.generator import Seq2Seq
-from elang.backends.loading.load import load_model
+from elang.backends.loading.load import load_model, open_backend
+from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
+from elang.data.examples import Examples
 from elang.data.slices import fold_of, source_of
 from elang.data.tokens import Reader
 from elang.errors import InputError
@@ -21,9 +23,7 @@ from elang.method.deferral import check_finite, check_logits
 from elang.metrics import ExampleTable
 from elang.models.sharding import Sharded, check_strategy
 from elang.notices import notice
-from elang.records.reading import read_records
 from elang.records.table import Records
-from elang.tables import is_table
 from elang.tasks.text_task import TaskFields, TextTask
 
 
@@ -59,13 +59,18 @@ class EvaluationModule(AnyShape, LightningModule):
         self.flops_convention = flops_convention
         self.temperature = 1.0
         self.models = nn.ModuleDict()
+        # Of the models that are not run here.
+        self.backends: dict[str, Backend] = {}
         self.recorded: dict[str, dict[str, Records]] = {}
         self.about: dict[str, dict[str, Any]] = {}
         self.class_order: dict[str, list[int]] = {}
         for name, path in models.items():
-            if is_table(path):
-                self.recorded[name], self.about[name] = read_records(path, label_names, self.task.problem)
-            else:
+            backend = open_backend(path, self.task)
+            if backend is not None:
+                self.backends[name] = backend
+            if isinstance(backend, RecordedBackend):
+                self.recorded[name], self.about[name] = backend.splits, backend.about
+            elif backend is None:
                 # Without a task of the data's own (Python), a model answers what it was trained for.
                 own_task, kind = self.task if task else None, getattr(torch, dtype)
                 model = load_model(path, own_task, generate=generate, num_beams=num_beams, dtype=kind).eval()
@@ -168,7 +173,7 @@ class EvaluationModule(AnyShape, LightningModule):
         return len(self.trainer.datamodule.examples(split))  # type: ignore[attr-defined]
 
     def answers(self, name: str, split: str, table: dict[str, Tensor]) -> Records:
-        """One model's answers to the rows of ``table``, from the model or from its records."""
+        """One model's answers to the rows of ``table``, of the model, or of who answers in its place."""
         if name in self.models:
             own: dict[str, Any] = {column: table.get(f"{name}_{column}") for column in _OPTIONAL}
             model = self.model(name)
@@ -183,17 +188,13 @@ class EvaluationModule(AnyShape, LightningModule):
                     f"{model.max_new_tokens} tokens and may be cut. Raise --data.max_target_length.",
                 )
             return Records(table["id"], torch.zeros_like(table["id"]), key=table["key"], texts=texts, **own)
-        source, data = source_of(split), getattr(self.trainer, "datamodule", None)
-        if source not in self.recorded[name]:
-            raise InputError(
-                f"'{self.paths[name]}' has no answers to '{source}', only to {', '.join(self.recorded[name])}. "
-                "Add them (`elang score` writes all splits)."
-            )
-        found = self.recorded[name][source]
-        if data is not None and found.key is None and source == split:
-            found.check_ids(int(data.examples(split).id.max()), f"The records '{self.paths[name]}'")
-        rows = found.rows(table["id"], table["key"], f"The records '{self.paths[name]}'")
-        return replace(found.take(rows), key=table["key"])
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            no_texts: list[tuple[str, ...]] = [()] * len(table["id"])
+            examples = Examples(no_texts, table["id"], table["key"], label=table["label"], source=source_of(split))
+        elif len(examples := data.examples(split)) > len(table["id"]):
+            examples = examples.take(torch.isin(examples.id, table["id"]))
+        return self.backends[name].answer(examples)
 
     def on_validation_epoch_start(self) -> None:
         """Prepare a table for each split."""

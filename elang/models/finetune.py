@@ -17,8 +17,9 @@ from elang.backends.fast.attention import AnyShape
 from elang.backends.generator import Seq2Seq
 from elang.backends.label_decoder import TextToText
 from elang.backends.loading.checkpoints import CHECKPOINT_KEY, describe
-from elang.backends.loading.load import check_words, load_model
+from elang.backends.loading.load import load_model
 from elang.backends.loading.save import check_output_folder, save_model
+from elang.backends.loading.trained_for import check_words
 from elang.backends.loading.weights import check_state
 from elang.backends.text_model import Answer
 from elang.data.module import TextData

@@ -111,7 +111,7 @@ class ScoreModule(EvaluationModule):
         lock_for_all(self.trainer, self._locked)
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         wanted = list(range(self.parts)) if self.part is None else [self.part]
-        data.parts = (self.parts, wanted)
+        data.choose_parts(self.parts, wanted)
         if self.parts == 1:
             return
         trainer: Any = self.trainer
@@ -130,7 +130,7 @@ class ScoreModule(EvaluationModule):
         there, bad = trainer.strategy.broadcast((there, bad))
         if bad is not None:
             raise InputError(bad)
-        data.parts = (self.parts, [part for part in wanted if part not in there])
+        data.choose_parts(self.parts, [part for part in wanted if part not in there])
         if there:
             rank_zero_info(f"{len(there)} of {len(wanted)} parts are in '{self._folder}' and are not answered again")
 

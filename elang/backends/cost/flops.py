@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from elang.backends.loading.families import positions
+from elang.backends.loading.padding import has_decoder, positions
 from elang.errors import InputError, first_line
 from elang.notices import notice
 
@@ -19,11 +19,6 @@ _LONGEST_PROBE = 104
 _MOST_WEIGHTS = 10**9
 
 
-def _has_decoder(config: Any) -> bool:
-    """Whether a model is an encoder with a decoder that can be spared."""
-    return bool(getattr(config, "is_encoder_decoder", False))
-
-
 def _meta_model(config: Any, device: str = "meta") -> torch.nn.Module:
     """Build the model of ``config`` without weights, with the attention whose products can be counted."""
     import transformers
@@ -31,7 +26,7 @@ def _meta_model(config: Any, device: str = "meta") -> torch.nn.Module:
     config = type(config).from_dict(config.to_dict())
     config.use_cache = False
     kind = transformers.AutoModelForSequenceClassification
-    if _has_decoder(config):
+    if has_decoder(config):
         kind = transformers.AutoModelForSeq2SeqLM
     with torch.device(device):
         # Experts as products of each token with its own, for the kernel that groups them is not counted.
@@ -48,7 +43,7 @@ def _check_known(what: str, value: str, kind: Any) -> None:
 
 def _check_part(config: Any, part: FlopsPart, decoder: tuple[int, int]) -> None:
     _check_known("part", part, FlopsPart)
-    if part == "encoder" and not _has_decoder(config):
+    if part == "encoder" and not has_decoder(config):
         raise InputError(f"part 'encoder': a {config.model_type} model has no decoder to spare; use part 'all'.")
     if min(decoder) < 1:
         raise InputError(
@@ -95,7 +90,7 @@ def _count(model: Any, length: int, part: FlopsPart = "all", decoder: tuple[int,
     # Without an attention mask: it adds no product, and its values cannot be read on the meta device.
     ids = torch.ones(1, length, dtype=torch.long, device=next(model.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        if not _has_decoder(model.config):
+        if not has_decoder(model.config):
             model(input_ids=ids)
         else:
             states = model.get_encoder()(input_ids=ids).last_hidden_state
@@ -178,7 +173,7 @@ def _stack_weights(config_json: str) -> tuple[int, int]:
         # The stacks of T5 and BART hold embeddings of their own.
         own = [p for n, p in stack.named_parameters() if not n.startswith(("embed", "layernorm_embedding"))]
         weights = sum(p.numel() for p in own)
-        if name == "decoder" and _has_decoder(config):
+        if name == "decoder" and has_decoder(config):
             decoder += weights
         else:
             encoder += weights
@@ -282,7 +277,7 @@ def generation_flops(
             attention is not global.
     """
     _check_known("FLOPs convention", convention, FlopsConvention)
-    if not _has_decoder(config) or beams < 1:
+    if not has_decoder(config) or beams < 1:
         raise InputError(f"A '{config.model_type}' model with {beams} beams generates nothing.")
     config_json = config.to_json_string(use_diff=False)
     x, s = lengths.double().cpu(), steps.double().cpu()

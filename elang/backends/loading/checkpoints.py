@@ -1,12 +1,19 @@
-"""Lightning checkpoints of ours: what they say of themselves."""
+"""Lightning checkpoints of ours: what they say of themselves, and the models in them."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, GenerationConfig
 
+from elang.backends.loading.families import family_of
+from elang.backends.loading.hub import locate
+from elang.backends.loading.padding import check_family, check_padding, settle_padding
+from elang.backends.loading.tokenizer import load_tokenizer
+from elang.backends.loading.weights import check_state
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
+from elang.tasks.text_task import TextTask
 
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
@@ -46,3 +53,53 @@ def describe(model: TextModel, path: str) -> dict[str, Any]:
         "label_names": model.label_names,
         "task": model.task.plain(),
     }
+
+
+def from_checkpoint(path: str, options: dict[str, Any]) -> TextModel:
+    """Load a model from a checkpoint; only its tokenizer has to be where it was.
+
+    Args:
+        path: The checkpoint.
+        options: Of families, by name (:class:`elang.backends.loading.families.Family`).
+
+    Raises:
+        InputError: If it is in parts, its tokenizer cannot be loaded, or its weights are not those of its model.
+    """
+    checkpoint = read_checkpoint(path)
+    if "state_dict" not in checkpoint:
+        raise InputError(
+            f"'{path}' is a checkpoint in parts. Go on from it with --ckpt_path to the end of the training, which "
+            "writes a model folder."
+        )
+    about = checkpoint[CHECKPOINT_KEY]
+    fields = dict(about["config"])
+    try:
+        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        name, where = locate(about["tokenizer"], weights=False)
+        tokenizer = load_tokenizer(name, where)
+        check_family(config, path)
+        settle_padding(config, tokenizer, path)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"The tokenizer '{about['tokenizer']}' that the checkpoint '{path}' names cannot be loaded ({error}). Use "
+            "the folder that `elang fit` writes at its end."
+        ) from error
+    task = TextTask.of(about["label_names"], about["task"])
+    family = family_of(config, task, path)
+    backbone = family.backbone.from_config(config)
+    if about.get("generation"):
+        backbone.generation_config = GenerationConfig.from_dict(about["generation"])
+    model = family.make(backbone, tokenizer, task, options=options)
+    if about["router"]:
+        model.add_heads()
+    prefix = "classifier."
+    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    check_state(model, state, path, "Use the folder that `elang fit` writes at its end.")
+    model.load_state_dict(state)
+    # Router heads are fitted after training, so most checkpoints hold none.
+    model.drop_routers(unfitted=True)
+    check_padding(model.backbone.eval(), tokenizer, path)
+    model.set_origin(Path(path))
+    return model

@@ -1,31 +1,62 @@
-"""Loading a model for a task."""
+"""Loading a model for a task, and who answers at an address that is not a model's."""
 
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    GenerationConfig,
-)
+from transformers import AutoConfig, AutoModelForMaskedLM
 from transformers.utils import cached_file, find_adapter_config_file
 
-from elang.backends.encoder import Classifier
-from elang.backends.generator import Seq2Seq
-from elang.backends.label_decoder import TextToText
-from elang.backends.loading.checkpoints import CHECKPOINT_KEY, ROUTER_FILE, read_checkpoint
-from elang.backends.loading.families import check_family, check_padding, settle_padding
+from elang.backends.backend import Backend
+from elang.backends.loading.checkpoints import ROUTER_FILE, from_checkpoint, read_checkpoint
+from elang.backends.loading.families import family_of
 from elang.backends.loading.hub import locate, not_loaded, quiet
+from elang.backends.loading.padding import check_family, check_padding, has_decoder, settle_padding
 from elang.backends.loading.tokenizer import load_tokenizer
-from elang.backends.loading.weights import check_parts, check_precision, check_state, check_weights, is_body
+from elang.backends.loading.trained_for import (
+    check_kind,
+    forget_training,
+    keep_layers,
+    output_names,
+    task_in_words,
+    task_of_outputs,
+)
+from elang.backends.loading.weights import check_parts, check_precision, check_weights, is_body
+from elang.backends.recorded import RecordedBackend
+from elang.backends.remote import RemoteBackend
 from elang.backends.text_model import TextModel
 from elang.errors import InputError, first_line
-from elang.notices import notice
 from elang.records.manifest import FILENAME, Manifest
+from elang.tables import TABLE_SUFFIXES
 from elang.tasks.text_task import TextTask
+
+SCHEMES: dict[str, Callable[[str, TextTask], Backend]] = {
+    "http://*": RemoteBackend,
+    "https://*": RemoteBackend,
+    **dict.fromkeys((f"*{suffix}" for suffix in TABLE_SUFFIXES), RecordedBackend),
+}
+"""Who answers at an address, by its pattern in lower case; any other is that of a model."""
+
+
+def open_backend(address: str, task: TextTask) -> Backend | None:
+    """Who answers at an address that is not a model's.
+
+    Args:
+        address: That of a server, a file of records, or what was added to :data:`SCHEMES`.
+        task: What is asked.
+
+    Returns:
+        ``None`` for a folder, a checkpoint or a hub id: :func:`load_model` loads these.
+
+    Raises:
+        InputError: As the backend says.
+    """
+    for pattern, backend in SCHEMES.items():
+        if fnmatchcase(address.lower(), pattern):
+            return backend(address, task)
+    return None
 
 
 def load_model(
@@ -54,7 +85,7 @@ def load_model(
     Raises:
         InputError: If it cannot be loaded, answers another task, or overflows in this precision.
     """
-    found: TextModel
+    options = {"generate": generate, "num_beams": num_beams}
     if path.endswith(".ckpt"):
         if fine_tune:
             read_checkpoint(path)
@@ -62,97 +93,66 @@ def load_model(
                 f"A module starts from a model folder, and '{path}' is a checkpoint. Give the folder that `elang fit` "
                 "wrote, or go on from the checkpoint with --ckpt_path."
             )
-        found = _from_checkpoint(path, generate, num_beams)
-        if dtype != torch.float32:
-            found.cast(dtype)
-        return found
-    name, options = locate(path)
+        model = from_checkpoint(path, options)
+    else:
+        model = _from_folder(path, task, options, fine_tune=fine_tune, layers=layers, router=router, dtype=dtype)
+    if dtype != torch.float32:
+        model.cast(dtype)
+    return model
+
+
+def _from_folder(
+    path: str,
+    task: TextTask | None,
+    options: dict[str, Any],
+    *,
+    fine_tune: bool,
+    layers: int | None,
+    router: bool,
+    dtype: torch.dtype,
+) -> TextModel:
+    """Load a folder or a hub id; the arguments are those of :func:`load_model`."""
+    name, where = locate(path)
     folder = Path(name)
     manifest = Manifest.read(folder) if (folder / FILENAME).is_file() else None
     check_parts(path, fine_tune)
     try:
-        config = AutoConfig.from_pretrained(name, **options)
+        config = AutoConfig.from_pretrained(name, **where)
         check_family(config, path)
         if layers is not None:
-            _keep_layers(config, layers, path)
-        original = [str(config.id2label[i]) for i in range(len(config.id2label))]
+            keep_layers(config, layers, path)
         own = TextTask.of(manifest.label_names, manifest.task) if manifest else None
-        encoder = not getattr(config, "is_encoder_decoder", False)
-        if own and own.problem == "classification" and encoder and original != own.label_names:
-            notice(
-                "labels-of-config",
-                f"'{path}' names its outputs {original[:8]} in config.json (id2label) and {own.label_names[:8]} in "
-                f"{FILENAME} (label_names); those of config.json are used.",
-            )
-        if own and task and not fine_tune and own.problem != task.problem:
-            raise InputError(
-                f"'{path}' was trained for a {own.problem}, but a {task.problem} is asked of it. Give the model that "
-                "was trained on this task."
-            )
-        if getattr(config, "is_encoder_decoder", False):
-            if task is None and own is None:
-                raise InputError(
-                    f"'{path}' is an encoder-decoder without {FILENAME}, so what it can answer is not known. Fine-tune "
-                    "it with `elang fit`, or evaluate it on data that gives prompt and answers."
-                )
-            if own and task and not fine_tune and task.problem != "sequence":
-                check_words(own, task, path)
-            said = own if own and not fine_tune else task
-            assert said is not None
-            tokenizer = load_tokenizer(name, options)
-            settle_padding(config, tokenizer, path)
-            # Large ones are not to be there twice.
-            backbone, info = _pretrained(AutoModelForSeq2SeqLM, name, config, options, dtype=dtype)
-            new = check_weights(backbone, info, path, fine_tune, layers is not None)
-            found = _text_to_text(backbone, tokenizer, said, generate, num_beams)
-            original = found.label_names
+        if not fine_tune:
+            check_kind(own, task, path)
+        family, names = family_of(config, task or own, path), None
+        if has_decoder(config):
+            answered = task_in_words(own, task, path, fine_tune=fine_tune)
         else:
-            if task is not None and task.problem == "sequence":
-                raise InputError(
-                    f"'{path}' is a '{config.model_type}' without a decoder, so it cannot generate texts. Give an "
-                    "encoder-decoder (T5, Marian, BART, NLLB)."
-                )
-            answers = task if fine_tune or (task and task.problem != "classification") else own
-            if answers is None or (answers is own and own.problem == "classification"):
-                # The names in config.json are those of the logits, whoever wrote them there.
-                answers = TextTask.of(original, manifest.task if manifest else None)
-            if fine_tune:
-                config.id2label = dict(enumerate(answers.label_names[: answers.num_outputs]))
-                config.label2id = {label: i for i, label in config.id2label.items()}
-            elif answers.num_outputs != len(original):
-                raise InputError(
-                    f"'{path}' has {len(original)} outputs, {original[:8]}, and a {answers.problem} task needs "
-                    f"{answers.num_outputs}. Fine-tune it with `elang fit`."
-                )
-            elif config.problem_type == "multi_label_classification" and manifest is None:
-                raise InputError(
-                    f"'{path}' gives any number of labels to a text (its config.json has the problem_type "
-                    "multi_label_classification), and elang needs exactly one. Fine-tune it with `elang fit`."
-                )
-            tokenizer = load_tokenizer(name, options)
-            settle_padding(config, tokenizer, path, fine_tune)
-            backbone, info = _pretrained(AutoModelForSequenceClassification, name, config, options)
-            new = check_weights(backbone, info, path, fine_tune, layers is not None)
-            found = Classifier(backbone, tokenizer, answers)
-            found.original_names = answers.label_names if len(original) == answers.num_outputs == 1 else original
+            names = output_names(config)
+            answered = task_of_outputs(config, own, task, manifest=manifest, path=path, fine_tune=fine_tune)
+        tokenizer = load_tokenizer(name, where)
+        settle_padding(config, tokenizer, path, fine_tune=fine_tune)
+        # Large ones are not to be there twice; a classifier's head stays in float32.
+        precision = dtype if has_decoder(config) else torch.float32
+        backbone, info = _pretrained(family.backbone, name, config, options=where, dtype=precision)
+        new = check_weights(backbone, info, path, fine_tune=fine_tune, cut=layers is not None)
+        model = family.make(backbone, tokenizer, answered, options=options)
     except InputError:
         raise
     except Exception as error:
         raise not_loaded(path, error) from error
     check_padding(backbone, tokenizer, path)
     if fine_tune:
-        _forget(backbone.config, found.task)
-    found.new_weights = new
-    found.weights = folder if folder.is_dir() else None
-    found.manifest = manifest
-    same = not fine_tune or (router and layers is None and own is not None and own.plain() == found.task.plain())
+        forget_training(backbone.config, answered)
+    if names is not None and len(names) == answered.num_outputs == 1:
+        names = None
+    model.set_origin(folder if folder.is_dir() else None, manifest, new, original_names=names)
+    same = not fine_tune or (router and layers is None and own is not None and own.plain() == answered.plain())
     if same and (folder / ROUTER_FILE).is_file():
-        _load_heads(found, folder / ROUTER_FILE)
+        _load_heads(model, folder / ROUTER_FILE)
     elif router:
-        found.add_heads()
-    if dtype != torch.float32:
-        found.cast(dtype)
-    return found
+        model.add_heads()
+    return model
 
 
 def load_masked(path: str) -> tuple[Any, Any, bool]:
@@ -169,7 +169,7 @@ def load_masked(path: str) -> tuple[Any, Any, bool]:
         with quiet():
             tokenizer = load_tokenizer(name, options)
         config = AutoConfig.from_pretrained(name, **options)
-        model, info = _pretrained(AutoModelForMaskedLM, name, config, options)
+        model, info = _pretrained(AutoModelForMaskedLM, name, config, options=options)
         # Neighbours of words need no head.
         head = {name for name in info["missing_keys"] if not is_body(name, model)}
         info["missing_keys"] = set(info["missing_keys"]) - head
@@ -182,12 +182,6 @@ def load_masked(path: str) -> tuple[Any, Any, bool]:
             f"{first_line(error)}). Give an encoder such as BERT or MPNet."
         ) from error
     return model, tokenizer, not head
-
-
-def _text_to_text(backbone: Any, tokenizer: Any, task: TextTask, generate: bool, num_beams: int | None) -> TextModel:
-    if task.problem == "sequence":
-        return Seq2Seq(backbone, tokenizer, task, num_beams)
-    return TextToText(backbone, tokenizer, task, generate)
 
 
 def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **more: Any) -> tuple[Any, dict[str, Any]]:
@@ -205,41 +199,6 @@ def _pretrained(kind: Any, name: str, config: Any, options: dict[str, Any], **mo
         model, info = kind.from_pretrained(name, config=config, **settings, **told)
     check_precision(Path(cached_file(name, "config.json", **options)).parent, name)
     return model, info
-
-
-def _forget(config: Any, task: TextTask) -> None:
-    """Take out of a configuration what its base was trained for, before the new model is written with it."""
-    kinds = {"classification": "single_label_classification", "regression": "regression"}
-    config.problem_type = None if getattr(config, "is_encoder_decoder", False) else kinds.get(task.problem)
-    for name in ("finetuning_task", "auto_map"):
-        if getattr(config, name, None) is not None:
-            setattr(config, name, None)
-
-
-def _keep_layers(config: Any, layers: int, path: str) -> None:
-    """Cut a configuration to its first layers; an encoder-decoder's decoder keeps as many, if it has them."""
-    if not 1 <= layers <= config.num_hidden_layers:
-        raise InputError(f"'{path}' has {config.num_hidden_layers} layers; its first {layers} cannot be kept.")
-    config.num_hidden_layers = layers
-    for name in ("num_decoder_layers", "decoder_layers"):
-        if getattr(config, name, None):
-            setattr(config, name, min(layers, getattr(config, name)))
-
-
-def check_words(own: TextTask, task: TextTask, path: str) -> None:
-    """Refuse to ask a text-to-text model otherwise than it was trained to be asked."""
-    numbers = own.problem == "regression"
-    if own.languages != task.languages:
-        raise InputError(
-            f"'{path}' was trained for the languages {own.languages}, the data gives {task.languages}. Set "
-            "--data.source_language and --data.target_language to its own."
-        )
-    ours, theirs = (t.answers if numbers else dict(zip(t.label_names, t.answers, strict=False)) for t in (own, task))
-    if own.prompt != task.prompt or ours != theirs:
-        raise InputError(
-            f"'{path}' was trained with the prompt '{own.prompt}' and the answers {own.answers[:8]}, the data gives "
-            f"'{task.prompt}' and {task.answers[:8]}. Set --data.prompt and --data.answers to its own."
-        )
 
 
 def check_model(path: str) -> None:
@@ -266,47 +225,3 @@ def _load_heads(model: TextModel, path: Path) -> None:
         model.heads.load_state_dict(load_file(path))
     except Exception as error:
         raise InputError(f"The router heads '{path}' cannot be read ({error}). Run `elang fit` again.") from error
-
-
-def _from_checkpoint(path: str, generate: bool, num_beams: int | None) -> TextModel:
-    checkpoint = read_checkpoint(path)
-    if "state_dict" not in checkpoint:
-        raise InputError(
-            f"'{path}' is a checkpoint in parts. Go on from it with --ckpt_path to the end of the training, which "
-            "writes a model folder."
-        )
-    about = checkpoint[CHECKPOINT_KEY]
-    fields = dict(about["config"])
-    try:
-        config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        name, options = locate(about["tokenizer"], weights=False)
-        tokenizer = load_tokenizer(name, options)
-        check_family(config, path)
-        settle_padding(config, tokenizer, path)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"The tokenizer '{about['tokenizer']}' that the checkpoint '{path}' names cannot be loaded ({error}). Use "
-            "the folder that `elang fit` writes at its end."
-        ) from error
-    task = TextTask.of(about["label_names"], about["task"])
-    found: TextModel
-    if getattr(config, "is_encoder_decoder", False):
-        backbone = AutoModelForSeq2SeqLM.from_config(config)
-        if about.get("generation"):
-            backbone.generation_config = GenerationConfig.from_dict(about["generation"])
-        found = _text_to_text(backbone, tokenizer, task, generate, num_beams)
-    else:
-        found = Classifier(AutoModelForSequenceClassification.from_config(config), tokenizer, task)
-    if about["router"]:
-        found.add_heads()
-    prefix = "classifier."
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    check_state(found, state, path, "Use the folder that `elang fit` writes at its end.")
-    found.load_state_dict(state)
-    # Router heads are fitted after training, so most checkpoints hold none.
-    found.drop_routers(unfitted=True)
-    check_padding(found.backbone.eval(), tokenizer, path)
-    found.weights = Path(path)
-    return found

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from elang.backends.loading.padding import has_decoder
 from elang.errors import InputError, listed
 from elang.notices import notice
 
@@ -166,7 +167,7 @@ def is_body(name: str, model: Any) -> bool:
 
 def _of_head(name: str, model: Any) -> bool:
     prefix = f"{model.base_model_prefix}."
-    if getattr(model.config, "is_encoder_decoder", False):
+    if has_decoder(model.config):
         return False
     return not name.startswith(prefix) or name.removeprefix(prefix).startswith("pooler.")
 
