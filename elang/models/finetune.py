@@ -172,7 +172,7 @@ class FinetuneModule(AnyShape, LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         state = self.trainer.state.fn
         if state != TrainerFn.FITTING and not self.trainer.ckpt_path:
-            check_own_head(self.classifier, self.hparams["model"], self.task, self.trained_on)
+            check_own_head(self.classifier, self.hparams["model"], self.task, trained_on=self.trained_on)
         self.split_names: list[str] = ["validation"]
         if data is not None:
             self.split_names = list(data.test_splits if state == TrainerFn.TESTING else data.eval_splits)
@@ -281,7 +281,7 @@ class FinetuneModule(AnyShape, LightningModule):
             whole = self._sharded.gather(self._fits_everywhere)
             self.classifier = self.classifier if whole is None else whole
         everywhere = self._sharded is None or self._fits_everywhere
-        step, self._best = take_best(self.trainer, self._earlier, self.classifier, everywhere)
+        step, self._best = take_best(self.trainer, self._earlier, self.classifier, everywhere=everywhere)
         tell_never_right(self._unlearned, step)
         tell_unseen(self.trainer, self._plan is not None, self._evaluated or self._goes_on)
         self._finished = self.manifest()

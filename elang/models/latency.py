@@ -58,7 +58,7 @@ def pair_latency(
         for part, call in parts.items():
 
             def make(size: int, call: Any = call, model: TextModel = model, length: int = lengths[name]) -> Any:
-                inputs = random_inputs(model, size, length, device, candidates)  # noqa: B023 - timed within the loop
+                inputs = random_inputs(model, size, length, device=device, candidates=candidates)  # noqa: B023 - timed within the loop
                 return torch.inference_mode()(lambda: call(inputs))
 
             seconds = measure_throughput(make)

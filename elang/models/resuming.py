@@ -54,14 +54,14 @@ class Plan:
         options |= {f"--data.{name}": getattr(data, name) for name in ("max_length", "max_target_length")}
         options |= {"--seed_everything": os.environ.get("PL_GLOBAL_SEED")}
         return cls(
-            min(batches, limit) if isinstance(limit, int) else int(batches * limit),
-            trainer.accumulate_grad_batches,
-            0,
-            options,
-            data.routing_fraction,
-            list(data.fold) if data.fold else None,
-            _digest(trained),
-            _digest(evaluated),
+            batches=min(batches, limit) if isinstance(limit, int) else int(batches * limit),
+            accumulated=trainer.accumulate_grad_batches,
+            shift=0,
+            options=options,
+            routing_fraction=data.routing_fraction,
+            fold=list(data.fold) if data.fold else None,
+            examples=_digest(trained),
+            evaluated=_digest(evaluated),
         )
 
     @property

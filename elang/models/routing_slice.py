@@ -60,7 +60,7 @@ def fit_heads(
     scores = {name: table[name] for name in model.head_scores if name not in model.routers}
     for name, head in model.routers.items():
         features, fold = table[f"{name}_features"], fold_of(table["unit"])
-        reports[name] = head.fit(features, gain, fold, *model.candidates(name), expected)
+        reports[name] = head.fit(features, gain, fold, *model.candidates(name), expected=expected)
         rank_zero_info(f"{name}: reads {reports[name]['reads']}: {reports[name]['why']}")
         place = head.bias.device
         scores[name] = head(features.to(place), fold.to(place)).to(features.device)
@@ -72,8 +72,8 @@ def slice_thresholds(
     model: TextModel,
     table: dict[str, Tensor],
     super_: Records | None,
-    quality: Quality,
     *,
+    quality: Quality,
     targets: dict[str, Tensor],
     heads: dict[str, Tensor],
     temperature: float,

@@ -204,5 +204,5 @@ class ScoreModule(EvaluationModule):
         if not data.examples(split).labelled:
             return f"{said}, no labels"
         quality = QUALITIES[self.task.qualities[0]](len(self.label_names))  # type: ignore[index]
-        value = measure(quality, prediction, label, data.targets(split, found.id))
+        value = measure(quality, prediction, label, targets=data.targets(split, found.id))
         return f"{said}, {quality.name} {value:.4f}"

@@ -202,7 +202,7 @@ class SwiftModule(FinetuneModule):
         if self.task.kind.generates:
             generator = cast(Seq2Seq, self.classifier)
             longest = getattr(data, "max_target_length", generator.max_new_tokens)
-            return TextObjective(generator, self.loss_options, self.super_answers, longest)
+            return TextObjective(generator, self.loss_options, self.super_answers, max_target_length=longest)
         path: str | None = self.hparams["out_of_fold"]
         return LabelObjective(
             self.task,
@@ -271,7 +271,7 @@ class SwiftModule(FinetuneModule):
         if router is not None and not self._score_given and router["reads"] not in SIMPLE:
             self.score = "router"
         return slice_thresholds(
-            model, table, super_, self.quality, targets=targets, heads=heads, temperature=self.temperature
+            model, table, super_, quality=self.quality, targets=targets, heads=heads, temperature=self.temperature
         )
 
     def manifest(self) -> Manifest:

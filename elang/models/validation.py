@@ -79,4 +79,4 @@ def measure_split(answers: Records, label: Tensor, quality: Quality, data: Any, 
     if answers.texts is not None:
         return measure_texts([quality.name], answers.texts, data.references(split, answers.id))
     targets = data.targets(split, answers.id) if data is not None else {}
-    return {quality.name: measure(quality, answers.prediction, label, targets)}
+    return {quality.name: measure(quality, answers.prediction, label, targets=targets)}

@@ -53,21 +53,23 @@ class LabelObjective:
         if file_rows is not None:
             sizes[0] = file_rows
         if super_:
-            parts = [_by_id(r.id, _label(r), size, -1) for r, size in zip(super_, sizes, strict=True)]
+            parts = [_by_id(r.id, _label(r), size, missing=-1) for r, size in zip(super_, sizes, strict=True)]
             self.columns["super_prediction"] = torch.cat(parts)
             logits = [
-                _by_id(r.id, r.logits, size, 0.0) for r, size in zip(super_, sizes, strict=True) if r.logits is not None
+                _by_id(r.id, r.logits, size, missing=0.0)
+                for r, size in zip(super_, sizes, strict=True)
+                if r.logits is not None
             ]
             if not without:
                 self.columns["super_logits"] = torch.cat(logits)
         if out_of_fold is not None:
             size = max(sum(sizes), int(out_of_fold.id.max()) + 1)
             # -2 where no Swift is known that had not seen the example: its own answer counts.
-            self.columns["out_of_fold"] = _by_id(out_of_fold.id, out_of_fold.prediction, size, -2)
+            self.columns["out_of_fold"] = _by_id(out_of_fold.id, out_of_fold.prediction, size, missing=-2)
             if self.margin.hard == "soft_gain":
                 if out_of_fold.logits is None:
                     raise InputError("Records out of fold without logits cannot give --model.hard soft_gain.")
-                self.columns["out_of_fold_logits"] = _by_id(out_of_fold.id, out_of_fold.logits, size, 0.0)
+                self.columns["out_of_fold_logits"] = _by_id(out_of_fold.id, out_of_fold.logits, size, missing=0.0)
 
     def to(self, device: torch.device) -> None:
         """Bring the answers to the device."""

@@ -126,7 +126,7 @@ class TextObjective:
         """What metrics read of the routing slice's texts."""
         texts = super_.texts if super_ is not None else None
         references = data.references("routing", table["id"])
-        return text_targets([quality], references, self.model.texts(table["ids"]), texts)
+        return text_targets([quality], references, self.model.texts(table["ids"]), super_=texts)
 
     def gain(
         self, table: dict[str, Tensor], targets: dict[str, Tensor], super_: Records | None
