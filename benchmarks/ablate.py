@@ -146,7 +146,6 @@ def trainer_of(epochs: int, device: str, large: bool) -> Any:
 
 def answers_of(module: Any, data: Any, splits: list[str], device: str) -> dict[str, np.ndarray]:
     """A model's answers to some splits, as arrays named by split and column."""
-    from elang.backends.columns import answer_batch
     from elang.data.encoding import encode_examples
     from elang.data.slices import fold_of
 
@@ -161,7 +160,7 @@ def answers_of(module: Any, data: Any, splits: list[str], device: str) -> dict[s
             inputs = {name: column.to(place) for name, column in encoded.batch(rows.tolist()).items()}
             fold = fold_of(examples.key[rows]).to(place) if split == "routing" else None
             with torch.no_grad():
-                answer = answer_batch(model, inputs, order, fold=fold)
+                answer = model.answer_columns(inputs, order, fold=fold)
             parts.append({"row": rows, **{name: column.cpu() for name, column in answer.items()}})
         table = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         place_of = table.pop("row").argsort()

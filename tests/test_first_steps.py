@@ -96,7 +96,7 @@ def test_training_ends_by_itself(base_model, data_args, tmp_path, monkeypatch, c
     args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "model"), *data_args]
     args += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", *given]
     said = []
-    monkeypatch.setattr("elang.models.finetune.rank_zero_info", said.append)
+    monkeypatch.setattr("elang.models.export.rank_zero_info", said.append)
     assert main(args) == 0
     assert ("training for 3 epochs" in capsys.readouterr().err) == (not given)
     (last,) = [one for one in said if one.startswith("the model is in")]

@@ -15,7 +15,6 @@ from conftest import BAD, FAST, FILLER, GOOD, QUIET, VOCABULARY, read_curve, wri
 from sklearn.metrics import f1_score
 
 from elang import InputError, JointPredictor
-from elang.backends.columns import answer_batch
 from elang.backends.cost.flops import flops_by_length
 from elang.backends.loading.load import load_model
 from elang.cli.verbs import main
@@ -301,17 +300,17 @@ def test_the_swift_learns_where_the_super_is_nearer(pairs, datasets):
     args = ["--model", "SwiftModule", "--model.model", found["swift"], "--model.super_records", found["records"]]
     args += [*datasets["numbers"], *FAST, "--trainer.max_steps", "1", "--model.output", str(found["joint"]) + "-again"]
     module = run_cli("fit", *args).model
-    kept = module.lessons.columns["super_prediction"]
+    kept = module.objective.columns["super_prediction"]
     assert kept.dtype == torch.float64
     assert kept[frame["id"].tolist()].tolist() == frame["prediction"].tolist()
-    module.lessons.columns["super_prediction"] = torch.tensor([1.1, 2.0, 9.0], dtype=torch.float64)
+    module.objective.columns["super_prediction"] = torch.tensor([1.1, 2.0, 9.0], dtype=torch.float64)
 
     class Said:
         logits = torch.tensor([[1.5], [2.0], [3.5]])
 
     label = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     batch = {"id": torch.arange(3), "label": label, "targets": {}}
-    assert module.lessons.hardness(batch, Said).tolist() == [1, 0, 0]
+    assert module.objective.hardness(batch, Said).tolist() == [1, 0, 0]
     # What the router is fitted to is by how much it is nearer.
     joint = joint_records(found["joint"], "routing")
     gain = (joint["swift_prediction"] - joint["label"]).abs() - (joint["super_prediction"] - joint["label"]).abs()
@@ -777,7 +776,7 @@ def test_three_classes_in_another_order(bases, kind):
         return replace(answer, logits=logits, prediction=model.predict(logits))
 
     model.forward = centred
-    found = answer_batch(model, inputs, order)
+    found = model.answer_columns(inputs, order)
     assert set(found["prediction"].tolist()) == {0, 1, 2}
     assert torch.equal(found["prediction"], found["logits"].argmax(-1))
     names = [["so", "yes", "no"][i] for i in found["prediction"]]

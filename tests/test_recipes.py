@@ -12,22 +12,24 @@ import yaml
 from conftest import BAD, FAST, GOOD, QUIET, write_model, write_t5
 
 from elang import InputError, SwiftModule
+from elang.backends.answer import Answer
 from elang.backends.heads import masked_mean
 from elang.backends.loading.load import load_masked, load_model
-from elang.backends.text_model import Answer
 from elang.cli.augment import Replacements, augment
 from elang.cli.lightning import run
 from elang.cli.verbs import main
 from elang.data.slices import content_key, fold_of, fold_parts
 from elang.data.text_classification import TextClassificationData
 from elang.method.losses import hidden_distillation
-from elang.models.objectives.hidden import HiddenLessons, even_layers
-from elang.models.objectives.labels import LabelLessons
+from elang.models.objectives.hidden import HiddenStateObjective, even_layers
+from elang.models.objectives.labels import LabelObjective
+from elang.models.objectives.objective import Distillation, LossOptions, Margin
+from elang.models.objectives.super_answers import SuperAnswers
 from elang.notices import notices
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
 from elang.records.table import Records
-from elang.tasks.kind import KINDS
+from elang.tasks.text_task import TextTask
 
 RECIPES = sorted((Path(__file__).parent.parent / "configs" / "recipes").glob("*.yaml"))
 NAMES = ["bad", "good"]
@@ -41,13 +43,19 @@ SUPER = torch.tensor([[1.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 4.0]])
 OTHER = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 5.0], [0.0, 1.0]])
 
 
-def lessons(hard, other=False, weights=(1.0, 1.0), **options):
+def objective_of(train, hard="gain", weights=(1.0, 1.0), transfer=None, **more):
+    """An objective of a Super's answers to the training file, and to a transfer set."""
+    options = LossOptions(Distillation(weights[0]), Margin(weights[1], hard=hard))
+    records = {"train": train} | ({"transfer": transfer} if transfer is not None else {})
+    return LabelObjective(TextTask.of(NAMES), options, SuperAnswers("it", records), **more)
+
+
+def objective(hard, other=False, weights=(1.0, 1.0)):
     ids = torch.tensor([5, 1, 0, 3])
-    super_ = [Records(ids, SUPER.argmax(-1), SUPER)]
+    super_ = Records(ids, SUPER.argmax(-1), SUPER)
     # Of one example no Swift is known that had not seen it.
     out_of_fold = Records(ids[:3], OTHER[:3].argmax(-1), OTHER[:3]) if other else None
-    both = dict(zip(("distill", "margin"), weights, strict=True))
-    return LabelLessons(KINDS["classification"], both, "pairwise", hard, 1.0, 2.0, super_, out_of_fold, "it", **options)
+    return objective_of(super_, hard, weights, out_of_fold=out_of_fold)
 
 
 def batch():
@@ -66,12 +74,12 @@ def batch():
 )
 def test_what_is_hard(hard, other, expected):
     answer = Answer(LOGITS, LOGITS.argmax(-1))
-    assert lessons(hard, other).hardness(batch(), answer).tolist() == expected
+    assert objective(hard, other).hardness(batch(), answer).tolist() == expected
 
 
 @pytest.mark.parametrize("other", [False, True])
 def test_soft_gain_is_a_difference_of_probabilities(other):
-    found = lessons("soft_gain", other).hardness(batch(), Answer(LOGITS, LOGITS.argmax(-1)))
+    found = objective("soft_gain", other).hardness(batch(), Answer(LOGITS, LOGITS.argmax(-1)))
     for row in range(4):
         own = OTHER[row] if other and row < 3 else LOGITS[row]
         p, q = (math.exp(x[LABEL[row]]) / sum(math.exp(v) for v in x) for x in (SUPER[row], own))
@@ -80,19 +88,18 @@ def test_soft_gain_is_a_difference_of_probabilities(other):
 
 def test_terms_are_weighted():
     answer = Answer(LOGITS.clone().requires_grad_(), LOGITS.argmax(-1))
-    once, twice = (lessons("error", weights=w).terms(batch(), answer, False) for w in ((1.0, 1.0), (2.0, 3.0)))
+    once, twice = (objective("error", weights=w).terms(batch(), answer) for w in ((1.0, 1.0), (2.0, 3.0)))
     torch.testing.assert_close(twice["distill"], 2 * once["distill"])
     torch.testing.assert_close(twice["margin"], 3 * once["margin"])
     assert once["margin"] > 0
-    assert lessons("gain", weights=(0.0, 0.0)).terms(batch(), answer, False) == {}
+    assert objective("gain", weights=(0.0, 0.0)).terms(batch(), answer) == {}
 
 
 def test_unlabelled_text_has_the_supers_labels():
     """Its ids begin behind the training file's, whatever the ids of the records end with."""
     train = Records(torch.tensor([0, 2]), torch.tensor([1, 0]), SUPER[:2])
     transfer = Records(torch.tensor([0, 1]), torch.tensor([1, 0]), SUPER[2:])
-    both = {"distill": 1.0, "margin": 0.0}
-    made = LabelLessons(KINDS["classification"], both, "pairwise", "gain", 1.0, 2.0, [train, transfer], None, "it", 7)
+    made = objective_of(train, weights=(1.0, 0.0), transfer=transfer, file_rows=7)
     given = {"id": torch.tensor([2, 7, 8]), "label": torch.tensor([1, -1, -1])}
     assert made.labels(given).tolist() == [1, 1, 0]
     torch.testing.assert_close(made.columns["super_logits"][given["id"]], torch.stack([SUPER[1], SUPER[2], SUPER[3]]))
@@ -100,21 +107,18 @@ def test_unlabelled_text_has_the_supers_labels():
 
 def test_a_generated_answer_that_is_no_label_teaches_the_nearest():
     train = Records(torch.tensor([0, 1]), torch.tensor([1, -1]), SUPER[:2])
-    both = {"distill": 1.0, "margin": 0.0}
-    made = LabelLessons(KINDS["classification"], both, "pairwise", "gain", 1.0, 2.0, [train], None, "it")
+    made = objective_of(train, weights=(1.0, 0.0))
     assert made.labels({"id": torch.tensor([0, 1]), "label": torch.tensor([-1, -1])}).tolist() == [1, 0]
 
 
 def test_answers_without_logits():
-    bare = [Records(torch.arange(4), SUPER.argmax(-1))]
+    bare = Records(torch.arange(4), SUPER.argmax(-1))
     for hard, weight in (("gain", 1.0), ("soft_gain", 0.0)):
-        given = (KINDS["classification"], {"distill": weight, "margin": 1.0}, "pairwise", hard, 1.0, 2.0)
         with pytest.raises(InputError, match="predictions but no logits"):
-            LabelLessons(*given, bare, None, "it")
-    whole = [Records(torch.arange(4), SUPER.argmax(-1), SUPER)]
-    given = (KINDS["classification"], {"distill": 0.0, "margin": 1.0}, "pairwise", "soft_gain", 1.0, 2.0)
+            objective_of(bare, hard, (weight, 1.0))
+    whole = Records(torch.arange(4), SUPER.argmax(-1), SUPER)
     with pytest.raises(InputError, match="out of fold without logits"):
-        LabelLessons(*given, whole, bare[0], "it")
+        objective_of(whole, "soft_gain", (0.0, 1.0), out_of_fold=bare)
 
 
 # Recipes.
@@ -206,7 +210,7 @@ def test_what_was_made_from_the_slice_is_left_out(pair, base_model, files, tmp_p
 
 def test_default_weights_and_scores(base_model):
     labels = SwiftModule(str(base_model), NAMES, super_records="super.parquet")
-    assert labels.weights == {"task": 1, "distill": 10, "margin": 0, "hidden": 0}
+    assert labels.loss_options.weights == {"task": 1, "distill": 10, "margin": 0, "hidden": 0}
     assert labels.score == "max_softmax"
     assert labels.hparams["distill_weight"] is None
 
@@ -324,7 +328,7 @@ def test_text_without_labels_is_learned_from(extras, base_model, files, tmp_path
 
     class Watched(SwiftModule):
         def loss(self, batch, answer):
-            seen.append((batch["id"], batch["label"], self.lessons.columns["super_logits"][batch["id"]]))
+            seen.append((batch["id"], batch["label"], self.objective.columns["super_logits"][batch["id"]]))
             return super().loss(batch, answer)
 
     module.__class__ = Watched
@@ -368,8 +372,7 @@ def test_layers_are_spread_evenly():
 
 def test_the_same_states_differ_by_nothing(tmp_path):
     model = load_model(str(write_model(tmp_path / "m", layers=2, labels=("bad", "good"))))
-    model.want_states = True
-    made = HiddenLessons(model, load_model(str(tmp_path / "m")))
+    made = HiddenStateObjective(model, load_model(str(tmp_path / "m")))
     for projection in made.projections:
         torch.nn.init.eye_(projection.weight)
         torch.nn.init.zeros_(projection.bias)
@@ -397,12 +400,12 @@ def test_tokenizers_are_compared(tmp_path):
     swift = load_model(str(write_model(tmp_path / "swift", labels=("bad", "good"))))
     other = [*["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], *GOOD, *BAD]
     super_ = load_model(str(write_model(tmp_path / "super", labels=("bad", "good"), vocabulary=other)))
-    made = HiddenLessons(swift, super_)
+    made = HiddenStateObjective(swift, super_)
     made.compare_tokenizers(swift.reader, [("good",), ("dull",)])
     assert made.by_token
     made.compare_tokenizers(swift.reader, [("good",), ("dull film",)])
     assert not made.by_token
-    made = HiddenLessons(swift, swift)
+    made = HiddenStateObjective(swift, swift)
     made.compare_tokenizers(swift.reader, [("good", "film")])
     assert not made.by_token
 

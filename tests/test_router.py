@@ -129,10 +129,10 @@ def test_a_lesson_is_learned_from_and_put_on_the_gains_scale():
     x = torch.randn(400, 3, generator=generator)
     odds = (2 * x[:, 1] - 2).sigmoid().double()
     gain = (torch.rand(400, generator=generator) < odds).double()
-    # The lesson says it all, but three times as large.
+    # The expected gain says it all, but three times as large.
     head, plain = RouterHead(3), RouterHead(3)
     candidates = {"score": [0], "all": [0, 1, 2]}
-    report = head.fit(x, gain, folds(400), candidates, "score", lesson=3 * odds)
+    report = head.fit(x, gain, folds(400), candidates, "score", expected=3 * odds)
     assert report["reads"] == "all"
     assert report["learned_from"] == "the Super's probabilities"
     assert report["areas"]["all"] > 0.9
@@ -154,9 +154,9 @@ def test_a_super_that_is_sure_and_wrong_does_not_choose_the_router():
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(600, 2, generator=generator)
         sure = x[:, 1] > 0.8
-        lesson = torch.where(sure, 0.9, 0.2 * (x[:, 0]).sigmoid()).double()
+        expected = torch.where(sure, 0.9, 0.2 * (x[:, 0]).sigmoid()).double()
         gain = (torch.rand(600, generator=generator) < 0.4 * (3 * x[:, 0] - 1).sigmoid()).double() * ~sure
-        report = RouterHead(2).fit(x, gain, folds(600, seed), {"score": [0], "all": [0, 1]}, "score", lesson=lesson)
+        report = RouterHead(2).fit(x, gain, folds(600, seed), {"score": [0], "all": [0, 1]}, "score", expected=expected)
         assert report["areas"]["all"] > report["areas"]["score"]
         assert report["reads"] == "score"
         refused += "a smaller one by right answers" in report["why"]

@@ -33,7 +33,9 @@ from elang.backends.loading.padding import REFUSED
 from elang.backends.loading.save import save_model
 from elang.cli.verbs import main
 from elang.method.token_scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES, sequence_scores, token_scores
-from elang.models.objectives.texts import TextLessons
+from elang.models.objectives.objective import Distillation, LossOptions, Margin
+from elang.models.objectives.super_answers import SuperAnswers
+from elang.models.objectives.texts import TextObjective
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
 from elang.tasks.text_task import TextTask
@@ -131,7 +133,8 @@ def inputs_of(model, rows=17, seed=0):
 def test_tokens_are_the_librarys(models, kind, beams, static):
     """Each sentence alone, against a batch in any order."""
     model = models[kind]
-    model.backbone.generation_config.num_beams, model.static_cache = beams, static
+    model.backbone.generation_config.num_beams = beams
+    model.use_static_cache(static)
     inputs = inputs_of(model)
     order = torch.randperm(len(inputs["input_ids"]), generator=torch.Generator().manual_seed(1))
     made = model.generate(model.encode({name: column[order] for name, column in inputs.items()}))
@@ -149,7 +152,7 @@ def test_tokens_are_the_librarys(models, kind, beams, static):
         assert made.ids[place, :steps].tolist() == alone[:steps].tolist()
         assert (alone[steps:] == 0).all()
         lengths.add(steps)
-    model.static_cache = False
+    model.use_static_cache(False)
     assert len(lengths) > 1, "a test of lengths needs several"
 
 
@@ -330,7 +333,7 @@ def test_finished_texts_are_scored_in_parts(models, monkeypatch):
     source = model.encode(inputs_of(model))
     made = model.generate(source)
     whole = model._score(source, made.ids)
-    monkeypatch.setattr("elang.backends.generator._CHUNK", made.ids.shape[1] * 40 * 3)
+    monkeypatch.setattr("elang.backends.decoding.generation._CHUNK", made.ids.shape[1] * 40 * 3)
     torch.testing.assert_close(model._score(source, made.ids), whole, atol=1e-4, rtol=1e-4)
 
 
@@ -684,7 +687,7 @@ def test_latency_is_of_texts_of_the_usual_length(mt_pair, mt_args, tmp_path, mon
 def test_default_weights_and_scores_of_texts(mt_data, mt_pair):
     task = Manifest.read(mt_pair["swift"]).task
     module = SwiftModule(str(mt_data / "swift-base"), [], task, super_records=mt_pair["super.parquet"])
-    assert module.weights == {"task": 1, "distill": 1, "margin": 0, "hidden": 0}
+    assert module.loss_options.weights == {"task": 1, "distill": 1, "margin": 0, "hidden": 0}
     assert module.score == "nll_mean"
 
 
@@ -785,12 +788,14 @@ def test_two_families_with_tokenizers_of_their_own(mt_pair, mt_data, mt_args, sw
     assert module.classifier.vocabulary != load_model(mt_pair["swift"]).vocabulary
     records, about = read_records(tmp_path / "super.parquet", [], "sequence")
     swift = load_model(mt_pair["swift"])
-    weights = {"distill": 1.0, "margin": 0.1}
-    given = (swift, records["train"], "it", weights)
-    lessons = TextLessons(*given, "sequence", "pairwise", "gain", 1.0, 14, about["vocabulary"] == swift.vocabulary)
-    assert not lessons.with_tokens
-    with pytest.raises(InputError, match="another vocabulary"):
-        TextLessons(*given, "token", "pairwise", "gain", 1.0, 14, about["vocabulary"] == swift.vocabulary)
+    answers = SuperAnswers("it", records, about["vocabulary"])
+    for source in ("sequence", "token"):
+        options = LossOptions(Distillation(1.0, source=source), Margin(0.1))
+        if source == "sequence":
+            assert not TextObjective(swift, options, answers, 14).with_tokens
+            continue
+        with pytest.raises(InputError, match="another vocabulary"):
+            TextObjective(swift, options, answers, 14)
 
 
 def test_no_more_is_generated_than_there_are_positions(models):

@@ -26,7 +26,8 @@ from elang.data.encoding import encode_examples
 from elang.data.glue.table import TASKS
 from elang.data.tokens import Reader
 from elang.method.scores import BEFORE_DECODER, free_energy
-from elang.models.objectives.labels import LabelLessons
+from elang.models.objectives.labels import LabelObjective
+from elang.models.objectives.super_answers import SuperAnswers
 from elang.records.manifest import Manifest
 from elang.records.table import Records
 from elang.tasks.text_task import TextTask
@@ -431,13 +432,14 @@ def swift_module(model, names=("bad", "good"), task=None, **options):
     torch.manual_seed(1)
     module = SwiftModule(str(model), list(names), task, super_records="unused", **options)
     logits = torch.tensor([[3.0, -1.0], [-2.0, 1.0], [0.5, 0.2], [-1.0, 4.0]])
-    module.lessons = lessons_of(module, [Records(torch.arange(4), logits.argmax(-1), logits)])
+    answers = SuperAnswers(None, {"train": Records(torch.arange(4), logits.argmax(-1), logits)})
+    module.objective = objective_of(module, answers)
     return module
 
 
-def lessons_of(module, super_=()):
+def objective_of(module, answers=None):
     """What a `fit` would set up."""
-    return LabelLessons(module.task.kind, module.weights, "pairwise", module.hard, 1.0, 2.0, super_, None, None)
+    return LabelObjective(module.task, module.loss_options, answers)
 
 
 def gradients(module, label=(0, 1, 1, 0)):
@@ -481,11 +483,11 @@ def test_the_swifts_loss_by_hand(t5, router):
     batch = batch_of(module, TEXTS, [0, 1, 1, 0])
     total = module.training_step(batch, 0)
     answer = module.classifier(batch["model"], batch["label"])
-    hard = (answer.prediction != batch["label"]) & (module.lessons.columns["super_prediction"] == batch["label"])
+    hard = (answer.prediction != batch["label"]) & (module.objective.columns["super_prediction"] == batch["label"])
     assert 0 < hard.sum() < 4
     expected = answer.loss
     for logits in [answer.logits, answer.early] if router else [answer.logits]:
-        expected = expected + distillation(logits, module.lessons.columns["super_logits"], 2.0)
+        expected = expected + distillation(logits, module.objective.columns["super_logits"], 2.0)
         expected = expected + 0.1 * energy_margin_pairwise(free_energy(logits), hard)
     if router:
         expected = expected + F.cross_entropy(answer.early, batch["label"])
@@ -502,7 +504,7 @@ def test_two_own_candidates_are_no_classes(t5):
     module = SwiftModule(str(t5), ["0", "1"], task.plain(), **options)
     choices = [("film", "plot"), ("music", "the very dull story"), ("scene", "actor")]
     batch = batch_of(module, PASSAGES, [0, 1, 1], choices)
-    module.lessons = lessons_of(module)
+    module.objective = objective_of(module)
     with torch.no_grad():
         answer = module.classifier(batch["model"], batch["label"])
         found = module.loss(batch, answer)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from elang.backends.answer import Answer
 from elang.backends.candidates import spread, sum_by_example
 from elang.backends.cost.flops import FlopsConvention, flops_by_length
 from elang.backends.fast.onnx import OnnxPath
-from elang.backends.heads import masked_mean
-from elang.backends.text_model import Answer, TextModel, in_float32
+from elang.backends.heads import in_float32, masked_mean
+from elang.backends.text_model import TextModel
 
 
 class Classifier(TextModel):
@@ -32,6 +33,10 @@ class Classifier(TextModel):
         for head in heads:
             head.register_forward_pre_hook(in_float32)
 
+    def return_states(self) -> None:
+        """Give hidden states with the answers in training."""
+        self.returns_states = True
+
     def export(self) -> None:
         """Run the backbone by ONNX Runtime from now on."""
         self.onnx_path = OnnxPath(self.backbone, list(self.tokenizer("a")))
@@ -41,7 +46,7 @@ class Classifier(TextModel):
         counts = inputs.get("num_choices")
         rows = {name: value for name, value in inputs.items() if name != "num_choices"}
         # The heads learn after all else.
-        heads, states = bool(self.heads) and not self.training, self.want_states and self.training
+        heads, states = bool(self.heads) and not self.training, self.returns_states and self.training
         found: tuple[Tensor, ...] | None = None
         if self.onnx_path is not None and not (self.training or torch.is_grad_enabled()):
             logits, last = self.onnx_path(rows, hidden=heads)

@@ -1,4 +1,6 @@
-"""A head on an encoder's output, by which an input can be deferred before the decoder runs."""
+"""Heads on a backbone: what they read, and the head by which an input can be deferred before the decoder runs."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,3 +50,8 @@ class EncoderHead(nn.Module):
         with torch.autocast(pooled.device.type, enabled=False):
             logits: Tensor = self.out(self.norm(pooled.to(self.out.weight.dtype))).float()
             return logits
+
+
+def in_float32(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A forward hook that turns a head's inputs into float32."""
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given)

@@ -9,7 +9,7 @@ of the first choice. Where the answers' first tokens differ, this is one decoder
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,32 +18,17 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+from elang.backends.answer import Answer, Encoded
 from elang.backends.candidates import owner, spread, sum_by_example
 from elang.backends.cost.flops import FlopsConvention, flops_by_length
 from elang.backends.decoding.answer_trie import AnswerTrie
 from elang.backends.heads import EncoderHead, masked_mean
-from elang.backends.text_model import Answer, TextModel
+from elang.backends.text_model import TextModel
 from elang.data.tokens import IGNORED
 from elang.errors import InputError
 from elang.method.scores import encoder_scores
+from elang.tasks.kinds import answer_values, value_of
 from elang.tasks.text_task import TextTask
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What is known of a batch before the decoder runs.
-
-    Attributes:
-        hidden: The encoder's output, ``(B, L, D)``.
-        mask: 1 on real tokens, ``(B, L)``.
-        pooled: Its mean over them, detached, ``(B, D)``; ``None`` without heads.
-        early: Logits of the head on it, ``(B, C)``; ``None`` without heads.
-    """
-
-    hidden: Tensor
-    mask: Tensor
-    pooled: Tensor | None
-    early: Tensor | None
 
 
 class TextToText(TextModel):
@@ -58,13 +43,14 @@ class TextToText(TextModel):
     """
 
     text_to_text = True
+    smooths_labels = False
     answer_ids: Tensor
     values: Tensor
 
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask, generate: bool = False) -> None:
         super().__init__(backbone, tokenizer, task)
         self.generate = generate
-        self.detach = True
+        self.costs = ("flops", "early_flops", *(["score_flops"] if generate else []))
         if backbone.config.decoder_start_token_id is None:
             raise InputError(
                 f"The decoder of a '{backbone.config.model_type}' model starts with no fixed token (there is no "
@@ -89,7 +75,7 @@ class TextToText(TextModel):
         elif task.problem != "choice":
             raise InputError("A text-to-text model needs to know what it can say: set --data.answers.")
         if task.problem == "regression":
-            self.register_buffer("values", torch.tensor(_numbers(task.answers)), persistent=False)
+            self.register_buffer("values", torch.tensor(answer_values(task.answers)), persistent=False)
 
     @property
     def head_scores(self) -> list[str]:
@@ -104,6 +90,10 @@ class TextToText(TextModel):
     def compiled_parts(self) -> list[torch.nn.Module]:
         """The encoder is run by itself, and its output is then given to the whole."""
         return [self.backbone.get_encoder(), self.backbone]
+
+    def timed_parts(self, steps: int, scored: bool) -> dict[str, Callable[[dict[str, Tensor]], object]]:
+        """The whole, and the encoder with the head on its output."""
+        return {"": self, "encoder": self.encode}
 
     @property
     def decoded(self) -> int:
@@ -135,7 +125,7 @@ class TextToText(TextModel):
         pooled = early = None
         if "encoder" in self.heads:
             pooled = masked_mean(hidden, mask)
-            early = self.heads["encoder"](pooled, detach=self.detach)
+            early = self.heads["encoder"](pooled, detach=self.detached)
             pooled = pooled.detach()
         return Encoded(hidden, mask, pooled, early)
 
@@ -224,7 +214,7 @@ class TextToText(TextModel):
         said = [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
         if self.task.problem == "regression":
             lowest = float(self.values.min())
-            return torch.tensor([_number(t, lowest) for t in said], dtype=torch.float64, device=ids.device), steps
+            return torch.tensor([value_of(t, lowest) for t in said], dtype=torch.float64, device=ids.device), steps
         if self.trie is not None:
             allowed = [[a.strip() for a in self.task.answers]] * len(said)
         else:
@@ -291,21 +281,3 @@ class TextToText(TextModel):
         said = decoder(steps.cpu(), lengths, encoder)
         more = torch.zeros_like(scored) if single else scored
         return {"flops": whole + said, "early_flops": early, "score_flops": more}
-
-
-def _numbers(answers: list[str]) -> list[float]:
-    """The values of a regression's answers."""
-    try:
-        return [float(answer) for answer in answers]
-    except ValueError as error:
-        raise InputError(
-            f"In a regression the answers are numbers, but --data.answers has {answers[:8]} ({error})."
-        ) from error
-
-
-def _number(text: str, otherwise: float) -> float:
-    try:
-        found = float(text)
-    except ValueError:
-        return otherwise
-    return found if abs(found) < torch.inf else otherwise

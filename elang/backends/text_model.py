@@ -3,59 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import register_dataclass
 
-from elang.backends.cost.flops import FlopsConvention, check_cost
-from elang.backends.fast.t5 import FAMILIES, T5Path
+from elang.backends.answer import Answer, Columns
+from elang.backends.candidates import sum_by_example
+from elang.backends.cost.flops import FlopsConvention
+from elang.backends.network import Network
 from elang.data.tokens import Reader
-from elang.errors import InputError, need
-from elang.files import file_sha256, folder_sha256
+from elang.errors import InputError
 from elang.method.router import RouterHead, logit_features, num_logit_features
 from elang.method.scores import ROUTER_READS, SCORES, all_scores
 from elang.records.manifest import Manifest
+from elang.records.table import Records
 from elang.tasks.text_task import TextTask, align_labels
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model says of a batch.
-
-    Attributes:
-        logits: float32 ``(B, C)``: one for each class or candidate, ``-inf`` for a candidate that an example does not
-            have; in a regression the value, ``(B, 1)``; of a ``sequence`` task the decoder's over the references'
-            tokens, ``(B, T, V)``, in their own precision.
-        prediction: int64 ``(B,)``, -1 for a generated answer that names no label; in a regression float64. Without
-            meaning in a ``sequence`` task.
-        loss: The task loss, a scalar, where a target was given.
-        pooled: Mean last hidden state of the (encoder's) real tokens, ``(B, D)``; ``None`` without heads.
-        early: Logits of the head on the encoder's output, ``(B, C)``; ``None`` but for an encoder-decoder's.
-        steps: Decoder steps of a generated answer, int64 ``(B,)``; ``None`` for any other.
-        source: What a ``sequence`` task's encoder made of the batch; ``None`` for any other.
-        states: An encoder's hidden states, embeddings first, each ``(B, L, D)``, where they were asked for.
-    """
-
-    logits: Tensor
-    prediction: Tensor
-    loss: Tensor | None = None
-    pooled: Tensor | None = None
-    early: Tensor | None = None
-    steps: Tensor | None = None
-    source: Any = None
-    states: tuple[Tensor, ...] | None = None
+# The columns of records that a model may give.
+_RECORDED = ("logits", "tokens", "flops", "steps", "scores", "score_flops", "top_ids", "top_log_probs")
 
 
-# So that FSDP finds the tensors of an answer.
-register_dataclass(Answer)
-
-
-class TextModel(nn.Module, ABC):
+class TextModel(Network, ABC):
     """A backbone with what is needed to use it on a task.
 
     Args:
@@ -65,21 +36,17 @@ class TextModel(nn.Module, ABC):
     """
 
     text_to_text = False
-    label_smoothing = 0.0
-    want_states = False
-    # Other processes hold parts of its weights, so all take as many steps when they generate.
-    in_step = False
+    # What `flops` gives of each input.
+    costs: tuple[str, ...] = ("flops",)
 
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask) -> None:
-        super().__init__()
-        self.backbone, self.tokenizer, self.task = backbone, tokenizer, task
+        super().__init__(backbone, tokenizer, task)
         self.heads = nn.ModuleDict()
-        self.manifest: Manifest | None = None
         self.original_names: list[str] = task.label_names
         # Those of the head that no file held, until it is trained.
         self.new_weights: list[str] = []
-        self.weights: Path | None = None
-        self.short_path: T5Path | None = None
+        self.detached = True
+        self.returns_states = False
 
     @abstractmethod
     def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
@@ -90,6 +57,24 @@ class TextModel(nn.Module, ABC):
             target: Class indices or values, for the loss.
             want_logits: Training without need of them (text-to-text) spares their computation.
         """
+
+    def detach_encoder_head(self, detached: bool) -> None:
+        """Whether gradients of the head on an encoder-decoder's encoder stop before the encoder."""
+        self.detached = detached
+
+    def return_states(self) -> None:
+        """Give hidden states with the answers in training.
+
+        Raises:
+            InputError: If it is no encoder.
+        """
+        raise InputError("Hidden states are distilled between encoders; set --model.hidden_weight 0.")
+
+    def limit_new_tokens(self, tokens: int) -> None:
+        """Generate at most so many tokens, where it generates texts."""
+
+    def use_static_cache(self, static: bool) -> None:
+        """Generate texts with a cache of fixed size, or not."""
 
     @abstractmethod
     def add_heads(self) -> None:
@@ -106,85 +91,10 @@ class TextModel(nn.Module, ABC):
         scores need, cost beside them.
         """
 
-    def check_cost(self) -> None:
-        """Find out how its FLOPs are counted (:func:`~elang.backends.cost.flops.check_cost`) before they are needed."""
-        check_cost(self.backbone.config, generates=self.task.kind.generates)
-
-    def cast(self, dtype: torch.dtype) -> None:
-        """Bring the backbone's weights to a smaller precision, for inference.
-
-        Raises:
-            InputError: If the family overflows in it.
-        """
-        if dtype == torch.float16 and self.backbone.config.model_type in FAMILIES:
-            raise InputError(
-                f"A '{self.backbone.config.model_type}' model overflows in float16. Take bfloat16, or float32."
-            )
-        self.short_path = None
-        for weight in self.backbone.parameters():
-            weight.data = weight.data.to(dtype)
-
-    def quantize(self) -> None:
-        """Keep the matrices of the body's layers as int8 with a scale for each row, for inference.
-
-        What is computed with them stays in the precision of the other weights. Embeddings and heads are left alone.
-
-        Raises:
-            InputError: If torchao is not installed.
-        """
-        need("super_int8", "int8", "torchao")
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-        body, words = self.backbone.base_model, self.backbone.get_output_embeddings()
-        heads = {module for module in self.backbone.children() if body is not self.backbone and module is not body}
-        outside = {part for head in heads for part in head.modules()} | {words}
-        self.short_path = None
-        quantize_(
-            self.backbone,
-            Int8WeightOnlyConfig(),
-            filter_fn=lambda module, name: isinstance(module, nn.Linear) and module not in outside,
-        )
-
-    def export(self) -> None:
-        """Run the backbone by ONNX Runtime from now on, for inference on the CPU; the answers stay the same.
-
-        Raises:
-            InputError: If it is an encoder-decoder, or as :class:`elang.backends.fast.onnx.OnnxPath` says.
-        """
-        raise InputError(
-            f"onnx is for encoders, and this model is a '{self.backbone.config.model_type}'. Leave it out."
-        )
-
-    def shorten(self) -> None:
-        """Use the short forward pass where its family has one, for inference only; the answers stay the same."""
-        if self.backbone.config.model_type in FAMILIES and not (self.short_path and self.short_path.current):
-            self.short_path = T5Path(self.backbone)
-
     @property
-    def inference_path(self) -> T5Path | None:
-        """The short forward pass, where it is there and no gradients are asked for."""
-        return None if self.training or torch.is_grad_enabled() else self.short_path
-
-    def encoder_output(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The last hidden state of an encoder-decoder's encoder, ``(B, L, D)``."""
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        if (path := self.inference_path) is not None:
-            return path.encode(ids, mask)
-        hidden: Tensor = self.backbone.get_encoder()(
-            input_ids=ids, attention_mask=mask, return_dict=True
-        ).last_hidden_state
-        return hidden
-
-    def compiled_parts(self) -> list[nn.Module]:
-        """The modules that are called from outside, for ``torch.compile``."""
-        return [self.backbone]
-
-    @cached_property
-    def weights_sha256(self) -> str:
-        """Hash of the folder or checkpoint that the weights are from; empty for those from the hub."""
-        if self.weights is None:
-            return ""
-        return folder_sha256(self.weights) if self.weights.is_dir() else file_sha256(self.weights)
+    def num_beams(self) -> int:
+        """Hypotheses that generated texts are chosen from."""
+        return 1
 
     @property
     def label_names(self) -> list[str]:
@@ -275,6 +185,91 @@ class TextModel(nn.Module, ABC):
             return [0]
         return align_labels(self.label_names, label_names, who, whose)
 
+    def plain_columns(self) -> Columns:
+        """The columns of :meth:`plain_answers`."""
+        return {
+            "prediction": ((), self.task.kind.answer_type),
+            "logits": ((len(self.label_names),), torch.float32),
+        }
+
+    def plain_answers(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Answer a batch, without scores and costs: what metrics need."""
+        answer = self(inputs)
+        return {"prediction": answer.prediction, "logits": answer.logits}
+
+    def columns(self, features: bool = False, top_k: int = 0) -> Columns:
+        """The columns of :meth:`answer_columns`, which takes the same two arguments."""
+        return (
+            self.plain_columns()
+            | {"tokens": ((), torch.int64)}
+            | dict.fromkeys(self.costs, ((), torch.float64))
+            | dict.fromkeys(self.head_scores, ((), torch.float32))
+            | {f"{name}_features": ((head.width,), torch.float32) for name, head in self.routers.items() if features}
+        )
+
+    def answer_columns(
+        self,
+        inputs: dict[str, Tensor],
+        order: list[int],
+        temperature: float = 1.0,
+        convention: FlopsConvention = "exact",
+        fold: Tensor | None = None,
+        features: bool = False,
+        top_k: int = 0,
+    ) -> dict[str, Tensor]:
+        """Answer a batch: logits and predictions in the data's class order, tokens, cost and the heads' scores.
+
+        Args:
+            inputs: Of the batch.
+            order: Where each of the data's classes stands among its logits (:meth:`class_order`).
+            temperature: Of the scores.
+            convention: How cost is counted.
+            fold: Of examples that the router heads may have learned from.
+            features: Also what each router head reads.
+            top_k: Of generated texts, also so many of the most probable tokens at each place of the references.
+
+        Returns:
+            A value for each of :meth:`columns`, each with ``B`` rows.
+        """
+        answer = self(inputs)
+        scores = self.scores(answer, temperature, fold)
+        prediction = answer.prediction
+        if self.task.kind.chooses:
+            place = torch.tensor(order, device=prediction.device).argsort()
+            prediction = torch.where(prediction < 0, -1, place[prediction.clamp_min(0)])
+        tokens = inputs["attention_mask"].sum(-1)
+        if not self.text_to_text and "num_choices" in inputs:
+            tokens = sum_by_example(tokens, inputs["num_choices"])
+        costs = self.flops(inputs, convention, answer.steps)
+        return {
+            "logits": answer.logits[:, order],
+            "prediction": prediction,
+            "tokens": tokens,
+            **{name: cost.to(tokens.device) for name, cost in costs.items()},
+            **{name: scores[name] for name in self.head_scores},
+            **({f"{name}_features": x for name, x in self.router_features(answer).items()} if features else {}),
+        }
+
+    def records(self, table: dict[str, Tensor]) -> Records:
+        """The answers of a table with :meth:`answer_columns`, ``id`` and ``key``, as they are kept."""
+        return Records(table["id"], table["prediction"], key=table.get("key"), **self._recorded(table))
+
+    def _recorded(self, table: dict[str, Tensor]) -> dict[str, Any]:
+        return {name: table[name] for name in _RECORDED if name in table}
+
+    def described_answers(self, top_k: int) -> dict[str, Any]:
+        """What a file of its answers says of how they were made, beside the task; ``top_k`` as above."""
+        return {}
+
+    def timed_parts(self, steps: int, scored: bool) -> dict[str, Callable[[dict[str, Tensor]], object]]:
+        """What answers a batch and, by ``encoder``, what is run of it before a decoder.
+
+        Args:
+            steps: Tokens that are generated, where it generates texts.
+            scored: Whether scores are needed of them.
+        """
+        return {"": self}
+
     def predict(self, logits: Tensor) -> Tensor:
         """The answer that the logits give: the best class or candidate, int64, or the value, float64, ``(B,)``."""
         return self.task.kind.predict(logits)
@@ -284,8 +279,3 @@ class TextModel(nn.Module, ABC):
         # A router head's standardisation is one weight and one addend more a feature.
         weights = [2 * h.width if isinstance(h, RouterHead) else sum(p.numel() for p in h.parameters()) for h in known]
         return 2.0 * sum(weights)
-
-
-def in_float32(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A forward hook that turns a head's inputs into float32."""
-    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in given)

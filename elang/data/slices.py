@@ -1,6 +1,7 @@
 """Which slice, fold and file an example belongs to, by its text alone."""
 
 import hashlib
+from typing import Any
 
 from torch import Tensor
 
@@ -61,3 +62,24 @@ def fold_parts(fold: str | None) -> tuple[int, int] | None:
     if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts) and int(parts) > 1):
         raise InputError(f"--data.fold must be k/K with k from 0 to K - 1 and K of at least 2, but it is '{fold}'.")
     return int(number), int(parts)
+
+
+def check_held_out(data: Any, about: dict[str, Any], who: str) -> None:
+    """Refuse a slice of the training file that a model was trained on.
+
+    Args:
+        data: The data module.
+        about: What is known of the model: its ``routing_fraction``, or nothing.
+        who: Its name in the message.
+
+    Raises:
+        InputError: With the largest slice that there may be.
+    """
+    routing = about.get("routing_fraction")
+    if routing is None:
+        return
+    if data.routing_fraction > routing:
+        raise InputError(
+            f"--data.routing_fraction is {data.routing_fraction}, but {who} was trained with {routing}: part of the "
+            f"slice was trained on. Give --data.routing_fraction {routing} or less."
+        )

@@ -139,7 +139,7 @@ class RouterHead(nn.Module):
         fold: Tensor,
         candidates: dict[str, list[int]] | None = None,
         simple: str | None = None,
-        lesson: Tensor | None = None,
+        expected: Tensor | None = None,
     ) -> dict[str, Any]:
         """Learn from examples that the Swift was not trained on.
 
@@ -149,16 +149,16 @@ class RouterHead(nn.Module):
             fold: Which of the :data:`FOLDS` parts each is in, int64 ``(N,)``: examples of one text are in the same one.
             candidates: By name, the features that it may read; by default all.
             simple: The one of them, of a single feature, that is taken unless another is better with 95% confidence.
-            lesson: A less noisy estimate of the gain (:func:`expected_gain`), ``(N,)``: it is learned from, and
+            expected: A less noisy estimate of the gain (:func:`expected_gain`), ``(N,)``: it is learned from, and
                 candidates are compared by it; predictions are then put on the gain's scale.
 
         Returns:
             What was found, for ``elang.json``: ``reads``, ``examples``, the ``areas`` of all candidates between random
-            (0) and oracle (1) on examples that they had not seen, by what was learned from (with a lesson also
+            (0) and oracle (1) on examples that they had not seen, by what was learned from (with ``expected`` also
             ``areas_by_answers``, by the gain, of the best and the simple one: it must not be smaller), and ``why``.
         """
         x, y, fold = features.double().cpu(), gain.double().cpu(), fold.cpu()
-        taught = y if lesson is None else lesson.double().cpu()
+        taught = y if expected is None else expected.double().cpu()
         mean, scale = x.mean(0), x.std(0, correction=0)
         # What never varies tells nothing.
         scale = torch.where(scale > 1e-6 * mean.abs().clamp_min(1e-6), 1 / scale, 0.0)
@@ -169,7 +169,7 @@ class RouterHead(nn.Module):
         fits = {name: cross_fitted(x, y, taught, fold, columns, name == simple) for name, columns in candidates.items()}
         held_out = {name: found[1] for name, found in fits.items()}
         chosen, report = _choose(held_out, taught, simple)
-        if lesson is not None and simple is not None:
+        if expected is not None and simple is not None:
             report["areas_by_answers"] = {name: float(gain_area(held_out[name], y)) for name in {chosen, simple}}
             if report["areas_by_answers"][chosen] < report["areas_by_answers"][simple]:
                 why = f"{chosen} has a larger area by the Super's probabilities, and a smaller one by right answers"
@@ -180,7 +180,7 @@ class RouterHead(nn.Module):
         state |= {"fold_weight": weight[:-1], "fold_bias": bias[:-1], "fitted": torch.ones(1)}
         for name, value in state.items():
             setattr(self, name, value.float().to(self.bias.device))
-        report["learned_from"] = "the gain" if lesson is None else "the Super's probabilities"
+        report["learned_from"] = "the gain" if expected is None else "the Super's probabilities"
         return report | {"examples": len(y), "mean_gain": float(y.mean())}
 
 

@@ -1,17 +1,16 @@
 """Running models over whole splits, once an example, on any number of processes."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from elang.backends.answer import Columns
 from elang.backends.backend import Backend
-from elang.backends.columns import Columns, answer_batch, answer_columns, generated_batch, generated_columns
 from elang.backends.cost.flops import FlopsConvention
 from elang.backends.fast.attention import AnyShape
 from elang.backends.fast.graphs import DType
-from elang.backends.generator import Seq2Seq
 from elang.backends.loading.load import load_model, open_backend
 from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
@@ -22,6 +21,7 @@ from elang.errors import InputError
 from elang.method.deferral import check_finite, check_logits
 from elang.metrics import ExampleTable
 from elang.models.sharding import Sharded, check_strategy
+from elang.models.validation import check_some, tell_part
 from elang.notices import notice
 from elang.records.table import Records
 from elang.tasks.text_task import TaskFields, TextTask
@@ -74,6 +74,7 @@ class EvaluationModule(AnyShape, LightningModule):
                 # Without a task of the data's own (Python), a model answers what it was trained for.
                 own_task, kind = self.task if task else None, getattr(torch, dtype)
                 model = load_model(path, own_task, generate=generate, num_beams=num_beams, dtype=kind).eval()
+                model.use_static_cache(static_cache)
                 self.class_order[name] = model.class_order(label_names, f"'{path}'")
                 self.models[name] = model
                 if flops_convention == "exact":
@@ -81,7 +82,7 @@ class EvaluationModule(AnyShape, LightningModule):
                 if model.manifest is not None:
                     model.manifest.check_whole(model.weights_sha256, path)
         self.paths = models
-        self.top_k, self.static_cache = 0, static_cache
+        self.top_k = 0
         self._tables: dict[str, ExampleTable] = {}
 
     def configure_model(self) -> None:
@@ -105,9 +106,7 @@ class EvaluationModule(AnyShape, LightningModule):
 
     def model(self, name: str) -> TextModel:
         """The model called ``name``."""
-        found = self.models[name]
-        assert isinstance(found, TextModel)
-        return found
+        return cast(TextModel, self.models[name])
 
     def _start(self, splits: list[str]) -> None:
         value = self.task.kind.answer_type
@@ -115,12 +114,9 @@ class EvaluationModule(AnyShape, LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         for name in self.models:
             model = self.model(name)
-            if isinstance(model, Seq2Seq):
-                model.limit_new_tokens(getattr(data, "max_target_length", model.max_new_tokens))
-                model.static_cache = self.static_cache
-                found = generated_columns(model, top_k=self.top_k)
-            else:
-                found = answer_columns(model)
+            if hasattr(data, "max_target_length"):
+                model.limit_new_tokens(data.max_target_length)
+            found = model.columns(top_k=self.top_k)
             columns |= {f"{name}_{column}": row for column, row in found.items()}
         self._tables = {split: ExampleTable(columns).to(self.device) for split in splits}
 
@@ -129,12 +125,14 @@ class EvaluationModule(AnyShape, LightningModule):
         # Router heads learned on this slice.
         fold = fold_of(batch["unit"]) if split == "routing" else None
         for name in self.models:
-            model = self.model(name)
-            if isinstance(model, Seq2Seq):
-                found = generated_batch(model, batch[name], self.flops_convention, top_k=self.top_k, fold=fold)
-            else:
-                order, costs = self.class_order[name], self.flops_convention
-                found = answer_batch(model, batch[name], order, self.temperature, costs, fold)
+            found = self.model(name).answer_columns(
+                batch[name],
+                self.class_order[name],
+                temperature=self.temperature,
+                convention=self.flops_convention,
+                fold=fold,
+                top_k=self.top_k,
+            )
             columns |= {f"{name}_{column}": values for column, values in found.items()}
         if not batch.get("repeated"):
             self._tables[split].update(**columns)
@@ -175,19 +173,15 @@ class EvaluationModule(AnyShape, LightningModule):
     def answers(self, name: str, split: str, table: dict[str, Tensor]) -> Records:
         """One model's answers to the rows of ``table``, of the model, or of who answers in its place."""
         if name in self.models:
-            own: dict[str, Any] = {column: table.get(f"{name}_{column}") for column in _OPTIONAL}
-            model = self.model(name)
-            if not isinstance(model, Seq2Seq):
-                return Records(table["id"], table[f"{name}_prediction"], key=table["key"], **own)
-            texts = model.texts(table[f"{name}_ids"])
-            cut = int((table[f"{name}_ids"][:, -1] >= 0).sum())
-            if cut:
+            own = {column.removeprefix(f"{name}_"): values for column, values in table.items()}
+            records = self.model(name).records(own)
+            if records.texts is not None and (cut := int((own["ids"][:, -1] >= 0).sum())):
                 notice(
                     "cut-answers",
-                    f"{cut} of {len(texts)} texts of '{self.paths[name]}' on '{split}' reached the limit of "
-                    f"{model.max_new_tokens} tokens and may be cut. Raise --data.max_target_length.",
+                    f"{cut} of {len(records.texts)} texts of '{self.paths[name]}' on '{split}' reached the limit of "
+                    f"{own['ids'].shape[1]} tokens and may be cut. Raise --data.max_target_length.",
                 )
-            return Records(table["id"], torch.zeros_like(table["id"]), key=table["key"], texts=texts, **own)
+            return records
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None:
             no_texts: list[tuple[str, ...]] = [()] * len(table["id"])
@@ -225,32 +219,4 @@ class EvaluationModule(AnyShape, LightningModule):
         raise InputError(
             f"{type(self).__name__} has no weights of its own, so --ckpt_path means nothing to it: the checkpoint is "
             "of another class. Give it as a model: --model.swift_model, --model.super_model or --model.model."
-        )
-
-
-_OPTIONAL = ("logits", "tokens", "flops", "steps", "scores", "score_flops", "top_ids", "top_log_probs")
-
-
-def check_some(trainer: Any, stage: str) -> None:
-    """Refuse an evaluation of nothing, which would end well and leave nothing behind.
-
-    Raises:
-        InputError: Naming the option.
-    """
-    name = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(stage)
-    if name is not None and not getattr(trainer, name):
-        raise InputError(f"--trainer.{name} is 0, so nothing would be evaluated. Leave it out.")
-
-
-def tell_part(counts: dict[str, tuple[int, int]]) -> None:
-    """Tell of splits that were answered only in part.
-
-    Args:
-        counts: Of each split the examples that were answered, and all.
-    """
-    if parts := [f"{n} of {all_} examples of '{split}'" for split, (n, all_) in counts.items() if n < all_]:
-        notice(
-            "part-evaluated",
-            f"Only {', '.join(parts)} were answered, as --trainer.limit_val_batches, --trainer.limit_test_batches or "
-            "--trainer.fast_dev_run say: what is measured is of that part alone.",
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 from elang.backends.cost.flops import FlopsConvention
 from elang.backends.fast.graphs import DType
 from elang.backends.generator import Seq2Seq
+from elang.data.slices import check_held_out
 from elang.errors import InputError
 from elang.evaluation.cautions import cautions, check_apart, check_not_chosen_on, repeated, share_near_threshold
 from elang.evaluation.pair import ROUTING_SLICE, PairAnswers, pair_answers
@@ -26,7 +27,6 @@ from elang.method.quality.texts import signature
 from elang.method.scores import DEFAULT_SCORE
 from elang.method.token_scores import SEQUENCE_DEFAULT
 from elang.models.answering import EvaluationModule
-from elang.models.finetune import check_held_out
 from elang.models.latency import pair_latency
 from elang.notices import notice, write_made
 from elang.records.manifest import Manifest

@@ -1,14 +1,11 @@
 """Measured seconds of a pair's models, whole and up to the decoder."""
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from elang.backends.cost.seconds import best_batch, measure_throughput
-from elang.backends.generator import Seq2Seq
-from elang.backends.label_decoder import TextToText
 from elang.backends.text_model import TextModel
 
 
@@ -39,10 +36,6 @@ def random_inputs(
     return inputs
 
 
-def _generate(model: Seq2Seq, steps: int, scored: bool, inputs: dict[str, Tensor]) -> object:
-    return model.generate(model.encode(inputs), exactly=steps, scored=scored)
-
-
 def pair_latency(
     models: dict[str, TextModel], lengths: dict[str, int], candidates: int = 2, steps: dict[str, int] | None = None
 ) -> dict[str, Any]:
@@ -58,21 +51,22 @@ def pair_latency(
         For each model ``tokens``, ``batch 1``, ``best batch`` (its size) and ``at best batch``; for an encoder-decoder
         also ``<name> encoder``, what an input costs that is deferred before the decoder.
     """
-    found: dict[str, Any] = {}
+    times: dict[str, Any] = {}
     for name, model in models.items():
         device = next(model.parameters()).device
-        calls: dict[str, Any] = {name: model}
-        if isinstance(model, TextToText | Seq2Seq):
-            calls[f"{name} encoder"] = model.encode
-        if isinstance(model, Seq2Seq):
-            calls[name] = partial(_generate, model, (steps or {}).get(name, 1), name == "swift")
-        for what, call in calls.items():
+        parts = model.timed_parts((steps or {}).get(name, 1), scored=name == "swift")
+        for part, call in parts.items():
 
             def make(size: int, call: Any = call, model: TextModel = model, length: int = lengths[name]) -> Any:
-                inputs = random_inputs(model, size, length, device, candidates)  # noqa: B023 - timed within the loop
+                inputs = random_inputs(model, size, length, device=device, candidates=candidates)  # noqa: B023 - timed within the loop
                 return torch.inference_mode()(lambda: call(inputs))
 
             seconds = measure_throughput(make)
             size, best = best_batch(seconds)
-            found[what] = {"tokens": lengths[name], "batch 1": seconds[1], "best batch": size, "at best batch": best}
-    return found
+            times[f"{name} {part}".rstrip()] = {
+                "tokens": lengths[name],
+                "batch 1": seconds[1],
+                "best batch": size,
+                "at best batch": best,
+            }
+    return times

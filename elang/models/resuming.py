@@ -5,11 +5,16 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 
+from elang.backends.loading.checkpoints import CHECKPOINT_KEY
 from elang.data.examples import Examples
 from elang.errors import InputError
 from elang.notices import notice
+
+RANDOM = "elang_random"
 
 
 @dataclass
@@ -49,14 +54,14 @@ class Plan:
         options |= {f"--data.{name}": getattr(data, name) for name in ("max_length", "max_target_length")}
         options |= {"--seed_everything": os.environ.get("PL_GLOBAL_SEED")}
         return cls(
-            min(batches, limit) if isinstance(limit, int) else int(batches * limit),
-            trainer.accumulate_grad_batches,
-            0,
-            options,
-            data.routing_fraction,
-            list(data.fold) if data.fold else None,
-            _digest(trained),
-            _digest(evaluated),
+            batches=min(batches, limit) if isinstance(limit, int) else int(batches * limit),
+            accumulated=trainer.accumulate_grad_batches,
+            shift=0,
+            options=options,
+            routing_fraction=data.routing_fraction,
+            fold=list(data.fold) if data.fold else None,
+            examples=_digest(trained),
+            evaluated=_digest(evaluated),
         )
 
     @property
@@ -161,3 +166,61 @@ def rate(step: int, total: int, rise: int) -> float:
     [0.5, 1.0, 1.0, 0.67, 0.33, 0.0]
     """
     return min((step + 1) / rise, max(0.0, (total - step) / max(1, total - rise)))
+
+
+def check_checkpoint(checkpoint: dict[str, Any], module: str, label_names: list[str]) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Args:
+        checkpoint: All of it.
+        module: Name of the class that it is loaded into.
+        label_names: Those of the data.
+
+    Raises:
+        InputError: If it is of another class or of other labels.
+    """
+    about: dict[str, Any] = checkpoint.get(CHECKPOINT_KEY, {"class": "something else"})
+    if about["class"] != module:
+        raise InputError(
+            f"The checkpoint is of another class: {about['class']}, not {module}. Give its path as "
+            "--model.swift_model or --model.super_model of JointModule instead of --ckpt_path."
+        )
+    if about["label_names"] != label_names:
+        raise InputError(
+            f"The checkpoint has the labels {about['label_names']}, the data has {label_names}. Resume with "
+            "the data that it was trained on."
+        )
+    return about
+
+
+def check_resumable(checkpoint: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint without the optimizer's states.
+
+    Raises:
+        InputError: Of one that has weights only.
+    """
+    # One in parts has both elsewhere.
+    if "state_dict" in checkpoint and "optimizer_states" not in checkpoint:
+        raise InputError(
+            "The checkpoint has weights only (save_weights_only), so a training cannot go on from it. Give one "
+            "that was saved with the optimizer's states."
+        )
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of the random number generators of the CPU and of a GPU."""
+    state = {"cpu": torch.get_rng_state()}
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def restore_random(state: dict[str, Tensor] | None, trainer: Trainer, device: torch.device) -> None:
+    """Go on with the random numbers of a checkpoint, so that a resumed run ends as one that was not stopped."""
+    # They are the first process's; shared, all would drop the same activations.
+    if state is None or trainer.world_size > 1:
+        return
+    torch.set_rng_state(state["cpu"].cpu())
+    if not getattr(trainer.train_dataloader, "persistent_workers", False):
+        # The loader would draw this now, but did so earlier where Lightning resumes; lasting workers once only.
+        torch.empty((), dtype=torch.int64).random_()
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

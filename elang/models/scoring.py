@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from elang.backends.fast.graphs import DType
-from elang.backends.generator import Seq2Seq
 from elang.data.slices import source_of
 from elang.errors import InputError, printable
 from elang.locks import lock_for_all, unlock_output
@@ -91,8 +90,7 @@ class ScoreModule(EvaluationModule):
         model, data = self.model("model"), self.trainer.datamodule  # type: ignore[attr-defined]
         about: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
         about["generated"] = self.generate and model.text_to_text
-        if isinstance(model, Seq2Seq):
-            about |= {"num_beams": model.num_beams, "top_k": self.top_k, "vocabulary": model.vocabulary}
+        about |= model.described_answers(self.top_k)
         if model.manifest is not None:
             about["routing_fraction"] = model.manifest.routing_fraction
         if self.parts > 1:
@@ -206,5 +204,5 @@ class ScoreModule(EvaluationModule):
         if not data.examples(split).labelled:
             return f"{said}, no labels"
         quality = QUALITIES[self.task.qualities[0]](len(self.label_names))  # type: ignore[index]
-        value = measure(quality, prediction, label, data.targets(split, found.id))
+        value = measure(quality, prediction, label, targets=data.targets(split, found.id))
         return f"{said}, {quality.name} {value:.4f}"

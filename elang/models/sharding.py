@@ -97,7 +97,7 @@ class Sharded:
         if hasattr(model, "encode"):
             # Texts are generated without a call of the whole.
             register_fsdp_forward_method(model, "encode")
-        model.in_step = True
+        model.keep_in_step()
 
     def gather(self, everywhere: bool) -> TextModel | None:
         """The whole model: on the device of every process, or in the memory of the first one's host."""

@@ -1,36 +1,28 @@
 """The Swift's training: task loss, distillation, energy margin and router head."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from elang.backends.columns import answer_batch, answer_columns, generated_batch, generated_columns
+from elang.backends.answer import Answer
 from elang.backends.generator import Seq2Seq
-from elang.backends.label_decoder import TextToText
 from elang.backends.loading.load import load_model
-from elang.backends.text_model import Answer
-from elang.data.slices import fold_of, source_of
 from elang.errors import InputError
-from elang.evaluation.pair import ROUTING_SLICE, pair_answers
 from elang.evaluation.slices import slice_of
-from elang.evaluation.thresholds import choose_thresholds, share_thresholds
 from elang.method.losses import MarginKind
 from elang.method.quality.registry import QualityName
-from elang.method.router import expected_gain
 from elang.method.scores import BEFORE_DECODER, DEFAULT_SCORE
 from elang.method.token_scores import SEQUENCE_DEFAULT
-from elang.metrics import ExampleTable
-from elang.models.finetune import FinetuneModule, check_held_out
-from elang.models.objectives.hidden import HiddenLessons
-from elang.models.objectives.labels import Hard, LabelLessons
-from elang.models.objectives.texts import Distill, TextLessons
+from elang.models.finetune import FinetuneModule
+from elang.models.objectives.hidden import HiddenStateObjective
+from elang.models.objectives.labels import LabelObjective
+from elang.models.objectives.objective import Distill, Distillation, Hard, LossOptions, Margin, Objective
+from elang.models.objectives.super_answers import SuperAnswers, read_out_of_fold
+from elang.models.objectives.texts import TextObjective
+from elang.models.routing_slice import answer_slice, fit_heads, slice_thresholds
 from elang.notices import notice
 from elang.records.manifest import Manifest
-from elang.records.reading import read_records
-from elang.records.table import Records
 from elang.tasks.text_task import TaskFields, TextTask
 
 # A router that reads one of these alone has its order.
@@ -109,43 +101,37 @@ class SwiftModule(FinetuneModule):
         num_beams: int | None = None,
         distill: Distill = "sequence",
     ) -> None:
-        default = TextTask.of(label_names, task).kind.distill_weight
-        self.weights = {
-            "task": task_weight,
-            "distill": default if distill_weight is None else distill_weight,
-            "margin": margin_weight,
-            "hidden": hidden_weight,
-        }
-        for name, weight in self.weights.items():
-            if weight < 0:
-                raise InputError(f"--model.{name}_weight must be 0 (off) or positive, but it is {weight}.")
-        if super_records is None and (self.weights["distill"] > 0 or hard != "error"):
-            raise InputError(
-                f"Distillation and hard='{hard}' need the Super's answers, but --model.super_records is not set. Make "
-                "them with `elang score`, or set --model.distill_weight 0 --model.hard error."
-            )
-        if hidden_weight > 0 and super_model is None:
-            raise InputError("The distillation of hidden states runs the Super: set --model.super_model.")
-        self._has_router = router
-        super().__init__(
-            model,
-            label_names,
-            task,
-            layers,
-            lr,
-            weight_decay,
-            warmup,
-            freeze_embeddings,
-            quality,
-            output,
-            gradient_checkpointing,
-            compile,
-            label_smoothing,
-            num_beams,
+        kind = TextTask.of(label_names, task).kind
+        weight = kind.distill_weight if distill_weight is None else distill_weight
+        self.loss_options = LossOptions(
+            Distillation(weight=weight, temperature=distill_temperature, source=distill),
+            Margin(weight=margin_weight, form=margin, hard=hard, temperature=temperature),
+            task_weight=task_weight,
+            hidden_weight=hidden_weight,
         )
+        self.loss_options.check(super_records, super_model)
+        self._has_router = router
+        # The head on an encoder's output may learn whether the answer will do.
+        self._needs_logits = (router and kind.has_candidates) or weight > 0 or margin_weight > 0
+        shared: dict[str, Any] = {"layers": layers, "lr": lr, "weight_decay": weight_decay, "warmup": warmup}
+        shared |= {"freeze_embeddings": freeze_embeddings, "quality": quality, "output": output, "compile": compile}
+        shared |= {"gradient_checkpointing": gradient_checkpointing, "label_smoothing": label_smoothing}
+        super().__init__(model, label_names, task, num_beams=num_beams, **shared)
         self.save_hyperparameters()
+        self._score_given, self.score = score is not None, self._known_score(score)
+        self.temperature, self.super_records = temperature, super_records
+        self._prepare(detach_router, out_of_fold)
+        self.hidden: HiddenStateObjective | None = None
+        if hidden_weight > 0 and super_model is not None:
+            self.hidden = HiddenStateObjective(self.classifier, load_model(super_model), layer_map)
+
+    def _known_score(self, score: str | None) -> str:
+        """The score that routes.
+
+        Raises:
+            InputError: If this Swift does not have it.
+        """
         kind = self.task.kind
-        self._score_given = score is not None
         score = score or kind.default_score
         known = [*kind.scores, *self.classifier.head_scores]
         if score not in known:
@@ -154,7 +140,12 @@ class SwiftModule(FinetuneModule):
                 f"This Swift has no score '{score}'. {why}Choose one of {', '.join(known) or 'none'}; the router's "
                 "need --model.router true."
             )
-        if not kind.scores and (super_records is None or hard != "gain"):
+        return score
+
+    def _prepare(self, detach_router: bool, out_of_fold: str | None) -> None:
+        """Check what the task asks for, and set up the Swift's heads and what it learns without a Super."""
+        kind, hard = self.task.kind, self.loss_options.margin.hard
+        if not kind.scores and (self.super_records is None or hard != "gain"):
             raise InputError(
                 "In a regression the router learns where the Super is nearer, so it needs --model.super_records and "
                 "--model.hard gain."
@@ -166,19 +157,11 @@ class SwiftModule(FinetuneModule):
         for head in self.classifier.routers.values():
             # Of another Swift, which this one starts from.
             head.fitted.zero_()
-        if isinstance(self.classifier, TextToText):
-            self.classifier.detach = detach_router
-        self.super_records, self.hard = super_records, hard
-        self.score, self.temperature = score, temperature
-        self.hidden: HiddenLessons | None = None
-        if hidden_weight > 0 and super_model is not None:
-            self.hidden = HiddenLessons(self.classifier, load_model(super_model), layer_map)
-            self.classifier.want_states = True
-        self.lessons: TextLessons | LabelLessons | None = None
-        if super_records is None and not kind.generates:
-            self.lessons = self._label_lessons([], None, None)
-        self.super_vocabulary: str | None = None
-        self.records: Records | None = None
+        self.classifier.detach_encoder_head(detach_router)
+        self.objective: Objective | None = None
+        if self.super_records is None and not kind.generates:
+            self.objective = LabelObjective(self.task, self.loss_options)
+        self.super_answers: SuperAnswers | None = None
 
     # It answers the held-out slice.
     _fits_everywhere = True
@@ -191,14 +174,6 @@ class SwiftModule(FinetuneModule):
                 "0, or --trainer.strategy ddp."
             )
         super().configure_model()
-
-    def _wants_router(self) -> bool:
-        return self._has_router
-
-    def _wants_logits(self) -> bool:
-        # The head on an encoder's output may learn whether the answer will do.
-        own = self._has_router and self.task.kind.has_candidates
-        return own or any(self.weights[name] for name in ("distill", "margin"))
 
     @property
     def readers(self) -> dict[str, Any]:
@@ -216,76 +191,29 @@ class SwiftModule(FinetuneModule):
                 f"The score '{self.score}' is learned on a slice of the training file: set --data.routing_fraction "
                 "above 0, or another --model.score."
             )
-        known: dict[str, Records] = {}
         if self.super_records is not None:
-            known = self._read_super(self.super_records, data)
-            self.records = known["train"]
-        if isinstance(self.classifier, Seq2Seq):
-            self.lessons = self._text_lessons(self.classifier, data)
-            return
-        other = None
-        if path := self.hparams["out_of_fold"]:
-            folds, _ = read_records(path, self.label_names, self.task.problem)
-            if "train" not in folds:
-                raise InputError(f"'{path}' has no answers to the training file, only to {', '.join(folds)}.")
-            other = folds["train"]
-            if data is not None:
-                examples = data.examples("train")
-                other.rows(examples.id, examples.key, f"The records out of fold '{path}'")
-        rows = data.file_rows if data is not None and getattr(data, "transfer", None) else None
-        self.lessons = self._label_lessons([*known.values()], other, rows)
+            self.super_answers = SuperAnswers.read(self.super_records, self.task, data)
+        self.objective = self._make_objective(data)
         if self.hidden is not None and data is not None:
             self.hidden.compare_tokenizers(self.classifier.reader, data.examples("train").texts)
 
-    def _label_lessons(self, super_: list[Records], other: Records | None, rows: int | None) -> LabelLessons:
-        options = self.hparams
-        return LabelLessons(
-            self.task.kind,
-            self.weights,
-            options["margin"],
-            self.hard,
-            self.temperature,
-            options["distill_temperature"],
-            super_,
-            other,
-            self.super_records,
-            rows,
+    def _make_objective(self, data: Any) -> Objective:
+        """What is learned besides the task, once the Super's answers are there."""
+        if self.task.kind.generates:
+            generator = cast(Seq2Seq, self.classifier)
+            longest = getattr(data, "max_target_length", generator.max_new_tokens)
+            return TextObjective(generator, self.loss_options, self.super_answers, max_target_length=longest)
+        path: str | None = self.hparams["out_of_fold"]
+        return LabelObjective(
+            self.task,
+            self.loss_options,
+            self.super_answers,
+            out_of_fold=read_out_of_fold(path, self.task, data) if path else None,
+            file_rows=data.file_rows if getattr(data, "transfer", None) else None,
         )
-
-    def _text_lessons(self, model: Seq2Seq, data: Any) -> TextLessons:
-        return TextLessons(
-            model,
-            self.records,
-            self.super_records,
-            self.weights,
-            self.hparams["distill"],
-            self.hparams["margin"],
-            self.hard,
-            self.temperature,
-            getattr(data, "max_target_length", model.max_new_tokens),
-            self.super_vocabulary == model.vocabulary,
-        )
-
-    def _read_super(self, path: str, data: Any) -> dict[str, Records]:
-        """The Super's answers to the training file and the transfer set."""
-        splits, about = read_records(path, self.label_names, self.task.problem)
-        needed = ["train", *(["transfer"] if getattr(data, "transfer", None) else [])]
-        if missing := [split for split in needed if split not in splits]:
-            what = {"train": "the training file", "transfer": "the transfer set"}[missing[0]]
-            raise InputError(
-                f"'{path}' has no answers to {what}, only to {', '.join(splits)}. Score it with `elang score`."
-            )
-        for split in ("train", "routing", "transfer") if data is not None else ():
-            if split in data.splits:
-                examples = data.examples(split)
-                splits[source_of(split)].rows(examples.id, examples.key, f"The Super's records '{path}'")
-        self.super_vocabulary = about.get("vocabulary")
-        if data is not None:
-            check_held_out(data, about, f"the Super of '{path}'")
-        return {split: splits[split] for split in needed}
 
     def _check_transfer(self, data: Any) -> None:
-        if self.super_records is None or self.weights["distill"] == 0:
+        if self.super_records is None or self.loss_options.distillation.weight == 0:
             raise InputError(
                 "--data.transfer is text without labels, which is learned from the Super: set --model.super_records "
                 "and a --model.distill_weight above 0."
@@ -293,43 +221,27 @@ class SwiftModule(FinetuneModule):
 
     def on_fit_start(self) -> None:
         """Bring the Super's answers to the device."""
-        if isinstance(self.lessons, LabelLessons):
-            self.lessons.to(self.device)
+        if self.objective is not None:
+            self.objective.to(self.device)
         if self.hidden is not None:
             self.hidden.super_.to(self.device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step of training."""
-        if isinstance(self.lessons, LabelLessons):
-            batch["label"] = self.lessons.labels(batch)
+        assert self.objective is not None
+        batch["label"] = self.objective.labels(batch)
         return super().training_step(batch, batch_idx)
 
     def loss(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
         """The terms of the loss, each with its weight."""
-        terms = {name: self.weights["task"] * term for name, term in super().loss(batch, answer).items()}
-        if isinstance(self.lessons, TextLessons):
-            return terms | self.lessons.terms(batch, answer)
-        assert self.lessons is not None
-        terms |= self.lessons.terms(batch, answer, self._same_classes(answer))
+        assert self.objective is not None
+        terms = {name: self.loss_options.task_weight * term for name, term in super().loss(batch, answer).items()}
+        terms |= self.objective.terms(batch, answer)
         if self.hidden is not None:
             assert answer.states is not None
-            close = self.hidden(answer.states, batch["model"]["attention_mask"], batch["super"])
-            terms["hidden"] = self.weights["hidden"] * close
-        if answer.early is not None:
-            terms["encoder"] = self._encoder_loss(batch, answer, answer.early)
-        return terms
-
-    def _same_classes(self, answer: Answer) -> bool:
-        own = self.task.kind.has_candidates and not self.task.answers
-        return answer.early is not None and answer.early.shape == answer.logits.shape and not own
-
-    def _encoder_loss(self, batch: dict[str, Any], answer: Answer, early: Tensor) -> Tensor:
-        """The loss of the head on an encoder's output."""
-        if not self.task.kind.chooses or self._same_classes(answer):
-            return self.task.kind.loss(early, batch["label"])
-        # Candidates of each example's own are no classes; the head tells whether the answer will do.
-        assert isinstance(self.lessons, LabelLessons)
-        return F.cross_entropy(early, (self.lessons.hardness(batch, answer) > 0.5).long())
+            distance = self.hidden(answer.states, batch["model"]["attention_mask"], batch["super"])
+            terms["hidden"] = self.loss_options.hidden_weight * distance
+        return terms | self.objective.encoder_terms(batch, answer)
 
     def thresholds(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Fit the router heads and choose thresholds for every score, both on the routing slice.
@@ -348,70 +260,28 @@ class SwiftModule(FinetuneModule):
             )
             model.drop_routers()
             return {}
-        table = self._answer(data.loader("routing"))
+        assert self.objective is not None
+        table = answer_slice(model, data.loader("routing"), self.temperature, device=self.device)
         self._chosen_on = slice_of(table["key"].cpu())
-        super_ = None if self.records is None else self.records.take(self.records.rows(table["id"], table["key"]))
-        score_flops = lesson = None
-        if isinstance(model, Seq2Seq):
-            assert isinstance(self.lessons, TextLessons)
-            targets = self.lessons.targets([self.quality.name], table, data.references("routing", table["id"]), super_)
-            gain = (targets["worth"][:, 1] if super_ is not None else 0) - targets["worth"][:, 0]
-            swift = Records(table["id"], torch.zeros_like(table["id"]), flops=table["flops"], scores=table["scores"])
-            score_flops = table["score_flops"]
-        else:
-            targets = data.targets("routing", table["id"])
-            own = self.task.kind.reward(table["prediction"], table["label"], targets)
-            gain = 1 - own
-            if super_ is not None:
-                gain = self.task.kind.reward(super_.prediction, table["label"], targets) - own
-                if super_.logits is not None and self.task.kind.chooses and "answer_f1" not in targets:
-                    lesson = expected_gain(super_.logits, super_.prediction, table["prediction"])
-            swift = Records(table["id"], table["prediction"], table["logits"], flops=table["flops"])
-        heads = {name: table[name] for name in model.head_scores if name not in model.routers}
-        for name, head in model.routers.items():
-            features = table[f"{name}_features"]
-            fold = fold_of(table["unit"])
-            self.router_report[name] = head.fit(features, gain, fold, *model.candidates(name), lesson)
-            rank_zero_info(f"{name}: reads {self.router_report[name]['reads']}: {self.router_report[name]['why']}")
-            if name == "router" and not self._score_given and self.router_report[name]["reads"] not in SIMPLE:
-                self.score = "router"
-            place = head.bias.device
-            heads[name] = head(features.to(place), fold.to(place)).to(features.device)
-        # In the order that they are listed in.
-        heads = {name: heads[name] for name in model.head_scores}
-        if super_ is None:
-            # A regression has its Super's records.
-            scores = self.task.kind.scores_of(table.get("logits"), table.get("scores"), self.temperature)
-            return share_thresholds(scores | heads, ROUTING_SLICE)
-        super_ = Records(table["id"], super_.prediction, flops=super_.flops)
-        costs = (table.get("early_flops"), targets, score_flops)
-        answers = pair_answers(table, swift, super_, self.task.problem, self.temperature, heads, *costs)
-        return choose_thresholds(answers, self.quality, ROUTING_SLICE)
-
-    @torch.no_grad()
-    def _answer(self, loader: Any) -> dict[str, Tensor]:
-        """This process's batches of a split, gathered with those of all others."""
-        value = self.task.kind.answer_type
-        model = self.classifier
-        own = generated_columns(model, True) if isinstance(model, Seq2Seq) else answer_columns(model, True)
-        columns = {"key": ((), torch.int64), "unit": ((), torch.int64), "label": ((), value), **own}
-        table = ExampleTable(columns).to(self.device)
-        model.eval()
-        order = list(range(len(self.label_names)))
-        for batch in loader:
-            inputs = {name: column.to(self.device) for name, column in batch["model"].items()}
-            row = {name: batch[name].to(self.device) for name in ("id", "key", "unit", "label")}
-            if isinstance(model, Seq2Seq):
-                row |= generated_batch(model, inputs, features=True)
-            else:
-                row |= answer_batch(model, inputs, order, self.temperature, features=True)
-            if not batch["repeated"]:
-                table.update(**row)
-        return table.compute()
+        super_ = None if self.super_answers is None else self.super_answers.to_rows(table)
+        targets = self.objective.targets(table, data, self.quality.name, super_=super_)
+        gain, expected = self.objective.gain(table, targets, super_)
+        self.router_report, heads = fit_heads(model, table, gain, expected=expected)
+        router = self.router_report.get("router")
+        if router is not None and not self._score_given and router["reads"] not in SIMPLE:
+            self.score = "router"
+        return slice_thresholds(
+            model, table, super_, quality=self.quality, targets=targets, heads=heads, temperature=self.temperature
+        )
 
     def manifest(self) -> Manifest:
         """Describe the finished Swift."""
+        # Its thresholds come first: they choose the score.
         manifest = super().manifest()
-        manifest.score, manifest.temperature, manifest.router = self.score, self.temperature, self.router_report
-        manifest.chosen_on = self._chosen_on
-        return manifest
+        return replace(
+            manifest,
+            score=self.score,
+            temperature=self.temperature,
+            router=self.router_report,
+            chosen_on=self._chosen_on,
+        )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elang.errors import InputError
 from elang.method.quality.texts import worth_metric
 from elang.method.token_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
 from elang.tasks.kind import Kind, register_kind
@@ -93,6 +94,25 @@ class Regression(Kind):
     def expects(self, task: TextTask) -> str:
         """A number."""
         return "a number"
+
+
+def answer_values(answers: list[str]) -> list[float]:
+    """The values of a regression's answers."""
+    try:
+        return [float(answer) for answer in answers]
+    except ValueError as error:
+        raise InputError(
+            f"In a regression the answers are numbers, but --data.answers has {answers[:8]} ({error})."
+        ) from error
+
+
+def value_of(text: str, otherwise: float) -> float:
+    """The finite number that a text is, or another where it is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return otherwise
+    return value if abs(value) < math.inf else otherwise
 
 
 class Generation(Kind):

@@ -1,1 +1,1 @@
-"""What a Swift learns from its Super's answers, beside the labels."""
+"""What a Swift is trained on besides its task: the Super's answers, and margins between easy and hard."""

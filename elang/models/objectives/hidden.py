@@ -6,7 +6,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from elang.backends.encoder import Classifier
 from elang.backends.heads import masked_mean
 from elang.backends.text_model import TextModel
 from elang.data.tokens import Reader
@@ -26,7 +25,7 @@ def even_layers(swift: int, super_: int) -> list[int]:
     return [round(layer * super_ / swift) for layer in range(swift + 1)]
 
 
-class HiddenLessons(nn.Module):
+class HiddenStateObjective(nn.Module):
     """Maps the Swift's hidden states to the Super's width, layer by layer, and compares them.
 
     Token by token where both tokenizers cut texts alike, and else by the mean over each text.
@@ -43,8 +42,8 @@ class HiddenLessons(nn.Module):
 
     def __init__(self, swift: TextModel, super_: TextModel, layer_map: list[int] | None = None) -> None:
         super().__init__()
-        if not isinstance(swift, Classifier) or not isinstance(super_, Classifier):
-            raise InputError("Hidden states are distilled between encoders; set --model.hidden_weight 0.")
+        for model in (swift, super_):
+            model.return_states()
         own, theirs = (model.backbone.config for model in (swift, super_))
         depth, most = own.num_hidden_layers, theirs.num_hidden_layers
         self.layer_map = even_layers(depth, most) if layer_map is None else layer_map
@@ -65,7 +64,7 @@ class HiddenLessons(nn.Module):
         self.by_token = True
 
     @property
-    def super_(self) -> Classifier:
+    def super_(self) -> TextModel:
         """The Super."""
         return self._super[0]
 

@@ -1,33 +1,29 @@
 """What a Swift that answers with labels or values learns besides its task: from the Super, and about its own errors."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from elang.backends.text_model import Answer
+from elang.backends.answer import Answer
 from elang.errors import InputError
-from elang.method.losses import MARGINS, MarginKind
+from elang.method.losses import MARGINS
+from elang.method.router import expected_gain
+from elang.models.objectives.objective import LossOptions
+from elang.models.objectives.super_answers import SuperAnswers
 from elang.records.table import Records
-from elang.tasks.kind import Kind
-
-Hard = Literal["gain", "error", "soft_gain"]
+from elang.tasks.text_task import TextTask
 
 
-class LabelLessons:
+class LabelObjective:
     """The terms of the Swift's loss that the task alone does not have.
 
     Args:
-        kind: The kind of task.
-        weights: Of ``distill`` and ``margin``; 0 is off.
-        margin: Form of the margin.
-        hard: Which examples are hard.
-        temperature: Of the energies.
-        distill_temperature: Of the distillation.
-        super_: The Super's answers to the training file and, behind these, to the transfer set, if they are known.
+        task: What is asked.
+        options: Of the loss.
+        answers: The Super's, if they are known.
         out_of_fold: The answers of Swifts that were trained without the examples, to the training file.
-        source: Where the Super's are from, for messages.
         file_rows: Rows of the training file, behind which the ids of the transfer set begin.
 
     Raises:
@@ -36,25 +32,20 @@ class LabelLessons:
 
     def __init__(
         self,
-        kind: Kind,
-        weights: dict[str, float],
-        margin: MarginKind,
-        hard: Hard,
-        temperature: float,
-        distill_temperature: float,
-        super_: list[Records],
-        out_of_fold: Records | None,
-        source: str | None,
+        task: TextTask,
+        options: LossOptions,
+        answers: SuperAnswers | None = None,
+        out_of_fold: Records | None = None,
         file_rows: int | None = None,
     ) -> None:
-        self.kind, self.weights, self.hard, self.source = kind, weights, hard, source
-        self.margin: Callable[..., Tensor] = MARGINS[margin]
-        self.temperature, self.distill_temperature = temperature, distill_temperature
+        self.task, self.kind = task, task.kind
+        self.distillation, self.margin = options.distillation, options.margin
+        super_ = [] if answers is None else list(answers.records.values())
         without = any(records.logits is None for records in super_)
-        if without and (weights["distill"] > 0 or hard == "soft_gain"):
+        if answers is not None and without and (self.distillation.weight > 0 or self.margin.hard == "soft_gain"):
             raise InputError(
-                f"'{source}' has predictions but no logits, which distillation and --model.hard soft_gain need. Set "
-                "--model.distill_weight 0 and another --model.hard."
+                f"'{answers.path}' has predictions but no logits, which distillation and --model.hard soft_gain need. "
+                "Set --model.distill_weight 0 and another --model.hard."
             )
         # By id, as plain tensors: DDP would send buffers round at every step.
         self.columns: dict[str, Tensor] = {}
@@ -62,21 +53,23 @@ class LabelLessons:
         if file_rows is not None:
             sizes[0] = file_rows
         if super_:
-            parts = [_by_id(r.id, _label(r), size, -1) for r, size in zip(super_, sizes, strict=True)]
+            parts = [_by_id(r.id, _label(r), size, missing=-1) for r, size in zip(super_, sizes, strict=True)]
             self.columns["super_prediction"] = torch.cat(parts)
             logits = [
-                _by_id(r.id, r.logits, size, 0.0) for r, size in zip(super_, sizes, strict=True) if r.logits is not None
+                _by_id(r.id, r.logits, size, missing=0.0)
+                for r, size in zip(super_, sizes, strict=True)
+                if r.logits is not None
             ]
             if not without:
                 self.columns["super_logits"] = torch.cat(logits)
         if out_of_fold is not None:
             size = max(sum(sizes), int(out_of_fold.id.max()) + 1)
             # -2 where no Swift is known that had not seen the example: its own answer counts.
-            self.columns["out_of_fold"] = _by_id(out_of_fold.id, out_of_fold.prediction, size, -2)
-            if hard == "soft_gain":
+            self.columns["out_of_fold"] = _by_id(out_of_fold.id, out_of_fold.prediction, size, missing=-2)
+            if self.margin.hard == "soft_gain":
                 if out_of_fold.logits is None:
                     raise InputError("Records out of fold without logits cannot give --model.hard soft_gain.")
-                self.columns["out_of_fold_logits"] = _by_id(out_of_fold.id, out_of_fold.logits, size, 0.0)
+                self.columns["out_of_fold_logits"] = _by_id(out_of_fold.id, out_of_fold.logits, size, missing=0.0)
 
     def to(self, device: torch.device) -> None:
         """Bring the answers to the device."""
@@ -90,21 +83,35 @@ class LabelLessons:
         unknown = self.kind.is_unknown(label)
         return torch.where(unknown, self.columns["super_prediction"][batch["id"]].to(label), label)
 
-    def terms(self, batch: dict[str, Any], answer: Answer, early_classes: bool) -> dict[str, Tensor]:
+    def _shares_classes(self, answer: Answer) -> bool:
+        """Whether the head on an encoder's output has the decoder's classes; each example's own candidates are none."""
+        own = self.kind.has_candidates and not self.task.answers
+        return answer.early is not None and answer.early.shape == answer.logits.shape and not own
+
+    def terms(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
         """The weighted terms of one batch; an early head with the same classes learns what the decoder does."""
-        found: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
         outputs = [answer.logits]
-        if early_classes and answer.early is not None:
+        if answer.early is not None and self._shares_classes(answer):
             outputs.append(answer.early)
-        if self.weights["distill"] > 0:
+        if self.distillation.weight > 0:
             target = self.columns["super_logits"][batch["id"]]
-            close = [self.kind.distance(logits, target, self.distill_temperature) for logits in outputs]
-            found["distill"] = self.weights["distill"] * torch.stack(close).sum()
-        if self.weights["margin"] > 0 and self.kind.chooses:
-            hard = self.hardness(batch, answer)
-            gaps = [self.margin(logits, batch["label"], hard, self.temperature) for logits in outputs]
-            found["margin"] = self.weights["margin"] * torch.stack(gaps).sum()
-        return found
+            distances = [self.kind.distance(logits, target, self.distillation.temperature) for logits in outputs]
+            terms["distill"] = self.distillation.weight * torch.stack(distances).sum()
+        if self.margin.weight > 0 and self.kind.chooses:
+            hard, margin = self.hardness(batch, answer), MARGINS[self.margin.form]
+            margins = [margin(logits, batch["label"], hard, self.margin.temperature) for logits in outputs]
+            terms["margin"] = self.margin.weight * torch.stack(margins).sum()
+        return terms
+
+    def encoder_terms(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
+        """The loss of the head on an encoder-decoder's encoder."""
+        if answer.early is None:
+            return {}
+        if not self.kind.chooses or self._shares_classes(answer):
+            return {"encoder": self.kind.loss(answer.early, batch["label"])}
+        # Candidates of each example's own are no classes; the head tells whether the answer will do.
+        return {"encoder": F.cross_entropy(answer.early, (self.hardness(batch, answer) > 0.5).long())}
 
     def hardness(self, batch: dict[str, Any], answer: Answer) -> Tensor:
         """How hard each example of a batch is, 0 to 1, float32 ``(B,)``."""
@@ -115,24 +122,41 @@ class LabelLessons:
             other = self.columns["out_of_fold"][rows]
             known = other != -2
             prediction = torch.where(known, other, prediction)
-            if self.hard == "soft_gain":
+            if self.margin.hard == "soft_gain":
                 logits = torch.where(known[:, None], self.columns["out_of_fold_logits"][rows], logits)
-        if self.hard == "soft_gain":
+        if self.margin.hard == "soft_gain":
             place = label[:, None]
             sure, own = (x.softmax(-1).gather(1, place)[:, 0] for x in (self.columns["super_logits"][rows], logits))
             return (sure - own).clamp(0, 1)
         swift = self.kind.reward(prediction, label, targets)
-        if self.hard == "error":
+        if self.margin.hard == "error":
             return (swift < 1).float()
         return (self.kind.reward(self.columns["super_prediction"][rows], label, targets) > swift).float()
+
+    def targets(self, table: dict[str, Tensor], data: Any, quality: str, super_: Records | None) -> dict[str, Tensor]:
+        """What metrics read of the routing slice besides its labels."""
+        targets: dict[str, Tensor] = data.targets("routing", table["id"])
+        return targets
+
+    def gain(
+        self, table: dict[str, Tensor], targets: dict[str, Tensor], super_: Records | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """By how much the Super's answer is worth more; without a Super, what is missing to a right answer."""
+        swift = self.kind.reward(table["prediction"], table["label"], targets)
+        if super_ is None:
+            return 1 - swift, None
+        gain = self.kind.reward(super_.prediction, table["label"], targets) - swift
+        if super_.logits is None or not self.kind.chooses or "answer_f1" in targets:
+            return gain, None
+        return gain, expected_gain(super_.logits, super_.prediction, table["prediction"])
 
 
 def _label(records: Records) -> Tensor:
     """Predictions; for a generated answer that is no label the most probable one."""
-    said = records.prediction
-    if said.is_floating_point() or records.logits is None:
-        return said
-    return torch.where(said < 0, records.logits.argmax(-1), said)
+    prediction = records.prediction
+    if prediction.is_floating_point() or records.logits is None:
+        return prediction
+    return torch.where(prediction < 0, records.logits.argmax(-1), prediction)
 
 
 def _by_id(ids: Tensor, values: Tensor, size: int, missing: float) -> Tensor:

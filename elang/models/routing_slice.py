@@ -1,0 +1,110 @@
+"""What a finished Swift learns on its routing slice: the router heads, and thresholds for every score."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from elang.backends.text_model import TextModel
+from elang.data.slices import fold_of
+from elang.evaluation.pair import ROUTING_SLICE, pair_answers
+from elang.evaluation.thresholds import choose_thresholds, share_thresholds
+from elang.method.quality.metric import Quality
+from elang.metrics import ExampleTable
+from elang.records.table import Records
+
+
+@torch.no_grad()
+def answer_slice(
+    model: TextModel, batches: Iterable[dict[str, Any]], temperature: float, device: torch.device
+) -> dict[str, Tensor]:
+    """A Swift's answers to the slice, from this process and all others, with what its router heads read.
+
+    Args:
+        model: The Swift.
+        batches: This process's.
+        temperature: Of the scores.
+        device: Where the Swift is.
+    """
+    columns = {"key": ((), torch.int64), "unit": ((), torch.int64), "label": ((), model.task.kind.answer_type)}
+    table = ExampleTable(columns | model.columns(features=True)).to(device)
+    model.eval()
+    order = list(range(len(model.label_names)))
+    for batch in batches:
+        inputs = {name: column.to(device) for name, column in batch["model"].items()}
+        row = {name: batch[name].to(device) for name in ("id", "key", "unit", "label")}
+        row |= model.answer_columns(inputs, order, temperature=temperature, features=True)
+        if not batch["repeated"]:
+            table.update(**row)
+    return table.compute()
+
+
+def fit_heads(
+    model: TextModel, table: dict[str, Tensor], gain: Tensor, expected: Tensor | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+    """Fit the router heads.
+
+    Args:
+        model: The Swift.
+        table: Its answers, from :func:`answer_slice`.
+        gain: Of deferring each, float64 ``(N,)``.
+        expected: What the Super's logits expect of it, where there are any.
+
+    Returns:
+        For each router head what its fit reports, and for each score of a head its values ``(N,)``, of examples that
+        the head has not learned from.
+    """
+    reports: dict[str, dict[str, Any]] = {}
+    scores = {name: table[name] for name in model.head_scores if name not in model.routers}
+    for name, head in model.routers.items():
+        features, fold = table[f"{name}_features"], fold_of(table["unit"])
+        reports[name] = head.fit(features, gain, fold, *model.candidates(name), expected=expected)
+        rank_zero_info(f"{name}: reads {reports[name]['reads']}: {reports[name]['why']}")
+        place = head.bias.device
+        scores[name] = head(features.to(place), fold.to(place)).to(features.device)
+    # In the order that they are listed in.
+    return reports, {name: scores[name] for name in model.head_scores}
+
+
+def slice_thresholds(
+    model: TextModel,
+    table: dict[str, Tensor],
+    super_: Records | None,
+    *,
+    quality: Quality,
+    targets: dict[str, Tensor],
+    heads: dict[str, Tensor],
+    temperature: float,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Choose thresholds for every score; without a Super's answers, by the deferred share alone.
+
+    Args:
+        model: The Swift.
+        table: Its answers, from :func:`answer_slice`.
+        super_: The Super's answers to the same examples, if they are known.
+        quality: The metric that chooses.
+        targets: What it reads besides the labels.
+        heads: The scores of the heads, from :func:`fit_heads`.
+        temperature: Of the scores.
+    """
+    logits, token_scores = table.get("logits"), table.get("scores")
+    if super_ is None:
+        # A regression has its Super's records.
+        scores = model.task.kind.scores_of(logits, token_scores, temperature)
+        return share_thresholds(scores | heads, ROUTING_SLICE)
+    # Of texts there is no prediction but the text.
+    prediction = table.get("prediction", torch.zeros_like(table["id"]))
+    answers = pair_answers(
+        table,
+        Records(table["id"], prediction, logits, flops=table["flops"], scores=token_scores),
+        Records(table["id"], super_.prediction, flops=super_.flops),
+        problem=model.task.problem,
+        temperature=temperature,
+        head_scores=heads,
+        early_flops=table.get("early_flops"),
+        targets=targets,
+        score_flops=table.get("score_flops"),
+    )
+    return choose_thresholds(answers, quality, ROUTING_SLICE)
