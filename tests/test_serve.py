@@ -295,7 +295,7 @@ def test_a_process_that_ends_or_hangs_is_started_again(monkeypatch, capfd):
         await workers.end()
 
     workers, pids = Workers("Super", [partial(partial, eval)], longest=1.5), []
-    monkeypatch.setattr("elang.worker.multiprocessing.Pipe", pipe)
+    monkeypatch.setattr("elang.inference.serving.workers.multiprocessing.Pipe", pipe)
     asyncio.run(asyncio.wait_for(all_of_it(), 60))
     assert len(set(pids)) == 4
     assert not refused

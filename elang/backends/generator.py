@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,9 +19,10 @@ from elang.backends.decoding.languages import set_languages
 from elang.backends.fast.graphs import WANTED, Pass
 from elang.backends.fast.t5_decoding import T5Steps, Texts
 from elang.backends.heads import masked_mean
-from elang.backends.text_model import Answer, TextModel
+from elang.backends.text_model import Answer, BatchAnswers, TextModel
 from elang.data.tokens import IGNORED
 from elang.errors import InputError
+from elang.method.deferral import route
 from elang.method.router import RouterHead
 from elang.method.scores import BEFORE_DECODER
 from elang.method.token_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES, sequence_scores, token_scores
@@ -272,11 +274,40 @@ class Seq2Seq(TextModel):
             scores = sequence_scores(texts.scores, texts.steps.clamp_min(1))
         return Generated(texts.ids, texts.steps, scores)
 
-    def few_passes(self, score: str | None) -> list[Pass] | None:
-        """For :class:`elang.backends.fast.graphs.FewInputs`, where the short way to generate is there.
+    def configure_generation(self, max_new_tokens: int, num_beams: int | None = None) -> None:
+        """Set the length of texts and, if it is given, the number of beams."""
+        self.limit_new_tokens(max_new_tokens)
+        if num_beams is not None:
+            self.set_beams(num_beams)
 
-        Args:
-            score: What routes; ``None`` where nothing does.
+    def answer_batch(
+        self,
+        inputs: dict[str, Tensor],
+        score: str | None = None,
+        threshold: float = math.inf,
+        *,
+        temperature: float = 1.0,
+        order: list[int] | None = None,
+    ) -> BatchAnswers:
+        """Generate and score texts; the decoder does not run for what is deferred before it."""
+        source = self.encode(inputs)
+        if score is not None and score not in BEFORE_DECODER:
+            made = self.generate(source)
+            late = self.late_scores(source, made)[score]
+            return BatchAnswers(F.pad(late.float()[:, None], (0, 2)), list(self.texts(made.ids)))
+        known = self.early_scores(source)[score].float() if score else source.features.new_zeros(len(source.hidden))
+        kept = (~route(known, threshold)).nonzero().squeeze(1)
+        texts: list[str | None] = [None] * len(known)
+        if len(kept):
+            made = self.generate(source if len(kept) == len(known) else source[kept], scored=False)
+            for place, text in zip(kept.tolist(), self.texts(made.ids), strict=True):
+                texts[place] = text
+        return BatchAnswers(F.pad(known[:, None], (0, 2)), texts)
+
+    def short_way(
+        self, score: str | None = None, temperature: float = 1.0, order: list[int] | None = None
+    ) -> list[Pass] | None:
+        """Passes of fixed shapes, where the family has a short way to generate.
 
         Returns:
             Four passes. The first one's table has the score if it is known before the decoder, the last one's the score
@@ -318,11 +349,6 @@ class Seq2Seq(TextModel):
         parts = torch.arange(len(ids), device=ids.device).split(rows)
         return torch.cat([token_scores(self.logits(source[part], ids[part]), ids[part]) for part in parts])
 
-    def texts(self, ids: Tensor) -> list[str]:
-        """Generated tokens as text."""
-        filled = ids.masked_fill(ids < 0, self.tokenizer.pad_token_id)
-        return [text.strip() for text in self.tokenizer.batch_decode(filled, skip_special_tokens=True)]
-
     def after_features(self, source: Source, made: Generated) -> Tensor:
         """What the router after the decoder reads, float32 ``(B, 26)``: all scores, logs of both lengths."""
         lengths = torch.stack([made.steps.float().log(), source.features[:, 0]], 1)
@@ -343,8 +369,9 @@ class Seq2Seq(TextModel):
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Cost of each input, with and without the decoder, which took so many ``steps``."""
-        assert steps is not None
+        """Cost of each input, with and without the decoder; without the ``steps`` that it took, it runs for them."""
+        if steps is None:
+            steps = self.generate(self.encode(inputs), scored=False).steps
         config, lengths = self.backbone.config, inputs["attention_mask"].sum(-1).cpu()
         early = flops_by_length(config, lengths, convention, "encoder") + self._head_flops("encoder_router")
         decoder = generation_flops(config, lengths, steps, convention, self.num_beams)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from elang.backends.fast.graphs import DType
+from elang.backends import DType
 from elang.errors import InputError
 from elang.files import check_output_file, written_aside
 from elang.inference.inputs import input_columns, read_inputs

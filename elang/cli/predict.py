@@ -5,7 +5,7 @@ import sys
 from io import TextIOWrapper
 from itertools import islice
 
-from elang.backends.fast.graphs import DType
+from elang.backends import DType
 from elang.errors import InputError
 from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
@@ -149,12 +149,11 @@ def _submit(
 
 
 def _say(predictor: JointPredictor, total: int, deferred: int) -> None:
-    cut = (("Swift", predictor.truncated, predictor.swift), ("Super", predictor.super_truncated, predictor.super_))
-    for who, count, model in cut:
-        if count:
-            limit = predictor.passes.limit(model)
+    for runner in predictor.runners.values():
+        if runner.truncated:
             notice(
                 "cut-inputs",
-                f"{count} of {total} inputs were longer than the {who}'s {limit} tokens: the rest was not read.",
+                f"{runner.truncated} of {total} inputs were longer than the {runner.who}'s {runner.limit} tokens: the "
+                "rest was not read.",
             )
     sys.stderr.write(f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super\n")

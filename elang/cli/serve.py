@@ -171,6 +171,7 @@ def _serve(
 
     from elang.backends.loading.load import check_model
     from elang.files import folder_sha256
+    from elang.inference.loading import warn_if_costly
     from elang.inference.predictor import JointPredictor
     from elang.inference.serving.schema import Limits
     from elang.inference.serving.server import build_server
@@ -195,7 +196,7 @@ def _serve(
             )
     if predictor is not None:
         # Once, by the front: by itself no worker is a pair.
-        predictor.warn_if_dear(str(threshold))
+        warn_if_costly(predictor.manifest, predictor.score, str(threshold))
         pair = {**pair, "threshold": predictor.threshold, "score": predictor.score}
     own_devices = _devices(*hardware)
     models = (swift_model is not None) + (not remote)

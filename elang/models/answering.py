@@ -7,10 +7,10 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from elang.backends import DType
 from elang.backends.columns import Columns, answer_batch, answer_columns, generated_batch, generated_columns
 from elang.backends.cost.flops import FlopsConvention
 from elang.backends.fast.attention import AnyShape
-from elang.backends.fast.graphs import DType
 from elang.backends.generator import Seq2Seq
 from elang.backends.loading.load import load_model
 from elang.backends.text_model import TextModel

@@ -94,15 +94,12 @@ class Model:
         """Places of the inputs that are too long, once it is known that some are."""
         if len(rows) == 1:
             return [0]
-        passes = self.predictor.passes
-        model = passes.swift if self.role == "swift" else passes.super_
+        runner = self.predictor.runners[self.role]
         given = choices or [None] * len(rows)
         # One by one, those that may be; a character has four bytes at most, and no token has none.
-        room = passes.limit(model) // 8
+        room = runner.limit // 8
         long = [i for i, row in enumerate(rows) if sum(map(len, (*row, *(given[i] or ())))) > room]
-        return [
-            i for i in long if passes.encode(model, [rows[i]], [tuple(given[i])] if given[i] else None).texts.truncated
-        ]
+        return [i for i in long if runner.encode([rows[i]], [tuple(given[i])] if given[i] else None).texts.truncated]
 
 
 class PairServer:
