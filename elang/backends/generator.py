@@ -16,10 +16,12 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from elang.backends.cost.flops import FlopsConvention, flops_by_length, generation_flops
 from elang.backends.decoding.languages import set_languages
-from elang.backends.fast.graphs import WANTED, Pass
+from elang.backends.decoding.passes import generation_passes
+from elang.backends.fast.graphs import Pass
 from elang.backends.fast.t5_decoding import T5Steps, Texts
 from elang.backends.heads import masked_mean
-from elang.backends.text_model import Answer, BatchAnswers, TextModel
+from elang.backends.inference import BatchAnswers
+from elang.backends.text_model import Answer, TextModel
 from elang.data.tokens import IGNORED
 from elang.errors import InputError
 from elang.method.deferral import route
@@ -307,41 +309,8 @@ class Seq2Seq(TextModel):
     def short_way(
         self, score: str | None = None, temperature: float = 1.0, order: list[int] | None = None
     ) -> list[Pass] | None:
-        """Passes of fixed shapes, where the family has a short way to generate.
-
-        Returns:
-            Four passes. The first one's table has the score if it is known before the decoder, the last one's the score
-            if it is not, and the tokens, ``(B, 1 + T)``.
-        """
-        early = score in BEFORE_DECODER
-        late = None if early else score
-        steps = self.steps(late is not None)
-        if steps is None:
-            return None
-
-        def first(inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
-            source = self.encode(inputs)
-            known = self.early_scores(source)[score] if early and score else source.features.new_zeros(len(source.mask))
-            return known.float()[:, None], (source, inputs[WANTED])
-
-        def begin(state: tuple[Source, Tensor]) -> tuple[Tensor, Any]:
-            source, wanted = state
-            texts = steps.begin(source.hidden, source.mask, wanted)
-            return texts.left[:, None], (source, texts)
-
-        def step(state: tuple[Source, Texts]) -> tuple[Tensor, Any]:
-            steps.step(state[1])
-            return state[1].left[:, None], state
-
-        def last(state: tuple[Source, Texts]) -> tuple[Tensor, Any]:
-            source, texts = state
-            known = source.features.new_zeros(len(texts.ids))
-            if late is not None:
-                known = self.late_scores(source, self.generated(*state))[late]
-            # Exact, for there are fewer tokens than 2^24.
-            return torch.cat([known.float()[:, None], texts.ids[:, : steps.most].float()], 1), state
-
-        return [first, begin, step, last]
+        """Passes of fixed shapes, where the family has a short way to generate."""
+        return generation_passes(self, score)
 
     def _score(self, source: Source, ids: Tensor) -> Tensor:
         """Scores of finished texts' tokens, ``(B, T, 4)``."""

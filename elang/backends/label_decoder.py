@@ -22,9 +22,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from elang.backends.candidates import owner, spread, sum_by_example
 from elang.backends.cost.flops import FlopsConvention, flops_by_length
 from elang.backends.decoding.answer_trie import AnswerTrie
+from elang.backends.decoding.passes import early_label_passes
 from elang.backends.fast.graphs import Pass
 from elang.backends.heads import EncoderHead, masked_mean
-from elang.backends.text_model import Answer, BatchAnswers, TextModel
+from elang.backends.inference import BatchAnswers
+from elang.backends.text_model import Answer, TextModel
 from elang.data.tokens import IGNORED
 from elang.errors import InputError
 from elang.method.deferral import route
@@ -282,7 +284,7 @@ class TextToText(TextModel):
         kept = (~route(known, threshold)).nonzero().squeeze(1)
         if len(kept):
             logits = self.label_logits(*self.take(encoded, inputs, kept))
-            table[kept, 1:] = self._table(None, logits, order)[:, 1:]
+            table[kept, 1:] = self.table(None, logits, order)[:, 1:]
         return BatchAnswers(table)
 
     def short_way(
@@ -293,15 +295,7 @@ class TextToText(TextModel):
             return None
         if score not in BEFORE_DECODER:
             return super().short_way(score, temperature, order)
-
-        def before(inputs: dict[str, Tensor]) -> tuple[Tensor, Encoded]:
-            encoded = self.encode(inputs)
-            return self.early_scores(encoded, temperature)[score].to(self.task.kind.exact_type)[:, None], encoded
-
-        def after(encoded: Encoded) -> tuple[Tensor, None]:
-            return self._table(None, self.label_logits(encoded, {}), order), None
-
-        return [before, after]
+        return early_label_passes(self, score, temperature, order)
 
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None

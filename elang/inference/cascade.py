@@ -10,31 +10,32 @@ from typing import Any, Protocol
 
 import torch
 
+from elang.data.examples import Examples
+from elang.data.slices import content_key
 from elang.errors import InputError
 from elang.inference.inputs import as_rows, checked_texts, each_text, window_of
-from elang.inference.prediction import Deferred, Prediction, Scored, Window, gathered
+from elang.inference.prediction import Deferred, Prediction, StageAnswers, Window, gathered
 from elang.inference.runner import ModelRunner
 from elang.inference.stream import stream, windows
 from elang.method.deferral import check_finite
+from elang.records.table import Records
 from elang.tasks.text_task import TextTask
 
 
 class Backend(Protocol):
-    """Who answers at the last stage: a :class:`~elang.inference.runner.ModelRunner`, or any other object."""
+    """Who answers at the last stage."""
 
-    @property
-    def task(self) -> TextTask:
-        """What it answers."""
+    task: TextTask
 
-    def answer(self, window: Window) -> Sequence[Any]:
-        """The answer to each of ``window.texts``, as :meth:`elang.tasks.kind.Kind.answer` takes it."""
+    def answer(self, examples: Examples) -> Records:
+        """Answer examples, in their order."""
 
 
 class ScoringBackend(Backend, Protocol):
     """Who answers at an earlier stage."""
 
-    def score(self, window: Window, score: str, threshold: float) -> Scored:
-        """The same with difficulty scores: what scores above the threshold is deferred."""
+    def score(self, examples: Examples, score: str, threshold: float) -> Any:
+        """Answer and score examples: ``answers`` (:class:`Records`), ``scores`` ``(N,)`` and ``deferred`` ``(N,)``."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,15 @@ class Stage:
 
     Attributes:
         name: As :attr:`Prediction.answered_by` has it.
-        backend: Who answers; a :class:`ScoringBackend`, but at the last stage.
+        backend: Who answers: a model's :class:`~elang.inference.runner.ModelRunner`, or any other :class:`Backend`,
+            which before the last stage has to be a :class:`ScoringBackend`.
         score: The score that routes; ``None`` at the last stage.
         threshold: What scores above it goes to the next stage.
         collect: In a stream, deferred inputs that are collected before the backend is asked.
     """
 
     name: str
-    backend: Any
+    backend: ModelRunner | Backend
     score: str | None = None
     threshold: float = math.inf
     collect: int = 1
@@ -73,12 +75,8 @@ class Cascade:
         if unscored := [stage.name for stage in stages[:-1] if stage.score is None]:
             raise InputError(f"The stage '{unscored[0]}' has no score, so it cannot defer. Only the last one has none.")
         self.stages = tuple(stages)
-
-    @property
-    def task(self) -> TextTask:
-        """What is answered."""
-        task: TextTask = self.stages[0].backend.task
-        return task
+        # What is answered.
+        self.task: TextTask = stages[0].backend.task
 
     def task_for(self, num_texts: int) -> TextTask:
         """The task of inputs of so many texts."""
@@ -188,8 +186,8 @@ class Cascade:
                 one.window.answers[one.place] = answer
             return [replace(deferred[one.place], score=one.score) for one in further]
         stage = self.stages[number]
-        for one, answer in zip(deferred, stage.backend.answer(window), strict=True):
-            label = self._label(answer, one.window, one.place)
+        for one, label in zip(deferred, self._labels(stage, window, _answer(stage.backend, window)), strict=True):
+            assert label is not None
             one.window.answers[one.place] = Prediction(label, one.score, stage.name)
         return []
 
@@ -197,21 +195,31 @@ class Cascade:
         """Answer a window at a stage that is not the last; what it defers is returned."""
         stage, deferred = self.stages[number], []
         scored = self._scored(number, window, stage.threshold)
-        for place, (answer, score, hard) in enumerate(zip(scored.answers, scored.scores, scored.deferred, strict=True)):
-            if hard:
+        kept = [None if hard else answer for answer, hard in zip(scored.answers, scored.deferred, strict=True)]
+        for place, (label, score) in enumerate(zip(self._labels(stage, window, kept), scored.scores, strict=True)):
+            if label is None:
                 deferred.append(Deferred(window, place, score))
             else:
-                window.answers[place] = Prediction(self._label(answer, window, place), score, stage.name)
+                window.answers[place] = Prediction(label, score, stage.name)
         return deferred
 
-    def _scored(self, number: int, window: Window, threshold: float) -> Scored:
-        scored: Scored = self.stages[number].backend.score(window, self.stages[number].score, threshold)
+    def _scored(self, number: int, window: Window, threshold: float) -> StageAnswers:
+        stage = self.stages[number]
+        assert stage.score is not None
+        scored = _score(stage.backend, window, stage.score, threshold)
         if not all(map(math.isfinite, scored.scores)):
             check_finite(torch.tensor(scored.scores), "score")
         return scored
 
-    def _label(self, answer: Any, window: Window, place: int) -> str | float:
-        return self.task.kind.answer(answer, self.task, None if window.choices is None else window.choices[place])
+    def _labels(self, stage: Stage, window: Window, answers: Sequence[Any]) -> list[str | float | None]:
+        """What a user reads of answers; ``None`` for those that are."""
+        # A model of a pair answers in the order of the first one's classes, any other backend in that of its own.
+        task = self.task if isinstance(stage.backend, ModelRunner) else stage.backend.task
+        kind, choices = task.kind, window.choices or [None] * len(window)  # type: ignore[list-item]
+        return [
+            None if answer is None else kind.answer(answer, task, own)
+            for answer, own in zip(answers, choices, strict=True)
+        ]
 
     @cached_property
     def _reads_alike(self) -> list[bool]:
@@ -221,3 +229,32 @@ class Cascade:
             return [False] * len(self.stages)
         runners = [stage.backend for stage in self.stages]
         return [one is first or (isinstance(one, ModelRunner) and one.reads_like(first)) for one in runners]
+
+
+def _answer(backend: ModelRunner | Backend, window: Window) -> Sequence[Any]:
+    """The answers of whoever answers, one for each input."""
+    return (
+        backend.answer(window)
+        if isinstance(backend, ModelRunner)
+        else _listed(backend.answer(_examples(window, backend)))
+    )
+
+
+def _score(backend: Any, window: Window, score: str, threshold: float) -> StageAnswers:
+    """The same with scores."""
+    if isinstance(backend, ModelRunner):
+        return backend.score(window, score, threshold)
+    scored = backend.score(_examples(window, backend), score, threshold)
+    return StageAnswers(_listed(scored.answers), scored.scores.tolist(), scored.deferred.tolist())
+
+
+def _listed(records: Records) -> Sequence[Any]:
+    return records.prediction.tolist() if records.texts is None else records.texts
+
+
+def _examples(window: Window, backend: Backend) -> Examples:
+    """A window as examples without labels."""
+    count, kind = len(window), backend.task.kind
+    key = torch.tensor([content_key(texts) for texts in window.texts])
+    label = torch.full((count,), kind.unknown, dtype=kind.answer_type)
+    return Examples(window.texts, torch.arange(count), key, label, choices=window.choices)

@@ -64,8 +64,8 @@ class Deferred:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """The answers of a stage that is not the last.
+class StageAnswers:
+    """The answers of a stage to a window.
 
     Attributes:
         answers: One for each input, as :meth:`elang.tasks.kind.Kind.answer` takes it; ``None`` for one that was

@@ -13,11 +13,13 @@ from elang.errors import InputError
 from elang.inference.cascade import Cascade, Stage
 from elang.inference.loading import Pair, load_pair, make_ready, model_or_path, routing_of
 from elang.inference.options import PairOptions
-from elang.inference.prediction import Prediction, Window
+from elang.inference.prediction import Prediction
 from elang.inference.runner import BatchLimits, ModelRunner
+from elang.tasks.text_task import TextTask
 
 # In a stream the Super is run once so many of its batches are full: the rest of the last one is then a small part.
 _FULL_BATCHES, _USUAL_LENGTH = 8, 32
+_NO_SUPER = "This predictor was made without a Super; give super_model."
 
 
 class JointPredictor(Cascade):
@@ -77,7 +79,9 @@ class JointPredictor(Cascade):
         if swift_model is not None:
             stages.append(Stage("swift", self.runners["swift"], self.score, limit))
         collect = _FULL_BATCHES * max(1, options.budgets(self.device)[1] // _USUAL_LENGTH)
-        super().__init__([*stages, Stage("super", self.runners.get("super", _Missing()), collect=collect)])
+        super().__init__(
+            [*stages, Stage("super", self.runners.get("super") or _Missing(pair.swift.task), collect=collect)]
+        )
 
     def _runners(self, pair: Pair, options: PairOptions, alone: bool) -> dict[str, ModelRunner]:
         budgets, runners = dict(zip(("swift", "super"), options.budgets(self.device), strict=True)), {}
@@ -123,7 +127,9 @@ class JointPredictor(Cascade):
         Raises:
             InputError: If it is not here.
         """
-        return self.runners["super"].model if "super" in self.runners else _Missing().answer()
+        if "super" not in self.runners:
+            raise InputError(_NO_SUPER)
+        return self.runners["super"].model
 
     @property
     def truncated(self) -> int:
@@ -162,20 +168,30 @@ class JointPredictor(Cascade):
         """
         window = self._prepare(rows, choices)
         scored = self._scored(0, window, math.inf if keep else self.threshold)
-        labels = [None if one is None else self._label(one, window, i) for i, one in enumerate(scored.answers)]
+        labels = self._labels(self.stages[0], window, scored.answers)
         return list(zip(labels, scored.scores, scored.deferred, strict=True))
 
     def ask_super(
         self, rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None = None
     ) -> list[str | float]:
         """The Super's answers to texts, as :meth:`rows` gives them."""
-        window = self._window(rows, choices)
-        answers = self.stages[-1].backend.answer(window)
-        return [self._label(answer, window, i) for i, answer in enumerate(answers)]
+        if "super" not in self.runners:
+            raise InputError(_NO_SUPER)
+        window, stage = self._window(rows, choices), self.stages[-1]
+        labels = self._labels(stage, window, self.runners["super"].answer(window))
+        return [label for label in labels if label is not None]
 
 
 class _Missing:
     """In the place of a Super that is elsewhere."""
 
-    def answer(self, window: Window | None = None) -> NoReturn:
-        raise InputError("This predictor was made without a Super; give super_model.")
+    def __init__(self, task: TextTask) -> None:
+        self.task = task
+
+    def answer(self, examples: Any) -> NoReturn:
+        """Refuse to answer.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(_NO_SUPER)

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from elang.backends.fast.attention import any_shape
 from elang.backends.fast.graphs import SmallBatches
-from elang.backends.text_model import BatchAnswers, TextModel
+from elang.backends.inference import BatchAnswers
+from elang.backends.text_model import TextModel
 from elang.data.batches import token_batches
 from elang.data.encoding import encode_examples, pad_of, pads_left, same_tokens, token_lists
 from elang.data.tokens import EncodedExamples
 from elang.errors import InputError
-from elang.inference.prediction import Scored, Window
+from elang.inference.prediction import StageAnswers, Window
 from elang.method.scores import BEFORE_DECODER
 from elang.notices import notice
 from elang.tasks.text_task import TextTask
@@ -47,7 +48,7 @@ class BatchLimits:
 
 
 class ModelRunner:
-    """Runs a model over the windows of a cascade: a stage's backend.
+    """Runs a model over the windows of a cascade: the backend of a stage.
 
     Args:
         model: The model, on its device.
@@ -155,7 +156,7 @@ class ModelRunner:
         return list(self.score(window, None, math.inf).answers)
 
     @torch.inference_mode()
-    def score(self, window: Window, score: str | None, threshold: float) -> Scored:
+    def score(self, window: Window, score: str | None, threshold: float) -> StageAnswers:
         """Answer and score a window.
 
         Args:
@@ -170,7 +171,7 @@ class ModelRunner:
         deferred = [one > threshold for one in scores]
         if score in BEFORE_DECODER:
             answers = [None if hard else answer for answer, hard in zip(answers, deferred, strict=True)]
-        return Scored(answers, scores, deferred)
+        return StageAnswers(answers, scores, deferred)
 
     def _takes_short_way(self, window: Window) -> bool:
         return self.small_batches is not None and window.choices is None and len(window) <= self.limits.short_way
