@@ -66,7 +66,7 @@ def word_texts(tokenizer: Any, count: int, length: int, task: TextTask = TASK) -
 def from_tokens(predictor: JointPredictor, texts: list[str], share: float, repeats: int) -> dict[str, float]:
     """Seconds an input of Super and pair without reading and tokenising, and the pair's speed-up."""
     scores = torch.tensor([one.score for one in predictor.map(texts)])
-    predictor.threshold = _threshold(scores, share)
+    predictor.set_threshold(_threshold(scores, share))
     prepared = [predictor._prepare(predictor.rows(part), None) for _, part in windows(texts, WINDOW)]
     alone = Cascade(predictor.stages[-1:])
     supers = [alone._prepare(alone.rows(part), None) for _, part in windows(texts, WINDOW)]
