@@ -26,7 +26,7 @@ from large import save, words_of, write_texts
 from runtime import word_tokenizer
 from shapes import shapes
 
-import elang.inference.passes
+import elang.inference.runner
 from elang import JointPredictor
 
 WAYS = ("cuDNN", "without")
@@ -36,7 +36,7 @@ PROCESSES = 2
 def measure(home: Path, pair: str, texts: str, way: str) -> dict[str, float]:
     """Seconds of three streams."""
     if way == "cuDNN":
-        elang.inference.passes.any_shape = contextlib.nullcontext
+        elang.inference.runner.any_shape = contextlib.nullcontext
     predictor = JointPredictor(str(home / f"{pair}-0"), str(home / f"{pair}-1"), "-inf", dtype="bfloat16")
     # So that what every first call pays is not counted: one shape, planned.
     list(predictor.map(["w1 w2 w3"]))

@@ -11,7 +11,6 @@ T5's shapes also generate texts of 32 tokens for inputs of 128; how many end bef
 
 import argparse
 import gc
-import math
 import random
 import statistics
 import time
@@ -30,7 +29,8 @@ from elang.backends.generator import Seq2Seq
 from elang.backends.label_decoder import TextToText
 from elang.backends.text_model import TextModel
 from elang.cli.bench import _print
-from elang.inference.prediction import Deferred, Window
+from elang.inference.cascade import Cascade
+from elang.inference.prediction import Window
 from elang.inference.speed import _threshold, disagreement, time_pair
 from elang.inference.stream import stream, windows
 from elang.records.manifest import Manifest
@@ -66,20 +66,17 @@ def word_texts(tokenizer: Any, count: int, length: int, task: TextTask = TASK) -
 def from_tokens(predictor: JointPredictor, texts: list[str], share: float, repeats: int) -> dict[str, float]:
     """Seconds an input of Super and pair without reading and tokenising, and the pair's speed-up."""
     scores = torch.tensor([one.score for one in predictor.map(texts)])
-    predictor.threshold = _threshold(scores, share)
+    predictor.set_threshold(_threshold(scores, share))
     prepared = [predictor._prepare(predictor.rows(part), None) for _, part in windows(texts, WINDOW)]
-    supers = [predictor._prepare_super(predictor.rows(part)) for _, part in windows(texts, WINDOW)]
-
-    def every(window: Window) -> list[Deferred]:
-        return [Deferred(window, i, math.inf) for i in range(len(window.rows))]
-
-    ways = {"super": (supers, every), "pair": (prepared, predictor._swift_window)}
+    alone = Cascade(predictor.stages[-1:])
+    supers = [alone._prepare(alone.rows(part), None) for _, part in windows(texts, WINDOW)]
+    ways = {"super": (supers, alone), "pair": (prepared, predictor)}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(repeats + 1):
-        for name, (given, first) in ways.items():
-            fresh = [Window(w.rows, None, w.encoded, w.super_encoded) for w in given]
+        for name, (given, cascade) in ways.items():
+            fresh = [Window(w.texts, None, w.encoded) for w in given]
             start = time.perf_counter()
-            for _ in stream(iter(fresh), first, *predictor._super_stage):
+            for _ in stream(iter(fresh), cascade._first, cascade._later()):
                 pass
             if repeat:
                 times[name].append((time.perf_counter() - start) / len(texts))

@@ -88,7 +88,10 @@ def router_share(demo: str, texts: list[str]) -> dict[str, float]:
     rows = [(text,) for text in texts]
     window = predictor._prepare(rows, None)
     assert window.encoded is not None
-    batches = [window.encoded.batch(b.tolist()) for b in token_batches(window.encoded.lengths, predictor.passes.tokens)]
+    batches = [
+        window.encoded.batch(b.tolist())
+        for b in token_batches(window.encoded.lengths, predictor.runners["swift"].tokens)
+    ]
     times: dict[str, list[float]] = {"Swift": [], "with router and bookkeeping": []}
     for repeat in range(2 * REPEATS + 1):
         start = time.perf_counter()
@@ -98,14 +101,14 @@ def router_share(demo: str, texts: list[str]) -> dict[str, float]:
         for inputs in batches:
             said = predictor.swift(inputs)
             score = predictor.swift.score_of("router", said)
-            torch.stack([score.double(), said.prediction.double(), predictor.passes.odd(said.logits).double()], 1)
+            torch.stack([score.double(), said.prediction.double(), predictor.swift.checksum(said.logits).double()], 1)
         if repeat:
             times["Swift"].append(middle - start)
             times["with router and bookkeeping"].append(time.perf_counter() - middle)
     # The rest, once a window: the decision and the answers.
     start = time.perf_counter()
     for _ in range(10):
-        predictor._swift_window(window)
+        predictor._first(window)
     found = {name: statistics.median(values) for name, values in times.items()}
     return found | {"share": found["with router and bookkeeping"] / found["Swift"] - 1}
 

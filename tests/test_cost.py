@@ -371,7 +371,7 @@ def test_speedups_of_the_paper(task):
 
 def test_averages_of_the_paper():
     shares = [1 - kept / 100 for kept, _ in PAPER.values()]
-    costs = [expected_cost(SWIFT_GFLOPS, SUPER_GFLOPS, share) for share in shares]
+    costs = [expected_cost([SWIFT_GFLOPS, SUPER_GFLOPS], [1, share]) for share in shares]
     mean = sum(costs) / len(costs)
     reach = 0.05 + 0.005 * SUPER_GFLOPS + 0.05 * sum(shares) / len(shares)
     assert overlap(interval(mean, reach), interval(8.1, 0.05))
@@ -383,8 +383,9 @@ def test_averages_of_the_paper():
 
 
 def test_cost_at_the_ends():
-    assert expected_cost(2.0, 10.0, 0.0) == 2.0
-    assert expected_cost(2.0, 10.0, 1.0) == 12.0  # a deferred input has paid for the Swift too
+    assert expected_cost([2.0, 10.0], [1, 0.0]) == 2.0
+    assert expected_cost([2.0, 10.0], [1, 1.0]) == 12.0  # a deferred input has paid for the Swift too
+    assert expected_cost([1.0, 10.0, 100.0], [1, 0.5, 0.1]) == 16.0
     assert speedup(2.0, 10.0, 0.0) == 5.0
     assert speedup(2.0, 10.0, 1.0) < 1
 

@@ -1,6 +1,7 @@
 """The extension points, used as docs/architecture.md says: from outside, with no file of elang changed."""
 
 import json
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -11,9 +12,11 @@ from torch import Tensor
 from elang import InputError, JointPredictor, TextClassificationData
 from elang.backends.loading.load import SCHEMES, open_backend
 from elang.cli import main
+from elang.inference.cascade import Cascade, Stage
 from elang.method.router import RouterHead, logit_features, num_logit_features
 from elang.method.scores import SCORES, register_score
 from elang.records.table import Records
+from elang.tasks.text_task import TextTask
 
 
 @pytest.fixture
@@ -94,3 +97,68 @@ def test_recorded_answers_can_be_scored(pair, files):
     assert torch.equal(scored.scores, SCORES["max_softmax"](scored.answers.logits))
     assert torch.equal(scored.deferred, scored.scores > -0.9)
     assert open_backend(str(pair["swift"]), data.text_task) is None
+
+
+class Counter:
+    """A toy backend, which needs no model: whether a text is long, surely known of texts of up to so many words."""
+
+    def __init__(self, reach=0):
+        self.task, self.reach, self.asked = TextTask.of(["short", "long"]), reach, []
+
+    def answer(self, examples):
+        self.asked.append([row[0] for row in examples.texts])
+        words = torch.tensor([len(row[0].split()) for row in examples.texts])
+        return Records(examples.id, (words > 3).long())
+
+    def score(self, examples, score, threshold):
+        assert score == "words"
+        words = torch.tensor([len(row[0].split()) for row in examples.texts])
+        scores = words / self.reach
+        return SimpleNamespace(answers=self.answer(examples), scores=scores, deferred=scores > threshold)
+
+
+@pytest.fixture
+def three_stages():
+    small, middle, large = Counter(2), Counter(4), Counter()
+    return [Stage("small", small, "words", 1.0), Stage("middle", middle, "words", 1.0, 3), Stage("large", large)]
+
+
+def test_three_stages_of_toy_backends(three_stages):
+    cascade = Cascade(three_stages)
+    texts = [" ".join(["word"] * n) for n in (1, 5, 3, 2, 4, 6)]
+    found = cascade(texts)
+    assert [one.label for one in found] == ["short", "long", "short", "short", "long", "long"]
+    assert [one.answered_by for one in found] == ["small", "large", "middle", "small", "middle", "large"]
+    # The last score that was asked for.
+    assert [one.score for one in found] == [0.5, 1.25, 0.75, 1.0, 1.0, 1.5]
+    # Each is asked for what reaches it.
+    assert [len(stage.backend.asked[0]) for stage in three_stages] == [6, 4, 2]
+    assert list(cascade.map(iter(texts * 20), 8)) == found * 20
+    cascade.set_threshold(-torch.inf)
+    cascade.set_threshold(torch.inf, stage=1)
+    assert {one.answered_by for one in cascade(texts)} == {"middle"}
+
+
+def test_a_trained_pair_before_a_third_model(pair, files):
+    """Any two models are stages; what both defer goes to another backend."""
+    texts = pd.read_csv(files[1])["text"].tolist()
+    predictor = JointPredictor(str(pair["swift"]), str(pair["super"]), "defer 30%")
+    found = predictor(texts)
+    swift, last = predictor.stages
+    person = Counter()
+    person.task = predictor.task
+    cascade = Cascade([swift, Stage("person", person)])
+    mixed = cascade(texts)
+    for one, other in zip(found, mixed, strict=True):
+        assert one.score == other.score
+        assert other == one or (one.answered_by, other.answered_by) == ("super", "person")
+    assert list(Cascade([last]).map(texts)) == list(predictor.super_map(texts))
+
+
+def test_stages_that_are_no_cascade(three_stages):
+    with pytest.raises(InputError, match="names of their own"):
+        Cascade([three_stages[0], three_stages[0]])
+    with pytest.raises(InputError, match="'large' has no score"):
+        Cascade([three_stages[2], three_stages[0]])
+    with pytest.raises(InputError, match="names of their own"):
+        Cascade([])

@@ -9,7 +9,7 @@ from conftest import FILLER, GOOD, devices, write_t5
 from transformers import AutoModelForSeq2SeqLM, MT5Config, T5Config
 
 from elang import InputError, JointPredictor
-from elang.backends.fast.graphs import _WARM_UP, FewInputs, padded_length
+from elang.backends.fast.graphs import _WARM_UP, SmallBatches, padded_length
 from elang.backends.fast.onnx import OnnxPath
 from elang.backends.fast.t5 import T5Path
 from elang.backends.fast.t5_decoding import T5Steps
@@ -156,7 +156,7 @@ def test_few_inputs_are_answered_as_many_are(pair, texts, score, threshold, devi
     models = str(pair["swift"]), str(pair["super"])
     plain = JointPredictor(*models, threshold, score, device="cpu")
     few = JointPredictor(*models, threshold, score, few=4, device=device)
-    assert bool(few.passes._few_swift.graphs) == (device != "cpu")
+    assert bool(few.runners["swift"].small_batches.graphs) == (device != "cpu")
     expected = plain(texts)
     like([one for start in range(0, 60, 4) for one in few(texts[start : start + 4])], expected)
     like([few([text])[0] for text in texts], expected)
@@ -173,7 +173,8 @@ def test_over_long_ones_are_cut_and_counted_when_there_are_few(pair, texts):
     models = str(pair["swift"]), str(pair["super"])
     plain, few = (JointPredictor(*models, "-inf", few=n) for n in (0, 4))
     for one in (plain, few):
-        one.passes.max_length = 6
+        for runner in one.runners.values():
+            runner.max_length = 6
     for start in range(0, 20, 4):
         like(few(texts[start : start + 4]), plain(texts[start : start + 4]))
     assert few.truncated == plain.truncated > 0
@@ -202,7 +203,8 @@ def test_tokens_are_shared_only_where_they_are_the_same(pair):
     # What is set for padding is set anew for every call.
     second(["a film", "a good film"], padding=True, truncation=True, max_length=3)
     assert same_tokens(first, second)
-    assert JointPredictor(str(pair["swift"]), str(pair["super"]), "inf").passes.reads_alike
+    runners = JointPredictor(str(pair["swift"]), str(pair["super"]), "inf").runners
+    assert runners["super"].reads_like(runners["swift"])
     second.model_input_names = ["input_ids", "attention_mask"]
     assert not same_tokens(first, second)
     second.model_input_names = first.model_input_names
@@ -214,7 +216,7 @@ def test_over_long_ones_of_the_super_are_counted_once(pair, texts):
     counts = []
     for few in (0, 4):
         made = JointPredictor(str(pair["swift"]), str(pair["super"]), "inf", few=few)
-        made.passes.max_length = 6
+        made.runners["super"].max_length = 6
         list(made.super_map(texts[:3], 3))
         counts.append(made.super_truncated)
     assert counts[0] == counts[1] > 0
@@ -247,15 +249,14 @@ def test_the_short_path_is_for_inference(t5_models, texts):
 def test_padded_rows_and_lengths_change_nothing(pair, texts):
     """As a graph has them: more rows and tokens than there are."""
     predictor = JointPredictor(str(pair["swift"]), None, "inf", few=4)
-    few, (tokens, _) = (
-        predictor.passes._few_swift,
-        predictor.passes.token_lists(predictor.swift, [(t,) for t in texts[:3]]),
-    )
+    runner = predictor.runners["swift"]
+    few, (tokens, _) = runner.small_batches, runner.token_lists([(t,) for t in texts[:3]])
     with torch.inference_mode():
         filled = torch.empty(3, 4, 48, dtype=torch.int64)
         few.fill(filled.numpy(), tokens)
         names = [*few.pad, "attention_mask"]
-        table, _ = predictor.passes.swift_first(dict(zip(names, filled.to(predictor.device), strict=True)))
+        inputs = dict(zip(names, filled.to(predictor.device), strict=True))
+        table = predictor.swift.answer_batch(inputs, predictor.score).table
         assert table.isfinite().all()
         assert torch.allclose(table[:3].T.cpu(), torch.tensor(few.first(tokens)), atol=1e-5)
 
@@ -274,7 +275,7 @@ def test_what_cannot_be_captured_runs_as_it_is(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     passes = [lambda inputs: (inputs["input_ids"].sum(1, keepdim=True).double(), None)]
     with pytest.warns(UserWarning, match="The Swift cannot be captured"):
-        few = FewInputs(passes, {"input_ids": 0}, 2, 32, torch.device("cuda"), "The Swift")
+        few = SmallBatches(passes, {"input_ids": 0}, 2, 32, torch.device("cuda"), "The Swift")
     few.device = torch.device("cpu")
     assert few.first([{"input_ids": [1, 2, 3]}, {"input_ids": [4]}]) == [[6.0, 4.0]]
 

@@ -216,8 +216,8 @@ def test_few_texts_are_those_of_many(mt_data, mt_pair, score, device):
         plain.threshold = float(threshold)
         expected = plain(texts)
         few = JointPredictor(mt_pair["swift"], mt_pair["super"], threshold, score, few=3, device=device)
-        assert few.passes._few_swift is not None
-        assert bool(few.passes._few_swift.graphs) == (device != "cpu")
+        assert few.runners["swift"].small_batches is not None
+        assert bool(few.runners["swift"].small_batches.graphs) == (device != "cpu")
         found = [one for start in range(0, 24, 3) for one in few(texts[start : start + 3])]
         found += [few([text])[0] for text in texts[:5]]
         for one, other in zip(found, expected + expected[:5], strict=True):

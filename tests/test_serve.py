@@ -30,12 +30,14 @@ from starlette.responses import PlainTextResponse
 from elang import InputError, JointPredictor
 from elang.files import folder_sha256
 from elang.inference.serving.batcher import Batcher, Said
-from elang.inference.serving.http import Gate, Server, connections_of, listen
+from elang.inference.serving.gate import Gate
+from elang.inference.serving.http import Server, connections_of
 from elang.inference.serving.metrics import Metrics, score_edges
 from elang.inference.serving.routes import add_routes
 from elang.inference.serving.schema import Limits, Question, TimedQuestion
 from elang.inference.serving.server import _Client
 from elang.inference.serving.service import PairService
+from elang.inference.serving.sockets import listen
 from elang.inference.serving.workers import Workers
 from elang.records.manifest import Manifest
 
@@ -295,7 +297,7 @@ def test_a_process_that_ends_or_hangs_is_started_again(monkeypatch, capfd):
         await workers.end()
 
     workers, pids = Workers("Super", [partial(partial, eval)], longest=1.5), []
-    monkeypatch.setattr("elang.worker.multiprocessing.Pipe", pipe)
+    monkeypatch.setattr("elang.inference.serving.workers.multiprocessing.Pipe", pipe)
     asyncio.run(asyncio.wait_for(all_of_it(), 60))
     assert len(set(pids)) == 4
     assert not refused
@@ -773,6 +775,7 @@ def test_the_kubernetes_example_fits_the_server(predictor):
     from jsonargparse import ArgumentParser
 
     from elang.cli.serve import serve
+    from elang.cli.verbs import add_options
 
     path = Path(__file__).parent.parent / "configs" / "serve" / "kubernetes.yaml"
     parts = list(yaml.safe_load_all(path.read_text("utf-8")))
@@ -783,7 +786,7 @@ def test_the_kubernetes_example_fits_the_server(predictor):
     # The server's own, which the live tests ask.
     paths = {route.path for route in app.routes} | {"/", "/health"}
     parser = ArgumentParser()
-    parser.add_function_arguments(serve)
+    add_options(parser, serve)
     assert deployments.keys() == services.keys() == {"elang", "elang-super"}
     for name, deployment in deployments.items():
         (container,) = deployment["spec"]["template"]["spec"]["containers"]

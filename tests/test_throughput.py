@@ -100,7 +100,7 @@ def test_what_is_deferred_is_packed_and_the_order_kept():
             one.window.answers[one.place] = f"{made.index(one.window)}.{one.place}!"
 
     out, ahead_of_output = [], []
-    for one in stream(iter(made), swift, super_, full=5):
+    for one in stream(iter(made), swift, [(super_, 5)]):
         out.append(one)
         ahead_of_output.append(len(taken) - len(out) / 4)
     assert out == [f"{n}.{i}{'!' if n >= 3 and i == 2 else ''}" for n in range(20) for i in range(4)]
@@ -116,7 +116,7 @@ def test_what_is_deferred_is_packed_and_the_order_kept():
         one.answers = ["kept"]
         return []
 
-    found = list(stream(iter(made), rare, super_, full=100))
+    found = list(stream(iter(made), rare, [(super_, 100)]))
     assert found == ["kept" if n % 10 != 1 else f"{n}.0!" for n in range(30)]
     assert len(asked) >= 2
 
@@ -234,8 +234,8 @@ def test_what_does_not_fit_into_memory_is_halved(pair, texts, monkeypatch, recwa
     assert max(calls) <= 130
     assert max(more) <= 70
     # It was halved until it fitted, no further, and stays so.
-    assert 65 <= predictor.passes.tokens <= 130
-    assert 35 <= predictor.passes.super_tokens <= 70
+    assert 65 <= predictor.runners["swift"].tokens <= 130
+    assert 35 <= predictor.runners["super"].tokens <= 70
     said = [str(w.message) for w in recwarn if f"does not fit into the memory of {predictor.device}" in str(w.message)]
     assert any("tokens is" in one for one in said)
     assert any("super_tokens is" in one for one in said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 from elang.backends.answer import Answer, Columns
 from elang.backends.cost.flops import FlopsConvention, flops_by_length, generation_flops
 from elang.backends.decoding.generation import Generated, Generation, Source
-from elang.backends.fast.graphs import WANTED, Pass
-from elang.backends.fast.t5_decoding import Texts
+from elang.backends.decoding.passes import generation_passes
+from elang.backends.fast.graphs import Pass
+from elang.backends.inference import BatchAnswers
 from elang.data.tokens import IGNORED
+from elang.method.deferral import route
 from elang.method.router import RouterHead
 from elang.method.scores import BEFORE_DECODER
 from elang.method.token_scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
@@ -57,45 +60,35 @@ class Seq2Seq(Generation):
         # Texts are generated, not read off.
         return Answer(logits, inputs["labels"], loss, source=source)
 
-    def few_passes(self, score: str | None) -> list[Pass] | None:
-        """For :class:`elang.backends.fast.graphs.FewInputs`, where the short way to generate is there.
+    def answer_batch(
+        self,
+        inputs: dict[str, Tensor],
+        score: str | None = None,
+        threshold: float = math.inf,
+        *,
+        temperature: float = 1.0,
+        order: list[int] | None = None,
+    ) -> BatchAnswers:
+        """Generate and score texts; the decoder does not run for what is deferred before it."""
+        source = self.encode(inputs)
+        if score is not None and score not in BEFORE_DECODER:
+            made = self.generate(source)
+            late = self.late_scores(source, made)[score]
+            return BatchAnswers(F.pad(late.float()[:, None], (0, 2)), list(self.texts(made.ids)))
+        known = self.early_scores(source)[score].float() if score else source.features.new_zeros(len(source.hidden))
+        kept = (~route(known, threshold)).nonzero().squeeze(1)
+        texts: list[str | None] = [None] * len(known)
+        if len(kept):
+            made = self.generate(source if len(kept) == len(known) else source[kept], scored=False)
+            for place, text in zip(kept.tolist(), self.texts(made.ids), strict=True):
+                texts[place] = text
+        return BatchAnswers(F.pad(known[:, None], (0, 2)), texts)
 
-        Args:
-            score: What routes; ``None`` where nothing does.
-
-        Returns:
-            Four passes. The first one's table has the score if it is known before the decoder, the last one's the score
-            if it is not, and the tokens, ``(B, 1 + T)``.
-        """
-        early = score in BEFORE_DECODER
-        late = None if early else score
-        steps = self.steps(late is not None)
-        if steps is None:
-            return None
-
-        def first(inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
-            source = self.encode(inputs)
-            known = self.early_scores(source)[score] if early and score else source.features.new_zeros(len(source.mask))
-            return known.float()[:, None], (source, inputs[WANTED])
-
-        def begin(state: tuple[Source, Tensor]) -> tuple[Tensor, Any]:
-            source, wanted = state
-            texts = steps.begin(source.hidden, source.mask, wanted)
-            return texts.left[:, None], (source, texts)
-
-        def step(state: tuple[Source, Texts]) -> tuple[Tensor, Any]:
-            steps.step(state[1])
-            return state[1].left[:, None], state
-
-        def last(state: tuple[Source, Texts]) -> tuple[Tensor, Any]:
-            source, texts = state
-            known = source.features.new_zeros(len(texts.ids))
-            if late is not None:
-                known = self.late_scores(source, self.generated(*state))[late]
-            # Exact, for there are fewer tokens than 2^24.
-            return torch.cat([known.float()[:, None], texts.ids[:, : steps.most].float()], 1), state
-
-        return [first, begin, step, last]
+    def short_way(
+        self, score: str | None = None, temperature: float = 1.0, order: list[int] | None = None
+    ) -> list[Pass] | None:
+        """Passes of fixed shapes, where the family has a short way to generate."""
+        return generation_passes(self, score)
 
     def plain_columns(self) -> Columns:
         """The tokens of its texts alone."""

@@ -9,6 +9,7 @@ of the first choice. Where the answers' first tokens differ, this is one decoder
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +23,15 @@ from elang.backends.answer import Answer, Encoded
 from elang.backends.candidates import owner, spread, sum_by_example
 from elang.backends.cost.flops import FlopsConvention, flops_by_length
 from elang.backends.decoding.answer_trie import AnswerTrie
+from elang.backends.decoding.passes import early_label_passes
+from elang.backends.fast.graphs import Pass
 from elang.backends.heads import EncoderHead, masked_mean
+from elang.backends.inference import BatchAnswers
 from elang.backends.text_model import TextModel
 from elang.data.tokens import IGNORED
 from elang.errors import InputError
-from elang.method.scores import encoder_scores
+from elang.method.deferral import route
+from elang.method.scores import BEFORE_DECODER, encoder_scores
 from elang.tasks.kinds import answer_values, value_of
 from elang.tasks.text_task import TextTask
 
@@ -250,6 +255,37 @@ class TextToText(TextModel):
             features = self._features(encoded.pooled, encoded.early, encoded.early.shape[-1])
             found["encoder_router"] = self.routers["encoder_router"](features)
         return found
+
+    def answer_batch(
+        self,
+        inputs: dict[str, Tensor],
+        score: str | None = None,
+        threshold: float = math.inf,
+        *,
+        temperature: float = 1.0,
+        order: list[int] | None = None,
+    ) -> BatchAnswers:
+        """Answer and score a batch; the decoder does not run for what is deferred before it."""
+        if score not in BEFORE_DECODER:
+            return super().answer_batch(inputs, score, threshold, temperature=temperature, order=order)
+        encoded = self.encode(inputs)
+        known = self.early_scores(encoded, temperature)[score].to(self.task.kind.exact_type)
+        table = F.pad(known[:, None], (0, 2))
+        kept = (~route(known, threshold)).nonzero().squeeze(1)
+        if len(kept):
+            logits = self.label_logits(*self.take(encoded, inputs, kept))
+            table[kept, 1:] = self.table(None, logits, order)[:, 1:]
+        return BatchAnswers(table)
+
+    def short_way(
+        self, score: str | None = None, temperature: float = 1.0, order: list[int] | None = None
+    ) -> list[Pass] | None:
+        """Passes of fixed shapes; the score before the decoder has one of its own."""
+        if self.generate or self.trie is None or self.task.kind.has_candidates:
+            return None
+        if score not in BEFORE_DECODER:
+            return super().short_way(score, temperature, order)
+        return early_label_passes(self, score, temperature, order)
 
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from elang.backends.answer import Answer, Columns
 from elang.backends.candidates import sum_by_example
 from elang.backends.cost.flops import FlopsConvention
+from elang.backends.inference import Inference
 from elang.backends.network import Network
 from elang.data.tokens import Reader
 from elang.errors import InputError
@@ -26,7 +27,7 @@ from elang.tasks.text_task import TextTask, align_labels
 _RECORDED = ("logits", "tokens", "flops", "steps", "scores", "score_flops", "top_ids", "top_log_probs")
 
 
-class TextModel(Network, ABC):
+class TextModel(Network, Inference):
     """A backbone with what is needed to use it on a task.
 
     Args:
@@ -269,10 +270,6 @@ class TextModel(Network, ABC):
             scored: Whether scores are needed of them.
         """
         return {"": self}
-
-    def predict(self, logits: Tensor) -> Tensor:
-        """The answer that the logits give: the best class or candidate, int64, or the value, float64, ``(B,)``."""
-        return self.task.kind.predict(logits)
 
     def _head_flops(self, *names: str) -> float:
         known = [self.heads[name] for name in names if name in self.heads]

@@ -1,15 +1,16 @@
 """`elang bench`: what a pair saves in time, beside what it saves in FLOPs, in one run on real inputs."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 
-from elang.backends.fast.graphs import DType
 from elang.errors import InputError
 from elang.files import check_output_file, written_aside
 from elang.inference.inputs import input_columns, read_inputs
+from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
 from elang.inference.speed import differences, time_pair
 from elang.notices import made, notice
@@ -19,46 +20,31 @@ from elang.terminal import console
 def bench(
     swift_model: str,
     super_model: str,
+    pair: PairOptions,
     input: str,  # noqa: A002 - the option's name
     text: list[str] | str | None = None,
-    score: str | None = None,
     shares: list[float] | float | None = None,
     examples: int = 2000,
     single: int = 100,
     repeats: int = 5,
-    device: str | None = None,
-    tokens: int | None = None,
-    super_tokens: int | None = None,
-    few: int = 0,
-    dtype: DType = "float32",
-    compile: bool = False,  # noqa: A002 - the option's name
-    super_int8: bool = False,
-    onnx: bool = False,
     output: str | None = None,
 ) -> None:
     """Time Swift, Super and the pair on real inputs, and compare with what FLOPs predict.
 
-    The Super runs by the same way as the pair: the same batches, the same overlap. All are timed in turns.
+    The Super runs by the same way as the pair: the same batches, the same overlap. All are timed in turns. Where the
+    models run in another precision than float32, it is counted which answers that changes.
 
     Args:
         swift_model: The Swift's folder.
         super_model: The Super's folder or hub id.
+        pair: How the pair routes and runs.
         input: A text file with one input a line, or a table (.csv, .tsv, .jsonl, .parquet) with --text.
         text: The text column of the table, or two for pairs.
-        score: Which score routes; by default the Swift's own.
         shares: Deferred shares of the pair, each by the threshold that gives it on these inputs; by default 10%, 25%
             and 50%.
         examples: Inputs that are answered in each pass, taken from the beginning.
         single: How many of them are also answered one by one; 0 leaves that out.
         repeats: Passes of each.
-        device: By default a GPU if there is one.
-        tokens: Tokens in a batch of the Swift's; by default what suits the device.
-        super_tokens: The same for the Super.
-        few: 1 answers one by one the short way, by captured graphs on a GPU; 0 the same way as many.
-        dtype: Precision of both models' weights; in another than float32 it is counted where its decisions differ.
-        compile: Compile both models.
-        super_int8: Keep the matrices of the Super's layers as int8; what it answers otherwise is counted.
-        onnx: Run both encoders by ONNX Runtime on the CPU.
         output: A JSON file for all figures.
     """
     wanted = [0.1, 0.25, 0.5] if shares is None else shares if isinstance(shares, list) else [shares]
@@ -70,28 +56,27 @@ def bench(
     if output is not None:
         check_output_file(output, [input, swift_model, super_model])
     columns = input_columns(input, text)
-    options: dict[str, Any] = {"score": score, "device": device, "tokens": tokens, "super_tokens": super_tokens}
-    ways: dict[str, Any] = {"dtype": dtype, "compile": compile, "super_int8": super_int8, "onnx": onnx}
-    predictor = JointPredictor(swift_model, super_model, "inf", **options, **ways, few=few)
-    sequence = predictor.task.kind.generates
-    rows = list(islice(read_inputs(input, columns, sequence), examples))
+    predictor = JointPredictor(swift_model, super_model, **vars(replace(pair, threshold="inf")))
+    rows = list(islice(read_inputs(input, columns, predictor.task.kind.generates), examples))
     if not rows:
         raise InputError(f"The input '{input}' is empty: there is nothing to time.")
-    found = time_pair(predictor, rows, wanted, rows[:single], repeats)
-    if dtype != "float32" or super_int8:
+    figures = time_pair(predictor, rows, wanted, single=rows[:single], repeats=repeats)
+    if pair.dtype != "float32" or pair.super_int8:
+        plain = PairOptions("inf", pair.score, device=pair.device, tokens=pair.tokens, super_tokens=pair.super_tokens)
         try:
-            plain = JointPredictor(swift_model, super_model, "inf", **options)
-            found["differences"] = differences(predictor, plain, rows, wanted)
+            exact = JointPredictor(swift_model, super_model, **vars(plain))
+            figures["differences"] = differences(predictor, exact, rows, wanted)
         except torch.OutOfMemoryError:
             notice(
                 "differences-not-counted",
                 "The pair in float32 does not fit beside this one: differences are not counted.",
             )
-    found |= {"made": made(), **ways, "swift_model": swift_model, "super_model": super_model, "input": input}
-    _print(found)
+    figures |= {"made": made()} | {name: getattr(pair, name) for name in ("dtype", "compile", "super_int8", "onnx")}
+    figures |= {"swift_model": swift_model, "super_model": super_model, "input": input}
+    _print(figures)
     if output is not None:
         with written_aside(output) as aside:
-            aside.write_text(json.dumps(found, indent=2) + "\n", "utf-8")
+            aside.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
 
 
 def _print(found: dict[str, Any]) -> None:

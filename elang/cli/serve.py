@@ -4,57 +4,30 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from elang.backends.remote import TOKEN_VARIABLE, check_address, token_of_environment
 from elang.errors import InputError, need
+from elang.inference.options import PairOptions
 from elang.notices import notice
 
+if TYPE_CHECKING:
+    from elang.inference.predictor import JointPredictor
 
-def serve(
-    swift_model: str | None = None,
-    super_model: str | None = None,
-    threshold: str | float = "parity",
-    score: str | None = None,
-    thresholds: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    deadline: float = 10.0,
-    on_super_failure: Literal["swift", "fail"] = "swift",
-    batch: int = 512,
-    max_texts: int = 256,
-    max_bytes: int = 1_000_000,
-    max_pending: int = 4096,
-    max_deferred: int = 4096,
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-    devices: int | Literal["auto"] = "auto",
-    workers: int = 1,
-    threads: int | None = None,
-    few: int = 0,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    super_int8: bool = False,
-    onnx: bool = False,
-) -> None:
-    """Answer texts over HTTP with a pair, until it is stopped.
 
-    ``POST /predict`` takes ``{"texts": [...]}``; ``/docs`` shows the schema, ``/metrics`` counts for Prometheus,
-    ``/ready`` says whether requests can be answered, ``/health`` whether all workers are there. Requests that come
-    together are answered together, by each model on its own. If the environment has ELANG_SERVE_TOKEN, every request
-    must bring it as ``Authorization: Bearer TOKEN``.
+@dataclass(frozen=True)
+class ServerOptions:
+    """What the server listens on, and what it takes.
 
     Args:
-        swift_model: The Swift's folder; left out, the Super alone is served, for a pair elsewhere.
-        super_model: The Super's folder or hub id, or the address of a server of the Super alone (http://HOST:PORT).
-        threshold: Name of a threshold in ``elang.json`` or a number, as for `elang predict`.
-        score: Which score routes; by default the Swift's own.
-        thresholds: Another threshold file, as `elang validate` writes it.
         host: Address to listen on, or a name for it; the default is reached from this machine only, 0.0.0.0 and :: from
             others, too.
         port: Its port, from 1024.
         deadline: Seconds in which a request is answered or refused.
-        on_super_failure: What becomes of a deferred text when the Super is slow, full or dead: `swift` answers with the
+        on_super_failure: What happens to a deferred text when the Super is slow, full or dead: `swift` answers with the
             Swift's own answer, flagged as `fallback`; `fail` refuses the request (503 or 504).
         batch: Texts of requests that are answered together at most.
         max_texts: Texts in a request at most.
@@ -65,16 +38,57 @@ def serve(
         devices: How many of these.
         workers: Processes on each device, for each of the two models.
         threads: CPU threads of each of them; by default the cores are shared out.
-        few: Batches of up to so many texts take the short way, by captured graphs on a GPU.
-        dtype: Precision of both models' weights; scores are float32 in any.
-        super_int8: Keep the matrices of the Super's layers as int8 (the extra ``int8``).
-        onnx: Run both encoders by ONNX Runtime on the CPU (the extra ``onnx``).
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    deadline: float = 10.0
+    on_super_failure: Literal["swift", "fail"] = "swift"
+    batch: int = 512
+    max_texts: int = 256
+    max_bytes: int = 1_000_000
+    max_pending: int = 4096
+    max_deferred: int = 4096
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    workers: int = 1
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_texts", "max_bytes", "max_pending", "max_deferred", "workers", "batch", "threads"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise InputError(f"--{name} must be at least 1, but it is {size}.")
+        if not 1024 <= self.port <= 65535:
+            raise InputError(f"--port must be from 1024 to 65535, but it is {self.port}.")
+        if not 0 < self.deadline < float("inf"):
+            raise InputError(f"--deadline must be above 0 seconds and finite, but it is {self.deadline}.")
+
+
+def serve(
+    pair: PairOptions, server: ServerOptions, swift_model: str | None = None, super_model: str | None = None
+) -> None:
+    """Answer texts over HTTP with a pair, until it is stopped.
+
+    ``POST /predict`` takes ``{"texts": [...]}``; ``/docs`` shows the schema, ``/metrics`` counts for Prometheus,
+    ``/ready`` says whether requests can be answered, ``/health`` whether all workers are there. Requests that come
+    together are answered together, by each model on its own. If the environment has ELANG_SERVE_TOKEN, every request
+    must bring it as ``Authorization: Bearer TOKEN``.
+
+    Args:
+        pair: How the pair routes and runs.
+        server: What the server takes.
+        swift_model: The Swift's folder; left out, the Super alone is served, for a pair elsewhere.
+        super_model: The Super's folder or hub id, or the address of a server of the Super alone (http://HOST:PORT).
 
     Raises:
         InputError: If an option is wrong, a model cannot be loaded, or the extra `serve` is not installed.
     """
     need("`elang serve`", "serve", "fastapi", "uvicorn", "httptools", "httpx", "prometheus_client")
-    if super_int8:
+    if pair.super_int8:
         need("super_int8", "int8", "torchao")
     if super_model is None:
         raise InputError("--super_model is needed: the Super's folder or, beside a --swift_model, its address.")
@@ -83,37 +97,15 @@ def serve(
         raise InputError(f"'{super_model}' serves the Super already; give the pair's --swift_model.")
     if remote:
         check_address(super_model, "--super_model")
-    sizes = {"max_texts": max_texts, "max_bytes": max_bytes, "max_pending": max_pending, "max_deferred": max_deferred}
-    for name, size in (sizes | {"workers": workers, "batch": batch, "threads": threads}).items():
-        if size is not None and size < 1:
-            raise InputError(f"--{name} must be at least 1, but it is {size}.")
-    if not 1024 <= port <= 65535:
-        raise InputError(f"--port must be from 1024 to 65535, but it is {port}.")
-    if not 0 < deadline < float("inf"):
-        raise InputError(f"--deadline must be above 0 seconds and finite, but it is {deadline}.")
     token = token_of_environment()
-    from elang.inference.serving.http import listen
+    from elang.inference.serving.sockets import listen
 
-    pair: dict[str, Any] = {"swift_model": swift_model, "super_model": super_model, "threshold": threshold}
-    pair |= {"score": score, "thresholds": thresholds, "few": few, "dtype": dtype}
-    pair |= {"super_int8": super_int8, "onnx": onnx}
     with _stopped_quietly():
         # Before any model is loaded, so that a second server on the port ends at once.
-        sockets = listen(host, port)
+        sockets = listen(server.host, server.port)
         try:
-            _warn_if_open(sockets, host, token)
-            _serve(
-                pair,
-                sockets,
-                remote=remote,
-                limits=(deadline, max_texts, max_pending, max_deferred),
-                on_super_failure=on_super_failure,
-                batch=batch,
-                max_bytes=max_bytes,
-                token=token,
-                hardware=(accelerator, devices, workers),
-                threads=threads,
-            )
+            _warn_if_open(sockets, server.host, token)
+            _serve(sockets, (swift_model, super_model), pair, server=server, remote=remote, token=token)
         finally:
             for one in sockets:
                 one.close()
@@ -121,31 +113,64 @@ def serve(
 
 
 def _serve(
-    pair: dict[str, Any],
     sockets: list[socket.socket],
+    models: tuple[str | None, str],
+    pair: PairOptions,
+    *,
+    server: ServerOptions,
     remote: bool,
-    limits: tuple[float, int, int, int],
-    hardware: tuple[str, int | Literal["auto"], int],
-    threads: int | None,
-    **options: Any,
+    token: str | None,
 ) -> None:
     """Check both models, and serve them."""
     import torch
 
-    from elang.backends.loading.load import check_model
-    from elang.files import folder_sha256
-    from elang.inference.predictor import JointPredictor
     from elang.inference.serving.schema import Limits
     from elang.inference.serving.server import build_server
+
+    swift_model, super_model = models
+    devices = _devices(server)
+    predictor = _front(swift_model, super_model, pair, remote)
+    options = {**vars(pair), "swift_model": swift_model, "super_model": super_model}
+    if predictor is not None:
+        options |= {"threshold": predictor.threshold, "score": predictor.score}
+    number = (swift_model is not None) + (not remote)
+    built = build_server(
+        options,
+        predictor,
+        remote=super_model if remote else None,
+        limits=Limits(
+            server.deadline,
+            server.max_texts,
+            pending=server.max_pending,
+            deferred=server.max_deferred,
+            batch=server.batch,
+            bytes=server.max_bytes,
+        ),
+        on_super_failure=server.on_super_failure,
+        token=token,
+        devices=devices,
+        threads=server.threads or max(1, torch.get_num_threads() // (number * server.workers)),
+    )
+    host, port = sockets[0].getsockname()[:2]
+    what = "the pair at /predict" if swift_model is not None else "the Super at /super"
+    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"serving {what} of {where} as soon as /health says so; its schema is at /docs", flush=True)  # noqa: T201
+    built.run(sockets)
+
+
+def _front(swift_model: str | None, super_model: str, pair: PairOptions, remote: bool) -> "JointPredictor | None":
+    """The Swift by itself, which knows labels and texts, if there is one; bad models are refused now."""
+    from elang.backends.loading.load import check_model
+    from elang.files import folder_sha256
+    from elang.inference.loading import warn_if_costly
+    from elang.inference.predictor import JointPredictor
     from elang.records.manifest import FILENAME, Manifest
     from elang.tasks.text_task import align_labels
 
-    swift_model, super_model, threshold = pair["swift_model"], pair["super_model"], pair["threshold"]
     predictor = None
     if swift_model is not None:
-        # What is wrong with it is said now, and its labels and texts are known to the front.
-        plain = {name: pair[name] for name in ("swift_model", "threshold", "score", "thresholds")}
-        predictor = JointPredictor(**plain, super_model=None, device="cpu")
+        plain = PairOptions(pair.threshold, pair.score, pair.thresholds, device="cpu")
+        predictor = JointPredictor(swift_model, None, **vars(plain))
     if not remote:
         check_model(super_model)
         if predictor is not None and (folder := Path(super_model)).is_dir():
@@ -154,28 +179,12 @@ def _serve(
                 own = Manifest.read(folder)
                 align_labels(own.label_names, predictor.label_names, f"'{super_model}'", f"'{swift_model}'")
             predictor.manifest.warn_of_another_super(
-                str(threshold), predictor.score, super_model, lambda: folder_sha256(folder)
+                str(pair.threshold), predictor.score, super_model, lambda: folder_sha256(folder)
             )
     if predictor is not None:
         # Once, by the front: by itself no worker is a pair.
-        predictor.warn_if_dear(str(threshold))
-        pair = {**pair, "threshold": predictor.threshold, "score": predictor.score}
-    own_devices = _devices(*hardware)
-    models = (swift_model is not None) + (not remote)
-    server = build_server(
-        pair,
-        predictor,
-        remote=super_model if remote else None,
-        limits=Limits(*limits),
-        devices=own_devices,
-        threads=threads or max(1, torch.get_num_threads() // (models * hardware[2])),
-        **options,
-    )
-    host, port = sockets[0].getsockname()[:2]
-    what = "the pair at /predict" if swift_model is not None else "the Super at /super"
-    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"serving {what} of {where} as soon as /health says so; its schema is at /docs", flush=True)  # noqa: T201
-    server.run(sockets)
+        warn_if_costly(predictor.manifest, predictor.score, str(pair.threshold))
+    return predictor
 
 
 def _warn_if_open(sockets: list[socket.socket], host: str, token: str | None) -> None:
@@ -189,7 +198,7 @@ def _warn_if_open(sockets: list[socket.socket], host: str, token: str | None) ->
         )
 
 
-def _devices(accelerator: str, devices: int | Literal["auto"], workers: int) -> list[str]:
+def _devices(server: ServerOptions) -> list[str]:
     """The device of each process of a model.
 
     Raises:
@@ -197,6 +206,8 @@ def _devices(accelerator: str, devices: int | Literal["auto"], workers: int) -> 
     """
     import torch
 
+    accelerator: str = server.accelerator
+    devices, workers = server.devices, server.workers
     there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if accelerator == "auto":
         accelerator = next(kind for kind, count in there.items() if count)

@@ -6,10 +6,12 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from inspect import signature
 from io import TextIOWrapper
 from typing import Any
 
@@ -55,6 +57,12 @@ _LISTS = {
     "report": {"joint": "folders that `elang validate` wrote"},
     "sweep": {"joint": "folders that `elang validate` wrote, or their records"},
     "merge": {"records": "files that `elang score` wrote, or folders of such files"},
+}
+# Options of a pair that a verb does not have.
+_LEFT_OUT = {
+    "predict": {"few"},
+    "bench": {"threshold", "thresholds", "batch_size"},
+    "serve": {"device", "batch_size", "tokens", "super_tokens", "compile"},
 }
 
 
@@ -242,7 +250,7 @@ def _run_function(verb: str, args: list[str]) -> None:
     several = _LISTS.get(verb, {})
     for name, said in several.items():
         parser.add_argument(name, nargs="+", type=str, help=said)
-    parser.add_function_arguments(function, as_positional=positional, skip=set(several))
+    groups = add_options(parser, function, positional, set(several))
     if verb == "ask":
         parser.set_defaults({"data": {"class_path": "elang.TextClassificationData"}})
         own_defaults(parser, args, ("data",), {})
@@ -257,4 +265,23 @@ def _run_function(verb: str, args: list[str]) -> None:
         check_output_file(options["output"], [one for one in map(str, configs) if os.path.isfile(one)])
     if empty := [name for name, value in options.items() if isinstance(value, str) and not value]:
         raise InputError(f"--{empty[0]} has an empty value. Give one, or leave the option out.")
+    for name, group in groups.items():
+        options[name] = group(**{one.name: options.pop(one.name) for one in fields(group) if one.name in options})
     function(**options)
+
+
+def add_options(
+    parser: Any, function: Callable[..., None], positional: bool = False, skip: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """Add a verb's arguments to a parser, and the fields of those that are dataclasses in their place.
+
+    Returns:
+        The dataclasses, by the names of the arguments.
+    """
+    groups = {name: one.annotation for name, one in signature(function).parameters.items()}
+    groups = {name: group for name, group in groups.items() if is_dataclass(group)}
+    parser.add_function_arguments(function, as_positional=positional, skip={*skip, *groups})
+    for group in groups.values():
+        left_out = _LEFT_OUT.get(function.__name__, set()) & {one.name for one in fields(group)}
+        parser.add_class_arguments(group, skip=left_out)
+    return groups

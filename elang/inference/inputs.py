@@ -1,33 +1,83 @@
 """The inputs of a pair: what is taken as one, and how they are read from a file."""
 
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Set
-from functools import reduce
-from itertools import groupby
-from operator import add
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import chain
 from typing import Any
 
-import torch
-
+from elang.backends.candidates import check_choices
 from elang.data.columns import columns_of
-from elang.data.tokens import EncodedExamples
 from elang.errors import InputError
-from elang.inference.prediction import Deferred
+from elang.inference.prediction import Window
 from elang.tables import SUFFIXES, file_lines, suffix_of, text_lines
-
-_PLAIN = re.compile(r"[\s!-^a-~]*", re.ASCII)
-_YAML_INFINITY = re.compile(r"^([+-]?)\.(?:inf|Inf|INF)$")
+from elang.tasks.text_task import TextTask
 
 
-def tokens_of(deferred: list[Deferred]) -> EncodedExamples | None:
-    """The Super's tokens of what was deferred, if they are known."""
-    parts = []
-    for window, group in groupby(deferred, key=lambda one: one.window):
-        if window.super_encoded is None:
-            return None
-        parts.append(window.super_encoded.texts.take(torch.tensor([one.place for one in group])))
-    return EncodedExamples(reduce(add, parts))
+def as_rows(texts: Iterable[Any]) -> list[tuple[str, ...]]:
+    """Inputs as tuples of texts, which have yet to be checked."""
+    if type(texts) is list and set(map(type, texts)) <= {tuple}:
+        return texts
+    return [tuple(text) if isinstance(text, (tuple, list)) else (text,) for text in each_text(texts)]
+
+
+def checked_texts(rows: list[tuple[str, ...]], fields: list[str], first: int, empty: bool) -> list[tuple[str, ...]]:
+    """Refuse what is not the task's texts.
+
+    Args:
+        rows: The texts of each input.
+        fields: Names of the task's texts.
+        first: Number of the first input in messages.
+        empty: Whether a text may be empty.
+
+    Raises:
+        InputError: Naming the input.
+    """
+    flat = list(chain.from_iterable(rows))
+    plain = set(map(type, flat)) <= {str} and set(map(len, rows)) <= {len(fields)} and is_unicode("".join(flat))
+    if plain and (empty or all(map(str.strip, flat))):
+        return rows
+    for i, row in enumerate(rows):
+        given: Any = row[0] if len(row) == 1 else row
+        if odd := [text for text in row if not isinstance(text, str)]:
+            raise InputError(
+                f"Input {first + i} (counted from 0) is no text, but of {kind_of_input(odd[0])}: "
+                f"{str(given)[:200]!r}. Give texts, or remove it."
+            )
+        if not all(map(is_unicode, row)):
+            raise InputError(f"Input {first + i} (counted from 0) holds half a character: {given!r}. Mend it.")
+        if len(row) != len(fields):
+            raise InputError(
+                f"Input {first + i} (counted from 0) has {len(row)} text(s), but the task's are {len(fields)}: "
+                f"{fields}. Remove or mend it."
+            )
+        if not (empty or all(map(str.strip, row))):
+            where = "" if len(row) == 1 else f" in '{fields[[bool(text.strip()) for text in row].index(False)]}'"
+            raise InputError(f"Input {first + i} (counted from 0) is empty{where}. Remove or mend it.")
+    # Strings of NumPy, which are texts of another type.
+    return [tuple(map(str, row)) for row in rows]
+
+
+def window_of(rows: list[tuple[str, ...]], choices: Sequence[Sequence[str]] | None, task: TextTask) -> Window:
+    """A window of inputs with their candidates; a text may be empty.
+
+    Raises:
+        InputError: If there are no inputs, one is not the task's, or candidates are missing or not taken.
+    """
+    if not rows:
+        raise InputError("There are no texts to answer.")
+    rows = checked_texts(rows, task.fields, 0, True)
+    if choices is not None:
+        choices = list(each_text(choices, "choices"))
+        odd = [one for one in choices if isinstance(one, str) or not all(isinstance(text, str) for text in one)]
+        if odd:
+            raise InputError(f"Each input's `choices` are a list of texts, but one has {str(odd[0])[:80]!r}.")
+    if choices and not task.kind.has_candidates:
+        raise InputError("This task takes no candidates; leave `choices` out.")
+    candidates = [tuple(c) for c in choices] if choices is not None else task.choices_of(rows)
+    if task.kind.has_candidates and (candidates is None or len(candidates) != len(rows) or not all(candidates)):
+        raise InputError("This task chooses among candidates: give at least one for each input, as `choices`.")
+    check_choices(max(map(len, candidates)) if candidates else 0, len(task.label_names))
+    return Window(rows, candidates)
 
 
 def each_text(texts: Iterable[Any], what: str = "texts") -> Iterable[Any]:
@@ -73,17 +123,6 @@ def kind_of_input(value: Any) -> str:
     kind = type(value)
     module = "" if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}."
     return f"the type {module}{kind.__qualname__}"
-
-
-def as_number(threshold: str | float) -> float | None:
-    """A threshold given as a number or as its text; ``None`` where it is a name."""
-    if isinstance(threshold, str):
-        threshold = _YAML_INFINITY.sub(r"\1inf", threshold)
-    try:
-        # Of other scripts' digits, and of "1_0", a name.
-        return float(threshold) if not isinstance(threshold, str) or _PLAIN.fullmatch(threshold) else None
-    except ValueError:
-        return None
 
 
 def input_columns(source: str, text: list[str] | str | None) -> list[str] | None:

@@ -35,7 +35,7 @@ def write_answer(answers: Iterator[Prediction], file: Any) -> tuple[int, int]:
 
 
 def about_run(
-    predictor: JointPredictor, swift: str, super_: str, source: str, text: list[str] | None, ways: list[Any]
+    predictor: JointPredictor, models: list[str], source: str, *, text: list[str] | None, ways: list[Any]
 ) -> dict[str, Any]:
     """What the answers depend on, with the ``ways`` in which the models run.
 
@@ -48,7 +48,7 @@ def about_run(
     except OSError as error:
         raise InputError(f"The input '{source}' cannot be read ({error.strerror}). Mend its path.") from error
     return {
-        "models": [_files(swift), _files(super_)],
+        "models": [_files(model) for model in models],
         "routing": [
             predictor.score,
             *ways,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from elang.backends.generator import Seq2Seq
 from elang.backends.text_model import TextModel
 from elang.inference.prediction import Prediction
 from elang.inference.predictor import JointPredictor
@@ -34,68 +33,81 @@ def time_pair(
         as FLOPs ``predict`` it, and their ``ratio``.
     """
     scores = torch.tensor([one.score for one in predictor.map(rows)])
-    costs = {
-        name: flops_of(predictor, model, rows)
-        for name, model in (("swift", predictor.swift), ("super", predictor.super_))
-    }
-    super_cost, kept = costs["super"]["flops"], costs["swift"]["flops"] + costs["swift"]["score_flops"]
-    away = kept
-    if predictor.score in BEFORE_DECODER:
-        # Known before the decoder runs, and of a kept input nothing else is scored.
-        kept, away = costs["swift"]["flops"], costs["swift"]["early_flops"]
     thresholds = {f"defer {share:.0%}": _threshold(scores, share) for share in shares}
+    # In the order in which they take turns.
+    limits = {"swift": math.inf} | thresholds
+    deferred = {name: scores > limit for name, limit in thresholds.items()}
+    deferred |= {name: torch.full((len(rows),), name == "super") for name in ("super", "swift")}
+    predicted = _predicted_speedups(predictor, rows, deferred)
+    many, ones = _seconds(predictor, limits, rows, single=single, repeats=repeats)
+    base = statistics.median(many["super"])
+    passes: dict[str, dict[str, Any]] = {}
+    for name, seconds in many.items():
+        speedup = base / statistics.median(seconds)
+        passes[name] = {
+            "deferred": float(deferred[name].double().mean()),
+            "median": statistics.median(seconds),
+            "least": min(seconds),
+            "most": max(seconds),
+            "speedup": speedup,
+            "predicted": predicted[name],
+            "ratio": speedup / predicted[name],
+        }
+        if single:
+            ordered = sorted(ones[name])
+            passes[name]["one by one"] = {
+                "median": statistics.median(ordered),
+                "95%": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
+                "speedup": statistics.fmean(ones["super"]) / statistics.fmean(ordered),
+            }
+    return {"inputs": len(rows), "device": str(predictor.device), "passes": passes}
+
+
+def _seconds(
+    predictor: JointPredictor, limits: dict[str, float], rows: list[Any], *, single: list[Any], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of an input at each threshold and of the Super alone: of many inputs in a pass, and one by one."""
 
     def stream(threshold: float, some: list[Any]) -> Any:
-        predictor.threshold = threshold
+        predictor.set_threshold(threshold)
         return list(predictor.map(some))
 
     def one(threshold: float, some: list[Any]) -> Any:
-        predictor.threshold = threshold
+        predictor.set_threshold(threshold)
         return predictor(some)
 
-    calls: dict[str, Callable[[list[Any]], Any]] = {"super": lambda some: list(predictor.super_map(some))}
-    limits = {"swift": math.inf} | thresholds
-    calls |= {name: partial(stream, threshold) for name, threshold in limits.items()}
-    many: dict[str, list[float]] = {name: [] for name in calls}
-    ones: dict[str, list[float]] = {name: [] for name in calls}
+    streams: dict[str, Callable[[list[Any]], Any]] = {"super": lambda some: list(predictor.super_map(some))}
+    streams |= {name: partial(stream, threshold) for name, threshold in limits.items()}
+    many: dict[str, list[float]] = {name: [] for name in streams}
     for repeat in range(repeats + 1):
-        for name, call in calls.items():
+        for name, call in streams.items():
             seconds = _timed(call, rows, predictor.device)
             if repeat:
                 many[name].append(seconds / len(rows))
     warm = min(10, len(single))
     alone: dict[str, Callable[[list[Any]], Any]] = {name: partial(one, t) for name, t in limits.items()}
     alone["super"] = lambda some: predictor.ask_super(predictor.rows(some))
+    ones: dict[str, list[float]] = {name: [] for name in alone}
     for i, row in enumerate(single[:warm] + single):
         for name, call in alone.items():
             seconds = _timed(call, [row], predictor.device)
             if i >= warm:
                 ones[name].append(seconds)
-    found: dict[str, Any] = {"inputs": len(rows), "device": str(predictor.device), "passes": {}}
-    base = statistics.median(many["super"])
-    for name, passes in many.items():
-        hard = scores > thresholds[name] if name in thresholds else torch.full((len(rows),), name == "super")
-        own = super_cost.sum()
-        if name != "super":
-            own = kept[~hard].sum() + (away + super_cost)[hard].sum()
-        entry: dict[str, Any] = {
-            "deferred": float(hard.double().mean()),
-            "median": statistics.median(passes),
-            "least": min(passes),
-            "most": max(passes),
-            "speedup": base / statistics.median(passes),
-            "predicted": float(super_cost.sum() / own),
-        }
-        entry["ratio"] = entry["speedup"] / entry["predicted"]
-        if single:
-            ordered = sorted(ones[name])
-            entry["one by one"] = {
-                "median": statistics.median(ordered),
-                "95%": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
-                "speedup": statistics.fmean(ones["super"]) / statistics.fmean(ordered),
-            }
-        found["passes"][name] = entry
-    return found
+    return many, ones
+
+
+def _predicted_speedups(
+    predictor: JointPredictor, rows: list[Any], deferred: dict[str, torch.Tensor]
+) -> dict[str, float]:
+    """The FLOPs of the Super alone over those of each way, by which inputs it defers, bool ``(N,)``."""
+    swift, super_ = (flops_of(predictor, model, rows) for model in (predictor.swift, predictor.super_))
+    kept = away = swift["flops"] + swift["score_flops"]
+    if predictor.score in BEFORE_DECODER:
+        # Known before the decoder runs, and of a kept input nothing else is scored.
+        kept, away = swift["flops"], swift["early_flops"]
+    paid = {name: kept[~hard].sum() + (away + super_["flops"])[hard].sum() for name, hard in deferred.items()}
+    paid["super"] = super_["flops"].sum()
+    return {name: float(paid["super"] / cost) for name, cost in paid.items()}
 
 
 def differences(
@@ -110,7 +122,9 @@ def differences(
     scores = torch.tensor([one.score for one in plain.map(rows)], dtype=torch.float64)
     found = {}
     for share in shares:
-        threshold = predictor.threshold = plain.threshold = _threshold(scores, share)
+        threshold = _threshold(scores, share)
+        for one in (predictor, plain):
+            one.set_threshold(threshold)
         found[f"defer {share:.0%}"] = disagreement(predictor.map(rows), plain.map(rows), threshold)
     return found
 
@@ -149,11 +163,8 @@ def flops_of(predictor: JointPredictor, model: TextModel, rows: list[Any]) -> di
     where that is not read off on the way).
     """
     zero = torch.zeros(len(rows), dtype=torch.float64)
-    found = {name: zero.clone() for name in ("flops", "early_flops", "score_flops")}
+    costs = {name: zero.clone() for name in ("flops", "early_flops", "score_flops")}
     for chosen, inputs in predictor.batches(model, rows):
-        steps = None
-        if isinstance(model, Seq2Seq):
-            steps = model.generate(model.encode(inputs), scored=False).steps
-        for name, cost in model.flops(inputs, steps=steps).items():
-            found[name][chosen] = cost.cpu()
-    return found
+        for name, cost in model.flops(inputs).items():
+            costs[name][chosen] = cost.cpu()
+    return costs

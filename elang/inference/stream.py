@@ -8,7 +8,7 @@ Super's batches are full.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from queue import Queue
 from threading import Event, Semaphore, Thread
@@ -80,29 +80,37 @@ def ahead(items: Iterator[Any]) -> Iterator[Any]:
 
 def stream(
     prepared: Iterator[Window],
-    swift: Callable[[Window], list[Deferred]],
-    super_: Callable[[list[Deferred]], None],
-    full: int,
+    first: Callable[[Window], list[Deferred]],
+    later: Sequence[tuple[Callable[[list[Deferred]], list[Deferred]], int]],
 ) -> Iterator[Prediction]:
-    """Run windows through the pair.
+    """Run windows through the stages of a cascade.
 
     Args:
         prepared: The windows.
-        swift: Answers a window and returns what it defers.
-        super_: Answers what was deferred.
-        full: Deferred inputs that are worth a pass of the Super.
+        first: Answers a window and returns what it defers.
+        later: For each further stage what answers deferred inputs and returns those that it defers itself, and how many
+            of them are worth a pass.
 
     Yields:
         The answers, in the order of the inputs; an error follows those of the windows before it.
     """
     waiting: deque[Window] = deque()
-    deferred: list[Deferred] = []
+    queues: list[list[Deferred]] = [[] for _ in later]
     failure: Exception | None = None
     coming = ahead(prepared)
+
+    def run(everything: bool) -> None:
+        for number, (answer, full) in enumerate(later):
+            if queues[number] and (everything or len(queues[number]) >= full):
+                deferred, queues[number] = queues[number], []
+                further = answer(deferred)
+                if number + 1 < len(later):
+                    queues[number + 1] += further
+
     while True:
         try:
             window = next(coming)
-            deferred += swift(window)
+            queues[0] += first(window)
         except StopIteration:
             break
         except Exception as error:
@@ -110,13 +118,10 @@ def stream(
             failure = error
             break
         waiting.append(window)
-        if len(deferred) >= full or len(waiting) >= _WAITING:
-            super_(deferred)
-            deferred = []
+        run(everything=len(waiting) >= _WAITING)
         while waiting and all(answer is not None for answer in waiting[0].answers):
             yield from waiting.popleft().answers  # type: ignore[misc]
-    if deferred:
-        super_(deferred)
+    run(everything=True)
     for window in waiting:
         yield from window.answers  # type: ignore[misc]
     if failure is not None:

@@ -6,11 +6,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from elang.backends import DType
 from elang.backends.answer import Columns
 from elang.backends.backend import Backend
 from elang.backends.cost.flops import FlopsConvention
 from elang.backends.fast.attention import AnyShape
-from elang.backends.fast.graphs import DType
 from elang.backends.loading.load import load_model, open_backend
 from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel

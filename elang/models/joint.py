@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elang.backends import DType
 from elang.backends.cost.flops import FlopsConvention
-from elang.backends.fast.graphs import DType
 from elang.backends.generator import Seq2Seq
 from elang.data.slices import check_held_out
 from elang.errors import InputError

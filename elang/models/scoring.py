@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from elang.backends.fast.graphs import DType
+from elang.backends import DType
 from elang.data.slices import source_of
 from elang.errors import InputError, printable
 from elang.locks import lock_for_all, unlock_output

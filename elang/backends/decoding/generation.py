@@ -143,6 +143,12 @@ class Generation(TextModel):
             # What is for beams alone makes a configuration without them invalid, and it could not be saved.
             own.update(early_stopping=False, length_penalty=1.0, num_beam_groups=None, diversity_penalty=None)
 
+    def configure_generation(self, max_new_tokens: int, num_beams: int | None = None) -> None:
+        """Set the length of texts and, if it is given, the number of beams."""
+        self.limit_new_tokens(max_new_tokens)
+        if num_beams is not None:
+            self.set_beams(num_beams)
+
     @cached_property
     def vocabulary(self) -> str:
         """Hash of the tokenizer's vocabulary: equal for models whose tokens mean the same."""
@@ -247,11 +253,6 @@ class Generation(TextModel):
         rows = max(1, _CHUNK // (ids.shape[1] * self.backbone.get_output_embeddings().weight.shape[0]))
         parts = torch.arange(len(ids), device=ids.device).split(rows)
         return torch.cat([token_scores(self.logits(source[part], ids[part]), ids[part]) for part in parts])
-
-    def texts(self, ids: Tensor) -> list[str]:
-        """Generated tokens as text."""
-        filled = ids.masked_fill(ids < 0, self.tokenizer.pad_token_id)
-        return [text.strip() for text in self.tokenizer.batch_decode(filled, skip_special_tokens=True)]
 
     def padded_ids(self, made: Generated) -> Tensor:
         """Generated tokens up to the end of each text, and -1 behind it: ``(B, max_new_tokens)``."""

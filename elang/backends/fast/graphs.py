@@ -1,4 +1,4 @@
-"""Few inputs at a time: what a model does for them is captured as one graph a shape, and launched whole.
+"""Small batches, for latency: what a model does for them is captured as one graph a shape, and launched whole.
 
 Launched one by one, the kernels of a small model take longer to launch than to run. A captured graph takes one launch,
 but has one shape, so inputs are padded to the next of some; all are captured when a model is loaded. On a CPU, where
@@ -8,7 +8,7 @@ there are no graphs, the same passes run as they are, without padding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,6 @@ from elang.notices import notice
 Pass = Callable[[Any], tuple[Tensor, Any]]
 # The inputs' column, int64 ``(B,)``, that is 0 where nobody waits for a text to be generated.
 WANTED = "wanted"
-DType = Literal["float32", "bfloat16", "float16"]
 _STEPS = (64, 16), (128, 32), (10**9, 64)
 _WARM_UP = 3
 
@@ -111,8 +110,8 @@ class Graph:
                         break
 
 
-class FewInputs:
-    """Runs a model's passes over few inputs.
+class SmallBatches:
+    """Runs a model's passes over small batches, one graph a shape where it is on a GPU.
 
     Args:
         passes: Each takes what the one before it has left, the first one the model's inputs. Of a model that generates

@@ -1,38 +1,30 @@
-"""The HTTP side of `elang serve`: who is let in, with how much and for how long, and how the server ends.
+"""The HTTP side of `elang serve`: what a connection may do, and how the server ends.
 
-uvicorn speaks HTTP. What it leaves open is bounded here: the size of a request's head, how long a head, a body or an
-answer may take, how many connections there are, and what becomes of requests when the process is to end.
+uvicorn speaks HTTP. What it leaves open is bounded here: how long a head, a body or an answer may take, how many
+connections there are, and what happens to requests when the process is to end.
 """
 
 import asyncio
-import ctypes
-import errno
-import hmac
 import os
 import signal
 import socket
-import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, cast
 
 import httptools
 import uvicorn
-from starlette.responses import JSONResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from elang.errors import InputError
+from elang.inference.serving.gate import AGAIN, HEAD_BYTES, TASK, Gate, refusal
+from elang.inference.serving.sockets import take_no_more
 from elang.inference.serving.workers import Workers
 
-# Of a request line with its headers, and how many of these.
-_HEAD_BYTES, _HEADERS = 32_768, 100
-# Seconds: for a head or a body to come, for the next request on a connection, for an answer to be taken.
-_HEAD, _BODY, _IDLE, _TAKEN = 10.0, 10.0, 20.0, 20.0
-# Bytes of bodies that are held at a time; small ones always find room.
-_HELD, _SMALL = 32_000_000, 16_384
+# Seconds: for a head to come, for the next request on a connection, for an answer to be taken.
+_HEAD, _IDLE, _TAKEN = 10.0, 20.0, 20.0
 _CONNECTIONS = 1000
 # Requests of a connection that wait behind the one that is being answered.
 _PIPELINED = 32
@@ -41,150 +33,6 @@ _LINGER = 1.0
 # Seconds after the signal: how long the server listens at least, so that who asks then is told to go elsewhere; and
 # when it refuses what is not answered yet.
 _GRACE, _DRAIN = 0.5, 6.0
-# Where a request's task is kept in its scope.
-_TASK = "elang.task"
-_AGAIN = {"Retry-After": "1"}
-_ENDING = (503, "The server is ending. Ask another, or ask again later.", _AGAIN)
-
-
-class Gate:
-    """What every request passes: it is counted, refused without the token or with too much, and its body is read.
-
-    Args:
-        app: What is behind it.
-        token: Expected as ``Authorization: Bearer TOKEN``; ``None`` lets all in.
-        max_bytes: Of a body.
-        count: Told the path and the status of every request.
-    """
-
-    OPEN = ("/", "/health", "/ready")
-    # What is answered while the server ends, too.
-    ENDING = ("/", "/metrics")
-
-    def __init__(
-        self, app: Any, token: str | None, max_bytes: int, count: Callable[[str, int], None] = lambda path, status: None
-    ) -> None:
-        self.app, self.max_bytes, self.count = app, max_bytes, count
-        self.expected = None if token is None else f"Bearer {token}".encode()
-        self.ending = False
-        self.held = 0
-        # Requests that are not answered yet: until when the body has to be there, and why one is given up.
-        self.open: dict[asyncio.Task[Any], float] = {}
-        self._why: dict[asyncio.Task[Any], tuple[int, str, dict[str, str]]] = {}
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Let a request through, or answer it."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status = 499
-        task = asyncio.current_task()
-        assert task is not None
-        scope[_TASK] = task
-
-        async def counted(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                self.open.pop(task, None)
-                if self.ending:
-                    message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-            await send(message)
-
-        try:
-            await self._answer(task, scope, receive, counted)
-        except asyncio.CancelledError:
-            why = self._why.get(task)
-            if why is None:
-                raise
-            await refusal(*why, close=True)(scope, receive, counted)
-        except Exception:
-            status = 500
-            raise
-        finally:
-            self.open.pop(task, None)
-            self._why.pop(task, None)
-            self.count(scope["path"], status)
-
-    async def _answer(self, task: "asyncio.Task[Any]", scope: Any, receive: Any, send: Any) -> None:
-        if no := self._refused(scope):
-            await refusal(*no)(scope, receive, send)
-            return
-        self.open[task] = time.monotonic() + _BODY
-        parts: list[bytes] = []
-        size = held = 0
-        more = True
-        try:
-            # A body may come in pieces and say nothing of its length.
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return
-                parts.append(message.get("body", b""))
-                size, more = size + len(parts[-1]), message.get("more_body", False)
-                if size > self.max_bytes:
-                    await self._large()(scope, receive, send)
-                    return
-                if size > _SMALL:
-                    self.held, held = self.held + size - held, size
-                    if self.held > _HELD:
-                        await refusal(503, "Too much is being sent. Ask again later.", _AGAIN)(scope, receive, send)
-                        return
-            self.open[task] = float("inf")
-            whole: list[Any] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
-            parts.clear()
-
-            async def given() -> Any:
-                return whole.pop() if whole else await receive()
-
-            await self.app(scope, given, send)
-        finally:
-            self.held -= held
-
-    def _refused(self, scope: Any) -> tuple[int, str, dict[str, str]] | None:
-        """Why a request is refused before its body is read."""
-        headers = dict(scope["headers"])
-        size = len(scope["path"]) + len(scope["query_string"]) + sum(len(k) + len(v) for k, v in scope["headers"])
-        if len(scope["headers"]) > _HEADERS or size > _HEAD_BYTES:
-            return 431, f"A request has at most {_HEADERS} headers, and its head at most {_HEAD_BYTES} bytes.", {}
-        if self.expected is not None and scope["path"] not in self.OPEN:
-            given = headers.get(b"authorization", b"")
-            if not hmac.compare_digest(given, self.expected):
-                said = "The token is missing or wrong: send 'Authorization: Bearer TOKEN'."
-                return 401, said, {"WWW-Authenticate": "Bearer"}
-        if self.ending and scope["path"] not in self.ENDING:
-            return _ENDING
-        if headers.get(b"content-encoding", b"identity").strip().lower() not in (b"", b"identity"):
-            return 415, "The body is compressed; send it as it is, without Content-Encoding.", {}
-        declared = headers.get(b"content-length", b"0")
-        if not declared.isdigit() or len(declared) > 15 or int(declared) > self.max_bytes:
-            return 413, f"A request has at most {self.max_bytes} bytes.", {}
-        return None
-
-    def _large(self) -> JSONResponse:
-        return refusal(413, f"A request has at most {self.max_bytes} bytes.")
-
-    def give_up_late(self, now: float) -> None:
-        """Refuse requests whose bodies have not come in time."""
-        for task, until in list(self.open.items()):
-            if until < now:
-                self.give_up(task, 408, f"The body has not come within {_BODY:.0f} seconds.", {})
-
-    def give_up_all(self) -> None:
-        """Refuse whatever is not answered yet, as the server ends."""
-        for task in list(self.open):
-            self.give_up(task, *_ENDING)
-
-    def give_up(self, task: "asyncio.Task[Any] | None", *why: Any) -> None:
-        """Stop answering a request, and say why."""
-        if task in self.open and task not in self._why:
-            self._why[task] = why
-            task.cancel()
-
-
-def refusal(status: int, detail: str, headers: dict[str, str] | None = None, close: bool = False) -> JSONResponse:
-    """A refusal as FastAPI words its own."""
-    return JSONResponse({"detail": detail}, status, {**(headers or {}), **({"Connection": "close"} if close else {})})
 
 
 class Connection(HttpToolsProtocol):
@@ -221,7 +69,7 @@ class Connection(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
-                self.gate.give_up(cycle.scope.get(_TASK), 499, "The client has left.", {})
+                self.gate.give_up(cycle.scope.get(TASK), 499, "The client has left.", {})
         for cycle, _ in self.pipeline:
             self.gate.count(cast("dict[str, Any]", cycle.scope)["path"], 499)
         self.pipeline.clear()
@@ -250,13 +98,13 @@ class Connection(HttpToolsProtocol):
             return
         self.raw += len(data)
         # Chunks of a byte each take six.
-        if self.raw > (8 * self.gate.max_bytes if inside else 0) + _HEAD_BYTES:
+        if self.raw > (8 * self.gate.max_bytes if inside else 0) + HEAD_BYTES:
             if inside and before.response_complete:
                 self.transport.abort()
             elif inside:
                 self.refuse(413, f"A request has at most {self.gate.max_bytes} bytes.")
             else:
-                self.refuse(431, f"A request's head has at most {_HEAD_BYTES} bytes.")
+                self.refuse(431, f"A request's head has at most {HEAD_BYTES} bytes.")
 
     def on_message_begin(self) -> None:
         """Begin a request; a read brings thousands at once, and each would be kept until its turn."""
@@ -294,7 +142,7 @@ class Connection(HttpToolsProtocol):
             self.loop.call_soon(self._refuse_behind, self.cycle, status, detail)
             return
         self.gate.count("", status)
-        answer = refusal(status, detail, _AGAIN if status == 503 else None, close=True)
+        answer = refusal(status, detail, AGAIN if status == 503 else None, close=True)
         first = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()
         lines = [first, *(name + b": " + value for name, value in answer.raw_headers)]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(answer.body)]))
@@ -310,7 +158,7 @@ class Connection(HttpToolsProtocol):
         if not cycle.more_body:
             self.gate.count("", status)
         else:
-            self.gate.give_up(cycle.scope.get(_TASK), status, detail, {})
+            self.gate.give_up(cycle.scope.get(TASK), status, detail, {})
 
     def end_if_late(self, now: float) -> None:
         """Close it if the client has let it wait for too long."""
@@ -329,6 +177,21 @@ class Connection(HttpToolsProtocol):
                 self.refuse(408, f"The head of the request has not come within {_HEAD:.0f} seconds.")
             elif waited > (_HEAD if cycle is None else _IDLE):
                 self.transport.close()
+
+
+def connections_of(gate: Gate) -> type[Connection]:
+    """The protocol of a server with that gate, for as many connections as there may be open files."""
+    most = _CONNECTIONS
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 2 * _CONNECTIONS
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        most = _CONNECTIONS if soft == resource.RLIM_INFINITY else min(_CONNECTIONS, max(16, soft - 200))
+    return type("OwnConnection", (Connection,), {"gate": gate, "most": most})
 
 
 class Server(uvicorn.Server):
@@ -391,7 +254,7 @@ class Server(uvicorn.Server):
         """Close what is open; nobody is waited for."""
         # Whoever connects from now on is refused in the end; who did before is told so, not cut off.
         for one in sockets or []:
-            _take_no_more(one)
+            take_no_more(one)
         await asyncio.sleep(0.1)
         for server in self.servers:
             server.close()
@@ -408,64 +271,3 @@ class Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await super().shutdown(sockets)
-
-
-def _take_no_more(listening: socket.socket) -> None:
-    """Let a socket take no further connections, while those that wait in it can still be accepted.
-
-    To close it would cut these off. Linux drops what a filter of one instruction (return 0) does not let through;
-    elsewhere they are cut off.
-    """
-    if sys.platform == "linux":
-        program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
-        with suppress(OSError):
-            # SO_ATTACH_FILTER
-            listening.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", 1, ctypes.addressof(program)))
-
-
-def connections_of(gate: Gate) -> type[Connection]:
-    """The protocol of a server with that gate, for as many connections as there may be open files."""
-    most = _CONNECTIONS
-    if sys.platform != "win32":
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = 2 * _CONNECTIONS
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        most = _CONNECTIONS if soft == resource.RLIM_INFINITY else min(_CONNECTIONS, max(16, soft - 200))
-    return type("OwnConnection", (Connection,), {"gate": gate, "most": most})
-
-
-def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen at every address that a host name stands for.
-
-    They listen at once, for two that are only bound can share a port.
-
-    Raises:
-        InputError: If the host is none of this machine, or the port is taken.
-    """
-    try:
-        # An empty name would stand for every address.
-        found = socket.getaddrinfo(host.strip() or " ", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"--host '{host}' cannot be resolved ({error}). Give an address of this machine.") from error
-    sockets: list[socket.socket] = []
-    failed: OSError | None = None
-    for family, address in dict.fromkeys((one[0], one[4]) for one in found):
-        try:
-            both = host == "::" and socket.has_dualstack_ipv6()
-            sockets.append(socket.create_server(address, family=family, backlog=1024, dualstack_ipv6=both))
-        except OSError as error:
-            failed = error
-            # A name may stand for an address of a family that is switched off.
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                break
-    else:
-        if sockets:
-            return sockets
-    for one in sockets:
-        one.close()
-    why = os.strerror(failed.errno) if failed and failed.errno else failed
-    raise InputError(f"--port {port} of {host} cannot be listened on ({why}). Give another.") from failed

@@ -60,12 +60,16 @@ class Limits:
         texts: Texts in a request.
         pending: Texts that the Swift is asked at a time; more are refused.
         deferred: Texts that the Super is asked at a time; more are answered as if it had failed.
+        batch: Texts of requests that are answered together.
+        bytes: Of a request.
     """
 
     deadline: float = 10.0
     texts: int = 256
     pending: int = 4096
     deferred: int = 4096
+    batch: int = 512
+    bytes: int = 1_000_000
 
 
 class QuestionReader:

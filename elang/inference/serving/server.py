@@ -16,7 +16,8 @@ from starlette.responses import PlainTextResponse
 from elang.errors import InputError
 from elang.inference.predictor import JointPredictor
 from elang.inference.serving.batcher import Batcher
-from elang.inference.serving.http import Gate, Server, connections_of
+from elang.inference.serving.gate import Gate
+from elang.inference.serving.http import Server, connections_of
 from elang.inference.serving.metrics import Metrics, score_edges
 from elang.inference.serving.routes import add_routes, add_super_route, add_views
 from elang.inference.serving.schema import Limits, Question
@@ -49,8 +50,10 @@ class LoadModel:
     def __call__(self) -> "Model":
         """Load it, and answer once, so that the first request does not wait for that."""
         torch.set_num_threads(self.threads)
-        options = {**self.options, **({"super_model": None} if self.role == "swift" else {})}
-        model = Model(self.role, JointPredictor(**options, device=self.device))
+        options = {**self.options, "device": self.device}
+        if self.role == "swift":
+            options["super_model"] = None
+        model = Model(self.role, JointPredictor(**options))
         task = model.predictor.task
         try:
             model.answers(
@@ -94,15 +97,12 @@ class Model:
         """Places of the inputs that are too long, once it is known that some are."""
         if len(rows) == 1:
             return [0]
-        passes = self.predictor.passes
-        model = passes.swift if self.role == "swift" else passes.super_
+        runner = self.predictor.runners[self.role]
         given = choices or [None] * len(rows)
         # One by one, those that may be; a character has four bytes at most, and no token has none.
-        room = passes.limit(model) // 8
+        room = runner.limit // 8
         long = [i for i, row in enumerate(rows) if sum(map(len, (*row, *(given[i] or ())))) > room]
-        return [
-            i for i in long if passes.encode(model, [rows[i]], [tuple(given[i])] if given[i] else None).texts.truncated
-        ]
+        return [i for i in long if runner.encode([rows[i]], [tuple(given[i])] if given[i] else None).texts.truncated]
 
 
 class PairServer:
@@ -148,8 +148,6 @@ def build_server(
     remote: str | None,
     limits: Limits,
     on_super_failure: OnSuperFailure,
-    batch: int,
-    max_bytes: int,
     token: str | None,
     devices: list[str],
     threads: int,
@@ -157,13 +155,11 @@ def build_server(
     """Put a pair, or a Super alone, into a server that is yet to be run.
 
     Args:
-        pair: Options of the :class:`elang.JointPredictor`.
+        pair: Arguments of the :class:`elang.JointPredictor`.
         predictor: The Swift, for the front; ``None`` serves the Super alone.
         remote: The Super's address, if it is elsewhere.
         limits: What is taken.
         on_super_failure: As :class:`PairService` takes it.
-        batch: Texts in a batch at most.
-        max_bytes: Of a request.
         token: That requests must bring.
         devices: One for each process of a model.
         threads: Of each process on a CPU.
@@ -175,22 +171,44 @@ def build_server(
         role: Workers(role.capitalize(), [LoadModel(role, pair, threads, device) for device in devices], longest)
         for role in roles
     }
+    batchers = _batchers(workers, limits, remote, token)
+    app = FastAPI(title="elang serve", redirect_slashes=False)
+    metrics = Metrics(None if predictor is None else score_edges(predictor))
+    _add_health(app, workers)
+
+    def ready(role: str) -> bool:
+        return role not in workers or any(workers[role].there)
+
+    if not remote:
+        add_super_route(app, batchers["super"], limits, metrics)
+    if predictor is not None:
+        service = PairService(
+            predictor, batchers["swift"], batchers["super"], partial(ready, "super"), limits, on_super_failure, metrics
+        )
+        add_routes(app, service, partial(ready, "swift"))
+    else:
+        add_views(app, metrics, lambda: {"super": ready("super")}, ("super",))
+    return PairServer(app, Gate(app, token, limits.bytes, metrics.count), workers)
+
+
+def _batchers(workers: dict[str, Workers], limits: Limits, remote: str | None, token: str | None) -> dict[str, Batcher]:
+    """What packs batches for each model, here or elsewhere."""
     # Of four bytes at most; a server elsewhere takes as much as this one.
-    options: dict[str, Any] = {"most": batch, "most_characters": max_bytes // 4, "lost": limits.deadline}
+    options: dict[str, Any] = {"most": limits.batch, "most_characters": limits.bytes // 4, "lost": limits.deadline}
 
     async def inside(own: Workers, question: Question, until: float) -> dict[str, Any]:
         return await own.ask((question.texts, question.choices, question.keep))
 
-    batchers = {role: Batcher(partial(inside, own), len(devices), **options) for role, own in workers.items()}
+    batchers = {role: Batcher(partial(inside, own), len(own.loads), **options) for role, own in workers.items()}
     if remote:
         outside = _Client({"authorization": f"Bearer {token}"} if token else {}, base_url=remote)
-        options["most"] = min(batch, limits.texts)
+        options["most"] = min(limits.batch, limits.texts)
         batchers["super"] = Batcher(partial(outside.ask, "/super"), _REMOTE_WORKERS, **options)
-    app = FastAPI(title="elang serve", redirect_slashes=False)
-    metrics = Metrics(None if predictor is None else score_edges(predictor))
+    return batchers
 
-    def ready(role: str) -> bool:
-        return role not in workers or any(workers[role].there)
+
+def _add_health(app: FastAPI, workers: dict[str, Workers]) -> None:
+    """Add ``/`` and ``/health``."""
 
     @app.get("/", summary="200 if the server runs", response_class=PlainTextResponse)
     async def runs() -> str:
@@ -202,17 +220,6 @@ def build_server(
             return "ok"
         response.status_code = 503
         return "not ready"
-
-    if not remote:
-        add_super_route(app, batchers["super"], limits, metrics)
-    if predictor is not None:
-        service = PairService(
-            predictor, batchers["swift"], batchers["super"], partial(ready, "super"), limits, on_super_failure, metrics
-        )
-        add_routes(app, service, partial(ready, "swift"))
-    else:
-        add_views(app, metrics, lambda: {"super": ready("super")}, ("super",))
-    return PairServer(app, Gate(app, token, max_bytes, metrics.count), workers)
 
 
 class _Client:

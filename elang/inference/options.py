@@ -1,0 +1,118 @@
+"""The options that `predict`, `serve`, `bench` and Python share: how a pair routes, and how its models run."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from elang.backends import DType
+from elang.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+# Tokens in a batch of the Swift's and of the Super's: small models want large batches on a GPU.
+_GPU_TOKENS = 65536, 16384
+# The caches of a CPU want small ones; large enough for its threads.
+_CPU_TOKENS, _THREAD_TOKENS = 512, 256
+_PLAIN = re.compile(r"[\s!-^a-~]*", re.ASCII)
+_YAML_INFINITY = re.compile(r"^([+-]?)\.(?:inf|Inf|INF)$")
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How a pair routes, and how its models run.
+
+    Args:
+        threshold: Name of a threshold in ``elang.json`` (``parity``, ``99%``, ``defer 30%``) or a number: inputs that
+            score above it go to the Super. Also ``inf`` and ``-inf``.
+        score: The score that routes; by default the one that the named threshold was calibrated for, else the Swift's
+            own.
+        thresholds: Another threshold file, as `elang validate` writes it.
+        device: By default a GPU if there is one.
+        batch_size: Inputs in a batch at most; by default only their tokens count.
+        tokens: Tokens in a batch of the Swift's, with padding; by default what suits the device.
+        super_tokens: The same for the Super.
+        few: Up to so many inputs at a time take the short way, for latency: captured graphs on a GPU, for which loading
+            takes longer. Of texts only those that a T5 or mT5 generates without beams; not for candidates of each
+            input's own.
+        dtype: Precision of both models' weights; scores are float32 in any, but thresholds that were chosen in float32
+            are met only approximately.
+        compile: Compile both models with ``torch.compile``, for any shapes, at the first inputs; T5 then runs by the
+            library's own forward pass.
+        super_int8: Keep the matrices of the Super's layers as int8 (torchao; the extra ``int8``), for a card that it is
+            too large for; what is computed with them stays in ``dtype``.
+        onnx: Run both encoders by ONNX Runtime (the extra ``onnx``), on a CPU, in float32.
+
+    Raises:
+        InputError: If a value is out of range, or ``onnx`` does not go with the others.
+    """
+
+    threshold: str | float = "parity"
+    score: str | None = None
+    thresholds: str | None = None
+    device: str | None = None
+    batch_size: int | None = None
+    tokens: int | None = None
+    super_tokens: int | None = None
+    few: int = 0
+    dtype: DType = "float32"
+    compile: bool = False
+    super_int8: bool = False
+    onnx: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "tokens", "super_tokens"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise InputError(f"{name} must be at least 1, but it is {size}.")
+        if self.few < 0:
+            raise InputError(f"few must be at least 0, but it is {self.few}.")
+        if self.dtype not in get_args(DType):
+            raise InputError(f"dtype must be one of {', '.join(get_args(DType))}, but it is {self.dtype!r}.")
+        check_threshold(as_number(self.threshold))
+
+    def place(self) -> torch.device:
+        """The device of both models.
+
+        Raises:
+            InputError: If ONNX Runtime is asked for elsewhere than on a CPU in float32.
+        """
+        import torch
+
+        device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.onnx and (device.type != "cpu" or self.dtype != "float32" or self.compile or self.super_int8):
+            raise InputError("onnx runs on the CPU in float32; leave it out, or device, dtype, compile and super_int8.")
+        return device
+
+    def budgets(self, device: torch.device) -> tuple[int, int]:
+        """Tokens in a batch of the Swift's and of the Super's on a device."""
+        import torch
+
+        swift, super_ = _GPU_TOKENS
+        if device.type == "cpu":
+            swift = super_ = max(_CPU_TOKENS, _THREAD_TOKENS * torch.get_num_threads())
+        return self.tokens or swift, self.super_tokens or super_
+
+
+def as_number(threshold: str | float) -> float | None:
+    """A threshold given as a number or as its text; ``None`` where it is a name."""
+    if isinstance(threshold, str):
+        threshold = _YAML_INFINITY.sub(r"\1inf", threshold)
+    try:
+        # Of other scripts' digits, and of "1_0", a name.
+        return float(threshold) if not isinstance(threshold, str) or _PLAIN.fullmatch(threshold) else None
+    except ValueError:
+        return None
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Refuse a threshold that is NaN.
+
+    Raises:
+        InputError: Then.
+    """
+    if threshold is not None and math.isnan(threshold):
+        raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as parity.")
