@@ -16,9 +16,9 @@ from ablate import SETUPS, SWIFTS, needs_folds
 from common import write_result
 from torch import Tensor
 
+from elang.evaluation.curves import FRACTIONS, choose_thresholds
 from elang.evaluation.pair import PairAnswers, pair_answers
 from elang.evaluation.summary import summarize
-from elang.evaluation.thresholds import FRACTIONS, choose_thresholds
 from elang.method.bootstrap import gain_area, resamples
 from elang.method.quality.registry import QUALITIES
 from elang.records.table import Records

@@ -128,7 +128,7 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
             pass
 
     def joint() -> None:
-        from elang.evaluation.joint_records import read_slice
+        from elang.evaluation.slices import read_slice
 
         path.replace(folder / "records.parquet")
         read_slice(folder, "test", "x")

@@ -17,11 +17,17 @@ from scipy import special, stats
 from elang import InputError, JointPredictor
 from elang.cli.verbs import main
 from elang.data.slices import content_key, in_slice
-from elang.evaluation.attempts import attempt, next_level
-from elang.evaluation.joint_records import Slice, read_slice
 from elang.evaluation.promises import _promise, _too_few, by_budget, check_options
-from elang.evaluation.slices import independent_rows, one_slice, share_of_slice, slice_of, slice_sha256
-from elang.evaluation.statements import check_statements
+from elang.evaluation.slices import (
+    Slice,
+    independent_rows,
+    one_slice,
+    read_slice,
+    share_of_slice,
+    slice_of,
+    slice_sha256,
+)
+from elang.evaluation.statements import attempt, check_statements, next_level
 from elang.method.bounds import binomial_cdf, least_examples, least_mean, log_evidence, p_value, upper_bound
 from elang.method.certificate import certify_drop, certify_regret, regret_at
 from elang.method.curve.points import Costs
@@ -696,7 +702,7 @@ def test_two_calibrations_at_a_time_keep_both_thresholds(joint, tmp_path, monkey
         assert main(["calibrate", str(folder), "--super_share", "0.2", "--name", "other"]) == 0
         return slices(*args)
 
-    monkeypatch.setattr("elang.calibrate.read_slice", while_another_runs)
+    monkeypatch.setattr("elang.cli.calibrate.read_slice", while_another_runs)
     assert main(["calibrate", str(folder), "--super_share", "0.3", "--name", "mine"]) == 0
     assert entry_of(folder, name="other")["threshold"] != entry_of(folder, name="mine")["threshold"]
     assert len(json.loads((folder / "made.json").read_text())["calibrate"]) == 2 + len(
@@ -709,7 +715,7 @@ def test_a_file_system_without_locks_is_told(joint, tmp_path, monkeypatch):
         raise OSError(37, "No locks available")
 
     folder = shutil.copytree(joint, tmp_path / "joint")
-    monkeypatch.setattr("elang.slices.fcntl.flock", refuse)
+    monkeypatch.setattr("elang.locks.fcntl.flock", refuse)
     assert main(["calibrate", str(folder), "--max_regret", "0.3"]) == 0
     assert {one["kind"] for one in notices()} == {"no-lock"}
 

@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 from elang.data.columns import columns_of
 from elang.errors import InputError
-from elang.evaluation.attempts import LEDGER, locked
 from elang.evaluation.cautions import little_to_gain
-from elang.evaluation.joint_records import read_slice
 from elang.evaluation.promises import by_budget, check_options, conditions, manifest_file, models, promises
-from elang.evaluation.slices import slice_of
-from elang.evaluation.statements import PROMISES, add_entries, keep_made, read_made
+from elang.evaluation.slices import read_slice, slice_of
+from elang.evaluation.statements import LEDGER, PROMISES, add_entries, keep_made, read_made
 from elang.evaluation.summary_file import read_summary
+from elang.locks import locked
 from elang.notices import notice
 from elang.records.manifest import FILENAME, Manifest
 from elang.terminal import say

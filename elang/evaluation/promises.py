@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from elang.errors import InputError
-from elang.evaluation.attempts import attempt
-from elang.evaluation.joint_records import Slice
-from elang.evaluation.statements import CONDITIONS, PROMISES, percent, restate
-from elang.evaluation.thresholds import FRACTIONS, SHARES
+from elang.evaluation.curves import FRACTIONS, SHARES
+from elang.evaluation.slices import Slice
+from elang.evaluation.statements import CONDITIONS, PROMISES, attempt, percent, restate
 from elang.method.bounds import least_examples
 from elang.method.certificate import certify_drop, certify_regret
 from elang.method.curve.exact import operating_curve

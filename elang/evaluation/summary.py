@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 
-from elang.evaluation.curves import check_curves, pair_curves
+from elang.evaluation.curves import BUDGETS, FRACTIONS, SHARES, check_curves, pair_curves
 from elang.evaluation.pair import PairAnswers
-from elang.evaluation.thresholds import BUDGETS, FRACTIONS, SHARES
 from elang.method.bootstrap import lost_to_super
 from elang.method.curve.reading import at_best, at_budget, at_parity, at_share, at_threshold, relative_area
 from elang.method.deferral import route

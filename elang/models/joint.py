@@ -12,13 +12,13 @@ from elang.backends.fast.graphs import DType
 from elang.backends.generator import Seq2Seq
 from elang.errors import InputError
 from elang.evaluation.cautions import cautions, check_apart, check_not_chosen_on, repeated, share_near_threshold
+from elang.evaluation.curves import choose_thresholds
 from elang.evaluation.pair import ROUTING_SLICE, PairAnswers, pair_answers
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import slice_of
 from elang.evaluation.statements import CONDITIONS, check_statements
 from elang.evaluation.summary import length_bias, operating_points, summarize
-from elang.evaluation.thresholds import choose_thresholds
 from elang.locks import lock_for_all, unlock_output
 from elang.method.bootstrap import compare_areas
 from elang.method.quality.registry import QUALITIES, QualityName

@@ -14,9 +14,9 @@ from elang.backends.loading.load import load_model
 from elang.backends.text_model import Answer
 from elang.data.slices import fold_of, source_of
 from elang.errors import InputError
+from elang.evaluation.curves import choose_thresholds, share_thresholds
 from elang.evaluation.pair import ROUTING_SLICE, pair_answers
 from elang.evaluation.slices import slice_of
-from elang.evaluation.thresholds import choose_thresholds, share_thresholds
 from elang.method.losses import MarginKind
 from elang.method.quality.registry import QualityName
 from elang.method.router import expected_gain

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from elang.evaluation.curves import pair_curves
-from elang.evaluation.joint_records import write_pair_records
 from elang.evaluation.pair import PairAnswers
 from elang.evaluation.report.plots import plain_texts, plot_curves, plot_lengths
 from elang.files import plain, written_aside
 from elang.method.curve.points import OperatingCurve
 from elang.method.quality.metric import Quality
 from elang.notices import notice
+from elang.records.table import FORMAT
 
 EVALUATION_FILES = (
     *("records.parquet", "curve.csv", "curve.png", "lengths.png", "summary.json", "elang.json", "made.json"),
@@ -44,7 +44,7 @@ def write_report(
         label_names: The classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_pair_records(folder / "records.parquet", pairs, label_names, {name: summary[name] for name in _PAIR})
+    _write_pair_records(folder / "records.parquet", pairs, label_names, {name: summary[name] for name in _PAIR})
     curves = {quality.name: pair_curves(pairs[evaluated], quality) for quality in qualities}
     summary["curve_points"] = _write_curves(folder / "curve.csv", curves)
     name = qualities[0].name
@@ -55,6 +55,49 @@ def write_report(
     # The last, for where it is, the rest is, too.
     with written_aside(folder / "summary.json") as aside:
         aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
+
+
+def _write_pair_records(
+    path: Path, pairs: dict[str, PairAnswers], label_names: list[str], about: dict[str, Any]
+) -> None:
+    """Write one row an example: both answers, scores, costs and token counts, in the order of the data.
+
+    Args:
+        path: The parquet file.
+        pairs: The answers to each split.
+        label_names: The classes.
+        about: What else the file is to say of itself.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = []
+    for split, pair in pairs.items():
+        columns: dict[str, Any] = {"split": pa.array([split] * len(pair), pa.string())}
+        columns |= {"id": pair.id.numpy(), "key": pair.key.numpy()}
+        if pair.unit is not None:
+            columns["unit"] = pair.unit.numpy()
+        if not pair.kind.generates:
+            columns |= {"label": pair.label.numpy()}
+            columns |= {"swift_prediction": pair.swift.numpy(), "super_prediction": pair.super_.numpy()}
+        columns |= {"swift_flops": pair.swift_flops.numpy(), "super_flops": pair.super_flops.numpy()}
+        columns["gain"] = pair.gain.numpy()
+        if pair.early_flops is not None:
+            columns["swift_early_flops"] = pair.early_flops.numpy()
+        if pair.score_flops is not None:
+            columns["swift_score_flops"] = pair.score_flops.numpy()
+        columns |= {f"score_{name}": score.numpy() for name, score in pair.scores.items()}
+        for name, values in pair.more.items():
+            if isinstance(values, list):
+                columns[name] = pa.array(values, pa.string())
+            else:
+                columns[name] = (
+                    values.numpy() if values.ndim == 1 else pa.array(list(values.numpy()), pa.list_(pa.float32()))
+                )
+        parts.append(pa.table(columns))
+    metadata = {"elang": json.dumps({"format": FORMAT, "label_names": label_names} | plain(about))}
+    with written_aside(path) as aside:
+        pq.write_table(pa.concat_tables(parts).replace_schema_metadata(metadata), aside)
 
 
 def _write_curves(path: Path, curves: dict[str, dict[str, OperatingCurve]]) -> dict[str, int]:
