@@ -81,6 +81,11 @@ class TextModel(nn.Module, ABC):
         self.weights: Path | None = None
         self.short_path: T5Path | None = None
 
+    @property
+    def num_beams(self) -> int:
+        """Hypotheses that an answer is chosen from."""
+        return 1
+
     @abstractmethod
     def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
         """Answer a batch of model inputs, logits in float32 whatever the precision.

@@ -10,6 +10,7 @@ from elang.evaluation.cautions import little_to_gain
 from elang.evaluation.promises import by_budget, check_options, conditions, manifest_file, models, promises
 from elang.evaluation.slices import read_slice, slice_of
 from elang.evaluation.statements import LEDGER, PROMISES, add_entries, keep_made, read_made
+from elang.evaluation.summary import JointSummary
 from elang.evaluation.summary_file import read_summary
 from elang.locks import locked
 from elang.notices import notice
@@ -70,16 +71,16 @@ def calibrate(
     summary = read_summary(folder)
     manifests = _manifests(joint, output, summary)
     read_made(folder / "made.json")
-    scores = list(dict.fromkeys(columns_of(score) or [summary["score"]]))
-    part: str = split or (summary["evaluated_on"] if any("router" in one for one in scores) else "routing")
+    scores = list(dict.fromkeys(columns_of(score) or [summary.score]))
+    part: str = split or (summary.evaluated_on if any("router" in one for one in scores) else "routing")
     slices = {one: read_slice(folder, part, one) for one in scores}
-    found, swift = slices[scores[0]], summary.get("weights", {}).get("swift", "")
+    found, swift = slices[scores[0]], summary.weights.get("swift", "")
     about = slice_of(found.key)
     wanted_of = list(product(scores, targets))
     if kind in PROMISES:
         fractions = [manifest.routing_fraction for manifest in manifests.values()]
         book = Path(ledger) if ledger else folder.resolve().parent / LEDGER
-        made_of = models(slices, swift, summary["temperature"])
+        made_of = models(slices, swift, summary.temperature)
         chosen = promises(slices, kind, wanted_of, confidence, part, fractions, book, about, made_of)
     else:
         chosen = [by_budget(slices[one], kind, target, summary) for one, target in wanted_of]
@@ -109,7 +110,7 @@ def calibrate(
                 keep_made(folder / "made.json")
 
 
-def _manifests(joint: str, output: str | None, summary: dict[str, Any]) -> dict[Path, Manifest]:
+def _manifests(joint: str, output: str | None, summary: JointSummary) -> dict[Path, Manifest]:
     """The threshold files that are added to: the evaluation's own, if it has one, and another.
 
     Raises:
@@ -119,16 +120,16 @@ def _manifests(joint: str, output: str | None, summary: dict[str, Any]) -> dict[
     found = {path: Manifest.read(path) for path in paths if path.is_file() or path != manifest_file(joint)}
     if not found:
         raise InputError(f"'{joint}' has no {FILENAME}. Name the Swift's with --output.")
-    own = summary.get("weights", {}).get("swift", "")
+    own = summary.weights.get("swift", "")
     for path, manifest in found.items():
         if own and manifest.weights_sha256 not in ("", own):
             raise InputError(
                 f"'{path}' is of another Swift (weights {manifest.weights_sha256[:12]}…) than the one of '{joint}', "
-                f"'{summary['swift_model']}' (weights {own[:12]}…). Give that one's folder as --output."
+                f"'{summary.swift_model}' (weights {own[:12]}…). Give that one's folder as --output."
             )
-        if manifest.temperature != summary["temperature"]:
+        if manifest.temperature != summary.temperature:
             raise InputError(
                 f"'{path}' is for the temperature {manifest.temperature}, and the records' scores are of "
-                f"{summary['temperature']}. Run `elang validate` with --model.temperature {manifest.temperature}."
+                f"{summary.temperature}. Run `elang validate` with --model.temperature {manifest.temperature}."
             )
     return found

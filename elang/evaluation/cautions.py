@@ -10,6 +10,7 @@ from elang.evaluation.pair import ROUTING_SLICE, PairAnswers
 from elang.evaluation.slices import FEW, MOSTLY, SOME, share_of_slice
 from elang.method.bootstrap import mean_intervals
 from elang.notices import notice
+from elang.records.manifest import Manifest
 
 # Of fewer examples a class may be missed whole by chance.
 _ENOUGH = 5
@@ -107,6 +108,26 @@ def check_apart(evaluated: Tensor, train: Tensor, chosen_on: Tensor) -> None:
             f"{chosen} of the {n} evaluated examples are also in the {ROUTING_SLICE}, on which thresholds "
             "are chosen; the figures are too good by as much.",
         )
+
+
+def check_manifest_apart(evaluated: Tensor, manifest: Manifest, statements: bool) -> None:
+    """Refuse to evaluate a manifest's thresholds on the examples that they were chosen on.
+
+    Args:
+        evaluated: The keys of the evaluation set, int64 ``(N,)``.
+        manifest: With the thresholds.
+        statements: Check calibrated thresholds, too, each of which may have been chosen on a slice of its own.
+
+    Raises:
+        InputError: As :func:`check_not_chosen_on` does.
+    """
+    fraction = manifest.routing_fraction
+    check_not_chosen_on(evaluated, manifest.chosen_on, "Thresholds were", fraction)
+    for named in manifest.thresholds.values() if statements else ():
+        for name, entry in named.items():
+            if "statement" in entry:
+                part = fraction if entry["chosen_on"].startswith("routing") else 0.0
+                check_not_chosen_on(evaluated, entry, f"The threshold '{name}' was", part)
 
 
 def check_not_chosen_on(evaluated: Tensor, about: dict[str, Any], what: str, fraction: float = 0.0) -> None:

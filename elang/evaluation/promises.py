@@ -11,7 +11,8 @@ import torch
 from elang.errors import InputError
 from elang.evaluation.curves import FRACTIONS, SHARES
 from elang.evaluation.slices import Slice
-from elang.evaluation.statements import CONDITIONS, PROMISES, attempt, percent, restate
+from elang.evaluation.statements import PROMISES, attempt, percent, restate
+from elang.evaluation.summary import JointSummary
 from elang.method.bounds import least_examples
 from elang.method.certificate import certify_drop, certify_regret
 from elang.method.curve.exact import operating_curve
@@ -25,17 +26,16 @@ from elang.records.manifest import FILENAME
 _LEAST = 1e-9
 
 
-def conditions(summary: dict[str, Any], found: Slice, where: str) -> dict[str, Any]:
+def conditions(summary: JointSummary, found: Slice, where: str) -> dict[str, Any]:
     """What an entry says of how it was chosen."""
-    weights = summary.get("weights", {})
     return {
         "chosen_on": where,
         "effective_number": effective_number(found.unit, len(found.key)),
         "score_quantiles": quantiles_of(found.score),
-        "swift_sha256": weights.get("swift", ""),
-        "super_sha256": weights.get("super", ""),
-        "temperature": summary["temperature"],
-        **{what: summary[what] for what in CONDITIONS if what in summary},
+        "swift_sha256": summary.weights.get("swift", ""),
+        "super_sha256": summary.weights.get("super", ""),
+        "temperature": summary.temperature,
+        **summary.conditions,
     }
 
 
@@ -222,19 +222,20 @@ def _promise(found: Slice, kind: str, allowed: float, level: float, together: in
     return entry | {"evidence": entry.pop("statement")}
 
 
-def by_budget(found: Slice, kind: str, target: float, summary: dict[str, Any]) -> dict[str, Any]:
+def by_budget(found: Slice, kind: str, target: float, summary: JointSummary) -> dict[str, Any]:
     """The threshold that keeps a budget of FLOPs or of deferred inputs: an entry of ``elang.json``."""
     swift, super_ = torch.zeros_like(found.gain), found.gain
     curve = operating_curve(
         found.score, swift[:, None], super_[:, None], lambda sums: sums[..., 0].double(), found.costs
     )
     if kind == "latency":
-        times = {name: summary.get("latency", {}).get(name, {}).get("batch 1") for name in ("swift", "super")}
-        if None in times.values():
+        latency = summary.latency or {}
+        if not {"swift", "super"} <= latency.keys():
             raise InputError("--latency reads what `elang validate --model.latency true` measured; run it so.")
-        if target < times["swift"]:
-            raise InputError(f"The Swift alone takes {times['swift']:.4g} s an input, more than --latency {target:g}.")
-        share = min(1.0, (target - times["swift"]) / times["super"])
+        swift_s, super_s = (float(latency[name]["batch 1"]) for name in ("swift", "super"))
+        if target < swift_s:
+            raise InputError(f"The Swift alone takes {swift_s:.4g} s an input, more than --latency {target:g}.")
+        share = min(1.0, (target - swift_s) / super_s)
         index, rule = at_share(curve, share), f"most deferral within {target:g} s an input at batch 1"
         statement = f"An input takes at most {target:.4g} s at batch 1 on average, measured one by one."
     elif kind == "flops":

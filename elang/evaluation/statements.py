@@ -21,7 +21,6 @@ from elang.notices import made, notice
 from elang.records.manifest import Manifest
 
 PROMISES = ("max_regret", "max_drop")
-CONDITIONS = ("flops_convention", "max_length")
 DRIFT_P = 0.01
 LEDGER = "slices.json"
 """The file that counts how often a promise was tried on a slice."""

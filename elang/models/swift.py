@@ -15,7 +15,7 @@ from elang.backends.text_model import Answer
 from elang.data.slices import fold_of, source_of
 from elang.errors import InputError
 from elang.evaluation.curves import choose_thresholds, share_thresholds
-from elang.evaluation.pair import ROUTING_SLICE, pair_answers
+from elang.evaluation.pair import ROUTING_SLICE, Heads, pair_answers
 from elang.evaluation.slices import slice_of
 from elang.method.losses import MarginKind
 from elang.method.quality.registry import QualityName
@@ -351,13 +351,13 @@ class SwiftModule(FinetuneModule):
         table = self._answer(data.loader("routing"))
         self._chosen_on = slice_of(table["key"].cpu())
         super_ = None if self.records is None else self.records.take(self.records.rows(table["id"], table["key"]))
-        score_flops = lesson = None
+        lesson = None
         if isinstance(model, Seq2Seq):
             assert isinstance(self.lessons, TextLessons)
             targets = self.lessons.targets([self.quality.name], table, data.references("routing", table["id"]), super_)
             gain = (targets["worth"][:, 1] if super_ is not None else 0) - targets["worth"][:, 0]
-            swift = Records(table["id"], torch.zeros_like(table["id"]), flops=table["flops"], scores=table["scores"])
-            score_flops = table["score_flops"]
+            columns: dict[str, Any] = {name: table[name] for name in ("flops", "scores", "score_flops")}
+            swift = Records(table["id"], torch.zeros_like(table["id"]), **columns)
         else:
             targets = data.targets("routing", table["id"])
             own = self.task.kind.reward(table["prediction"], table["label"], targets)
@@ -384,8 +384,15 @@ class SwiftModule(FinetuneModule):
             scores = self.task.kind.scores_of(table.get("logits"), table.get("scores"), self.temperature)
             return share_thresholds(scores | heads, ROUTING_SLICE)
         super_ = Records(table["id"], super_.prediction, flops=super_.flops)
-        costs = (table.get("early_flops"), targets, score_flops)
-        answers = pair_answers(table, swift, super_, self.task.problem, self.temperature, heads, *costs)
+        answers = pair_answers(
+            table,
+            swift,
+            super_,
+            problem=self.task.problem,
+            temperature=self.temperature,
+            heads=Heads(heads, table.get("early_flops")),
+            targets=targets,
+        )
         return choose_thresholds(answers, self.quality, ROUTING_SLICE)
 
     @torch.no_grad()

@@ -31,8 +31,8 @@ def curve_figure(one: Evaluation, name: str, threshold: float) -> dict[str, Any]
     """Quality over compute, or over the deferred share where a black-box Super's cost is not known."""
     figure = _figure()
     axis = figure.subplots()
-    found, cost = one.found, one.found["super"]["cost"]
-    by_cost = all(c is not None and math.isfinite(c) for c in (cost, found["swift"]["cost"]))
+    swift, super_ = one.found.swift, one.found.super
+    cost, by_cost = super_.cost, math.isfinite(super_.cost) and math.isfinite(swift.cost)
     for score in dict.fromkeys(["random", "oracle", "max_softmax", one.score]):
         curve = one.curves[one.curves["score"] == score]
         if not len(curve):
@@ -46,21 +46,17 @@ def curve_figure(one: Evaluation, name: str, threshold: float) -> dict[str, Any]
         axis.plot(x, curve[one.quality_name], **style)
     said = f"{one.quality_name} of the pair over {'compute' if by_cost else 'the deferred share'}, with {one.score}"
     if one.quality is not None and one.labels is not None:
-        swift, super_ = (one.quality.statistics(answer, one.labels[0]) for answer in one.labels[1:])
-        shares, low, high = curve_interval(one.routed, swift, super_, one.quality.value, _BAND_POINTS, _RESAMPLES)
+        a, b = (one.quality.statistics(answer, one.labels[0]) for answer in one.labels[1:])
+        shares, low, high = curve_interval(one.routed, a, b, one.quality.value, _BAND_POINTS, _RESAMPLES)
         own = one.curve
         x = np.interp(shares, own["deferred_share"], own["flops"] / cost) if by_cost else shares
         axis.fill_between(x, low, high, color=COLORS.get(one.score, "#666666"), alpha=0.15, linewidth=0)
         said += "; the band is its 95% bootstrap interval"
-    axis.axhline(found["super"]["quality"], color="black", linewidth=0.8)
-    axis.annotate("Super", (0.005, found["super"]["quality"]), xycoords=("axes fraction", "data"), va="bottom")
-    axis.plot([found["swift"]["cost"] / cost if by_cost else 0], [found["swift"]["quality"]], "s", color="black")
-    axis.annotate(
-        "Swift",
-        (found["swift"]["cost"] / cost if by_cost else 0, found["swift"]["quality"]),
-        xytext=(6, -12),
-        textcoords="offset points",
-    )
+    axis.axhline(super_.quality, color="black", linewidth=0.8)
+    axis.annotate("Super", (0.005, super_.quality), xycoords=("axes fraction", "data"), va="bottom")
+    place = (swift.cost / cost if by_cost else 0, swift.quality)
+    axis.plot(*place, "s", color="black")
+    axis.annotate("Swift", place, xytext=(6, -12), textcoords="offset points")
     axis.set_xlabel("compute, as a share of the Super's FLOPs" if by_cost else "share deferred to the Super")
     axis.set_ylabel(one.quality_name)
     axis.grid(alpha=0.25)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from elang.evaluation.curves import pair_curves
 from elang.evaluation.pair import PairAnswers
 from elang.evaluation.report.plots import plain_texts, plot_curves, plot_lengths
+from elang.evaluation.summary import JointSummary
 from elang.files import plain, written_aside
 from elang.method.curve.points import OperatingCurve
 from elang.method.quality.metric import Quality
@@ -21,7 +23,6 @@ EVALUATION_FILES = (
 )
 """All that an evaluation may write into its folder."""
 _MAX_CURVE_POINTS = 20_001
-# What joint records say of the pair themselves, for those who have them alone.
 _PAIR = ("worth", "weights", "temperature", "flops_convention")
 
 
@@ -30,7 +31,7 @@ def write_report(
     pairs: dict[str, PairAnswers],
     evaluated: str,
     qualities: list[Quality],
-    summary: dict[str, Any],
+    summary: JointSummary,
     label_names: list[str],
 ) -> None:
     """Write ``records.parquet``, ``curve.csv``, ``curve.png``, for generated texts ``lengths.png``, ``summary.json``.
@@ -40,21 +41,24 @@ def write_report(
         pairs: The answers to each split.
         evaluated: The split that curves are drawn for.
         qualities: The task metrics, the first one is plotted.
-        summary: From :class:`elang.JointModule`; the number of points left out of ``curve.csv`` is added.
+        summary: Of the evaluation; the number of points left out of ``curve.csv`` is added.
         label_names: The classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_pair_records(folder / "records.parquet", pairs, label_names, {name: summary[name] for name in _PAIR})
+    # Joint records say themselves of which pair they are, for those who have them alone.
+    values = summary.as_dict()
+    about = {name: values[name] for name in _PAIR}
+    _write_pair_records(folder / "records.parquet", pairs, label_names, about)
     curves = {quality.name: pair_curves(pairs[evaluated], quality) for quality in qualities}
-    summary["curve_points"] = _write_curves(folder / "curve.csv", curves)
+    summary = replace(summary, curve_points=_write_curves(folder / "curve.csv", curves))
     name = qualities[0].name
     with plain_texts():
-        plot_curves(folder / "curve.png", curves[name], summary["qualities"][name], summary["score"])
-        if "lengths" in summary:
-            plot_lengths(folder / "lengths.png", pairs[evaluated], summary["score"])
+        plot_curves(folder / "curve.png", curves[name], summary.qualities[name], summary.score)
+        if summary.lengths is not None:
+            plot_lengths(folder / "lengths.png", pairs[evaluated], summary.score)
     # The last, for where it is, the rest is, too.
     with written_aside(folder / "summary.json") as aside:
-        aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
+        aside.write_text(json.dumps(plain(summary.as_dict()), indent=2) + "\n", "utf-8")
 
 
 def _write_pair_records(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from elang.evaluation.pair import PairAnswers
+from elang.evaluation.summary import QualitySummary
 from elang.files import written_aside
 from elang.method.curve.points import OperatingCurve
 from elang.method.scores import BEFORE_DECODER
@@ -29,7 +30,7 @@ COLORS = {
 }
 
 
-def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str, Any], chosen: str) -> None:
+def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: QualitySummary, chosen: str) -> None:
     """Draw quality over deferred share and over compute for all scores, with random, oracle and both models."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -63,14 +64,13 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
             if name == chosen:
                 style |= {"linewidth": 2.6, "zorder": 5}
             axis.plot(x.numpy(), curve.quality.numpy(), **style)
-        axis.axhline(summary["super"]["quality"], color="black", linewidth=0.8)
-        axis.annotate("Super", (1, summary["super"]["quality"]), xytext=(-4, 4), textcoords="offset points", ha="right")
-        point = summary["scores"].get(chosen, {}).get("held_out", {}).get("parity")
-        if point:
-            x0 = point["cost"] / summary["super"]["cost"] if by_cost else point["deferred_share"]
+        axis.axhline(summary.super.quality, color="black", linewidth=0.8)
+        axis.annotate("Super", (1, summary.super.quality), xytext=(-4, 4), textcoords="offset points", ha="right")
+        if point := summary.scores[chosen].held_out.get("parity"):
+            x0 = point.cost / summary.super.cost if by_cost else point.deferred_share
             axis.plot(
                 [x0],
-                [point["quality"]],
+                [point.quality],
                 "o",
                 color="black",
                 zorder=6,
@@ -78,9 +78,9 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: dict[str
             )
         axis.set_xlabel("compute, as a share of the Super's FLOPs" if by_cost else "share deferred to the Super")
         axis.grid(alpha=0.25)
-    axes[0].set_ylabel(summary["quality_name"])
+    axes[0].set_ylabel(summary.quality_name)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    figure.suptitle(f"Joint inference on {summary['num_examples']:,} examples")
+    figure.suptitle(f"Joint inference on {summary.num_examples:,} examples")
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=130, format="png")
 
@@ -99,9 +99,9 @@ def _alike(one: OperatingCurve, other: OperatingCurve) -> bool:
     )
 
 
-def _area(summary: dict[str, Any], score: str) -> float:
-    found = float(summary["scores"][score]["area"])
-    return -math.inf if math.isnan(found) else found
+def _area(summary: QualitySummary, score: str) -> float:
+    area = summary.scores[score].area
+    return -math.inf if math.isnan(area) else area
 
 
 def plot_lengths(path: Path, answers: PairAnswers, chosen: str, bins: int = 10) -> None:
