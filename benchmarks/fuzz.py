@@ -134,7 +134,7 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
         read_slice(folder, "test", "x")
 
     def part() -> None:
-        from elang.records.merging import merge
+        from elang.cli.merge import merge
 
         merge([str(path)], str(folder / "merged.parquet"))
 

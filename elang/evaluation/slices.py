@@ -16,8 +16,9 @@ from elang.errors import InputError
 from elang.evaluation.pair import swift_cost_columns
 from elang.method.certificate import mixed
 from elang.method.curve.points import Costs
-from elang.records.columns import numbers, read_parquet
+from elang.records.columns import numbers
 from elang.records.reading import read_about
+from elang.tables import read_parquet
 
 # Hashes that a slice is known again by, and the share of the smaller of two from which they count as one.
 _SKETCH, _SAME = 256, 0.1

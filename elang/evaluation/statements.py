@@ -130,9 +130,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.4g}%"
 
 
-def add_entries(
-    manifest: Manifest, path: Path, entries: dict[tuple[str, str], dict[str, Any]], swift: str, about: dict[str, Any]
-) -> None:
+def add_entries(manifest: Manifest, path: Path, entries: dict[tuple[str, str], dict[str, Any]], swift: str) -> None:
     """Add entries to a threshold file, and say in its others on the same slice how often that was used by now."""
     if manifest.weights_sha256 and not swift:
         notice(
@@ -158,7 +156,7 @@ def add_entries(
         return
     for named in manifest.thresholds.values():
         for entry in named.values():
-            if "attempts" in entry and one_slice(entry, about):
+            if "attempts" in entry and one_slice(entry, new):
                 entry |= {"attempts": new["attempts"], "confidence": new["confidence"]}
                 restate(entry)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from elang.evaluation.cautions import cautions, repeated, share_near_threshold
+from elang.evaluation.cautions import cautions, length_bias, repeated, share_near_threshold
 from elang.evaluation.curves import BUDGETS, FRACTIONS, SHARES, Thresholds, check_curves, pair_curves
 from elang.evaluation.pair import PairAnswers
 from elang.evaluation.statements import check_statements
@@ -16,7 +16,6 @@ from elang.method.curve.reading import at_best, at_budget, at_parity, at_share, 
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
 from elang.method.quality.texts import signature
-from elang.method.quality.values import spearman
 from elang.records.manifest import Manifest
 from elang.records.table import FORMAT
 
@@ -137,7 +136,7 @@ class JointSummary(EvaluatedPair):
         areas: As :func:`elang.method.bootstrap.compare_areas` gives them.
         statements: As :func:`elang.evaluation.statements.check_statements` gives them.
         signatures: Of metrics of texts, by name.
-        lengths: Of generated texts, as :func:`length_bias` gives it.
+        lengths: Of generated texts, as :func:`elang.evaluation.cautions.length_bias` gives it.
         within_rounding_of_threshold: ``share`` of examples whose score is within ``distance`` of the threshold for
             parity, so that another precision may decide otherwise.
         latency: Seconds of each model, as :func:`elang.models.latency.pair_latency` gives them.
@@ -292,27 +291,3 @@ def _at_entry(curve: OperatingCurve, entry: dict[str, Any]) -> Point:
     """The point of a curve at a threshold that was chosen elsewhere."""
     threshold = float(entry["threshold"])
     return replace(curve[at_threshold(curve, threshold)], threshold=threshold)
-
-
-def length_bias(answers: PairAnswers) -> dict[str, Any]:
-    """How much each score of generated texts is one of their length, and what the decoder costs.
-
-    Returns:
-        ``source`` and ``generated``: for each score its Spearman correlation with the source's tokens and with the
-        decoder's steps; ``gain``: the same of what deferring gains, which is what a score should follow;
-        ``decoder_share``: the share of the Swift's FLOPs that an input saves which is deferred before the decoder.
-    """
-    columns: dict[str, Any] = answers.more
-    ranked = spearman(0).whole
-    assert ranked is not None
-    sides = {"source": columns.get("swift_tokens"), "generated": columns.get("swift_steps")}
-    found: dict[str, Any] = {
-        side: {name: ranked(score.double(), length.double()) for name, score in answers.scores.items()}
-        for side, length in sides.items()
-        if length is not None
-    }
-    gain = answers.gain
-    found["gain"] = {name: ranked(score.double(), gain) for name, score in answers.scores.items()}
-    if answers.early_flops is not None:
-        found["decoder_share"] = float(1 - answers.early_flops.sum() / answers.swift_flops.sum())
-    return found

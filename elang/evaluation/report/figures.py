@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from elang.evaluation.report.folder import Evaluation
-from elang.evaluation.report.plots import COLORS
+from elang.evaluation.report.plots import COLORS, new_figure
 from elang.files import written_aside
 from elang.method.bootstrap import curve_interval
 
@@ -18,18 +18,9 @@ STEPS = 400
 _BAND_POINTS, _RESAMPLES = 101, 1000
 
 
-def _figure(width: float = 7.0, height: float = 4.2) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def curve_figure(one: Evaluation, name: str, threshold: float) -> dict[str, Any]:
     """Quality over compute, or over the deferred share where a black-box Super's cost is not known."""
-    figure = _figure()
+    figure = new_figure(7.0, 4.2)
     axis = figure.subplots()
     swift, super_ = one.found.swift, one.found.super
     cost, by_cost = super_.cost, math.isfinite(super_.cost) and math.isfinite(swift.cost)
@@ -81,7 +72,7 @@ def score_figure(one: Evaluation, threshold: float) -> dict[str, Any]:
     """The scores of inputs by what the Super could do for them."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter, SymmetricalLogLocator
 
-    figure = _figure(7.0, 3.2)
+    figure = new_figure(7.0, 3.2)
     axis = figure.subplots()
     score = one.routed.double()
     if one.labels is not None:
@@ -122,7 +113,7 @@ def reliability_figure(one: Evaluation) -> dict[str, Any] | None:
     filled = count > 0
     said, true = (torch.bincount(bins, weights=v, minlength=10)[filled] / count[filled] for v in (sure, right))
     error = float(((said - true).abs() * count[filled]).sum() / len(sure))
-    figure = _figure(4.2, 4.2)
+    figure = new_figure(4.2, 4.2)
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="#767676", linestyle=":")
     axis.plot(said.numpy(), true.numpy(), color="#0072B2", linewidth=1)

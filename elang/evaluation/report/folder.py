@@ -15,9 +15,10 @@ from elang.evaluation.summary_file import read_summary
 from elang.json_files import OBJECT, TEXT, Check, check_fields, read_object
 from elang.method.quality.metric import Quality
 from elang.method.quality.registry import QUALITIES
-from elang.records.columns import exact_floats, numbers, read_parquet, vectors
+from elang.records.columns import exact_floats, numbers, vectors
 from elang.records.manifest import FILENAME, Manifest
 from elang.records.reading import read_about
+from elang.tables import read_parquet
 
 _MADE: dict[str, Check] = {
     "command": TEXT,

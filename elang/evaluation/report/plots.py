@@ -30,13 +30,19 @@ COLORS = {
 }
 
 
-def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: QualitySummary, chosen: str) -> None:
-    """Draw quality over deferred share and over compute for all scores, with random, oracle and both models."""
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, its size in inches, that needs no screen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def plot_curves(path: Path, curves: dict[str, OperatingCurve], summary: QualitySummary, chosen: str) -> None:
+    """Draw quality over deferred share and over compute for all scores, with random, oracle and both models."""
+    figure = new_figure(12, 5)
     drawn, by_area = list(curves), sorted(curves, key=lambda name: -_area(summary, name))
     if len(drawn) > MAX_DRAWN:
         # The best of each kind; the table has them all.
@@ -110,15 +116,11 @@ def plot_lengths(path: Path, answers: PairAnswers, chosen: str, bins: int = 10) 
     Each is ranked among all inputs, and the ranks' mean is drawn for each tenth of the inputs by length. A score that
     is fair to lengths runs along with the gain.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns: dict[str, Any] = answers.more
     length = columns.get("swift_steps", columns.get("swift_tokens"))
     if length is None:
         return
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4.5)
     axis = figure.subplots()
     parts = length.argsort(stable=True).tensor_split(min(bins, len(length)))
     kind = chosen.rpartition("_")[0]
