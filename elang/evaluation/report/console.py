@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from elang.evaluation.report.plots import MAX_DRAWN
+from elang.evaluation.report.figures import MAX_DRAWN
 from elang.evaluation.summary import JointSummary, OperatingPoint, QualitySummary, Worth
 from elang.method.curve.points import Point
 from elang.method.scores import BEFORE_DECODER

@@ -10,7 +10,7 @@ import torch
 
 from elang.evaluation.curves import pair_curves
 from elang.evaluation.pair import PairAnswers
-from elang.evaluation.report.plots import plain_texts, plot_curves, plot_lengths
+from elang.evaluation.report.figures import plain_texts, plot_curves, plot_lengths
 from elang.evaluation.summary import JointSummary
 from elang.files import plain, written_aside
 from elang.method.curve.points import OperatingCurve
