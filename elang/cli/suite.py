@@ -64,7 +64,7 @@ def suite(
     check_folder(root, [config], ["suite.json", *written])
     lock_output(root)
     try:
-        _run_suite(chains, names, root, points, score, jobs, dry_run)
+        _run_suite(chains, names, root, points=points, score=score, jobs=jobs, dry_run=dry_run)
     finally:
         unlock_output(root)
 

@@ -81,7 +81,7 @@ def choose_entries(
     about = slice_of(slices[request.scores[0]].key)
     if request.kind in PROMISES:
         compared = _compared(slices, summary.weights.get("swift", ""), summary.temperature)
-        chosen = _promises(request, slices, ledger, about, compared, fractions)
+        chosen = _promises(request, slices, ledger, about=about, compared=compared, fractions=fractions)
     else:
         chosen = [
             by_budget(slices[score], request.kind, amount, summary.latency or {}) for score, amount in request.wanted
@@ -126,7 +126,7 @@ def _promises(
     asked = {"kind": request.kind, "of": [list(one) for one in wanted], "confidence": confidence, "models": compared}
 
     def check(level: float, number: int) -> None:
-        _check_enough(examples, request, level / len(wanted), number, fractions)
+        _check_enough(examples, request, level / len(wanted), number=number, fractions=fractions)
 
     level, attempts, total = attempt(ledger, about, asked, error=1 - confidence, check=check)
     if 1 - total < confidence - 1e-12:
@@ -224,7 +224,7 @@ def _promise(found: Slice, kind: str, allowed: float, level: float, together: in
     """Certify a regret or a drop at a level; ``together`` are tested so."""
     exact = found.worth == "right answers"
     certify = certify_regret if kind == "max_regret" else certify_drop
-    certificate = certify(found.score, found.gain, allowed, 1 - level, exact, found.unit)
+    certificate = certify(found.score, found.gain, allowed, confidence=1 - level, exact=exact, unit=found.unit)
     assert certificate is not None, "that there are enough examples was checked before"
     on = f"{found.units:,} {found.noun} (p = {certificate.p_value:.2g})."
     if kind == "max_drop":

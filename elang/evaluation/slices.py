@@ -101,20 +101,20 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
         gain, key = column("gain", whole=False) / largest, column("key")
         column(f"score_{score}", whole=False)
         # In its own precision.
-        own = torch.tensor(part[f"score_{score}"].to_numpy())
+        scores = torch.tensor(part[f"score_{score}"].to_numpy())
         unit = column("unit") if "unit" in part else None
         rows = independent_rows(key, column("id"), unit)
-        key, own, gain, kept, super_, deferred = (x[rows] for x in (key, own, gain, *costs))
+        key, scores, gain, kept, super_, deferred = (x[rows] for x in (key, scores, gain, *costs))
         return Slice(
-            key,
-            own,
-            gain,
-            Costs(kept, super_, deferred),
-            str(worth["unit"]),
-            worth["largest"] is not None,
-            splits,
-            None if unit is None else unit[rows],
-            len(part),
+            key=key,
+            score=scores,
+            gain=gain,
+            costs=Costs(kept, super_, deferred),
+            worth=str(worth["unit"]),
+            bounded=worth["largest"] is not None,
+            splits=splits,
+            unit=None if unit is None else unit[rows],
+            rows=len(part),
         )
     except Exception as error:  # the same of its values
         raise InputError(f"The records '{path}' are damaged ({error}). Run `elang validate` again.") from error

@@ -83,9 +83,16 @@ class _Events:
     def _curve(self, threshold: Tensor, deferred: Tensor, sums: Tensor, costs: Tensor) -> OperatingCurve:
         # With nothing deferred everything is kept, whatever is above the hardest score.
         threshold = threshold.masked_fill(deferred == 0, math.inf)
-        cost = costs / self.count
         quality = self.metric.value(sums)
-        return OperatingCurve(threshold, deferred, quality, cost, self.super_cost, self.count, self.hardest)
+        return OperatingCurve(
+            threshold,
+            deferred,
+            quality,
+            cost=costs / self.count,
+            super_cost=self.super_cost,
+            num_examples=self.count,
+            hardest=self.hardest,
+        )
 
 
 def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Swept:
