@@ -5,7 +5,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from ablate import SETUPS, SWIFTS, needs_folds
 from common import write_result
 from torch import Tensor
 
-from elang.evaluation.pair import PairAnswers, pair_answers
+from elang.evaluation.curves import FRACTIONS, choose_thresholds
+from elang.evaluation.pair import Heads, PairAnswers, pair_answers
 from elang.evaluation.summary import summarize
-from elang.evaluation.thresholds import FRACTIONS, choose_thresholds
 from elang.method.bootstrap import gain_area, resamples
 from elang.method.quality.registry import QUALITIES
 from elang.records.table import Records
@@ -54,8 +54,8 @@ class Run:
             Records(x["id"], x["logits"].argmax(-1), x["logits"], x["key"], flops=x["flops"].double())
             for x in (own, other)
         ]
-        heads = {name: score for name, score in own.items() if name.startswith("router")}
-        return pair_answers(own, records[0], records[1], "classification", 1.0, heads, None, {})
+        heads = Heads({name: score for name, score in own.items() if name.startswith("router")})
+        return pair_answers(own, *records, problem="classification", temperature=1.0, heads=heads, targets={})
 
     @cached_property
     def dev(self) -> PairAnswers:
@@ -68,13 +68,13 @@ class Run:
         metric = SETUPS[self.task].metric
         quality = QUALITIES[metric](self.own["validation_logits"].shape[1])  # type: ignore[index]
         thresholds = choose_thresholds(self.answers("routing"), quality, "routing slice")
-        return summarize(self.dev, quality, thresholds)
+        return asdict(summarize(self.dev, quality, thresholds))
 
     @cached_property
     def routing(self) -> dict[str, Any]:
         """Points of all scores, read off the routing slice itself."""
         quality = QUALITIES[SETUPS[self.task].metric](self.own["routing_logits"].shape[1])  # type: ignore[index]
-        found: dict[str, Any] = summarize(self.answers("routing"), quality, {})["scores"]
+        found: dict[str, Any] = asdict(summarize(self.answers("routing"), quality, {}))["scores"]
         return found
 
     def routing_speedup(self, score: str, point: str) -> float:

@@ -20,9 +20,8 @@ import torch
 from common import write_result
 from torch import Tensor
 
-from elang.evaluation.attempts import next_level
 from elang.evaluation.slices import independent_rows
-from elang.evaluation.statements import check_statements
+from elang.evaluation.statements import check_statements, next_level
 from elang.method.certificate import Certificate, certify_drop, certify_regret
 from elang.method.drift import effective_number, quantiles_of
 from elang.records.manifest import Manifest

@@ -130,13 +130,13 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
             pass
 
     def joint() -> None:
-        from elang.evaluation.joint_records import read_slice
+        from elang.evaluation.slices import read_slice
 
         path.replace(folder / "records.parquet")
         read_slice(folder, "test", "x")
 
     def part() -> None:
-        from elang.records.merging import merge
+        from elang.cli.merge import merge
 
         merge([str(path)], str(folder / "merged.parquet"))
 

@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 import torch
 from common import ROOT, figures_of, git_commit, write_result
 
-from elang.evaluation.sweep.database import Joint
-from elang.evaluation.sweep.swept import swept
-from elang.evaluation.thresholds import FRACTIONS, SHARES
+from elang.evaluation.curves import FRACTIONS, SHARES
+from elang.evaluation.database import Joint
+from elang.evaluation.sweep import swept
 from elang.method.curve.exact import operating_curve
 from elang.method.curve.points import Costs
 from elang.method.curve.reading import at_parity, at_share

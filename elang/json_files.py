@@ -2,13 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from elang.errors import InputError
+
 Check = tuple[str, Callable[[Any], bool]]
 """What a value must be, in words, and whether one is."""
-_SHOWN = 60
+_SHOWN, _ROWS = 60, 500
 
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -49,6 +52,46 @@ def read_object(path: Path) -> dict[str, Any]:
         ValueError: As :func:`parse_object` does.
     """
     return parse_object(path.read_bytes())
+
+
+def json_rows(lines: Iterator[str], path: Path) -> Iterator[dict[str, Any] | None]:
+    """The object of each line of a file, ``None`` for a blank one.
+
+    Raises:
+        InputError: If a line is no JSON object, naming it.
+    """
+    decode = json.JSONDecoder(strict=False).decode
+    number = 0
+    while some := list(islice(lines, _ROWS)):
+        try:
+            # Several at a time, which is faster than one by one.
+            found = decode(f"[{','.join(some)}]")
+        except (ValueError, RecursionError):
+            found = []
+        if len(found) != len(some):
+            found = [None] * len(some)
+        for row, line in zip(found, some, strict=True):
+            number += 1
+            # Each key has a colon. Where there are more, one may come twice, or the lines are not what they seem.
+            if not isinstance(row, dict) or line.count(":") != len(row):
+                yield None if line.isspace() else _json_row(line, number, path)
+            else:
+                yield row
+
+
+def _json_row(line: str, number: int, path: Path) -> dict[str, Any]:
+    """The object of a line, every part of it checked."""
+    try:
+        row = json.JSONDecoder(strict=False, object_pairs_hook=once).decode(line)
+        if not isinstance(row, dict):
+            raise ValueError("it is no object")
+    except (ValueError, RecursionError) as error:
+        whole = "The file seems to be one JSON array; write" if number == 1 and line.lstrip()[:1] == "[" else "Write"
+        raise InputError(
+            f"Line {number} of '{path}' cannot be read as a JSON object: {error}. {whole} one object a line, as "
+            '{"text": "a good film", "label": "good"}.'
+        ) from error
+    return row
 
 
 def _refused(name: str) -> Any:

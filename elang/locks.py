@@ -1,8 +1,10 @@
-"""One run at a time writes an output: a lock beside it, which a process that dies leaves open."""
+"""One run at a time writes an output: locks that a process which dies leaves open."""
 
 import atexit
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,8 @@ def lock_output(path: str | Path) -> None:
             raise InputError(f"Another run is writing '{path}'. Wait for it, or give another output.") from error
         except OSError as error:
             file.close()
-            notice(
-                "no-lock",
-                f"'{name.parent}' is on a file system without locks ({error.strerror}), so a second run that writes "
-                f"'{path.name}' at the same time would not be noticed.",
-            )
+            second = f"a second run that writes '{path.name}' at the same time would not be noticed"
+            _tell_unlocked(name.parent, error, second)
             return
         try:
             # The one that held it before may have taken its name away in between.
@@ -51,6 +50,24 @@ def lock_output(path: str | Path) -> None:
         except FileNotFoundError:
             pass
         file.close()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time change a file in a folder, whose own lock leaves no file behind."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            _tell_unlocked(folder, error, "what another run writes there at the same time may be lost")
+        yield
+    finally:
+        os.close(handle)
+
+
+def _tell_unlocked(folder: Path, error: OSError, consequence: str) -> None:
+    notice("no-lock", f"'{folder}' is on a file system without locks ({error.strerror}), so {consequence}.")
 
 
 def lock_for_all(trainer: Any, path: str | Path) -> None:

@@ -3,17 +3,16 @@
 import csv
 import gzip
 import io
-import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain, compress, islice
 from pathlib import Path
 from typing import IO, Any
 
 from elang.errors import InputError
-from elang.json_files import once
+from elang.json_files import json_rows
 from elang.notices import notice
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -98,8 +97,6 @@ def read_table(path: Path) -> Any:
     Raises:
         InputError: If it cannot be read, with the line where that is one line's fault.
     """
-    import pyarrow.parquet as pq
-
     suffix = suffix_of(path)
     if not path.is_file():
         raise InputError(f"There is no file '{path}'. Give the path of a {', '.join(SUFFIXES)} file.")
@@ -111,11 +108,27 @@ def read_table(path: Path) -> Any:
         other = " JSON with one object a line is named .jsonl." if suffix == ".json" else ""
         raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.{other}")
     try:
-        # By itself: of a folder named key=value the library's readers may make a column.
-        with pq.ParquetFile(path) as file:
-            return file.read().to_pandas(ignore_metadata=True)
+        return read_parquet(path)[0]
     except Exception as error:  # whatever the reader says of a damaged file
         raise InputError(f"The file '{path}' cannot be read: {str(error).strip()}. Save it again.") from error
+
+
+def read_parquet(path: Path, known: Collection[str] | None = None) -> tuple[Any, list[str]]:
+    """Read a parquet file by itself: of a folder named key=value the library's readers make a column.
+
+    Args:
+        path: The file.
+        known: Columns to read, but for those whose name comes twice; by default all.
+
+    Returns:
+        The frame, and the names of all columns.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        names = list(file.schema_arrow.names)
+        wanted = None if known is None else [name for name in names if name in known and names.count(name) == 1]
+        return file.read(wanted).to_pandas(ignore_metadata=True), names
 
 
 def _frame(names: list[str], columns: list[list[Any]]) -> Any:
@@ -128,7 +141,7 @@ def _json_frame(path: Path) -> Any:
     """A table of one JSON object a line; what a row lacks is ``None``."""
     rows: list[dict[str, Any]] = []
     blank = skipped = 0
-    for row in json_rows(path):
+    for row in json_rows(file_lines(path), path):
         if row is None:
             blank += 1
             continue
@@ -139,46 +152,6 @@ def _json_frame(path: Path) -> Any:
     _tell_blank(skipped, path)
     names = list(dict.fromkeys(chain.from_iterable(rows)))
     return _frame(names, [[row.get(name) for row in rows] for name in names])
-
-
-def json_rows(path: Path) -> Iterator[dict[str, Any] | None]:
-    """The object of each line of a file, ``None`` for a blank one.
-
-    Raises:
-        InputError: If a line is no JSON object, naming it.
-    """
-    decode = json.JSONDecoder(strict=False).decode
-    lines, number = file_lines(path), 0
-    while some := list(islice(lines, _ROWS)):
-        try:
-            # Several at a time, which is faster than one by one.
-            found = decode(f"[{','.join(some)}]")
-        except (ValueError, RecursionError):
-            found = []
-        if len(found) != len(some):
-            found = [None] * len(some)
-        for row, line in zip(found, some, strict=True):
-            number += 1
-            # Each key has a colon. Where there are more, one may come twice, or the lines are not what they seem.
-            if not isinstance(row, dict) or line.count(":") != len(row):
-                yield None if line.isspace() else _json_row(line, number, path)
-            else:
-                yield row
-
-
-def _json_row(line: str, number: int, path: Path) -> dict[str, Any]:
-    """The object of a line, every part of it checked."""
-    try:
-        row = json.JSONDecoder(strict=False, object_pairs_hook=once).decode(line)
-        if not isinstance(row, dict):
-            raise ValueError("it is no object")
-    except (ValueError, RecursionError) as error:
-        whole = "The file seems to be one JSON array; write" if number == 1 and line.lstrip()[:1] == "[" else "Write"
-        raise InputError(
-            f"Line {number} of '{path}' cannot be read as a JSON object: {error}. {whole} one object a line, as "
-            '{"text": "a good film", "label": "good"}.'
-        ) from error
-    return row
 
 
 def _tell_blank(count: int, path: Path) -> None:

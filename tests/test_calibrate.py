@@ -15,13 +15,20 @@ from safetensors.torch import load_file, save_file
 from scipy import special, stats
 
 from elang import InputError, JointPredictor
+from elang.cli.calibrate import _check_options as check_options
 from elang.cli.verbs import main
 from elang.data.slices import content_key, in_slice
-from elang.evaluation.attempts import attempt, next_level
-from elang.evaluation.joint_records import Slice, read_slice
-from elang.evaluation.promises import _promise, _too_few, by_budget, check_options
-from elang.evaluation.slices import independent_rows, one_slice, share_of_slice, slice_of, slice_sha256
-from elang.evaluation.statements import check_statements
+from elang.evaluation.promises import _promise, _too_few, by_budget
+from elang.evaluation.slices import (
+    Slice,
+    independent_rows,
+    one_slice,
+    read_slice,
+    share_of_slice,
+    slice_of,
+    slice_sha256,
+)
+from elang.evaluation.statements import attempt, check_statements, next_level
 from elang.method.bounds import binomial_cdf, least_examples, least_mean, log_evidence, p_value, upper_bound
 from elang.method.certificate import certify_drop, certify_regret, regret_at
 from elang.method.curve.points import Costs
@@ -468,7 +475,7 @@ def test_budgets_by_hand():
     )
     assert entry["rule"] == "best quality within 0.4 of the Super's FLOPs"
     assert by_budget(found, "flops", 0.65, {})["threshold"] == pytest.approx(0.3)
-    times = {"latency": {"swift": {"batch 1": 0.1}, "super": {"batch 1": 1.0}}}
+    times = {"swift": {"batch 1": 0.1}, "super": {"batch 1": 1.0}}
     entry = by_budget(found, "latency", 0.61, times)
     assert entry["deferred_share"] == 0.5
     assert entry["statement"] == (
@@ -480,7 +487,7 @@ def test_budgets_by_hand():
     assert by_budget(found, "latency", 9.0, times)["threshold"] == -math.inf
     with pytest.raises(InputError, match=r"^The Swift alone takes 0\.1 s an input, more than --latency 0\.09\.$"):
         by_budget(found, "latency", 0.09, times)
-    for missing in ({}, {"latency": {"swift": {"batch 1": 0.1}}}, {"latency": {"swift": {}, "super": {"batch 1": 1}}}):
+    for missing in ({}, {"swift": {"batch 1": 0.1}}, {"swift": {}, "super": {"batch 1": 1}}):
         with pytest.raises(InputError, match=r"^--latency reads what `elang validate --model.latency true` measured"):
             by_budget(found, "latency", 0.5, missing)
     found.costs = replace(found.costs, super_=torch.full((4,), math.nan).double())
@@ -709,7 +716,7 @@ def test_a_file_system_without_locks_is_told(joint, tmp_path, monkeypatch):
         raise OSError(37, "No locks available")
 
     folder = shutil.copytree(joint, tmp_path / "joint")
-    monkeypatch.setattr("elang.evaluation.attempts.fcntl.flock", refuse)
+    monkeypatch.setattr("elang.locks.fcntl.flock", refuse)
     assert main(["calibrate", str(folder), "--max_regret", "0.3"]) == 0
     assert {one["kind"] for one in notices()} == {"no-lock"}
 

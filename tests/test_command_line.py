@@ -551,7 +551,7 @@ def test_figures_take_dollars_for_dollars(joint, monkeypatch):
     """A name that is no formula, but looks like the beginning of one, would not be drawn."""
     from matplotlib.figure import Figure
 
-    from elang.evaluation.report.plots import plain_texts
+    from elang.evaluation.report.figures import plain_texts
 
     with plain_texts():
         figure = Figure()

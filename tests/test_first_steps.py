@@ -16,7 +16,7 @@ from conftest import FAST, read_curve, write_data, write_model
 
 from elang.cli.verbs import main
 from elang.evaluation.cautions import cautions, little_to_gain
-from elang.evaluation.joint_records import read_slice
+from elang.evaluation.slices import read_slice
 from elang.inference.predictor import JointPredictor
 from elang.records.manifest import Manifest
 from elang.tasks.kind import KINDS

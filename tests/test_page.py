@@ -18,7 +18,7 @@ from conftest import QUIET, read_curve, write_data
 from scipy import stats
 
 from elang.cli.verbs import main
-from elang.evaluation.report.console import said_against
+from elang.evaluation.report.console import area_difference
 from elang.evaluation.report.folder import Evaluation
 from elang.method.bootstrap import curve_interval, mcnemar
 from elang.method.curve.exact import operating_curve
@@ -146,11 +146,11 @@ def test_differences_of_areas_are_said(joint, tmp_path):
     areas = json.loads((joint / "summary.json").read_text())["areas"]
     assert "less that of max_softmax" in plain
     for name in set(areas) - {"max_softmax"}:
-        assert said_against(areas[name]) in plain
-        assert said_against(areas[name]).startswith("= ") == (
+        assert area_difference(areas[name]) in plain
+        assert area_difference(areas[name]).startswith("= ") == (
             areas[name]["difference_low"] <= 0 <= areas[name]["difference_high"]
         )
-    assert said_against(areas["max_softmax"]) == ""
+    assert area_difference(areas["max_softmax"]) == ""
 
 
 def test_what_a_text_says_is_only_text(pair, joint_args, tmp_path):

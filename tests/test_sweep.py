@@ -11,10 +11,10 @@ import torch
 from conftest import read_curve
 
 from elang.cli.verbs import main
-from elang.evaluation.sweep import swept as pieces
-from elang.evaluation.sweep.database import Joint
-from elang.evaluation.sweep.swept import swept
-from elang.evaluation.thresholds import FRACTIONS, SHARES
+from elang.evaluation import sweep as pieces
+from elang.evaluation.curves import FRACTIONS, SHARES
+from elang.evaluation.database import Joint
+from elang.evaluation.sweep import swept
 from elang.method.curve.baselines import random_curve
 from elang.method.curve.exact import operating_curve
 from elang.method.curve.points import Costs

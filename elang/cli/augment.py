@@ -61,28 +61,16 @@ def augment(
     Raises:
         InputError: If an option is wrong or nothing can be replaced.
     """
-    for name, value, least in (("copies", copies, 1), ("top_k", top_k, 1), ("batch_size", batch_size, 1)):
-        if value < least:
-            raise InputError(f"--{name} must be at least {least}, but it is {value}.")
-    if not 0 < rate <= 1:
-        raise InputError(f"--rate must be above 0 and at most 1, but it is {rate}.")
+    _check_numbers(rate, copies=copies, top_k=top_k, batch_size=batch_size)
     if Path(output).suffix.lower() not in (".csv", ".jsonl", ".parquet"):
         raise InputError(f"--output '{output}' must end in .csv, .jsonl or .parquet.")
     check_output_file(output, [input, model])
     columns, texts, keys = _texts(input, columns_of(text), task, folder)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     source = Replacements(model, candidates, top_k, place)
-    rng = random.Random(seed)
-    rows = [row for row in texts for _ in range(copies)]
-    made: list[tuple[str, ...]] = []
-    for start in range(0, len(rows), batch_size):
-        some = rows[start : start + batch_size]
-        sides = [source.replace([row[i] for row in some], rate, rng) for i in range(len(columns))]
-        made += zip(*sides, strict=True)
-    known = set(texts)
-    sources = [key for key in keys for _ in range(copies)]
-    kept: dict[tuple[str, ...], int] = {}
-    for row, key in zip(made, sources, strict=True):
+    made = _new_texts(source, [row for row in texts for _ in range(copies)], rate, random.Random(seed), batch_size)
+    known, kept = set(texts), dict[tuple[str, ...], int]()
+    for row, key in zip(made, (key for key in keys for _ in range(copies)), strict=True):
         if row not in known:
             kept.setdefault(row, key)
     if not kept:
@@ -90,8 +78,28 @@ def augment(
     _write(kept, columns, output)
     if left := len(made) - len(kept):
         notice("augmented-left-out", f"{left} of {len(made)} new texts came twice or unchanged and were left out.")
-    how = "masked words" if source.masked else "neighbours of the input embeddings"
-    say(f"{len(kept)} texts are in {output}, by {how}")
+    say(f"{len(kept)} texts are in {output}, by {source.how}")
+
+
+def _check_numbers(rate: float, **counts: int) -> None:
+    """Refuse options out of their bounds."""
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"--{name} must be at least 1, but it is {value}.")
+    if not 0 < rate <= 1:
+        raise InputError(f"--rate must be above 0 and at most 1, but it is {rate}.")
+
+
+def _new_texts(
+    source: "Replacements", rows: list[tuple[str, ...]], rate: float, rng: random.Random, batch_size: int
+) -> list[tuple[str, ...]]:
+    """One new text for each row, side by side."""
+    made: list[tuple[str, ...]] = []
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
+        sides = [source.replace(list(side), rate, rng) for side in zip(*some, strict=True)]
+        made += zip(*sides, strict=True)
+    return made
 
 
 def _texts(
@@ -148,6 +156,7 @@ class Replacements:
                 "has one."
             )
         self.masked = has_head and candidates != "neighbours"
+        self.how = "masked words" if self.masked else "neighbours of the input embeddings"
         if candidates == "auto" and not has_head:
             notice(
                 "neighbours-for-masked-words",

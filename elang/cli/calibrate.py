@@ -1,21 +1,24 @@
 """`elang calibrate`: an operating point that is promised something, chosen on records that no model was trained on."""
 
-from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from elang.data.columns import columns_of
 from elang.errors import InputError
-from elang.evaluation.attempts import LEDGER, locked
 from elang.evaluation.cautions import little_to_gain
-from elang.evaluation.joint_records import read_slice
-from elang.evaluation.promises import by_budget, check_options, conditions, manifest_file, models, promises
-from elang.evaluation.slices import slice_of
-from elang.evaluation.statements import PROMISES, add_entries, keep_made, read_made
+from elang.evaluation.curves import FRACTIONS, SHARES
+from elang.evaluation.promises import Request, choose_entries, manifest_file
+from elang.evaluation.slices import read_slice
+from elang.evaluation.statements import LEDGER, PROMISES, add_entries, keep_made, read_made
+from elang.evaluation.summary import JointSummary
 from elang.evaluation.summary_file import read_summary
+from elang.locks import locked
 from elang.notices import notice
 from elang.records.manifest import FILENAME, Manifest
 from elang.terminal import say
+
+# Less cannot be certified on any data that fits on a disk.
+_LEAST = 1e-9
 
 
 def calibrate(
@@ -66,51 +69,74 @@ def calibrate(
         )
     ((kind, wanted),) = given.items()
     targets = [float(one) for one in dict.fromkeys(wanted if isinstance(wanted, list) else [wanted])]
-    check_options(kind, targets, confidence, name)
+    _check_options(kind, targets, confidence, name)
     folder = Path(joint)
     summary = read_summary(folder)
+    scores = list(dict.fromkeys(columns_of(score) or [summary.score]))
+    part = split or (summary.evaluated_on if any("router" in one for one in scores) else "routing")
     manifests = _manifests(joint, output, summary)
+    request = Request(kind, targets, scores, confidence=confidence, part=part, name=name)
+    _add_thresholds(request, summary, folder, manifests, Path(ledger) if ledger else folder.resolve().parent / LEDGER)
+
+
+def _check_options(kind: str, targets: list[float], confidence: float, name: str) -> None:
+    """Refuse a confidence, a target or a name that makes no sense."""
+    if not 0 < confidence < 1:
+        raise InputError(f"--confidence must be between 0 and 1, but it is {confidence}.")
+    if not targets:
+        raise InputError(f"--{kind} needs an amount.")
+    for target in targets:
+        if not (target > 0 and (kind == "latency" or target < 1)):
+            raise InputError(
+                f"--{kind} must be above 0{'' if kind == 'latency' else ' and below 1'}, but it is {target}."
+            )
+        if kind in PROMISES and target < _LEAST:
+            raise InputError(f"--{kind} must be at least {_LEAST:g}, but it is {target}: that takes too many examples.")
+    try:
+        float(name)
+    except ValueError:
+        if name.strip() and name not in {*FRACTIONS, *SHARES}:
+            return
+    raise InputError(
+        f"--name cannot be '{name}': `elang predict --threshold` reads a number as a threshold, and the names of the "
+        f"thresholds that `elang validate` chooses are taken ({', '.join([*FRACTIONS, *SHARES])})."
+    )
+
+
+def _add_thresholds(
+    request: Request, summary: JointSummary, folder: Path, manifests: dict[Path, Manifest], ledger: Path
+) -> None:
+    """Choose thresholds, say what they promise, and add them to the threshold files."""
     read_made(folder / "made.json")
-    scores = list(dict.fromkeys(columns_of(score) or [summary["score"]]))
-    part: str = split or (summary["evaluated_on"] if any("router" in one for one in scores) else "routing")
-    slices = {one: read_slice(folder, part, one) for one in scores}
-    found, swift = slices[scores[0]], summary.get("weights", {}).get("swift", "")
-    about = slice_of(found.key)
-    wanted_of = list(product(scores, targets))
-    if kind in PROMISES:
-        fractions = [manifest.routing_fraction for manifest in manifests.values()]
-        book = Path(ledger) if ledger else folder.resolve().parent / LEDGER
-        made_of = models(slices, swift, summary["temperature"])
-        chosen = promises(slices, kind, wanted_of, confidence, part, fractions, book, about, made_of)
-    else:
-        chosen = [by_budget(slices[one], kind, target, summary) for one, target in wanted_of]
-    if found.rows > len(found.key):
+    slices = {score: read_slice(folder, request.part, score) for score in request.scores}
+    fractions = [manifest.routing_fraction for manifest in manifests.values()]
+    entries = choose_entries(request, slices, summary, folder=folder, ledger=ledger, fractions=fractions)
+    first = slices[request.scores[0]]
+    if first.rows > len(first.key):
         notice(
             "repeated-examples",
-            f"{found.rows - len(found.key)} of the {found.rows} rows of '{part}' repeat a text. Each text counts once.",
+            f"{first.rows - len(first.key)} of the {first.rows} rows of '{request.part}' repeat a text. Each text "
+            "counts once.",
         )
-    entries: dict[tuple[str, str], dict[str, Any]] = {}
-    for (one, target), entry in zip(wanted_of, chosen, strict=True):
-        own_name = name if len(targets) == 1 else f"{name} {target:g}"
-        entries[one, own_name] = entry | about | conditions(summary, slices[one], f"{part} of {folder}")
-        lead = f"{one}, '{own_name}': " if len(wanted_of) > 1 else ""
+    for (score, name), entry in entries.items():
+        lead = f"{score}, '{name}': " if len(entries) > 1 else ""
         say(f"{lead}{entry['statement']}")
-    say(f"Chosen on {found.units:,} {found.noun} of {part} of {folder}.")
-    if said := little_to_gain(found.gain):
-        say(f"Caution: {said}.")
+    say(f"Chosen on {first.units:,} {first.noun} of {request.part} of {folder}.")
+    if caution := little_to_gain(first.gain):
+        say(f"Caution: {caution}.")
     for path in manifests:
         with locked(path.parent):
             # Another calibration may have added its own by now.
             manifest = Manifest.read(path)
-            add_entries(manifest, path, entries, swift, about)
+            add_entries(manifest, path, entries, summary.weights.get("swift", ""))
             manifest.write(path)
-            for one, own_name in entries:
-                say(f"It is the threshold '{own_name}' of '{one}' in {path}.")
-            if path == manifest_file(joint):
+            for score, name in entries:
+                say(f"It is the threshold '{name}' of '{score}' in {path}.")
+            if path == manifest_file(folder):
                 keep_made(folder / "made.json")
 
 
-def _manifests(joint: str, output: str | None, summary: dict[str, Any]) -> dict[Path, Manifest]:
+def _manifests(joint: str, output: str | None, summary: JointSummary) -> dict[Path, Manifest]:
     """The threshold files that are added to: the evaluation's own, if it has one, and another.
 
     Raises:
@@ -120,16 +146,16 @@ def _manifests(joint: str, output: str | None, summary: dict[str, Any]) -> dict[
     found = {path: Manifest.read(path) for path in paths if path.is_file() or path != manifest_file(joint)}
     if not found:
         raise InputError(f"'{joint}' has no {FILENAME}. Name the Swift's with --output.")
-    own = summary.get("weights", {}).get("swift", "")
+    own = summary.weights.get("swift", "")
     for path, manifest in found.items():
         if own and manifest.weights_sha256 not in ("", own):
             raise InputError(
                 f"'{path}' is of another Swift (weights {manifest.weights_sha256[:12]}…) than the one of '{joint}', "
-                f"'{summary['swift_model']}' (weights {own[:12]}…). Give that one's folder as --output."
+                f"'{summary.swift_model}' (weights {own[:12]}…). Give that one's folder as --output."
             )
-        if manifest.temperature != summary["temperature"]:
+        if manifest.temperature != summary.temperature:
             raise InputError(
                 f"'{path}' is for the temperature {manifest.temperature}, and the records' scores are of "
-                f"{summary['temperature']}. Run `elang validate` with --model.temperature {manifest.temperature}."
+                f"{summary.temperature}. Run `elang validate` with --model.temperature {manifest.temperature}."
             )
     return found

@@ -33,7 +33,8 @@ def crossfit(fit: list[str], output: str = "out_of_fold.parquet", folds: int = 5
     """
     import torch
 
-    from elang.cli.lightning import run, texts_in
+    from elang.cli.lightning import run
+    from elang.cli.options import texts_in
 
     if folds < 2:
         raise InputError(f"--folds must be at least 2, but it is {folds}.")

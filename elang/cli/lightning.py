@@ -4,11 +4,10 @@ import logging
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -17,7 +16,7 @@ from typing_extensions import override
 
 from elang.backends.loading.checkpoints import CHECKPOINT_KEY, read_checkpoint
 from elang.cli.arguments import suggest
-from elang.cli.options import MODE, own_defaults, refuse_nulls
+from elang.cli.options import MODE, own_defaults, refuse_nulls, texts_in
 from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
@@ -59,7 +58,65 @@ class Trainer(pl.Trainer):
 
 
 class ElangCLI(LightningCLI):
-    """A LightningCLI that builds only the parser of the verb that was asked for."""
+    """A LightningCLI that builds only the parser of the verb that was asked for.
+
+    Args:
+        verb: The verb.
+        parse_only: Only check the arguments.
+        callbacks: More of them for the trainer.
+        args: As on the command line, behind the verb.
+    """
+
+    def __init__(self, verb: str, parse_only: bool, callbacks: Sequence[pl.Callback], args: list[str]) -> None:
+        self._verb, self._parse_only = verb, parse_only
+        super().__init__(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            trainer_class=Trainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=_SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": list(callbacks)} if callbacks else None,
+            parser_kwargs={
+                "prog": "elang",
+                "allow_abbrev": False,
+                "parser_mode": MODE,
+                verb: {"prog": f"elang {verb}", "parser_mode": MODE},
+            },
+            args=[verb, *_with_class(verb, args)],
+        )
+
+    @override
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's are the same for all
+        return {self._verb: _NOT_ARGUMENTS}
+
+    @override
+    def _set_seed(self) -> None:
+        if not self._parse_only:
+            super()._set_seed()
+
+    @override
+    def instantiate_classes(self) -> None:
+        if not self._parse_only:
+            super().instantiate_classes()
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self._parse_only:
+            return
+        try:
+            super()._run_subcommand(subcommand)
+        except SIGTERMException:
+            # It is a SystemExit without a code, so the process would end as if all were done.
+            _note(_stopped("SIGTERM", subcommand, self.trainer))
+            raise SystemExit(128 + signal.SIGTERM) from None
+        except SystemExit as end:
+            # Lightning's own end, with the code 1.
+            if isinstance(end.__context__, KeyboardInterrupt):
+                _note(_stopped("Ctrl-C", subcommand, self.trainer))
+            raise
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -69,15 +126,14 @@ class ElangCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        verb = next(iter(self.subcommands()))
         parser.set_defaults(
             {
-                "model": {"class_path": _path(_DEFAULT_MODELS[verb])},
+                "model": {"class_path": _path(_DEFAULT_MODELS[self._verb])},
                 "data": {"class_path": _path(TextClassificationData)},
                 "trainer.num_sanity_val_steps": 0,
                 # It counts FLOPs, and finds none.
                 "trainer.enable_model_summary": False,
-                "trainer.logger": _LOGGERS if verb == "fit" else False,
+                "trainer.logger": _LOGGERS if self._verb == "fit" else False,
             }
         )
         parser.link_arguments("data.label_names", "model.init_args.label_names", apply_on="instantiate")
@@ -92,10 +148,9 @@ class ElangCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        verb = next(iter(self.subcommands()))
         self._given = own_defaults(parser, args, ("model", "data"), self._subcommand_parsers)
         super().parse_arguments(parser, args)
-        refuse_nulls(self.config[verb], self._given)
+        refuse_nulls(self.config[self._verb], self._given)
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -198,54 +253,9 @@ def run(
     # It advertises a logger and an uploader.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
 
-    class VerbCLI(ElangCLI):
-        @staticmethod
-        def subcommands() -> dict[str, set[str]]:
-            return {verb: _NOT_ARGUMENTS}
-
-        def _set_seed(self) -> None:
-            if not parse_only:
-                super()._set_seed()
-
-        def instantiate_classes(self) -> None:
-            if not parse_only:
-                super().instantiate_classes()
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            if parse_only:
-                return
-            try:
-                super()._run_subcommand(subcommand)
-            except SIGTERMException:
-                # It is a SystemExit without a code, so the process would end as if all were done.
-                _note(_stopped("SIGTERM", verb, self.trainer))
-                raise SystemExit(128 + signal.SIGTERM) from None
-            except SystemExit as end:
-                # Lightning's own end, with the code 1.
-                if isinstance(end.__context__, KeyboardInterrupt):
-                    _note(_stopped("Ctrl-C", verb, self.trainer))
-                raise
-
-    cli = VerbCLI(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        trainer_class=Trainer,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        save_config_callback=_SaveConfig,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={"callbacks": list(callbacks)} if callbacks else None,
-        parser_kwargs={
-            "prog": "elang",
-            "allow_abbrev": False,
-            "parser_mode": MODE,
-            verb: {"prog": f"elang {verb}", "parser_mode": MODE},
-        },
-        args=[verb, *_with_class(verb, sys.argv[2:] if args is None else args)],
-    )
-    found: dict[str, Any] = cli.config[verb].as_dict()
-    return found
+    cli = ElangCLI(verb, parse_only, callbacks, sys.argv[2:] if args is None else args)
+    config: dict[str, Any] = cli.config[verb].as_dict()
+    return config
 
 
 def _stopped(who: str, verb: str, trainer: pl.Trainer) -> str:
@@ -253,19 +263,6 @@ def _stopped(who: str, verb: str, trainer: pl.Trainer) -> str:
     saver: Any = trainer.checkpoint_callback
     kept = (getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")) if verb == "fit" else ""
     return said + (f" Go on with --ckpt_path {kept}" if kept else "")
-
-
-def texts_in(value: Any) -> Iterator[str]:
-    """All texts of a part of the configuration, but for the output's name: those that are paths may be inputs."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from texts_in(one)
-    elif isinstance(value, (dict, Namespace)):
-        for name, one in value.items():
-            if name != "output":
-                yield from texts_in(one)
 
 
 def _path(kind: type) -> str:

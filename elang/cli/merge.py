@@ -1,5 +1,28 @@
 """`elang merge`: parts of a data set's records put together."""
 
-from elang.records.merging import merge
+from pathlib import Path
 
-__all__ = ["merge"]
+from elang.errors import InputError
+from elang.records.merging import merge_files
+from elang.records.table import check_output
+
+
+def merge(records: list[str], output: str = "records.parquet") -> None:
+    """Put the records of parts of a data set together, by id.
+
+    Args:
+        records: Files that `elang score` wrote, in any order, or folders of such files.
+        output: The parquet file to write.
+
+    Raises:
+        InputError: If a part is missing, two files have an example in common, or they are of different models.
+    """
+    files = [
+        file for path in map(Path, records) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])
+    ]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise InputError(f"There is no records file '{missing[0]}'. Mend the path.")
+    if not files:
+        raise InputError(f"There are no records in {', '.join(records) or 'nothing'}. Give files of `elang score`.")
+    check_output(output, "--output", files)
+    merge_files(files, output)

@@ -6,14 +6,14 @@ Here they stay text, and jsonargparse converts them where the option has another
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_dumper, set_loader
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_dumper, set_loader
 
 from elang.errors import InputError
 
@@ -214,6 +214,19 @@ def refuse_nulls(config: Any, parts: Iterable[str]) -> None:
             if not isinstance(default, str):
                 raise InputError(f"--{part}.{name} is null. Give a value, or leave it out: it is then {default!r}.")
             values[name] = "null"
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """All texts of a part of the configuration, but for the output's name: those that are paths may be inputs."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from texts_in(one)
+    elif isinstance(value, (dict, Namespace)):
+        for name, one in value.items():
+            if name != "output":
+                yield from texts_in(one)
 
 
 set_loader(MODE, load_options, (yaml.YAMLError,))

@@ -10,7 +10,7 @@ from elang.cli.suites.plan import chosen_tasks, read_plan, task_steps, write_con
 from elang.cli.suites.steps import Step, forget_stale, run_chains
 from elang.cli.suites.table import print_tables, read_row, write_tables
 from elang.errors import InputError
-from elang.evaluation.thresholds import FRACTIONS
+from elang.evaluation.curves import FRACTIONS
 from elang.files import check_folder
 from elang.locks import lock_output, unlock_output
 from elang.method.scores import BEFORE_DECODER, SCORES
@@ -64,7 +64,7 @@ def suite(
     check_folder(root, [config], ["suite.json", *written])
     lock_output(root)
     try:
-        _run_suite(chains, names, root, points, score, jobs, dry_run)
+        _run_suite(chains, names, root, points=points, score=score, jobs=jobs, dry_run=dry_run)
     finally:
         unlock_output(root)
 

@@ -9,7 +9,9 @@ from elang.errors import InputError, listed
 from elang.evaluation.pair import ROUTING_SLICE, PairAnswers
 from elang.evaluation.slices import FEW, MOSTLY, SOME, share_of_slice
 from elang.method.bootstrap import mean_intervals
+from elang.method.quality.values import spearman
 from elang.notices import notice
+from elang.records.manifest import Manifest
 
 # Of fewer examples a class may be missed whole by chance.
 _ENOUGH = 5
@@ -109,6 +111,26 @@ def check_apart(evaluated: Tensor, train: Tensor, chosen_on: Tensor) -> None:
         )
 
 
+def check_manifest_apart(evaluated: Tensor, manifest: Manifest, statements: bool) -> None:
+    """Refuse to evaluate a manifest's thresholds on the examples that they were chosen on.
+
+    Args:
+        evaluated: The keys of the evaluation set, int64 ``(N,)``.
+        manifest: With the thresholds.
+        statements: Check calibrated thresholds, too, each of which may have been chosen on a slice of its own.
+
+    Raises:
+        InputError: As :func:`check_not_chosen_on` does.
+    """
+    fraction = manifest.routing_fraction
+    check_not_chosen_on(evaluated, manifest.chosen_on, "Thresholds were", fraction)
+    for named in manifest.thresholds.values() if statements else ():
+        for name, entry in named.items():
+            if "statement" in entry:
+                part = fraction if entry["chosen_on"].startswith("routing") else 0.0
+                check_not_chosen_on(evaluated, entry, f"The threshold '{name}' was", part)
+
+
 def check_not_chosen_on(evaluated: Tensor, about: dict[str, Any], what: str, fraction: float = 0.0) -> None:
     """Refuse to evaluate thresholds on the examples that they were chosen on.
 
@@ -144,3 +166,27 @@ def share_near_threshold(score: Tensor, threshold: float, distance: float) -> fl
     Half precision and batch composition move energies by up to 0.004 (float32: 4e-7).
     """
     return float(((score - threshold).abs() <= distance).double().mean())
+
+
+def length_bias(answers: PairAnswers) -> dict[str, Any]:
+    """How much each score of generated texts is one of their length, and what the decoder costs.
+
+    Returns:
+        ``source`` and ``generated``: for each score its Spearman correlation with the source's tokens and with the
+        decoder's steps; ``gain``: the same of what deferring gains, which is what a score should follow;
+        ``decoder_share``: the share of the Swift's FLOPs that an input saves which is deferred before the decoder.
+    """
+    columns: dict[str, Any] = answers.more
+    ranked = spearman(0).whole
+    assert ranked is not None
+    sides = {"source": columns.get("swift_tokens"), "generated": columns.get("swift_steps")}
+    found: dict[str, Any] = {
+        side: {name: ranked(score.double(), length.double()) for name, score in answers.scores.items()}
+        for side, length in sides.items()
+        if length is not None
+    }
+    gain = answers.gain
+    found["gain"] = {name: ranked(score.double(), gain) for name, score in answers.scores.items()}
+    if answers.early_flops is not None:
+        found["decoder_share"] = float(1 - answers.early_flops.sum() / answers.swift_flops.sum())
+    return found

@@ -1,14 +1,27 @@
-"""Every score's curve side by side, each checked against the mixed answers scored from scratch."""
+"""Every score's curve side by side, each checked, and the named thresholds that a held-out slice chooses on them."""
 
 import math
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from elang.evaluation.pair import PairAnswers
 from elang.method.curve.baselines import random_curve, random_rescored_curve
 from elang.method.curve.exact import operating_curve, rescored_curve
 from elang.method.curve.points import Costs, Groups, OperatingCurve
+from elang.method.curve.reading import at_parity, at_share
 from elang.method.deferral import oracle_score
 from elang.method.quality.metric import Quality
+from elang.records.manifest import threshold_entry
 from elang.tasks.worth import measure
+
+FRACTIONS = {"parity": 1.0, "99.5%": 0.995, "99%": 0.99}
+BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs": 0.75}
+SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5}
+
+Thresholds = dict[str, dict[str, dict[str, Any]]]
+"""For each score its thresholds by name, each an entry of :attr:`elang.records.manifest.Manifest.thresholds`."""
 
 
 def pair_curves(answers: PairAnswers, quality: Quality) -> dict[str, OperatingCurve]:
@@ -63,3 +76,43 @@ def check_curves(answers: PairAnswers, quality: Quality, curves: dict[str, Opera
                     f"The curve of '{name}' has a {what} of {said} at the threshold {threshold}, where it is {alone}. "
                     "This is a fault of elang; please report it with the records."
                 )
+
+
+def choose_thresholds(answers: PairAnswers, quality: Quality, chosen_on: str) -> Thresholds:
+    """Choose each score's named thresholds on a held-out slice."""
+    chosen: Thresholds = {}
+    for name, curve in pair_curves(answers, quality).items():
+        if name in ("random", "oracle"):
+            continue
+        chosen[name] = {
+            key: threshold_entry(
+                curve[at_parity(curve, fraction)],
+                f"least deferral that reaches {fraction:.1%} of the Super's {quality.name}",
+                chosen_on,
+                len(answers),
+            )
+            for key, fraction in FRACTIONS.items()
+        } | _by_share(curve, chosen_on)
+    return chosen
+
+
+def share_thresholds(scores: dict[str, Tensor], chosen_on: str) -> Thresholds:
+    """Choose thresholds by deferred share alone, where no Super's answers are at hand."""
+    chosen: Thresholds = {}
+    for name, score in scores.items():
+        blank = torch.zeros(len(score), 1)
+        curve = operating_curve(score, blank, blank, lambda sums: torch.full(sums.shape[:-1], math.nan).double())
+        chosen[name] = _by_share(curve, chosen_on)
+    return chosen
+
+
+def _by_share(curve: OperatingCurve, chosen_on: str) -> dict[str, dict[str, Any]]:
+    return {
+        key: threshold_entry(
+            curve[at_share(curve, share)],
+            f"most deferral up to {share:.0%} of the inputs",
+            chosen_on,
+            curve.num_examples,
+        )
+        for key, share in SHARES.items()
+    }

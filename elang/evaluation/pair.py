@@ -97,52 +97,62 @@ def swift_cost_columns(score: str, known: Container[str]) -> tuple[list[str], li
     return whole, whole
 
 
+@dataclass(frozen=True)
+class Heads:
+    """What the heads of a Swift add to its answers.
+
+    Attributes:
+        scores: By name, each ``(N,)``.
+        early_flops: As in :class:`PairAnswers`.
+    """
+
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    early_flops: Tensor | None = None
+
+
 def pair_answers(
     table: dict[str, Tensor],
     swift: Records,
     super_: Records,
+    *,
     problem: Problem,
     temperature: float,
-    head_scores: dict[str, Tensor],
-    early_flops: Tensor | None,
+    heads: Heads,
     targets: dict[str, Tensor],
-    score_flops: Tensor | None = None,
 ) -> PairAnswers:
     """Bring both models' answers to one split together.
 
     Args:
         table: ``id``, ``key`` and ``label`` of its examples.
-        swift: The Swift's answers to them, in their order, with logits.
+        swift: The Swift's answers to them, in their order, with logits or token scores.
         super_: The Super's.
         problem: The kind of task.
         temperature: Of the scores.
-        head_scores: The scores of the Swift's heads.
-        early_flops: As in :class:`PairAnswers`.
+        heads: What the Swift's heads add.
         targets: As in :class:`PairAnswers`.
-        score_flops: As in :class:`PairAnswers`.
     """
-    prediction, other, kind = swift.prediction, super_.prediction, KINDS[problem]
-    scores = kind.scores_of(swift.logits, swift.scores, temperature)
+    kind = KINDS[problem]
+    predictions = swift.prediction, super_.prediction
     if kind.generates:
         # The first or the second of the two texts.
-        prediction, other = torch.zeros_like(prediction), torch.ones_like(other)
+        predictions = torch.zeros_like(swift.prediction), torch.ones_like(super_.prediction)
     unknown = torch.full((len(table["id"]),), math.nan, dtype=torch.float64)
     more: dict[str, Tensor | list[str]] = {}
-    for name, found in (("swift", swift), ("super", super_)):
-        columns = {"logits": found.logits, "tokens": found.tokens, "steps": found.steps, "text": found.texts}
+    for name, records in (("swift", swift), ("super", super_)):
+        columns = {"logits": records.logits, "tokens": records.tokens, "steps": records.steps, "text": records.texts}
         more |= {f"{name}_{column}": values for column, values in columns.items() if values is not None}
     return PairAnswers(
-        table["id"],
-        table["key"],
-        table["label"],
-        prediction,
-        other,
-        scores | head_scores,
-        unknown if swift.flops is None else swift.flops,
-        unknown if super_.flops is None else super_.flops,
-        more,
-        early_flops,
-        targets,
-        problem,
-        score_flops,
+        id=table["id"],
+        key=table["key"],
+        label=table["label"],
+        swift=predictions[0],
+        super_=predictions[1],
+        scores=kind.scores_of(swift.logits, swift.scores, temperature) | heads.scores,
+        swift_flops=unknown if swift.flops is None else swift.flops,
+        super_flops=unknown if super_.flops is None else super_.flops,
+        more=more,
+        early_flops=heads.early_flops,
+        targets=targets,
+        problem=problem,
+        score_flops=swift.score_flops,
     )

@@ -3,16 +3,17 @@
 import hashlib
 import json
 import math
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from elang.errors import InputError
-from elang.evaluation.attempts import attempt
-from elang.evaluation.joint_records import Slice
-from elang.evaluation.statements import CONDITIONS, PROMISES, percent, restate
-from elang.evaluation.thresholds import FRACTIONS, SHARES
+from elang.evaluation.slices import Slice, slice_of
+from elang.evaluation.statements import PROMISES, attempt, percent, restate
+from elang.evaluation.summary import JointSummary
 from elang.method.bounds import least_examples
 from elang.method.certificate import certify_drop, certify_regret
 from elang.method.curve.exact import operating_curve
@@ -22,54 +23,112 @@ from elang.method.drift import effective_number, quantiles_of
 from elang.notices import notice
 from elang.records.manifest import FILENAME
 
-# Less cannot be certified on any data that fits on a disk.
-_LEAST = 1e-9
+
+@dataclass(frozen=True)
+class Request:
+    """Which thresholds are to be chosen.
+
+    Attributes:
+        kind: What is to be kept: ``max_regret``, ``max_drop``, ``super_share``, ``flops`` or ``latency``.
+        amounts: Of it, a threshold each.
+        scores: That are to route, each with all amounts.
+        confidence: Of a promise.
+        part: The split of the records.
+        name: Of the thresholds; of several amounts each is added to it.
+    """
+
+    kind: str
+    amounts: list[float]
+    scores: list[str]
+    confidence: float
+    part: str
+    name: str
+
+    @property
+    def wanted(self) -> list[tuple[str, float]]:
+        """Each score with each amount."""
+        return list(product(self.scores, self.amounts))
+
+    def name_of(self, amount: float) -> str:
+        """The name of the threshold for an amount."""
+        return self.name if len(self.amounts) == 1 else f"{self.name} {amount:g}"
 
 
-def conditions(summary: dict[str, Any], found: Slice, where: str) -> dict[str, Any]:
-    """What an entry says of how it was chosen."""
-    weights = summary.get("weights", {})
+def choose_entries(
+    request: Request,
+    slices: dict[str, Slice],
+    summary: JointSummary,
+    folder: Path,
+    ledger: Path,
+    fractions: list[float],
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Choose the thresholds that are asked for.
+
+    Args:
+        request: Which.
+        slices: The examples that they are chosen on, with each of the scores.
+        summary: Of the evaluation.
+        folder: Of the evaluation.
+        ledger: Counts the attempts on these examples.
+        fractions: The shares that were held out of the training file, by the threshold files that are added to.
+
+    Returns:
+        Entries of ``elang.json`` by score and name.
+
+    Raises:
+        InputError: If nothing can be promised, with how many examples would be needed.
+    """
+    about = slice_of(slices[request.scores[0]].key)
+    if request.kind in PROMISES:
+        compared = _compared(slices, summary.weights.get("swift", ""), summary.temperature)
+        chosen = _promises(request, slices, ledger, about=about, compared=compared, fractions=fractions)
+    else:
+        chosen = [
+            by_budget(slices[score], request.kind, amount, summary.latency or {}) for score, amount in request.wanted
+        ]
     return {
-        "chosen_on": where,
-        "effective_number": effective_number(found.unit, len(found.key)),
-        "score_quantiles": quantiles_of(found.score),
-        "swift_sha256": weights.get("swift", ""),
-        "super_sha256": weights.get("super", ""),
-        "temperature": summary["temperature"],
-        **{what: summary[what] for what in CONDITIONS if what in summary},
+        (score, request.name_of(amount)): entry
+        | about
+        | {
+            "chosen_on": f"{request.part} of {folder}",
+            "effective_number": effective_number(slices[score].unit, len(slices[score].key)),
+            "score_quantiles": quantiles_of(slices[score].score),
+            "swift_sha256": summary.weights.get("swift", ""),
+            "super_sha256": summary.weights.get("super", ""),
+            "temperature": summary.temperature,
+            **summary.conditions,
+        }
+        for (score, amount), entry in zip(request.wanted, chosen, strict=True)
     }
 
 
-def promises(
+def _promises(
+    request: Request,
     slices: dict[str, Slice],
-    kind: str,
-    wanted: list[tuple[str, float]],
-    confidence: float,
-    part: str,
-    fractions: list[float],
     ledger: Path,
     about: dict[str, Any],
-    models: str,
+    compared: str,
+    fractions: list[float],
 ) -> list[dict[str, Any]]:
-    """Certify a list of scores and amounts together, as one attempt on their slice."""
-    found, scores = next(iter(slices.values())), [one for one in slices if "router" in one]
-    if part == "routing" and scores:
+    """Certify all scores and amounts together, as one attempt on their slice."""
+    examples, fitted = slices[request.scores[0]], [score for score in request.scores if "router" in score]
+    if request.part == "routing" and fitted:
         raise InputError(
-            f"'{scores[0]}' was fitted on the routing slice itself, so nothing can be certified of it there. Certify "
+            f"'{fitted[0]}' was fitted on the routing slice itself, so nothing can be certified of it there. Certify "
             "it on an evaluation set with --split, or another score."
         )
-    if not found.bounded:
+    if not examples.bounded:
         raise InputError(
             "Regret and drop can be certified where each answer is worth 0 to 1, and a regression's errors have no "
             "bound. --super_share, --flops and --latency choose thresholds without a promise about quality."
         )
-    least, many = min(target for _, target in wanted), len(wanted)
-    asked = {"kind": kind, "of": [list(one) for one in wanted], "confidence": confidence, "models": models}
+    wanted, confidence = request.wanted, request.confidence
+    asked = {"kind": request.kind, "of": [list(one) for one in wanted], "confidence": confidence, "models": compared}
 
     def check(level: float, number: int) -> None:
-        _check_enough(found, kind, least, level / many, number, part, fractions)
+        _check_enough(examples, request, level / len(wanted), number=number, fractions=fractions)
 
-    level, attempts, total = attempt(ledger, about, asked, 1 - confidence, check)
+    level, attempts, total = attempt(ledger, about, asked, error=1 - confidence, check=check)
     if 1 - total < confidence - 1e-12:
         notice(
             "spent-confidence",
@@ -77,39 +136,15 @@ def promises(
             f"confidence, not {percent(confidence)}. Scores and amounts that one command lists are one attempt.",
         )
     entries = []
-    for score, target in wanted:
-        entry = _promise(slices[score], kind, target, level / many, many)
+    for score, amount in wanted:
+        entry = _promise(slices[score], request.kind, amount, level=level / len(wanted), together=len(wanted))
         entry |= {"asked_confidence": confidence, "attempts": attempts, "confidence": 1 - total}
         restate(entry)
         entries.append(entry)
     return entries
 
 
-def check_options(kind: str, targets: list[float], confidence: float, name: str) -> None:
-    """Refuse a confidence, a target or a name that makes no sense."""
-    if not 0 < confidence < 1:
-        raise InputError(f"--confidence must be between 0 and 1, but it is {confidence}.")
-    if not targets:
-        raise InputError(f"--{kind} needs an amount.")
-    for target in targets:
-        if not (target > 0 and (kind == "latency" or target < 1)):
-            raise InputError(
-                f"--{kind} must be above 0{'' if kind == 'latency' else ' and below 1'}, but it is {target}."
-            )
-        if kind in PROMISES and target < _LEAST:
-            raise InputError(f"--{kind} must be at least {_LEAST:g}, but it is {target}: that takes too many examples.")
-    try:
-        float(name)
-    except ValueError:
-        if name.strip() and name not in {*FRACTIONS, *SHARES}:
-            return
-    raise InputError(
-        f"--name cannot be '{name}': `elang predict --threshold` reads a number as a threshold, and the names of the "
-        f"thresholds that `elang validate` chooses are taken ({', '.join([*FRACTIONS, *SHARES])})."
-    )
-
-
-def models(slices: dict[str, Slice], swift: str, temperature: float) -> str:
+def _compared(slices: dict[str, Slice], swift: str, temperature: float) -> str:
     """Hash of what is compared on a slice: the Swift by its weights or its scores, both by what deferring gains."""
     digest = hashlib.sha256(json.dumps([swift, temperature]).encode())
     for number, one in enumerate(slices.values()):
@@ -119,7 +154,7 @@ def models(slices: dict[str, Slice], swift: str, temperature: float) -> str:
     return digest.hexdigest()
 
 
-def manifest_file(path: str) -> Path:
+def manifest_file(path: str | Path) -> Path:
     """The ``elang.json`` of a folder, or the file itself."""
     return Path(path) / FILENAME if Path(path).is_dir() else Path(path)
 
@@ -167,23 +202,21 @@ def _too_few(found: Slice, needed: int, part: str, fractions: list[float], kind:
     return ", or ".join([*ways, f"allow more (a larger --{kind}, a smaller --confidence)"])
 
 
-def _check_enough(
-    found: Slice, kind: str, allowed: float, level: float, number: int, part: str, fractions: list[float]
-) -> None:
+def _check_enough(found: Slice, request: Request, level: float, number: int, fractions: list[float]) -> None:
     """Refuse a slice on which nothing can be certified, whatever the answers are."""
-    what, confidence = kind.removeprefix("max_"), 1 - level
+    kind, least, confidence = request.kind, min(request.amounts), 1 - level
     # Of the drop's two tests, each at half of the level, the regret's takes fewer.
-    needed = least_examples(allowed, confidence if kind == "max_regret" else (1 + confidence) / 2)
+    needed = least_examples(least, confidence if kind == "max_regret" else (1 + confidence) / 2)
     if found.units >= needed:
         return
     there = f"{found.units:,}"
     if found.rows > found.units:
         there += f" {found.noun} in {found.rows:,} rows"
     raise InputError(
-        f"No threshold can be certified to a {what} of {allowed:.3%} with {percent(confidence)} confidence"
-        f"{f', as attempt {number} on these examples needs' if number > 1 else ''}: that takes at least {needed:,} "
-        f"examples, even if all are deferred, and the slice has {there}. To get one, "
-        f"{_too_few(found, needed, part, fractions, kind)}."
+        f"No threshold can be certified to a {kind.removeprefix('max_')} of {least:.3%} with {percent(confidence)} "
+        f"confidence{f', as attempt {number} on these examples needs' if number > 1 else ''}: that takes at least "
+        f"{needed:,} examples, even if all are deferred, and the slice has {there}. To get one, "
+        f"{_too_few(found, needed, request.part, fractions, kind)}."
     )
 
 
@@ -191,7 +224,7 @@ def _promise(found: Slice, kind: str, allowed: float, level: float, together: in
     """Certify a regret or a drop at a level; ``together`` are tested so."""
     exact = found.worth == "right answers"
     certify = certify_regret if kind == "max_regret" else certify_drop
-    certificate = certify(found.score, found.gain, allowed, 1 - level, exact, found.unit)
+    certificate = certify(found.score, found.gain, allowed, confidence=1 - level, exact=exact, unit=found.unit)
     assert certificate is not None, "that there are enough examples was checked before"
     on = f"{found.units:,} {found.noun} (p = {certificate.p_value:.2g})."
     if kind == "max_drop":
@@ -223,19 +256,26 @@ def _promise(found: Slice, kind: str, allowed: float, level: float, together: in
     return entry | {"evidence": entry.pop("statement")}
 
 
-def by_budget(found: Slice, kind: str, target: float, summary: dict[str, Any]) -> dict[str, Any]:
-    """The threshold that keeps a budget of FLOPs or of deferred inputs: an entry of ``elang.json``."""
+def by_budget(found: Slice, kind: str, target: float, latency: dict[str, Any]) -> dict[str, Any]:
+    """The threshold that keeps a budget: an entry of ``elang.json``.
+
+    Args:
+        found: The examples.
+        kind: ``super_share``, ``flops`` or ``latency``.
+        target: The budget.
+        latency: :attr:`elang.evaluation.summary.JointSummary.latency`, empty where it was not measured.
+    """
     swift, super_ = torch.zeros_like(found.gain), found.gain
     curve = operating_curve(
         found.score, swift[:, None], super_[:, None], lambda sums: sums[..., 0].double(), found.costs
     )
     if kind == "latency":
-        times = {name: summary.get("latency", {}).get(name, {}).get("batch 1") for name in ("swift", "super")}
-        if None in times.values():
+        if any("batch 1" not in latency.get(name, {}) for name in ("swift", "super")):
             raise InputError("--latency reads what `elang validate --model.latency true` measured; run it so.")
-        if target < times["swift"]:
-            raise InputError(f"The Swift alone takes {times['swift']:.4g} s an input, more than --latency {target:g}.")
-        share = min(1.0, (target - times["swift"]) / times["super"])
+        swift_s, super_s = (float(latency[name]["batch 1"]) for name in ("swift", "super"))
+        if target < swift_s:
+            raise InputError(f"The Swift alone takes {swift_s:.4g} s an input, more than --latency {target:g}.")
+        share = min(1.0, (target - swift_s) / super_s)
         index, rule = at_share(curve, share), f"most deferral within {target:g} s an input at batch 1"
         statement = f"An input takes at most {target:.4g} s at batch 1 on average, measured one by one."
     elif kind == "flops":

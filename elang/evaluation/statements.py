@@ -1,6 +1,7 @@
-"""Statements of calibrated thresholds: how they are written, kept beside each other, and checked on other examples."""
+"""Statements of calibrated thresholds: how often one was tried, how they are written, and checked on other examples."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.evaluation.slices import FEW, SOME, independent_rows, one_slice, share_of_slice
+from elang.evaluation.slices import FEW, SOME, independent_rows, one_slice, share_of_slice, sketch
 from elang.files import written_aside
 from elang.json_files import check_fields, read_object
+from elang.locks import locked
 from elang.method.bounds import least_mean, upper_bound
 from elang.method.certificate import regret_at, unit_weights
 from elang.method.deferral import route
@@ -19,8 +21,95 @@ from elang.notices import made, notice
 from elang.records.manifest import Manifest
 
 PROMISES = ("max_regret", "max_drop")
-CONDITIONS = ("flops_convention", "max_length")
 DRIFT_P = 0.01
+LEDGER = "slices.json"
+"""The file that counts how often a promise was tried on a slice."""
+_LEDGER_FORMAT = 1
+
+
+def next_level(attempts: int, before: float, error: float) -> float:
+    """The level of one more attempt on a slice.
+
+    The first has all of ``error``; a further one what the earlier ones left of it, at least a half of it after one, a
+    quarter after two, and so on. Whatever comes of them, and whenever one stops, all hold with a probability of 1 less
+    the sum of their levels, which is the confidence that is stated.
+
+    Args:
+        attempts: How many were made before.
+        before: The sum of their levels.
+        error: How often the promise may be broken.
+
+    >>> next_level(0, 0.0, 0.05), next_level(1, 0.05, 0.05), next_level(1, 0.01, 0.05)
+    (0.05, 0.025, 0.04)
+    """
+    return max(error - before, error * 0.5**attempts)
+
+
+def attempt(
+    path: Path, about: dict[str, Any], asked: dict[str, Any], error: float, check: Callable[[float, int], None]
+) -> tuple[float, int, float]:
+    """Write an attempt to certify something on a slice into the ledger, before its outcome is known.
+
+    What was asked before on the same slice is the same attempt. Slices that overlap are one.
+
+    Args:
+        path: The ledger.
+        about: The slice, from :func:`slice_of`.
+        asked: What is to be promised, of what, as plain values.
+        error: How often the promise may be broken.
+        check: Is given the level of the attempt and its number; raises where that level can certify nothing, whatever
+            the answers are: no attempt was made then.
+
+    Returns:
+        The level of this attempt's tests, the number of attempts on the slice so far, and the sum of their levels.
+
+    Raises:
+        InputError: If the ledger cannot be read or written, or no confidence is left.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.parent):
+            known = _read_ledger(path)
+            own = [one for one in known if one_slice(one, about)]
+            again = [one for one in own if one["asked"] == asked and one["slice_sha256"] == about["slice_sha256"]]
+            before = sum(float(one["level"]) for one in own)
+            level = float(again[0]["level"]) if again else next_level(len(own), before, error)
+            total = before + (0.0 if again else level)
+            if total >= 1:
+                raise InputError(
+                    f"No confidence is left on this slice: {len(own)} attempts were made on it ('{path}'). Use a "
+                    "--split or data that nothing was chosen on, or a higher --confidence from the first attempt on."
+                )
+            check(level, len(own) + (not again))
+            if not again:
+                kept = {"format": _LEDGER_FORMAT, "attempts": [*known, about | {"asked": asked, "level": level}]}
+                with written_aside(path) as aside:
+                    aside.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+            return level, len(own) + (not again), total
+    except OSError as error_:
+        raise InputError(
+            f"The ledger of attempts '{path}' cannot be written ({error_}). Name another file with --ledger."
+        ) from error_
+
+
+def _read_ledger(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    try:
+        found = read_object(path)
+        if found["format"] != _LEDGER_FORMAT:
+            raise ValueError(f"it is of the format {found['format']!r}, and this version knows {_LEDGER_FORMAT}")
+        attempts: list[dict[str, Any]] = found["attempts"]
+        for one in attempts:
+            sketch(one)
+            if not (0 < float(one["level"]) < 1 and one["slice_sha256"] and one["asked"]):
+                raise ValueError("an attempt has no level")
+        return attempts
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"The ledger of attempts '{path}' is damaged ({error}). Restore it from a copy: without it, how often a "
+            "slice was used is not known. --ledger names another file."
+        ) from error
 
 
 def restate(entry: dict[str, Any]) -> None:
@@ -41,9 +130,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.4g}%"
 
 
-def add_entries(
-    manifest: Manifest, path: Path, entries: dict[tuple[str, str], dict[str, Any]], swift: str, about: dict[str, Any]
-) -> None:
+def add_entries(manifest: Manifest, path: Path, entries: dict[tuple[str, str], dict[str, Any]], swift: str) -> None:
     """Add entries to a threshold file, and say in its others on the same slice how often that was used by now."""
     if manifest.weights_sha256 and not swift:
         notice(
@@ -69,7 +156,7 @@ def add_entries(
         return
     for named in manifest.thresholds.values():
         for entry in named.values():
-            if "attempts" in entry and one_slice(entry, about):
+            if "attempts" in entry and one_slice(entry, new):
                 entry |= {"attempts": new["attempts"], "confidence": new["confidence"]}
                 restate(entry)
 

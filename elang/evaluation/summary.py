@@ -1,39 +1,237 @@
-"""What is read off the curves of one evaluation set."""
+"""An evaluation's summary: what is read off the curves of one evaluation set, as it is written to ``summary.json``."""
 
+import math
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
-from elang.evaluation.curves import check_curves, pair_curves
+from elang.evaluation.cautions import cautions, length_bias, repeated, share_near_threshold
+from elang.evaluation.curves import BUDGETS, FRACTIONS, SHARES, Thresholds, check_curves, pair_curves
 from elang.evaluation.pair import PairAnswers
-from elang.evaluation.thresholds import BUDGETS, FRACTIONS, SHARES
-from elang.method.bootstrap import lost_to_super
+from elang.evaluation.statements import check_statements
+from elang.method.bootstrap import compare_areas, lost_to_super
+from elang.method.curve.points import OperatingCurve, Point
 from elang.method.curve.reading import at_best, at_budget, at_parity, at_share, at_threshold, relative_area
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
-from elang.method.quality.values import spearman
+from elang.method.quality.texts import signature
+from elang.records.manifest import Manifest
+from elang.records.table import FORMAT
 
 
-def summarize(
+@dataclass(frozen=True)
+class Worth:
+    """What an answer is worth: the most it can be (``None`` without a bound), and what is counted."""
+
+    largest: float | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A model without the other: its quality, and its mean FLOPs an input; NaN where they are not known."""
+
+    quality: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class OperatingPoint(Point):
+    """A point with every metric at it, and its difference to the Super.
+
+    Attributes:
+        qualities: By the metric's name, each scored from scratch.
+        to_super: As :func:`elang.method.bootstrap.lost_to_super` gives it.
+    """
+
+    qualities: dict[str, float]
+    to_super: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class ScoreSummary:
+    """What one score's curve tells.
+
+    Attributes:
+        area: Between random (0) and oracle (1).
+        on_this_set: Points by name, read on this very set.
+        held_out: What thresholds chosen elsewhere do on it.
+    """
+
+    area: float
+    on_this_set: dict[str, Point]
+    held_out: dict[str, Point]
+
+
+@dataclass(frozen=True)
+class QualitySummary:
+    """What one metric's curves tell.
+
+    Attributes:
+        num_examples: Of the evaluation set.
+        quality_name: The metric.
+        swift: With nothing deferred.
+        super: The Super alone.
+        only_super_right: Share of examples; in a regression, where it is nearer.
+        only_swift_right: The same of the Swift.
+        scores: By name, with ``random`` and ``oracle``.
+    """
+
+    num_examples: int
+    quality_name: str
+    swift: Point
+    super: Alone
+    only_super_right: float
+    only_swift_right: float
+    scores: dict[str, ScoreSummary]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedPair:
+    """Which pair was evaluated, and how.
+
+    Attributes:
+        evaluated_on: The split.
+        num_examples: Of it that were answered.
+        swift_model: As it was given.
+        super_model: As it was given.
+        score: It routes by default.
+        temperature: Of the scores.
+        flops_convention: How cost is counted.
+        max_length: Tokens that inputs are cut at, where the Swift runs here.
+        thresholds: Where they are from; empty if there are none.
+        thresholds_from: The same in words also then.
+        weights: Hash of each model's weights, empty where it is not known.
+    """
+
+    evaluated_on: str
+    num_examples: int
+    swift_model: str
+    super_model: str
+    score: str
+    temperature: float
+    flops_convention: str = ""
+    max_length: int | None = None
+    thresholds: str = ""
+    thresholds_from: str
+    weights: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """Under what a threshold was chosen, or is checked, as far as it is known."""
+        known = {"flops_convention": self.flops_convention or None, "max_length": self.max_length}
+        return {name: value for name, value in known.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSummary(EvaluatedPair):
+    """All that an evaluation tells of a pair; a field that is ``None`` is left out of ``summary.json``.
+
+    Attributes:
+        worth: What an answer is worth, by the first metric.
+        qualities: By the metric's name; the first one chose the thresholds.
+        operating_points: For each score its points ``held out, <name>`` and ``read here, <name>``.
+        cautions: What makes the figures say less than they seem to.
+        areas: As :func:`elang.method.bootstrap.compare_areas` gives them.
+        statements: As :func:`elang.evaluation.statements.check_statements` gives them.
+        signatures: Of metrics of texts, by name.
+        lengths: Of generated texts, as :func:`elang.evaluation.cautions.length_bias` gives it.
+        within_rounding_of_threshold: ``share`` of examples whose score is within ``distance`` of the threshold for
+            parity, so that another precision may decide otherwise.
+        latency: Seconds of each model, as :func:`elang.models.latency.pair_latency` gives them.
+        curve_points: How many points of the curves were ``written`` to ``curve.csv``, ``of`` how many.
+    """
+
+    worth: Worth
+    qualities: dict[str, QualitySummary]
+    operating_points: dict[str, dict[str, OperatingPoint]] = field(default_factory=dict)
+    cautions: list[str] = field(default_factory=list)
+    areas: dict[str, dict[str, float]] = field(default_factory=dict)
+    statements: list[dict[str, Any]] | None = None
+    signatures: dict[str, str] | None = None
+    lengths: dict[str, Any] | None = None
+    within_rounding_of_threshold: dict[str, float] | None = None
+    latency: dict[str, dict[str, Any]] | None = None
+    curve_points: dict[str, int] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The contents of ``summary.json``, with NaN and infinities still in it."""
+        return {"format": FORMAT} | {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def summarize_pair(
+    about: EvaluatedPair,
     answers: PairAnswers,
-    quality: Quality,
-    thresholds: dict[str, dict[str, dict[str, Any]]],
-) -> dict[str, Any]:
-    """Read everything off the curves of one evaluation set.
+    qualities: list[Quality],
+    thresholds: Thresholds,
+    label_names: list[str],
+    expected: int,
+    manifest: Manifest | None,
+    rounding: float,
+) -> JointSummary:
+    """Summarize an evaluation.
+
+    Args:
+        about: The pair, and how it is evaluated.
+        answers: The evaluation set's.
+        qualities: The task's metrics, the first one is the one that thresholds were chosen by.
+        thresholds: Chosen elsewhere; reported on this set.
+        label_names: The classes.
+        expected: Examples of the set; fewer may have been answered.
+        manifest: Its statements are checked.
+        rounding: How far a score may be off in the precision of the evaluation.
+    """
+    worth = Worth(**answers.kind.worth(qualities[0].name, answers.targets))
+    warned = cautions(answers, label_names, worth.largest) + repeated(answers.key, answers.unit)
+    if about.weights["swift"] == about.weights["super"] != "":
+        warned.insert(0, "Swift and Super are the same model")
+    if len(answers) < expected:
+        warned.insert(0, f"only {len(answers)} of {expected} examples of '{about.evaluated_on}' were answered")
+    statements = None
+    # Thresholds are on the scale of their own temperature.
+    if manifest is not None and manifest.temperature == about.temperature:
+        statements = check_statements(
+            manifest,
+            answers.key,
+            answers.scores,
+            gain=answers.gain / (worth.largest or 1.0),
+            super_sha256=about.weights["super"],
+            unit=answers.unit,
+            conditions=about.conditions,
+        )
+    near = None
+    parity = thresholds.get(about.score, {}).get("parity")
+    if parity is not None and math.isfinite(threshold := float(parity["threshold"])):
+        share = share_near_threshold(answers.scores[about.score], threshold, rounding)
+        near = {"distance": rounding, "share": share}
+    generates = answers.kind.generates
+    return JointSummary(
+        **vars(about),
+        worth=worth,
+        qualities={q.name: summarize(answers, q, thresholds) for q in qualities},
+        operating_points=operating_points(answers, qualities, thresholds),
+        cautions=warned,
+        areas=compare_areas(answers.scores, answers.gain, about.score),
+        statements=statements,
+        signatures={q.name: signature(q.name) for q in qualities} if generates else None,
+        lengths=length_bias(answers) if generates else None,
+        within_rounding_of_threshold=near,
+    )
+
+
+def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) -> QualitySummary:
+    """Read everything off one metric's curves.
 
     Args:
         answers: The evaluation set's.
-        quality: The task metric.
-        thresholds: Chosen elsewhere, as by :func:`choose_thresholds`; reported on this set.
-
-    Returns:
-        Plain values: the two models alone, and for each score its area between random and oracle, the points read
-        on this very set (``on_this_set``) and what the given thresholds do on it (``held_out``).
+        quality: The metric.
+        thresholds: Chosen elsewhere, as by :func:`elang.evaluation.curves.choose_thresholds`.
     """
     curves = pair_curves(answers, quality)
     check_curves(answers, quality, curves)
     random, oracle, gain = curves["random"], curves["oracle"], answers.gain
-    scores: dict[str, Any] = {}
+    scores = {}
     for name, curve in curves.items():
         points = {key: at_parity(curve, fraction) for key, fraction in FRACTIONS.items()}
         points |= {key: at_share(curve, share) for key, share in SHARES.items()} | {"best": at_best(curve)}
@@ -42,30 +240,25 @@ def summarize(
             for key, share in BUDGETS.items()
             if float(curve.cost[0]) <= share * curve.super_cost
         }
-        scores[name] = {
-            "area": relative_area(curve, random, oracle),
-            "on_this_set": {key: vars(curve[index]) for key, index in points.items()},
-            "held_out": {
-                key: vars(curve[at_threshold(curve, float(entry["threshold"]))])
-                | {"threshold": float(entry["threshold"])}
-                for key, entry in thresholds.get(name, {}).items()
-            },
-        }
-    return {
-        "num_examples": len(answers),
-        "quality_name": quality.name,
-        "swift": vars(random[0]),
-        "super": {"quality": random[len(random) - 1].quality, "cost": random.super_cost},
-        # In a regression: where it is nearer.
-        "only_super_right": float((gain > 0).double().mean()),
-        "only_swift_right": float((gain < 0).double().mean()),
-        "scores": scores,
-    }
+        scores[name] = ScoreSummary(
+            area=relative_area(curve, random, oracle),
+            on_this_set={key: curve[index] for key, index in points.items()},
+            held_out={key: _at_entry(curve, entry) for key, entry in thresholds.get(name, {}).items()},
+        )
+    return QualitySummary(
+        num_examples=len(answers),
+        quality_name=quality.name,
+        swift=random[0],
+        super=Alone(random[len(random) - 1].quality, random.super_cost),
+        only_super_right=float((gain > 0).double().mean()),
+        only_swift_right=float((gain < 0).double().mean()),
+        scores=scores,
+    )
 
 
 def operating_points(
-    answers: PairAnswers, qualities: list[Quality], thresholds: dict[str, dict[str, dict[str, Any]]]
-) -> dict[str, Any]:
+    answers: PairAnswers, qualities: list[Quality], thresholds: Thresholds
+) -> dict[str, dict[str, OperatingPoint]]:
     """All metrics at the same operating points, which the first one chose.
 
     Args:
@@ -74,50 +267,27 @@ def operating_points(
         thresholds: Chosen elsewhere.
 
     Returns:
-        For each score its points ``held out, <name>`` and ``read here, <name>``, each with its threshold, deferred
-        share, cost, speed-up, ``qualities`` and ``to_super``, its difference to the Super as
-        :func:`elang.method.bootstrap.lost_to_super` gives it.
+        For each score its points ``held out, <name>`` and ``read here, <name>``.
     """
     curves = pair_curves(answers, qualities[0])
-    found: dict[str, Any] = {}
-    for name in answers.scores:
-        curve = curves[name]
-        points = {
-            f"held out, {key}": vars(curve[at_threshold(curve, float(entry["threshold"]))])
-            | {"threshold": float(entry["threshold"])}
-            for key, entry in thresholds.get(name, {}).items()
-            if key in FRACTIONS
-        }
-        points |= {f"read here, {key}": vars(curve[at_parity(curve, share)]) for key, share in FRACTIONS.items()}
-        for point in points.values():
-            point["qualities"] = {q.name: answers.quality_at(q, name, point["threshold"]) for q in qualities}
-        found[name] = points
-    each = [(answers.scores[name], point) for name, points in found.items() for point in points.values()]
-    lost = torch.stack([answers.gain * ~route(score, point["threshold"]) for score, point in each], 1)
-    for (_, point), difference in zip(each, lost_to_super(lost), strict=True):
-        point["to_super"] = difference
+    points: dict[tuple[str, str], Point] = {}
+    for score in answers.scores:
+        curve = curves[score]
+        for name, entry in thresholds.get(score, {}).items():
+            if name in FRACTIONS:
+                points[score, f"held out, {name}"] = _at_entry(curve, entry)
+        for name, fraction in FRACTIONS.items():
+            points[score, f"read here, {name}"] = curve[at_parity(curve, fraction)]
+    kept = [~route(answers.scores[score], point.threshold) for (score, _), point in points.items()]
+    lost = torch.stack([answers.gain * each for each in kept], 1)
+    found: dict[str, dict[str, OperatingPoint]] = {score: {} for score in answers.scores}
+    for ((score, name), point), difference in zip(points.items(), lost_to_super(lost), strict=True):
+        metrics = {q.name: answers.quality_at(q, score, point.threshold) for q in qualities}
+        found[score][name] = OperatingPoint(**vars(point), qualities=metrics, to_super=difference)
     return found
 
 
-def length_bias(answers: PairAnswers) -> dict[str, Any]:
-    """How much each score of generated texts is one of their length, and what the decoder costs.
-
-    Returns:
-        ``source`` and ``generated``: for each score its Spearman correlation with the source's tokens and with the
-        decoder's steps; ``gain``: the same of what deferring gains, which is what a score should follow;
-        ``decoder_share``: the share of the Swift's FLOPs that an input saves which is deferred before the decoder.
-    """
-    columns: dict[str, Any] = answers.more
-    ranked = spearman(0).whole
-    assert ranked is not None
-    sides = {"source": columns.get("swift_tokens"), "generated": columns.get("swift_steps")}
-    found: dict[str, Any] = {
-        side: {name: ranked(score.double(), length.double()) for name, score in answers.scores.items()}
-        for side, length in sides.items()
-        if length is not None
-    }
-    gain = answers.gain
-    found["gain"] = {name: ranked(score.double(), gain) for name, score in answers.scores.items()}
-    if answers.early_flops is not None:
-        found["decoder_share"] = float(1 - answers.early_flops.sum() / answers.swift_flops.sum())
-    return found
+def _at_entry(curve: OperatingCurve, entry: dict[str, Any]) -> Point:
+    """The point of a curve at a threshold that was chosen elsewhere."""
+    threshold = float(entry["threshold"])
+    return replace(curve[at_threshold(curve, threshold)], threshold=threshold)

@@ -1,9 +1,19 @@
-"""``summary.json`` of an evaluation, read with every field checked that is used later."""
+"""``summary.json`` of an evaluation, read back with every field checked that is used later."""
 
+import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
+from elang.evaluation.summary import (
+    Alone,
+    JointSummary,
+    OperatingPoint,
+    QualitySummary,
+    ScoreSummary,
+    Worth,
+)
 from elang.json_files import (
     MEASURED,
     OBJECT,
@@ -19,6 +29,7 @@ from elang.json_files import (
     read_object,
     whole,
 )
+from elang.method.curve.points import Point
 from elang.method.quality.registry import QUALITIES
 from elang.records.reading import check_format
 
@@ -79,28 +90,75 @@ _STATEMENT: dict[str, Check] = {
 }
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> JointSummary:
     """Read an evaluation's ``summary.json``.
 
     Raises:
         InputError: If there is none, it is one of an earlier version, or a field has a value that it cannot have.
     """
+    path = folder / FILENAME
     try:
-        found = read_object(folder / FILENAME)
-        if "worth" not in found:
-            raise ValueError("its summary is of an earlier version")
-        check_format(found)
-        _check(found)
+        return parse_summary(read_object(path))
     except FileNotFoundError as error:
         raise InputError(
             f"'{folder}' is no folder that `elang validate` wrote ({error}). Give its --model.output."
         ) from error
     except (OSError, ValueError) as error:
         raise InputError(
-            f"'{folder / FILENAME}' is not what `elang validate` wrote: {error}. Run `elang validate` again, or give "
-            "its --model.output."
+            f"'{path}' is not what `elang validate` wrote: {error}. Run `elang validate` again, or give its "
+            "--model.output."
         ) from error
-    return found
+
+
+def parse_summary(values: dict[str, Any]) -> JointSummary:
+    """Check the contents of a ``summary.json``, and make a summary of them; what is null becomes NaN.
+
+    Raises:
+        ValueError: Naming the first field that is wrong.
+    """
+    if "worth" not in values:
+        raise ValueError("its summary is of an earlier version")
+    check_format(values)
+    _check(values)
+    own = {f.name: values[f.name] for f in fields(JointSummary) if f.name in values}
+    own["worth"] = Worth(values["worth"]["largest"], values["worth"]["unit"])
+    own["qualities"] = {name: _quality(name, part) for name, part in values["qualities"].items()}
+    own["operating_points"] = {
+        score: {name: _operating_point(point) for name, point in points.items()}
+        for score, points in values.get("operating_points", {}).items()
+    }
+    return JointSummary(num_examples=own.pop("num_examples", next(iter(own["qualities"].values())).num_examples), **own)
+
+
+def _measured(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _point(values: dict[str, Any]) -> Point:
+    return Point(**{f.name: _measured(values.get(f.name)) for f in fields(Point)})
+
+
+def _operating_point(values: dict[str, Any]) -> OperatingPoint:
+    qualities = {name: _measured(value) for name, value in values.get("qualities", {}).items()}
+    return OperatingPoint(**vars(_point(values)), qualities=qualities, to_super=values.get("to_super"))
+
+
+def _quality(name: str, values: dict[str, Any]) -> QualitySummary:
+    return QualitySummary(
+        num_examples=values["num_examples"],
+        quality_name=name,
+        swift=_point(values["swift"]),
+        super=Alone(_measured(values["super"]["quality"]), _measured(values["super"]["cost"])),
+        only_super_right=_measured(values.get("only_super_right")),
+        only_swift_right=_measured(values.get("only_swift_right")),
+        scores={
+            score: ScoreSummary(
+                _measured(part["area"]),
+                *({key: _point(point) for key, point in part[kind].items()} for kind in ("on_this_set", "held_out")),
+            )
+            for score, part in values["scores"].items()
+        },
+    )
 
 
 def _check(found: dict[str, Any]) -> None:

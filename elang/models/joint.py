@@ -1,6 +1,7 @@
 """Joint inference, evaluated: a Swift and a Super over a whole data set, at every threshold at once."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +10,24 @@ from torch import Tensor
 
 from elang.backends import DType
 from elang.backends.cost.flops import FlopsConvention
-from elang.backends.generator import Seq2Seq
+from elang.backends.text_model import TextModel
 from elang.data.slices import check_held_out
 from elang.errors import InputError
-from elang.evaluation.cautions import cautions, check_apart, check_not_chosen_on, repeated, share_near_threshold
-from elang.evaluation.pair import ROUTING_SLICE, PairAnswers, pair_answers
+from elang.evaluation.cautions import check_apart, check_manifest_apart
+from elang.evaluation.curves import Thresholds, choose_thresholds
+from elang.evaluation.pair import ROUTING_SLICE, Heads, PairAnswers, pair_answers
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import slice_of
-from elang.evaluation.statements import CONDITIONS, check_statements
-from elang.evaluation.summary import length_bias, operating_points, summarize
-from elang.evaluation.thresholds import choose_thresholds
+from elang.evaluation.summary import EvaluatedPair, JointSummary, summarize_pair
 from elang.locks import lock_for_all, unlock_output
-from elang.method.bootstrap import compare_areas
 from elang.method.quality.registry import QUALITIES, QualityName
-from elang.method.quality.texts import signature
 from elang.method.scores import DEFAULT_SCORE
 from elang.method.token_scores import SEQUENCE_DEFAULT
 from elang.models.answering import EvaluationModule
 from elang.models.latency import pair_latency
 from elang.notices import notice, write_made
 from elang.records.manifest import Manifest
-from elang.records.table import FORMAT
 from elang.tasks.text_task import TaskFields
 from elang.tasks.worth import check_qualities, text_targets
 
@@ -93,7 +90,7 @@ class JointModule(EvaluationModule):
         if super_flops is not None and not 0 < super_flops < math.inf:
             raise InputError(f"--model.super_flops must be a finite number above 0, but it is {super_flops}.")
         self.super_flops, self.latency, self.texts = super_flops, latency, texts
-        swift = self.model("swift") if "swift" in self.models else None
+        swift = self._swift
         self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None
         if self.manifest is not None and swift is not None and swift.weights_sha256:
             self.manifest.check_weights(swift.weights_sha256, f"'{swift_model}'")
@@ -105,6 +102,11 @@ class JointModule(EvaluationModule):
                 f"The thresholds of '{thresholds}' are for the temperature {own}, but --model.temperature is "
                 f"{self.temperature}. Leave it out, or choose thresholds anew without --model.thresholds."
             )
+
+    @property
+    def _swift(self) -> TextModel | None:
+        """The Swift, where it is a model and not a table of its answers."""
+        return self.model("swift") if "swift" in self.models else None
 
     def setup(self, stage: str) -> None:
         """Keep other runs from writing the same folder."""
@@ -119,13 +121,12 @@ class JointModule(EvaluationModule):
     def on_validation_start(self) -> None:
         """Refuse a routing slice that a model was trained on, and to evaluate on what thresholds were chosen on."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        if data is not None:
-            self._check_evaluated(data)
-        for name, path in self.paths.items():
+        if data is None:
+            return
+        self._check_evaluated(data)
+        for name, path in self.paths.items() if "routing" in data.splits else ():
             manifest = self.model(name).manifest if name in self.models else None
-            known = vars(manifest) if manifest else self.about.get(name, {})
-            if data is not None and "routing" in data.splits:
-                check_held_out(data, known, f"'{path}'")
+            check_held_out(data, vars(manifest) if manifest else self.about.get(name, {}), f"'{path}'")
 
     on_test_start = on_validation_start
 
@@ -135,28 +136,20 @@ class JointModule(EvaluationModule):
         if evaluated not in data.splits:
             return
         key, routing = data.examples(evaluated).key, "routing" in data.splits
-        train = [found["train"].key for found in self.recorded.values() if "train" in found]
+        train = [splits["train"].key for splits in self.recorded.values() if "train" in splits]
         if "train" in data.splits and (routing or self.explicit_thresholds):
             train.append(data.examples("train").key)
         known = torch.cat([key[:0], *(one for one in train if one is not None)])
         check_apart(key, known, data.examples("routing").key if routing else key[:0])
-        if self.manifest is None or (routing and not self.explicit_thresholds):
-            return
-        fraction = self.manifest.routing_fraction
-        check_not_chosen_on(key, self.manifest.chosen_on, "Thresholds were", fraction)
-        for named in self.manifest.thresholds.values() if self.explicit_thresholds else ():
-            for name, entry in named.items():
-                if "statement" in entry:
-                    whole = fraction if entry["chosen_on"].startswith("routing") else 0.0
-                    check_not_chosen_on(key, entry, f"The threshold '{name}' was", whole)
+        if self.manifest is not None and (self.explicit_thresholds or not routing):
+            check_manifest_apart(key, self.manifest, statements=self.explicit_thresholds)
 
     def on_validation_epoch_end(self) -> None:
         """Gather, sweep, choose thresholds on the routing slice, and write everything."""
         tables = self._gather()
-        evaluated = next((split for split in ("test", "validation") if split in tables), None)
-        if evaluated is None:
+        if not (evaluated := next((split for split in ("test", "validation") if split in tables), "")):
             raise InputError("There is no evaluation data. Set --data.validation (or --data.test for `elang test`).")
-        unanswered = [self.paths[name] for name, found in self.recorded.items() if "train" not in found]
+        unanswered = [self.paths[name] for name, splits in self.recorded.items() if "train" not in splits]
         if unanswered and tables.pop("routing", None) is not None:
             notice(
                 "no-held-out-answers",
@@ -166,14 +159,11 @@ class JointModule(EvaluationModule):
         pairs = {split: self.pair(split, table) for split, table in tables.items() if len(table["id"])}
         self.summary = self._summarize(pairs, evaluated)
         for quality in self.qualities:
-            for model in ("swift", "super"):
-                self.log(
-                    f"{model}/{quality.name}",
-                    self.summary["qualities"][quality.name][model]["quality"],
-                    sync_dist=True,
-                )
+            read = self.summary.qualities[quality.name]
+            self.log(f"swift/{quality.name}", read.swift.quality, sync_dist=True)
+            self.log(f"super/{quality.name}", read.super.quality, sync_dist=True)
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
-            if self.summary["thresholds"] and self.thresholds_manifest is not None:
+            if self.thresholds_manifest is not None:
                 self.thresholds_manifest.write(self.output / "elang.json")
             write_made(self.output)
             write_report(self.output, pairs, evaluated, self.qualities, self.summary, self.label_names)
@@ -196,132 +186,107 @@ class JointModule(EvaluationModule):
                 f"'{self.paths['swift']}' has no logits, and a Swift's scores are read off its logits. Only a Super "
                 "may be a table of bare answers."
             )
-        names = self.model("swift").head_scores if "swift" in self.models else []
+        names = self._swift.head_scores if self._swift else []
         if not names and not self.task.kind.scores:
             raise InputError(
                 f"Energy means nothing for a regression's single output, and '{self.paths['swift']}' has no router "
                 "head to route by. Train the Swift with SwiftModule, and give it as a model."
             )
         if super_.flops is None and self.super_flops is not None:
-            super_.flops = torch.full((len(table["id"]),), self.super_flops, dtype=torch.float64)
+            super_ = replace(super_, flops=torch.full((len(table["id"]),), self.super_flops, dtype=torch.float64))
         data: Any = getattr(self.trainer, "datamodule", None)
         targets = data.targets(split, table["id"]) if data is not None else {}
         if sequence:
             assert swift.texts is not None
             wanted = [q.name for q in self.qualities]
             targets = text_targets(wanted, data.references(split, table["id"]), swift.texts, super_.texts)
-        found = pair_answers(
+        answers = pair_answers(
             table,
             swift,
             super_,
-            self.task.problem,
-            self.temperature,
-            {name: table[f"swift_{name}"] for name in names},
-            table.get("swift_early_flops"),
-            targets,
-            swift.score_flops if sequence else table.get("swift_score_flops"),
+            problem=self.task.problem,
+            temperature=self.temperature,
+            heads=Heads({name: table[f"swift_{name}"] for name in names}, table.get("swift_early_flops")),
+            targets=targets,
         )
-        if data is not None and (unit := data.examples(split).unit) is not None:
-            found.unit = unit[torch.searchsorted(data.examples(split).id, table["id"].cpu())]
-        if self.texts and data is not None:
-            examples = data.examples(split)
-            place = {int(i): row for row, i in enumerate(examples.id.tolist())}
-            found.more["input"] = ["\n".join(examples.texts[place[i]]) for i in table["id"].tolist()]
-        return found
+        if data is None:
+            return answers
+        examples = data.examples(split)
+        rows = torch.searchsorted(examples.id, table["id"].cpu())
+        if self.texts:
+            answers.more["input"] = ["\n".join(examples.texts[row]) for row in rows.tolist()]
+        return answers if examples.unit is None else replace(answers, unit=examples.unit[rows])
 
-    def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str) -> dict[str, Any]:
-        primary = self.qualities[0]
+    def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str) -> JointSummary:
+        thresholds, source = self._thresholds(pairs)
+        answers, data = pairs[evaluated], self.trainer.datamodule  # type: ignore[attr-defined]
+        whole = str(self.trainer.precision).startswith(("32", "64")) and self.hparams["dtype"] == "float32"
+        about = EvaluatedPair(
+            evaluated_on=evaluated,
+            num_examples=len(answers),
+            swift_model=self.paths["swift"],
+            super_model=self.paths["super"],
+            score=self._default_score(answers),
+            temperature=self.temperature,
+            flops_convention=self.flops_convention,
+            # Where the Swift does not run here, how its inputs were cut is not known.
+            max_length=getattr(data, "max_length", None) if self._swift else None,
+            thresholds=source if thresholds else "",
+            thresholds_from=source,
+            weights={name: self._weights(name) for name in ("swift", "super")},
+        )
+        summary = summarize_pair(
+            about,
+            answers,
+            self.qualities,
+            thresholds=thresholds,
+            label_names=self.label_names,
+            expected=len(answers) if data is None else self._expected(evaluated),
+            manifest=self.manifest,
+            rounding=4e-7 if whole else self.task.kind.rounding,
+        )
+        return replace(summary, latency=self._latency(answers))
+
+    def _thresholds(self, pairs: dict[str, PairAnswers]) -> tuple[Thresholds, str]:
+        """The thresholds to report on, and where they are from; those that are chosen here go into a manifest."""
         self.thresholds_manifest: Manifest | None = None
         if "routing" in pairs and not self.explicit_thresholds:
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            source = f"the {ROUTING_SLICE}: {len(pairs['routing'])} examples"
-            swift = self.model("swift") if "swift" in self.models else None
+            swift, held_out, data = self._swift, pairs["routing"], self.trainer.datamodule  # type: ignore[attr-defined]
             self.thresholds_manifest = Manifest(
                 label_names=swift.label_names if swift else self.label_names,
                 task=self.task.plain(),
-                score=self._default_score(pairs["routing"]),
+                score=self._default_score(held_out),
                 temperature=self.temperature,
                 weights_sha256=swift.weights_sha256 if swift else "",
                 routing_fraction=data.routing_fraction,
                 max_length=data.max_length,
                 max_target_length=data.max_target_length,
-                num_beams=swift.num_beams if isinstance(swift, Seq2Seq) else 1,
+                num_beams=swift.num_beams if swift else 1,
                 router=self.manifest.router if swift and self.manifest else {},
-                thresholds=choose_thresholds(pairs["routing"], primary, ROUTING_SLICE),
-                chosen_on=slice_of(pairs["routing"].key.cpu()),
+                thresholds=choose_thresholds(held_out, self.qualities[0], ROUTING_SLICE),
+                chosen_on=slice_of(held_out.key.cpu()),
             )
-            thresholds = self.thresholds_manifest.thresholds
-        elif self.manifest is not None and self.manifest.thresholds and self.temperature == self.manifest.temperature:
-            thresholds, source = self.manifest.thresholds, "a slice of earlier data (threshold file)"
-        else:
-            thresholds, source = {}, "none: there is no held-out slice and no threshold file"
-        answers = pairs[evaluated]
-        summary: dict[str, Any] = {
-            "format": FORMAT,
-            "evaluated_on": evaluated,
-            "num_examples": len(answers),
-            "swift_model": self.paths["swift"],
-            "super_model": self.paths["super"],
-            "score": self._default_score(answers),
-            "temperature": self.temperature,
-            "flops_convention": self.flops_convention,
-            **({"max_length": length} if (length := self._max_length()) else {}),
-            "thresholds": source if thresholds else "",
-            "thresholds_from": source,
-            "weights": {name: self._weights(name) for name in ("swift", "super")},
-            "worth": answers.kind.worth(primary.name, answers.targets),
-            "qualities": {q.name: summarize(answers, q, thresholds) for q in self.qualities},
-            "operating_points": operating_points(answers, self.qualities, thresholds),
-        }
-        summary["cautions"] = cautions(answers, self.label_names, summary["worth"]["largest"])
-        summary["cautions"] += repeated(answers.key, answers.unit)
-        if summary["weights"]["swift"] == summary["weights"]["super"] != "":
-            summary["cautions"].insert(0, "Swift and Super are the same model")
-        if self.trainer.datamodule is not None and len(answers) < (all_ := self._expected(evaluated)):  # type: ignore[attr-defined]
-            summary["cautions"].insert(0, f"only {len(answers)} of {all_} examples of '{evaluated}' were answered")
-        summary["areas"] = compare_areas(answers.scores, answers.gain, summary["score"])
-        # Thresholds are on the scale of their own temperature.
-        if self.manifest is not None and self.temperature == self.manifest.temperature:
-            worth = answers.gain / (summary["worth"]["largest"] or 1.0)
-            conditions = {what: summary[what] for what in CONDITIONS if what in summary}
-            summary["statements"] = check_statements(
-                self.manifest,
-                answers.key,
-                answers.scores,
-                worth,
-                self._weights("super"),
-                answers.unit,
-                conditions,
-            )
-        if self.task.kind.generates:
-            summary["signatures"] = {q.name: signature(q.name) for q in self.qualities}
-            summary["lengths"] = length_bias(answers)
-        routing = summary["score"]
-        chosen = thresholds.get(routing, {}).get("parity")
-        if chosen is not None and abs(float(chosen["threshold"])) != math.inf:
-            whole = str(self.trainer.precision).startswith(("32", "64")) and self.hparams["dtype"] == "float32"
-            distance = 4e-7 if whole else self.task.kind.rounding
-            share = share_near_threshold(answers.scores[routing], float(chosen["threshold"]), distance)
-            summary["within_rounding_of_threshold"] = {"distance": distance, "share": share}
-        if self.latency and self._sharded:
-            notice("no-latency", "Latency was not measured: that needs each model to fit one device.")
-        elif self.latency and len(self.models) == 2:
-            models = {name: self.model(name) for name in ("swift", "super")}
-            columns: dict[str, Any] = answers.more
-            tokens = {name: int(columns[f"{name}_tokens"].median()) for name in models}
-            steps = {name: int(columns[f"{name}_steps"].median()) for name in models if f"{name}_steps" in columns}
-            candidates = int((columns["swift_logits"] > -math.inf).sum(-1).median()) if not steps else 0
-            # In the precision of the evaluation, which Lightning sets up for steps alone.
-            with self.trainer.precision_plugin.forward_context():
-                summary["latency"] = pair_latency(models, tokens, candidates, steps)
-        elif self.latency:
-            notice("no-latency", "Latency was not measured: that needs both models to run here.")
-        return summary
+            return self.thresholds_manifest.thresholds, f"the {ROUTING_SLICE}: {len(held_out)} examples"
+        if self.manifest is not None and self.manifest.thresholds and self.temperature == self.manifest.temperature:
+            return self.manifest.thresholds, "a slice of earlier data (threshold file)"
+        return {}, "none: there is no held-out slice and no threshold file"
 
-    def _max_length(self) -> int | None:
-        """Tokens that inputs are cut at, where the Swift runs here."""
-        data: Any = getattr(self.trainer, "datamodule", None)
-        return getattr(data, "max_length", None) if "swift" in self.models else None
+    def _latency(self, answers: PairAnswers) -> dict[str, Any] | None:
+        """Seconds of both models at the median length, where they are asked for and both run here."""
+        if not self.latency:
+            return None
+        if self._sharded or len(self.models) < 2:
+            needed = "each model to fit one device" if self._sharded else "both models to run here"
+            notice("no-latency", f"Latency was not measured: that needs {needed}.")
+            return None
+        models = {name: self.model(name) for name in ("swift", "super")}
+        columns: dict[str, Any] = answers.more
+        tokens = {name: int(columns[f"{name}_tokens"].median()) for name in models}
+        steps = {name: int(columns[f"{name}_steps"].median()) for name in models if f"{name}_steps" in columns}
+        candidates = int((columns["swift_logits"] > -math.inf).sum(-1).median()) if not steps else 0
+        # In the precision of the evaluation, which Lightning sets up for steps alone.
+        with self.trainer.precision_plugin.forward_context():
+            return pair_latency(models, tokens, candidates, steps)
 
     def _weights(self, name: str) -> str:
         """Hash of a model's weights, where it is known."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from elang.backends.text_model import TextModel
 from elang.data.slices import fold_of
-from elang.evaluation.pair import ROUTING_SLICE, pair_answers
-from elang.evaluation.thresholds import choose_thresholds, share_thresholds
+from elang.evaluation.curves import choose_thresholds, share_thresholds
+from elang.evaluation.pair import ROUTING_SLICE, Heads, pair_answers
 from elang.method.quality.metric import Quality
 from elang.metrics import ExampleTable
 from elang.records.table import Records
@@ -96,15 +96,14 @@ def slice_thresholds(
         return share_thresholds(scores | heads, ROUTING_SLICE)
     # Of texts there is no prediction but the text.
     prediction = table.get("prediction", torch.zeros_like(table["id"]))
+    columns: dict[str, Any] = {name: table.get(name) for name in ("flops", "scores", "score_flops")}
     answers = pair_answers(
         table,
-        Records(table["id"], prediction, logits, flops=table["flops"], scores=token_scores),
+        Records(table["id"], prediction, logits, **columns),
         Records(table["id"], super_.prediction, flops=super_.flops),
         problem=model.task.problem,
         temperature=temperature,
-        head_scores=heads,
-        early_flops=table.get("early_flops"),
+        heads=Heads(heads, table.get("early_flops")),
         targets=targets,
-        score_flops=table.get("score_flops"),
     )
     return choose_thresholds(answers, quality, ROUTING_SLICE)

@@ -16,7 +16,7 @@ from elang.locks import lock_for_all, unlock_output
 from elang.method.quality.registry import QUALITIES
 from elang.models.answering import EvaluationModule
 from elang.notices import made
-from elang.records.merging import check_same, merge
+from elang.records.merging import check_same, merge_files
 from elang.records.table import Records, check_output, join_records, write_records
 from elang.tables import is_table
 from elang.tasks.text_task import TaskFields
@@ -187,7 +187,7 @@ class ScoreModule(EvaluationModule):
             return
         paths = [self._path(part) for part in range(self.parts)]
         if all(path.is_file() for path in paths):
-            merge([str(path) for path in paths], self.output)
+            merge_files(paths, self.output)
             shutil.rmtree(self._folder)
 
     def _line(self, split: str, label: Tensor, found: Records) -> str:

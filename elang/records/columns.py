@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from elang.errors import InputError
+from elang.json_files import json_rows
 from elang.notices import notice
-from elang.tables import TABLE_SUFFIXES, json_rows, refuse_row
+from elang.tables import TABLE_SUFFIXES, file_lines, read_parquet, refuse_row
 
 _MOST_EXACT = 2**53
 _MOST = 5  # rows that a message names
@@ -52,28 +53,10 @@ def read_columns(path: Path, known: Collection[str]) -> tuple[Any, list[str]]:
     return frame.astype({name: object for name, kind in frame.dtypes.items() if kind.kind not in "iufb"}), names
 
 
-def read_parquet(path: Path, known: Collection[str] | None = None) -> tuple[Any, list[str]]:
-    """Read a parquet file by itself: of a folder named key=value the library's readers make a column.
-
-    Args:
-        path: The file.
-        known: Columns to read; by default all.
-
-    Returns:
-        The frame, without columns whose name comes twice, and the names of all columns.
-    """
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        names = list(file.schema_arrow.names)
-        wanted = [name for name in dict.fromkeys(names) if names.count(name) == 1 and (known is None or name in known)]
-        return file.read(wanted).to_pandas(ignore_metadata=True), names
-
-
 def _read_jsonl(path: Path, known: Collection[str]) -> tuple[Any, list[str]]:
     import pandas as pd
 
-    rows = [row for row in json_rows(path) if row is not None]
+    rows = [row for row in json_rows(file_lines(path), path) if row is not None]
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: [row.get(name) for row in rows] for name in names if name in known}
     return pd.DataFrame({name: _plain(values) for name, values in columns.items()}, index=range(len(rows))), names

@@ -12,7 +12,7 @@ from elang.errors import InputError
 from elang.files import written_aside
 from elang.notices import made, notices
 from elang.records.reading import read_about
-from elang.records.table import FORMAT, METADATA, check_output
+from elang.records.table import FORMAT, METADATA
 from elang.terminal import say
 
 # Rows that are in memory at a time, over all files.
@@ -46,11 +46,11 @@ def joined_made(abouts: list[dict[str, Any]]) -> dict[str, Any]:
     return made() | {"notices": [one for i, one in enumerate(told) if one not in told[:i]]}
 
 
-def merge(records: list[str], output: str = "records.parquet") -> None:
+def merge_files(files: list[Path], output: str) -> None:
     """Put the records of parts of a data set together, by id.
 
     Args:
-        records: Files that `elang score` wrote, in any order, or folders of such files.
+        files: Those of `elang score`, in any order.
         output: The parquet file to write.
 
     Raises:
@@ -58,14 +58,6 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
     """
     import pyarrow.parquet as pq
 
-    files = [
-        file for path in map(Path, records) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])
-    ]
-    if missing := [str(file) for file in files if not file.is_file()]:
-        raise InputError(f"There is no records file '{missing[0]}'. Mend the path.")
-    if not files:
-        raise InputError(f"There are no records in {', '.join(records) or 'nothing'}. Give files of `elang score`.")
-    check_output(output, "--output", files)
     schema, splits, common = _check_files(files)
     _allow_open(len(files))
     count = 0

@@ -2,11 +2,14 @@
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from elang.data.glue.table import TASKS
 from elang.errors import InputError
+from elang.evaluation.summary import JointSummary
+from elang.evaluation.summary_file import parse_summary
 from elang.files import plain, written_aside
 from elang.json_files import read_object
 from elang.method.scores import BEFORE_DECODER
@@ -30,19 +33,19 @@ def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
         InputError: If the summary is damaged.
     """
     try:
-        return _row(task, read_object(path), score)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return _row(task, parse_summary(read_object(path)), score)
+    except (OSError, ValueError, LookupError) as error:
         raise InputError(
             f"'{path}' is not what `elang validate` wrote ({type(error).__name__}: {error}). Delete it, and the suite "
             "evaluates the pair again."
         ) from error
 
 
-def _row(task: str, summary: dict[str, Any], score: str | None) -> dict[str, Any]:
-    if score is None or score not in summary["operating_points"]:
-        score = str(summary["score"])
-    qualities = summary["qualities"]
-    if "signatures" in summary:
+def _row(task: str, summary: JointSummary, score: str | None) -> dict[str, Any]:
+    if score is None or score not in summary.operating_points:
+        score = summary.score
+    qualities = summary.qualities
+    if summary.signatures is not None:
         # BLEU and chrF have no mean.
         qualities = dict([next(iter(qualities.items()))])
     # These count to 100, the others to 1.
@@ -50,43 +53,39 @@ def _row(task: str, summary: dict[str, Any], score: str | None) -> dict[str, Any
     first = next(iter(qualities.values()))
     milliseconds = {
         what: {"batch 1": 1e3 * t["batch 1"], "best batch": 1e3 * t["at best batch"]}
-        for what, t in summary.get("latency", {}).items()
+        for what, t in (summary.latency or {}).items()
     }
-    row: dict[str, Any] = {
-        "task": task,
-        "metrics": list(qualities),
-        "examples": summary["num_examples"],
-        "score": score,
-        "area": first["scores"][score]["area"],
-        "swift": scale * _mean(q["swift"]["quality"] for q in qualities.values()),
-        "super": scale * _mean(q["super"]["quality"] for q in qualities.values()),
-        "swift_gflops": _giga(first["swift"]["cost"]),
-        "super_gflops": _giga(first["super"]["cost"]),
-        "ms": milliseconds,
-        "cautions": summary.get("cautions", []),
-        "points": {},
-    }
-    for name, point in summary["operating_points"][score].items():
-        share = point["deferred_share"]
-        row["points"][name] = {
-            "quality": scale * _mean(point["qualities"][name] for name in qualities),
-            "qualities": point["qualities"],
-            "to_super": point.get("to_super"),
+    points = {}
+    for name, point in summary.operating_points[score].items():
+        share = point.deferred_share
+        points[name] = {
+            "quality": scale * _mean(point.qualities[metric] for metric in qualities),
+            "qualities": point.qualities,
+            "to_super": point.to_super,
             "kept": 1 - share,
-            "gflops": _giga(point["cost"]),
-            "speedup": math.nan if point["speedup"] is None else point["speedup"],
+            "gflops": point.cost / 1e9,
+            "speedup": point.speedup,
             "ms": {batch: _pair_ms(milliseconds, score, share, batch) for batch in ("batch 1", "best batch")},
         }
-    return row
+    return {
+        "task": task,
+        "metrics": list(qualities),
+        "examples": summary.num_examples,
+        "score": score,
+        "area": first.scores[score].area,
+        "swift": scale * _mean(q.swift.quality for q in qualities.values()),
+        "super": scale * _mean(q.super.quality for q in qualities.values()),
+        "swift_gflops": first.swift.cost / 1e9,
+        "super_gflops": first.super.cost / 1e9,
+        "ms": milliseconds,
+        "cautions": summary.cautions,
+        "points": points,
+    }
 
 
-def _mean(values: Any) -> float:
-    found = [math.nan if v is None else float(v) for v in values]
-    return sum(found) / len(found) if found else math.nan
-
-
-def _giga(flops: float | None) -> float:
-    return math.nan if flops is None else flops / 1e9
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers) if numbers else math.nan
 
 
 def _pair_ms(ms: dict[str, dict[str, float]], score: str, share: float, batch: str) -> float:

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.evaluation.statements import CONDITIONS, check_statements
+from elang.evaluation.statements import check_statements
+from elang.evaluation.summary import QualitySummary
 from elang.evaluation.summary_file import read_summary
 from elang.json_files import OBJECT, TEXT, Check, check_fields, read_object
 from elang.method.quality.metric import Quality
 from elang.method.quality.registry import QUALITIES
-from elang.records.columns import exact_floats, numbers, read_parquet, vectors
+from elang.records.columns import exact_floats, numbers, vectors
 from elang.records.manifest import FILENAME, Manifest
 from elang.records.reading import read_about
+from elang.tables import read_parquet
 
 _MADE: dict[str, Check] = {
     "command": TEXT,
@@ -37,8 +39,8 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         self.summary = read_summary(self.folder)
-        self.score: str = self.summary["score"]
-        self.quality_name: Any = next(iter(self.summary["qualities"]))
+        self.score = self.summary.score
+        self.quality_name: Any = next(iter(self.summary.qualities))
         for name, read in (
             ("records.parquet", self._read_records),
             ("curve.csv", self._read_curves),
@@ -56,10 +58,10 @@ class Evaluation:
     def _read_records(self, path: Path) -> None:
         frame, _ = read_parquet(path)
         self.label_names: list[str] = read_about(path).get("label_names", [])
-        self.frame = frame[frame["split"] == self.summary["evaluated_on"]].reset_index(drop=True)
-        wanted = self.found["num_examples"]
+        self.frame = frame[frame["split"] == self.summary.evaluated_on].reset_index(drop=True)
+        wanted = self.found.num_examples
         if len(self.frame) != wanted:
-            raise ValueError(f"it has {len(self.frame)} rows of '{self.summary['evaluated_on']}', not {wanted}")
+            raise ValueError(f"it has {len(self.frame)} rows of '{self.summary.evaluated_on}', not {wanted}")
         for name in (
             "id",
             "key",
@@ -83,7 +85,7 @@ class Evaluation:
         import pandas as pd
 
         self.curves = pd.read_csv(path, **exact_floats())
-        named = ["threshold", "deferred_share", *self.summary["qualities"], "flops", "speedup"]
+        named = ["threshold", "deferred_share", *self.summary.qualities, "flops", "speedup"]
         for name in ("score", *named):
             if name not in self.curves:
                 raise ValueError(f"it has no column '{name}'")
@@ -106,10 +108,9 @@ class Evaluation:
         return next((name for name in names if name not in ("joint", "runs")), self.folder.name)
 
     @property
-    def found(self) -> dict[str, Any]:
+    def found(self) -> QualitySummary:
         """The first quality's part of the summary."""
-        part: dict[str, Any] = self.summary["qualities"][self.quality_name]
-        return part
+        return self.summary.qualities[self.quality_name]
 
     def column(self, name: str) -> Tensor:
         """A column of the records."""
@@ -123,7 +124,7 @@ class Evaluation:
     @cached_property
     def gain(self) -> Tensor:
         """How much more the Super's answer is worth, of 1, ``(N,)``."""
-        return self.column("gain").double() / float(self.summary["worth"]["largest"] or 1.0)
+        return self.column("gain").double() / (self.summary.worth.largest or 1.0)
 
     @cached_property
     def labels(self) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -161,26 +162,28 @@ class Evaluation:
     @property
     def statements(self) -> list[dict[str, Any]]:
         """What was promised of thresholds, and what became of it here."""
-        found: list[dict[str, Any]] = self.summary.get("statements", [])
+        reported = self.summary.statements or []
         if self.manifest is None:
-            return found
-        scores = {self.score: self.routed}
-        own = check_statements(
+            return reported
+        checked = check_statements(
             self.manifest,
             self.column("key"),
-            scores,
-            self.gain,
-            self.summary.get("weights", {}).get("super", ""),
-            self.column("unit") if "unit" in self.frame else None,
-            {what: self.summary[what] for what in CONDITIONS if what in self.summary},
+            {self.score: self.routed},
+            gain=self.gain,
+            super_sha256=self.summary.weights.get("super", ""),
+            unit=self.column("unit") if "unit" in self.frame else None,
+            conditions=self.summary.conditions,
         )
-        return own or found
+        return checked or reported
 
     def chosen(self, wanted: str | None) -> tuple[str, float]:
         """The name of the threshold that the page is about, and its value."""
         # Those that were reported on, and those that have come into the folder since.
-        known: dict[str, Any] = dict(self.found["scores"][self.score]["held_out"])
-        known |= self.manifest.thresholds.get(self.score, {}) if self.manifest else {}
+        row = self.found.scores[self.score]
+        known = {name: point.threshold for name, point in row.held_out.items()}
+        if self.manifest is not None:
+            added = self.manifest.thresholds.get(self.score, {})
+            known |= {name: float(entry["threshold"]) for name, entry in added.items()}
         if wanted is not None and wanted not in known:
             named = self.manifest.thresholds if self.manifest else {}
             others = [score for score in named if wanted in named[score]]
@@ -191,5 +194,5 @@ class Evaluation:
             )
         name = wanted or next((name for name in ("certified", "99%") if name in known), None)
         if name is not None:
-            return name, float(known[name]["threshold"])
-        return "parity, read here", float(self.found["scores"][self.score]["on_this_set"]["parity"]["threshold"])
+            return name, known[name]
+        return "parity, read here", row.on_this_set["parity"].threshold

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elang.evaluation.report.console import said_against
-from elang.evaluation.report.figures import STEPS, curve_figure, keep, reliability_figure, score_figure
+from elang.evaluation.report.console import area_difference
+from elang.evaluation.report.figures import curve_figure, keep, plain_texts, reliability_figure, score_figure
 from elang.evaluation.report.folder import Evaluation
-from elang.evaluation.report.plots import plain_texts
 from elang.method.bootstrap import lost_to_super
 from elang.method.deferral import route
 
 _MOST_TEXTS, _MOST_CHARACTERS, _MOST_CLASSES = 15, 400, 200
+_STEPS = 400  # of the slider
 
 
 def section(one: Evaluation, label: str, wanted: str | None, beside: Path) -> dict[str, Any]:
@@ -27,10 +27,10 @@ def section(one: Evaluation, label: str, wanted: str | None, beside: Path) -> di
         figures = [curve_figure(one, name, threshold), score_figure(one, threshold), reliability_figure(one)]
     drawn = [keep(figure, beside, f"{label}-{figure['name']}") for figure in figures if figure is not None]
     at = one.row_at(threshold)
-    steps = np.linspace(0, len(one.curve) - 1, min(len(one.curve), STEPS)).round().astype(int)
+    steps = np.linspace(0, len(one.curve) - 1, min(len(one.curve), _STEPS)).round().astype(int)
     rows = np.unique([*steps, at])
     curve = one.curve.iloc[rows]
-    latency = one.summary.get("latency", {})
+    latency = one.summary.latency or {}
     times = {
         what: (latency["swift"][what], latency["super"][what])
         for what in ("batch 1", "at best batch")
@@ -90,12 +90,10 @@ def _point(one: Evaluation, name: str, threshold: float, deferred: Tensor) -> di
 def _scores(one: Evaluation) -> list[dict[str, Any]]:
     """Every score's area and points."""
     rows = []
-    for name, found in one.found["scores"].items():
-        points = {"held out, 99%": found["held_out"].get("99%"), "read here, parity": found["on_this_set"]["parity"]}
-        against = said_against(one.summary.get("areas", {}).get(name, {}))
-        rows.append(
-            {"name": name, "area": found["area"], "against": against, "points": points, "chosen": name == one.score}
-        )
+    for name, row in one.found.scores.items():
+        points = {"held out, 99%": row.held_out.get("99%"), "read here, parity": row.on_this_set["parity"]}
+        against = area_difference(one.summary.areas.get(name, {}))
+        rows.append({"name": name, "area": row.area, "against": against, "points": points, "chosen": name == one.score})
     return rows
 
 

@@ -1,4 +1,8 @@
-"""A curve from pieces of sorted examples."""
+"""The exact curve of more examples than memory holds: joint records in any number of files, in any order.
+
+DuckDB sorts the examples and spills to the disk. They pass once, in pieces, through the sums of
+:mod:`elang.method.curve`. Points are read off on the way; of the curve itself an even grid is kept.
+"""
 
 import math
 from collections.abc import Iterator
@@ -9,8 +13,8 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.evaluation.sweep.database import ROWS, Joint
-from elang.evaluation.thresholds import FRACTIONS, SHARES
+from elang.evaluation.curves import FRACTIONS, SHARES
+from elang.evaluation.database import ROWS, Joint
 from elang.method.curve.points import OperatingCurve, Point
 from elang.method.curve.reading import at_best, at_parity, at_share
 from elang.method.quality.metric import Quality
@@ -79,9 +83,16 @@ class _Events:
     def _curve(self, threshold: Tensor, deferred: Tensor, sums: Tensor, costs: Tensor) -> OperatingCurve:
         # With nothing deferred everything is kept, whatever is above the hardest score.
         threshold = threshold.masked_fill(deferred == 0, math.inf)
-        cost = costs / self.count
         quality = self.metric.value(sums)
-        return OperatingCurve(threshold, deferred, quality, cost, self.super_cost, self.count, self.hardest)
+        return OperatingCurve(
+            threshold,
+            deferred,
+            quality,
+            cost=costs / self.count,
+            super_cost=self.super_cost,
+            num_examples=self.count,
+            hardest=self.hardest,
+        )
 
 
 def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Swept:

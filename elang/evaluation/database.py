@@ -19,6 +19,7 @@ from elang.records.reading import read_about
 
 # Folders named key=value tell nothing of the rows.
 _TABLE = "read_parquet(?, union_by_name = true, hive_partitioning = false)"
+_NEEDED = {"id", "split", "label", "swift_prediction", "super_prediction", "swift_flops", "super_flops"}
 ROWS = 1 << 21  # of a piece, for metrics of a single sum
 
 
@@ -51,8 +52,8 @@ class Joint:
 
     Args:
         paths: Folders of `elang validate`, or parquet files.
-        split: As :func:`sweep` has it.
-        memory: As there.
+        split: By default test where there is one, else validation.
+        memory: What sorting may take.
 
     Attributes:
         split: The split that is swept.
@@ -85,24 +86,32 @@ class Joint:
         except duckdb.Error as error:
             raise InputError(f"--memory '{memory}' is no amount of memory ({error}). Say, for example, 2GB.") from error
         kinds = {row[0]: row[1] for row in self._rows(f"DESCRIBE SELECT * FROM {_TABLE}")}
-        columns = set(kinds)
-        needed = {"id", "split", "label", "swift_prediction", "super_prediction", "swift_flops", "super_flops"}
-        if lacking := sorted(needed - columns):
+        if lacking := sorted(_NEEDED - kinds.keys()):
             raise InputError(
                 f"The records '{self.files[0]}' lack the columns {lacking}. Give joint records of a classification, "
                 "which `elang validate` writes."
             )
-        self.scores = sorted(name.removeprefix("score_") for name in columns if name.startswith("score_"))
-        self._more_costs = {name for name in ("swift_early_flops", "swift_score_flops") if name in columns}
+        self.scores = sorted(name.removeprefix("score_") for name in kinds if name.startswith("score_"))
+        self._more_costs = {name for name in ("swift_early_flops", "swift_score_flops") if name in kinds}
+        self.split = self._chosen_split(split)
+        self._check_columns(kinds)
+        self._count()
+        self._check_ids()
+
+    def _chosen_split(self, split: str | None) -> str:
         there = {row[0] for row in self._rows(f"SELECT DISTINCT split FROM {_TABLE}")}
         if None in there:
             raise InputError("In the records the split of some rows is missing. Run `elang validate` again.")
-        self.split = split or ("test" if "test" in there else "validation")
-        if self.split not in there:
-            raise InputError(f"The records have no split '{self.split}', only {', '.join(sorted(there))}.")
+        split = split or ("test" if "test" in there else "validation")
+        if split not in there:
+            raise InputError(f"The records have no split '{split}', only {', '.join(sorted(there))}.")
+        return split
+
+    def _check_columns(self, kinds: dict[str, str]) -> None:
+        """Refuse values that cannot be counted; unknown costs are allowed."""
         if "INT" not in kinds["id"]:
             raise InputError(f"'id' of the records is of the kind {kinds['id']}: whole numbers are needed.")
-        checked = [*(needed - {"split"}), *self._more_costs]
+        checked = [*(_NEEDED - {"split"}), *self._more_costs]
         bad = self._rows(
             "SELECT "
             + ", ".join(f"count(*) FILTER (WHERE {name} IS NULL OR NOT isfinite({name}::DOUBLE))" for name in checked)
@@ -125,6 +134,9 @@ class Joint:
                 )
         # Costs of some black boxes are not known; half known, they would be wrong.
         self._costs_known = not any(bad)
+
+    def _count(self) -> None:
+        """Count the examples by label and answers."""
         grouped = self._rows(
             "SELECT label, swift_prediction, super_prediction, count(*), sum(super_flops)"
             f" FROM ({self._examples()}) GROUP BY label, swift_prediction, super_prediction ORDER BY ALL"
@@ -135,7 +147,6 @@ class Joint:
         self.counts = torch.tensor([row[3] for row in grouped], dtype=torch.int64)
         self.count = int(self.counts.sum())
         self.super_cost = sum(row[4] for row in grouped) / self.count if self._costs_known else math.nan
-        self._check_ids()
 
     def _examples(self) -> str:
         split = self.split.replace("'", "''")
