@@ -27,8 +27,8 @@ oldest:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --constraint .ci/oldest.txt --editable . pytest pytest-timeout
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -p no:cacheprovider tests/test_scores.py tests/test_records.py \
-	  tests/test_compatibility.py tests/test_bad_input.py tests/test_pitfalls.py tests/test_strangers.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet -p no:cacheprovider tests/method/test_scores.py tests/records/test_records.py \
+	  tests/cli/test_bad_input.py tests/test_compatibility.py tests/test_pitfalls.py tests/test_strangers.py
 
 audit: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet pip-audit

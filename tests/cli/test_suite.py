@@ -28,7 +28,7 @@ from elang.errors import InputError
 from elang.metrics import ExampleTable
 from elang.notices import Notice
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "suite"
+CONFIGS = Path(__file__).parents[2] / "configs" / "suite"
 NAMES = ("bert-small", "bert-paper", "t5-small", "t5-paper")
 QUIET = {
     "accelerator": "cpu",

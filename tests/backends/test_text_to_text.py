@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from conftest import FAST, QUIET, VOCABULARY, read_curve, write_model, write_t5
 from lightning.pytorch import Trainer
+from models.test_distributed import elang
 from safetensors.torch import load_file
-from test_distributed import elang
 from test_pitfalls import run_cli
 from torch.nn.utils.rnn import pad_sequence
 

@@ -12,7 +12,7 @@ from elang.cli.suites import steps as suites
 from elang.cli.suites.plan import read_plan
 from elang.cli.verbs import main
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "suite"
+CONFIGS = Path(__file__).parents[2] / "configs" / "suite"
 NAMES = sorted(path.stem for path in CONFIGS.glob("*translation*.yaml"))
 OPTIONS = {
     flag.removeprefix("--trainer."): value == "true" for flag, value in zip(QUIET[2::2], QUIET[3::2], strict=True)

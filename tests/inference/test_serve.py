@@ -774,7 +774,7 @@ def test_the_kubernetes_example_fits_the_server(predictor):
 
     from elang.cli.serve import serve
 
-    path = Path(__file__).parent.parent / "configs" / "serve" / "kubernetes.yaml"
+    path = Path(__file__).parents[2] / "configs" / "serve" / "kubernetes.yaml"
     parts = list(yaml.safe_load_all(path.read_text("utf-8")))
     deployments = {part["metadata"]["name"]: part for part in parts if part["kind"] == "Deployment"}
     services = {part["metadata"]["name"]: part["spec"] for part in parts if part["kind"] == "Service"}

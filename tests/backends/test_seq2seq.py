@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import QUIET, SOURCE_WORDS, devices, read_curve, write_model, write_parallel, write_seq2seq
+from models.test_distributed import elang
 from sacrebleu.metrics import BLEU, CHRF
-from test_distributed import elang
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -549,7 +549,7 @@ def test_deferred_inputs_are_not_decoded_by_the_swift(mt_pair, monkeypatch):
 
 
 def test_a_served_decoder_runs_late_for_what_the_super_left(mt_pair):
-    from test_serve import Models, posted
+    from inference.test_serve import Models, posted
 
     from elang.inference.serving.schema import Limits
 
@@ -568,7 +568,7 @@ def test_a_served_decoder_runs_late_for_what_the_super_left(mt_pair):
 
 
 def test_the_page_of_generated_texts(joint, mt_pair, tmp_path):
-    from test_page import Page
+    from evaluation.test_page import Page
 
     out = tmp_path / "report.html"
     assert main(["report", str(mt_pair["joint"]), "--output", str(out)]) == 0

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import FAST, QUIET, write_model, write_seq2seq
 from safetensors.torch import load_file, save_file
-from test_families import task_of, write_family
 
+from backends.test_families import task_of, write_family
 from elang import JointPredictor
 from elang.backends.loading.checkpoints import ROUTER_FILE
 from elang.backends.loading.load import load_masked, load_model

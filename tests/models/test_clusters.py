@@ -323,7 +323,7 @@ def test_cudnns_attention_is_left_out_while_a_module_runs(score_args, tmp_path, 
 
 def test_job_files(pair, data_args, tmp_path):
     """With a scheduler's variables, and srun as a plain call."""
-    slurm = Path(__file__).resolve().parents[1] / "configs" / "slurm"
+    slurm = Path(__file__).resolve().parents[2] / "configs" / "slurm"
     for file in slurm.iterdir():
         run("bash", "-n", file)
     tools = tmp_path / "bin"

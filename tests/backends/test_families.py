@@ -1,6 +1,6 @@
 """Every family of docs/models.md: a batch answers as each text alone, and as the library does; costs are counted.
 
-``python tests/test_families.py`` writes the tables of docs/models.md.
+``PYTHONPATH=tests python tests/backends/test_families.py`` writes the tables of docs/models.md.
 """
 
 import json
@@ -24,7 +24,7 @@ from elang.errors import InputError
 from elang.notices import forget_notices, notices
 from elang.tasks.text_task import TextTask
 
-DOCS = Path(__file__).parent.parent / "docs" / "models.md"
+DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 LETTERS = string.ascii_letters
 WORDS = 4 + len(LETTERS)
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -457,7 +457,7 @@ def tables():
 
 def test_the_tables_in_the_docs():
     text = DOCS.read_text("utf-8")
-    assert all(table in text for table in tables()), "run python tests/test_families.py"
+    assert all(table in text for table in tables()), "run PYTHONPATH=tests python tests/backends/test_families.py"
     assert {name for _, name in ALL} == families.CHECKED
     assert not families.CHECKED & families.REFUSED.keys()
     assert len(ENCODERS) >= 14
