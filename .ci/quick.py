@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # From the first test on; lint, types and imports take 20 to 30 seconds more, and the last test some.
-SECONDS = 40
+SECONDS = 30
 MOST_FILES = 6
 ALWAYS = ["tests/test_structure.py"]
 # Where nothing has changed that a test mirrors.
