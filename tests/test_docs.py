@@ -68,7 +68,7 @@ def test_a_page_for_each_file(site):
 
 def test_what_is_said_of_faults_is_tested():
     said = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text("utf-8")))
-    texts = [path.read_text("utf-8") for path in ROOT.glob("tests/test_*.py")]
+    texts = [path.read_text("utf-8") for path in ROOT.glob("tests/**/test_*.py")]
     written = {name for text in texts for name in re.findall(r"def (test_\w+)", text)}
     assert said
     assert said <= written

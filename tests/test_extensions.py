@@ -1,22 +1,141 @@
 """The extension points, used as docs/architecture.md says: from outside, with no file of elang changed."""
 
 import json
+import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
-from conftest import FAST, QUIET
+from conftest import BAD, FAST, FILLER, GOOD, QUIET
+from lightning.pytorch import Trainer
 from torch import Tensor
 
-from elang import InputError, JointPredictor, TextClassificationData
+from elang import FinetuneModule, InputError, JointModule, JointPredictor, TextClassificationData, operating_curve
 from elang.backends.loading.load import SCHEMES, open_backend
 from elang.cli import main
+from elang.data.examples import Examples
+from elang.data.module import TextData
+from elang.data.slices import content_key
 from elang.inference.cascade import Cascade, Stage
 from elang.method.router import RouterHead, logit_features, num_logit_features
 from elang.method.scores import SCORES, register_score
-from elang.records.table import Records
+from elang.records.reading import read_records
+from elang.records.table import Records, write_records
+from elang.tasks.kind import KINDS, register_kind
+from elang.tasks.kinds import Classification
 from elang.tasks.text_task import TextTask
+
+
+class Ordinal(Classification):
+    """A kind of task of one's own: classes in order, and an answer is the worse the further off it is."""
+
+    name = "ordinal"
+
+    def loss(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+        """The squared distance of the cumulated probabilities."""
+        truth = torch.nn.functional.one_hot(target, logits.shape[-1])
+        return (logits.softmax(-1).cumsum(-1) - truth.cumsum(-1)).square().sum(-1).mean()
+
+    def reward(self, prediction: Tensor, label: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        """Minus the number of classes between answer and label."""
+        return -(prediction - label).abs().double()
+
+    def worth(self, quality: str, targets: dict[str, Tensor]) -> dict[str, object]:
+        """No answer earns more than the right one."""
+        return {"largest": 0.0, "unit": "classes off"}
+
+
+@pytest.fixture
+def ordinal():
+    yield register_kind(Ordinal())
+    del KINDS["ordinal"]
+
+
+RATINGS = ["low", "middle", "high"]
+
+
+def write_ratings(path: Path, rows: int, seed: int) -> str:
+    """Texts with up to two good words among bad ones, and how many, in words."""
+    draw = random.Random(seed)
+    ratings = [draw.randrange(3) for _ in range(rows)]
+    texts = [[*draw.choices(GOOD, k=r), *draw.choices(BAD, k=2 - r), *draw.choices(FILLER, k=6)] for r in ratings]
+    texts = [" ".join(draw.sample(words, len(words))) for words in texts]
+    pd.DataFrame({"text": texts, "label": [RATINGS[r] for r in ratings]}).to_csv(path, index=False)
+    return str(path)
+
+
+def test_a_kind_of_task_of_ones_own(ordinal, base_model, tmp_path):
+    """From training over the curve to the predictor's answers."""
+    files = [write_ratings(tmp_path / f"{rows}.csv", rows, rows) for rows in (300, 90)]
+    data = TextClassificationData(*files, label_names=RATINGS, problem="ordinal", batch_size=32)
+    assert data.text_task.kind is ordinal
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    models = {name: str(tmp_path / name) for name in ("swift", "super")}
+    for layers, output in enumerate(models.values(), 1):
+        torch.manual_seed(0)
+        options = {"layers": layers, "lr": 2e-3, "output": output}
+        module = FinetuneModule(str(base_model), RATINGS, data.task_fields, **options)
+        Trainer(max_epochs=1, **quiet).fit(module, datamodule=data)
+    joint = JointModule(*models.values(), RATINGS, data.task_fields, output=str(tmp_path / "joint"))
+    Trainer(**quiet).validate(joint, datamodule=data, verbose=False)
+    records = pd.read_parquet(tmp_path / "joint" / "records.parquet").query("split == 'validation'")
+    summary = json.loads((tmp_path / "joint" / "summary.json").read_text())
+    right = (records["swift_prediction"] == records["label"]).mean()
+    assert summary["qualities"]["accuracy"]["swift"]["quality"] == pytest.approx(right)
+    answers = JointPredictor(*models.values(), threshold="inf")(pd.read_csv(files[1])["text"].tolist())
+    assert [answer.label for answer in answers] == [RATINGS[i] for i in records["swift_prediction"]]
+
+
+def test_answers_of_a_kind_of_ones_own(ordinal, tmp_path):
+    """Are written and read by their names, and the curve's gains are its rewards."""
+    task = TextTask.of(RATINGS, TextTask(RATINGS, "ordinal").plain())
+    label, swift, super_ = torch.tensor([0, 2, 1, 2]), torch.tensor([2, 2, 0, 1]), torch.tensor([1, 0, 1, 2])
+    assert [task.kind.read_answer(task.kind.answer(int(p), task, None), task) for p in swift] == swift.tolist()
+    assert task.kind.read_answer("lowest", task) is None
+    write_records(tmp_path / "swift.parquet", {"validation": Records(torch.arange(4), swift)}, RATINGS)
+    found, _ = read_records(tmp_path / "swift.parquet", RATINGS, "ordinal")
+    assert torch.equal(found["validation"].prediction, swift)
+    rewards = [task.kind.reward(prediction, label, {})[:, None] for prediction in (swift, super_)]
+    # The first is deferred first, the second, where the Super is two classes further off, last.
+    curve = operating_curve(torch.tensor([4.0, 1.0, 3.0, 2.0]), *rewards, lambda sums: sums[:, 0] / 4)
+    assert curve.quality.tolist() == [-1.0, -0.75, -0.5, -0.25, -0.75]
+    near, far = (task.kind.loss(torch.tensor([logits]), torch.tensor([0])) for logits in ([0.0, 9, 0], [0.0, 0, 9]))
+    assert near < far
+    with pytest.raises(InputError, match="There is a kind of task 'ordinal' already"):
+        register_kind(Ordinal())
+
+
+class LabelledLines(TextData):
+    """A data module of one's own: lines as "good: a great film"."""
+
+    @property
+    def text_task(self) -> TextTask:
+        """Two classes."""
+        return TextTask.of(["bad", "good"])
+
+    def read(self, source: str) -> Examples:
+        """All lines of a file."""
+        lines = [line.split(": ", 1) for line in Path(self.files[source]).read_text("utf-8").splitlines()]
+        texts = [(text,) for _, text in lines]
+        label = torch.tensor([self.label_names.index(name) for name, _ in lines])
+        key = torch.tensor([content_key(row) for row in texts])
+        return Examples(texts, torch.arange(len(texts)), key, label)
+
+
+def test_a_data_module_of_ones_own(pair, files, tmp_path):
+    sources = {}
+    for name, file in zip(("train", "validation"), files, strict=True):
+        frame = pd.read_csv(file)
+        sources[name] = str(tmp_path / f"{name}.txt")
+        Path(sources[name]).write_text("\n".join(frame["label"] + ": " + frame["text"]) + "\n", "utf-8")
+    score = ["score", "--model.model", str(pair["super"]), "--model.output", str(tmp_path / "records.parquet")]
+    score += ["--data", f"{__name__}.LabelledLines", "--data.files", json.dumps(sources)]
+    assert main([*score, *QUIET]) == 0
+    wanted = ["split", "id", "prediction", "key"]
+    records = pd.read_parquet(tmp_path / "records.parquet")[wanted]
+    pd.testing.assert_frame_equal(records, pd.read_parquet(pair["records"])[wanted])
 
 
 @pytest.fixture

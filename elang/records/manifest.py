@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from elang.errors import InputError
 from elang.files import plain, written_aside
@@ -28,7 +28,7 @@ from elang.json_files import (
 from elang.method.curve.points import Point
 from elang.method.scores import DEFAULT_SCORE
 from elang.notices import notice, versions
-from elang.tasks.text_task import Problem
+from elang.tasks.kind import KINDS
 
 FILENAME = "elang.json"
 _FORMAT = 1
@@ -53,7 +53,7 @@ _FIELDS: dict[str, Check] = {
     "versions": OBJECT,
 }
 _TASK: dict[str, Check] = {
-    "problem": (f"one of {', '.join(get_args(Problem))}", lambda v: v in get_args(Problem)),
+    "problem": (f"one of {', '.join(KINDS)}", lambda v: isinstance(v, str) and v in KINDS),
     "prompt": TEXT,
 } | dict.fromkeys(("label_names", "fields", "segments", "answers", "qualities", "choice_fields", "languages"), TEXTS)
 _ENTRY: dict[str, Check] = {
