@@ -30,67 +30,11 @@ OPTIONS = {
     "elang/models/swift.py: SwiftModule.__init__",
 }
 # What is above a limit today, and how far: it may shrink, but not grow, and goes from here when it is within the limit.
-LONG_MODULES: dict[str, int] = {
-    "elang/backends/generator.py": 362,
-    "elang/backends/label_decoder.py": 311,
-    "elang/backends/loading/load.py": 312,
-    "elang/cli/lightning.py": 302,
-    "elang/data/module.py": 371,
-    "elang/inference/passes.py": 393,
-    "elang/inference/predictor.py": 449,
-    "elang/inference/serving/http.py": 471,
-    "elang/models/finetune.py": 488,
-    "elang/models/joint.py": 335,
-    "elang/models/swift.py": 417,
-    "elang/tables.py": 318,
-}
-LONG_FUNCTIONS: dict[str, int] = {
-    "elang/backends/loading/families.py: settle_padding": 62,
-    "elang/backends/loading/load.py: load_model": 125,
-    "elang/cli/augment.py: augment": 67,
-    "elang/cli/bench.py: bench": 76,
-    "elang/cli/calibrate.py: calibrate": 90,
-    "elang/cli/lightning.py: run": 65,
-    "elang/cli/predict.py: predict": 107,
-    "elang/cli/serve.py: serve": 105,
-    "elang/evaluation/report/console.py: print_summary": 73,
-    "elang/evaluation/sweep/database.py: Joint.__init__": 75,
-    "elang/inference/predictor.py: JointPredictor.__init__": 116,
-    "elang/inference/serving/server.py: build_server": 71,
-    "elang/inference/speed.py: time_pair": 80,
-    "elang/models/finetune.py: FinetuneModule.__init__": 62,
-    "elang/models/joint.py: JointModule._summarize": 88,
-    "elang/models/swift.py: SwiftModule.__init__": 103,
-}
-LONG_SIGNATURES: dict[str, int] = {
-    "elang/data/batches.py: LengthBatches.__init__": 9,
-    "elang/data/module.py: TextData.__init__": 9,
-    "elang/evaluation/pair.py: pair_answers": 9,
-    "elang/evaluation/promises.py: promises": 9,
-    "elang/inference/passes.py: Passes.__init__": 11,
-    "elang/inference/serving/server.py: build_server": 10,
-    "elang/models/objectives/labels.py: LabelLessons.__init__": 10,
-    "elang/models/objectives/texts.py: TextLessons.__init__": 10,
-}
-MODEL_CHECKS: dict[str, int] = {
-    "elang/inference/passes.py": 12,
-    "elang/inference/predictor.py": 3,
-    "elang/inference/speed.py": 1,
-    "elang/models/answering.py": 4,
-    "elang/models/finetune.py": 6,
-    "elang/models/joint.py": 1,
-    "elang/models/latency.py": 2,
-    "elang/models/objectives/hidden.py": 2,
-    "elang/models/scoring.py": 1,
-    "elang/models/swift.py": 5,
-}
-KIND_CHECKS: dict[str, int] = {
-    "elang/cli/ask.py": 6,
-    "elang/data/benchmarks.py": 1,
-    "elang/data/module.py": 1,
-    "elang/data/text_classification.py": 2,
-    "elang/inference/predictor.py": 1,
-}
+LONG_MODULES: dict[str, int] = {}
+LONG_FUNCTIONS: dict[str, int] = {}
+LONG_SIGNATURES: dict[str, int] = {}
+MODEL_CHECKS: dict[str, int] = {}
+KIND_CHECKS: dict[str, int] = {}
 
 
 def held(sizes: dict[str, int], limit: int, exceptions: dict[str, int]) -> None:

@@ -83,7 +83,7 @@ def model_or_path(model: str | PathLike[str] | TextModel | None) -> Model:
         InputError: If it is neither, or records.
     """
     path = fspath(model) if isinstance(model, PathLike) else model
-    if not isinstance(path, str | TextModel | None):
+    if not isinstance(path, str | torch.nn.Module | None):
         raise InputError(f"A model is a folder, a hub id or a TextModel, but one of {kind_of_input(path)} was given.")
     if isinstance(path, str) and is_table(path):
         raise InputError(f"Records such as '{path}' answer only the examples in them; give a model to predict.")
