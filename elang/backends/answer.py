@@ -60,3 +60,7 @@ class Encoded:
     mask: Tensor
     pooled: Tensor | None
     early: Tensor | None
+
+    def __getitem__(self, rows: Tensor) -> Encoded:
+        pooled, early = (None if part is None else part[rows] for part in (self.pooled, self.early))
+        return Encoded(self.hidden[rows], self.mask[rows], pooled, early)

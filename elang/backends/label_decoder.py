@@ -16,13 +16,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from elang.backends.answer import Answer, Encoded
 from elang.backends.candidates import owner, spread, sum_by_example
-from elang.backends.cost.flops import FlopsConvention, flops_by_length
-from elang.backends.decoding.answer_trie import AnswerTrie
+from elang.backends.cost.flops import FlopsConvention, decoder_flops, flops_by_length
+from elang.backends.decoding.answer_trie import AnswerTrie, generate_greedily
 from elang.backends.decoding.passes import early_label_passes
 from elang.backends.fast.graphs import Pass
 from elang.backends.heads import EncoderHead, masked_mean
@@ -62,14 +61,7 @@ class TextToText(TextModel):
                 "decoder_start_token_id in its config.json), so its answers cannot be scored."
             )
         if generate:
-            # Greedy, and nothing else that a checkpoint may ask for: a least length, no repetition.
-            given = backbone.generation_config
-            backbone.generation_config = GenerationConfig(
-                decoder_start_token_id=backbone.config.decoder_start_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                forced_bos_token_id=given.forced_bos_token_id,
-            )
+            generate_greedily(backbone, tokenizer)
         self.trie: AnswerTrie | None = None
         if task.answers:
             tokens = tokenizer(text_target=task.answers, padding=False, truncation=False)["input_ids"]
@@ -136,13 +128,11 @@ class TextToText(TextModel):
 
     def take(self, encoded: Encoded, inputs: dict[str, Tensor], rows: Tensor) -> tuple[Encoded, dict[str, Tensor]]:
         """Some rows of an encoded batch and of its inputs, for the decoder."""
-        parts = (encoded.hidden, encoded.mask, encoded.pooled, encoded.early)
-        part = Encoded(*(None if p is None else p[rows] for p in parts))  # type: ignore[arg-type]
         if self.trie is not None:
-            return part, {}
+            return encoded[rows], {}
         counts = inputs["num_choices"]
         chosen = torch.isin(owner(counts), rows)
-        return part, {"num_choices": counts[rows], "answer_ids": inputs["answer_ids"][chosen]}
+        return encoded[rows], {"num_choices": counts[rows], "answer_ids": inputs["answer_ids"][chosen]}
 
     def _decode(self, hidden: Tensor, mask: Tensor, **decoder: Tensor) -> Any:
         return self.backbone(
@@ -216,15 +206,14 @@ class TextToText(TextModel):
         )
         ends = ids[:, 1:] == self.backbone.generation_config.eos_token_id
         steps = torch.where(ends.any(-1), ends.int().argmax(-1) + 1, ends.shape[1])
-        said = [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        said = self.texts(ids)
         if self.task.problem == "regression":
-            lowest = float(self.values.min())
-            return torch.tensor([value_of(t, lowest) for t in said], dtype=torch.float64, device=ids.device), steps
+            values = [value_of(text, float(self.values.min())) for text in said]
+            return torch.tensor(values, dtype=torch.float64, device=ids.device), steps
         if self.trie is not None:
             allowed = [[a.strip() for a in self.task.answers]] * len(said)
         else:
-            flat = inputs["answer_ids"].clamp_min(0).where(inputs["answer_ids"] >= 0, self.tokenizer.pad_token_id)
-            words = [text.strip() for text in self.tokenizer.batch_decode(flat, skip_special_tokens=True)]
+            words = self.texts(inputs["answer_ids"])
             ends = inputs["num_choices"].cumsum(0).tolist()
             allowed = [words[a:b] for a, b in zip([0, *ends], ends, strict=False)]
         found = [a.index(text) if text in a else -1 for text, a in zip(said, allowed, strict=True)]
@@ -294,26 +283,19 @@ class TextToText(TextModel):
         config, lengths = self.backbone.config, inputs["attention_mask"].sum(-1).cpu()
         encoder = flops_by_length(config, lengths, convention, "encoder")
 
-        def decoder(tokens: Tensor, lengths: Tensor, encoder: Tensor) -> Tensor:
-            found = torch.empty(len(tokens), dtype=torch.float64)
-            for size in tokens.unique().tolist():
-                these = tokens == size
-                found[these] = flops_by_length(config, lengths[these], convention, "all", (1, size)) - encoder[these]
-            return found
-
         if self.trie is not None:
             scored = flops_by_length(config, lengths, convention, "all", self.trie.decoder) - encoder
         else:
             # Every candidate is decoded on its own.
             counts, tokens = inputs["num_choices"].cpu(), (inputs["answer_ids"] >= 0).sum(-1).cpu()
             row = owner(counts)
-            scored = sum_by_example(decoder(tokens, lengths[row], encoder[row]), counts)
+            scored = sum_by_example(decoder_flops(config, lengths[row], tokens, convention), counts)
         before = self._head_flops("encoder", "encoder_router")
         early, whole = encoder + before, encoder + before + self._head_flops("router")
         if steps is None:
             return {"flops": whole + scored, "early_flops": early}
         # The logits of a single step are those of the first generated one.
         single = self.trie is not None and self.trie.decoder == (1, 1)
-        said = decoder(steps.cpu(), lengths, encoder)
+        said = decoder_flops(config, lengths, steps.cpu(), convention)
         more = torch.zeros_like(scored) if single else scored
         return {"flops": whole + said, "early_flops": early, "score_flops": more}

@@ -286,3 +286,12 @@ def generation_flops(
     token, square, source, both = _decoder_law(config_json)
     attended = s * (s + 1) / 2 if cached else s * s
     return beams * (token * s + square * attended + source * x + both * s * x)
+
+
+def decoder_flops(config: Any, lengths: Tensor, tokens: Tensor, convention: FlopsConvention = "exact") -> Tensor:
+    """FLOPs of a decoder over a path of so many tokens for inputs of such lengths, all ``(B,)``, in float64."""
+    flops = -flops_by_length(config, lengths, convention, "encoder")
+    for size in tokens.unique().tolist():
+        these = tokens == size
+        flops[these] += flops_by_length(config, lengths[these], convention, "all", (1, size))
+    return flops

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from elang.errors import InputError
 
@@ -84,3 +86,13 @@ class AnswerTrie:
     def to(self, device: torch.device) -> AnswerTrie:
         """The same on a device."""
         return AnswerTrie(*(t.to(device) for t in (self.paths, self.node, self.branches, self.taken)))
+
+
+def generate_greedily(backbone: Any, tokenizer: Any) -> None:
+    """Leave out what else a checkpoint may ask for in generation: a least length, no repetition."""
+    backbone.generation_config = GenerationConfig(
+        decoder_start_token_id=backbone.config.decoder_start_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        forced_bos_token_id=backbone.generation_config.forced_bos_token_id,
+    )
