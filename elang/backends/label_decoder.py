@@ -117,8 +117,7 @@ class TextToText(TextModel):
 
     def encode(self, inputs: dict[str, Tensor]) -> Encoded:
         """Run the encoder and the head on its output."""
-        mask = inputs["attention_mask"]
-        hidden = self.encoder_output(inputs)
+        hidden, mask = self.encoder_output(inputs), inputs["attention_mask"]
         pooled = early = None
         if "encoder" in self.heads:
             pooled = masked_mean(hidden, mask)
