@@ -57,7 +57,7 @@ def predict(
     files = [swift_model, super_model, pair.thresholds]
     if task is not None:
         files += files_of_task(task, folder) if folder is not None else []
-    elif input != "-":
+    else:
         files.append(input)
     _check_output(output, input, files)
     columns = input_columns(input, text)
