@@ -633,7 +633,7 @@ def no_texts():
         "NoneType ": [None],
         "int ": [1, 2],
         "dict ": [{"text": "the film"}],
-        "1 text(s)": [("a", "b")],
+        "has 2 text(s)": [("a", "b")],
         "half a character": ["a \ud800"],
     }
 

@@ -319,9 +319,10 @@ def test_the_swift_learns_where_the_super_is_nearer(pairs, datasets):
     assert router["examples"] == len(joint)
 
 
-def test_a_swift_without_heads_is_refused(supers, datasets, fails):
+def test_a_swift_without_heads_is_refused(supers, datasets, fails, tmp_path):
     model = supers("bert", "numbers")[0]
     args = ["--model.swift_model", model, "--model.super_model", model, *datasets["numbers"], *QUIET]
+    args += ["--model.output", str(tmp_path / "joint")]
     fails(["validate", *args], "Energy means nothing", "no router", "SwiftModule")
 
 
