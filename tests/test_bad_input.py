@@ -23,6 +23,12 @@ from elang.records import read_records
 from elang.suite import read_plan
 
 
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Outputs by default lie in the working directory, where another test's may be locked."""
+    monkeypatch.chdir(tmp_path)
+
+
 def replaced(args, option, value):
     """The arguments with one option's value exchanged or added."""
     args = list(args)
