@@ -115,7 +115,7 @@ def test_a_good_super_is_not_cautioned_of(joint):
 def test_a_regression_has_no_classes(joint):
     class Answers:
         problem = "regression"
-        gain = torch.ones(9)
+        gain, swift_flops, super_flops = torch.ones(9), torch.ones(9), torch.ones(9)
 
     assert cautions(Answers(), ["score"], None) == []
 
@@ -126,6 +126,7 @@ def test_many_classes_are_counted():
         label = torch.arange(150).repeat(5)
         swift, super_ = torch.zeros_like(label), label
         gain = (swift != label).double()
+        swift_flops, super_flops = gain, gain
 
     said = cautions(Answers(), [f"class {i}" for i in range(150)], 1.0)
     assert len(said) == 1
