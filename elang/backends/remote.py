@@ -78,13 +78,13 @@ class RemoteBackend:
         Raises:
             InputError: If the server refuses a request, fails too often, or gives an answer that is none of the task's.
         """
-        answers: list[tuple[int, Any]] = []
+        answers: dict[int, Any] = {}
 
         def keep(batch: list[Question], given: list[Any], cut: list[Any]) -> None:
-            answers.extend(zip([question.id for question in batch], given, strict=True))
+            answers.update(zip([question.id for question in batch], given, strict=True))
 
         asyncio.run(self.ask(questions(examples), keep))
-        return self.records(examples, [answer for _, answer in sorted(answers, key=lambda pair: pair[0])])
+        return self.records(examples, [answers[number] for number in examples.id.tolist()])
 
     def read(self, answer: Any) -> float | str:
         """The prediction that is meant by an answer.

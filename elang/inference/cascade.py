@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from elang.backends.backend import Backend
 from elang.data.examples import Examples
 from elang.data.slices import content_key
 from elang.errors import InputError
@@ -22,30 +23,15 @@ from elang.records.table import Records
 from elang.tasks.text_task import TextTask
 
 
-class Backend(Protocol):
-    """Who answers at the last stage."""
-
-    task: TextTask
-
-    def answer(self, examples: Examples) -> Records:
-        """Answer examples, in their order."""
-
-
-class ScoringBackend(Backend, Protocol):
-    """Who answers at an earlier stage."""
-
-    def score(self, examples: Examples, score: str, threshold: float) -> Any:
-        """Answer and score examples: ``answers`` (:class:`Records`), ``scores`` ``(N,)`` and ``deferred`` ``(N,)``."""
-
-
 @dataclass(frozen=True)
 class Stage:
     """A stage of a cascade.
 
     Attributes:
         name: As :attr:`Prediction.answered_by` has it.
-        backend: Who answers: a model's :class:`~elang.inference.runner.ModelRunner`, or any other :class:`Backend`,
-            which before the last stage has to be a :class:`ScoringBackend`.
+        backend: Who answers: a model's :class:`~elang.inference.runner.ModelRunner`, or any other
+            :class:`~elang.backends.backend.Backend`, which before the last stage has to be a
+            :class:`~elang.backends.backend.ScoringBackend`.
         score: The score that routes; ``None`` at the last stage.
         threshold: What scores above it goes to the next stage.
         collect: In a stream, deferred inputs that are collected before the backend is asked.
