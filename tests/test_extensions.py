@@ -14,10 +14,9 @@ from torch import Tensor
 
 from elang import FinetuneModule, InputError, JointModule, JointPredictor, TextClassificationData, operating_curve
 from elang.backends.loading.load import SCHEMES, open_backend
-from elang.cli import main
-from elang.data.examples import Examples
+from elang.cli.verbs import main
+from elang.data.examples import Examples, content_key
 from elang.data.module import TextData
-from elang.data.slices import content_key
 from elang.inference.cascade import Cascade, Stage
 from elang.method.router import RouterHead, logit_features, num_logit_features
 from elang.method.scores import SCORES, register_score

@@ -10,9 +10,8 @@ import torch
 import yaml
 
 from elang.cli.verbs import main
-from elang.method.curve.baselines import random_curve
 from elang.method.curve.exact import operating_curve
-from elang.method.curve.reading import area, relative_area
+from elang.method.curve.reading import area, random_curve, relative_area
 from elang.method.deferral import oracle_score
 from elang.method.quality.labels import accuracy
 from elang.method.scores import SCORES

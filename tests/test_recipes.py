@@ -12,19 +12,18 @@ import yaml
 from conftest import BAD, FAST, GOOD, QUIET, write_model, write_t5
 
 from elang import InputError, SwiftModule
-from elang.backends.answer import Answer
-from elang.backends.heads import masked_mean
+from elang.backends.backend import Answer
+from elang.backends.encoder import masked_mean
 from elang.backends.loading.load import load_masked, load_model
 from elang.cli.augment import Replacements, augment
 from elang.cli.lightning import run
 from elang.cli.verbs import main
-from elang.data.slices import content_key, fold_of, fold_parts
+from elang.data.examples import content_key, fold_of, fold_parts
 from elang.data.text_classification import TextClassificationData
 from elang.method.losses import hidden_distillation
 from elang.models.objectives.hidden import HiddenStateObjective, even_layers
 from elang.models.objectives.labels import LabelObjective
-from elang.models.objectives.objective import Distillation, LossOptions, Margin
-from elang.models.objectives.super_answers import SuperAnswers
+from elang.models.objectives.objective import Distillation, LossOptions, Margin, SuperAnswers
 from elang.notices import notices
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
@@ -561,7 +560,7 @@ def test_a_router_that_reads_everything_is_used(pair, joint_args, files, tmp_pat
     import shutil
 
     from elang import JointPredictor
-    from elang.backends.loading.save import save_model
+    from elang.backends.loading.checkpoints import save_model
 
     swift = load_model(str(pair["swift"])).eval()
     texts = pd.read_csv(files[1])["text"].tolist()

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elang.evaluation.curves import FRACTIONS, choose_thresholds
-from elang.evaluation.pair import Heads, PairAnswers, pair_answers
+from elang.evaluation.pair import FRACTIONS, Heads, PairAnswers, choose_thresholds, pair_answers
 from elang.evaluation.summary import summarize
 from elang.method.bootstrap import gain_area
 from elang.method.quality.registry import QUALITIES

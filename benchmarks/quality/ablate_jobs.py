@@ -39,7 +39,7 @@ def trainer_of(epochs: int, device: str, large: bool) -> Any:
 def answers_of(module: Any, data: Any, splits: list[str], device: str) -> dict[str, np.ndarray]:
     """A model's answers to some splits, as arrays named by split and column."""
     from elang.data.encoding import encode_examples
-    from elang.data.slices import fold_of
+    from elang.data.examples import fold_of
 
     place = torch.device("cuda" if device == "gpu" else "cpu")
     model = module.classifier.to(place).eval()

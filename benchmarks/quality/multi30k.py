@@ -20,10 +20,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import M2M100Config, M2M100ForConditionalGeneration, PreTrainedTokenizerFast
 
-from elang.cli.suites.plan import read_plan, task_steps, write_configs
-from elang.cli.suites.steps import STAGES, forget_stale, run_chains
+from elang.cli.suite_plan import read_plan, task_steps, write_configs
+from elang.cli.suite_steps import STAGES, forget_stale, run_chains
 from elang.method.quality.texts import bleu_value
-from elang.tasks.worth import text_targets
+from elang.tasks.kinds import text_targets
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import ROOT, write_result

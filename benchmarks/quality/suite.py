@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from elang.cli.suites.plan import read_plan, task_steps, write_configs
-from elang.cli.suites.steps import STAGES, Step, forget_stale, run_chains
-from elang.cli.suites.table import read_row
+from elang.cli.suite_plan import read_plan, task_steps, write_configs
+from elang.cli.suite_steps import STAGES, Step, forget_stale, run_chains
+from elang.cli.suite_table import read_row
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_result

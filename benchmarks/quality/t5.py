@@ -18,8 +18,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from elang.cli.suites.plan import read_plan, task_steps, write_configs
-from elang.cli.suites.steps import STAGES, forget_stale, run_chains
+from elang.cli.suite_plan import read_plan, task_steps, write_configs
+from elang.cli.suite_steps import STAGES, forget_stale, run_chains
 from elang.method.scores import BEFORE_DECODER
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

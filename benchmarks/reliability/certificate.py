@@ -22,8 +22,8 @@ from torch import Tensor
 
 from elang.evaluation.slices import independent_rows
 from elang.evaluation.statements import check_statements, next_level
+from elang.method.bounds import effective_number, quantiles_of
 from elang.method.certificate import Certificate, certify_drop, certify_regret
-from elang.method.drift import effective_number, quantiles_of
 from elang.records.manifest import Manifest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -121,7 +121,7 @@ def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple
         found.threshold("parity", "max_softmax")
 
     def plan() -> None:
-        from elang.cli.suites.plan import chosen_tasks, read_plan
+        from elang.cli.suite_plan import chosen_tasks, read_plan
 
         chosen_tasks("one", read_plan(str(path)))
 

@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from elang.evaluation.curves import FRACTIONS, SHARES
 from elang.evaluation.database import Joint
+from elang.evaluation.pair import FRACTIONS, SHARES
 from elang.evaluation.sweep import swept
 from elang.method.curve.exact import operating_curve
 from elang.method.curve.points import Costs

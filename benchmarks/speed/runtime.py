@@ -22,10 +22,10 @@ import pandas as pd
 import torch
 
 from elang import JointPredictor
-from elang.backends.cost.seconds import best_batch, measure_throughput
 from elang.backends.encoder import Classifier
 from elang.backends.generator import Seq2Seq
 from elang.backends.label_decoder import TextToText
+from elang.backends.seconds import best_batch, measure_throughput
 from elang.backends.text_model import TextModel
 from elang.cli.bench import _print
 from elang.inference.cascade import Cascade

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, BertConfig, T5Config
 
-from elang.backends.cost.flops import PAPER_LENGTH, FlopsPart, count_flops, flops_by_length
-from elang.backends.cost.seconds import best_batch, measure_throughput
-from elang.method.cost import speedup
+from elang.backends.flops import PAPER_LENGTH, FlopsPart, count_flops, flops_by_length
+from elang.backends.seconds import best_batch, measure_throughput
+from elang.method.curve.points import speedup
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_result

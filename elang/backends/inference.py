@@ -78,7 +78,7 @@ class Inference(nn.Module, ABC):
         """Answer and score a batch.
 
         Args:
-            inputs: As :meth:`elang.data.tokens.EncodedExamples.batch` makes them.
+            inputs: As :meth:`elang.data.batches.EncodedExamples.batch` makes them.
             score: The score that routes; ``None``: the batch is only answered.
             threshold: What scores above it is deferred, and not decoded if the score is known before the decoder runs.
             temperature: Of the scores.

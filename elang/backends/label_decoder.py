@@ -18,16 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from elang.backends.answer import Answer, Encoded
-from elang.backends.candidates import owner, spread, sum_by_example
-from elang.backends.cost.flops import FlopsConvention, decoder_flops, flops_by_length
-from elang.backends.decoding.answer_trie import AnswerTrie, generate_greedily
-from elang.backends.decoding.passes import early_label_passes
+from elang.backends.answer_trie import AnswerTrie, generate_greedily
+from elang.backends.backend import Answer, Encoded, owner, spread, sum_by_example
+from elang.backends.encoder import EncoderHead, masked_mean
 from elang.backends.fast.graphs import Pass
-from elang.backends.heads import EncoderHead, masked_mean
+from elang.backends.flops import FlopsConvention, decoder_flops, flops_by_length
+from elang.backends.generator import early_label_passes
 from elang.backends.inference import BatchAnswers
 from elang.backends.text_model import TextModel
-from elang.data.tokens import IGNORED
+from elang.data.batches import IGNORED
 from elang.errors import InputError
 from elang.method.deferral import route
 from elang.method.scores import BEFORE_DECODER, encoder_scores

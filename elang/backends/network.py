@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elang.backends.cost.flops import check_cost
 from elang.backends.fast.t5 import FAMILIES, T5Path
+from elang.backends.flops import check_cost
 from elang.errors import InputError, need
 from elang.files import file_sha256, folder_sha256
 from elang.records.manifest import Manifest
@@ -77,7 +77,7 @@ class Network(nn.Module):
         self.in_step = True
 
     def check_cost(self) -> None:
-        """Find out how its FLOPs are counted (:func:`~elang.backends.cost.flops.check_cost`) before they are needed."""
+        """Find out how its FLOPs are counted (:func:`~elang.backends.flops.check_cost`) before they are needed."""
         check_cost(self.backbone.config, generates=self.task.kind.generates)
 
     def cast(self, dtype: torch.dtype) -> None:

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elang.backends.answer import Answer, Columns
-from elang.backends.candidates import sum_by_example
-from elang.backends.cost.flops import FlopsConvention
+from elang.backends.backend import Answer, Columns, sum_by_example
+from elang.backends.flops import FlopsConvention
 from elang.backends.inference import Inference
 from elang.backends.network import Network
-from elang.data.tokens import Reader
+from elang.data.batches import Reader
 from elang.errors import InputError
 from elang.method.router import RouterHead, logit_features, num_logit_features
 from elang.method.scores import ROUTER_READS, SCORES, all_scores
@@ -54,7 +53,7 @@ class TextModel(Network, Inference):
         """Answer a batch of model inputs, logits in float32 whatever the precision.
 
         Args:
-            inputs: As :meth:`elang.data.tokens.EncodedExamples.batch` makes them.
+            inputs: As :meth:`elang.data.batches.EncodedExamples.batch` makes them.
             target: Class indices or values, for the loss.
             want_logits: Training without need of them (text-to-text) spares their computation.
         """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from elang.data.columns import SOURCE_KEY, columns_of, read_frame, texts_of
-from elang.data.slices import content_key
+from elang.data.examples import content_key
 from elang.errors import InputError
 from elang.files import check_output_file, written_aside
 from elang.notices import notice

@@ -6,7 +6,7 @@ from typing import Literal
 from elang.data.columns import columns_of
 from elang.errors import InputError
 from elang.evaluation.cautions import little_to_gain
-from elang.evaluation.curves import FRACTIONS, SHARES
+from elang.evaluation.pair import FRACTIONS, SHARES
 from elang.evaluation.promises import Request, choose_entries, manifest_file
 from elang.evaluation.slices import read_slice
 from elang.evaluation.statements import LEDGER, PROMISES, add_entries, keep_made, read_made

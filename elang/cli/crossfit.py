@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from elang.cli.suites.plan import write_configs
-from elang.cli.suites.steps import Step, forget_stale, run_chains
+from elang.cli.suite_plan import write_configs
+from elang.cli.suite_steps import Step, forget_stale, run_chains
 from elang.errors import InputError
 from elang.files import written_aside
 from elang.locks import lock_output, unlock_output

@@ -119,7 +119,7 @@ def _submit(
 ) -> list[Prediction]:
     """Answer a benchmark's split, and write it in the benchmark's form."""
     from elang.data.benchmarks import TaskData
-    from elang.data.glue.submission import write_submission
+    from elang.data.glue.files import write_submission
 
     data = TaskData(task, folder, [split])
     asked, own = data.text_task.plain(), predictor.task.plain()

@@ -98,7 +98,7 @@ def serve(
     if remote:
         check_address(super_model, "--super_model")
     token = token_of_environment()
-    from elang.inference.serving.sockets import listen
+    from elang.inference.serving.workers import listen
 
     with _stopped_quietly():
         # Before any model is loaded, so that a second server on the port ends at once.

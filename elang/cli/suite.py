@@ -6,15 +6,14 @@ of its own. A step whose output is there is not run again, so a suite goes on wh
 
 from pathlib import Path
 
-from elang.cli.suites.plan import chosen_tasks, read_plan, task_steps, write_configs
-from elang.cli.suites.steps import Step, forget_stale, run_chains
-from elang.cli.suites.table import print_tables, read_row, write_tables
+from elang.cli.suite_plan import chosen_tasks, read_plan, task_steps, write_configs
+from elang.cli.suite_steps import Step, forget_stale, run_chains
+from elang.cli.suite_table import print_tables, read_row, write_tables
 from elang.errors import InputError
-from elang.evaluation.curves import FRACTIONS
+from elang.evaluation.pair import FRACTIONS
 from elang.files import check_folder
 from elang.locks import lock_output, unlock_output
-from elang.method.scores import BEFORE_DECODER, SCORES
-from elang.method.token_scores import SEQUENCE_SCORES
+from elang.method.scores import BEFORE_DECODER, SCORES, SEQUENCE_SCORES
 from elang.notices import notice
 from elang.terminal import say
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from elang.data.columns import columns_of
-from elang.evaluation.curves import FRACTIONS, SHARES
 from elang.evaluation.database import Joint
+from elang.evaluation.pair import FRACTIONS, SHARES
 from elang.evaluation.sweep import swept
 from elang.files import check_folder, files_of, plain, written_aside
 from elang.method.quality.registry import QualityName

@@ -4,14 +4,12 @@ import torch
 from torch import Tensor
 
 from elang.data.columns import read_hub
-from elang.data.examples import Examples
-from elang.data.glue.files import STEMS, find_files, read_rows
-from elang.data.glue.submission import answer_rewards
+from elang.data.examples import Examples, content_key
+from elang.data.glue.files import STEMS, answer_rewards, find_files, read_rows
 from elang.data.glue.table import find_tasks
 from elang.data.glue.task import MOST_CHOICES, Row
 from elang.data.labels import label_index, label_numbers
 from elang.data.module import TextData
-from elang.data.slices import content_key
 from elang.errors import InputError
 from elang.tasks.text_task import TextTask
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from elang.data.tokens import EncodedExamples, EncodedTexts, Reader
+from elang.data.batches import EncodedExamples, EncodedTexts, Reader
 from elang.tasks.text_task import TextTask
 
 

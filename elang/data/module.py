@@ -10,12 +10,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from elang.data.batches import LengthBatches
-from elang.data.examples import Examples, join_examples
-from elang.data.loading import SplitBatches, encode_split
-from elang.data.slices import fold_parts, source_of
-from elang.data.splits import SplitName, held_out, unlabelled_examples, warn_of_overlap
-from elang.data.tokens import EncodedExamples, Reader
+from elang.data.batches import EncodedExamples, LengthBatches, Reader
+from elang.data.examples import Examples, fold_parts, join_examples, source_of
+from elang.data.splits import SplitBatches, SplitName, encode_split, held_out, unlabelled_examples, warn_of_overlap
 from elang.errors import InputError
 from elang.notices import notice
 from elang.tasks.text_task import TaskFields, TextTask

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from elang.data.columns import check_file, column_place, read_frame, texts_of
-from elang.data.examples import Examples
+from elang.data.examples import Examples, content_key
 from elang.data.module import TextData
-from elang.data.slices import content_key
 from elang.data.splits import given_files
 from elang.errors import InputError
 from elang.method.quality.texts import TEXT_METRICS

@@ -1,15 +1,18 @@
-"""Which examples each split has: parts of the training file that are held out, texts without labels, overlaps."""
+"""The examples of each split, and their loaders."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
+from elang.data.batches import EncodedExamples, Reader, Repeated
 from elang.data.columns import SOURCE_KEY, check_file, read_frame, texts_of
-from elang.data.examples import Examples
-from elang.data.slices import content_key, fold_of, in_slice
+from elang.data.encoding import encode_examples
+from elang.data.examples import Examples, content_key, fold_of, in_slice
 from elang.errors import InputError
 from elang.notices import notice
+from elang.tasks.text_task import TextTask
 
 SplitName = Literal["train", "routing", "validation", "test", "transfer", "fold"]
 # Share of evaluated texts that are trained on, below which nothing is said: real data repeats itself a little.
@@ -82,3 +85,61 @@ def warn_of_overlap(split: SplitName, key: Tensor, train: Tensor) -> None:
             f"Of the {len(key)} texts of '{split}', {known} are also in the training data, so results on them are "
             "too good. Remove them from one of the two.",
         )
+
+
+def encode_split(
+    split: str, examples: Examples, task: TextTask, *, reader: Reader, limits: tuple[int, int]
+) -> EncodedExamples:
+    """Tokenise a split for one model, and tell of what was cut.
+
+    Args:
+        split: Its name.
+        examples: Its examples.
+        task: What is asked.
+        reader: How the model reads.
+        limits: Tokens kept of an input and of a reference, if the model reads as many.
+    """
+    limit, target_limit = (min(limit, reader.tokenizer.model_max_length) for limit in limits)
+    encoded = encode_examples(
+        reader,
+        task,
+        examples.texts,
+        choices=examples.choices,
+        max_length=limit,
+        references=examples.references,
+        max_target_length=target_limit,
+    )
+    references = encoded.answers if examples.references is not None else None
+    for what, option, most, texts in (
+        ("inputs", "max_length", limit, encoded.texts),
+        ("references", "max_target_length", target_limit, references),
+    ):
+        if texts is not None and texts.truncated:
+            notice(
+                "cut-inputs",
+                f"{texts.truncated} of {len(texts.lengths)} {what} of '{split}' are longer than {most} "
+                f"tokens and were cut. Raise --data.{option} to keep them whole.",
+            )
+    return encoded
+
+
+class SplitBatches(Dataset[dict[str, Any]]):
+    """Maps a list of rows to a batch: ``id``, ``key``, ``unit``, ``label``, and each model's inputs under its name.
+
+    ``repeated`` says that another process has the same batch.
+    """
+
+    def __init__(self, examples: Examples, encoded: dict[str, EncodedExamples]) -> None:
+        unit = examples.key if examples.unit is None else examples.unit
+        self.tensors = {"id": examples.id, "key": examples.key, "unit": unit, "label": examples.label}
+        self.targets = examples.targets
+        self.inputs = {name: one.batch for name, one in encoded.items()}
+
+    def __len__(self) -> int:
+        return len(self.tensors["id"])
+
+    def __getitem__(self, rows: Any) -> dict[str, Any]:
+        batch: dict[str, Any] = {name: column[rows] for name, column in self.tensors.items()}
+        batch["repeated"] = isinstance(rows, Repeated)
+        batch["targets"] = {name: column[rows] for name, column in self.targets.items()}
+        return batch | {name: take(rows) for name, take in self.inputs.items()}

@@ -5,10 +5,9 @@ from typing import Any, Literal
 import torch
 
 from elang.data.columns import check_file, read_frame, texts_of
-from elang.data.examples import Examples
+from elang.data.examples import Examples, content_key
 from elang.data.labels import class_names, label_index, label_numbers, label_values
 from elang.data.module import TextData
-from elang.data.slices import content_key
 from elang.data.splits import given_files
 from elang.errors import InputError
 from elang.tasks.kind import KINDS

@@ -9,7 +9,7 @@ from elang.errors import InputError, listed
 from elang.evaluation.pair import ROUTING_SLICE, PairAnswers
 from elang.evaluation.slices import FEW, MOSTLY, SOME, share_of_slice
 from elang.method.bootstrap import mean_intervals
-from elang.method.quality.values import spearman
+from elang.method.quality.labels import spearman
 from elang.notices import notice
 from elang.records.manifest import Manifest
 

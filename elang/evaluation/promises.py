@@ -14,12 +14,11 @@ from elang.errors import InputError
 from elang.evaluation.slices import Slice, slice_of
 from elang.evaluation.statements import PROMISES, attempt, percent, restate
 from elang.evaluation.summary import JointSummary
-from elang.method.bounds import least_examples
+from elang.method.bounds import effective_number, least_examples, quantiles_of
 from elang.method.certificate import certify_drop, certify_regret
 from elang.method.curve.exact import operating_curve
 from elang.method.curve.reading import at_budget, at_share
 from elang.method.deferral import route
-from elang.method.drift import effective_number, quantiles_of
 from elang.notices import notice
 from elang.records.manifest import FILENAME
 

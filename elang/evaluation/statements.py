@@ -13,10 +13,9 @@ from elang.evaluation.slices import FEW, SOME, independent_rows, one_slice, shar
 from elang.files import written_aside
 from elang.json_files import check_fields, read_object
 from elang.locks import locked
-from elang.method.bounds import least_mean, upper_bound
+from elang.method.bounds import drift, effective_number, least_mean, upper_bound
 from elang.method.certificate import regret_at, unit_weights
 from elang.method.deferral import route
-from elang.method.drift import drift, effective_number
 from elang.notices import made, notice
 from elang.records.manifest import Manifest
 

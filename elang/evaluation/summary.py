@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from elang.evaluation.cautions import cautions, length_bias, repeated, share_near_threshold
-from elang.evaluation.curves import BUDGETS, FRACTIONS, SHARES, Thresholds, check_curves, pair_curves
-from elang.evaluation.pair import PairAnswers
+from elang.evaluation.pair import BUDGETS, FRACTIONS, SHARES, PairAnswers, Thresholds, check_curves, pair_curves
 from elang.evaluation.statements import check_statements
 from elang.method.bootstrap import compare_areas, lost_to_super
 from elang.method.curve.points import OperatingCurve, Point
@@ -139,7 +138,7 @@ class JointSummary(EvaluatedPair):
         lengths: Of generated texts, as :func:`elang.evaluation.cautions.length_bias` gives it.
         within_rounding_of_threshold: ``share`` of examples whose score is within ``distance`` of the threshold for
             parity, so that another precision may decide otherwise.
-        latency: Seconds of each model, as :func:`elang.models.latency.pair_latency` gives them.
+        latency: Seconds of each model, as :func:`elang.backends.seconds.pair_latency` gives them.
         curve_points: How many points of the curves were ``written`` to ``curve.csv``, ``of`` how many.
     """
 
@@ -226,7 +225,7 @@ def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) ->
     Args:
         answers: The evaluation set's.
         quality: The metric.
-        thresholds: Chosen elsewhere, as by :func:`elang.evaluation.curves.choose_thresholds`.
+        thresholds: Chosen elsewhere, as by :func:`elang.evaluation.pair.choose_thresholds`.
     """
     curves = pair_curves(answers, quality)
     check_curves(answers, quality, curves)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.evaluation.curves import FRACTIONS, SHARES
 from elang.evaluation.database import ROWS, Joint
+from elang.evaluation.pair import FRACTIONS, SHARES
 from elang.method.curve.points import OperatingCurve, Point
 from elang.method.curve.reading import at_best, at_parity, at_share
 from elang.method.quality.metric import Quality

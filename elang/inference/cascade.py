@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from elang.backends.backend import Backend
-from elang.data.examples import Examples
-from elang.data.slices import content_key
+from elang.data.examples import Examples, content_key
 from elang.errors import InputError
 from elang.inference.inputs import as_rows, checked_texts, each_text, window_of
 from elang.inference.prediction import Deferred, Prediction, StageAnswers, Window, gathered

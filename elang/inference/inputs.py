@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 from typing import Any
 
-from elang.backends.candidates import check_choices
+from elang.backends.backend import check_choices
 from elang.data.columns import columns_of
 from elang.errors import InputError
 from elang.inference.prediction import Window

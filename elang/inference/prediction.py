@@ -10,7 +10,7 @@ from operator import add
 
 import torch
 
-from elang.data.tokens import EncodedExamples
+from elang.data.batches import EncodedExamples
 
 
 @dataclass(frozen=True)

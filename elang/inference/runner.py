@@ -11,13 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elang.backends.fast.attention import any_shape
-from elang.backends.fast.graphs import SmallBatches
+from elang.backends.fast.graphs import SmallBatches, any_shape
 from elang.backends.inference import BatchAnswers
 from elang.backends.text_model import TextModel
-from elang.data.batches import token_batches
+from elang.data.batches import EncodedExamples, token_batches
 from elang.data.encoding import encode_examples, pad_of, pads_left, same_tokens, token_lists
-from elang.data.tokens import EncodedExamples
 from elang.errors import InputError
 from elang.inference.prediction import StageAnswers, Window
 from elang.method.scores import BEFORE_DECODER

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from elang.method.bounds import binomial_cdf
 from elang.method.deferral import deferral_events
-from elang.method.quality.sums import settled
+from elang.method.quality.metric import settled
 
 _ENDS = torch.tensor([0.025, 0.975], dtype=torch.float64)
 # Draws at a time that are worth their seconds; of more examples than that allows, intervals are narrow anyway.

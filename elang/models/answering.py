@@ -7,16 +7,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from elang.backends import DType
-from elang.backends.answer import Columns
-from elang.backends.backend import Backend
-from elang.backends.cost.flops import FlopsConvention
-from elang.backends.fast.attention import AnyShape
+from elang.backends.backend import Backend, Columns
+from elang.backends.fast.graphs import AnyShape
+from elang.backends.flops import FlopsConvention
 from elang.backends.loading.load import load_model, open_backend
 from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
-from elang.data.examples import Examples
-from elang.data.slices import fold_of, source_of
-from elang.data.tokens import Reader
+from elang.data.batches import Reader
+from elang.data.examples import Examples, fold_of, source_of
 from elang.errors import InputError
 from elang.method.deferral import check_finite, check_logits
 from elang.metrics import ExampleTable
@@ -34,7 +32,7 @@ class EvaluationModule(AnyShape, LightningModule):
         models: For each name a folder, a ``.ckpt``, a hub id, or a records file.
         label_names: The data's classes; the models' answers are brought into this order.
         task: What the data asks, :meth:`elang.tasks.text_task.TextTask.plain`.
-        flops_convention: How cost is counted, see :mod:`elang.backends.cost`.
+        flops_convention: How cost is counted, see :mod:`elang.backends.flops`.
         generate: Text-to-text models answer by free generation, matched with the task's answers.
         num_beams: Hypotheses that generated texts are chosen from; by default each model's own setting.
         static_cache: Generate with a cache of fixed size.

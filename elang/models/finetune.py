@@ -8,30 +8,35 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from elang.backends.answer import Answer
-from elang.backends.fast.attention import AnyShape
-from elang.backends.loading.checkpoints import CHECKPOINT_KEY, describe
+from elang.backends.backend import Answer
+from elang.backends.fast.graphs import AnyShape
+from elang.backends.loading.checkpoints import CHECKPOINT_KEY, check_output_folder, describe
 from elang.backends.loading.load import load_model
-from elang.backends.loading.save import check_output_folder
 from elang.backends.loading.weights import check_state
+from elang.data.batches import Reader
 from elang.data.module import TextData
-from elang.data.tokens import Reader
 from elang.errors import InputError
 from elang.evaluation.cautions import never_right
 from elang.locks import lock_for_all, unlock_output
 from elang.method.deferral import check_logits
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.metrics import ExampleTable
-from elang.models.best import take_best
-from elang.models.export import check_weights_finite, tell_never_right, tell_unseen, write_folder
+from elang.models.export import check_weights_finite, take_best, tell_never_right, tell_unseen, write_folder
 from elang.models.optimizer import Schedule, adamw
-from elang.models.resuming import RANDOM, Plan, check_checkpoint, check_resumable, random_state, restore_random
+from elang.models.resuming import (
+    RANDOM,
+    Plan,
+    check_checkpoint,
+    check_resumable,
+    random_state,
+    restore_random,
+    stop_late,
+)
 from elang.models.sharding import Sharded, check_strategy
-from elang.models.stopping import stop_late
 from elang.models.validation import check_own_head, check_some, measure_split, tell_part
 from elang.records.manifest import Manifest
+from elang.tasks.kinds import check_qualities
 from elang.tasks.text_task import TaskFields, TextTask
-from elang.tasks.worth import check_qualities
 
 
 class FinetuneModule(AnyShape, LightningModule):
@@ -86,9 +91,8 @@ class FinetuneModule(AnyShape, LightningModule):
             model, self.task, fine_tune=True, layers=layers, router=self._has_router, num_beams=num_beams
         )
         self.trained_on = self.classifier.manifest
-        self.classifier.prepare_training(
-            label_smoothing, freeze_embeddings=freeze_embeddings, checkpointing=gradient_checkpointing, compiled=compile
-        )
+        options = {"freeze_embeddings": freeze_embeddings, "checkpointing": gradient_checkpointing, "compiled": compile}
+        self.classifier.prepare_training(label_smoothing, **options)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         check_qualities([quality] if quality else [], self.task)
         self.quality = QUALITIES[quality or self.task.qualities[0]](len(label_names))  # type: ignore[index]
@@ -136,10 +140,8 @@ class FinetuneModule(AnyShape, LightningModule):
 
     def _check_transfer(self, data: Any) -> None:
         """Refuse texts without labels."""
-        raise InputError(
-            f"--data.transfer '{data.transfer}' is text without labels, which only a SwiftModule learns from: leave it "
-            "out here."
-        )
+        told = f"--data.transfer '{data.transfer}' is text without labels, which only a SwiftModule learns from"
+        raise InputError(f"{told}: leave it out here.")
 
     @property
     def readers(self) -> dict[str, Reader]:
@@ -237,9 +239,8 @@ class FinetuneModule(AnyShape, LightningModule):
         """Refuse a checkpoint of another class or of other labels, and tell what else is other than it was."""
         about = check_checkpoint(checkpoint, type(self).__name__, self.label_names)
         if "state_dict" in checkpoint and self._trainer is not None:
-            check_state(
-                self, checkpoint["state_dict"], str(self.trainer.ckpt_path), "Go on from an earlier checkpoint."
-            )
+            path = str(self.trainer.ckpt_path)
+            check_state(self, checkpoint["state_dict"], path, "Go on from an earlier checkpoint.")
         self._random = checkpoint.get(RANDOM)
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return

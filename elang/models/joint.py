@@ -9,27 +9,25 @@ import torch
 from torch import Tensor
 
 from elang.backends import DType
-from elang.backends.cost.flops import FlopsConvention
+from elang.backends.flops import FlopsConvention
+from elang.backends.seconds import pair_latency
 from elang.backends.text_model import TextModel
-from elang.data.slices import check_held_out
+from elang.data.examples import check_held_out
 from elang.errors import InputError
 from elang.evaluation.cautions import check_apart, check_manifest_apart
-from elang.evaluation.curves import Thresholds, choose_thresholds
-from elang.evaluation.pair import ROUTING_SLICE, Heads, PairAnswers, pair_answers
+from elang.evaluation.pair import ROUTING_SLICE, Heads, PairAnswers, Thresholds, choose_thresholds, pair_answers
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import slice_of
 from elang.evaluation.summary import EvaluatedPair, JointSummary, summarize_pair
 from elang.locks import lock_for_all, unlock_output
 from elang.method.quality.registry import QUALITIES, QualityName
-from elang.method.scores import DEFAULT_SCORE
-from elang.method.token_scores import SEQUENCE_DEFAULT
+from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT
 from elang.models.answering import EvaluationModule
-from elang.models.latency import pair_latency
 from elang.notices import notice, write_made
 from elang.records.manifest import Manifest
+from elang.tasks.kinds import check_qualities, text_targets
 from elang.tasks.text_task import TaskFields
-from elang.tasks.worth import check_qualities, text_targets
 
 
 class JointModule(EvaluationModule):

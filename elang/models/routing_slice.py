@@ -8,9 +8,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from elang.backends.text_model import TextModel
-from elang.data.slices import fold_of
-from elang.evaluation.curves import choose_thresholds, share_thresholds
-from elang.evaluation.pair import ROUTING_SLICE, Heads, pair_answers
+from elang.data.examples import fold_of
+from elang.evaluation.pair import ROUTING_SLICE, Heads, choose_thresholds, pair_answers, share_thresholds
 from elang.method.quality.metric import Quality
 from elang.metrics import ExampleTable
 from elang.records.table import Records

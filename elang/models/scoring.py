@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from elang.backends import DType
-from elang.data.slices import source_of
+from elang.data.examples import source_of
 from elang.errors import InputError, printable
 from elang.locks import lock_for_all, unlock_output
 from elang.method.quality.registry import QUALITIES
@@ -19,8 +19,8 @@ from elang.notices import made
 from elang.records.merging import check_same, merge_files
 from elang.records.table import Records, check_output, join_records, write_records
 from elang.tables import is_table
+from elang.tasks.kinds import measure, measure_texts
 from elang.tasks.text_task import TaskFields
-from elang.tasks.worth import measure, measure_texts
 
 
 class ScoreModule(EvaluationModule):

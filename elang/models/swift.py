@@ -5,20 +5,27 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from elang.backends.answer import Answer
+from elang.backends.backend import Answer
 from elang.backends.generator import Seq2Seq
 from elang.backends.loading.load import load_model
 from elang.errors import InputError
 from elang.evaluation.slices import slice_of
 from elang.method.losses import MarginKind
 from elang.method.quality.registry import QualityName
-from elang.method.scores import BEFORE_DECODER, DEFAULT_SCORE
-from elang.method.token_scores import SEQUENCE_DEFAULT
+from elang.method.scores import BEFORE_DECODER, DEFAULT_SCORE, SEQUENCE_DEFAULT
 from elang.models.finetune import FinetuneModule
 from elang.models.objectives.hidden import HiddenStateObjective
 from elang.models.objectives.labels import LabelObjective
-from elang.models.objectives.objective import Distill, Distillation, Hard, LossOptions, Margin, Objective
-from elang.models.objectives.super_answers import SuperAnswers, read_out_of_fold
+from elang.models.objectives.objective import (
+    Distill,
+    Distillation,
+    Hard,
+    LossOptions,
+    Margin,
+    Objective,
+    SuperAnswers,
+    read_out_of_fold,
+)
 from elang.models.objectives.texts import TextObjective
 from elang.models.routing_slice import answer_slice, fit_heads, slice_thresholds
 from elang.notices import notice

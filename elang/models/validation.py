@@ -4,15 +4,15 @@ from typing import Any
 
 from torch import Tensor
 
-from elang.backends.loading.trained_for import check_words
+from elang.backends.loading.families import check_words
 from elang.backends.text_model import TextModel
 from elang.errors import InputError, listed
 from elang.method.quality.metric import Quality
 from elang.notices import notice
 from elang.records.manifest import Manifest
 from elang.records.table import Records
+from elang.tasks.kinds import measure, measure_texts
 from elang.tasks.text_task import TextTask
-from elang.tasks.worth import measure, measure_texts
 
 
 def check_own_head(model: TextModel, path: str, task: TextTask, trained_on: Manifest | None) -> None:

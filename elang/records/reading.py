@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elang.errors import InputError, listed
 from elang.json_files import OBJECT, TEXT, TEXTS, TRUTH, check_fields, number, parse_object, whole
-from elang.method.token_scores import SEQUENCE_SCORES
+from elang.method.scores import SEQUENCE_SCORES
 from elang.records.columns import labels, numbers, read_columns, rows_of, vectors
 from elang.records.table import FORMAT, METADATA, Records
 from elang.tasks.kind import KINDS, Kind

@@ -13,7 +13,7 @@ A table with one row an example (parquet, or CSV or JSONL for a model that other
 | ``flops`` | float64 | cost of the answer; optional |
 
 Of generated texts optionally also ``steps`` (of the decoder, int64), ``scores`` (list of float32, in the order of
-:data:`elang.method.token_scores.SEQUENCE_SCORES`), ``score_flops`` (what these cost beside the text, float64) and, for
+:data:`elang.method.scores.SEQUENCE_SCORES`), ``score_flops`` (what these cost beside the text, float64) and, for
 distillation, ``top_ids`` and ``top_log_probs`` (lists): the most probable tokens at each place of the reference.
 
 Parquet files of ours carry label names and the model's identity in their metadata.

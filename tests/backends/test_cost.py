@@ -18,11 +18,11 @@ from transformers import (
 )
 
 from elang import InputError
-from elang.backends.cost import flops as counted_flops
-from elang.backends.cost import seconds as timed
-from elang.backends.cost.flops import count_flops, flops_by_length, generation_flops
-from elang.backends.cost.seconds import best_batch, measure_latency, measure_throughput
-from elang.method.cost import expected_cost, speedup
+from elang.backends import flops as counted_flops
+from elang.backends import seconds as timed
+from elang.backends.flops import count_flops, flops_by_length, generation_flops
+from elang.backends.seconds import best_batch, measure_latency, measure_throughput
+from elang.method.curve.points import expected_cost, speedup
 
 TINYBERT = {"hidden_size": 312, "intermediate_size": 1200, "num_hidden_layers": 4, "num_attention_heads": 12}
 SMALL = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import FAST, QUIET
 
-from elang.backends.cost.flops import check_cost, flops_by_length
+from elang.backends.flops import check_cost, flops_by_length
 from elang.backends.loading import padding as families
 from elang.backends.loading.load import load_model
 from elang.backends.loading.tokenizer import load_tokenizer
@@ -407,7 +407,7 @@ def test_what_cannot_be_counted_is_estimated(monkeypatch):
         raise RuntimeError("no such kernel")
 
     config = LlamaConfig(vocab_size=WORDS, **{**LLAMA, "intermediate_size": 80})
-    monkeypatch.setattr("elang.backends.cost.flops._count", broken)
+    monkeypatch.setattr("elang.backends.flops._count", broken)
     forget_notices()
     check_cost(config)
     assert "estimated as twice its weights" in notices()[0]["text"]

@@ -13,8 +13,8 @@ from elang.backends.fast.graphs import _WARM_UP, SmallBatches, padded_length
 from elang.backends.fast.onnx import OnnxPath
 from elang.backends.fast.t5 import T5Path
 from elang.backends.fast.t5_decoding import T5Steps
+from elang.backends.loading.checkpoints import save_model
 from elang.backends.loading.load import load_model
-from elang.backends.loading.save import save_model
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples, same_tokens, token_lists
 from elang.inference.speed import differences

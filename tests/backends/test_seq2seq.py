@@ -26,20 +26,19 @@ from transformers import (
 )
 
 from elang import InputError, JointPredictor, Seq2SeqData, SwiftModule
-from elang.backends.cost.flops import flops_by_length, generation_flops
+from elang.backends.flops import flops_by_length, generation_flops
 from elang.backends.generator import Seq2Seq
+from elang.backends.loading.checkpoints import save_model
 from elang.backends.loading.load import load_model
 from elang.backends.loading.padding import REFUSED
-from elang.backends.loading.save import save_model
 from elang.cli.verbs import main
-from elang.method.token_scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES, sequence_scores, token_scores
-from elang.models.objectives.objective import Distillation, LossOptions, Margin
-from elang.models.objectives.super_answers import SuperAnswers
+from elang.method.scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES, sequence_scores, token_scores
+from elang.models.objectives.objective import Distillation, LossOptions, Margin, SuperAnswers
 from elang.models.objectives.texts import TextObjective
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
+from elang.tasks.kinds import text_targets
 from elang.tasks.text_task import TextTask
-from elang.tasks.worth import text_targets
 
 TASK = TextTask([], "sequence", segments=[], qualities=["bleu", "chrf"])
 KINDS = ("t5", "marian", "bart")
@@ -333,7 +332,7 @@ def test_finished_texts_are_scored_in_parts(models, monkeypatch):
     source = model.encode(inputs_of(model))
     made = model.generate(source)
     whole = model._score(source, made.ids)
-    monkeypatch.setattr("elang.backends.decoding.generation._CHUNK", made.ids.shape[1] * 40 * 3)
+    monkeypatch.setattr("elang.backends.generation._CHUNK", made.ids.shape[1] * 40 * 3)
     torch.testing.assert_close(model._score(source, made.ids), whole, atol=1e-4, rtol=1e-4)
 
 
@@ -664,7 +663,7 @@ def test_all_metrics_of_texts(mt_pair, mt_args, mt_data, tmp_path):
 
 
 def test_latency_is_of_texts_of_the_usual_length(mt_pair, mt_args, tmp_path, monkeypatch):
-    monkeypatch.setattr("elang.backends.cost.seconds.measure_latency", lambda call, *_: (call() and 0.0) or 0.5)
+    monkeypatch.setattr("elang.backends.seconds.measure_latency", lambda call, *_: (call() and 0.0) or 0.5)
     timed = set()
     generate = Seq2Seq.generate
 

@@ -18,16 +18,16 @@ from test_pitfalls import run_cli
 from torch.nn.utils.rnn import pad_sequence
 
 from elang import FinetuneModule, InputError, JointPredictor, SwiftModule
-from elang.backends.decoding.answer_trie import AnswerTrie
+from elang.backends.answer_trie import AnswerTrie
 from elang.backends.label_decoder import TextToText
 from elang.backends.loading.load import load_model
 from elang.cli.verbs import main
+from elang.data.batches import Reader
 from elang.data.encoding import encode_examples
 from elang.data.glue.table import TASKS
-from elang.data.tokens import Reader
 from elang.method.scores import BEFORE_DECODER, free_energy
 from elang.models.objectives.labels import LabelObjective
-from elang.models.objectives.super_answers import SuperAnswers
+from elang.models.objectives.objective import SuperAnswers
 from elang.records.manifest import Manifest
 from elang.records.table import Records
 from elang.tasks.text_task import TextTask
@@ -884,7 +884,7 @@ def test_answers_follow_their_labels(t5_pair, files, tmp_path):
 def test_a_model_of_another_problem_is_refused(t5, base_model, tmp_path):
     """A regression has one output and nothing to compare; a fine-tuned model knows what it was made for."""
     numbers = TextTask(["value"], "regression", answers=["0.0", "1.0"])
-    from elang.backends.loading.save import save_model
+    from elang.backends.loading.checkpoints import save_model
 
     for kind, base in (("t5", t5), ("encoder", base_model)):
         model = load_model(str(base), numbers, fine_tune=True)

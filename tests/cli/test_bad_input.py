@@ -13,7 +13,7 @@ from conftest import FAST, QUIET, VOCABULARY, write_model
 from safetensors.torch import load_file, save_file
 
 from elang.backends.loading.load import load_model
-from elang.cli.suites.plan import read_plan
+from elang.cli.suite_plan import read_plan
 from elang.cli.verbs import main
 from elang.data.columns import read_frame, texts_of
 from elang.data.text_classification import TextClassificationData
@@ -109,7 +109,7 @@ def test_hub_data_must_be_pinned(fails, fit_args):
 
 def test_over_long_texts_are_counted_and_said(base_model, data_args, recwarn):
     args = replaced(["score", "--model.model", str(base_model), *data_args, *QUIET], "--data.label_names", "[bad,good]")
-    from elang.data.tokens import Reader
+    from elang.data.batches import Reader
 
     data = TextClassificationData(train=data_args[1], validation=data_args[3], max_length=8, routing_fraction=0.2)
 

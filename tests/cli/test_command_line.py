@@ -372,12 +372,12 @@ def test_ctrl_c_in_a_training(base_model, data_args, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_steps_end_with_what_began_them(number, tmp_path, monkeypatch):
     """Of `elang suite` and `elang crossfit`: no process is left behind."""
-    from elang.cli.suites.steps import Step, run_chains
+    from elang.cli.suite_steps import Step, run_chains
 
     script = tmp_path / "slow"
     script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid.$$\nmv {tmp_path}/pid.$$ {tmp_path}/there\nexec sleep 60\n")
     script.chmod(0o755)
-    monkeypatch.setattr("elang.cli.suites.steps.sys.executable", str(script))
+    monkeypatch.setattr("elang.cli.suite_steps.sys.executable", str(script))
 
     def press():
         end = time.monotonic() + 20
@@ -532,7 +532,7 @@ def test_names_are_only_names(tmp_path, pair, joint_args, capfd, fails):
 
 def test_tables_of_suites_and_benchmarks_take_names_as_they_are(capsys):
     from elang.cli.bench import _print
-    from elang.cli.suites.table import print_tables
+    from elang.cli.suite_table import print_tables
 
     point = {"quality": 0.5, "qualities": {}, "to_super": None, "kept": 0.5, "gflops": 1.0, "speedup": 2.0}
     point |= {"ms": {"batch 1": 1.0, "best batch": 1.0}}

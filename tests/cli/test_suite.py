@@ -16,11 +16,11 @@ import yaml
 from benchmark_files import ALL_TASKS, write_benchmarks
 from conftest import write_data, write_model, write_t5
 
+from elang.cli import suite_steps as suites
 from elang.cli.suite import suite
-from elang.cli.suites import steps as suites
-from elang.cli.suites.plan import chosen_tasks, read_plan, task_steps
-from elang.cli.suites.steps import STAGES
-from elang.cli.suites.table import _pair_ms, average, print_tables, read_row
+from elang.cli.suite_plan import chosen_tasks, read_plan, task_steps
+from elang.cli.suite_steps import STAGES
+from elang.cli.suite_table import _pair_ms, average, print_tables, read_row
 from elang.cli.verbs import main
 from elang.data.benchmarks import TaskData
 from elang.data.glue.table import TASKS

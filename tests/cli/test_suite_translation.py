@@ -7,9 +7,9 @@ import pytest
 import yaml
 from conftest import QUIET, write_parallel, write_seq2seq
 
+from elang.cli import suite_steps as suites
 from elang.cli.suite import suite
-from elang.cli.suites import steps as suites
-from elang.cli.suites.plan import read_plan
+from elang.cli.suite_plan import read_plan
 from elang.cli.verbs import main
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "suite"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from elang.data.batches import LengthBatches, Repeated
-from elang.data.slices import content_key, in_slice
+from elang.data.examples import content_key, in_slice
 from elang.data.text_classification import TextClassificationData
 
 

@@ -15,12 +15,10 @@ from conftest import QUIET, write_model
 
 from elang.data import benchmarks
 from elang.data.benchmarks import TaskData
-from elang.data.glue.files import read_rows
-from elang.data.glue.submission import answer_f1, write_submission
+from elang.data.glue.files import answer_f1, read_rows, write_submission
 from elang.data.glue.table import TASKS, find_tasks
 from elang.errors import InputError
-from elang.evaluation.curves import pair_curves
-from elang.evaluation.pair import PairAnswers
+from elang.evaluation.pair import PairAnswers, pair_curves
 from elang.method.deferral import route
 from elang.method.quality.registry import QUALITIES
 

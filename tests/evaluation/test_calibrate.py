@@ -17,7 +17,7 @@ from scipy import special, stats
 from elang import InputError, JointPredictor
 from elang.cli.calibrate import _check_options as check_options
 from elang.cli.verbs import main
-from elang.data.slices import content_key, in_slice
+from elang.data.examples import content_key, in_slice
 from elang.evaluation.promises import _promise, _too_few, by_budget
 from elang.evaluation.slices import (
     Slice,
@@ -29,11 +29,20 @@ from elang.evaluation.slices import (
     slice_sha256,
 )
 from elang.evaluation.statements import attempt, check_statements, next_level
-from elang.method.bounds import binomial_cdf, least_examples, least_mean, log_evidence, p_value, upper_bound
+from elang.method.bounds import (
+    binomial_cdf,
+    drift,
+    effective_number,
+    least_examples,
+    least_mean,
+    log_evidence,
+    p_value,
+    quantiles_of,
+    upper_bound,
+)
 from elang.method.certificate import certify_drop, certify_regret, regret_at
 from elang.method.curve.points import Costs
 from elang.method.deferral import route
-from elang.method.drift import drift, effective_number, quantiles_of
 from elang.notices import notices
 from elang.records.manifest import Manifest
 

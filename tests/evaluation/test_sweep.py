@@ -12,13 +12,12 @@ from conftest import read_curve
 
 from elang.cli.verbs import main
 from elang.evaluation import sweep as pieces
-from elang.evaluation.curves import FRACTIONS, SHARES
 from elang.evaluation.database import Joint
+from elang.evaluation.pair import FRACTIONS, SHARES
 from elang.evaluation.sweep import swept
-from elang.method.curve.baselines import random_curve
 from elang.method.curve.exact import operating_curve
 from elang.method.curve.points import Costs
-from elang.method.curve.reading import area, at_best, at_parity, at_share
+from elang.method.curve.reading import area, at_best, at_parity, at_share, random_curve
 from elang.method.quality.registry import QUALITIES
 
 pytest.importorskip("duckdb")

@@ -32,13 +32,11 @@ from elang.files import folder_sha256
 from elang.inference.serving.batcher import Batcher, Said
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.http import Server, connections_of
-from elang.inference.serving.metrics import Metrics, score_edges
 from elang.inference.serving.routes import add_routes
 from elang.inference.serving.schema import Limits, Question, TimedQuestion
 from elang.inference.serving.server import _Client
-from elang.inference.serving.service import PairService
-from elang.inference.serving.sockets import listen
-from elang.inference.serving.workers import Workers
+from elang.inference.serving.service import Metrics, PairService, score_edges
+from elang.inference.serving.workers import Workers, listen
 from elang.records.manifest import Manifest
 
 

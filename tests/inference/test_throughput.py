@@ -439,7 +439,7 @@ def test_what_is_timed_before_a_decoder(tmp_path, texts):
     """A deferred input pays for the Swift's encoder alone."""
     from conftest import write_t5
 
-    from elang.backends.loading.save import save_model
+    from elang.backends.loading.checkpoints import save_model
     from elang.records.manifest import Manifest
     from elang.tasks.text_task import TextTask
 

@@ -6,9 +6,8 @@ import torch
 from scipy.stats import bootstrap
 
 from elang.method.bootstrap import compare_areas, gain_area, lost_to_super, mcnemar, mean_intervals, resamples
-from elang.method.curve.baselines import random_curve
 from elang.method.curve.exact import operating_curve
-from elang.method.curve.reading import relative_area
+from elang.method.curve.reading import random_curve, relative_area
 from elang.method.deferral import oracle_score
 from elang.method.quality.labels import accuracy
 

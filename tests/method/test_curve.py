@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from elang.errors import InputError
-from elang.method.curve import sums as running_sums
-from elang.method.curve.baselines import random_curve, random_rescored_curve
+from elang.method.curve import exact as running_sums
 from elang.method.curve.exact import operating_curve, rescored_curve
 from elang.method.curve.points import Costs, Groups, OperatingCurve
 from elang.method.curve.reading import (
@@ -18,6 +17,8 @@ from elang.method.curve.reading import (
     at_parity,
     at_share,
     at_threshold,
+    random_curve,
+    random_rescored_curve,
     relative_area,
     target_quality,
 )

@@ -11,8 +11,8 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from elang.errors import InputError
 from elang.method.bootstrap import curve_interval
-from elang.method.curve.baselines import random_curve
 from elang.method.curve.exact import operating_curve
+from elang.method.curve.reading import random_curve
 from elang.method.quality.metric import group_sums
 from elang.method.quality.registry import QUALITIES
 from elang.method.quality.texts import TEXT_METRICS

@@ -7,11 +7,10 @@ import torch
 from sklearn.linear_model import RidgeCV
 from torch.nn.functional import cross_entropy, layer_norm
 
-from elang.backends.heads import EncoderHead, masked_mean
-from elang.data.slices import fold_of
+from elang.backends.encoder import EncoderHead, masked_mean
+from elang.data.examples import fold_of
 from elang.method.bootstrap import gain_area
-from elang.method.ridge import FOLDS
-from elang.method.router import RouterHead, expected_gain, logit_features, num_logit_features
+from elang.method.router import FOLDS, RouterHead, expected_gain, logit_features, num_logit_features
 from elang.method.scores import ROUTER_READS, all_scores
 
 

@@ -11,7 +11,7 @@ from elang.method.curve.exact import operating_curve
 from elang.method.curve.reading import at_threshold
 from elang.method.quality.registry import QUALITIES, _of_texts
 from elang.method.quality.texts import TEXT_METRICS, signature
-from elang.tasks.worth import text_targets
+from elang.tasks.kinds import text_targets
 
 WORDS = ["the", "a", "big", "small", "dog", "cat", "sleeps", "in", "on", "park", "house", ",", ".", "!"]
 WORDS += ["Straße", "größer", "„ob“", "東京", "don't", "U.S.", "3.5"]

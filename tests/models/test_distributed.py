@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 from torch import distributed
 
-from elang.models.stopping import stop_late
+from elang.models.resuming import stop_late
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -188,7 +188,7 @@ def test_the_router_and_thresholds_are_those_of_the_best_weights(fit_args, pair,
 
 @pytest.mark.parametrize("kind", ["none", "gone", "early"])
 def test_the_last_weights_with_a_reason(fit_args, tmp_path, monkeypatch, kind):
-    from elang.models import best
+    from elang.models import export
 
     monitor = {"monitor": "validation/accuracy", "mode": "min"}
     callbacks = checkpoints(tmp_path / "c", **monitor, save_top_k=0 if kind == "none" else 1)
@@ -196,7 +196,7 @@ def test_the_last_weights_with_a_reason(fit_args, tmp_path, monkeypatch, kind):
         stop = {"class_path": "EarlyStopping", "init_args": {**monitor, "patience": 5, "strict": True}}
         callbacks = json.dumps([stop])
     if kind == "gone":
-        monkeypatch.setattr(best.torch, "load", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("no file")))
+        monkeypatch.setattr(export.torch, "load", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("no file")))
     run_cli("fit", *fit_args, "--trainer.callbacks", callbacks)
     words = {"none": "save_top_k 1", "gone": "cannot be read", "early": "EarlyStopping saw a better"}
     said = told("last-weights")

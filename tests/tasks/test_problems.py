@@ -15,7 +15,7 @@ from conftest import BAD, FAST, FILLER, GOOD, QUIET, VOCABULARY, read_curve, wri
 from sklearn.metrics import f1_score
 
 from elang import InputError, JointPredictor
-from elang.backends.cost.flops import flops_by_length
+from elang.backends.flops import flops_by_length
 from elang.backends.loading.load import load_model
 from elang.cli.verbs import main
 from elang.data.benchmarks import TaskData
@@ -479,7 +479,7 @@ def test_what_candidates_cost(pairs, datasets):
 @pytest.mark.parametrize("task", ["copa", "record"])
 def test_latency_where_there_are_candidates(pairs, datasets, tmp_path, monkeypatch, task):
     """Inputs as long as a candidate's, which the position table has room for."""
-    from elang.models import latency as timed
+    from elang.backends import seconds as timed
 
     # Not the time is of interest here.
     monkeypatch.setattr(timed, "measure_throughput", lambda make: {n: 1 + 0 * len(str(make(n)())) for n in (1, 3)})
@@ -492,7 +492,7 @@ def test_latency_where_there_are_candidates(pairs, datasets, tmp_path, monkeypat
     assert set(latency) == {"swift", "super", "super encoder"}
     assert latency["swift"]["tokens"] == int(torch.tensor(frame["swift_tokens"].tolist()).median())
     assert task == "copa" or latency["swift"]["tokens"] > 64
-    from elang.models.latency import random_inputs
+    from elang.backends.seconds import random_inputs
 
     swift, super_ = load_model(found["swift"]), load_model(found["super"])
     read = random_inputs(swift, 3, 100, torch.device("cpu"), 4)

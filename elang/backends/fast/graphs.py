@@ -1,13 +1,9 @@
-"""Small batches, for latency: what a model does for them is captured as one graph a shape, and launched whole.
-
-Launched one by one, the kernels of a small model take longer to launch than to run. A captured graph takes one launch,
-but has one shape, so inputs are padded to the next of some; all are captured when a model is loaded. On a CPU, where
-there are no graphs, the same passes run as they are, without padding.
-"""
+"""Attention that is ready for a batch of any shape."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +11,40 @@ from torch import Tensor
 
 from elang.errors import first_line
 from elang.notices import notice
+
+
+@contextmanager
+def any_shape() -> Iterator[None]:
+    """Leave cuDNN's attention out.
+
+    It is planned anew for each shape of a batch, on the host, for up to seconds, and batches of texts have hundreds of
+    shapes. Flash and memory-efficient attention, which stand in, need no plan.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+class AnyShape:
+    """For a LightningModule: :func:`any_shape` from ``setup`` to ``teardown``, backward passes included."""
+
+    _cudnn_before: bool | None = None
+
+    def setup(self, stage: str) -> None:
+        """Leave it out."""
+        if self._cudnn_before is None:
+            self._cudnn_before = torch.backends.cuda.cudnn_sdp_enabled()
+            torch.backends.cuda.enable_cudnn_sdp(False)
+
+    def teardown(self, stage: str) -> None:
+        """Allow what was allowed before."""
+        if self._cudnn_before is not None:
+            torch.backends.cuda.enable_cudnn_sdp(self._cudnn_before)
+            self._cudnn_before = None
+
 
 # What is wanted of a model, as a table ``(B, K)``, and what its next pass takes.
 Pass = Callable[[Any], tuple[Tensor, Any]]
@@ -117,7 +147,7 @@ class SmallBatches:
         passes: Each takes what the one before it has left, the first one the model's inputs. Of a model that generates
             texts these are four: up to the decoder, to the first token, one token (its table tells which texts have not
             ended), and the end; its inputs have the column :data:`WANTED`.
-        pad: The columns of tokens and what pads each, as :attr:`elang.data.tokens.EncodedTexts.pad` has them.
+        pad: The columns of tokens and what pads each, as :attr:`elang.data.batches.EncodedTexts.pad` has them.
         most: Inputs at a time.
         limit: Tokens of an input at most.
         device: Where the model is; on a GPU all shapes are captured here.

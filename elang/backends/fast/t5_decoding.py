@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elang.backends.fast.t5 import MULTIPLE, T5Path, feed_forward, mask_bias, norm
-from elang.method.token_scores import TOKEN_SCORES, token_scores
+from elang.method.scores import TOKEN_SCORES, token_scores
 
 # Positions that there is room for at first, where room can grow.
 _ROOM = 32

@@ -11,18 +11,18 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from elang.backends.backend import Backend
 from elang.backends.loading.checkpoints import ROUTER_FILE, from_checkpoint, read_checkpoint
-from elang.backends.loading.families import family_of
-from elang.backends.loading.hub import locate, not_loaded, quiet
-from elang.backends.loading.padding import check_family, check_padding, has_decoder, settle_padding
-from elang.backends.loading.tokenizer import load_tokenizer
-from elang.backends.loading.trained_for import (
+from elang.backends.loading.families import (
     check_kind,
+    family_of,
     forget_training,
     keep_layers,
     output_names,
     task_in_words,
     task_of_outputs,
 )
+from elang.backends.loading.hub import locate, not_loaded, quiet
+from elang.backends.loading.padding import check_family, check_padding, has_decoder, settle_padding
+from elang.backends.loading.tokenizer import load_tokenizer
 from elang.backends.loading.weights import check_parts, check_precision, check_weights, is_body
 from elang.backends.recorded import RecordedBackend
 from elang.backends.remote import RemoteBackend

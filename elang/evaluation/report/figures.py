@@ -15,8 +15,7 @@ from elang.evaluation.summary import QualitySummary
 from elang.files import written_aside
 from elang.method.bootstrap import curve_interval
 from elang.method.curve.points import OperatingCurve
-from elang.method.scores import BEFORE_DECODER
-from elang.method.token_scores import TOKEN_SCORES
+from elang.method.scores import BEFORE_DECODER, TOKEN_SCORES
 
 # Scores of generated text are too many to draw, or to print again for a second metric.
 MAX_DRAWN = 16

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from elang.evaluation.curves import pair_curves
-from elang.evaluation.pair import PairAnswers
+from elang.evaluation.pair import PairAnswers, pair_curves
 from elang.evaluation.report.figures import plain_texts, plot_curves, plot_lengths
 from elang.evaluation.summary import JointSummary
 from elang.files import plain, written_aside

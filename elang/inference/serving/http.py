@@ -20,8 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from elang.inference.serving.gate import AGAIN, HEAD_BYTES, TASK, Gate, refusal
-from elang.inference.serving.sockets import take_no_more
-from elang.inference.serving.workers import Workers
+from elang.inference.serving.workers import Workers, take_no_more
 
 # Seconds: for a head to come, for the next request on a connection, for an answer to be taken.
 _HEAD, _IDLE, _TAKEN = 10.0, 20.0, 20.0

@@ -8,9 +8,8 @@ from fastapi import FastAPI, HTTPException, Request, Response
 
 from elang.errors import InputError
 from elang.inference.serving.batcher import Batcher, Said
-from elang.inference.serving.metrics import Metrics
 from elang.inference.serving.schema import BODY, Limits, QuestionReader, refused
-from elang.inference.serving.service import Labels, PairService, Reply, log
+from elang.inference.serving.service import Labels, Metrics, PairService, Reply, log
 
 
 def add_super_route(app: FastAPI, model: Batcher, limits: Limits, metrics: Metrics) -> None:

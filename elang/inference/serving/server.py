@@ -18,10 +18,9 @@ from elang.inference.predictor import JointPredictor
 from elang.inference.serving.batcher import Batcher
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.http import Server, connections_of
-from elang.inference.serving.metrics import Metrics, score_edges
 from elang.inference.serving.routes import add_routes, add_super_route, add_views
 from elang.inference.serving.schema import Limits, Question
-from elang.inference.serving.service import OnSuperFailure, PairService
+from elang.inference.serving.service import Metrics, OnSuperFailure, PairService, score_edges
 from elang.inference.serving.workers import Workers
 
 _log = logging.getLogger(__name__)

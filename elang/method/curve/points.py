@@ -1,10 +1,32 @@
-"""What a curve is computed from beside the answers (costs and groups), the curve, and one point of it."""
+"""Points of an operating curve: the costs of a pair, and the curve itself."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+
+def expected_cost(costs: Sequence[float], reached: Sequence[float]) -> float:
+    """Mean cost of an input under a cascade, of a pair ``c_swift + r * c_super``.
+
+    Args:
+        costs: Of each stage for one input, in any unit.
+        reached: The share of the inputs that reaches each stage; of the first one 1.
+
+    >>> round(expected_cost([1.2, 21.8], [1, 0.36]), 2)
+    9.05
+    """
+    return sum(cost * share for cost, share in zip(costs, reached, strict=True))
+
+
+def speedup(swift: float, super_: float, deferred_share: float) -> float:
+    """Cost of the Super alone over the cost of the pair.
+
+    >>> round(speedup(1.2, 21.8, 0.36), 1)
+    2.4
+    """
+    return super_ / expected_cost([swift, super_], [1, deferred_share])
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,19 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.method.quality.labels import accuracy, answer_exact, answer_f1, exact_match, f1, f1_macro, matthews
+from elang.method.quality.labels import (
+    accuracy,
+    answer_exact,
+    answer_f1,
+    exact_match,
+    f1,
+    f1_macro,
+    matthews,
+    pearson,
+    spearman,
+)
 from elang.method.quality.metric import Quality
 from elang.method.quality.texts import TEXT_METRICS
-from elang.method.quality.values import pearson, spearman
 
 QualityName = Literal[
     "accuracy",

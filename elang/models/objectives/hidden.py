@@ -6,9 +6,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from elang.backends.heads import masked_mean
+from elang.backends.encoder import masked_mean
 from elang.backends.text_model import TextModel
-from elang.data.tokens import Reader
+from elang.data.batches import Reader
 from elang.errors import InputError
 from elang.method.losses import hidden_distillation
 

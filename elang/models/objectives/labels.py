@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elang.backends.answer import Answer
+from elang.backends.backend import Answer
 from elang.errors import InputError
 from elang.method.losses import MARGINS
 from elang.method.router import expected_gain
-from elang.models.objectives.objective import LossOptions
-from elang.models.objectives.super_answers import SuperAnswers
+from elang.models.objectives.objective import LossOptions, SuperAnswers
 from elang.records.table import Records
 from elang.tasks.text_task import TextTask
 

@@ -6,16 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elang.backends.answer import Answer
+from elang.backends.backend import Answer
 from elang.backends.generator import Seq2Seq
+from elang.data.batches import IGNORED, EncodedTexts, padded_answers
 from elang.data.encoding import encode
-from elang.data.tokens import IGNORED, EncodedTexts, padded_answers
 from elang.errors import InputError
 from elang.method.losses import MARGINS, token_distillation
-from elang.models.objectives.objective import LossOptions
-from elang.models.objectives.super_answers import SuperAnswers
+from elang.models.objectives.objective import LossOptions, SuperAnswers
 from elang.records.table import Records
-from elang.tasks.worth import text_targets
+from elang.tasks.kinds import text_targets
 
 # Tokens of a batch that the energy margin compares with each other, for pairs of them are many.
 _MARGIN_TOKENS = 2048

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from elang.cli.options import read_yaml
-from elang.cli.suites.steps import STAGES, VERBS, Step
+from elang.cli.suite_steps import STAGES, VERBS, Step
 from elang.data.glue.table import TASKS, find_tasks
 from elang.data.glue.task import Task
 from elang.errors import InputError

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from elang.backends.decoding.languages import set_languages
+from elang.backends.encoder import masked_mean
 from elang.backends.fast.t5_decoding import T5Steps, Texts
-from elang.backends.heads import masked_mean
+from elang.backends.loading.tokenizer import set_languages
 from elang.backends.text_model import TextModel
-from elang.data.tokens import IGNORED
+from elang.data.batches import IGNORED
 from elang.errors import InputError
-from elang.method.token_scores import SEQUENCE_SCORES, sequence_scores, token_scores
+from elang.method.scores import SEQUENCE_SCORES, sequence_scores, token_scores
 from elang.tasks.text_task import TextTask
 
 # What may be set where greedy texts are all that is asked for; what is for beams or samples is of no effect.
@@ -58,7 +58,7 @@ class Generated:
     Attributes:
         ids: Generated tokens without the start, padded, int64 ``(B, T)``.
         steps: Decoder steps of each, its end included, int64 ``(B,)``.
-        scores: :data:`elang.method.token_scores.SEQUENCE_SCORES`, float32 ``(B, 24)``.
+        scores: :data:`elang.method.scores.SEQUENCE_SCORES`, float32 ``(B, 24)``.
     """
 
     ids: Tensor

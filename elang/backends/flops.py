@@ -1,5 +1,16 @@
-"""FLOPs by token length, counted on a model without weights."""
+"""FLOPs by token length, counted on a model without weights.
 
+Convention ``"exact"``: twice the multiply-accumulates of every matrix product, attention included, at the input's
+true token length; element-wise work is not counted. Of a mixture of experts each token costs those that it is sent to.
+A family that cannot be counted is estimated as twice its weights for each token, and a notice says so.
+Convention ``"paper"``, which reproduces the paper's tables: twice the encoder's weights times 128 tokens, whatever the
+length, without attention; a decoder's weights count once for each of its tokens.
+
+An encoder-decoder costs its encoder, its decoder over ``(paths, tokens)`` and the language-model head, or, for an input
+that is deferred before the decoder runs, its encoder alone.
+"""
+
+import json
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -46,26 +57,20 @@ def _check_part(config: Any, part: FlopsPart, decoder: tuple[int, int]) -> None:
     if part == "encoder" and not has_decoder(config):
         raise InputError(f"part 'encoder': a {config.model_type} model has no decoder to spare; use part 'all'.")
     if min(decoder) < 1:
-        raise InputError(
-            f"decoder {decoder}: it runs over at least 1 path of at least 1 token; for none use 'encoder'."
-        )
+        raise InputError(f"decoder {decoder}: it runs over at least 1 path of 1 token; for none use part 'encoder'.")
 
 
 def count_flops(config: Any, length: int, part: FlopsPart = "all", decoder: tuple[int, int] = (1, 1)) -> int:
     """Count the FLOPs of one input under the exact convention.
 
     Args:
-        config: A ``transformers`` configuration. One with ``is_encoder_decoder`` is counted as its encoder, its decoder
-            and the language-model head; any other as a sequence classifier.
+        config: A ``transformers`` configuration, counted as a sequence classifier if it is not an encoder-decoder.
         length: Number of tokens, special ones included.
-        part: See :func:`flops_by_length`.
+        part: See :func:`flops_by_length`, as for the errors.
         decoder: See :func:`flops_by_length`.
 
     Returns:
         FLOPs (two for each multiply-accumulate).
-
-    Raises:
-        InputError: As :func:`flops_by_length`.
     """
     _check_part(config, part, decoder)
     return _count(_countable(config), length, part, decoder)
@@ -103,8 +108,6 @@ def _count(model: Any, length: int, part: FlopsPart = "all", decoder: tuple[int,
 
 def _config_of(config_json: str) -> Any:
     """The configuration from its text, which caches can be keyed by."""
-    import json
-
     from transformers import AutoConfig
 
     fields = json.loads(config_json)

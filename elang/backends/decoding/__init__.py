@@ -1,1 +1,0 @@
-"""How answers are decoded: the trie of label words, language codes."""

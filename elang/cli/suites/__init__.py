@@ -1,1 +1,0 @@
-"""The steps of a suite, its file and its table."""
