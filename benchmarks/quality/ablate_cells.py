@@ -166,7 +166,8 @@ def needed(runs: list[Run], area: float) -> dict[str, float]:
     cost = mean([float(a.swift_flops.mean() / a.super_flops.mean()) for a in dev])
     deferred = 1 / PAPER[runs[0].task] - cost
     gaps = [g / 1e4 for g in range(5000)]
-    gap = max(g for g in gaps if g * (1 - deferred + area * deferred) <= area * min(deferred, g + only))
+    reached = [g for g in gaps if g * (1 - deferred + area * deferred) <= area * min(deferred, g + only)]
+    gap = max(reached, default=math.nan)
     return {"swift": swift, "super": super_, "only the swift": only, "needed": super_ - gap}
 
 

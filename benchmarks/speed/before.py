@@ -1,10 +1,10 @@
-"""Reading, fitting and predicting, against another checkout of this project: is a change paid for with time?
+"""Start-up, reading, fitting, the sweep and predicting, against another checkout: is a change paid for with time?
 
 git worktree add ../before COMMIT
 python benchmarks/speed/before.py ../before [--rounds 7] [--rows 100000]
 
-Both checkouts do the same work in turn, each in a process of its own whose start-up is not counted. The ratio is the
-median over the rounds of this checkout's seconds to the other's. Writes benchmarks/results/before.json and fails where
+Both checkouts do the same work in turn, each in a process of its own, whose start-up counts only in the parts "start". The
+ratio is the median over the rounds of this checkout's seconds to the other's. Writes benchmarks/results/before.json and fails where
 this checkout is more than 3% slower.
 """
 
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import ROOT, write_result
 
 BAR = 1.03
+PARTS = ("start --help", "start fit --help", "read csv", "read tsv", "read jsonl", "fit", "sweep", "predict")
 WORDS = [a + b for a in "bcdfghklmnprstvw" for b in ("a", "e", "i", "o", "u", "ay", "ee", "or")]
 
 
@@ -59,10 +60,23 @@ def make(folder: Path, rows: int) -> None:
 
 def work(part: str, folder: Path) -> float:
     """Do one part in this process, with the ``elang`` that is imported here; its seconds."""
-    from elang import JointPredictor, TextClassificationData
-    from elang.cli.verbs import main
-
     verb, _, suffix = part.partition(" ")
+    if verb == "start":
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "elang", *suffix.split()], capture_output=True, check=True)
+        return time.perf_counter() - start
+    import torch
+
+    from elang import JointPredictor, TextClassificationData, operating_curve
+    from elang.cli import main
+
+    if verb == "sweep":
+        generator = torch.Generator().manual_seed(0)
+        right = torch.rand(2, 2_000_000, 1, generator=generator) < torch.tensor([0.8, 0.9]).view(2, 1, 1)
+        score = torch.rand(2_000_000, generator=generator)
+        start = time.perf_counter()
+        operating_curve(score, right[0], right[1], lambda sums: sums[:, 0] / 2_000_000)
+        return time.perf_counter() - start
     if verb == "read":
         start = time.perf_counter()
         TextClassificationData(train=str(folder / f"many.{suffix}")).examples("train")
@@ -116,7 +130,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, args.rows)
-        for part in ("read csv", "read tsv", "read jsonl", "fit", "predict"):
+        for part in PARTS:
             pairs = []
             for i in range(args.rounds + 1):
                 # Who goes first changes from round to round, so that neither always finds warm caches.
@@ -128,7 +142,7 @@ def main() -> int:
             here = statistics.median(ours for ours, _ in pairs[1:])
             row = {"part": part, "seconds": round(here, 3), "ratio": round(middle, 4)}
             rows.append(row | {"quartiles": [round(low, 4), round(high, 4)], "met": middle <= BAR})
-            print(f"{part:11} {here:7.2f} s {middle:6.3f} of before {'ok' if middle <= BAR else 'MISSED'}", flush=True)
+            print(f"{part:16} {here:7.2f} s {middle:6.3f} of before {'ok' if middle <= BAR else 'MISSED'}", flush=True)
     other = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=args.other, capture_output=True, text=True)
     figures = {"before": other.stdout.strip(), "rounds": args.rounds, "rows": args.rows, "parts": rows}
     write_result("before", figures, ("torch", "lightning", "transformers", "pandas"))
