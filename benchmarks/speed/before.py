@@ -3,9 +3,9 @@
 git worktree add ../before COMMIT
 python benchmarks/speed/before.py ../before [--rounds 7] [--rows 100000]
 
-Both checkouts do the same work in turn, each in a process of its own, whose start-up counts only in the parts "start". The
-ratio is the median over the rounds of this checkout's seconds to the other's. Writes benchmarks/results/before.json and fails where
-this checkout is more than 3% slower.
+Both checkouts do the same work in turn, each in a process of its own, whose start-up counts only in the "start" parts.
+The ratio is the median over the rounds of this checkout's seconds to the other's. Writes
+benchmarks/results/before.json and fails where this checkout is more than 3% slower.
 """
 
 import argparse
