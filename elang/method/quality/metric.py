@@ -18,10 +18,10 @@ class Quality:
         statistics: Maps predictions ``(N,)`` and targets ``(N,)`` or ``(N, K)`` to per-example statistics ``(N, S)``.
         value: Maps sums of statistics ``(..., S)``, float64, to the metric ``(...)``; larger is better.
         by_group: Maps the sums over one group's examples ``(..., S)`` to the group's own statistics ``(..., S')``,
-            float64; ``value`` then takes the sums of these over all groups. None: the examples add up themselves.
+            float64; ``value`` then takes the sums of these over all groups. None for a metric without groups.
         target: The column of targets that the metric reads.
-        whole: Maps all predictions and all targets to the metric at once, for one that is no function of sums;
-            ``statistics`` and ``value`` then raise.
+        whole: Maps all predictions and targets to the metric, if it is no function of sums; ``statistics`` and
+            ``value`` then raise.
     """
 
     name: str
@@ -37,17 +37,17 @@ class Quality:
         Args:
             prediction: Shape ``(N,)``.
             target: Shape ``(N,)`` or ``(N, K)``.
-            group: Integers, shape ``(N,)``: equal for the examples of one group. Only ``by_group`` reads it.
+            group: The group of each example, integers ``(N,)``; only a metric with ``by_group`` reads it.
 
         Raises:
-            InputError: If the metric is one over groups and there are none.
+            InputError: If a metric with ``by_group`` is given no groups.
         """
         if self.whole is not None:
             return self.whole(prediction, target)
-        value, (each,) = settled(self.value, self.statistics(prediction, target))
+        value, (statistics,) = centred(self.value, self.statistics(prediction, target))
         if self.by_group is not None:
-            each = self.by_group(group_sums(each, group)[0])
-        return float(value(each.sum(0, dtype=torch.float64)))
+            statistics = self.by_group(group_sums(statistics, group)[0])
+        return float(value(statistics.sum(0, dtype=torch.float64)))
 
 
 def group_sums(statistics: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -55,10 +55,10 @@ def group_sums(statistics: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor
 
     Args:
         statistics: Shape ``(N, S)``.
-        group: Integers, shape ``(N,)``; any values.
+        group: The group of each example, any integers, shape ``(N,)``.
 
     Returns:
-        The sums, float64 ``(G, S)``, and which of these rows each example is in, ``(N,)``.
+        The sums, float64 ``(G, S)``, and the row of each example's group in them, ``(N,)``.
 
     Raises:
         InputError: If there is no group for each example.
@@ -68,8 +68,8 @@ def group_sums(statistics: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor
             f"The metric is one over groups and needs the group of each of {len(statistics)} examples, shape (N,), but "
             f"was given {'none' if group is None else tuple(group.shape)}; name the column that tells the groups apart."
         )
-    found, row = group.unique(return_inverse=True)
-    sums = torch.zeros(len(found), statistics.shape[1], dtype=torch.float64, device=statistics.device)
+    groups, row = group.unique(return_inverse=True)
+    sums = torch.zeros(len(groups), statistics.shape[1], dtype=torch.float64, device=statistics.device)
     return sums.index_add_(0, row, statistics.double()), row
 
 
@@ -79,57 +79,57 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def mean_of_sums(sums: Tensor) -> Tensor:
-    """Value of statistics ``(amount, 1)``."""
-    return ratio(sums[..., 0], sums[..., 1])
+    """The mean, float64 ``(...)``, of sums ``(..., 2)`` of amounts and their number; 0 of nothing."""
+    return ratio(sums[..., 0].double(), sums[..., 1].double())
 
 
 class Correlation:
-    """Pearson's correlation of sums of ``(1, x, y, x², y², xy)``, kept apart for each of several groups of rows.
+    """Pearson's correlation of sums of ``(1, x, y, x², y², xy)``, one set of columns for each of several row sets.
 
-    Where values are large beside their spread, such sums cancel to nothing. :func:`settled` therefore takes from each
-    group's ``x``, and from all ``y``, a value from their middle before anything is summed; the correlation is the same.
+    Where values are large relative to their spread, such sums cancel to nothing. :func:`centred` therefore subtracts
+    the median of each row set's ``x``, and that of ``y``, before anything is summed; this changes no correlation.
 
     Args:
-        apart: By how much each group's ``x`` was moved more than the first group's, ``(K,)``.
+        offsets: The subtracted ``x`` of each row set minus that of the first, ``(K,)``.
     """
 
-    def __init__(self, apart: Tensor) -> None:
-        self.apart = apart
+    def __init__(self, offsets: Tensor) -> None:
+        self.offsets = offsets
 
     def __call__(self, sums: Tensor) -> Tensor:
         """The correlation ``(...)`` of sums ``(..., S)``."""
-        n, x, y, xx, yy, xy = sums.unflatten(-1, (len(self.apart), 6)).unbind(-1)
+        n, x, y, xx, yy, xy = sums.unflatten(-1, (len(self.offsets), 6)).unbind(-1)
         total = n.sum(-1, keepdim=True)
-        # Within the groups, each times the number of all rows, and of none in a group that has no rows.
+        # Second moments within each row set, times the number of all rows; 0 for a set without rows.
         share = ratio(total, n)
-        raw_x, raw_y, both = share * n * xx, share * n * yy, share * (n * xy - x * y)
-        within_x, within_y = raw_x - share * x * x, raw_y - share * y * y
-        if len(self.apart) > 1:
-            # And between them.
-            means = ratio(x, n) + self.apart.to(n), ratio(y, n)
-            far_x, far_y = (mean - (n * mean).sum(-1, keepdim=True) / total for mean in means)
-            one, two, three = (total * n * a * b for a, b in ((far_x, far_x), (far_y, far_y), (far_x, far_y)))
-            raw_x, within_x, raw_y, within_y = raw_x + one, within_x + one, raw_y + two, within_y + two
-            both = both + three
-        spread_x, spread_y, tiny_x, tiny_y = (part.sum(-1) for part in (within_x, within_y, raw_x, raw_y))
-        # A variance below rounding error is a constant.
-        defined = (spread_x > 1e-13 * tiny_x) & (spread_y > 1e-13 * tiny_y)
-        return ratio(both.sum(-1), torch.where(defined, spread_x * spread_y, 0.0).sqrt())
+        raw_x, raw_y, cross = share * n * xx, share * n * yy, share * (n * xy - x * y)
+        spread_x, spread_y = raw_x - share * x * x, raw_y - share * y * y
+        if len(self.offsets) > 1:
+            # And between the row sets.
+            means = ratio(x, n) + self.offsets.to(n), ratio(y, n)
+            dx, dy = (mean - (n * mean).sum(-1, keepdim=True) / total for mean in means)
+            between_x, between_y = total * n * dx * dx, total * n * dy * dy
+            raw_x, spread_x = raw_x + between_x, spread_x + between_x
+            raw_y, spread_y = raw_y + between_y, spread_y + between_y
+            cross = cross + total * n * dx * dy
+        spread_x, spread_y, raw_x, raw_y = (part.sum(-1) for part in (spread_x, spread_y, raw_x, raw_y))
+        # A variance below rounding error is that of a constant.
+        defined = (spread_x > 1e-13 * raw_x) & (spread_y > 1e-13 * raw_y)
+        return ratio(cross.sum(-1), torch.where(defined, spread_x * spread_y, 0.0).sqrt())
 
-    def settle(self, *groups: Tensor) -> tuple["Correlation", list[Tensor]]:
-        """The same for rows whose values lie around 0: each group's in columns of its own."""
-        if not len(groups[0]):
-            return self, list(groups)
-        y = groups[0][:, 2].double()
+    def centre(self, *row_sets: Tensor) -> tuple["Correlation", list[Tensor]]:
+        """The correlation and statistics of centred values, each row set's in columns of its own."""
+        if not len(row_sets[0]):
+            return self, list(row_sets)
+        y = row_sets[0][:, 2].double()
         y = y - y.median()
-        middles = torch.stack([rows[:, 1].double().median() for rows in groups])
-        found = []
-        for place, rows in enumerate(groups):
-            x = rows[:, 1].double() - middles[place]
-            own = rows.new_zeros(len(rows), len(groups), 6, dtype=torch.float64)
-            own[:, place] = moments(x, y)
-            found.append(own.flatten(1))
-        return Correlation(middles - middles[0]), found
+        medians = torch.stack([rows[:, 1].double().median() for rows in row_sets])
+        statistics = []
+        for place, rows in enumerate(row_sets):
+            columns = rows.new_zeros(len(rows), len(row_sets), 6, dtype=torch.float64)
+            columns[:, place] = moments(rows[:, 1].double() - medians[place], y)
+            statistics.append(columns.flatten(1))
+        return Correlation(medians - medians[0]), statistics
 
 
 def moments(x: Tensor, y: Tensor) -> Tensor:
@@ -137,11 +137,11 @@ def moments(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([torch.ones_like(x), x, y, x * x, y * y, x * y], -1)
 
 
-def settled(value: Callable[[Tensor], Tensor], *statistics: Tensor) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
+def centred(value: Callable[[Tensor], Tensor], *statistics: Tensor) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
     """Statistics that can be summed without losing the metric in rounding, and what maps their sums to it.
 
     Args:
         value: Of a :class:`Quality`.
         statistics: Those of whole sets of predictions of the same examples, each ``(N, S)``; sums may mix their rows.
     """
-    return value.settle(*statistics) if isinstance(value, Correlation) else (value, list(statistics))
+    return value.centre(*statistics) if isinstance(value, Correlation) else (value, list(statistics))
