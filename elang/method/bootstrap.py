@@ -17,12 +17,9 @@ _MIN_RESAMPLES = 100
 
 
 def resamples(n: int, times: int = 1000, seed: int = 0) -> Tensor:
-    """How often each of ``n`` examples is drawn in each of ``times`` resamples, float64 ``(times, n)``.
+    """How often each of ``n`` examples is drawn in each of ``times`` resamples (Efron, 1979), float64 ``(times, n)``.
 
     Compare two scores on the same draws: most of the uncertainty is in the examples, which they share.
-
-    Source:
-        Efron, Annals of Statistics 1979.
 
     >>> resamples(4, times=2).sum(1)
     tensor([4., 4.], dtype=torch.float64)
@@ -39,15 +36,13 @@ def resamples(n: int, times: int = 1000, seed: int = 0) -> Tensor:
 def gain_area(score: Tensor, gain: Tensor, weights: Tensor | None = None) -> Tensor:
     """Area under the curve of a metric that is a mean over examples, between random (0) and oracle (1).
 
-    Equals :func:`~elang.method.curve.reading.relative_area` of the mean reward, for many resamples at once.
+    Equals :func:`~elang.method.curve.reading.relative_area` of the mean reward, for many resamples at once: float64
+    ``(R,)``, or a scalar without weights. NaN where nothing can be gained.
 
     Args:
         score: Shape ``(N,)``; larger is harder. Equal scores are deferred together.
         gain: How much better the Super's answer is, shape ``(N,)``.
         weights: How often each example counts, shape ``(R, N)``; by default once.
-
-    Returns:
-        Float64, shape ``(R,)``, or a scalar without weights; NaN where nothing can be gained.
 
     >>> float(gain_area(torch.tensor([3.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 0.0])))
     1.0
@@ -63,11 +58,9 @@ def gain_area(score: Tensor, gain: Tensor, weights: Tensor | None = None) -> Ten
 
 
 def mean_intervals(values: Tensor, times: int = 2000) -> tuple[Tensor, Tensor]:
-    """95% intervals of the means of columns, by resampling rows: lower and upper ends, float64 ``(P,)`` each.
+    """95% intervals of the means of columns ``(N, P)``, by resampling rows: lower and upper ends, float64 ``(P,)``.
 
-    Args:
-        values: Shape ``(N, P)``.
-        times: Most resamples; with too many examples for 100 the normal approximation is used.
+    There are at most ``times`` resamples; with too many examples for 100 the normal approximation is used.
 
     >>> low, high = mean_intervals(torch.tensor([[0.0], [1.0]]).repeat(50, 1))
     >>> float(low) < 0.5 < float(high)
@@ -93,15 +86,15 @@ def mcnemar(worse: int, better: int) -> float:
 
 
 def lost_to_super(lost: Tensor) -> list[dict[str, float]]:
-    """The difference of a pair's mean worth to the Super's, with its uncertainty.
+    """The differences of ``P`` pairs' mean worth to the Super's, with their uncertainty.
 
     Args:
-        lost: What each kept example would have gained, 0 where it is deferred, shape ``(N, P)`` for ``P`` pairs.
+        lost: What each kept example would have gained, 0 where it is deferred, shape ``(N, P)``.
 
     Returns:
         For each pair its ``difference`` (negative: the pair is worse) with the ends ``low`` and ``high`` of the 95%
-        interval. For answers that are right or wrong, if any differ, also how many are ``worse`` and ``better`` than
-        the Super's, and McNemar's ``p``.
+        interval. If answers are right or wrong and any differ, also the numbers of ``worse`` and ``better`` answers
+        and McNemar's ``p``.
     """
     low, high = mean_intervals(-lost.double())
     results = []
@@ -117,13 +110,7 @@ def lost_to_super(lost: Tensor) -> list[dict[str, float]]:
 def compare_areas(
     scores: dict[str, Tensor], gain: Tensor, chosen: str, times: int = 1000
 ) -> dict[str, dict[str, float]]:
-    """Each score's :func:`gain_area` and its difference to the chosen score's, on the same resamples.
-
-    Args:
-        scores: By name, each ``(N,)``.
-        gain: How much better the Super's answer is, ``(N,)``.
-        chosen: The score that the others are compared with.
-        times: Most resamples.
+    """Each score's :func:`gain_area`, compared with the ``chosen`` one's on the same resamples, at most ``times``.
 
     Returns:
         For each score the ends ``low`` and ``high`` of its area's 95% interval, and for all but the chosen one the
@@ -170,19 +157,12 @@ def curve_interval(
     times: int = 2000,
     confidence: float = 0.95,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Bootstrap intervals of a metric at thresholds along the whole curve.
+    """Bootstrap intervals of a metric along the whole :func:`~elang.method.curve.exact.operating_curve`.
 
-    Args:
-        score: Shape ``(N,)``; larger is harder.
-        swift: Per-example statistics under the Swift, shape ``(N, S)``.
-        super_: The same under the Super.
-        value: Maps sums of statistics ``(..., S)`` to the metric.
-        points: Number of thresholds, spread evenly over the examples.
-        times: Number of resamples.
-        confidence: Of each interval by itself, not of all together.
+    ``confidence`` is that of each interval by itself, not of all together.
 
     Returns:
-        Deferred shares, lower and upper ends, each ``(points,)`` or shorter; equal scores are deferred together.
+        Deferred shares, spread evenly over the examples, lower and upper ends, each ``(points,)`` or shorter.
     """
     order, deferred, _ = deferral_events(score)
     value, (swift, super_) = centred(value, swift, super_)

@@ -27,18 +27,11 @@ def binomial_cdf(k: int, n: int, p: float) -> float:
 
 
 def log_evidence(values: Tensor, mean: float, maximum: float) -> float:
-    """Logarithm of an e-value against "the mean of these values is ``mean`` or more".
+    """Logarithm of an e-value against "these independent values, at most ``maximum``, have mean ``mean`` or more".
 
     If the hypothesis is true, the expected winnings of each fixed bet, and of the average of several, are at most 1.
-    By Markov's inequality they then exceed 1/p with probability at most p, for every n.
-
-    Args:
-        values: Independent, at most ``maximum``, shape ``(n,)``.
-        mean: Below ``maximum``.
-        maximum: The largest possible value.
-
-    Source:
-        Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, 2024.
+    By Markov's inequality they then exceed 1/p with probability at most p, for every n. Source: Waudby-Smith and
+    Ramdas, Estimating means of bounded random variables by betting, 2024.
     """
     return float(log_winnings(values, mean, maximum).sum(1).logsumexp(0)) - math.log(len(BETS))
 
@@ -76,17 +69,14 @@ def upper_bound(k: int, n: int, confidence: float) -> float:
 
 
 def p_value(regret: float, n: int, allowed: float, exact: bool = True) -> float:
-    """p-value of the hypothesis that the mean regret is above ``allowed``.
+    """p-value of the hypothesis that the mean regret of ``n`` examples is above ``allowed``, in (0, 1).
 
     Args:
-        regret: Sum of the regret over ``n`` examples.
+        regret: Sum of the examples' regrets, each in [0, 1].
         n: Number of examples.
-        allowed: In (0, 1).
-        exact: Each example's regret is 0 or 1, so the binomial test is exact; otherwise Hoeffding and Bentkus's bound
-            for regrets in [0, 1].
-
-    Source:
-        Angelopoulos et al., Learn then Test, 2021 (Hoeffding-Bentkus); Clopper and Pearson, 1934.
+        allowed: The hypothesis.
+        exact: Each regret is 0 or 1, so the binomial test is exact (Clopper and Pearson, 1934); otherwise Hoeffding and
+            Bentkus's bound (Angelopoulos et al., Learn then Test, 2021).
     """
     if exact:
         return binomial_cdf(round(regret), n, allowed)
@@ -112,8 +102,7 @@ def quantiles_of(score: Tensor, parts: int = 200) -> list[float]:
     """A summary of a score's distribution: its quantiles at 0, 1/parts, ..., 1."""
     ranked = score.double().sort().values
     ranks = torch.linspace(0, len(ranked) - 1, parts + 1).round().long()
-    quantiles: list[float] = ranked[ranks].tolist()
-    return quantiles
+    return [float(quantile) for quantile in ranked[ranks]]
 
 
 def effective_number(unit: Tensor | None, rows: int) -> float:
@@ -126,14 +115,13 @@ def effective_number(unit: Tensor | None, rows: int) -> float:
 def drift(score: Tensor, quantiles: list[float], n: float, n_new: float | None = None) -> tuple[float, float]:
     """Kolmogorov and Smirnov's distance of new scores from those that a threshold was chosen on, and its p-value.
 
+    The distance is reduced by what the quantiles cannot resolve; the p-value is the asymptotic one of two samples.
+
     Args:
         score: Of new inputs, shape ``(M,)``.
         quantiles: From :func:`quantiles_of`.
         n: Number of examples behind the quantiles; for grouped ones their :func:`effective_number`.
         n_new: The same for ``score``; by default ``M``.
-
-    Returns:
-        The distance, minus what the quantiles cannot resolve, and the asymptotic two-sample p-value.
 
     >>> drift(torch.arange(500.0), quantiles_of(torch.arange(1000.0)), 1000)[1] < 1e-6
     True

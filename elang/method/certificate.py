@@ -27,7 +27,7 @@ class Certificate:
     """A threshold and the evidence for its regret or its drop.
 
     Attributes:
-        threshold: Inputs that score above it are deferred; ``-inf`` defers all.
+        threshold: Inputs with a higher score are deferred; ``-inf`` defers all.
         num_examples: ``n``, the number of independent units.
         regretted: Sum of the regret, or of the drop, over the units.
         deferred_share: On the same examples.
@@ -44,9 +44,7 @@ class Certificate:
 def unit_weights(unit: Tensor | None, rows: int) -> tuple[Tensor, int]:
     """The weight of each row, float64 ``(N,)``, so that each unit weighs 1, and the number of units.
 
-    Args:
-        unit: The group of each row, int64 ``(N,)``; by default each row is a unit.
-        rows: ``N``.
+    ``unit`` is the group of each row, int64 ``(N,)``; by default each of the ``rows`` is a unit.
     """
     if unit is None:
         return torch.ones(rows, dtype=torch.float64), rows
@@ -74,7 +72,8 @@ def certify_regret(
 
     Thresholds are tested from deferring everything downwards, each at the whole level, until the first one that fails.
     With probability ``confidence`` over the choice of the examples, the regret on new inputs like them is at most
-    ``allowed``, for any threshold that comes out.
+    ``allowed``, for any threshold that comes out. Source: Angelopoulos et al., Learn then Test, 2021; for monotone
+    risks the same as Bates et al., 2021.
 
     Args:
         score: Shape ``(N,)``; larger is harder.
@@ -88,10 +87,7 @@ def certify_regret(
         ``None`` if nothing can be certified, not even deferring everything.
 
     Raises:
-        InputError: If the gains are not in [-1, 1], or ``allowed`` or ``confidence`` not in (0, 1).
-
-    Source:
-        Angelopoulos et al., Learn then Test, 2021; for monotone risks the same as Bates et al., 2021.
+        InputError: For values outside these intervals.
 
     >>> certify_regret(torch.arange(1000.0), (torch.arange(1000) > 700).double(), 0.05).threshold
     738.0

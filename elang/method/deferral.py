@@ -9,14 +9,10 @@ from elang.errors import InputError
 
 
 def route(score: Tensor, threshold: float) -> Tensor:
-    """Decide which inputs the Super answers: boolean ``(N,)``.
+    """Decide which inputs the Super answers, boolean ``(N,)``: those with a score ``(N,)`` *above* the threshold.
 
-    Args:
-        score: Shape ``(N,)``; larger is harder.
-        threshold: Inputs *above* it are deferred. ``inf`` keeps everything with the Swift, ``-inf`` defers everything.
-
-    Raises:
-        InputError: If a score is NaN or infinite.
+    A threshold of ``inf`` keeps everything with the Swift, ``-inf`` defers everything. A score that is NaN or infinite
+    raises an ``InputError``.
 
     >>> route(torch.tensor([-3.0, -1.0, 0.5]), -1.0)
     tensor([False, False,  True])
@@ -39,15 +35,10 @@ def check_finite(values: Tensor, name: str) -> None:
 
 
 def check_logits(logits: Tensor, what: str, choices: bool = False) -> None:
-    """Refuse logits that cannot be scored.
-
-    Args:
-        logits: Shape ``(..., C)``.
-        what: Their name in the message.
-        choices: Whether ``-inf`` marks choices that an example does not have.
+    """Refuse logits ``(..., C)`` that cannot be scored; with ``choices``, ``-inf`` marks missing choices.
 
     Raises:
-        InputError: If a logit is NaN or infinite (other than these marks), or a row has no choice at all.
+        InputError: Naming them by ``what``, if a logit is NaN or infinite, or a row has no choice at all.
     """
     missing = (logits == -math.inf) & choices
     check_finite(logits.masked_fill(missing, 0.0), what)
@@ -60,14 +51,9 @@ def check_logits(logits: Tensor, what: str, choices: bool = False) -> None:
 
 
 def deferral_events(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort the examples by decreasing score; equal scores are deferred together.
+    """The order ``(N,)`` of deferral, and the number of deferred examples and the threshold of each point ``(M,)``.
 
-    Returns:
-        The order ``(N,)``, and for each of the ``M`` points of the curve the number of deferred examples and the
-        threshold.
-
-    Raises:
-        InputError: If there are no examples, or a score is not finite.
+    Equal scores are deferred together. No examples, or a score that is not finite, raise an ``InputError``.
     """
     n = score.numel()
     if n == 0:
@@ -85,17 +71,11 @@ def deferral_events(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def oracle_score(gain: Tensor) -> Tensor:
-    """The score of a router that knows both answers, the ceiling of every report: float64 ``(N,)``, larger is harder.
+    """The score of a router that knows the gains ``(N,)`` of deferring, the ceiling of every report: float64 ``(N,)``.
 
     It defers first where the Super gains most and last where it loses most. All values differ: of equal gains the
     earlier one is harder. For metrics that are not a mean over examples (F1, Matthews) this order is a strong router,
-    not a proven optimum.
-
-    Args:
-        gain: How much better the Super's answer is than the Swift's, shape ``(N,)``; in classification 1, 0 or -1.
-
-    Raises:
-        InputError: If a gain is not finite.
+    not a proven optimum. A gain that is not finite raises ``InputError``.
 
     >>> oracle_score(torch.tensor([0.0, 1.0, 0.0]))
     tensor([2., 3., 1.], dtype=torch.float64)

@@ -1,9 +1,9 @@
 """Auxiliary losses that teach the Swift when it is wrong, and distillation from the Super.
 
-``hard`` has shape ``(N,)`` and says how hard each example is, from 0 (the Swift should keep it) to 1 (it should be
-deferred); it may be boolean. All losses are scalars. On a batch without easy or without hard examples they stay
-connected and finite, so that distributed processes stay in step, and the margins are zero (except the hinge with
-explicit margins, which compares with no other examples).
+``energy`` is the free energy of each example, ``(N,)``, and ``hard``, ``(N,)``, says how hard each is: from 0 (the
+Swift should keep it) to 1 (it should be deferred), or boolean. All losses are scalars. On a batch without easy or
+without hard examples they stay connected and finite, so that distributed processes stay in step, and the margins are
+zero (except the hinge with explicit margins, which compares with no other examples).
 """
 
 from collections.abc import Callable
@@ -36,12 +36,11 @@ def energy_margin_hinge(
 
     Args:
         energy: Free energies, shape ``(N,)``; larger is harder.
-        hard: 0 to 1, shape ``(N,)``.
+        hard: Of each example, as in the module.
         m_easy: Easy examples are pushed below it. By default the lower quartile of these energies.
         m_hard: Hard examples are pushed above it. By default the upper quartile.
 
-    Source:
-        Liu et al., NeurIPS 2020, equation 8, with margins taken from the observed energies.
+    Source: Liu et al., NeurIPS 2020, equation 8, with margins taken from the observed energies.
 
     >>> energy_margin_hinge(torch.tensor([-9.0, -4.0]), torch.tensor([False, True]), -8.0, -3.0)
     tensor(1.)
@@ -60,17 +59,8 @@ def energy_margin_hinge(
 def energy_margin_ranking(energy: Tensor, hard: Tensor, epsilon: float = 0.3) -> Tensor:
     """Separate the two means: ``relu(mean_easy S - mean_hard S + epsilon)``, ``S = sigmoid(F - mean F)``.
 
-    Args:
-        energy: Free energies, shape ``(N,)``; larger is harder.
-        hard: 0 to 1, shape ``(N,)``.
-        epsilon: The required gap between the squashed means, in ``(0, 1)``.
-
-    Returns:
-        A scalar in ``[0, 1 + epsilon]``; zero without easy or without hard examples.
-
-    Source:
-        The separation loss of COSEE, AAAI 2025. Energies have no fixed zero; centring them keeps the sigmoid off its
-        flat ends.
+    ``epsilon`` in ``(0, 1)`` is the required gap. The loss lies in ``[0, 1 + epsilon]``. Energies have no fixed zero;
+    centring them keeps the sigmoid off its flat ends. Source: the separation loss of COSEE, AAAI 2025.
 
     >>> energy_margin_ranking(torch.tensor([-20.0, 20.0]), torch.tensor([False, True]))
     tensor(0.)
@@ -82,12 +72,9 @@ def energy_margin_ranking(energy: Tensor, hard: Tensor, epsilon: float = 0.3) ->
 
 
 def energy_margin_pairwise(energy: Tensor, hard: Tensor, epsilon: float = 0.3) -> Tensor:
-    """Pairwise ranking: the mean of ``relu(F_easy - F_hard + epsilon)`` over all easy-hard pairs, zero without any.
+    """Pairwise ranking: the mean of ``relu(F_easy - F_hard + epsilon)`` over all easy-hard pairs.
 
-    Args:
-        energy: Free energies, shape ``(N,)``; larger is harder.
-        hard: 0 to 1, shape ``(N,)``.
-        epsilon: The required gap of every pair, in units of energy.
+    ``epsilon`` is the required gap of every pair, in units of energy.
 
     >>> energy_margin_pairwise(torch.tensor([-2.0, -2.0]), torch.tensor([False, True]))
     tensor(0.3000)
@@ -103,11 +90,8 @@ def gatekeeper(logits: Tensor, label: Tensor, hard: Tensor, alpha: float = 0.5) 
     Args:
         logits: Shape ``(N, C)``; ``-inf`` for a candidate that an example does not have.
         label: Class indices, shape ``(N,)``.
-        hard: 0 to 1, shape ``(N,)``; in the paper where the model is wrong.
+        hard: Of each example; in the paper (Gatekeeper, 2025) where the model is wrong.
         alpha: ``a`` in ``[0, 1]``; a smaller one makes the Swift more cautious.
-
-    Source:
-        Gatekeeper, 2025.
 
     >>> gatekeeper(torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1]), torch.tensor([False, True]), 1.0)
     tensor(0.3466)
@@ -135,15 +119,12 @@ MARGINS: dict[MarginKind, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
 
 
 def distillation(swift_logits: Tensor, super_logits: Tensor, temperature: float = 2.0) -> Tensor:
-    """Temperature-scaled ``T^2 KL(softmax(super / T) || softmax(swift / T))`` in nats, the mean over examples.
+    """Distillation ``T^2 KL(softmax(super / T) || softmax(swift / T))`` in nats (Hinton et al., 2015), the mean.
 
     Args:
         swift_logits: Shape ``(N, C)``; ``-inf`` for a candidate that an example does not have.
         super_logits: Shape ``(N, C)``, with the classes in the same order.
         temperature: ``T > 0``; a larger one gives more weight to small probabilities.
-
-    Source:
-        Hinton et al., 2015.
 
     >>> distillation(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.0]])).abs() < 1e-6
     tensor(True)
@@ -156,15 +137,12 @@ def distillation(swift_logits: Tensor, super_logits: Tensor, temperature: float 
 
 
 def hidden_distillation(swift: Tensor, super_: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared difference of hidden states over real tokens, in squared units of the Super's states.
+    """Mean squared difference of hidden states over real tokens (TinyBERT, Findings of EMNLP 2020, equation 8).
 
     Args:
         swift: The Swift's, projected to the Super's width, shape ``(N, L, D)``.
         super_: The Super's, of the same tokens.
         mask: Shape ``(N, L)``, 1 for real tokens.
-
-    Source:
-        TinyBERT, Findings of EMNLP 2020, equation 8.
 
     >>> hidden_distillation(torch.ones(1, 2, 4), torch.zeros(1, 2, 4), torch.tensor([[1, 0]]))
     tensor(1.)
@@ -174,18 +152,14 @@ def hidden_distillation(swift: Tensor, super_: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_distillation(logits: Tensor, top_ids: Tensor, top_log_probs: Tensor) -> Tensor:
-    """``KL(super || swift)`` in nats over the Super's top tokens and all others as one more outcome.
+    """``KL(super || swift)`` in nats over the Super's top tokens and all others as one outcome, averaged over tokens.
+
+    Word-level distillation of Kim and Rush, EMNLP 2016, with the stored top tokens only; 0 without any token.
 
     Args:
         logits: The Swift's, shape ``(M, V)``, of the same vocabulary.
         top_ids: The Super's K most probable tokens, int64 ``(M, K)``, with ``K < V``.
         top_log_probs: Their log-probabilities, ``(M, K)``.
-
-    Returns:
-        The mean over the ``M`` tokens; 0 without any.
-
-    Source:
-        Word-level distillation of Kim and Rush, EMNLP 2016, with the stored top tokens only.
 
     >>> logits = torch.tensor([[2.0, 1.0, 0.0]])
     >>> token_distillation(logits, torch.tensor([[0]]), logits.log_softmax(-1)[:, :1]).abs() < 1e-6

@@ -23,15 +23,13 @@ def expected_gain(super_logits: Tensor, super_: Tensor, swift: Tensor) -> Tensor
     """The gain from deferring by the Super's probabilities: its own answer's minus the Swift's, float64 ``(N,)``.
 
     This is the mean gain over labels drawn from the Super's distribution. It is wrong where the Super is, but estimates
-    the gain of every example, while right and wrong answers differ on a few only.
+    the gain of every example, while right and wrong answers differ on a few only. Source: the difference of
+    probabilities of Narasimhan et al., NeurIPS 2022, with the Super's in place of the labels.
 
     Args:
         super_logits: Shape ``(N, C)``; ``-inf`` marks a choice that an example does not have.
         super_: The Super's answers, int64 ``(N,)``, -1 for an answer that names no class.
         swift: The Swift's answers, likewise.
-
-    Source:
-        The difference of probabilities of Narasimhan et al., NeurIPS 2022, with the Super's in place of the labels.
 
     >>> expected_gain(torch.tensor([[0.0, 0.0], [0.0, 99.0]]), torch.tensor([0, 1]), torch.tensor([1, 0]))
     tensor([0., 1.], dtype=torch.float64)
@@ -43,9 +41,7 @@ def expected_gain(super_logits: Tensor, super_: Tensor, swift: Tensor) -> Tensor
 
 def num_logit_features(num_labels: int) -> int:
     """Number of :func:`logit_features` of ``C`` logits."""
-    if num_labels == 1:
-        return 1
-    return len(ROUTER_READS) + min(_TOP_LOGITS, num_labels) + (num_labels if num_labels <= _MAX_PROBABILITIES else 0)
+    return logit_features(torch.zeros(1, num_labels), num_labels).shape[1]
 
 
 def logit_features(logits: Tensor, num_labels: int) -> Tensor:
@@ -81,12 +77,11 @@ class RouterHead(nn.Module):
     rule defers; for texts it is one of quality. Generalised cross-validation chooses the penalty. A hidden state of any
     width is scaled to weigh as much as a single feature.
 
+    Source: Jitkrittum et al., NeurIPS 2023, for what to predict; Golub, Heath and Wahba, Technometrics 1979.
+
     Args:
         width: Number of features; the last ``hidden`` of them are a hidden state.
         hidden: Width of the hidden state, or 0.
-
-    Source:
-        Jitkrittum et al., NeurIPS 2023, for what to predict; Golub, Heath and Wahba, Technometrics 1979.
     """
 
     mean: Tensor
@@ -137,14 +132,12 @@ class RouterHead(nn.Module):
             fold: Which of the :data:`FOLDS` each example is in, int64 ``(N,)``; equal texts share a fold.
             candidates: Sets of feature columns to choose from, by name; by default one set with all features.
             simple: The candidate of a single feature that is used unless another is better with 95% confidence.
-            expected: A less noisy estimate of the gain (:func:`expected_gain`), ``(N,)``. It is fitted and compares
-                candidates; predictions are then scaled to the gain.
+            expected: A less noisy :func:`expected_gain`, ``(N,)``, to fit and to compare candidates by.
 
         Returns:
             A report for ``elang.json``: ``reads`` (the chosen candidate), ``why``, ``examples``, ``mean_gain``,
-            ``learned_from``, and the held-out ``areas`` of all candidates between random (0) and oracle (1), by what
-            they learned from. With ``expected`` also ``areas_by_answers`` of the best and the simple candidate, by the
-            gain: the best one's must not be smaller.
+            ``learned_from``, and the held-out :func:`gain_area` of all candidates by what they learned from. With
+            ``expected`` also ``areas_by_answers``, by the gain: the chosen one's is not below the simple one's.
         """
         x, y, fold = features.double().cpu(), gain.double().cpu(), fold.cpu()
         target = y if expected is None else expected.double().cpu()

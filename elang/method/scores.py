@@ -3,9 +3,8 @@
 Every score has the same orientation: **larger = harder = goes to the Super**. The paper keeps an input when
 ``-F(x) >= t``; here the score is ``F`` itself and ``threshold = -t``.
 
-The scores of :data:`SCORES` map logits ``(..., C)``, with ``C >= 2``, and a temperature ``T > 0`` to ``(...)``. A logit
-of ``-inf`` marks a choice that an example does not have (multiple choice with unequal numbers of candidates); scores
-ignore it. All raise :class:`~elang.errors.InputError` for fewer classes or another temperature.
+Scores map logits ``(..., C)``, with ``C >= 2``, and a temperature ``T > 0`` to ``(...)``, and raise ``InputError`` for
+others. They ignore logits of ``-inf``, which mark choices that an example does not have (multiple choice).
 """
 
 import math
@@ -31,13 +30,8 @@ ScoreFunction = TypeVar("ScoreFunction", bound=Callable[..., Tensor])
 def register_score(name: str) -> Callable[[ScoreFunction], ScoreFunction]:
     """Decorate a difficulty score of logits, so that a pair can be trained, evaluated and routed with it.
 
-    The function has the signature and the orientation of all :data:`SCORES`, as the module describes them.
-
-    Args:
-        name: The value for ``--model.score``.
-
-    Raises:
-        InputError: If a score of this name exists.
+    The function must fit the description of scores in this module. ``name`` is the value for ``--model.score``; it
+    raises an ``InputError`` if it is taken.
     """
 
     def add(score: ScoreFunction) -> ScoreFunction:
@@ -66,16 +60,13 @@ def _scale(logits: Tensor, temperature: float) -> Tensor:
 def free_energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Free energy ``F(x) = -T logsumexp(f(x) / T)``; confident inputs have low ``F``.
 
-    Not invariant to a shift of the logits, unlike the scores of probabilities.
-
-    Source:
-        Akbari et al., ACL 2022, after Liu et al., NeurIPS 2020.
+    Not invariant to a shift of the logits, unlike the scores of probabilities. Source: Akbari et al., ACL 2022, after
+    Liu et al., NeurIPS 2020.
 
     >>> free_energy(torch.tensor([[4.0, 0.0], [0.0, 0.0]]))
     tensor([-4.0181, -0.6931])
     """
-    energy: Tensor = -temperature * torch.logsumexp(_scale(logits, temperature), dim=-1)
-    return energy
+    return torch.logsumexp(_scale(logits, temperature), dim=-1) * -temperature
 
 
 @register_score("softmax_energy")
@@ -130,10 +121,8 @@ def margin(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def max_logit_pnorm(logits: Tensor, temperature: float = 1.0, p: float = 2.0) -> Tensor:
     """Negative maximum logit over the logits' p-norm, ``-max f / ||f||_p``.
 
-    The temperature cancels out. All-zero logits score 0; where all logits are negative the score is positive.
-
-    Source:
-        Cattelan and Silva, UAI 2024, arXiv 2305.15508.
+    The temperature cancels out. All-zero logits score 0; where all logits are negative the score is positive. Source:
+    Cattelan and Silva, UAI 2024, arXiv 2305.15508.
 
     >>> max_logit_pnorm(torch.tensor([[3.0, 4.0]]))
     tensor([-0.8000])
@@ -150,29 +139,21 @@ def all_scores(logits: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
 
 
 def encoder_scores(logits: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
-    """The scores of :data:`BEFORE_DECODER` that need no training, each ``(...)``; larger is harder.
-
-    Args:
-        logits: Of :class:`elang.backends.encoder.EncoderHead`, shape ``(..., C)``, with ``C >= 2``.
-        temperature: ``T > 0``.
-    """
-    return {
-        "encoder_energy": free_energy(logits, temperature),
-        "encoder_max_softmax": max_softmax(logits, temperature),
-    }
+    """The scores of :data:`BEFORE_DECODER` that need no training, for logits of an encoder's head."""
+    return {"encoder_energy": free_energy(logits, temperature), "encoder_max_softmax": max_softmax(logits, temperature)}
 
 
 TOKEN_SCORES = ("free_energy", "max_softmax", "entropy", "nll")
 """Scores of a token; ``nll`` is its negative log-probability, whose mean is the logarithm of perplexity."""
 QUANTILES = {"q0": 0.0, "q10": 0.1, "q25": 0.25, "q50": 0.5}
 SEQUENCE_SCORES = tuple(f"{score}_{how}" for score in TOKEN_SCORES for how in ("mean", "sum", *QUANTILES))
-"""All scores of a text, in the order of :func:`sequence_scores`."""
+"""All scores of a text."""
 SEQUENCE_DEFAULT = "nll_mean"
 """The score that routes texts without a router: the logarithm of perplexity."""
 
 
 def token_scores(logits: Tensor, chosen: Tensor) -> Tensor:
-    """The scores of tokens, in the order of :data:`TOKEN_SCORES`, float32 ``(..., 4)``; larger is harder.
+    """The :data:`TOKEN_SCORES` of generated tokens, float32 ``(..., 4)``; larger is harder.
 
     Args:
         logits: The decoder's, before anything is masked or forced, shape ``(..., V)``.
@@ -188,17 +169,13 @@ def token_scores(logits: Tensor, chosen: Tensor) -> Tensor:
 
 
 def sequence_scores(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Mean, sum and quantiles over the tokens of each text.
+    """The :data:`SEQUENCE_SCORES` of texts, float32 ``(B, 24)``: mean, sum and quantiles over tokens; larger is harder.
 
-    The quantiles are those of *confidence*: ``q0`` is the score of the least confident token. Between two tokens they
-    are interpolated linearly.
+    The quantiles are those of *confidence*, interpolated linearly: ``q0`` is the score of the least confident token.
 
     Args:
         tokens: From :func:`token_scores`, with any padding, shape ``(B, T, 4)``.
         lengths: Tokens of each text with its end token, at least 1, int64 ``(B,)``.
-
-    Returns:
-        float32, shape ``(B, 24)``, in the order of :data:`SEQUENCE_SCORES`; larger is harder.
 
     >>> scores = sequence_scores(torch.tensor([[1.0, 3.0, 9.0]]).view(1, 3, 1).expand(1, 3, 4), torch.tensor([2]))
     >>> scores[0, :6].tolist()

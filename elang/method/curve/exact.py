@@ -97,17 +97,8 @@ def rescored_curve(
     A point of the grid that would separate equal scores moves down to where all of them are kept. The curve is not
     known between its points: :func:`at_threshold` gives the next point that defers at least as many as the threshold.
 
-    Args:
-        score: Shape ``(N,)``; larger is harder.
-        swift: The Swift's predictions, shape ``(N,)``.
-        super_: The Super's.
-        target: Shape ``(N,)``.
-        whole: Maps all predictions and targets to the metric.
-        costs: Of each input.
-        points: The most points of the grid; both ends are among them.
-
-    Raises:
-        InputError: If there are no examples, the shapes differ, or a score is not finite.
+    Scores, costs and errors are those of :func:`operating_curve`. ``swift`` and ``super_`` are predictions, ``(N,)``
+    like the targets; ``whole`` maps all predictions and targets to the metric. The grid has at most ``points`` points.
     """
     n = score.numel()
     if not score.shape == swift.shape == super_.shape == target.shape == (n,):

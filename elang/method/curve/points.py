@@ -8,11 +8,9 @@ from torch import Tensor
 
 
 def expected_cost(costs: Sequence[float], reached: Sequence[float]) -> float:
-    """Mean cost of an input under a cascade; of a pair ``c_swift + r * c_super``.
+    """Mean cost of an input under a cascade, from each stage's cost and the share of inputs that reaches it.
 
-    Args:
-        costs: Of each stage for one input, in any unit.
-        reached: The share of the inputs that reaches each stage; 1 for the first.
+    For a pair it is ``c_swift + r * c_super``.
 
     >>> round(expected_cost([1.2, 21.8], [1, 0.36]), 2)
     9.05
@@ -34,10 +32,9 @@ class Costs:
     """What each input costs, in any unit (FLOPs), each of shape ``(N,)``.
 
     Attributes:
-        swift: Under the Swift, where it is kept.
+        swift: Under the Swift, if it is kept.
         super_: Under the Super.
-        deferred: Under the Swift, where it is deferred: less than ``swift`` where the score is known before the Swift's
-            answer. By default the same.
+        deferred: Under the Swift, if it is deferred: less where the score precedes the answer, by default the same.
     """
 
     swift: Tensor
@@ -88,11 +85,10 @@ class OperatingCurve:
     """Every operating point, from all kept (first) to all deferred (last).
 
     Attributes:
-        threshold: Shape ``(M,)``, descending from ``inf`` to ``-inf``. ``M`` is the number of distinct scores plus one,
-            as examples with equal scores are deferred together.
-        deferred: Number of deferred examples, shape ``(M,)``.
-        quality: Shape ``(M,)``.
-        cost: Mean cost of an input, shape ``(M,)``; NaN without costs.
+        threshold: ``(M,)``, from ``inf`` down to ``-inf``; ``M`` is 1 plus the number of distinct scores.
+        deferred: Number of deferred examples, ``(M,)``.
+        quality: ``(M,)``.
+        cost: Mean cost of an input, ``(M,)``; NaN without costs.
         super_cost: Mean cost of an input under the Super alone.
         num_examples: ``N``.
         hardest: The largest score; this threshold and any larger one keep everything.

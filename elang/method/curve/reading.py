@@ -34,11 +34,7 @@ def target_quality(curve: OperatingCurve, fraction: float) -> float:
 
 
 def at_parity(curve: OperatingCurve, fraction: float = 1.0) -> int:
-    """Index of the least deferral whose quality reaches ``fraction`` of the Super's, as deferring everything does.
-
-    Raises:
-        InputError: If ``fraction`` is not in ``(0, 1]``.
-    """
+    """Index of the least deferral whose quality reaches ``fraction``, in ``(0, 1]``, of the Super's."""
     if not 0 < fraction <= 1:
         raise InputError(f"The share of the Super's quality must be in (0, 1], but it is {fraction}.")
     # Equal qualities from different sums may differ in their last bit.
@@ -56,11 +52,7 @@ def at_share(curve: OperatingCurve, share: float) -> int:
 
 
 def at_budget(curve: OperatingCurve, cost: float) -> int:
-    """Index of the best quality whose mean cost is at most ``cost``.
-
-    Raises:
-        InputError: If even the Swift alone costs more.
-    """
+    """Index of the best quality whose mean cost is at most ``cost``; an ``InputError`` if even the Swift costs more."""
     affordable = curve.cost <= cost
     if not affordable.any():
         raise InputError(
@@ -106,9 +98,9 @@ def random_curve(
     """Deferring at random, in expectation: the floor of every report.
 
     The expected *sums* are exact; for metrics that are not linear in them (F1, Matthews) the value at the expected sums
-    stands for the expected value. With ``groups`` there is no closed form, and the quality is the mean over 16 seeded
-    random orders, exact at both ends. Arguments and result as in :func:`operating_curve`, with an even grid of shares;
-    the thresholds are those of a score that is uniform on ``[0, 1)``.
+    stands for the expected value. With ``groups`` the quality is the mean over 16 seeded random orders, exact at both
+    ends. Arguments as in :func:`operating_curve`; the ``points`` are an even grid of shares, with the thresholds of a
+    score that is uniform on ``[0, 1)``.
     """
     n = len(swift)
     deferred = share_grid(n, points, swift.device)
@@ -129,10 +121,7 @@ def random_rescored_curve(
     costs: Costs | None = None,
     points: int = 201,
 ) -> OperatingCurve:
-    """Deferring at random, as :func:`random_curve` for the metrics of :func:`rescored_curve`.
-
-    The quality is the mean over 16 seeded random orders, exact at both ends.
-    """
+    """The :func:`random_curve` for the metrics of :func:`rescored_curve`: the mean over 16 seeded random orders."""
     deferred = share_grid(len(target), points, target.device)
     orders = _random_orders(len(target), target.device)
     qualities = [rescored_curve(order, swift, super_, target, whole, points=points).quality for order in orders]

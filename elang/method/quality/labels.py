@@ -14,10 +14,6 @@ from elang.method.deferral import check_finite
 from elang.method.quality.metric import Correlation, Quality, mean_of_sums, moments, ratio
 
 
-def _is_right(prediction: Tensor, target: Tensor) -> Tensor:
-    return (prediction == target) & (prediction >= 0)
-
-
 def accuracy(num_labels: int) -> Quality:
     """Share of right answers.
 
@@ -26,17 +22,14 @@ def accuracy(num_labels: int) -> Quality:
     """
 
     def statistics(prediction: Tensor, target: Tensor) -> Tensor:
-        right = _is_right(prediction, target)
+        right = (prediction == target) & (prediction >= 0)
         return torch.stack([right, torch.ones_like(right)], -1).to(torch.int8)
 
     return Quality("accuracy", statistics, mean_of_sums)
 
 
 def f1(num_labels: int) -> Quality:
-    """F1 of class 1 of two classes; 0 where it is undefined.
-
-    An answer that names no label counts as class 0: it misses a 1, and is no false alarm at a 0.
-    """
+    """F1 of class 1 of two classes, 0 where it is undefined; an answer that names no label counts as class 0."""
     if num_labels != 2:
         raise InputError(f"'f1' is for 2 classes, but there are {num_labels}; use 'f1_macro'.")
 
@@ -73,8 +66,7 @@ def f1_macro(num_labels: int) -> Quality:
 def matthews(num_labels: int) -> Quality:
     """Matthews correlation for any number of classes (Gorodkin 2004); 0 where it is undefined.
 
-    Answers that name no label are an additional outcome that is never right (as scikit-learn treats a label that occurs
-    only among the predictions).
+    Answers that name no label are a further class, as are labels among the predictions only in scikit-learn.
     """
 
     def value(sums: Tensor) -> Tensor:
@@ -90,10 +82,7 @@ def matthews(num_labels: int) -> Quality:
 
 
 def exact_match(num_labels: int) -> Quality:
-    """Share of groups with all examples answered right (MultiRC: of questions, over their answer options).
-
-    Source:
-        Khashabi et al., NAACL 2018.
+    """Share of groups with all examples answered right: questions of MultiRC (Khashabi et al., NAACL 2018).
 
     >>> right, question = torch.tensor([1, 1, 0]), torch.tensor([7, 7, 8])
     >>> exact_match(2)(torch.tensor([1, 0, 0]), right, question)
@@ -101,7 +90,8 @@ def exact_match(num_labels: int) -> Quality:
     """
 
     def statistics(prediction: Tensor, target: Tensor) -> Tensor:
-        return (~_is_right(prediction, target))[:, None].to(torch.int8)
+        wrong = (prediction != target) | (prediction < 0)
+        return wrong[:, None].to(torch.int8)
 
     def by_group(sums: Tensor) -> Tensor:
         return torch.cat([sums == 0, torch.ones_like(sums)], -1).double()
@@ -131,12 +121,9 @@ def _mean_reward(name: str) -> Quality:
 
 
 def answer_f1(num_labels: int) -> Quality:
-    """Mean token F1 of the chosen candidates, each with its best reference (ReCoRD).
+    """Mean token F1 of the chosen candidates, each with its best reference (ReCoRD, Zhang et al. 2018).
 
     Its target ``(N, K)`` is the F1 of each candidate; a prediction is the index of the chosen one.
-
-    Source:
-        Zhang et al. 2018, arXiv 1810.12885.
 
     >>> answer_f1(2)(torch.tensor([1, 0, -1]), torch.tensor([[0.0, 0.5], [1.0, 0.0], [1.0, 1.0]]))
     0.5
@@ -152,8 +139,8 @@ def answer_exact(num_labels: int) -> Quality:
 def pearson(num_labels: int) -> Quality:
     """Pearson correlation of real-valued predictions and targets; 0 where it is undefined.
 
-    Sum its statistics only after :func:`centred`, as calling the metric and all curves do: otherwise
-    rounding destroys it where values are large relative to their spread.
+    Where values are large relative to their spread, rounding destroys sums of its statistics unless they are
+    :func:`~elang.method.quality.metric.centred`, as in calls of the metric and in all curves.
 
     >>> seconds = 1.7e9 + torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
     >>> round(pearson(1)(seconds, seconds), 9)

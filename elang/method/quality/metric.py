@@ -17,8 +17,8 @@ class Quality:
         name: Its name, as in :data:`QUALITIES`.
         statistics: Maps predictions ``(N,)`` and targets ``(N,)`` or ``(N, K)`` to per-example statistics ``(N, S)``.
         value: Maps sums of statistics ``(..., S)``, float64, to the metric ``(...)``; larger is better.
-        by_group: Maps the sums over one group's examples ``(..., S)`` to the group's own statistics ``(..., S')``,
-            float64; ``value`` then takes the sums of these over all groups. None for a metric without groups.
+        by_group: For a metric over groups: maps the sums of a group's examples ``(..., S)`` to its own statistics
+            ``(..., S')``, float64; ``value`` then takes the sums of these over all groups.
         target: The column of targets that the metric reads.
         whole: Maps all predictions and targets to the metric, if it is no function of sums; ``statistics`` and
             ``value`` then raise.
@@ -32,12 +32,7 @@ class Quality:
     whole: Callable[[Tensor, Tensor], float] | None = None
 
     def __call__(self, prediction: Tensor, target: Tensor, group: Tensor | None = None) -> float:
-        """Return the metric of one set of predictions.
-
-        Args:
-            prediction: Shape ``(N,)``.
-            target: Shape ``(N,)`` or ``(N, K)``.
-            group: The group of each example, integers ``(N,)``; only a metric with ``by_group`` reads it.
+        """The metric of predictions ``(N,)`` and targets; ``by_group`` needs the ``group`` of each, integers ``(N,)``.
 
         Raises:
             InputError: If a metric with ``by_group`` is given no groups.
@@ -51,17 +46,10 @@ class Quality:
 
 
 def group_sums(statistics: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum statistics within groups.
-
-    Args:
-        statistics: Shape ``(N, S)``.
-        group: The group of each example, any integers, shape ``(N,)``.
-
-    Returns:
-        The sums, float64 ``(G, S)``, and the row of each example's group in them, ``(N,)``.
+    """Sums of statistics ``(N, S)`` within groups, float64 ``(G, S)``, and the row of each example in them, ``(N,)``.
 
     Raises:
-        InputError: If there is no group for each example.
+        InputError: If ``group``, any integers ``(N,)``, does not have the group of each example.
     """
     if group is None or group.shape != statistics.shape[:1]:
         raise InputError(
@@ -88,9 +76,7 @@ class Correlation:
 
     Where values are large relative to their spread, such sums cancel to nothing. :func:`centred` therefore subtracts
     the median of each row set's ``x``, and that of ``y``, before anything is summed; this changes no correlation.
-
-    Args:
-        offsets: The subtracted ``x`` of each row set minus that of the first, ``(K,)``.
+    ``offsets``, ``(K,)``, is the subtracted ``x`` of each row set minus that of the first.
     """
 
     def __init__(self, offsets: Tensor) -> None:
@@ -117,20 +103,6 @@ class Correlation:
         defined = (spread_x > 1e-13 * raw_x) & (spread_y > 1e-13 * raw_y)
         return ratio(cross.sum(-1), torch.where(defined, spread_x * spread_y, 0.0).sqrt())
 
-    def centre(self, *row_sets: Tensor) -> tuple["Correlation", list[Tensor]]:
-        """The correlation and statistics of centred values, each row set's in columns of its own."""
-        if not len(row_sets[0]):
-            return self, list(row_sets)
-        y = row_sets[0][:, 2].double()
-        y = y - y.median()
-        medians = torch.stack([rows[:, 1].double().median() for rows in row_sets])
-        statistics = []
-        for place, rows in enumerate(row_sets):
-            columns = rows.new_zeros(len(rows), len(row_sets), 6, dtype=torch.float64)
-            columns[:, place] = moments(rows[:, 1].double() - medians[place], y)
-            statistics.append(columns.flatten(1))
-        return Correlation(medians - medians[0]), statistics
-
 
 def moments(x: Tensor, y: Tensor) -> Tensor:
     """Statistics of a correlation, ``(N, 6)``: 1, x, y, x squared, y squared and their product."""
@@ -138,10 +110,18 @@ def moments(x: Tensor, y: Tensor) -> Tensor:
 
 
 def centred(value: Callable[[Tensor], Tensor], *statistics: Tensor) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
-    """Statistics that can be summed without losing the metric in rounding, and what maps their sums to it.
+    """A quality's value and statistics ``(N, S)``, changed so that sums do not lose the metric in rounding.
 
-    Args:
-        value: Of a :class:`Quality`.
-        statistics: Those of whole sets of predictions of the same examples, each ``(N, S)``; sums may mix their rows.
+    Each of the statistics is of all predictions for the same examples; sums may mix their rows.
     """
-    return value.centre(*statistics) if isinstance(value, Correlation) else (value, list(statistics))
+    if not isinstance(value, Correlation) or not len(statistics[0]):
+        return value, list(statistics)
+    y = statistics[0][:, 2].double()
+    y = y - y.median()
+    medians = torch.stack([rows[:, 1].double().median() for rows in statistics])
+    results = []
+    for place, rows in enumerate(statistics):
+        columns = rows.new_zeros(len(rows), len(statistics), 6, dtype=torch.float64)
+        columns[:, place] = moments(rows[:, 1].double() - medians[place], y)
+        results.append(columns.flatten(1))
+    return Correlation(medians - medians[0]), results

@@ -22,14 +22,10 @@ _CHRF_BETA = 2
 
 
 def bleu_statistics(texts: list[str], references: list[str], tokenize: str = "13a") -> Tensor:
-    """Sentence statistics of corpus BLEU, int32 ``(N, 10)``.
+    """Sentence statistics of corpus BLEU of ``N`` detokenised texts with a reference each, int32 ``(N, 10)``.
 
-    Lengths of the text and its reference in tokens, matches of 1- to 4-grams, and their numbers in the text.
-
-    Args:
-        texts: The generated texts, detokenised, ``N``.
-        references: One for each text.
-        tokenize: sacrebleu's tokenizer: ``13a``, or ``zh`` and ``char`` for texts without blanks.
+    Lengths of the text and its reference in tokens, matches of 1- to 4-grams, and their numbers in the text. The
+    tokenizer is one of sacrebleu's: ``13a``, or ``zh`` and ``char`` for texts without blanks.
     """
     from sacrebleu.metrics.bleu import BLEU
 
@@ -41,10 +37,8 @@ def bleu_statistics(texts: list[str], references: list[str], tokenize: str = "13
 def bleu_value(sums: Tensor) -> Tensor:
     """Corpus BLEU, 0 to 100, of summed statistics ``(..., 10)``, with sacrebleu's default (exponential) smoothing.
 
-    The k-th n-gram order without a match counts as ``1 / 2^k`` match; without any match at all BLEU is 0.
-
-    Source:
-        Papineni et al., ACL 2002; Post, WMT 2018.
+    The k-th n-gram order without a match counts as ``1 / 2^k`` match; without any match at all BLEU is 0. Source:
+    Papineni et al., ACL 2002; Post, WMT 2018.
     """
     length, reference = sums[..., 0].double(), sums[..., 1].double()
     correct, total = sums[..., 2 : 2 + _BLEU_ORDER].double(), sums[..., 2 + _BLEU_ORDER :].double()
@@ -58,10 +52,7 @@ def bleu_value(sums: Tensor) -> Tensor:
 
 
 def chrf_statistics(texts: list[str], references: list[str]) -> Tensor:
-    """Sentence statistics of chrF of ``N`` texts with a reference each, int32 ``(N, 18)``.
-
-    For 1- to 6-grams of characters their number in the text, in the reference, and in both.
-    """
+    """Sentence statistics of chrF, int32 ``(N, 18)``: numbers of 1- to 6-grams in text, reference and both."""
     from sacrebleu.metrics.chrf import CHRF
 
     statistics = CHRF()._extract_corpus_statistics(texts, [references])
@@ -71,9 +62,7 @@ def chrf_statistics(texts: list[str], references: list[str]) -> Tensor:
 def chrf_value(sums: Tensor) -> Tensor:
     """chrF2, 0 to 100, of summed statistics ``(..., 18)``; sentence chrF for those of a single sentence.
 
-    Source:
-        Popović, WMT 2015, as sacrebleu computes it: F of the mean precision and recall over the orders that both
-        texts have.
+    F of the mean precision and recall over the orders that both texts have (Popović, WMT 2015, as in sacrebleu).
     """
     ours, theirs, both = sums.double().unflatten(-1, (_CHRF_ORDER, 3)).unbind(-1)
     present = (ours > 0) & (theirs > 0)
@@ -86,10 +75,7 @@ def chrf_value(sums: Tensor) -> Tensor:
 
 
 def rouge_l_statistics(texts: list[str], references: list[str]) -> Tensor:
-    """ROUGE-L of each text, F over the longest common subsequence of words, and 1: float64 ``(N, 2)``.
-
-    torchmetrics normalises as usual, for English: only ``a`` to ``z`` and digits count.
-    """
+    """ROUGE-L, F over the longest common subsequence of words ([a-z0-9], for English), and 1: float64 ``(N, 2)``."""
     from torchmetrics.functional.text import rouge_score
 
     rows = [
