@@ -135,12 +135,7 @@ def is_stream(path: str | Path) -> bool:
 
 @contextmanager
 def written_through(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a pipe, a device or a descriptor to write to it.
-
-    Raises:
-        InputError: If it cannot be opened.
-        ReaderLeftError: If its reader goes away.
-    """
+    """Open a pipe, a device or a descriptor to write to it; a :class:`ReaderLeftError` if its reader goes away."""
     try:
         if match := _DESCRIPTOR.fullmatch(str(path)):
             number, stdout, stderr, process_number = match.groups()

@@ -18,7 +18,7 @@ def route(score: Tensor, threshold: float) -> Tensor:
     tensor([False, False,  True])
     """
     check_finite(score, "score")
-    # In float64: the threshold would be rounded to the type of float32 scores.
+    # In float64, because torch would round the threshold to the type of float32 scores.
     return score.double() > threshold
 
 

@@ -30,8 +30,8 @@ ScoreFunction = TypeVar("ScoreFunction", bound=Callable[..., Tensor])
 def register_score(name: str) -> Callable[[ScoreFunction], ScoreFunction]:
     """Decorate a difficulty score of logits, so that a pair can be trained, evaluated and routed with it.
 
-    The function must fit the description of scores in this module. ``name`` is the value for ``--model.score``; it
-    raises an ``InputError`` if it is taken.
+    The function must fit the description of scores in this module. ``name`` is the value for ``--model.score``; a name
+    that is taken raises an ``InputError``.
     """
 
     def add(score: ScoreFunction) -> ScoreFunction:

@@ -28,7 +28,7 @@ def relative_area(curve: OperatingCurve, random: OperatingCurve, oracle: Operati
 
 
 def target_quality(curve: OperatingCurve, fraction: float) -> float:
-    """A quality that is ``1 - fraction`` of the Super's absolute quality below the Super's."""
+    """``fraction`` of the Super's quality; if that is negative, as far below it."""
     best = float(curve.quality[-1])
     return best - (1 - fraction) * abs(best)
 

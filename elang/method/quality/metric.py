@@ -112,7 +112,7 @@ def moments(x: Tensor, y: Tensor) -> Tensor:
 def centred(value: Callable[[Tensor], Tensor], *statistics: Tensor) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
     """A quality's value and statistics ``(N, S)``, changed so that sums do not lose the metric in rounding.
 
-    Each of the statistics is of all predictions for the same examples; sums may mix their rows.
+    Each of the statistics belongs to a set of predictions for the same examples; sums may mix their rows.
     """
     if not isinstance(value, Correlation) or not len(statistics[0]):
         return value, list(statistics)
