@@ -1,12 +1,12 @@
-"""Energy-based joint inference: a small Swift answers what it can be trusted with, a large Super the rest.
+"""Energy-based joint inference: a small Swift answers the inputs that it can be trusted with, a large Super the rest.
 
-Names are imported when they are first used, so that ``import elang`` costs nothing.
+Names are imported when they are first used, so that ``import elang`` is cheap.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from elang._version import __version__
+from elang._version import __version__ as __version__
 
 _HOME = {
     "FinetuneModule": "elang.models.finetune",
@@ -24,39 +24,24 @@ _HOME = {
     "operating_curve": "elang.method.curve.exact",
     "route": "elang.method.deferral",
 }
-__all__ = [
-    "SCORES",
-    "FinetuneModule",
-    "InputError",
-    "JointModule",
-    "JointPredictor",
-    "RoutingCurve",
-    "ScoreModule",
-    "Seq2SeqData",
-    "ShardedStrategy",
-    "SwiftModule",
-    "TaskData",
-    "TextClassificationData",
-    "__version__",
-    "operating_curve",
-    "route",
-]
 
 if TYPE_CHECKING:
-    from elang.data.benchmarks import TaskData
-    from elang.data.seq2seq import Seq2SeqData
-    from elang.data.text_classification import TextClassificationData
-    from elang.errors import InputError
-    from elang.inference.predictor import JointPredictor
-    from elang.method.curve.exact import operating_curve
-    from elang.method.deferral import route
-    from elang.method.scores import SCORES
-    from elang.metrics import RoutingCurve
-    from elang.models.finetune import FinetuneModule
-    from elang.models.joint import JointModule
-    from elang.models.scoring import ScoreModule
-    from elang.models.sharding import ShardedStrategy
-    from elang.models.swift import SwiftModule
+    from elang.data.benchmarks import TaskData as TaskData
+    from elang.data.seq2seq import Seq2SeqData as Seq2SeqData
+    from elang.data.text_classification import TextClassificationData as TextClassificationData
+    from elang.errors import InputError as InputError
+    from elang.inference.predictor import JointPredictor as JointPredictor
+    from elang.method.curve.exact import operating_curve as operating_curve
+    from elang.method.deferral import route as route
+    from elang.method.scores import SCORES as SCORES
+    from elang.metrics import RoutingCurve as RoutingCurve
+    from elang.models.finetune import FinetuneModule as FinetuneModule
+    from elang.models.joint import JointModule as JointModule
+    from elang.models.scoring import ScoreModule as ScoreModule
+    from elang.models.sharding import ShardedStrategy as ShardedStrategy
+    from elang.models.swift import SwiftModule as SwiftModule
+else:
+    __all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,12 @@
-"""Where a run writes: files whole or not at all, links, pipes and devices as what they are, and never an input.
+"""Where a run writes: files whole or not at all, through links, pipes and devices, and never over an input.
 
-Every verb writes its files by :func:`written_aside`, or asks :func:`is_stream` first where it writes as it goes.
+Every verb writes its files with :func:`written_aside`, or first asks :func:`is_stream` where it writes bit by bit.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -19,69 +20,63 @@ from typing import IO, Any
 
 from elang.errors import InputError, ReaderLeftError
 
-# Of a model's folder, and of an evaluation's.
-_READ_OF_FOLDERS = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".tiktoken", ".pt", ".ckpt"}
-_EVALUATION = {"records.parquet", "curve.csv"}
-# Names of what is open already; to open them again would begin at the start of the file.
+# Files of a model's folder, and of an evaluation's, that are read.
+_MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".tiktoken", ".pt", ".ckpt"}
+_EVALUATION_FILES = {"records.parquet", "curve.csv"}
+# Names of open descriptors; opening them again would start at the beginning of the file.
 _DESCRIPTOR = re.compile(r"/dev/(?:fd/(\d+)|(stdout)|(stderr))|/proc/(?:self|\d+)/fd/(\d+)")
 
 
 def check_output_file(output: str | Path, inputs: Iterable[str | Path | None] = (), option: str = "--output") -> None:
-    """Refuse a place that a file cannot be written to, or that an input is at, before anything is paid for.
+    """Refuse an output that cannot be written, or that is an input, before any work is done.
 
-    Args:
-        output: The file; ``-`` is standard output.
-        inputs: The files that are read; ``-`` is standard input. A folder stands for the files of a model and of an
-            evaluation in it. What is not there is left to others to tell.
-        option: It names the output, in messages.
+    ``-`` is standard output or input. A folder among the inputs stands for the files of a model or an evaluation in it,
+    and missing inputs are ignored.
 
     Raises:
-        InputError: Naming the output.
+        InputError: Naming the output by ``option``.
     """
-    path = Path(output)
-    if str(output) != "-" and not is_stream(path):
-        _check_place(path, option)
-    own = _status(output, 1)
-    if own is None:
+    if str(output) != "-" and not is_stream(output):
+        _check_place(Path(output), option)
+    status = _status(output, 1)
+    if status is None:
         return
-    for source in inputs:
-        for each in files_of(source):
-            if (other := _status(each, 0)) is not None and os.path.samestat(own, other):
-                named = "standard input" if str(each) == "-" else f"'{each}'"
-                said = "Standard output" if str(output) == "-" else f"{option} '{output}'"
-                raise InputError(f"{said} is the file of an input, {named}, which would be lost. Give another file.")
+    for path in [path for source in inputs for path in files_of(source)]:
+        input_status = _status(path, 0)
+        if input_status is not None and os.path.samestat(status, input_status):
+            input_name = "standard input" if str(path) == "-" else f"'{path}'"
+            output_name = "Standard output" if str(output) == "-" else f"{option} '{output}'"
+            raise InputError(
+                f"{output_name} is the file of an input, {input_name}, which would be lost. Give another file."
+            )
 
 
 def check_folder(
     output: str | Path, inputs: Iterable[str | Path | None], names: Iterable[str] | None, option: str = "--output"
 ) -> None:
-    """Refuse a folder that cannot be one, or in which an input would be lost, before anything is paid for.
+    """Refuse a folder that cannot be one, or in which an input would be lost, before any work is done.
 
-    Args:
-        output: The folder.
-        inputs: Files and folders that are read.
-        names: Of the files that are written there; ``None`` where the folder is replaced as a whole.
-        option: It names the output, in messages.
+    ``names`` are those of the files that are written there, ``None`` if the whole folder is replaced.
 
     Raises:
-        InputError: Naming the folder.
+        InputError: Naming the folder by ``option``.
     """
     path = Path(output)
     if path.exists() and not path.is_dir():
         raise InputError(f"{option} '{output}' is a file; it must be a folder. Give another place.")
     for name in ["file", *(names or ())]:
         _check_place(path / name, option)
-    there = Path(os.path.realpath(path))
-    written = None if names is None else [own for name in names if (own := _status(path / name, 1)) is not None]
+    folder = Path(os.path.realpath(path))
+    written = [status for name in names or () if (status := _status(path / name, 1)) is not None]
     for source in inputs:
         if source is None or not os.path.exists(source):
             continue
         lost = os.path.isdir(source) and path.exists() and os.path.samefile(source, path)
-        if written is None:
-            # Of a link within it only the link would be lost, but also that is an input.
-            lost |= any(there in Path(one).parents for one in (os.path.realpath(source), os.path.abspath(source)))
+        if names is None:
+            # An input that is a link in the folder counts, although only the link would be lost.
+            lost |= any(folder in Path(p).parents for p in (os.path.realpath(source), os.path.abspath(source)))
         elif not os.path.isdir(source):
-            lost |= any(os.path.samestat(own, os.stat(source)) for own in written)
+            lost |= any(os.path.samestat(status, os.stat(source)) for status in written)
         if lost:
             raise InputError(
                 f"{option} '{output}' is or holds the input '{source}', which would be lost. Give another."
@@ -89,40 +84,46 @@ def check_folder(
 
 
 def _check_place(path: Path, option: str) -> None:
-    """Refuse a file that cannot be made, or replaced."""
+    """Refuse a file that cannot be created or replaced."""
     if path.is_dir():
         raise InputError(f"{option} '{path}' is a folder; give the file to write.")
     target = Path(os.path.realpath(path))
     if target.is_symlink():
         raise InputError(f"{option} '{path}' is a link that leads to itself. Give another file.")
     if target.exists() and not (stat.S_IMODE(target.stat().st_mode) & 0o222 and os.access(target, os.W_OK)):
-        raise InputError(f"{option} '{path}' is read-only. Give another file, or allow to write it.")
-    there = next(one for one in target.parents if one.exists())
-    if not there.is_dir():
-        raise InputError(f"{option} '{path}' cannot be written: '{there}' is a file, no folder. Give another place.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{option} '{path}' cannot be written: the folder '{there}' is read-only. Give another place.")
+        raise InputError(f"{option} '{path}' is read-only. Give another file, or make it writable.")
+    folder = next(parent for parent in target.parents if parent.exists())
+    if not folder.is_dir():
+        raise InputError(
+            f"{option} '{path}' cannot be written: '{folder}' is a file, not a folder. Give another place."
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{option} '{path}' cannot be written: the folder '{folder}' is read-only. Give another place."
+        )
 
 
 def _status(path: str | Path, standard: int) -> os.stat_result | None:
-    """What is at a path, if it can be an input that is lost: a device takes and gives at once."""
+    """The status of a file or pipe, ``-`` being a standard descriptor; ``None`` for devices and missing files."""
     try:
-        found = os.fstat(standard) if str(path) == "-" else os.stat(path)
+        status = os.fstat(standard) if str(path) == "-" else os.stat(path)
     except OSError:
         return None
-    return found if stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode) else None
+    return status if stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode) else None
 
 
 def files_of(source: str | Path | None) -> list[str | Path]:
-    """A file, or the files of a folder that are read."""
-    if source is None or not os.path.isdir(source):
-        return [] if source is None else [source]
+    """A file, or those files of a folder that are read."""
+    if source is None:
+        return []
+    if not os.path.isdir(source):
+        return [source]
     files = [path for path in Path(source).iterdir() if path.is_file()]
-    return [path for path in files if path.suffix in _READ_OF_FOLDERS or path.name in _EVALUATION]
+    return [path for path in files if path.suffix in _MODEL_SUFFIXES or path.name in _EVALUATION_FILES]
 
 
 def is_stream(path: str | Path) -> bool:
-    """Whether what is written to a path goes on to somebody (a pipe, a device, a descriptor) and cannot be replaced."""
+    """Whether a path is a pipe, a device or a descriptor, which is written to but cannot be replaced."""
     if _DESCRIPTOR.fullmatch(str(path)):
         return True
     try:
@@ -134,19 +135,14 @@ def is_stream(path: str | Path) -> bool:
 
 @contextmanager
 def written_through(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a pipe, a device or a descriptor to write; it stays what it is.
-
-    Raises:
-        InputError: If it cannot be opened.
-        ReaderLeftError: If its reader goes away.
-    """
+    """Open a pipe, a device or a descriptor to write to it; a :class:`ReaderLeftError` if its reader goes away."""
     try:
-        if found := _DESCRIPTOR.fullmatch(str(path)):
-            number, out, err, other = found.groups()
-            for own in (sys.stdout if out else None, sys.stderr if err else None):
-                if own is not None:
-                    own.flush()
-            handle = os.dup(1 if out else 2 if err else int(number or other))
+        if match := _DESCRIPTOR.fullmatch(str(path)):
+            number, stdout, stderr, process_number = match.groups()
+            for stream in (stdout and sys.stdout, stderr and sys.stderr):
+                if stream:
+                    stream.flush()
+            handle = os.dup(1 if stdout else 2 if stderr else int(number or process_number))
         else:
             handle = os.open(path, os.O_WRONLY)
     except OSError as error:
@@ -160,21 +156,21 @@ def written_through(path: str | Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside ``path``; what is written there takes its name only if all went well.
+    """Yield a path beside ``path``; the file written there takes its name only if no error occurs.
 
-    A link stays one: its target is replaced. What is replaced hands on its permissions. What is written to a pipe or a
-    device goes through it when it is whole.
+    Of a link the target is replaced, and a replaced file hands on its permissions. A pipe or a device is written to
+    once the file is complete.
     """
     path = Path(path)
     if is_stream(path):
         with tempfile.TemporaryDirectory(prefix="elang-") as folder:
-            whole = Path(folder) / path.name
-            yield whole
-            with written_through(path) as out, whole.open("rb") as made:
-                shutil.copyfileobj(made, out)
+            complete = Path(folder) / path.name
+            yield complete
+            with written_through(path) as output, complete.open("rb") as file:
+                shutil.copyfileobj(file, output)
         return
     _check_place(path, "The output")
-    # Of a link its target's, which may be on another disk.
+    # Beside the target of a link, which may be on another disk.
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -188,7 +184,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 
 def take_place(aside: Path, path: Path) -> None:
-    """Give a file the name of another, with whose permissions it then is."""
+    """Rename a file over another, whose owner and permissions it takes."""
     try:
         old = path.stat()
     except FileNotFoundError:
@@ -201,7 +197,7 @@ def take_place(aside: Path, path: Path) -> None:
 
 
 def settle(path: Path) -> None:
-    """Wait until a file, or a folder's names, are on the disk: a name must not get there before what it names."""
+    """Wait until a file, or a folder's names, are on the disk: a name must not get there before its file."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -219,19 +215,17 @@ def file_sha256(*paths: str | Path) -> str:
     return digest.hexdigest()
 
 
+def folder_sha256(folder: Path) -> str:
+    """Hash of a folder's weights: every safetensors file, in the order of their names."""
+    return file_sha256(*sorted(folder.glob("*.safetensors")))
+
+
 def plain(value: Any) -> Any:
     """Replace what JSON cannot hold: infinities by strings, NaN by null."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
-    if isinstance(value, float) and value != value:
-        return None
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
     return value
-
-
-def folder_sha256(folder: Path) -> str:
-    """Hash of a folder's weights: every safetensors file, in the order of their names."""
-    return file_sha256(*sorted(folder.glob("*.safetensors")))

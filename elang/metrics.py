@@ -15,10 +15,10 @@ from elang.method.quality.registry import QUALITIES, QualityName
 
 
 class _Gathered(Metric):
-    """A metric of "cat" states that also gathers where a process has seen nothing.
+    """A metric of "cat" states that can also be gathered from a process that has seen no examples.
 
-    torchmetrics stands a float vector in for an empty state, which fits neither the other processes' types nor
-    their shapes; here an empty state is of the declared row shape and type.
+    torchmetrics replaces an empty state by a float vector, which fits neither the type nor the shape of the other
+    processes' states; here it gets the declared type and row shape.
     """
 
     full_state_update = False
@@ -26,32 +26,31 @@ class _Gathered(Metric):
     def _declare(self, rows: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
         self._rows = rows
         for name in rows:
-            # "cat" and not None, which can deadlock.
+            # None instead of "cat" can deadlock.
             self.add_state(name, [], dist_reduce_fx="cat")
 
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather all processes' states."""
+    def _fill_empty(self) -> None:
         for name, (shape, dtype) in self._rows.items():
             state = getattr(self, name)
             if isinstance(state, list) and not state:
                 state.append(torch.empty(0, *shape, dtype=dtype, device=self.device))
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather all processes' states."""
+        self._fill_empty()
         super().sync(*args, **kwargs)
 
     def _joined(self, name: str) -> Tensor:
-        state = getattr(self, name)
-        if isinstance(state, list) and not state:
-            shape, dtype = self._rows[name]
-            return torch.empty(0, *shape, dtype=dtype)
-        joined: Tensor = dim_zero_cat(state)
+        self._fill_empty()
+        joined: Tensor = dim_zero_cat(getattr(self, name))
         return joined
 
 
 class ExampleTable(_Gathered):
     """Collects one row for every example, over batches and processes, in the order of the data set.
 
-    Args:
-        columns: The names of the columns besides ``id``, each with the trailing shape and dtype of a row. They
-            must be known in advance so that a process without examples can take part in the gather.
+    ``columns`` has the trailing shape and dtype of the rows of each column besides ``id``; a process without examples
+    needs them to take part in the gather.
     """
 
     def __init__(self, columns: dict[str, tuple[tuple[int, ...], torch.dtype]], **kwargs: Any) -> None:
@@ -73,33 +72,27 @@ class ExampleTable(_Gathered):
         wrapped = super()._wrap_compute(compute)
 
         def rows() -> dict[str, Tensor]:
-            # torchmetrics makes a scalar of what has one element, such as a column of a single example.
+            # torchmetrics makes scalars of tensors with one element, such as columns of a single example.
             return {name: column.reshape(-1, *self.columns[name][0]) for name, column in wrapped().items()}
 
         return rows
 
     def compute(self) -> dict[str, Tensor]:
-        """Return all columns on the CPU, sorted by ``id``.
-
-        Raises:
-            RuntimeError: If an id came twice: the sampler gave an example to two processes.
-        """
+        """All columns on the CPU, sorted by ``id``; a RuntimeError if the sampler gave an example to two processes."""
         table = {name: self._joined(f"column_{name}").cpu() for name in self.columns}
         order = table["id"].argsort()
         table = {name: column[order] for name, column in table.items()}
         ids = table["id"]
-        if (ids[1:] == ids[:-1]).any():
-            twice = int(ids[1:][ids[1:] == ids[:-1]][0])
-            raise RuntimeError(f"Example {twice} was counted twice: evaluate with a sampler that does not pad.")
+        repeated = ids[1:][ids[1:] == ids[:-1]]
+        if len(repeated):
+            raise RuntimeError(
+                f"Example {int(repeated[0])} was counted twice: evaluate with a sampler that does not pad."
+            )
         return table
 
 
 class RoutingCurve(_Gathered):
-    """The exact operating curve over all batches and processes.
-
-    Args:
-        num_labels: Number of classes.
-        quality: A name from :data:`elang.method.quality.registry.QUALITIES`.
+    """The exact operating curve of one of :data:`~elang.method.quality.registry.QUALITIES` over batches and processes.
 
     >>> metric = RoutingCurve(num_labels=2)
     >>> metric.update(torch.tensor([0., 1.]), torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([0, 1]))
@@ -118,8 +111,8 @@ class RoutingCurve(_Gathered):
         self.quality = QUALITIES[quality](num_labels)
         if self.quality.whole or self.quality.by_group or self.quality.target != "label":
             raise InputError(f"'{quality}' needs more than predictions and labels; evaluate it with JointModule.")
-        none = torch.empty(0, dtype=torch.int64)
-        statistics = self.quality.statistics(none, none)
+        no_labels = torch.empty(0, dtype=torch.int64)
+        statistics = self.quality.statistics(no_labels, no_labels)
         row = (tuple(statistics.shape[1:]), statistics.dtype)
         self._declare({"score": ((), torch.float64), "swift": row, "super_": row})
 
@@ -130,6 +123,6 @@ class RoutingCurve(_Gathered):
         self.super_.append(self.quality.statistics(super_, target))
 
     def compute(self) -> OperatingCurve:
-        """Return the curve over everything seen."""
+        """Return the curve over all examples."""
         score, swift, super_ = (self._joined(name) for name in ("score", "swift", "super_"))
         return operating_curve(score, swift, super_, self.quality.value)

@@ -1,7 +1,6 @@
-"""What a result rests on beside its inputs: whatever was dropped, cut, guessed or made up, each in one line.
+"""Notices: one line each for whatever was dropped, cut, guessed or made up on the way to a result.
 
-A notice is said once on standard error and kept, so that ``made.json`` of what the run writes can tell of it later.
-docs/reliability.md lists every kind.
+A notice goes to standard error, and to the ``made.json`` of the run's output. docs/reliability.md lists every kind.
 """
 
 import json
@@ -16,28 +15,17 @@ from elang._version import __version__
 from elang.errors import printable
 
 
-def versions() -> dict[str, str]:
-    """Of the libraries that make a result."""
-    import torch
-    import transformers
-
-    return {"elang": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
-
-
 class Notice(UserWarning):
-    """A line of a run about what its answer rests on; a warning, so that Python's filters apply to it."""
+    """A warning about a run's result, so that Python's filters apply to it."""
 
 
 _notices: dict[tuple[str, str], None] = {}
 
 
 def notice(kind: str, text: str, stacklevel: int = 2) -> None:
-    """Tell what an answer rests on: on standard error, and in ``made.json``. Only the first process does.
+    """Report something that a result depends on, if this is the first process of a run.
 
-    Args:
-        kind: Which of the lines of docs/reliability.md it is, in words joined by hyphens.
-        text: One sentence or two, with the numbers and what can be done about it.
-        stacklevel: As of :func:`warnings.warn`.
+    ``kind`` is one of docs/reliability.md; ``text`` is one or two sentences with the numbers and the remedy.
     """
     if _rank():
         return
@@ -47,17 +35,25 @@ def notice(kind: str, text: str, stacklevel: int = 2) -> None:
 
 
 def notices() -> list[dict[str, str]]:
-    """All notices since the process, or the command line's verb, began: ``kind`` and ``text`` of each."""
+    """The ``kind`` and ``text`` of all notices since the process, or the command line's verb, began."""
     return [{"kind": kind, "text": text} for kind, text in _notices]
 
 
 def forget_notices() -> None:
-    """Begin anew, as each verb of the command line does."""
+    """Forget all notices, as each verb of the command line does first."""
     _notices.clear()
 
 
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a result depends on."""
+    import torch
+    import transformers
+
+    return {"elang": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
 def made() -> dict[str, Any]:
-    """How something was made: ``command``, ``seed``, ``versions`` and ``notices``, as plain values."""
+    """How a result was made, as plain values: ``command``, ``seed``, ``versions`` and ``notices``."""
     return {
         "command": shlex.join(sys.argv),
         "seed": os.environ.get("PL_GLOBAL_SEED"),
@@ -75,7 +71,7 @@ def write_made(folder: Path) -> None:
 
 
 def _rank() -> int:
-    """The number of this process among those of one run."""
+    """The number of this process among those of a run."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         return int(torch.distributed.get_rank())

@@ -1,4 +1,4 @@
-"""Tables and lines of text from local files, with every value kept as it is written."""
+"""Tables and lines of text from local files, with every value as it is written."""
 
 import csv
 import gzip
@@ -16,8 +16,9 @@ from elang.json_files import json_rows
 from elang.notices import notice
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
-# Bytes that files of other kinds begin with; none of them is UTF-8 text.
-_OTHER_KINDS = {
+TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
+# First bytes of other formats; none of them is UTF-8 text.
+_OTHER_FORMATS = {
     b"\xff\xfe": "UTF-16 text: save it as UTF-8",
     b"\xfe\xff": "UTF-16 text: save it as UTF-8",
     b"\x1f\x8b": "compressed by gzip: unpack it, or give it a name that ends in .gz",
@@ -28,12 +29,12 @@ _OTHER_KINDS = {
     b"PK\x03\x04": "a zip archive or a spreadsheet: unpack it, or export it as UTF-8 text",
     b"\xd0\xcf\x11\xe0": "a spreadsheet: export it as UTF-8 text",
 }
-_ROWS, _LOOKED_AT = 500, 1000
+_BATCH, _SAMPLE = 500, 1000
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 def suffix_of(path: str | Path) -> str:
-    """The suffix that tells a file's format, in lower case, before ``.gz`` if there is one.
+    """The suffix of a file's format, in lower case and before any ``.gz``.
 
     >>> suffix_of("a/Rows.CSV.gz"), suffix_of("rows.parquet")
     ('.csv', '.parquet')
@@ -43,23 +44,19 @@ def suffix_of(path: str | Path) -> str:
 
 
 def text_lines(file: IO[bytes], name: str) -> Iterator[str]:
-    """Read a stream of UTF-8 text line by line, each with its line end; a byte order mark at the start is left out.
+    """Read a stream of UTF-8 text line by line, with line ends and without a byte order mark.
 
-    Only a line feed ends a line, for texts may hold carriage returns and Unicode's other separators; where there is
-    none in the whole stream, carriage returns end the lines.
-
-    Args:
-        file: The stream.
-        name: Its name in messages, in quotes where it is a path.
+    Only line feeds end lines, as texts may hold carriage returns and Unicode's separators. In a stream without line
+    feeds carriage returns do.
 
     Raises:
-        InputError: If a line is not UTF-8 or holds a NUL byte, naming the line.
+        InputError: Naming the stream and the line, if a line is not UTF-8 or holds a NUL byte.
     """
     for number, raw in enumerate(file, 1):
         if number == 1:
-            for start, kind in _OTHER_KINDS.items():
+            for start, advice in _OTHER_FORMATS.items():
                 if raw.startswith(start):
-                    raise InputError(f"{name} cannot be read as UTF-8 text. It is {kind}.")
+                    raise InputError(f"{name} cannot be read as UTF-8 text. It is {advice}.")
             raw = raw.removeprefix(b"\xef\xbb\xbf")
             if b"\r" in raw and not raw.endswith(b"\n"):
                 yield from text_lines(io.BytesIO(raw.replace(b"\r", b"\n")), name)
@@ -78,11 +75,7 @@ def text_lines(file: IO[bytes], name: str) -> Iterator[str]:
 
 
 def file_lines(path: str | Path) -> Iterator[str]:
-    """Read a file, which may be compressed as ``.gz``, by :func:`text_lines`.
-
-    Raises:
-        InputError: If it cannot be read as UTF-8 text.
-    """
+    """The :func:`text_lines` of a file, which may be compressed as ``.gz``."""
     opened: Any = gzip.open if str(path).lower().endswith(".gz") else open
     try:
         with opened(path, "rb") as file:
@@ -92,10 +85,9 @@ def file_lines(path: str | Path) -> Iterator[str]:
 
 
 def read_table(path: Path) -> Any:
-    """Read a local file as a data frame, with every value as it is written: of CSV and TSV all are strings.
+    """Read a local file as a data frame of the values as they are written: those of CSV and TSV are strings.
 
-    Raises:
-        InputError: If it cannot be read, with the line where that is one line's fault.
+    A file that cannot be read raises an ``InputError``, naming the line if one is the cause.
     """
     suffix = suffix_of(path)
     if not path.is_file():
@@ -105,40 +97,40 @@ def read_table(path: Path) -> Any:
     if suffix in (".csv", ".tsv"):
         return _delimited_frame(path, suffix == ".tsv")
     if suffix != ".parquet" or path.suffix.lower() != suffix:
-        other = " JSON with one object a line is named .jsonl." if suffix == ".json" else ""
-        raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.{other}")
+        hint = " JSON with one object a line is named .jsonl." if suffix == ".json" else ""
+        raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.{hint}")
     try:
         return read_parquet(path)[0]
-    except Exception as error:  # whatever the reader says of a damaged file
+    except Exception as error:  # readers of damaged files raise many types
         raise InputError(f"The file '{path}' cannot be read: {str(error).strip()}. Save it again.") from error
 
 
 def read_parquet(path: Path, known: Collection[str] | None = None) -> tuple[Any, list[str]]:
-    """Read a parquet file by itself: of a folder named key=value the library's readers make a column.
+    """Read a parquet file alone: the library's readers would add a column for a folder named key=value.
 
-    Args:
-        path: The file.
-        known: Columns to read, but for those whose name comes twice; by default all.
-
-    Returns:
-        The frame, and the names of all columns.
+    Returns a frame of all columns, or of those in ``known`` whose name occurs once, and the names of all columns.
     """
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         names = list(file.schema_arrow.names)
-        wanted = None if known is None else [name for name in names if name in known and names.count(name) == 1]
-        return file.read(wanted).to_pandas(ignore_metadata=True), names
+        columns = None if known is None else [name for name in names if name in known and names.count(name) == 1]
+        return file.read(columns).to_pandas(ignore_metadata=True), names
 
 
-def _frame(names: list[str], columns: list[list[Any]]) -> Any:
+def _frame(names: list[str], columns: list[list[Any]], skipped: int, path: Path) -> Any:
+    """A data frame; a notice reports blank lines among its rows."""
     import pandas as pd
 
+    if skipped:
+        notice(
+            "blank-lines", f"{skipped} blank lines among the rows of '{path}' were left out; rows are counted without."
+        )
     return pd.DataFrame(dict(enumerate(columns)), dtype=object).set_axis(names, axis=1)
 
 
 def _json_frame(path: Path) -> Any:
-    """A table of one JSON object a line; what a row lacks is ``None``."""
+    """A table of one JSON object per line; missing values are ``None``."""
     rows: list[dict[str, Any]] = []
     blank = skipped = 0
     for row in json_rows(file_lines(path), path):
@@ -149,21 +141,13 @@ def _json_frame(path: Path) -> Any:
         skipped = blank
     if not rows:
         raise InputError(f"The file '{path}' cannot be read: it is empty. Give another file.")
-    _tell_blank(skipped, path)
     names = list(dict.fromkeys(chain.from_iterable(rows)))
-    return _frame(names, [[row.get(name) for row in rows] for name in names])
-
-
-def _tell_blank(count: int, path: Path) -> None:
-    if count:
-        notice(
-            "blank-lines", f"{count} blank lines among the rows of '{path}' were left out; rows are counted without."
-        )
+    return _frame(names, [[row.get(name) for row in rows] for name in names], skipped, path)
 
 
 def _delimited_frame(path: Path, tabs: bool) -> Any:
     """A table of a CSV or TSV file; every row must have as many fields as the header."""
-    # The reader's own limit, 128 kB, is below what long documents have.
+    # The default limit, 128 kB, is too small for long documents.
     limit = csv.field_size_limit(sys.maxsize)
     try:
         rows = _fields(path, tabs)
@@ -172,36 +156,31 @@ def _delimited_frame(path: Path, tabs: bool) -> Any:
             raise InputError(f"The file '{path}' cannot be read: it is empty. Give another file.")
         width = len(header)
         columns: list[list[str]] = [[] for _ in header]
-        taken, blank, skipped = 1, 0, 0
-        # Few rows at a time, or the collector of garbage looks at all of them again and again.
-        while some := list(islice(rows, _ROWS)):
-            taken += len(some)
-            last = len(some)
-            if {*map(len, some)} != {width}:
-                full = [not _blank(row, width) for row in some]
-                last = max(compress(range(1, last + 1), full), default=0)
-                blank, trailing = blank + full[:last].count(False), len(some) - last
-                some = list(compress(some, full))
-                if any(len(row) != width for row in some):
-                    refuse_row(path, tabs)
-            else:
+        num_rows, blank, trailing = 1, 0, 0
+        # In small batches: the garbage collector visits all rows that are alive again and again.
+        while batch := list(islice(rows, _BATCH)):
+            num_rows += len(batch)
+            if {*map(len, batch)} == {width}:
                 trailing = 0
-            if some:
-                skipped, blank = skipped + blank, 0
-            blank += trailing
-            for column, values in zip(columns, zip(*some, strict=True), strict=False):
+            else:
+                filled = [not _blank(row, width) for row in batch]
+                blank += filled.count(False)
+                trailing = filled[::-1].index(True) if any(filled) else trailing + len(batch)
+                batch = list(compress(batch, filled))
+                if any(len(row) != width for row in batch):
+                    refuse_row(path, tabs)
+            for column, values in zip(columns, zip(*batch, strict=True), strict=False):
                 column.extend(values)
     except csv.Error:
         refuse_row(path, tabs)
         raise
     finally:
         csv.field_size_limit(limit)
-    if not tabs and rows.line_num > taken:
-        _check_quotes(path, columns)
     if tabs:
-        _tell_quotes(path, columns)
-    _tell_blank(skipped, path)
-    return _frame(header, columns)
+        _notice_quotes(path, columns)
+    elif rows.line_num > num_rows:
+        _check_quotes(path, columns)
+    return _frame(header, columns, blank - trailing, path)
 
 
 def _fields(path: Path, tabs: bool) -> Any:
@@ -217,21 +196,17 @@ def _blank(row: list[str], width: int) -> bool:
 
 
 def refuse_row(path: Path, tabs: bool) -> None:
-    """Find the first row that cannot be read or has more or fewer fields than the header, and refuse it.
-
-    Raises:
-        InputError: Naming the line, if there is such a row.
-    """
+    """Raise an :class:`InputError` for the first row, if any, that is unreadable or not as wide as the header."""
     rows, start, header = _fields(path, tabs), 1, None
     try:
         for row in rows:
             if header is None:
                 header = row or None
             elif len(row) != len(header) and not _blank(row, len(header)):
-                apart = "a tab within a text starts another field" if tabs else "text that holds commas must be quoted"
+                hint = "a tab within a text starts another field" if tabs else "text that holds commas must be quoted"
                 raise InputError(
                     f"Line {start} of '{path}' has {len(row)} fields where the header has {len(header)}, {header}. "
-                    f"Correct or remove the line; {other_delimiter(header) or apart}."
+                    f"Correct or remove the line; {other_delimiter(header) or hint}."
                 )
             start = start + 1 if tabs else rows.line_num + 1
     except csv.Error as error:
@@ -243,26 +218,26 @@ def refuse_row(path: Path, tabs: bool) -> None:
 
 
 def other_delimiter(names: list[Any]) -> str:
-    """What to say where a header of a single name seems to hold several."""
-    found = [mark for mark in (";", "\t", ",", "|") if len(names) == 1 and mark in str(names[0])]
-    return f"fields seem to be separated by {found[0]!r}, so save it with commas (.csv) or tabs (.tsv)" if found else ""
+    """A hint if a header's single name seems to hold several names, or an empty text."""
+    marks = [mark for mark in (";", "\t", ",", "|") if len(names) == 1 and mark in str(names[0])]
+    return f"fields seem to be separated by {marks[0]!r}, so save it with commas (.csv) or tabs (.tsv)" if marks else ""
 
 
-def _tell_quotes(path: Path, columns: list[list[str]]) -> None:
-    """Tell of texts in quotes, with each quote within them doubled, as writers of CSV leave them in TSV, too."""
-    # To look at all would take a tenth of the time of reading.
-    first = [value for column in columns for value in column[:_LOOKED_AT]]
-    if quoted := [value for value in first if '""' in value and _QUOTED.fullmatch(value)]:
+def _notice_quotes(path: Path, columns: list[list[str]]) -> None:
+    """Notice texts in quotes with doubled quotes inside, which writers of CSV leave in TSV, too."""
+    # Checking all rows would take a tenth of the time of reading.
+    sample = [value for column in columns for value in column[:_SAMPLE]]
+    if quoted := [value for value in sample if '""' in value and _QUOTED.fullmatch(value)]:
         notice(
             "quotes-in-tsv",
-            f"{len(quoted)} texts in the first {_LOOKED_AT} rows of '{path}' are in quotes, with the quotes within "
+            f"{len(quoted)} texts in the first {_SAMPLE} rows of '{path}' are in quotes, with the quotes within "
             f"them doubled: {quoted[0][:80]!r}. In .tsv files quotes are ordinary characters, so they stay part of the "
             "text. Save the file as .csv if they should not.",
         )
 
 
 def _check_quotes(path: Path, columns: list[list[str]]) -> None:
-    """Refuse a quoted text whose lines look like rows: a quote too much swallows all rows up to the next quote."""
+    """Refuse a quoted text whose lines look like rows: an extra quote swallows all rows up to the next quote."""
     known: list[set[str]] = []
     for place, column in enumerate(columns):
         for row, value in enumerate(column):
@@ -270,9 +245,8 @@ def _check_quotes(path: Path, columns: list[list[str]]) -> None:
                 continue
             lines = [line.rstrip("\r").split(",") for line in value.split("\n")]
             first, last = lines[0][1:], lines[-1][:-1]
-            if len(first) != len(columns) - place - 1 or len(last) != place:
-                continue
-            if any(len(line) != len(columns) for line in lines[1:-1]):
+            widths = [place + 1 + len(first), *map(len, lines[1:-1]), len(columns) - place + len(last)]
+            if any(width != len(columns) for width in widths):
                 continue
             known = known or [set(values) for values in columns]
             cells = [*zip(known[place + 1 :], first, strict=True), *zip(known[:place], last, strict=True)]
@@ -281,9 +255,6 @@ def _check_quotes(path: Path, columns: list[list[str]]) -> None:
                     f"Row {row} (counted from 0) of '{path}' has a quoted text that looks like {len(lines)} rows: "
                     f"{value[:80]!r}. A quote is missing or too much there; double each quote within a text."
                 )
-
-
-TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
 
 
 def is_table(path: str) -> bool:

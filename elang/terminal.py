@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from threading import current_thread, main_thread
 from typing import Any
 
-from elang.errors import ReaderLeftError, printable
+from elang.errors import ReaderLeftError, error_chain, printable
 
 
 def _is_broken(descriptor: int) -> bool:
@@ -16,27 +16,25 @@ def _is_broken(descriptor: int) -> bool:
         poll = select.poll()
         poll.register(descriptor, 0)
         return any(event & select.POLLERR for _, event in poll.poll(0))
-    except (OSError, AttributeError):  # closed, or a system without
+    except (OSError, AttributeError):  # closed, or a system without poll
         return False
 
 
 def reader_left(error: BaseException) -> bool:
     """Whether an error comes from a reader of an output that has gone away."""
-    # Consoles of rich close what is broken, and exit.
+    # Consoles of rich close a broken pipe and exit.
     closed = isinstance(error, SystemExit)
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, ReaderLeftError):
+    for cause in error_chain(error):
+        if isinstance(cause, ReaderLeftError):
             return True
-        if isinstance(seen, BrokenPipeError) and (closed or _is_broken(1) or _is_broken(2)):
+        if isinstance(cause, BrokenPipeError) and (closed or _is_broken(1) or _is_broken(2)):
             return True
-        seen = seen.__cause__ or seen.__context__
     return False
 
 
 @contextmanager
 def ended_at_sigterm() -> Iterator[None]:
-    """End at SIGTERM as Python ends, so that what is written is whole and children can be ended."""
+    """At SIGTERM exit as Python does, so that files are written whole and children can be ended."""
 
     def end(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
@@ -47,7 +45,7 @@ def ended_at_sigterm() -> Iterator[None]:
 
 @contextmanager
 def at_sigterm(end: Callable[[int, Any], None]) -> Iterator[None]:
-    """Handle SIGTERM, where nobody else does."""
+    """Handle SIGTERM, unless it has a handler already."""
     if current_thread() is not main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
@@ -65,17 +63,17 @@ def say(*lines: str) -> None:
 
 
 def console(width: int) -> Any:
-    """A console for tables, in which names are only names: neither markup nor control characters nor pictures.
+    """A rich console for tables that prints names literally, without markup, emoji or control characters.
 
-    Args:
-        width: Where standard output is no terminal.
+    ``width`` applies if standard output is no terminal.
     """
     from rich.console import Console
     from rich.text import Text
 
-    class Plain(Console):
+    class Literal(Console):
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(printable(text), **options)
 
-    plain = Plain(markup=False, highlight=False, emoji=False)
-    return plain if plain.is_terminal else Plain(markup=False, highlight=False, emoji=False, width=width)
+    options: dict[str, Any] = {"markup": False, "highlight": False, "emoji": False}
+    literal = Literal(**options)
+    return literal if literal.is_terminal else Literal(**options, width=width)

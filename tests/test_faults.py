@@ -74,7 +74,7 @@ def test_a_place_that_cannot_be_written(verb, pair, joint_args, data_args, files
         "predict": ["predict", *models, "--input", files[0], "--text", "text", "--output", there],
         "report": ["report", tmp_path, "--output", f"{there}.html"],
     }
-    fails(args[verb], "file", "no folder" if verb == "report" else "file")
+    fails(args[verb], "file", "not a folder" if verb == "report" else "file")
 
 
 def test_a_flipped_bit_is_seen(pair, joint_args, data_args, tmp_path, fails):

@@ -1,9 +1,9 @@
 """What a threshold promises on new inputs: tests of its regret and of its drop that hold for every n.
 
-Regret is what deferring more would have gained: the mean over inputs of ``max(0, Super's worth - Swift's worth)`` where
-the Swift's answer is kept. Of answers that are right or wrong it is P(kept, Swift wrong, Super right). It falls as more
-is deferred. The drop, how far the pair's mean worth is below the Super's, is the same without the ``max``: where the
-Swift is right and the Super wrong, keeping gains. It is at most the regret, and need not fall as more is deferred.
+Regret is what more deferral would have gained: the mean over inputs of ``max(0, Super's worth - Swift's worth)`` where
+the Swift's answer is kept. For answers that are right or wrong it is P(kept, Swift wrong, Super right). More deferral
+lowers it. The drop, how far the pair's mean worth is below the Super's, is the same without the ``max``: a kept answer
+gains where only the Swift is right. It is at most the regret, and more deferral need not lower it.
 
 Means are over independent units: examples, or groups of them (a passage's questions), each with the mean of its rows.
 """
@@ -24,10 +24,10 @@ _GRID, _GRID_PART = 100, 5
 
 @dataclass(frozen=True)
 class Certificate:
-    """A threshold with what is known of its regret, or of its drop.
+    """A threshold and the evidence for its regret or its drop.
 
     Attributes:
-        threshold: Inputs that score above it are deferred; ``-inf`` defers all.
+        threshold: Inputs with a higher score are deferred; ``-inf`` defers all.
         num_examples: ``n``, the number of independent units.
         regretted: Sum of the regret, or of the drop, over the units.
         deferred_share: On the same examples.
@@ -42,11 +42,9 @@ class Certificate:
 
 
 def unit_weights(unit: Tensor | None, rows: int) -> tuple[Tensor, int]:
-    """What each row counts, float64 ``(N,)``, so that each unit counts 1, and how many units there are.
+    """The weight of each row, float64 ``(N,)``, so that each unit weighs 1, and the number of units.
 
-    Args:
-        unit: The group of each row, int64 ``(N,)``; by default each row is its own.
-        rows: ``N``.
+    ``unit`` is the group of each row, int64 ``(N,)``; by default each of the ``rows`` is a unit.
     """
     if unit is None:
         return torch.ones(rows, dtype=torch.float64), rows
@@ -72,37 +70,35 @@ def certify_regret(
 ) -> Certificate | None:
     """The least deferral whose regret is at most ``allowed``, with confidence: fixed-sequence testing.
 
-    Thresholds are tested from deferring everything downwards, each at the whole level, until the first one that is
-    not certified. With probability ``confidence`` over the choice of the examples the regret on new inputs like them
-    is at most ``allowed``, whichever threshold comes out.
+    Thresholds are tested from deferring everything downwards, each at the whole level, until the first one that fails.
+    With probability ``confidence`` over the choice of the examples, the regret on new inputs like them is at most
+    ``allowed``, for any threshold that comes out. Source: Angelopoulos et al., Learn then Test, 2021; for monotone
+    risks the same as Bates et al., 2021.
 
     Args:
         score: Shape ``(N,)``; larger is harder.
         gain: How much better the Super's answer is, shape ``(N,)``, in [-1, 1].
         allowed: In (0, 1).
         confidence: In (0, 1).
-        exact: Answers are right or wrong, nothing in between; by default told by these gains. Means of groups are not.
-        unit: The group of each row, int64 ``(N,)``, where rows are not independent of each other: each counts once.
+        exact: Whether every answer is right or wrong, nothing in between; by default judged by these gains.
+        unit: The group of each row, int64 ``(N,)``, where rows depend on each other: each group counts once.
 
     Returns:
-        ``None`` if nothing can be certified, not even to defer everything.
+        ``None`` if nothing can be certified, not even deferring everything.
 
     Raises:
-        InputError: If the gains are not in [-1, 1], or a share is not one.
-
-    Source:
-        Angelopoulos et al., Learn then Test, 2021; for monotone risks the same as Bates et al., 2021.
+        InputError: For values outside these intervals.
 
     >>> certify_regret(torch.arange(1000.0), (torch.arange(1000) > 700).double(), 0.05).threshold
     738.0
     """
     _check(gain, allowed, confidence)
     regret = gain.double().clamp_min(0)
-    binary = bool(((regret == 0) | (regret == 1)).all())
-    exact = unit is None and binary and exact is not False
+    # Means of groups are neither 0 nor 1.
+    exact = unit is None and exact is not False and bool(((regret == 0) | (regret == 1)).all())
     weight, n = unit_weights(unit, len(gain))
     order, deferred, threshold = deferral_events(score)
-    # Index 0 keeps nothing; regret does not fall along them, so neither do p-values, and bisection finds the last.
+    # Index 0 keeps nothing. From there on neither regret nor p-values fall, so bisection finds the last success.
     kept, threshold = (len(gain) - deferred).flip(0), threshold.flip(0)
     sums = torch.nn.functional.pad((regret * weight)[order.flip(0)].cumsum(0), (1, 0))[kept]
 
@@ -128,25 +124,12 @@ def certify_drop(
 ) -> Certificate | None:
     """The least deferral whose drop below the Super is at most ``allowed``, with confidence, for every n.
 
-    Each of two tests gets half of the error, and the result that defers less is taken. A certificate of the regret is
-    also one of the drop, which is never larger. The other test bets on thresholds, from all deferred downwards, until
-    the first one that is not certified. These thresholds are scores of a fifth of the units, picked by a hash, and they
-    are tested on the gains of the other units. So the sequence is fixed before it is tested, and the drop may rise and
-    fall along it.
+    Two tests share the error equally, and the result that defers less is returned. The first certifies the regret,
+    which bounds the drop. The second bets on thresholds, from deferring everything downwards, until the first one that
+    fails. Its thresholds are the scores of a fifth of the units, picked by a hash, and it tests them on the other
+    units. So the sequence is fixed before the test, and the drop may rise and fall along it.
 
-    Args:
-        score: Shape ``(N,)``; larger is harder.
-        gain: How much better the Super's answer is, shape ``(N,)``, in [-1, 1].
-        allowed: In (0, 1).
-        confidence: In (0, 1).
-        exact: As in :func:`certify_regret`.
-        unit: As in :func:`certify_regret`.
-
-    Returns:
-        ``None`` if nothing can be certified, not even to defer everything; its ``regretted`` is the drop's sum.
-
-    Raises:
-        InputError: If the gains are not in [-1, 1], or a share is not one.
+    Arguments and errors are those of :func:`certify_regret`; ``regretted`` of the result is the drop's sum.
 
     >>> gain = torch.tensor([1.0, -1.0] + [0.0] * 8).repeat(400)
     >>> certify_drop(torch.arange(4000.0), gain, 0.05).threshold
@@ -156,51 +139,41 @@ def certify_drop(
     half = (1 + confidence) / 2
     by_regret = certify_regret(score, gain, allowed, half, exact, unit)
     weight, n = unit_weights(unit, len(gain))
-    found = [(by_regret.threshold, by_regret.p_value)] if by_regret else []
-    if bet := _by_betting(
-        score, gain.double() * weight, allowed, half, torch.arange(len(gain)) if unit is None else unit
-    ):
-        found.append(bet)
-    if not found:
+    share = gain.double() * weight
+    by_betting = _bet(score, share, allowed, half, torch.arange(len(gain)) if unit is None else unit)
+    results = [by_betting] if by_betting else []
+    if by_regret:
+        results.append((by_regret.threshold, by_regret.p_value))
+    if not results:
         return None
-    threshold, p = max(found)
+    threshold, p = max(results)
     kept = ~route(score, threshold)
-    lost = float((gain * weight * kept).sum())
-    return Certificate(threshold, n, lost, 1 - float(kept.double().mean()), min(1.0, 2 * p))
+    drop = float((gain * weight * kept).sum())
+    return Certificate(threshold, n, drop, 1 - float(kept.double().mean()), min(1.0, 2 * p))
 
 
-def _by_betting(
-    score: Tensor, share: Tensor, allowed: float, confidence: float, unit: Tensor
-) -> tuple[float, float] | None:
-    """The last threshold in turn whose drop is refuted to be above ``allowed``, and its p-value.
-
-    Args:
-        score: Shape ``(N,)``.
-        share: What each row adds to its unit's gain, ``(N,)``.
-        allowed: The drop.
-        confidence: Of the test.
-        unit: int64 ``(N,)``.
-    """
-    apart = mixed(unit) % _GRID_PART == 0
-    grid = score[apart].double().unique()
+def _bet(score: Tensor, share: Tensor, allowed: float, confidence: float, unit: Tensor) -> tuple[float, float] | None:
+    """The last threshold with a certified drop, and its p-value; ``share`` is each row's part of its unit's gain."""
+    in_grid = mixed(unit) % _GRID_PART == 0
+    grid = score[in_grid].double().unique()
     grid = grid[torch.linspace(0, len(grid) - 1, min(len(grid), _GRID)).round().long()] if len(grid) else grid
-    score, share = score[~apart].double(), share[~apart]
+    score, share = score[~in_grid].double(), share[~in_grid]
     if not len(score):
         return None
-    _, place = unit[~apart].unique(return_inverse=True)
+    _, place = unit[~in_grid].unique(return_inverse=True)
     order = score.argsort(stable=True)
     ends = [0, *torch.searchsorted(score[order], grid, right=True).tolist(), len(score)]
     gains = torch.zeros(int(place.max()) + 1, dtype=torch.float64)
-    won = log_winnings(gains, allowed, 1.0).sum(1)
+    log_won = log_winnings(gains, allowed, 1.0).sum(1)
     last = None
     for start, end, threshold in zip([0, *ends], ends, [-math.inf, *grid.tolist(), math.inf], strict=False):
-        # Units whose rows are kept from this threshold on, and what the bets make of them now.
+        # Update the bets on the units whose rows this threshold is the first to keep.
         rows = order[start:end]
-        touched = place[rows].unique()
-        won -= log_winnings(gains[touched], allowed, 1.0).sum(1)
+        changed = place[rows].unique()
+        log_won -= log_winnings(gains[changed], allowed, 1.0).sum(1)
         gains.index_add_(0, place[rows], share[rows])
-        won += log_winnings(gains[touched], allowed, 1.0).sum(1)
-        p = math.exp(min(0.0, math.log(len(BETS)) - float(won.logsumexp(0))))
+        log_won += log_winnings(gains[changed], allowed, 1.0).sum(1)
+        p = math.exp(min(0.0, math.log(len(BETS)) - float(log_won.logsumexp(0))))
         if p > 1 - confidence:
             break
         last = threshold, p
@@ -213,7 +186,7 @@ def regret_at(score: Tensor, gain: Tensor, threshold: float) -> Tensor:
 
 
 def mixed(key: Tensor) -> Tensor:
-    """A second hash of keys, int64 ``(N,)``, from 0 to 2**53: slices are chosen by bits of the first one.
+    """A second hash of keys, int64 ``(N,)``, from 0 to 2**53; bits of the first one choose the slices.
 
     >>> mixed(torch.tensor([1, 2])).tolist()
     [5103132997656651, 5324963733279466]

@@ -1,4 +1,4 @@
-"""The rule that routes: an input is deferred when its score is *above* the threshold; a tie stays with the Swift."""
+"""The routing rule: an input is deferred when its score is *above* the threshold; a tie stays with the Swift."""
 
 import math
 
@@ -9,24 +9,16 @@ from elang.errors import InputError
 
 
 def route(score: Tensor, threshold: float) -> Tensor:
-    """Decide which inputs the Super answers.
+    """Decide which inputs the Super answers, boolean ``(N,)``: those with a score ``(N,)`` *above* the threshold.
 
-    Args:
-        score: Shape ``(N,)``; larger is harder.
-        threshold: Inputs *above* it are deferred; a tie stays with the Swift. ``inf`` keeps everything with
-            the Swift, ``-inf`` defers everything.
-
-    Returns:
-        Boolean, shape ``(N,)``; true where the Super answers.
-
-    Raises:
-        InputError: If a score is NaN: no rule can place it.
+    A threshold of ``inf`` keeps everything with the Swift, ``-inf`` defers everything. A score that is NaN or infinite
+    raises an ``InputError``.
 
     >>> route(torch.tensor([-3.0, -1.0, 0.5]), -1.0)
     tensor([False, False,  True])
     """
     check_finite(score, "score")
-    # In float64, for against a float32 score the threshold itself would be rounded.
+    # In float64, because torch would round the threshold to the type of float32 scores.
     return score.double() > threshold
 
 
@@ -43,15 +35,10 @@ def check_finite(values: Tensor, name: str) -> None:
 
 
 def check_logits(logits: Tensor, what: str, choices: bool = False) -> None:
-    """Refuse logits that cannot be scored.
-
-    Args:
-        logits: Shape ``(..., C)``.
-        what: Their name in the message.
-        choices: Whether ``-inf`` marks choices that an example does not have.
+    """Refuse logits ``(..., C)`` that cannot be scored; with ``choices``, ``-inf`` marks missing choices.
 
     Raises:
-        InputError: If one is NaN or infinite, but for these marks, or a row has no choice at all.
+        InputError: Naming them by ``what``, if a logit is NaN or infinite, or a row has no choice at all.
     """
     missing = (logits == -math.inf) & choices
     check_finite(logits.masked_fill(missing, 0.0), what)
@@ -64,13 +51,9 @@ def check_logits(logits: Tensor, what: str, choices: bool = False) -> None:
 
 
 def deferral_events(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort the examples by falling score; equal ones are deferred together.
+    """The order ``(N,)`` of deferral, and the number of deferred examples and the threshold of each point ``(M,)``.
 
-    Returns:
-        Their order ``(N,)``, and for each of the ``M`` points the number of deferred ones and the threshold.
-
-    Raises:
-        InputError: If there are none, or a score is not finite.
+    Equal scores are deferred together. No examples, or a score that is not finite, raise an ``InputError``.
     """
     n = score.numel()
     if n == 0:
@@ -80,7 +63,7 @@ def deferral_events(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     last_of_ties = torch.ones(n, dtype=torch.bool, device=score.device)
     last_of_ties[:-1] = ordered[1:] != ordered[:-1]
     deferred = torch.cat([order.new_zeros(1), last_of_ties.nonzero().squeeze(1) + 1])
-    # Just below the hardest kept score lies no example, so that score itself is the threshold.
+    # The threshold of a point is the hardest score that is kept.
     threshold = torch.full((len(deferred),), -math.inf, dtype=torch.float64, device=score.device)
     threshold[:-1] = ordered[deferred[:-1]].double()
     threshold[0] = math.inf
@@ -88,20 +71,11 @@ def deferral_events(score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def oracle_score(gain: Tensor) -> Tensor:
-    """The score of a router that knows both answers: the ceiling of every report.
+    """The score of a router that knows the gains ``(N,)`` of deferring, the ceiling of every report: float64 ``(N,)``.
 
-    It defers first where the Super gains most, in classification what only the Super gets right, and last where it
-    loses most. For metrics that are not a mean over examples (F1, Matthews) this order is a strong router, not a
-    proven optimum.
-
-    Args:
-        gain: How much better the Super's answer is than the Swift's, shape ``(N,)``; in classification 1, 0 or -1.
-
-    Returns:
-        Float64, shape ``(N,)``, all values distinct; larger is harder. Of equal gains the earlier is the harder one.
-
-    Raises:
-        InputError: If a gain is not finite.
+    It defers first where the Super gains most and last where it loses most. All values differ: of equal gains the
+    earlier one is harder. For metrics that are not a mean over examples (F1, Matthews) this order is a strong router,
+    not a proven optimum. A gain that is not finite raises ``InputError``.
 
     >>> oracle_score(torch.tensor([0.0, 1.0, 0.0]))
     tensor([2., 3., 1.], dtype=torch.float64)

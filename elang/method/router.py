@@ -1,7 +1,7 @@
 """The router head beside the Swift, which learns what deferring gains.
 
 It is fitted in closed form after the Swift, on the slice of the training file that neither model was trained on. Its
-scores on this slice come from fits to the other folds of it, so that thresholds can be chosen there, too.
+scores on this slice are cross-fitted, so that thresholds can be chosen there, too.
 """
 
 import math
@@ -13,54 +13,47 @@ from torch import Tensor, nn
 from elang.method.bootstrap import gain_area, resamples
 from elang.method.scores import ROUTER_READS, SCORES
 
-TOP_LOGITS = 3
-_MOST_PROBABILITIES = 8
+FOLDS = 5
+_TOP_LOGITS = 3
+_MAX_PROBABILITIES = 8
 _CONFIDENCE, _RESAMPLES = 0.95, 1000
 
 
 def expected_gain(super_logits: Tensor, super_: Tensor, swift: Tensor) -> Tensor:
-    """What deferring gains by the Super's own probabilities: how much more probable it finds its answer.
+    """The gain from deferring by the Super's probabilities: its own answer's minus the Swift's, float64 ``(N,)``.
 
-    The mean of the gain over labels that are drawn from the Super's distribution. It is wrong where the Super is, but
-    tells of every example how much there is to gain, where right and wrong answers differ on a few only.
+    This is the mean gain over labels drawn from the Super's distribution. It is wrong where the Super is, but estimates
+    the gain of every example, while right and wrong answers differ on a few only. Source: the difference of
+    probabilities of Narasimhan et al., NeurIPS 2022, with the Super's in place of the labels.
 
     Args:
         super_logits: Shape ``(N, C)``; ``-inf`` marks a choice that an example does not have.
-        super_: The Super's answers, int64 ``(N,)``, -1 for one that names no class.
-        swift: The Swift's.
-
-    Returns:
-        float64, shape ``(N,)``.
-
-    Source:
-        The difference of probabilities of Narasimhan et al., NeurIPS 2022, with the Super's in the labels' place.
+        super_: The Super's answers, int64 ``(N,)``, -1 for an answer that names no class.
+        swift: The Swift's answers, likewise.
 
     >>> expected_gain(torch.tensor([[0.0, 0.0], [0.0, 99.0]]), torch.tensor([0, 1]), torch.tensor([1, 0]))
     tensor([0., 1.], dtype=torch.float64)
     """
     p = super_logits.double().softmax(-1)
-    own, other = (p.gather(1, answer.clamp_min(0)[:, None])[:, 0] * (answer >= 0) for answer in (super_, swift))
-    return own - other
+    p_super, p_swift = (p.gather(1, answer.clamp_min(0)[:, None])[:, 0] * (answer >= 0) for answer in (super_, swift))
+    return p_super - p_swift
 
 
 def num_logit_features(num_labels: int) -> int:
     """Number of :func:`logit_features` of ``C`` logits."""
-    if num_labels == 1:
-        return 1
-    return len(ROUTER_READS) + min(TOP_LOGITS, num_labels) + (num_labels if num_labels <= _MOST_PROBABILITIES else 0)
+    return logit_features(torch.zeros(1, num_labels), num_labels).shape[1]
 
 
 def logit_features(logits: Tensor, num_labels: int) -> Tensor:
-    """What the logits alone say of an input's difficulty.
+    """The router's features of logits, finite float32 ``(N, F)``.
+
+    These are the scores of :data:`~elang.method.scores.ROUTER_READS`, the 3 largest logits in descending order (the
+    smallest one stands in for missing choices), and the probabilities of up to 8 classes. A single output (regression)
+    is its own feature.
 
     Args:
         logits: Shape ``(N, C)``; ``-inf`` marks a choice that an example does not have.
-        num_labels: The task's ``C``; a batch in which all examples have fewer choices may be narrower.
-
-    Returns:
-        float32 ``(N, F)``, finite: the scores of :data:`~elang.method.scores.ROUTER_READS`, the largest logits in
-        descending order (the smallest one again for choices that are missing), and the probabilities of up to 8
-        classes. Of one output (regression) the value itself, ``(N, 1)``.
+        num_labels: The task's ``C``; a batch whose examples all have fewer choices may be narrower.
 
     >>> logit_features(torch.zeros(5, 2), 2).shape
     torch.Size([5, 10])
@@ -68,30 +61,27 @@ def logit_features(logits: Tensor, num_labels: int) -> Tensor:
     logits = nn.functional.pad(logits.detach().float(), (0, num_labels - logits.shape[-1]), value=-math.inf)
     if num_labels == 1:
         return logits
-    top = logits.topk(min(TOP_LOGITS, num_labels), dim=-1).values
+    top = logits.topk(min(_TOP_LOGITS, num_labels), dim=-1).values
     smallest = logits.masked_fill(logits == -math.inf, math.inf).amin(-1, keepdim=True)
-    found = [
-        torch.stack([SCORES[name](logits, 1.0) for name in ROUTER_READS], -1),
-        torch.where(top == -math.inf, smallest, top),
-    ]
-    if num_labels <= _MOST_PROBABILITIES:
-        found.append(logits.softmax(-1))
-    return torch.cat(found, -1)
+    scores = torch.stack([SCORES[name](logits, 1.0) for name in ROUTER_READS], -1)
+    features = [scores, torch.where(top == -math.inf, smallest, top)]
+    if num_labels <= _MAX_PROBABILITIES:
+        features.append(logits.softmax(-1))
+    return torch.cat(features, -1)
 
 
 class RouterHead(nn.Module):
     """Predicts how much better the Super's answer is: ridge regression on standardised features, in closed form.
 
-    Of an answer that is right or wrong the gain is P(the Super is right) - P(the Swift is right), by which the best
-    rule defers; of a text its quality. The penalty is the one with the least generalised cross-validation error. The
-    hidden state counts as much as a single feature before anything is learned, however wide it is.
+    For answers that are right or wrong the gain is P(the Super is right) - P(the Swift is right), by which the best
+    rule defers; for texts it is one of quality. Generalised cross-validation chooses the penalty. A hidden state of any
+    width is scaled to weigh as much as a single feature.
+
+    Source: Jitkrittum et al., NeurIPS 2023, for what to predict; Golub, Heath and Wahba, Technometrics 1979.
 
     Args:
-        width: Number of features; the last ``hidden`` are a hidden state's.
-        hidden: Width of that, or 0.
-
-    Source:
-        Jitkrittum et al., NeurIPS 2023, for what to predict; Golub, Heath and Wahba, Technometrics 1979.
+        width: Number of features; the last ``hidden`` of them are a hidden state.
+        hidden: Width of the hidden state, or 0.
     """
 
     mean: Tensor
@@ -111,23 +101,17 @@ class RouterHead(nn.Module):
         self.register_buffer("fitted", torch.zeros(1))
 
     def forward(self, features: Tensor, fold: Tensor | None = None) -> Tensor:
-        """Return the expected gain from deferring.
+        """Return the expected gain from deferring, float32 ``(N,)``; larger is harder.
 
         Args:
             features: Shape ``(N, F)``.
-            fold: Of examples that it may have learned from, int64 ``(N,)``: each is answered by the fit without its
-                fold.
-
-        Returns:
-            float32, shape ``(N,)``; larger is harder.
+            fold: The fold of examples that were fitted, int64 ``(N,)``: each is scored by the fit without its fold.
         """
         with torch.autocast(features.device.type, enabled=False):
-            own = (self.mean, self.scale, self.weight, self.bias, self.fold_weight, self.fold_bias)
-            mean, scale, weight, bias, fold_weight, fold_bias = (buffer.float() for buffer in own)
-            x = (features.detach().float() - mean) * scale
+            x = (features.detach().float() - self.mean.float()) * self.scale.float()
             if fold is None:
-                return x @ weight + bias
-            gain: Tensor = (x * fold_weight[fold]).sum(-1) + fold_bias[fold]
+                return x @ self.weight.float() + self.bias.float()
+            gain: Tensor = (x * self.fold_weight.float()[fold]).sum(-1) + self.fold_bias.float()[fold]
             return gain
 
     @torch.no_grad()
@@ -144,37 +128,39 @@ class RouterHead(nn.Module):
 
         Args:
             features: Shape ``(N, F)``.
-            gain: What deferring each would have gained, shape ``(N,)``.
-            fold: Which of the :data:`FOLDS` parts each is in, int64 ``(N,)``: examples of one text are in the same one.
-            candidates: By name, the features that it may read; by default all.
-            simple: The one of them, of a single feature, that is taken unless another is better with 95% confidence.
-            expected: A less noisy estimate of the gain (:func:`expected_gain`), ``(N,)``: it is learned from, and
-                candidates are compared by it; predictions are then put on the gain's scale.
+            gain: How much better the Super's answer is, shape ``(N,)``.
+            fold: Which of the :data:`FOLDS` each example is in, int64 ``(N,)``; equal texts share a fold.
+            candidates: Sets of feature columns to choose from, by name; by default one set with all features.
+            simple: The candidate of a single feature that is used unless another is better with 95% confidence.
+            expected: A less noisy :func:`expected_gain`, ``(N,)``, to fit and to compare candidates by.
 
         Returns:
-            What was found, for ``elang.json``: ``reads``, ``examples``, the ``areas`` of all candidates between random
-            (0) and oracle (1) on examples that they had not seen, by what was learned from (with ``expected`` also
-            ``areas_by_answers``, by the gain, of the best and the simple one: it must not be smaller), and ``why``.
+            A report for ``elang.json``: ``reads`` (the chosen candidate), ``why``, ``examples``, ``mean_gain``,
+            ``learned_from``, and the held-out :func:`gain_area` of all candidates by what they learned from. With
+            ``expected`` also ``areas_by_answers``, by the gain: the chosen one's is not below the simple one's.
         """
         x, y, fold = features.double().cpu(), gain.double().cpu(), fold.cpu()
-        taught = y if expected is None else expected.double().cpu()
+        target = y if expected is None else expected.double().cpu()
         mean, scale = x.mean(0), x.std(0, correction=0)
-        # What never varies tells nothing.
+        # A constant feature gets scale 0.
         scale = torch.where(scale > 1e-6 * mean.abs().clamp_min(1e-6), 1 / scale, 0.0)
         if self.hidden:
             scale[-self.hidden :] /= math.sqrt(self.hidden)
         x = (x - mean) * scale
         candidates = candidates or {"all features": list(range(self.width))}
-        fits = {name: cross_fitted(x, y, taught, fold, columns, name == simple) for name, columns in candidates.items()}
-        held_out = {name: found[1] for name, found in fits.items()}
-        chosen, report = _choose(held_out, taught, simple)
+        fits = {name: _cross_fit(x, y, target, fold, columns, name == simple) for name, columns in candidates.items()}
+        held_out = {name: predictions for name, (_, predictions) in fits.items()}
+        chosen, report = _choose(held_out, target, simple)
         if expected is not None and simple is not None:
-            report["areas_by_answers"] = {name: float(gain_area(held_out[name], y)) for name in {chosen, simple}}
-            if report["areas_by_answers"][chosen] < report["areas_by_answers"][simple]:
-                why = f"{chosen} has a larger area by the Super's probabilities, and a smaller one by right answers"
-                chosen, report = simple, report | {"reads": simple, "why": why}
+            areas = {name: float(gain_area(held_out[name], y)) for name in {chosen, simple}}
+            report["areas_by_answers"] = areas
+            if areas[chosen] < areas[simple]:
+                report["why"] = (
+                    f"{chosen} has a larger area by the Super's probabilities, and a smaller one by right answers"
+                )
+                chosen = report["reads"] = simple
         (weight, bias), _ = fits[chosen]
-        # In float32, whatever the model was trained in.
+        # In float32, whatever type the model was trained in.
         state = {"mean": mean, "scale": scale, "weight": weight[-1], "bias": bias[-1:]}
         state |= {"fold_weight": weight[:-1], "fold_bias": bias[:-1], "fitted": torch.ones(1)}
         for name, value in state.items():
@@ -184,7 +170,7 @@ class RouterHead(nn.Module):
 
 
 def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None) -> tuple[str, dict[str, Any]]:
-    """The candidate with the largest area on examples not seen, or the simple one where that may be chance."""
+    """The candidate with the largest area on held-out examples, or the simple one where that may be chance."""
     areas = {name: float(gain_area(score, gain)) for name, score in held_out.items()}
     best = max(areas, key=lambda name: -math.inf if math.isnan(areas[name]) else areas[name])
     report: dict[str, Any] = {"reads": best, "areas": areas, "why": "the largest area on examples not seen"}
@@ -197,9 +183,9 @@ def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None) -> tu
     for seed in range(_RESAMPLES // 100):
         weights = resamples(len(gain), 100, seed)
         parts.append(gain_area(held_out[best], gain, weights) - gain_area(held_out[simple], gain, weights))
-    better = torch.cat(parts)
-    better = better[~better.isnan()]
-    bound = float(better.quantile(1 - _CONFIDENCE)) if len(better) else math.nan
+    differences = torch.cat(parts)
+    differences = differences[~differences.isnan()]
+    bound = float(differences.quantile(1 - _CONFIDENCE)) if len(differences) else math.nan
     report["better_by_at_least"] = bound
     if bound > 0:
         return best, report | {"why": f"a larger area than {simple} with {_CONFIDENCE:.0%} confidence"}
@@ -207,26 +193,23 @@ def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None) -> tu
     return simple, report | {"reads": simple, "why": why}
 
 
-FOLDS = 5
-
-
-def cross_fitted(
-    x: Tensor, y: Tensor, taught: Tensor, fold: Tensor, columns: list[int], simple: bool
+def _cross_fit(
+    x: Tensor, y: Tensor, target: Tensor, fold: Tensor, columns: list[int], simple: bool
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Weights ``(FOLDS + 1, F)`` and biases of the fits without each fold and to all, and held-out predictions."""
     weight, bias = x.new_zeros(FOLDS + 1, x.shape[1]), y.mean().repeat(FOLDS + 1)
     for k in range(FOLDS + 1):
-        # A single score is put on the gain's scale, by all: its order must be the same in every fold.
+        # A single score is scaled to the gain by all examples, so that its order is the same in every fold.
         rows = fold != k if not simple and (fold != k).sum() > 1 else torch.ones_like(fold, dtype=torch.bool)
-        own, centre = x[rows][:, columns], x[rows][:, columns].mean(0)
-        found = _ridge(own - centre, (y if simple else taught)[rows])
+        part, centre = x[rows][:, columns], x[rows][:, columns].mean(0)
+        fitted = _ridge(part - centre, (y if simple else target)[rows])
         if simple:
-            found = found.clamp_min(0.01)
-        # The mean of all, for that of the others is the lower the higher the fold's own.
-        weight[k, columns], bias[k] = found, y.mean() - centre @ found
+            fitted = fitted.clamp_min(0.01)
+        # The mean of all examples: the mean of the others is lower where the fold's own is higher.
+        weight[k, columns], bias[k] = fitted, y.mean() - centre @ fitted
     held_out = (x * weight[fold]).sum(-1) + bias[fold]
     if not simple:
-        # What is too sure of itself, or not enough, on examples that it has not seen.
+        # Correct predictions that vary too much, or too little, on held-out examples.
         centred = held_out - held_out.mean()
         slope = (centred @ (y - y.mean()) / centred.square().sum().clamp_min(1e-12)).clamp(0.05, 2)
         weight, bias = weight * slope, y.mean() + slope * (bias - held_out.mean())
@@ -237,14 +220,14 @@ def cross_fitted(
 def _ridge(x: Tensor, y: Tensor) -> Tensor:
     """Weights ``(F,)`` of centred features ``(N, F)`` with the penalty of the least generalised CV error."""
     y = y - y.mean()
-    # By the eigenvectors of X'X, which is small however many examples there are.
+    # By the eigenvectors of X'X, which is small for any number of examples.
     values, vectors = torch.linalg.eigh(x.T @ x)
     values, along = values.clamp_min(0), vectors.T @ (x.T @ y)
-    # Far above the largest value the order of the predictions stays, and their differences drown in float32's rounding;
-    # far below the smallest one, rounding in the features is learned from.
+    # With a penalty far above the largest value, differences of predictions vanish in float32's rounding; with one far
+    # below the smallest, the fit learns from rounding errors in the features.
     penalties = len(x) * torch.logspace(-4, 1, 31, dtype=torch.float64)[:, None]
     residual = y.square().sum() - (along.square() * (values + 2 * penalties) / (values + penalties).square()).sum(-1)
     freedom = len(x) - 1 - (values / (values + penalties)).sum(-1)
     error = residual.clamp_min(0) / freedom.clamp_min(1e-9).square()
-    found: Tensor = vectors @ (along / (values + penalties[int(error.argmin())]))
-    return found
+    weights: Tensor = vectors @ (along / (values + penalties[int(error.argmin())]))
+    return weights

@@ -1,3 +1,3 @@
-"""What is asked: how a task puts its question, and what an answer to it is worth."""
+"""Tasks: how they put their questions to a model, and what an answer is worth."""
 
 from elang.tasks import kinds as kinds

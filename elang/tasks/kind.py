@@ -1,4 +1,4 @@
-"""What a kind of task is: its answers, how a model's logits become one, and what an answer is worth."""
+"""Kinds of task: their answers, how logits become one, and what an answer is worth."""
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from elang.tasks.text_task import TextTask
 
 KINDS: dict[str, "Kind"] = {}
-"""The kinds of task by name, as :attr:`~elang.tasks.text_task.TextTask.problem` has it."""
+"""The kinds of task by name, the value of :attr:`~elang.tasks.text_task.TextTask.problem`."""
 
 
 class Kind(ABC):
-    """A kind of task. The methods here are those of a choice among several answers.
+    """A kind of task. The methods of this class are those of a choice among several answers.
 
     Attributes:
-        name: As in :attr:`~elang.tasks.text_task.TextTask.problem`.
-        answer_type: Of answers and labels: ``int64`` for places among the label names, ``float64`` for values.
+        name: The value of :attr:`~elang.tasks.text_task.TextTask.problem`.
+        answer_type: Type of answers and labels: ``int64`` for indices of label names, ``float64`` for values.
         unknown: The label of an example without one.
         chooses: An answer is one of several that have logits, so the scores of logits apply.
-        has_classes: These are the same for all examples, with names.
-        has_candidates: Each example has candidates, which ``-inf`` logits fill up to the largest number.
-        generates: An answer is a text that is generated.
-        default_score: Routes where no router has shown to be better.
+        has_classes: All examples have the same answers, with names.
+        has_candidates: Each example has its own answers; ``-inf`` logits pad them to the largest number.
+        generates: An answer is a generated text.
+        default_score: Routes unless a router has proved better.
         distill_weight: Default weight of distillation.
         rounding: How far half precision and other batches move a score.
     """
@@ -47,30 +47,20 @@ class Kind(ABC):
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The difficulty scores that need no head, by name."""
+        """Names of the difficulty scores that need no head."""
         return tuple(SCORES) if self.chooses else ()
 
     def scores_of(self, logits: Tensor | None, token_scores: Tensor | None, temperature: float) -> dict[str, Tensor]:
-        """The scores of some answers, each ``(N,)``; larger is harder.
-
-        Args:
-            logits: The Swift's, ``(N, C)``.
-            token_scores: Of generated texts, ``(N, S)``, in the order of :attr:`scores`.
-            temperature: Of the scores.
-        """
+        """The scores by name, each ``(N,)``, of logits ``(N, C)`` or of texts' :attr:`scores`, ``(N, S)``."""
         return all_scores(logits, temperature) if self.chooses and logits is not None else {}
 
     @property
     def exact_type(self) -> torch.dtype:
-        """The type that holds both a score and an answer exactly."""
+        """A type that holds both a score and an answer exactly."""
         return self.answer_type if self.answer_type.is_floating_point else torch.float32
 
-    def num_outputs(self, label_names: list[str]) -> int:
-        """Outputs of an encoder's head, each of an input: one a class, or one."""
-        return len(label_names) if self.has_classes else 1
-
     def predict(self, logits: Tensor) -> Tensor:
-        """The answer that logits ``(B, C)`` give, :attr:`answer_type` ``(B,)``."""
+        """The answers that logits ``(B, C)`` give, :attr:`answer_type` ``(B,)``."""
         return logits.argmax(-1)
 
     def loss(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -78,21 +68,17 @@ class Kind(ABC):
         return F.cross_entropy(logits, target, label_smoothing=smoothing)
 
     def distance(self, logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-        """How far logits ``(B, C)`` are from the Super's, a scalar: what distillation makes small."""
+        """The distillation loss of logits ``(B, C)`` against the Super's, a scalar."""
         return distillation(logits, target, temperature)
 
     def is_unknown(self, label: Tensor) -> Tensor:
-        """Which labels ``(B,)`` are those of examples without one."""
+        """Which of the labels ``(B,)`` are :attr:`unknown`."""
         return label < 0
 
     def reward(self, prediction: Tensor, label: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """What each answer is worth by itself, float64 ``(N,)``: 1 if right and 0 if wrong.
+        """The worth of each prediction, float64 ``(N,)``: 1 if right and 0 if wrong; -1 names no answer.
 
-        Args:
-            prediction: ``(N,)``; -1 names no answer.
-            label: ``(N,)``.
-            targets: Where several answers are right, ``answer_f1`` has what each is worth, ``(N, C)``; of texts,
-                ``worth``.
+        ``targets`` may have the worth of each candidate, ``(N, C)``: ``answer_f1``, or ``worth`` for texts.
         """
         if table := {"answer_f1", "worth"} & targets.keys():
             worth = targets[min(table)].double()
@@ -100,39 +86,24 @@ class Kind(ABC):
         return (prediction == label).double()
 
     def worth(self, quality: str, targets: dict[str, Tensor]) -> dict[str, Any]:
-        """The most that :meth:`reward` gives (``largest``, ``None`` where it has no bounds), and its ``unit``.
-
-        Args:
-            quality: The task's first metric.
-            targets: As in :meth:`reward`.
-        """
+        """The ``largest`` reward (``None`` if unbounded) and its ``unit``; ``quality`` is the task's first metric."""
         return {"largest": 1.0, "unit": "F1 of the answer" if "answer_f1" in targets else "right answers"}
 
-    @abstractmethod
     def answer(self, prediction: float | str, task: "TextTask", choices: tuple[str, ...] | None) -> str | float:
-        """What a user reads of a prediction.
-
-        Args:
-            prediction: One of :meth:`predict`, or a text.
-            task: What was asked.
-            choices: The example's own candidates, if it has any.
-        """
+        """The answer that a user reads: by default the prediction. ``choices`` are the example's own candidates."""
+        return prediction
 
     @abstractmethod
     def read_answer(self, answer: Any, task: "TextTask") -> float | str | None:
-        """The prediction that :meth:`answer` made this of; ``None`` if it is none of the task's."""
+        """The inverse of :meth:`answer`: a prediction, or ``None`` if this is no answer to the task."""
 
     @abstractmethod
     def expects(self, task: "TextTask") -> str:
-        """What an answer has to be, for messages."""
+        """What an answer must be, for messages."""
 
 
 def register_kind(kind: Kind) -> Kind:
-    """Add a kind of task to :data:`KINDS`.
-
-    Raises:
-        InputError: If there is one of this name.
-    """
+    """Add a kind of task to :data:`KINDS`, or raise an :class:`InputError` if its name is taken."""
     if kind.name in KINDS:
         raise InputError(f"There is a kind of task '{kind.name}' already. Register yours by another name.")
     KINDS[kind.name] = kind

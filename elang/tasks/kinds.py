@@ -18,7 +18,7 @@ from elang.tasks.text_task import TextTask
 
 
 class Classification(Kind):
-    """One of several classes; an encoder has one output a class."""
+    """One of several classes; an encoder has one output per class."""
 
     name = "classification"
     has_classes = True
@@ -28,28 +28,29 @@ class Classification(Kind):
         return task.label_names[int(prediction)]
 
     def read_answer(self, answer: Any, task: TextTask) -> float | str | None:
-        """The class's place among the label names."""
+        """The class's index among the label names."""
         return task.label_names.index(answer) if isinstance(answer, str) and answer in task.label_names else None
 
     def expects(self, task: TextTask) -> str:
-        """Some of the label names."""
+        """The first label names."""
         return f"one of {task.label_names[:8]}"
 
 
 class Choice(Classification):
-    """One of an example's candidates; an encoder reads one input a candidate and has one output for each."""
+    """One of an example's candidates; an encoder reads one input per candidate and has one output for each."""
 
     name = "choice"
     has_classes, has_candidates = False, True
 
     def answer(self, prediction: float | str, task: TextTask, choices: tuple[str, ...] | None) -> str | float:
         """The candidate, where each example has its own; otherwise its name."""
-        own = choices is not None and not task.answers
-        return choices[int(prediction)] if own and choices else super().answer(prediction, task, choices)
+        if choices and not task.answers:
+            return choices[int(prediction)]
+        return super().answer(prediction, task, choices)
 
 
 class Regression(Kind):
-    """A value; an encoder has one output. Scores of logits mean nothing, so a router's score is needed."""
+    """A value, the single output of an encoder. Scores of logits mean nothing, so a router's score is needed."""
 
     name = "regression"
     answer_type = torch.float64
@@ -58,7 +59,7 @@ class Regression(Kind):
     unknown = math.nan
 
     def predict(self, logits: Tensor) -> Tensor:
-        """The value itself, float64 ``(B,)``."""
+        """The values, float64 ``(B,)``."""
         return logits[:, 0].double()
 
     def loss(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -81,14 +82,10 @@ class Regression(Kind):
         """No bounds."""
         return {"largest": None, "unit": "negative absolute error"}
 
-    def answer(self, prediction: float | str, task: TextTask, choices: tuple[str, ...] | None) -> str | float:
-        """The value."""
-        return prediction
-
     def read_answer(self, answer: Any, task: TextTask) -> float | str | None:
         """The value, if it is a finite number."""
-        number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
-        return answer if number and abs(answer) < math.inf else None
+        is_number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
+        return answer if is_number and abs(answer) < math.inf else None
 
     def expects(self, task: TextTask) -> str:
         """A number."""
@@ -105,43 +102,39 @@ def answer_values(answers: list[str]) -> list[float]:
         ) from error
 
 
-def value_of(text: str, otherwise: float) -> float:
-    """The finite number that a text is, or another where it is none."""
+def value_of(text: str, default: float) -> float:
+    """The number in a text, or the default if it is no finite number."""
     try:
         value = float(text)
     except ValueError:
-        return otherwise
-    return value if abs(value) < math.inf else otherwise
+        return default
+    return value if abs(value) < math.inf else default
 
 
 class Generation(Kind):
-    """A text, whose worth is that of its sentence metric. There are no labels, but references."""
+    """A generated text, worth its sentence metric. There are references instead of labels."""
 
     name = "sequence"
     chooses, generates = False, True
     default_score = SEQUENCE_DEFAULT
     distill_weight = 1.0
-    # Of tokens the logits themselves are rounded, and they are large.
+    # Half precision rounds the logits of tokens, which are large.
     rounding = 6.3e-2
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """Those of the tokens, brought together by text."""
+        """Aggregates of the tokens' scores."""
         return SEQUENCE_SCORES
 
     def scores_of(self, logits: Tensor | None, token_scores: Tensor | None, temperature: float) -> dict[str, Tensor]:
-        """Those that were kept as the texts were generated."""
+        """The scores recorded during generation."""
         assert token_scores is not None
         return dict(zip(SEQUENCE_SCORES, token_scores.unbind(1), strict=True))
 
     def worth(self, quality: str, targets: dict[str, Tensor]) -> dict[str, Any]:
-        """That of a sentence by the metric."""
+        """Those of the sentence metric."""
         unit = worth_metric(quality)
         return {"largest": 100.0 if unit == "chrf" else 1.0, "unit": f"{unit}, from 0 to 1"}
-
-    def answer(self, prediction: float | str, task: TextTask, choices: tuple[str, ...] | None) -> str | float:
-        """The text."""
-        return prediction
 
     def read_answer(self, answer: Any, task: TextTask) -> float | str | None:
         """The text."""
@@ -157,17 +150,13 @@ for _kind in (Classification(), Choice(), Regression(), Generation()):
 
 
 def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[str, Tensor]) -> float:
-    """A metric of one set of predictions, with the columns that it reads besides the label."""
+    """A metric of one set of predictions; ``targets`` has the columns that it reads besides the label."""
     target = label if quality.target == "label" else targets[quality.target]
     return quality(prediction, target, targets.get("group"))
 
 
 def check_qualities(names: list[str], task: TextTask) -> None:
-    """Refuse metrics of texts where there are labels, and the other way round.
-
-    Raises:
-        InputError: Naming the first one.
-    """
+    """Raise an :class:`InputError` for metrics of texts in a task with labels, or of labels in a task of texts."""
     if wrong := [name for name in names if (name in TEXT_METRICS) != task.kind.generates]:
         raise InputError(f"'{wrong[0]}' is no metric of a {task.problem} task; its own are {task.qualities}.")
 
@@ -175,28 +164,22 @@ def check_qualities(names: list[str], task: TextTask) -> None:
 def text_targets(
     qualities: list[str], references: list[str], swift: list[str], super_: list[str] | None = None
 ) -> dict[str, Tensor]:
-    """What metrics of texts read: for each its statistics of the texts to choose from, and their ``worth``.
+    """The targets of metrics of texts, for one or two (``K``) texts to choose from for each of ``N`` references.
 
-    Args:
-        qualities: Names of :data:`~elang.method.quality.texts.TEXT_METRICS`; the first says what a sentence is worth.
-        references: ``N``.
-        swift: The first text to choose.
-        super_: The second.
-
-    Returns:
-        For each metric, and the one that tells the worth, ``(N, K, S)``; ``worth``, float64 ``(N, K)``.
+    These are the statistics of each metric in ``qualities``, ``(N, K, S)``, and each text's ``worth`` by the first of
+    them, float64 ``(N, K)``, with the statistics of the metric for it.
     """
-    choices = [swift, *([super_] if super_ is not None else [])]
+    choices = [swift] if super_ is None else [swift, super_]
     worth = worth_metric(qualities[0])
-    needed = dict.fromkeys([*qualities, worth])
-    found = {name: torch.stack([TEXT_METRICS[name][0](c, references) for c in choices], 1) for name in needed}
-    return found | {"worth": TEXT_METRICS[worth][1](found[worth])}
+    names = dict.fromkeys([*qualities, worth])
+    targets = {name: torch.stack([TEXT_METRICS[name][0](c, references) for c in choices], 1) for name in names}
+    return targets | {"worth": TEXT_METRICS[worth][1](targets[worth])}
 
 
 def measure_texts(qualities: list[str], texts: list[str], references: list[str]) -> dict[str, float]:
     """Metrics of one model's texts, by name."""
-    found = {}
+    results = {}
     for name in qualities:
         statistics, value = TEXT_METRICS[name]
-        found[name] = float(value(statistics(texts, references).sum(0, dtype=torch.float64)))
-    return found
+        results[name] = float(value(statistics(texts, references).sum(0, dtype=torch.float64)))
+    return results

@@ -8,27 +8,26 @@ from elang.errors import InputError, listed
 from elang.tasks.kind import KINDS, Kind
 
 Problem = Literal["classification", "choice", "regression", "sequence"]
-# Exact types, for the command line would read "{text}" or "True" of a looser one as YAML.
+# Exact types: with looser ones the command line would read "{text}" or "True" as YAML.
 TaskFields = dict[str, str | list[str]]
 
 
 @dataclass(frozen=True)
 class TextTask:
-    """A task on texts, as plain values that go into checkpoints and ``elang.json``.
+    """A task on texts, as plain values for checkpoints and ``elang.json``.
 
     Attributes:
         label_names: Class names in order; one name for a regression; for ``choice`` the candidates' numbers or names.
-        problem: ``classification`` (an encoder has one output a class), ``choice`` (one output a candidate),
-            ``regression`` (one output, a value) or ``sequence`` (a text is generated; there are no labels).
+        problem: The kind of task: ``classification``, ``choice``, ``regression`` or ``sequence`` (generated texts).
         fields: Names of an example's texts.
-        segments: One or two templates of them, ``"{question}"``: an encoder's text or pair of texts. In a ``choice``
-            task ``{choice}`` stands for the candidate, and there is one input a candidate.
+        segments: One or two templates like ``"{question}"``: an encoder's text or pair of texts. In a ``choice`` task
+            there is one input per candidate, which ``{choice}`` stands for.
         prompt: Template of a text-to-text model's input.
-        answers: What a text-to-text model says for each label; for a regression the strings of the values that it can
-            say; none where the candidates themselves are the answers.
+        answers: A text-to-text model's answer for each label; for a regression the values that it can answer, as
+            strings; empty where the candidates themselves are the answers.
         qualities: The task's metrics; the first one chooses thresholds.
-        choice_fields: The fields that are the candidates of a ``choice`` task; none where each example brings its own.
-        languages: Codes of the source's and the target's language, for models of many languages; or none.
+        choice_fields: The fields with the candidates of a ``choice`` task; empty if each example has its own.
+        languages: Codes of the source and the target language for multilingual models.
     """
 
     label_names: list[str]
@@ -45,47 +44,46 @@ class TextTask:
     def of(cls, label_names: list[str], task: TaskFields | None = None) -> "TextTask":
         """Rebuild a task from :meth:`plain`; by default a classification of one text whose answers are the labels.
 
-        Raises:
-            InputError: If a template names a field that there is not.
+        A template that names an unknown field raises an ``InputError``.
         """
         values: dict[str, Any] = {**(task or {"answers": label_names}), "label_names": label_names}
-        found = cls(**values)
-        known = dict.fromkeys([*found.fields, "choice"], "")
-        for template in (*found.segments, found.prompt):
+        rebuilt = cls(**values)
+        blanks = dict.fromkeys([*rebuilt.fields, "choice"], "")
+        for template in (*rebuilt.segments, rebuilt.prompt):
             try:
-                template.format(**known)
+                template.format(**blanks)
             except (KeyError, IndexError, ValueError) as error:
                 raise InputError(
                     f"The template '{template}' cannot be filled ({type(error).__name__}: {error}); its fields are "
-                    f"{', '.join('{' + name + '}' for name in found.fields)}."
+                    f"{', '.join('{' + name + '}' for name in rebuilt.fields)}."
                 ) from error
-        return found
+        return rebuilt
 
     def plain(self) -> TaskFields:
-        """Plain values, from which :meth:`of` rebuilds it."""
+        """Plain values, from which :meth:`of` rebuilds the task."""
         return asdict(self)
 
     @property
     def kind(self) -> Kind:
-        """The kind of task, with all that depends on it."""
+        """The kind of task, with all behaviour that depends on it."""
         return KINDS[self.problem]
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of an encoder's head."""
-        return self.kind.num_outputs(self.label_names)
+        """Number of outputs of an encoder's head for an input: one per class, otherwise one."""
+        return len(self.label_names) if self.kind.has_classes else 1
 
     def choices_of(self, texts: list[tuple[str, ...]]) -> list[tuple[str, ...]] | None:
-        """The candidates that are among the fields, for each example; ``None`` if none are."""
+        """Each example's candidates from the fields; ``None`` if no fields are candidates."""
         places = [self.fields.index(name) for name in self.choice_fields]
         return [tuple(row[i] for i in places) for row in texts] if places else None
 
     @cached_property
-    def _places(self) -> list[int] | None:
-        """Which text each segment is, where templates add nothing to them."""
-        known = {f"{{{name}}}": place for place, name in enumerate(self.fields)}
-        plain = not self.kind.has_candidates and all(template in known for template in self.segments)
-        return [known[template] for template in self.segments] if plain else None
+    def _indices(self) -> list[int] | None:
+        """The index of each segment's text, if all templates are single fields."""
+        index = {f"{{{name}}}": i for i, name in enumerate(self.fields)}
+        single = not self.kind.has_candidates and all(template in index for template in self.segments)
+        return [index[template] for template in self.segments] if single else None
 
     def segment_texts(self, texts: tuple[str, ...], choices: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         """The encoder inputs of one example: one, or one for each candidate.
@@ -93,8 +91,8 @@ class TextTask:
         >>> TextTask(["a", "b"], fields=["q", "p"], segments=["{p}", "{q}"]).segment_texts(("why ?", "so."))
         [('so.', 'why ?')]
         """
-        if self._places is not None and len(texts) == len(self.fields):
-            return [tuple([texts[place] for place in self._places])]
+        if self._indices is not None and len(texts) == len(self.fields):
+            return [tuple([texts[i] for i in self._indices])]
         values = dict(zip(self.fields, texts, strict=True))
         if not self.kind.has_candidates:
             return [tuple(template.format(**values) for template in self.segments)]
@@ -106,16 +104,10 @@ class TextTask:
 
 
 def align_labels(theirs: list[str], ours: list[str], who: str, whose: str = "the data") -> list[int]:
-    """Return, for each of ``ours``, its place among ``theirs``: label orders differ, names do not.
-
-    Args:
-        theirs: Label names of a model or of records.
-        ours: Those that they are to be.
-        who: Whose the first are, in a message.
-        whose: Whose the others are.
+    """The index of each of ``ours`` among ``theirs``: the order of labels may differ, their names may not.
 
     Raises:
-        InputError: If the two are not the same set of names.
+        InputError: If the names differ; it calls the owner of ``theirs`` by ``who``, that of ``ours`` by ``whose``.
 
     >>> align_labels(["yes", "no"], ["no", "yes"], "the Super")
     [1, 0]
@@ -125,5 +117,5 @@ def align_labels(theirs: list[str], ours: list[str], who: str, whose: str = "the
             f"The label names [{listed(theirs)}] of {who} do not match those of {whose} [{listed(ours)}]. "
             "Fine-tune it on these, or rename its labels (id2label in its config.json, or --data.label_names)."
         )
-    place = {name: i for i, name in enumerate(theirs)}
-    return [place[name] for name in ours]
+    index = {name: i for i, name in enumerate(theirs)}
+    return [index[name] for name in ours]

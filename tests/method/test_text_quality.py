@@ -9,7 +9,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from elang.errors import InputError
 from elang.method.curve.exact import operating_curve
 from elang.method.curve.reading import at_threshold
-from elang.method.quality.registry import QUALITIES, _of_texts
+from elang.method.quality.registry import QUALITIES, text_quality
 from elang.method.quality.texts import TEXT_METRICS, signature
 from elang.tasks.kinds import text_targets
 
@@ -130,7 +130,7 @@ def test_texts_without_blanks(tokenize):
 
 @pytest.mark.parametrize("name", sorted(TEXT_METRICS))
 def test_a_metric_of_texts_takes_the_chosen_ones(name):
-    quality = _of_texts(name)(2)
+    quality = text_quality(name)(2)
     assert (quality.name, quality.target) == (name, name)
     assert quality.value is TEXT_METRICS[name][1]
     table = torch.arange(24).view(4, 2, 3)

@@ -243,10 +243,9 @@ def test_the_lock_of_a_dead_process_is_gone(tmp_path):
             locks.lock_output(path)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    locks.lock_output(path)
-    # One's own, once more.
-    locks.lock_output(path)
-    locks.unlock_output(path)
+    with locks.output_lock(path):
+        # A process may lock its own output again.
+        locks.lock_output(path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from elang.errors import InputError
 from elang.method.curve.points import Costs, Groups, OperatingCurve
 from elang.method.deferral import deferral_events
-from elang.method.quality.metric import group_sums, settled
+from elang.method.quality.metric import centred, group_sums
 
 
 def operating_curve(
@@ -21,22 +21,18 @@ def operating_curve(
     costs: Costs | None = None,
     groups: Groups | None = None,
 ) -> OperatingCurve:
-    """Compute the metric and the cost at every threshold.
+    """Compute the metric and the cost at every threshold, at most ``N + 1`` points.
 
     Args:
-        score: Shape ``(N,)``; larger is harder. Ties move together.
+        score: Shape ``(N,)``; larger is harder. Equal scores are deferred together.
         swift: Per-example statistics under the Swift, shape ``(N, S)``, any dtype.
         super_: The same under the Super.
         value: Maps sums of statistics ``(M, S)`` to the metric ``(M,)``.
         costs: Of each input.
         groups: For a metric over groups: ``value`` then takes sums of the groups' statistics.
 
-    Returns:
-        The curve, with at most ``N + 1`` points.
-
     Raises:
-        InputError: If there are no examples, the shapes differ, a score is not finite, or groups have no
-            index.
+        InputError: If there are no examples, the shapes differ, a score is not finite, or groups have no index.
 
     >>> from elang.method.quality.labels import accuracy
     >>> q, target = accuracy(2), torch.tensor([1, 1, 0])
@@ -54,10 +50,9 @@ def operating_curve(
             f"{tuple(super_.shape)} of the Super must have shapes (N,), (N, S) and (N, S)."
         )
     order, deferred, threshold = deferral_events(score)
-    value, (swift, super_) = settled(value, swift, super_)
+    value, (swift, super_) = centred(value, swift, super_)
     quality = value(sums_at(order, deferred, swift, super_, groups))
-    mixed = partial(sums_at, order, deferred)
-    return with_costs(threshold, deferred, quality, float(score.max()), n, mixed, costs)
+    return with_costs(threshold, deferred, quality, float(score.max()), partial(sums_at, order, deferred), costs)
 
 
 def with_costs(
@@ -65,18 +60,18 @@ def with_costs(
     deferred: Tensor,
     quality: Tensor,
     hardest: float,
-    n: int,
-    mixed: Callable[[Tensor, Tensor], Tensor],
-    costs: Costs | None = None,
+    mixed_sums: Callable[[Tensor, Tensor], Tensor],
+    costs: Costs | None,
 ) -> OperatingCurve:
-    """Complete a curve; ``mixed`` maps what kept and deferred examples pay, ``(N, 1)``, to sums ``(M, 1)``."""
+    """Complete a curve; ``mixed_sums`` maps costs of kept and deferred examples, ``(N, 1)``, to sums ``(M, 1)``."""
+    n = int(deferred[-1])
     cost, mean_super_cost = torch.full_like(quality, math.nan), math.nan
     if costs is not None:
-        for given in (costs.swift, costs.super_, costs.deferred):
-            if given is not None and given.shape != (n,):
-                raise InputError(f"Costs of {n} examples must have shape ({n},), not {tuple(given.shape)}.")
-        kept, left = costs.kept_and_deferred
-        cost = mixed(kept[:, None], left[:, None]).squeeze(1) / n
+        for values in (costs.swift, costs.super_, costs.deferred):
+            if values is not None and values.shape != (n,):
+                raise InputError(f"Costs of {n} examples must have shape ({n},), not {tuple(values.shape)}.")
+        if_kept, if_deferred = costs.kept_and_deferred
+        cost = mixed_sums(if_kept[:, None], if_deferred[:, None]).squeeze(1) / n
         mean_super_cost = float(costs.super_.double().mean())
     return OperatingCurve(threshold, deferred, quality, cost, mean_super_cost, n, hardest)
 
@@ -99,23 +94,11 @@ def rescored_curve(
 ) -> OperatingCurve:
     """The curve of a metric that is no function of sums, scored anew at an even grid of shares.
 
-    A point of the grid that would part equal scores moves down to where all of them stay. Between its points the
-    curve knows nothing: :func:`at_threshold` gives the next point that defers as many as the threshold does or more.
+    A point of the grid that would separate equal scores moves down to where all of them are kept. The curve is not
+    known between its points: :func:`at_threshold` gives the next point that defers at least as many as the threshold.
 
-    Args:
-        score: Shape ``(N,)``; larger is harder.
-        swift: The Swift's predictions, shape ``(N,)``.
-        super_: The Super's.
-        target: Shape ``(N,)``.
-        whole: Maps all predictions and targets to the metric.
-        costs: Of each input.
-        points: Size of the grid.
-
-    Returns:
-        The curve, with at most ``points`` points; both ends are among them.
-
-    Raises:
-        InputError: If there are no examples, the shapes differ, or a score is not finite.
+    Scores, costs and errors are those of :func:`operating_curve`. ``swift`` and ``super_`` are predictions, ``(N,)``
+    like the targets; ``whole`` maps all predictions and targets to the metric. The grid has at most ``points`` points.
     """
     n = score.numel()
     if not score.shape == swift.shape == super_.shape == target.shape == (n,):
@@ -127,18 +110,14 @@ def rescored_curve(
     grid = torch.searchsorted(deferred, share_grid(n, points, score.device), right=True) - 1
     grid = grid.unique_consecutive()
     deferred, threshold = deferred[grid], threshold[grid]
-    place = torch.empty_like(order)
-    place[order] = torch.arange(n, device=order.device)
-    quality = torch.tensor(
-        [whole(torch.where(place < k, super_, swift), target) for k in deferred.tolist()],
-        dtype=torch.float64,
-        device=score.device,
-    )
-    mixed = partial(sums_at, order, deferred)
-    return with_costs(threshold, deferred, quality, float(score.max()), n, mixed, costs)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(n, device=order.device)
+    qualities = [whole(torch.where(rank < k, super_, swift), target) for k in deferred.tolist()]
+    quality = torch.tensor(qualities, dtype=torch.float64, device=score.device)
+    return with_costs(threshold, deferred, quality, float(score.max()), partial(sums_at, order, deferred), costs)
 
 
-# Elements of statistics that are widened to float64 at a time; bounds the memory of a sweep.
+# Elements of statistics that are converted to float64 at a time; bounds the memory of a sweep.
 _CHUNK = 1 << 21
 
 
@@ -152,52 +131,52 @@ def sums_at(order: Tensor, deferred: Tensor, swift: Tensor, super_: Tensor, grou
         )
         super_ = _group_changes(order, swift, super_, groups)
         swift = torch.zeros_like(super_[:1]).expand_as(super_)
-    out = torch.empty(len(deferred), swift.shape[1], dtype=torch.float64, device=swift.device)
-    out[0] = total
+    sums = torch.empty(len(deferred), swift.shape[1], dtype=torch.float64, device=swift.device)
+    sums[0] = total
     rows = max(1, _CHUNK // swift.shape[1])
     done = 1
     for start in range(0, len(order), rows):
-        chosen = order[start : start + rows]
-        moved = (super_[chosen].double() - swift[chosen].double()).cumsum_(0).add_(total)
-        stop = int(torch.searchsorted(deferred, start + len(chosen), right=True))
-        out[done:stop] = moved[deferred[done:stop] - 1 - start]
-        done, total = stop, moved[-1]
-    # Sums of floats depend on their order; the end of the curve is the Super to the last bit.
-    out[-1] = last
-    return out
+        chunk = order[start : start + rows]
+        running = (super_[chunk].double() - swift[chunk].double()).cumsum_(0).add_(total)
+        stop = int(torch.searchsorted(deferred, start + len(chunk), right=True))
+        sums[done:stop] = running[deferred[done:stop] - 1 - start]
+        done, total = stop, running[-1]
+    # Sums of floats depend on their order; the end of the curve must equal the Super to the last bit.
+    sums[-1] = last
+    return sums
 
 
 def _group_changes(order: Tensor, swift: Tensor, super_: Tensor, groups: Groups) -> Tensor:
     """What deferring each example, in this order, adds to its group's statistics: float64 ``(N, S')`` by example."""
-    kept, row = group_sums(swift, groups.index)
+    swift_sums, row = group_sums(swift, groups.index)
     # Group after group, and in the order of deferral within each.
     events = order[row[order].argsort(stable=True)]
     row = row[events]
-    opens = torch.ones(len(events), dtype=torch.bool, device=row.device)
-    opens[1:] = row[1:] != row[:-1]
+    is_first = torch.ones(len(events), dtype=torch.bool, device=row.device)
+    is_first[1:] = row[1:] != row[:-1]
     changes: list[Tensor] = []
-    before = kept.new_zeros(1, swift.shape[1])
+    before = swift_sums.new_zeros(1, swift.shape[1])
     rows = max(1, _CHUNK // swift.shape[1])
     for start in range(0, len(events), rows):
-        chosen, own, fresh = (x[start : start + rows] for x in (events, row, opens[:, None]))
-        after = super_[chosen].double() - swift[chosen].double()
-        # What came before this chunk, if its first group began there.
-        after[:1] += before[-1:].masked_fill(fresh[:1], 0.0)
-        _cumsum_within(after, fresh)
+        chunk, group, first = (x[start : start + rows] for x in (events, row, is_first[:, None]))
+        after = super_[chunk].double() - swift[chunk].double()
+        # A group may continue from the previous chunk.
+        after[:1] += before[-1:].masked_fill(first[:1], 0.0)
+        _cumsum_within(after, first)
         before = torch.cat([before[-1:], after])
-        earlier = before[:-1].masked_fill(fresh, 0.0)
-        changes.append(groups.statistics(kept[own] + after) - groups.statistics(kept[own] + earlier))
-    found = torch.cat(changes)
-    return torch.empty_like(found).index_copy_(0, events, found)
+        earlier = before[:-1].masked_fill(first, 0.0)
+        changes.append(groups.statistics(swift_sums[group] + after) - groups.statistics(swift_sums[group] + earlier))
+    in_order = torch.cat(changes)
+    return torch.empty_like(in_order).index_copy_(0, events, in_order)
 
 
-def _cumsum_within(values: Tensor, opens: Tensor) -> None:
-    """Cumulate ``(N, S)`` in place, starting anew where ``opens``, ``(N, 1)``.
+def _cumsum_within(values: Tensor, is_first: Tensor) -> None:
+    """Cumulate ``(N, S)`` in place, restarting where ``is_first``, ``(N, 1)``.
 
-    In log N steps of doubling reach: to subtract cumulative sums would carry rounding from group to group.
+    In log N steps of doubling reach: subtracting cumulative sums would carry rounding from group to group.
     """
     place = torch.arange(len(values), device=values.device)[:, None]
-    place = place - torch.where(opens, place, 0).cummax(0).values
+    place = place - torch.where(is_first, place, 0).cummax(0).values
     reach, longest = 1, int(place.max())
     while reach <= longest:
         values[reach:] += values[:-reach].masked_fill(place[reach:] < reach, 0.0)

@@ -8,11 +8,9 @@ from torch import Tensor
 
 
 def expected_cost(costs: Sequence[float], reached: Sequence[float]) -> float:
-    """Mean cost of an input under a cascade, of a pair ``c_swift + r * c_super``.
+    """Mean cost of an input under a cascade, from each stage's cost and the share of inputs that reaches it.
 
-    Args:
-        costs: Of each stage for one input, in any unit.
-        reached: The share of the inputs that reaches each stage; of the first one 1.
+    For a pair it is ``c_swift + r * c_super``.
 
     >>> round(expected_cost([1.2, 21.8], [1, 0.36]), 2)
     9.05
@@ -34,10 +32,9 @@ class Costs:
     """What each input costs, in any unit (FLOPs), each of shape ``(N,)``.
 
     Attributes:
-        swift: Under the Swift, where it is kept.
+        swift: Under the Swift, if it is kept.
         super_: Under the Super.
-        deferred: Under the Swift, where it is deferred: less than ``swift`` where the decision falls before the Swift
-            is done. By default the same.
+        deferred: Under the Swift, if it is deferred: less where the score precedes the answer, by default the same.
     """
 
     swift: Tensor
@@ -46,9 +43,9 @@ class Costs:
 
     @property
     def kept_and_deferred(self) -> tuple[Tensor, Tensor]:
-        """What the pair pays for an input that it keeps, and for one that it defers."""
-        first = self.swift if self.deferred is None else self.deferred
-        return self.swift, first.double() + self.super_
+        """The pair's cost of each input if it is kept, and if it is deferred."""
+        deferred = self.swift if self.deferred is None else self.deferred
+        return self.swift, deferred.double() + self.super_
 
 
 @dataclass(frozen=True)
@@ -69,10 +66,10 @@ class Point:
     """One operating point of the pair.
 
     Attributes:
-        threshold: Inputs whose score is above it are deferred.
+        threshold: Inputs with a higher score are deferred.
         deferred_share: Share of inputs that the Super answers, 0 to 1.
         quality: The task metric of the mixed answers.
-        cost: Mean cost of one input, in the unit of the costs given (FLOPs).
+        cost: Mean cost of an input, in the unit of the given costs.
         speedup: Cost of the Super alone over the cost of the pair.
     """
 
@@ -88,14 +85,13 @@ class OperatingCurve:
     """Every operating point, from all kept (first) to all deferred (last).
 
     Attributes:
-        threshold: Shape ``(M,)``, descending from ``inf`` to ``-inf``. Examples with equal scores move
-            together, so ``M`` is the number of distinct scores plus one.
-        deferred: Number of deferred examples, shape ``(M,)``.
-        quality: Shape ``(M,)``.
-        cost: Mean cost of an input, shape ``(M,)``; NaN where no costs were given.
+        threshold: ``(M,)``, from ``inf`` down to ``-inf``; ``M`` is 1 plus the number of distinct scores.
+        deferred: Number of deferred examples, ``(M,)``.
+        quality: ``(M,)``.
+        cost: Mean cost of an input, ``(M,)``; NaN without costs.
         super_cost: Mean cost of an input under the Super alone.
         num_examples: ``N``.
-        hardest: The largest score; any threshold from here on keeps everything.
+        hardest: The largest score; this threshold and any larger one keep everything.
     """
 
     threshold: Tensor

@@ -10,7 +10,7 @@ from torch import Tensor
 from elang.errors import InputError
 from elang.method.curve.exact import rescored_curve, share_grid, sums_at, with_costs
 from elang.method.curve.points import Costs, Groups, OperatingCurve
-from elang.method.quality.metric import settled
+from elang.method.quality.metric import centred
 
 
 def area(curve: OperatingCurve) -> float:
@@ -21,31 +21,23 @@ def area(curve: OperatingCurve) -> float:
 def relative_area(curve: OperatingCurve, random: OperatingCurve, oracle: OperatingCurve) -> float:
     """Where the curve lies between random (0) and oracle (1).
 
-    Returns:
-        Negative for a score that is worse than chance, NaN if the oracle is no better than random (the Super
-        then has nothing to give).
+    It is negative for a score worse than chance, and NaN if the oracle is no better than random.
     """
     floor, ceiling = area(random), area(oracle)
     return (area(curve) - floor) / (ceiling - floor) if ceiling - floor > 1e-12 else math.nan
 
 
 def target_quality(curve: OperatingCurve, fraction: float) -> float:
-    """The quality that is ``fraction`` of the Super's; below it, too, for a metric that is negative."""
+    """``fraction`` of the Super's quality; if that is negative, as far below it."""
     best = float(curve.quality[-1])
     return best - (1 - fraction) * abs(best)
 
 
 def at_parity(curve: OperatingCurve, fraction: float = 1.0) -> int:
-    """Index of the least deferral whose quality reaches ``fraction`` of the Super's.
-
-    Deferring everything always does, so there is an answer for every ``fraction <= 1``.
-
-    Raises:
-        InputError: If ``fraction`` is not in ``(0, 1]``.
-    """
+    """Index of the least deferral whose quality reaches ``fraction``, in ``(0, 1]``, of the Super's."""
     if not 0 < fraction <= 1:
         raise InputError(f"The share of the Super's quality must be in (0, 1], but it is {fraction}.")
-    # Equal qualities may differ in their last bit when they come from different sums.
+    # Equal qualities from different sums may differ in their last bit.
     reached = curve.quality >= target_quality(curve, fraction) - 1e-12
     reached[-1] = True
     return int(reached.nonzero()[0])
@@ -60,11 +52,7 @@ def at_share(curve: OperatingCurve, share: float) -> int:
 
 
 def at_budget(curve: OperatingCurve, cost: float) -> int:
-    """Index of the best quality whose mean cost is at most ``cost``.
-
-    Raises:
-        InputError: If even the Swift alone costs more.
-    """
+    """Index of the best quality whose mean cost is at most ``cost``; an ``InputError`` if even the Swift costs more."""
     affordable = curve.cost <= cost
     if not affordable.any():
         raise InputError(
@@ -91,11 +79,11 @@ def at_threshold(curve: OperatingCurve, threshold: float) -> int:
         raise InputError("The threshold is NaN; give a number, or inf to keep all inputs and -inf to defer all.")
     if threshold >= curve.hardest:
         return 0
-    # The hardest kept score, which is a point's own threshold, is the largest score up to the one asked for.
+    # A point's threshold is its hardest kept score, so the first one up to the given threshold keeps the same inputs.
     return int((curve.threshold > threshold).sum())
 
 
-# Random orders that a random curve without a closed form is averaged over.
+# Number of random orders that stand in for a closed form.
 _ORDERS = 16
 
 
@@ -109,44 +97,20 @@ def random_curve(
 ) -> OperatingCurve:
     """Deferring at random, in expectation: the floor of every report.
 
-    The expected *sums* are exact; for metrics that are not linear in them (F1, Matthews) the value at the
-    expected sums stands for the expected value. Those of groups have no closed form: with ``groups`` the quality is the
-    mean over 16 seeded random orders, exact at both ends. Arguments and result as in :func:`operating_curve`,
-    with an even grid of shares; the thresholds are those of a score that is uniform on ``[0, 1)``.
+    The expected *sums* are exact; for metrics that are not linear in them (F1, Matthews) the value at the expected sums
+    stands for the expected value. With ``groups`` the quality is the mean over 16 seeded random orders, exact at both
+    ends. Arguments as in :func:`operating_curve`; the ``points`` are an even grid of shares, with the thresholds of a
+    score that is uniform on ``[0, 1)``.
     """
     n = len(swift)
     deferred = share_grid(n, points, swift.device)
-    value, (swift, super_) = settled(value, swift, super_)
+    value, (swift, super_) = centred(value, swift, super_)
     if groups is None:
-        quality = value(_expected_sums(deferred, n, swift, super_))
+        quality = value(_expected_sums(deferred, swift, super_))
     else:
         orders = _random_orders(n, swift.device)
         quality = _mean([value(sums_at(order, deferred, swift, super_, groups)) for order in orders])
-    return _at_random(deferred, quality, n, costs)
-
-
-def _expected_sums(deferred: Tensor, n: int, swift: Tensor, super_: Tensor) -> Tensor:
-    """Expected sums of the mixed statistics, float64 ``(M, S)``, where so many of ``n`` examples are deferred."""
-    share = deferred.double()[:, None] / n
-    return torch.lerp(swift.sum(0, dtype=torch.float64), super_.sum(0, dtype=torch.float64), share)
-
-
-def _random_orders(n: int, device: torch.device) -> Iterator[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return (torch.randperm(n, generator=generator).to(device) for _ in range(_ORDERS))
-
-
-def _mean(qualities: list[Tensor]) -> Tensor:
-    """Mean of curves that have their ends in common, which a mean alone would round."""
-    found = torch.stack(qualities)
-    mean = found.mean(0)
-    mean[[0, -1]] = found[0, [0, -1]]
-    return mean
-
-
-def _at_random(deferred: Tensor, quality: Tensor, n: int, costs: Costs | None) -> OperatingCurve:
-    threshold = 1 - deferred.double() / n
-    return with_costs(threshold, deferred, quality, 1.0, n, partial(_expected_sums, deferred, n), costs)
+    return _at_random(deferred, quality, costs)
 
 
 def random_rescored_curve(
@@ -157,12 +121,31 @@ def random_rescored_curve(
     costs: Costs | None = None,
     points: int = 201,
 ) -> OperatingCurve:
-    """Deferring at random, as :func:`random_curve` for the metrics of :func:`rescored_curve`.
+    """The :func:`random_curve` for the metrics of :func:`rescored_curve`: the mean over 16 seeded random orders."""
+    deferred = share_grid(len(target), points, target.device)
+    orders = _random_orders(len(target), target.device)
+    qualities = [rescored_curve(order, swift, super_, target, whole, points=points).quality for order in orders]
+    return _at_random(deferred, _mean(qualities), costs)
 
-    The quality is the mean over 16 seeded random orders, exact at both ends.
-    """
-    n = len(target)
-    deferred = share_grid(n, points, target.device)
-    orders = _random_orders(n, target.device)
-    found = [rescored_curve(order, swift, super_, target, whole, points=points).quality for order in orders]
-    return _at_random(deferred, _mean(found), n, costs)
+
+def _expected_sums(deferred: Tensor, swift: Tensor, super_: Tensor) -> Tensor:
+    """Expected sums of the mixed statistics, float64 ``(M, S)``, with random ``deferred[m]`` examples deferred."""
+    share = deferred.double()[:, None] / len(swift)
+    return torch.lerp(swift.sum(0, dtype=torch.float64), super_.sum(0, dtype=torch.float64), share)
+
+
+def _random_orders(n: int, device: torch.device) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.randperm(n, generator=generator).to(device) for _ in range(_ORDERS))
+
+
+def _mean(qualities: list[Tensor]) -> Tensor:
+    """The mean of curves with equal ends, which rounding must not change."""
+    mean = torch.stack(qualities).mean(0)
+    mean[[0, -1]] = qualities[0][[0, -1]]
+    return mean
+
+
+def _at_random(deferred: Tensor, quality: Tensor, costs: Costs | None) -> OperatingCurve:
+    threshold = 1 - deferred.double() / deferred[-1]
+    return with_costs(threshold, deferred, quality, 1.0, partial(_expected_sums, deferred), costs)

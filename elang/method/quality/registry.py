@@ -1,47 +1,23 @@
 """All metrics by name."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.method.quality.labels import (
-    accuracy,
-    answer_exact,
-    answer_f1,
-    exact_match,
-    f1,
-    f1_macro,
-    matthews,
-    pearson,
-    spearman,
-)
+from elang.method.quality import labels
 from elang.method.quality.metric import Quality
-from elang.method.quality.texts import TEXT_METRICS
+from elang.method.quality.texts import TEXT_METRICS, TextMetricName
 
-QualityName = Literal[
-    "accuracy",
-    "f1",
-    "f1_macro",
-    "matthews",
-    "pearson",
-    "spearman",
-    "exact_match",
-    "answer_f1",
-    "answer_exact",
-    "bleu",
-    "bleu_zh",
-    "bleu_char",
-    "chrf",
-    "rouge_l",
-    "exact_text",
-    "token_accuracy",
+LabelMetricName = Literal[
+    "accuracy", "f1", "f1_macro", "matthews", "pearson", "spearman", "exact_match", "answer_f1", "answer_exact"
 ]
+QualityName = Literal[LabelMetricName, TextMetricName]
 
 
-def _of_texts(name: QualityName) -> Callable[[int], Quality]:
+def text_quality(name: str) -> Callable[[int], Quality]:
     """A metric of texts; its target is the statistics of the texts to choose from, ``(N, K, S)``."""
     _, value = TEXT_METRICS[name]
 
@@ -57,20 +33,14 @@ def _of_texts(name: QualityName) -> Callable[[int], Quality]:
 
 
 QUALITIES: dict[QualityName, Callable[[int], Quality]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "f1_macro": f1_macro,
-    "matthews": matthews,
-    "pearson": pearson,
-    "spearman": spearman,
-    "exact_match": exact_match,
-    "answer_f1": answer_f1,
-    "answer_exact": answer_exact,
-    "bleu": _of_texts("bleu"),
-    "bleu_zh": _of_texts("bleu_zh"),
-    "bleu_char": _of_texts("bleu_char"),
-    "chrf": _of_texts("chrf"),
-    "rouge_l": _of_texts("rouge_l"),
-    "exact_text": _of_texts("exact_text"),
-    "token_accuracy": _of_texts("token_accuracy"),
+    "accuracy": labels.accuracy,
+    "f1": labels.f1,
+    "f1_macro": labels.f1_macro,
+    "matthews": labels.matthews,
+    "pearson": labels.pearson,
+    "spearman": labels.spearman,
+    "exact_match": labels.exact_match,
+    "answer_f1": labels.answer_f1,
+    "answer_exact": labels.answer_exact,
+    **{name: text_quality(name) for name in get_args(TextMetricName)},
 }
