@@ -601,7 +601,7 @@ def copied(files, tmp_path):
             "RTE/train.tsv",
             0,
             "index\tsentence1\tsentence3\tlabel",
-            ["'sentence2'", "row 0", "not glue/rte?"],
+            ["'sentence2'", "row 0", "one of glue/rte"],
         ),
         ("superglue/cb", "CB/train.jsonl", 1, '{"premise": "a"', ["Line 2", "CB/train.jsonl", "JSONDecodeError"]),
         ("superglue/cb", "CB/train.jsonl", 1, '{"premise": "a", "label": "neutral"}', ["'hypothesis'", "CB"]),
@@ -743,7 +743,6 @@ def test_submissions_read_back(task, source, files, hub, tmp_path):
     data = TaskData(task, folder_of(files, task) if source == "own files" else None)
     rows = data.rows("test")
     name, said, forms = SUBMISSIONS[task]
-    assert data.task.submission == name
     answers = [said[i % len(said)] for i in range(len(rows))]
     path = tmp_path / name
     write_submission(data.task, rows, answers, path)
