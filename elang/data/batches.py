@@ -113,9 +113,9 @@ class EncodedExamples:
     def batch(self, examples: list[int]) -> dict[str, Tensor]:
         """Model inputs for some examples; empty for none.
 
-        With candidates, ``num_choices`` ``(B,)`` is the number of each example's; an encoder's inputs then have one row
-        a candidate, as have a text-to-text model's ``answer_ids``. References are ``labels`` ``(B, T)``. Both are
-        padded with -100.
+        With candidates, ``num_choices`` ``(B,)`` counts each example's. An encoder's inputs then have one row a
+        candidate, as have a text-to-text model's ``answer_ids``. References are ``labels``. Both are ``(B, T)``, padded
+        with -100.
         """
         if not examples:
             return {}
@@ -173,13 +173,12 @@ class LengthBatches(DistributedSampler[Any]):
         lengths: Token lengths, ``(N,)``.
         batch_size: Examples in a batch.
         shuffle: For training: draw new batches each epoch, of similar lengths within a window of 50 batches, and repeat
-            the first ones if needed so that all processes take the same number of steps.
-            Otherwise every example comes exactly once; a process with fewer batches than others gets a
-            :class:`Repeated` one, because all must run a sharded model, and take part in a gather, equally often.
+            the first ones if needed so that all processes take the same number of steps. Otherwise every example comes
+            once; a process with fewer batches gets a :class:`Repeated` one, because all must run a sharded model, and
+            take part in a gather, equally often.
         rank: Number of this process.
         world_size: Number of processes.
-        current_epoch: Returns the epoch, given the number of batches in one. Lightning's ``set_epoch`` gives 0 again
-            after a resume, and would repeat the order of the first epoch.
+        current_epoch: Returns the epoch, given the batches of one; Lightning's ``set_epoch`` is wrong after a resume.
         rows: For evaluation: only these, ``(M,)``.
         accumulated: For training: batches of each process in one step. All batches of a step have similar lengths,
             because every process waits for the slowest. A window is then up to 50 steps, but at most a quarter of the
@@ -242,15 +241,9 @@ class LengthBatches(DistributedSampler[Any]):
 
 
 def token_batches(lengths: Tensor, budget: int, max_size: int | None = None) -> list[Tensor]:
-    """Cut inputs into batches of similar lengths with at most ``budget`` tokens each, padding included.
+    """Cut inputs into batches of similar lengths, int64 ``(N,)``, with at most ``budget`` tokens, padding included.
 
-    Args:
-        lengths: Tokens of each input, int64 ``(N,)``.
-        budget: Tokens in a batch; a longer input is a batch of its own.
-        max_size: Inputs in a batch.
-
-    Returns:
-        Row numbers of each batch, longest inputs first, so that a batch that does not fit into memory fails at once.
+    A longer input is a batch of its own. The longest come first, so that what does not fit into memory fails at once.
 
     >>> import torch
     >>> [batch.tolist() for batch in token_batches(torch.tensor([2, 9, 3, 2]), 6)]

@@ -1,9 +1,11 @@
 """GLUE and SuperGLUE, with the same examples from the benchmarks' own files and from the hub."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from elang.data.columns import read_hub
+from elang.data.columns import read_frame
 from elang.data.examples import Examples, content_key
 from elang.data.glue.files import STEMS, answer_rewards, find_files, read_rows
 from elang.data.glue.table import find_tasks
@@ -21,28 +23,10 @@ class TaskData(TextData):
         task: Its name, ``glue/rte``.
         folder: Folder of the benchmark's own files, or of the task's; by default the data comes from the hub.
         splits: The splits to use (``train``, ``validation``, ``test``); by default all.
-        batch_size: Examples in a training batch, for each process.
-        eval_batch_size: Examples in an evaluation batch.
-        max_length: Tokens kept of an input; longer ones are cut and counted.
-        routing_fraction: Share of the training file held out for the router and thresholds.
-        num_workers: Processes that assemble batches; 0 does it in the training process.
-        transfer: A file of texts without labels, with the task's text columns, for distillation.
-        fold: ``k/K``: the k-th (from 0) of K parts is left out from training, and is all that is scored.
+        options: Those of :class:`elang.data.module.TextData`.
     """
 
-    def __init__(
-        self,
-        task: str,
-        folder: str | None = None,
-        splits: list[str] | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int = 64,
-        max_length: int = 256,
-        routing_fraction: float = 0.1,
-        num_workers: int = 0,
-        transfer: str | None = None,
-        fold: str | None = None,
-    ) -> None:
+    def __init__(self, task: str, folder: str | None = None, splits: list[str] | None = None, **options: Any) -> None:
         tasks = find_tasks(task)
         if len(tasks) > 1:
             names = ", ".join(task.name for task in tasks)
@@ -56,16 +40,7 @@ class TaskData(TextData):
             if missing := set(splits) - files.keys():
                 raise InputError(f"{task} has no split {sorted(missing)}; there are {', '.join(files)}.")
             files = {split: path for split, path in files.items() if split in splits}
-        super().__init__(
-            files,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            max_length=max_length,
-            routing_fraction=routing_fraction,
-            num_workers=num_workers,
-            transfer=transfer,
-            fold=fold,
-        )
+        super().__init__(files, **options)
 
     @property
     def text_task(self) -> TextTask:
@@ -76,7 +51,7 @@ class TaskData(TextData):
         """The rows of one source, with the columns of the hub."""
         if self.hub is None:
             return read_rows(self.task, source, self.files[source])
-        rows: list[Row] = read_hub(self.files[source], self.hub, self.task.hub_config).to_dict("records")
+        rows: list[Row] = read_frame(self.files[source], self.hub, self.task.hub_config).to_dict("records")
         # The hub's candidates come in no fixed order.
         return [{**row, "entities": sorted(row["entities"])} if "entities" in row else row for row in rows]
 

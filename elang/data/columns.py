@@ -23,11 +23,7 @@ def check_file(path: str) -> None:
 
 
 def given_files(train: str | None, validation: str | None, test: str | None) -> dict[str, str]:
-    """The files, or splits of the hub's data set, that were given.
-
-    Raises:
-        InputError: If there are none.
-    """
+    """The files, or splits of the hub's data set, that were given; an ``InputError`` if there are none."""
     files = {"train": train, "validation": validation, "test": test}
     if not any(files.values()):
         raise InputError("No data was given. Set --data.train and --data.validation to files.")
@@ -45,22 +41,12 @@ def columns_of(text: list[str] | str | None) -> list[str] | None:
 
 
 def read_frame(source: str, hub: str | None = None, hub_config: str | None = None) -> Any:
-    """Read a split as a data frame.
+    """Read a file, or a split of the hub's data set ``owner/name@revision``, as a data frame.
 
-    Args:
-        source: A file, or a split of ``hub``. In ``.tsv`` files quotes are ordinary characters, as in GLUE's own; in
-            ``.csv`` files they quote. ``.csv``, ``.tsv`` and ``.jsonl`` may be compressed (``.csv.gz``).
-        hub: A data set on the hub, ``owner/name@revision``.
-        hub_config: Its configuration.
-
-    Raises:
-        InputError: If it does not exist or cannot be read.
+    In ``.tsv`` files quotes are ordinary characters, as in GLUE's own; in ``.csv`` files they quote.
     """
-    return read_table(Path(source)) if hub is None else read_hub(source, hub, hub_config)
-
-
-def read_hub(split: str, hub: str, config: str | None) -> Any:
-    """Read a split of a hub data set, ``owner/name@revision``, as a data frame."""
+    if hub is None:
+        return read_table(Path(source))
     import datasets
     from huggingface_hub import HfApi
 
@@ -77,10 +63,10 @@ def read_hub(split: str, hub: str, config: str | None) -> Any:
                 "name, or the network, or give local files; with HF_HUB_OFFLINE=1 an earlier download is used."
             ) from error
     try:
-        return datasets.load_dataset(name, config, split=split, revision=revision).to_pandas()
+        return datasets.load_dataset(name, hub_config, split=source, revision=revision).to_pandas()
     except Exception as error:  # scripts and damaged files raise errors of many types
         raise InputError(
-            f"Split '{split}' of the hub data set '{hub}' ({config}) cannot be loaded ({type(error).__name__}: "
+            f"Split '{source}' of the hub data set '{hub}' ({hub_config}) cannot be loaded ({type(error).__name__}: "
             f"{first_line(error)}). Check its name, or the network, or give local files."
         ) from error
 
@@ -88,17 +74,10 @@ def read_hub(split: str, hub: str, config: str | None) -> Any:
 def texts_of(
     frame: Any, columns: list[str], where: str, empty: bool = False, option: str = "--data.text"
 ) -> list[tuple[str, ...]]:
-    """The text columns of a frame, one tuple a row.
-
-    Args:
-        frame: The table.
-        columns: Names of the text columns.
-        where: Name of the table in messages.
-        empty: Allow empty texts.
-        option: The option that names the columns, in messages.
+    """The text columns of a frame, one tuple a row; ``where`` and ``option`` name their origin in messages.
 
     Raises:
-        InputError: If a column is missing, there are no rows, or a value is empty or not a text.
+        InputError: If a column is missing, there are no rows, or a value is not a text, or empty without ``empty``.
     """
     texts = [column_of(frame, column, where, option) for column in columns]
     if len(frame) == 0:
@@ -163,11 +142,7 @@ def describe(value: Any) -> str:
 
 
 def column_of(frame: Any, column: str, where: str, option: str) -> list[Any]:
-    """The values of a column; blanks around its name do not matter.
-
-    Raises:
-        InputError: If it is missing, there are two, or it cannot be read.
-    """
+    """The values of a column; an ``InputError`` if it is missing, there are two, or it cannot be read."""
     names = list(frame.columns)
     place = column_place(names, column)
     if place is None:

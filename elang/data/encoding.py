@@ -53,16 +53,16 @@ def encode_examples(
     references: list[str] | None = None,
     max_target_length: int = 0,
 ) -> EncodedExamples:
-    """Tokenise examples for one model; longer texts are cut and counted.
+    """Tokenise examples for one model; texts over the lengths in tokens are cut and counted.
 
     Args:
         reader: How the model reads.
         task: Gives the templates, unless the reader has its own task.
         texts: The values of ``task.fields`` for each example.
         choices: Each example's candidates, in a ``choice`` task.
-        max_length: Tokens kept of an input.
+        max_length: Limit of an input.
         references: The texts to generate, in a ``sequence`` task.
-        max_target_length: Tokens kept of a reference.
+        max_target_length: Limit of a reference.
     """
     task = reader.task or task
     candidates = choices if choices is not None else [()] * len(texts)
@@ -81,13 +81,9 @@ def encode_examples(
 
 
 def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answers: bool = False) -> EncodedTexts:
-    """Tokenise texts or pairs; those over ``max_length`` tokens are cut and counted.
+    """Tokenise texts or pairs; those over ``max_length`` tokens, special ones included, are cut and counted.
 
-    Args:
-        tokenizer: The model's.
-        texts: One or two an example.
-        max_length: In tokens, special ones included.
-        answers: The texts are for a text-to-text model to write; some tokenizers encode these differently.
+    ``answers`` are texts that a text-to-text model writes; some tokenizers encode these differently.
     """
     lists, truncated = _token_lists(tokenizer, texts, max_length, answers)
     lengths = torch.tensor([len(ids) for ids in lists["input_ids"]])
@@ -105,7 +101,7 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
 def token_lists(
     reader: Reader, task: TextTask, texts: list[tuple[str, ...]], max_length: int
 ) -> tuple[list[dict[str, list[int]]], int]:
-    """The tokens of :func:`encode_examples`, in a fraction of its time, for a few examples without candidates.
+    """The tokens of a few examples without candidates, in a fraction of the time of :func:`encode_examples`.
 
     Returns:
         The columns of each example, and how many examples were cut.

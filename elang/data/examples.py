@@ -131,10 +131,7 @@ def source_of(split: str) -> str:
 
 
 def fold_parts(fold: str | None) -> tuple[int, int] | None:
-    """Parse ``k/K``.
-
-    Raises:
-        InputError: If it is not of that form.
+    """Parse ``k/K``; an ``InputError`` if it is not of that form.
 
     >>> fold_parts("0/5")
     (0, 5)
@@ -148,16 +145,7 @@ def fold_parts(fold: str | None) -> tuple[int, int] | None:
 
 
 def check_held_out(data: Any, about: dict[str, Any], who: str) -> None:
-    """Refuse a data module's routing slice if a model was trained on part of it.
-
-    Args:
-        data: The data module.
-        about: Metadata of the model; nothing is checked without ``routing_fraction``.
-        who: The model's name in the message.
-
-    Raises:
-        InputError: With the largest slice that is allowed.
-    """
+    """Raise an ``InputError`` if ``who``, a model with the metadata ``about``, was trained on part of the slice."""
     trained = about.get("routing_fraction")
     if trained is not None and data.routing_fraction > trained:
         raise InputError(

@@ -23,11 +23,7 @@ _LIST = re.compile(r"""\s*(\[[\s\d.,eE+-]*\]|[\[({]\s*(['"]).*\2.*[\])}])\s*""",
 
 
 def label_values(frame: Any, column: str, where: str) -> list[str]:
-    """The label column of a frame as strings.
-
-    Raises:
-        InputError: If the column is missing, or a label is missing, blank, infinite, or not a name or number.
-    """
+    """The label column of a frame as strings; an ``InputError`` if one is missing, infinite, or no name or number."""
     values = column_of(frame, column, where, "--data.label")
     labels = list(map(str, values))
     distinct, types = {*labels}, {*map(type, values)}
@@ -115,14 +111,14 @@ def label_index(
     """Map labels to class indices: by name, or all by number where no name is a number.
 
     Labels that are spelled differently (``1.0`` and ``1``, ``true`` and ``True``, blanks around them) are mapped with a
-    notice.
+    notice. ``None`` is an unknown label: -1.
 
     Args:
-        values: The labels; ``None`` is unknown, and becomes -1.
+        values: The labels.
         label_names: The classes in order.
         where: Name of the data in messages.
-        numbers: What to do if the labels are numbers and the names are not: take them as indices into
-            ``label_names``, without or with a notice, or refuse them because the order of the names was not given.
+        numbers: Whether to accept numbers for names, silently or with a notice, or to refuse them because the order of
+            the names was not given.
 
     Raises:
         InputError: If a label is not among the names.
@@ -161,11 +157,7 @@ def label_index(
 
 
 def label_numbers(values: list[str], where: str) -> Tensor:
-    """Labels of a regression, float64 ``(N,)``.
-
-    Raises:
-        InputError: If one is no finite number.
-    """
+    """Labels of a regression, float64 ``(N,)``; an ``InputError`` if one is no finite number."""
     numbers = []
     for row, value in enumerate(values):
         try:

@@ -136,11 +136,7 @@ class TextData(LightningDataModule):
             self._all_splits = False
 
     def examples(self, split: SplitName) -> Examples:
-        """The examples of a split, in the order of their file.
-
-        Raises:
-            InputError: If there is no such file, or it cannot be used.
-        """
+        """The examples of a split, in the order of their file; an ``InputError`` if the file is unusable."""
         if split in self._examples:
             return self._examples[split]
         source = source_of(split)
@@ -241,13 +237,9 @@ class TextData(LightningDataModule):
         return (self.trainer.fit_loop.epoch_loop.total_batch_idx + 1) // max(1, per_epoch)
 
     def loader(self, split: SplitName, shuffle: bool = False, part: int = 0) -> DataLoader[Any]:
-        """This process's batches of a split.
+        """This process's batches of a split's part, or, with ``shuffle``, of a training epoch.
 
-        Args:
-            split: The split.
-            shuffle: Draw the batches of a training epoch. The transfer set is then appended, with ids that follow those
-                of the training file.
-            part: The part of the split to take, if not shuffled.
+        The transfer set is appended to the latter, with ids that follow those of the training file.
         """
         examples = self.examples(split)
         encoded = {name: texts for (of, name), texts in self._encoded.items() if of == split}

@@ -1,6 +1,7 @@
 """Pairs of texts for translation or summarisation, from files or the hub."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -103,14 +104,13 @@ class Seq2SeqData(TextData):
         return TextTask.of([], task.plain())
 
     def check_files(self) -> None:
-        """Raise an ``InputError`` if a local file of a source, or of a target other than the test set's, is missing."""
+        """Raise an ``InputError`` if a local file does not exist, other than the target's of the test set."""
         for split, path in () if self.hub else self.files.items():
             if suffix_of(path) in SUFFIXES:
                 check_file(path)
                 continue
-            _existing(path, self.source, "source")
-            if split != "test":
-                _existing(path, self.target, "target")
+            self._side(split, "source")
+            self._side(split, "target")
 
     def read(self, source: str) -> Examples:
         """All pairs of one split, in its order; of the training file those that the filters keep."""
@@ -157,7 +157,7 @@ class Seq2SeqData(TextData):
 
         path = self.files[split]
         if self.hub is None and suffix_of(path) not in SUFFIXES:
-            return self._parallel(split, path)
+            return self._parallel(split)
         frame = read_frame(path, self.hub, self.hub_config)
         if "translation" in frame and self.source not in frame:
             rows = [row if isinstance(row, dict) else {} for row in frame["translation"]]
@@ -175,29 +175,29 @@ class Seq2SeqData(TextData):
             sides.append([text for (text,) in texts])
         return sides[0], sides[1]
 
-    def _parallel(self, split: str, path: str) -> tuple[list[str], list[str] | None]:
-        texts = read_lines(_existing(path, self.source, "source"))
-        try:
-            target = _existing(path, self.target, "target")
-        except InputError:
-            if split != "test":
-                raise
+    def _parallel(self, split: str) -> tuple[list[str], list[str] | None]:
+        source, target = self._side(split, "source"), self._side(split, "target")
+        assert source is not None
+        texts = read_lines(source)
+        if target is None:
             return texts, None
         references = read_lines(target)
         if len(texts) != len(references):
             raise InputError(
-                f"'{path}.{self.source}' has {len(texts)} lines and '{path}.{self.target}' {len(references)}, but line "
-                "i of one belongs to line i of the other. Give files of equal length."
+                f"'{source}' has {len(texts)} lines and '{target}' {len(references)}, but lines "
+                "are paired by their numbers. Give files of equal length."
             )
         return texts, references
 
-
-def _existing(path: str, suffix: str, side: str) -> Path:
-    """The file ``path.suffix``, or ``path.suffix.gz``."""
-    for candidate in (Path(f"{path}.{suffix}"), Path(f"{path}.{suffix}.gz")):
-        if candidate.is_file():
-            return candidate
-    raise InputError(
-        f"There is no file '{path}.{suffix}', nor one with .gz. Set --data.{side} to the suffix, or give a "
-        f"{', '.join(SUFFIXES)} file."
-    )
+    def _side(self, split: str, side: Literal["source", "target"]) -> Path | None:
+        """One of two parallel files, which may be compressed; ``None`` if a test set has no target."""
+        path = f"{self.files[split]}.{self.source if side == 'source' else self.target}"
+        for candidate in (Path(path), Path(f"{path}.gz")):
+            if candidate.is_file():
+                return candidate
+        if (split, side) == ("test", "target"):
+            return None
+        raise InputError(
+            f"There is no file '{path}', nor one with .gz. Set --data.{side} to the suffix, or give a "
+            f"{', '.join(SUFFIXES)} file."
+        )

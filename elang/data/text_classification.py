@@ -28,13 +28,7 @@ class TextClassificationData(TextData):
         prompt: Template of a text-to-text model's input, ``"review: {text}"``; by default each column with its name.
         answers: What a text-to-text model writes for each class, by default the class names; in a regression the
             numbers that it can write.
-        batch_size: Examples in a training batch, for each process.
-        eval_batch_size: Examples in an evaluation batch.
-        max_length: Tokens kept of an input; longer ones are cut and counted.
-        routing_fraction: Share of the training file held out for the router and thresholds.
-        num_workers: Processes that assemble batches; 0 does it in the training process.
-        transfer: A file of texts without labels, with the same text columns, for distillation.
-        fold: ``k/K``: the k-th (from 0) of K parts is left out from training, and is all that is scored.
+        options: Those of :class:`elang.data.module.TextData`.
     """
 
     def __init__(
@@ -50,30 +44,14 @@ class TextClassificationData(TextData):
         problem: Literal["classification", "regression"] = "classification",
         prompt: str | None = None,
         answers: list[str] | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int = 64,
-        max_length: int = 256,
-        routing_fraction: float = 0.1,
-        num_workers: int = 0,
-        transfer: str | None = None,
-        fold: str | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            given_files(train, validation, test),
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            max_length=max_length,
-            routing_fraction=routing_fraction,
-            num_workers=num_workers,
-            transfer=transfer,
-            fold=fold,
-        )
+        super().__init__(given_files(train, validation, test), **options)
         self.text = [text] if isinstance(text, str) else text
         if len(self.text) not in (1, 2):
             raise InputError(f"A text or a pair of texts can be classified, but --data.text names {self.text}.")
         self.label, self._names_given, self._label_names = label, label_names is not None, label_names
-        self.hub, self.hub_config = hub, hub_config
-        self.problem, self.prompt, self.answers = problem, prompt, answers
+        self.hub, self.hub_config, self.problem, self.prompt, self.answers = hub, hub_config, problem, prompt, answers
         self._frames: dict[str, Any] = {}
 
     def _frame(self, source: str) -> Any:

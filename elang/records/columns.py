@@ -37,10 +37,7 @@ def rows_of(bad: Any, frame: Any) -> str:
 
 
 def read_columns(path: Path, known: Collection[str]) -> tuple[Any, list[str]]:
-    """Read those columns of a table that are ``known``.
-
-    Returns:
-        The frame, whose index counts the file's rows from 0, and the names of all columns.
+    """Read those columns of a table that are ``known``: the frame, and the names of all columns.
 
     Raises:
         InputError: If the file is no parquet, JSONL or CSV file.
@@ -104,7 +101,7 @@ def exact_floats() -> dict[str, Any]:
 
 
 def numbers(frame: Any, name: str, path: str, whole: bool = False, least: float = -inf, unknown: bool = False) -> Any:
-    """A column of numbers; values that a conversion would change are refused.
+    """A column of numbers; an ``InputError`` names the rows of values that a conversion would change.
 
     Args:
         frame: The table.
@@ -116,9 +113,6 @@ def numbers(frame: Any, name: str, path: str, whole: bool = False, least: float 
 
     Returns:
         int64 or float64 ``(N,)``, or ``None`` if all are missing.
-
-    Raises:
-        InputError: Naming the column and the rows.
     """
     values = frame[name]
     missing = np.array(values.isna())
@@ -167,20 +161,9 @@ def _number(value: Any, whole: bool) -> Any:
 
 
 def vectors(frame: Any, name: str, size: int, path: str, missing: bool = False) -> Any:
-    """A column of lists of numbers.
+    """A column of lists of ``size`` numbers, float64 ``(N, size)``, each finite in float32, too.
 
-    Args:
-        frame: The table.
-        name: Name of the column.
-        size: Numbers in each list.
-        path: Name of the file in messages.
-        missing: Allow ``-inf`` in a list that has other numbers, too.
-
-    Returns:
-        float64 ``(N, size)``; each is finite in float32, too.
-
-    Raises:
-        InputError: Naming the rows.
+    With ``missing``, a list may hold ``-inf`` beside other numbers. An ``InputError`` names the rows of other values.
     """
     values = frame[name].tolist()
     try:
@@ -215,17 +198,8 @@ def labels(frame: Any, name: str, label_names: list[str], path: str, none: bool 
     """A column of labels as indices into ``label_names``, int64 ``(N,)``.
 
     Text, numbers and truth values are read alike in all formats: ``1``, ``1.0`` and ``"1"`` are the class ``'1'``.
-    If no class name is a number, a number counts the classes from 0.
-
-    Args:
-        frame: The table.
-        name: Name of the column.
-        label_names: The classes.
-        path: Name of the file in messages.
-        none: Allow an empty text, for an answer that is none of the classes: -1.
-
-    Raises:
-        InputError: If one is missing or unknown, with the rows.
+    If no class name is a number, a number counts the classes from 0. With ``none``, an empty text is an answer that is
+    none of the classes: -1. An ``InputError`` names the rows of other values.
     """
     # As Python's values: pandas equates true and 1.
     texts = [_text(value) for value in frame[name].to_numpy().tolist()]

@@ -116,11 +116,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | Path) -> "Manifest":
-        """Read the file ``path``, or the one in the folder ``path``.
-
-        Raises:
-            InputError: If it is missing, not JSON, has another format, or a field has an invalid value.
-        """
+        """Read the file ``path``, or the one in the folder ``path``; an ``InputError`` if it is missing or invalid."""
         path = Path(path)
         if path.is_dir():
             path = path / FILENAME
@@ -139,9 +135,8 @@ class Manifest:
                     check_fields(entry, _ENTRY, ("threshold", *stated), f"thresholds.{score}.{name}.")
             return cls(**data)
         except FileNotFoundError as error:
-            raise InputError(
-                f"There is no threshold file '{path}'. `elang fit` and `elang validate` write it."
-            ) from error
+            remedy = "`elang fit` and `elang validate` write it."
+            raise InputError(f"There is no threshold file '{path}'. {remedy}") from error
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"'{path}' is not a threshold file of this version ({error}). Correct it, or make it again with "
@@ -149,11 +144,7 @@ class Manifest:
             ) from error
 
     def threshold(self, name: str, score: str | None = None) -> float:
-        """The threshold called ``name`` (``parity``, ``99%``, ``defer 30%``) of a score.
-
-        Raises:
-            InputError: If there is no such threshold.
-        """
+        """The threshold called ``name`` (``parity``, ``99%``, ``defer 30%``) of a score, or an ``InputError``."""
         score = score or self.score
         known = self.thresholds.get(score, {})
         if name not in known:
@@ -166,11 +157,9 @@ class Manifest:
         return float(known[name]["threshold"])
 
     def resolve(self, name: str, score: str | None = None) -> tuple[str, float]:
-        """The score and the threshold that a threshold's name stands for.
+        """The score and threshold that a name (``certified``, ``parity``, ``99%``) stands for.
 
-        Args:
-            name: ``certified``, ``parity``, ``99%``.
-            score: The score to route by; by default the one that the name was calibrated for, else the Swift's own.
+        Without ``score`` it is the one that the name was calibrated for, else the Swift's own.
 
         Raises:
             InputError: If there is no such threshold, or it was calibrated for several scores, for another score or for
@@ -191,8 +180,8 @@ class Manifest:
         threshold, entry = self.threshold(name, score), self.thresholds[score][name]
         if entry.get("temperature", self.temperature) != self.temperature:
             raise InputError(
-                f"The threshold '{name}' was calibrated with the temperature {entry['temperature']}, and this Swift's "
-                f"is {self.temperature}. Calibrate it again."
+                f"The threshold '{name}' was calibrated with the temperature {entry['temperature']}, and the Swift has "
+                f"{self.temperature}. Calibrate it again."
             )
         if (length := entry.get("max_length", self.max_length)) != self.max_length:
             notice(
@@ -210,13 +199,11 @@ class Manifest:
             return math.nan
 
     def warn_of_another_super(self, name: str, score: str, path: str, digest: Callable[[], str]) -> None:
-        """Give a notice if a threshold's promise was certified against another Super than the one at ``path``.
+        """Give a notice if a threshold's promise of quality was certified against another Super than that at ``path``.
 
-        ``digest`` returns the hash of the Super's weights, or an empty text if it is unknown. It is called only if it
-        is needed, because hashing may take a while.
+        ``digest`` hashes the Super's weights, or returns an empty text if they are unknown; it is called if needed.
         """
         entry = self.thresholds.get(score, {}).get(name, {})
-        # Other thresholds promise no quality, and hold for any Super.
         certified = str(entry.get("super_sha256") or "") if {"max_regret", "max_drop"} & entry.keys() else ""
         if certified and (current := digest()) and current != certified:
             notice(

@@ -22,11 +22,7 @@ _OF_PART = ("format", "part", "examples", "made")
 
 
 def check_same(path: Path, about: dict[str, Any]) -> None:
-    """Refuse a part whose metadata differ from ``about``.
-
-    Raises:
-        InputError: Naming the first field that differs.
-    """
+    """Raise an ``InputError`` for a part whose metadata differ from ``about``."""
     try:
         part = read_about(path)
     except ValueError as error:
@@ -46,11 +42,7 @@ def joined_made(abouts: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def merge_files(files: list[Path], output: str) -> None:
-    """Merge the records of parts of a data set by id.
-
-    Args:
-        files: Files of `elang score`, in any order.
-        output: The parquet file to write.
+    """Merge the records of parts of a data set, written by `elang score`, by id into a parquet file.
 
     Raises:
         InputError: If a part is missing, two files have an example in common, or they are of different models.

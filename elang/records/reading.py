@@ -43,11 +43,7 @@ _METADATA = {
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """The metadata of a parquet file that elang wrote; empty for other files.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
+    """The metadata of a parquet file of elang, empty for other files; a ``ValueError`` if it is damaged."""
     import pyarrow.parquet as pq
 
     try:
@@ -64,11 +60,7 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 
 def check_format(about: dict[str, Any]) -> None:
-    """Refuse a file of a later version.
-
-    Raises:
-        ValueError: Naming its format.
-    """
+    """Raise a ``ValueError`` for a file of a later version."""
     version = about.get("format", FORMAT)
     if not isinstance(version, int) or version > FORMAT:
         raise ValueError(f"it has the format {version!r}, and this version knows formats up to {FORMAT}: update elang")
@@ -77,15 +69,12 @@ def check_format(about: dict[str, Any]) -> None:
 def read_records(
     path: str | Path, label_names: list[str], problem: Problem = "classification"
 ) -> tuple[dict[str, Records], dict[str, Any]]:
-    """Read the records of one model.
+    """Read the records of one model: by source, with the file's metadata (empty for files of others).
 
     Args:
         path: A parquet, JSONL or CSV file with the columns of docs/records.md.
         label_names: The classes of the data set; the answers are returned in this order.
         problem: In a ``regression`` predictions are numbers; in a ``choice`` task ``-inf`` logits are allowed.
-
-    Returns:
-        The records of each source, and the file's metadata (empty for files of others).
 
     Raises:
         InputError: If the file cannot be read, lacks a column, has other labels, or has values that are invalid or

@@ -22,15 +22,9 @@ FORMAT = 1
 
 
 def check_output(path: str, option: str, inputs: Iterable[str | Path | None] = ()) -> None:
-    """Refuse to write records to a file that is not named ``.parquet``, or that cannot be written.
+    """Raise an ``InputError`` if ``path``, the value of ``option``, is no ``.parquet`` file or cannot be written.
 
-    Args:
-        path: The file to write.
-        option: The option that names it, for the message.
-        inputs: The files that are read, as :func:`elang.files.check_output_file` takes them.
-
-    Raises:
-        InputError: Naming the option.
+    ``inputs`` are the files that are read, as in :func:`elang.files.check_output_file`.
     """
     if not path.lower().endswith(".parquet"):
         raise InputError(f"Records are written as parquet, but {option} is '{path}'.")
@@ -91,11 +85,7 @@ class Records:
         return Records(**columns)
 
     def check_ids(self, last: int, what: str = "The records") -> None:
-        """Refuse answers to examples after the ``last`` one: the ids are of another file.
-
-        Raises:
-            InputError: Naming the first of them.
-        """
+        """Raise an ``InputError`` if examples after the ``last`` one are answered: the ids are of another file."""
         if (beyond := self.id[self.id > last]).numel():
             raise InputError(
                 f"{what} have answers to {len(beyond)} examples that the data does not have, first id "
@@ -104,11 +94,7 @@ class Records:
             )
 
     def rows(self, ids: Tensor, keys: Tensor | None = None, what: str = "The records") -> Tensor:
-        """The row of each id.
-
-        Raises:
-            InputError: If an id is missing, or its key differs: the records are of other data.
-        """
+        """The row of each id; an ``InputError`` if one is missing, or its key differs because the data is another."""
         missing = [i for i in ids.tolist() if i not in self._row]
         if missing:
             raise InputError(
@@ -138,13 +124,9 @@ def join_records(parts: list[Records]) -> Records:
 
 
 def write_records(path: str | Path, splits: dict[str, Records], label_names: list[str], **about: Any) -> None:
-    """Write the records of one model as one parquet file, atomically.
+    """Write the records of one model, by source, as one parquet file, atomically.
 
-    Args:
-        path: The file.
-        splits: The records of each source.
-        label_names: The classes, in the order of the logits.
-        about: Further metadata of the file (the model's hash and path), as values that JSON can hold.
+    ``about`` is further metadata of the file (the model's hash and path), of values that JSON can hold.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

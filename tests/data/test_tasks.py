@@ -110,14 +110,14 @@ def hub(monkeypatch):
     """The hub, offline."""
     asked = []
 
-    def read_hub(split, name, config):
+    def read_frame(split, name, config):
         short = "wsc" if config == "wsc.fixed" else config
         half = re.fullmatch(r"(validation|test)_(mis)?matched", split)
         task = f"{'superglue' if 'super_glue' in name else 'glue'}/{short}{'-mm' if half and half[2] else ''}"
         asked.append((split, name, config))
         return hub_frame(task, half[1] if half else split)
 
-    monkeypatch.setattr(benchmarks, "read_hub", read_hub)
+    monkeypatch.setattr(benchmarks, "read_frame", read_frame)
     return asked
 
 

@@ -23,15 +23,7 @@ _SPLIT_SPANS = ("Kamenev and Zinoviev", "Kamenev, Zinoviev, and Stalin")
 
 
 def find_files(task: Task, folder: str | Path) -> dict[str, str]:
-    """The files of a task, by split.
-
-    Args:
-        task: The task.
-        folder: The benchmark's folder, or the task's.
-
-    Raises:
-        InputError: If there are none.
-    """
+    """The files of a task, by split, in the benchmark's folder or the task's; an ``InputError`` if there are none."""
     root = Path(folder)
     root = root / task.folder if (root / task.folder).is_dir() else root
     files = {}
@@ -172,8 +164,8 @@ def answer_rewards(rows: list[Row]) -> tuple[Tensor, dict[str, Tensor]]:
     """ReCoRD's labels, and the reward of choosing each candidate.
 
     Returns:
-        The first right candidate, int64 ``(N,)``, -1 where no answer is known; and ``answer_f1`` and ``answer_exact``,
-        float32 ``(N, K)``, each the best over all right answers.
+        The first right candidate, int64 ``(N,)``, -1 if unknown; and ``answer_f1`` and ``answer_exact``, float32
+        ``(N, K)``, each the best over all right answers.
     """
     label = torch.full((len(rows),), -1)
     f1, exact = torch.zeros(2, len(rows), MAX_CANDIDATES).unbind(0)
@@ -189,13 +181,10 @@ def answer_rewards(rows: list[Row]) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def write_submission(task: Task, rows: list[Row], answers: list[str | float], path: str | Path) -> None:
-    """Write answers to a test split in the benchmark's submission format.
+    """Write answers to a test split, in the benchmark's submission format.
 
-    Args:
-        task: The task.
-        rows: The rows of the split, from :meth:`elang.data.benchmarks.TaskData.rows`.
-        answers: For each row a label's name, the chosen text (ReCoRD) or a value (STS-B).
-        path: The file to write.
+    ``rows`` are from :meth:`elang.data.benchmarks.TaskData.rows`. An answer is a label's name, the chosen text (ReCoRD)
+    or a value (STS-B).
     """
     values: list[Any] = list(answers)
     if task.submitted in ("numbers", "nested"):

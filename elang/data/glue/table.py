@@ -162,14 +162,7 @@ TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def find_tasks(name: str, more: Sequence[str] = ()) -> list[Task]:
-    """The task called ``name``, or all tasks of the benchmark called so.
-
-    Args:
-        name: A task or a benchmark.
-        more: Further names to suggest in the message.
-
-    Raises:
-        InputError: Naming the nearest names.
+    """The task called ``name``, or all tasks of that benchmark; an ``InputError`` suggests names, also of ``more``.
 
     >>> [task.name for task in find_tasks("glue/rte")]
     ['glue/rte']

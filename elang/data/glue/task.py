@@ -39,8 +39,7 @@ class Task:
         grouped_by: Examples with equal values in these fields (all questions about one passage) stay on one side of the
             routing slice.
         submitted: What a submission has for each example: the label's name, its number, its name in lower case, a
-            value, the text of the chosen candidate (``text``, ReCoRD's rows), or numbers nested by passage and
-            question (``nested``, MultiRC's rows).
+            value, the text of ReCoRD's chosen candidate, or numbers nested as MultiRC's passages and questions.
         trained_on: The task whose models answer this one.
     """
 
