@@ -15,7 +15,7 @@ from torch import Tensor
 from elang import FinetuneModule, InputError, JointModule, JointPredictor, TextClassificationData, operating_curve
 from elang.backends.loading.load import SCHEMES, open_backend
 from elang.cli.verbs import main
-from elang.data.examples import Examples, content_key
+from elang.data.examples import Examples
 from elang.data.module import TextData
 from elang.inference.cascade import Cascade, Stage
 from elang.method.router import RouterHead, logit_features, num_logit_features
@@ -119,8 +119,7 @@ class LabelledLines(TextData):
         lines = [line.split(": ", 1) for line in Path(self.files[source]).read_text("utf-8").splitlines()]
         texts = [(text,) for _, text in lines]
         label = torch.tensor([self.label_names.index(name) for name, _ in lines])
-        key = torch.tensor([content_key(row) for row in texts])
-        return Examples(texts, torch.arange(len(texts)), key, label)
+        return Examples.of(texts, label)
 
 
 def test_a_data_module_of_ones_own(pair, files, tmp_path):

@@ -50,11 +50,8 @@ class Trainer(pl.Trainer):
 
     def score(self, model: pl.LightningModule, datamodule: Any = None, verbose: bool = False) -> None:
         """Run one model over every example of every split and write its records."""
-        datamodule.all_splits = True
-        try:
+        with datamodule.all_splits():
             self.validate(model, datamodule=datamodule, verbose=verbose)
-        finally:
-            datamodule.all_splits = False
 
 
 class ElangCLI(LightningCLI):

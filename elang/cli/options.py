@@ -205,7 +205,8 @@ def refuse_nulls(config: Any, parts: Iterable[str]) -> None:
     """
     for part in parts:
         module, _, kind = config[part]["class_path"].rpartition(".")
-        known = signature(getattr(import_module(module), kind)).parameters
+        bases = reversed(getattr(import_module(module), kind).__mro__)
+        known = {name: option for base in bases for name, option in signature(base.__init__).parameters.items()}
         values = config[part].get("init_args") or {}
         for name, value in values.items():
             default = known[name].default if name in known else None

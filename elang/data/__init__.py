@@ -1,1 +1,1 @@
-"""Labelled text: files, batches, the data module and the demo's data."""
+"""Labelled texts: what `--data` takes, examples and their splits, tokens and batches."""

@@ -1,4 +1,4 @@
-"""Encoded texts and examples, in batches of similar lengths."""
+"""Encoded texts and examples, and batches of similar lengths."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
+from elang.data.examples import Examples
 from elang.tasks.text_task import TextTask
 
 IGNORED = -100
 
 
 class Reader(NamedTuple):
-    """How a model reads: its tokenizer, whether it takes a prompt (text-to-text) or segments, a task of its own."""
+    """How a model reads: its tokenizer, whether it takes a prompt (text-to-text) or segments, and its own task."""
 
     tokenizer: Any
     text_to_text: bool
@@ -34,7 +35,7 @@ class EncodedTexts:
         offsets: int64 ``(N + 1,)``.
         pad: The value that pads each column.
         truncated: How many texts were longer than the limit and were cut.
-        left: They are padded on the left, not on the right.
+        left: Pad on the left, not on the right.
     """
 
     columns: dict[str, Tensor]
@@ -49,21 +50,22 @@ class EncodedTexts:
         return self.offsets.diff()
 
     def take(self, rows: Tensor) -> EncodedTexts:
-        """Some of these texts; what was cut of them has been counted."""
+        """Some of these texts, with a ``truncated`` of 0."""
         lengths = self.lengths[rows]
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        place = torch.arange(int(offsets[-1])) + (self.offsets[rows] - offsets[:-1]).repeat_interleave(lengths)
-        columns = {name: column[place] for name, column in self.columns.items()}
-        return EncodedTexts(columns, offsets, self.pad, 0, self.left)
+        index = torch.arange(int(offsets[-1])) + (self.offsets[rows] - offsets[:-1]).repeat_interleave(lengths)
+        columns = {name: column[index] for name, column in self.columns.items()}
+        return EncodedTexts(columns, offsets, self.pad, truncated=0, left=self.left)
 
     def __add__(self, other: EncodedTexts) -> EncodedTexts:
-        """These texts and, behind them, others of the same tokenizer."""
+        """These texts followed by others of the same tokenizer."""
         columns = {name: torch.cat([column, other.columns[name]]) for name, column in self.columns.items()}
         offsets = torch.cat([self.offsets, self.offsets[-1] + other.offsets[1:]])
-        return EncodedTexts(columns, offsets, self.pad, self.truncated + other.truncated, self.left)
+        truncated = self.truncated + other.truncated
+        return EncodedTexts(columns, offsets, self.pad, truncated=truncated, left=self.left)
 
     def batch(self, rows: list[int]) -> dict[str, Tensor]:
-        """Model inputs for some rows, padded to the longest of them; nothing for no rows."""
+        """Model inputs for some rows, padded to the longest of them; empty for no rows."""
         if not rows:
             return {}
         chosen = torch.tensor(rows)
@@ -73,11 +75,12 @@ class EncodedTexts:
         if self.left:
             place = place + (lengths - len(place))[:, None]
         mask = (place >= 0) & (place < lengths[:, None]) if self.left else place < lengths[:, None]
-        # Beside a short text the place is another's, or none.
+        # Padding may index another text's tokens, or none.
         index = (start[:, None] + place).clamp(0, max(0, int(self.offsets[-1]) - 1))
-        out = {name: torch.where(mask, column[index].long(), self.pad[name]) for name, column in self.columns.items()}
-        out["attention_mask"] = mask.long()
-        return out
+        inputs = {"attention_mask": mask.long()}
+        for name, column in self.columns.items():
+            inputs[name] = torch.where(mask, column[index].long(), self.pad[name])
+        return inputs
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,11 @@ class EncodedExamples:
     """The inputs of one model for many examples.
 
     Attributes:
-        texts: What it reads: one text (or pair) an example or, for an encoder that weighs candidates, one a candidate.
-        starts: Where each example's candidates begin among all, int64 ``(N + 1,)``; ``None`` without candidates.
-        answers: The candidates as a text-to-text model would say them, or, without ``starts``, the reference of each
-            example; ``None`` where the answers are fixed.
+        texts: What the model reads: one text (or pair) for each example, or for each candidate if an encoder compares
+            candidates.
+        starts: Index of each example's first candidate, int64 ``(N + 1,)``; ``None`` without candidates.
+        answers: The candidates as a text-to-text model writes them or, without ``starts``, the reference of each
+            example; ``None`` if the answers are fixed.
     """
 
     texts: EncodedTexts
@@ -103,57 +107,82 @@ class EncodedExamples:
         return self.texts.offsets[self.starts].diff()
 
     def __add__(self, other: EncodedExamples) -> EncodedExamples:
-        """These examples and, behind them, others, all without candidates or references."""
+        """These examples followed by others, all without candidates or references."""
         return EncodedExamples(self.texts + other.texts)
 
     def batch(self, examples: list[int]) -> dict[str, Tensor]:
-        """Model inputs for some examples; nothing for none.
+        """Model inputs for some examples; empty for none.
 
-        Where there are candidates, ``num_choices`` ``(B,)`` says how many each example has; an encoder's inputs then
-        have one row a candidate, a text-to-text model's ``answer_ids`` do (padded with -100). Where there are
-        references they are ``labels`` ``(B, T)``, padded alike.
+        With candidates, ``num_choices`` ``(B,)`` counts each example's. An encoder's inputs then have one row a
+        candidate, as have a text-to-text model's ``answer_ids``. References are ``labels``. Both are ``(B, T)``, padded
+        with -100.
         """
-        if self.starts is None or not examples:
-            own = {"labels": padded_answers(self.answers, examples)} if self.answers is not None and examples else {}
-            return self.texts.batch(examples) | own
+        if not examples:
+            return {}
+        if self.starts is None:
+            inputs = self.texts.batch(examples)
+            if self.answers is not None:
+                inputs["labels"] = padded_answers(self.answers, examples)
+            return inputs
         rows = [row for e in examples for row in range(int(self.starts[e]), int(self.starts[e + 1]))]
-        out = self.texts.batch(rows if self.answers is None else examples)
-        out["num_choices"] = self.starts.diff()[examples]
+        inputs = self.texts.batch(rows if self.answers is None else examples)
+        inputs["num_choices"] = self.starts.diff()[examples]
         if self.answers is not None:
-            out["answer_ids"] = padded_answers(self.answers, rows)
-        return out
+            inputs["answer_ids"] = padded_answers(self.answers, rows)
+        return inputs
 
 
 def padded_answers(answers: EncodedTexts, rows: list[int]) -> Tensor:
     """Tokens of some answers, int64 ``(B, T)``, padded with -100."""
-    said = answers.batch(rows)
-    return said["input_ids"].masked_fill(said["attention_mask"] == 0, IGNORED)
+    batch = answers.batch(rows)
+    return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+
+
+class SplitBatches(Dataset[dict[str, Any]]):
+    """Maps a list of rows to a batch: ``id``, ``key``, ``unit``, ``label``, and each model's inputs under its name.
+
+    ``repeated`` tells whether another process has the same batch.
+    """
+
+    def __init__(self, examples: Examples, encoded: dict[str, EncodedExamples]) -> None:
+        self.columns = {"id": examples.id, "key": examples.key, "unit": examples.units, "label": examples.label}
+        self.targets, self.encoded = examples.targets, encoded
+
+    def __len__(self) -> int:
+        return len(self.columns["id"])
+
+    def __getitem__(self, rows: Any) -> dict[str, Any]:
+        batch: dict[str, Any] = {name: column[rows] for name, column in self.columns.items()}
+        batch["repeated"] = isinstance(rows, Repeated)
+        batch["targets"] = {name: column[rows] for name, column in self.targets.items()}
+        return batch | {name: encoded.batch(rows) for name, encoded in self.encoded.items()}
 
 
 class Repeated(list[int]):
-    """A batch that another process has, too: it is run, and what comes of it is dropped."""
+    """A batch that another process has, too: it is run, and its results are dropped."""
 
 
 class LengthBatches(DistributedSampler[Any]):
-    """Yields whole batches of like lengths; each process takes every ``world_size``-th of them.
+    """Yields batches of similar lengths; each process takes every ``world_size``-th of them.
 
-    Where not shuffled, the batches do not depend on the number of processes, so neither do the answers to them. It is a
-    ``DistributedSampler`` so that Lightning does not put one of its own, which pads, in its place. Give it to a
-    ``DataLoader`` as ``sampler`` with ``batch_size=None``.
+    Without shuffling, the batches do not depend on the number of processes, so neither do the answers. It is a
+    ``DistributedSampler`` so that Lightning does not replace it with its own, which pads. Give it to a ``DataLoader``
+    as ``sampler`` with ``batch_size=None``.
 
     Args:
         lengths: Token lengths, ``(N,)``.
         batch_size: Examples in a batch.
-        shuffle: For training: batches are drawn anew each epoch, of like lengths within a window of 50 batches,
-            and the first ones are repeated where needed so that all processes take equally many steps.
-            Otherwise every example comes exactly once; a process with fewer batches than others gets a
-            :class:`Repeated` one, for all have to run a sharded model, and to take part in a gather, equally often.
-        current_epoch: Tells the epoch from the number of batches in one; Lightning's ``set_epoch`` says 0 once more
-            after a resume, and the order of the first epoch would come twice.
-        rows: Of evaluation: only these, ``(M,)``.
-        accumulated: Of training: batches of each process in one step. All batches of a step are of like lengths, for
-            the slowest process holds up the others; then a window is of up to 50 steps, and of a quarter of the
-            examples at most, or each epoch would have the same steps.
+        shuffle: For training: draw new batches each epoch, of similar lengths within a window of 50 batches, and repeat
+            the first ones if needed so that all processes take the same number of steps. Otherwise every example comes
+            once; a process with fewer batches gets a :class:`Repeated` one, because all must run a sharded model, and
+            take part in a gather, equally often.
+        rank: Number of this process.
+        world_size: Number of processes.
+        current_epoch: Returns the epoch, given the batches of one; Lightning's ``set_epoch`` is wrong after a resume.
+        rows: For evaluation: only these, ``(M,)``.
+        accumulated: For training: batches of each process in one step. All batches of a step have similar lengths,
+            because every process waits for the slowest. A window is then up to 50 steps, but at most a quarter of the
+            examples, or each epoch would have the same steps.
     """
 
     _WINDOW = 50
@@ -169,36 +198,38 @@ class LengthBatches(DistributedSampler[Any]):
         rows: Tensor | None = None,
         accumulated: int = 1,
     ) -> None:
-        # The shuffle's, as Lightning's seed_everything leaves it.
+        # Set by Lightning's seed_everything.
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.rows = torch.arange(len(lengths)) if rows is None else rows
         super().__init__(range(len(self.rows)), world_size, rank, shuffle, seed)  # type: ignore[arg-type]
         self.lengths, self.batch_size, self.current_epoch = lengths, batch_size, current_epoch
-        self.step = world_size * accumulated
+        self.batches_per_step = world_size * accumulated
 
     def _batches(self) -> list[list[int]]:
         n = len(self.lengths)
         if not self.shuffle:
             order = self.rows[self.lengths[self.rows].argsort(descending=True, stable=True)]
             batches = [part.tolist() for part in order.split(self.batch_size)]
-            # The last one: it is the shortest.
+            # The last batch is the shortest.
             return batches + [Repeated(batches[-1]) for _ in range(-len(batches) % self.num_replicas)]
         epoch = self.epoch if self.current_epoch is None else self.current_epoch(len(self))
         generator = torch.Generator().manual_seed(self.seed + epoch)
-        size = self.step * self.batch_size
-        window = self._WINDOW if self.step == 1 else min(self._WINDOW, max(1, n // (4 * size)))
+        step = self.batches_per_step
+        size = step * self.batch_size
+        window = self._WINDOW if step == 1 else min(self._WINDOW, max(1, n // (4 * size)))
         steps: list[list[list[int]]] = []
         last: list[list[int]] = []
-        for some in torch.randperm(n, generator=generator).split(window * size):
-            some = some[self.lengths[some].argsort(stable=True)]
-            parts = [part.tolist() for part in some.split(self.batch_size)]
-            if rest := len(parts) % self.step:
-                # Behind a smaller step none would start where it should; always of the longest, these would count less.
-                place = self.step * int(torch.randint(len(parts) // self.step + 1, (), generator=generator))
-                last, parts = parts[place : place + rest], parts[:place] + parts[place + rest :]
-            steps += [parts[i : i + self.step] for i in range(0, len(parts), self.step)]
-        places = torch.randperm(len(steps), generator=generator).tolist()
-        drawn = [*chain.from_iterable(steps[i] for i in places), *last]
+        for rows in torch.randperm(n, generator=generator).split(window * size):
+            rows = rows[self.lengths[rows].argsort(stable=True)]
+            batches = [part.tolist() for part in rows.split(self.batch_size)]
+            if remainder := len(batches) % step:
+                # A smaller step must come last, or all later steps would shift. It is drawn at random: if it always had
+                # the longest texts, these would count less.
+                place = step * int(torch.randint(len(batches) // step + 1, (), generator=generator))
+                last, batches = batches[place : place + remainder], batches[:place] + batches[place + remainder :]
+            steps += [batches[i : i + step] for i in range(0, len(batches), step)]
+        order = torch.randperm(len(steps), generator=generator)
+        drawn = [*chain.from_iterable(steps[i] for i in order.tolist()), *last]
         return drawn + [drawn[i % len(drawn)] for i in range(-len(drawn) % self.num_replicas)]
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -209,16 +240,10 @@ class LengthBatches(DistributedSampler[Any]):
         return -(-batches // self.num_replicas)
 
 
-def token_batches(lengths: Tensor, budget: int, most: int | None = None) -> list[Tensor]:
-    """Cut inputs into batches of like lengths, none of which has more than ``budget`` tokens with its padding.
+def token_batches(lengths: Tensor, budget: int, max_size: int | None = None) -> list[Tensor]:
+    """Cut inputs into batches of similar lengths, int64 ``(N,)``, with at most ``budget`` tokens, padding included.
 
-    Args:
-        lengths: Tokens of each input, int64 ``(N,)``.
-        budget: Tokens in a batch; a longer input is a batch of its own.
-        most: Inputs in a batch at most.
-
-    Returns:
-        Row numbers, longest first, so that what does not fit into memory is seen at once.
+    A longer input is a batch of its own. The longest come first, so that what does not fit into memory fails at once.
 
     >>> import torch
     >>> [batch.tolist() for batch in token_batches(torch.tensor([2, 9, 3, 2]), 6)]
@@ -229,7 +254,7 @@ def token_batches(lengths: Tensor, budget: int, most: int | None = None) -> list
     batches, start = [], 0
     while start < len(longest):
         size = max(1, budget // max(1, longest[start]))
-        end = min(len(longest), start + (size if most is None else min(size, most)))
+        end = min(len(longest), start + (size if max_size is None else min(size, max_size)))
         batches.append(order[start:end])
         start = end
     return batches

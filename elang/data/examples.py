@@ -3,30 +3,36 @@
 import hashlib
 from dataclasses import dataclass, field, fields
 from itertools import compress
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from elang.errors import InputError
 from elang.method.router import FOLDS
+from elang.notices import notice
+
+# Share of evaluated texts that may also be training texts without a notice: real data repeats itself a little.
+_MAX_OVERLAP = 0.01
+SplitName = Literal["train", "routing", "validation", "test", "transfer", "fold"]
 
 
 @dataclass
 class Examples:
-    """The texts of one split, and what is known of them.
+    """The examples of one split.
 
     Attributes:
         texts: The values of the task's fields for each example.
         id: Row in the source, int64 ``(N,)``, ascending.
         key: Hash of the texts, int64 ``(N,)``.
-        label: Class indices, int64 ``(N,)``, or values, float64, in a regression; -1 or NaN where not known.
+        label: Class indices, int64 ``(N,)``, or values, float64, in a regression; -1 or NaN if unknown.
         choices: Each example's candidates, in a ``choice`` task.
-        targets: Further columns that a metric reads, each ``(N, ...)``: ``group``, ``answer_f1``.
-        unit: Hash of what is held out as a whole (a passage with its questions), int64 ``(N,)``; by default the key.
-        references: The texts that are to be generated, in a ``sequence`` task.
-        source: What :attr:`id` counts in: ``train``, ``validation``, ``test``, ``transfer``.
-        last: The largest id of the source, where all of it is one split.
+        targets: Further columns for metrics, each ``(N, ...)``: ``group``, ``answer_f1``.
+        unit: Equal for examples that are held out together (a passage with its questions), int64 ``(N,)``; by default
+            the key.
+        references: The texts to generate, in a ``sequence`` task.
+        source: The file in which :attr:`id` counts rows: ``train``, ``validation``, ``test``, ``transfer``.
+        last: The largest id of the source, if all of it is one split.
     """
 
     texts: list[tuple[str, ...]]
@@ -40,6 +46,12 @@ class Examples:
     source: str = ""
     last: int | None = None
 
+    @classmethod
+    def of(cls, texts: list[tuple[str, ...]], label: Tensor, **columns: Any) -> "Examples":
+        """All examples of a source: ids count its rows, and keys are hashes of the texts."""
+        key = torch.tensor([content_key(row) for row in texts], dtype=torch.int64)
+        return cls(texts, torch.arange(len(texts)), key, label=label, **columns)
+
     def __len__(self) -> int:
         return len(self.texts)
 
@@ -47,6 +59,11 @@ class Examples:
     def labelled(self) -> bool:
         """Whether every label is known."""
         return not bool(self.label.isnan().any() if self.label.is_floating_point() else (self.label < 0).any())
+
+    @property
+    def units(self) -> Tensor:
+        """:attr:`unit`, or the key where there is none."""
+        return self.key if self.unit is None else self.unit
 
     def take(self, mask: Tensor) -> "Examples":
         """The examples where ``mask`` is true, in order."""
@@ -59,14 +76,13 @@ class Examples:
                 return list(compress(column, keep))
             return column[mask] if isinstance(column, Tensor) else column
 
-        return Examples(**{one.name: rows(getattr(self, one.name)) for one in fields(self)})
+        return Examples(**{column.name: rows(getattr(self, column.name)) for column in fields(self)})
 
-
-def join_examples(first: Examples, second: Examples, offset: int) -> Examples:
-    """Two sets of labelled or unlabelled texts behind each other; the second one's ids go up by ``offset``."""
-    ids = torch.cat([first.id, second.id + offset])
-    key, label = torch.cat([first.key, second.key]), torch.cat([first.label, second.label])
-    return Examples(first.texts + second.texts, ids, key, label=label)
+    def join(self, other: "Examples", offset: int) -> "Examples":
+        """The texts and labels of both sets; ``offset`` is added to the ids of the other."""
+        ids = torch.cat([self.id, other.id + offset])
+        key, label = torch.cat([self.key, other.key]), torch.cat([self.label, other.label])
+        return Examples(self.texts + other.texts, ids, key, label=label)
 
 
 def content_key(texts: tuple[str, ...]) -> int:
@@ -80,66 +96,59 @@ def content_key(texts: tuple[str, ...]) -> int:
 
 
 def in_slice(key: Tensor, fraction: float) -> Tensor:
-    """Which examples fall into a slice of about ``fraction`` of all, by their text alone.
+    """Which examples fall into a slice of about ``fraction`` of all: bool ``(N,)`` from keys, int64 ``(N,)``.
 
-    Equal texts fall on the same side, order and file do not matter, and a smaller slice lies inside a larger.
-
-    Args:
-        key: From :func:`content_key`, int64 ``(N,)``.
-        fraction: 0 to 1.
-
-    Returns:
-        Boolean, ``(N,)``.
+    It depends on the text alone: equal texts fall on the same side. A smaller slice lies inside a larger one.
     """
     return (key & 0xFFFFFFFF) < round(fraction * 2**32)
 
 
 def fold_of(key: Tensor, folds: int = FOLDS) -> Tensor:
-    """Which of so many parts an example belongs to, by its text alone: int64 ``(N,)`` from keys ``(N,)``.
-
-    It reads other bits of the key than :func:`elang.data.examples.in_slice`.
-    """
+    """The fold of each example: int64 ``(N,)`` from keys ``(N,)``, of which :func:`in_slice` reads other bits."""
     return (key >> 32) % folds
 
 
+def held_out(units: Tensor, fraction: float, fold: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
+    """Which examples are in the routing slice, and which of the others are in the fold k of K: both bool ``(N,)``."""
+    routing = in_slice(units, fraction)
+    in_fold = torch.zeros_like(routing) if fold is None else ~routing & (fold_of(units, fold[1]) == fold[0])
+    return routing, in_fold
+
+
+def warn_of_overlap(split: str, key: Tensor, train: Tensor) -> None:
+    """Give a notice if many of a split's texts, by their keys, are also training texts."""
+    if (repeated := int(torch.isin(key, train).sum())) >= max(1, _MAX_OVERLAP * len(key)):
+        notice(
+            "overlap",
+            f"Of the {len(key)} texts of '{split}', {repeated} are also in the training data, so results on them are "
+            "too good. Remove them from one of the two.",
+        )
+
+
 def source_of(split: str) -> str:
-    """The file that a split's examples, and so their ids, are from: held-out slices are part of the training file."""
+    """The file that a split's ids count rows of: held-out slices are part of the training file."""
     return "train" if split in ("routing", "fold") else split
 
 
 def fold_parts(fold: str | None) -> tuple[int, int] | None:
-    """Read ``k/K``.
-
-    Raises:
-        InputError: If it is none.
+    """Parse ``k/K``; an ``InputError`` if it is not of that form.
 
     >>> fold_parts("0/5")
     (0, 5)
     """
     if fold is None:
         return None
-    number, _, parts = fold.partition("/")
-    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts) and int(parts) > 1):
+    number, _, folds = fold.partition("/")
+    if not (number.isdecimal() and folds.isdecimal() and int(number) < int(folds) and int(folds) > 1):
         raise InputError(f"--data.fold must be k/K with k from 0 to K - 1 and K of at least 2, but it is '{fold}'.")
-    return int(number), int(parts)
+    return int(number), int(folds)
 
 
 def check_held_out(data: Any, about: dict[str, Any], who: str) -> None:
-    """Refuse a slice of the training file that a model was trained on.
-
-    Args:
-        data: The data module.
-        about: What is known of the model: its ``routing_fraction``, or nothing.
-        who: Its name in the message.
-
-    Raises:
-        InputError: With the largest slice that there may be.
-    """
-    routing = about.get("routing_fraction")
-    if routing is None:
-        return
-    if data.routing_fraction > routing:
+    """Raise an ``InputError`` if ``who``, a model with the metadata ``about``, was trained on part of the slice."""
+    trained = about.get("routing_fraction")
+    if trained is not None and data.routing_fraction > trained:
         raise InputError(
-            f"--data.routing_fraction is {data.routing_fraction}, but {who} was trained with {routing}: part of the "
-            f"slice was trained on. Give --data.routing_fraction {routing} or less."
+            f"--data.routing_fraction is {data.routing_fraction}, but {who} was trained with {trained}: part of the "
+            f"slice was trained on. Give --data.routing_fraction {trained} or less."
         )

@@ -1,7 +1,9 @@
-"""Labels: the column as it is written, the classes and their order, class indices and numbers."""
+"""Labels: reading the column, the classes and their order, class indices and numbers."""
 
+import math
 import re
 import unicodedata
+from collections import Counter
 from decimal import Decimal
 from itertools import islice
 from numbers import Number
@@ -10,39 +12,40 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor
 
-from elang.data.columns import column_of, column_place, kind_of
+from elang.data.columns import column_of, column_place, describe
 from elang.errors import InputError
 from elang.notices import notice
 
+_SEPARATORS = "|;,/+ "
+_MISSING = ("nan", "null", "none", "n/a", "<na>")
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+_LIST = re.compile(r"""\s*(\[[\s\d.,eE+-]*\]|[\[({]\s*(['"]).*\2.*[\])}])\s*""", re.DOTALL)
+
 
 def label_values(frame: Any, column: str, where: str) -> list[str]:
-    """Take the label column of a frame as strings.
-
-    Raises:
-        InputError: If the column is missing, or a label is missing, blank, or something else than one name or number.
-    """
+    """The label column of a frame as strings; an ``InputError`` if one is missing, infinite, or no name or number."""
     values = column_of(frame, column, where, "--data.label")
-    found = list(map(str, values))
-    distinct, kinds = {*found}, {*map(type, values)}
-    bare = [False] * len(values)
-    if kinds != {str}:
-        bare = frame.iloc[:, column_place(list(frame.columns), column)].isna().tolist()
-    if any(bare) or not all(map(str.strip, distinct)):
-        row = next(i for i, text in enumerate(found) if bare[i] or not text.strip())
+    labels = list(map(str, values))
+    distinct, types = {*labels}, {*map(type, values)}
+    missing = [False] * len(values)
+    if types != {str}:
+        missing = frame.iloc[:, column_place(list(frame.columns), column)].isna().tolist()
+    if any(missing) or not all(map(str.strip, distinct)):
+        row = next(row for row, label in enumerate(labels) if missing[row] or not label.strip())
         raise InputError(f"{where} has no label in row {row} (counted from 0). Remove or fill it.")
-    # Numpy's scalars and decimals are numbers, too.
-    if odd := {kind for kind in kinds if not issubclass(kind, str | Number)}:
-        row = next(i for i, value in enumerate(values) if type(value) in odd)
-        _refuse(kind_of(values[row]), where, row)
-    if float in kinds and (endless := distinct & {"inf", "-inf"}):
-        row = next(i for i, text in enumerate(found) if text in endless)
-        raise InputError(f"{where} has the label {found[row]} in row {row} (counted from 0). Correct or remove it.")
-    return found
+    # Number includes decimals and numpy's scalars.
+    if refused := {kind for kind in types if not issubclass(kind, str | Number)}:
+        row = next(row for row, value in enumerate(values) if type(value) in refused)
+        _refuse(describe(values[row]), where, row)
+    if float in types and (infinite := distinct & {"inf", "-inf"}):
+        row = next(row for row, label in enumerate(labels) if label in infinite)
+        raise InputError(f"{where} has the label {labels[row]} in row {row} (counted from 0). Correct or remove it.")
+    return labels
 
 
-def _refuse(kind: str, where: str, row: int, remedy: str = "") -> NoReturn:
+def _refuse(value: str, where: str, row: int, remedy: str = "") -> NoReturn:
     raise InputError(
-        f"{where} has {kind} as its label in row {row} (counted from 0), but one label a row is needed: the name of a "
+        f"{where} has {value} as its label in row {row} (counted from 0), but one label a row is needed: the name of a "
         "class, or a number in a regression. Several labels a row (multi-label), a label for each token and answers in "
         f"a text (question answering) are not supported: make one data set for each label.{remedy}"
     )
@@ -51,7 +54,7 @@ def _refuse(kind: str, where: str, row: int, remedy: str = "") -> NoReturn:
 def class_names(values: list[str], where: str) -> list[str]:
     """Distinct labels in an order that depends on nothing else: as numbers if all are whole numbers, else as texts.
 
-    Of several spellings of one label (``1`` and ``1.0``, with and without blanks around it) the shortest one counts.
+    Of several spellings of one label (``1`` and ``1.0``, with and without blanks around it) the shortest is the name.
 
     Raises:
         InputError: If labels are lists, or several names joined.
@@ -59,49 +62,43 @@ def class_names(values: list[str], where: str) -> list[str]:
     >>> class_names(["10", "2", "2.0"], "x")
     ['2', '10']
     """
-    spelled: dict[str, str] = {}
-    listed = " If it is the name of a class, list all names with --data.label_names."
+    by_spelling: dict[str, str] = {}
+    remedy = " If it is the name of a class, list all names with --data.label_names."
     for name in sorted({*values}, key=lambda name: (len(name), name)):
-        if _LISTED.fullmatch(name):
-            _refuse(f"a list or an object ({name})", where, values.index(name), listed)
-        spelled.setdefault(_same_label(name), name)
-    names = sorted(spelled.values())
+        if _LIST.fullmatch(name):
+            _refuse(f"a list or an object ({name})", where, values.index(name), remedy)
+        by_spelling.setdefault(_spelling(name), name)
+    names = sorted(by_spelling.values())
     for name in names:
-        if any(mark in name and all(_same_label(part) in spelled for part in name.split(mark)) for mark in _JOINTS):
-            _refuse(f"several labels ('{name}')", where, values.index(name), listed)
-    alike: dict[Any, list[str]] = {}
+        for separator in _SEPARATORS:
+            if separator in name and all(_spelling(part) in by_spelling for part in name.split(separator)):
+                _refuse(f"several labels ('{name}')", where, values.index(name), remedy)
+    by_look: dict[Any, list[str]] = {}
     for name in names:
-        alike.setdefault(_looks(name), []).append(name)
-    odd = [str(group) for group in alike.values() if len(group) > 1 or group[0].casefold() in _MISSING]
+        by_look.setdefault(_look(name), []).append(name)
+    odd = [str(group) for group in by_look.values() if len(group) > 1 or group[0].casefold() in _MISSING]
     if odd:
         notice("like-labels", f"{where} has labels that look alike or missing, {odd[0]}; each is a class of its own.")
-    whole = all(_WHOLE.fullmatch(name) for name in names)
-    return sorted(names, key=lambda name: (int(name), name)) if whole else names
+    all_integers = all(_INTEGER.fullmatch(name) for name in names)
+    return sorted(names, key=lambda name: (int(name), name)) if all_integers else names
 
 
-_JOINTS = "|;,/+ "
-_MISSING = ("nan", "null", "none", "n/a", "<na>")
-_WHOLE = re.compile(r"-?[0-9]{1,18}")
-_LISTED = re.compile(r"""\s*(\[[\s\d.,eE+-]*\]|[\[({]\s*(['"]).*\2.*[\])}])\s*""", re.DOTALL)
-
-
-def _same_label(name: str) -> str:
-    """What spellings of one label have in common."""
+def _spelling(name: str) -> str:
+    """A form that all spellings of one label share."""
     name = unicodedata.normalize("NFC", name.strip())
     if number := re.fullmatch(r"([+-]?[0-9]+)\.([0-9]*?)0*", name):
         return number[1] + ("." + number[2] if number[2] else "")
     return name.lower() if name.lower() in ("true", "false") else name
 
 
-def _looks(name: str) -> Any:
-    """A label as a reader sees it, so that two that look alike can be told: without invisible characters."""
-    name = "".join(one for one in unicodedata.normalize("NFKC", name) if unicodedata.category(one) != "Cf")
+def _look(name: str) -> Any:
+    """A form that labels share if readers cannot tell them apart."""
+    name = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
     name = name.strip().casefold()
     return Decimal(name) if re.fullmatch(r"[+-]?\d+(\.\d*)?(e[+-]?\d{1,3})?", name) else name
 
 
-def _number_like(name: str) -> bool:
-    """Whether a label is a number, in whatever digits."""
+def _is_number(name: str) -> bool:
     return re.fullmatch(r"[+-]?\d+(\.\d*)?", unicodedata.normalize("NFKC", name.strip())) is not None
 
 
@@ -109,73 +106,68 @@ def label_index(
     values: list[str] | list[str | None],
     label_names: list[str],
     where: str,
-    numbers: Literal["taken", "told", "refused"] = "taken",
+    numbers: Literal["accept", "notice", "refuse"] = "accept",
 ) -> Tensor:
     """Map labels to class indices: by name, or all by number where no name is a number.
 
-    Labels that are spelled otherwise (``1.0`` and ``1``, ``true`` and ``True``, blanks around them) are found, with a
-    notice.
+    Labels that are spelled differently (``1.0`` and ``1``, ``true`` and ``True``, blanks around them) are mapped with a
+    notice. ``None`` is an unknown label: -1.
 
     Args:
-        values: The labels; ``None`` is not known, and becomes -1.
+        values: The labels.
         label_names: The classes in order.
-        where: They are from, in messages.
-        numbers: What to do where labels are numbers and the names are not: take them for places in ``label_names``,
-            with a notice or without, or refuse them, for nobody has said in what order the names are.
+        where: Name of the data in messages.
+        numbers: Whether to accept numbers for names, silently or with a notice, or to refuse them because the order of
+            the names was not given.
 
     Raises:
-        InputError: If a label is not known.
+        InputError: If a label is not among the names.
 
     >>> label_index(["1", "0"], ["negative", "positive"], "x")
     tensor([1, 0])
     """
     index: dict[str | None, int] = {None: -1} | {name: i for i, name in enumerate(label_names)}
-    unknown = sorted({value for value in values if value is not None} - index.keys())
-    places = {str(i): i for i in range(len(label_names))} if not any(map(_number_like, label_names)) else {}
-    if unknown and places and places.keys() >= {_same_label(value) for value in {*values} if value is not None}:
-        index.update({value: places[_same_label(value)] for value in unknown})
-        said = ", ".join(f"'{value}' for '{label_names[places[_same_label(value)]]}'" for value in unknown[:4])
-        if numbers == "refused":
+    distinct = {value for value in values if value is not None}
+    if unknown := sorted(distinct - index.keys()):
+        by_number = {str(i): name for i, name in enumerate(label_names)}
+        numbered = not any(map(_is_number, label_names)) and by_number.keys() >= {*map(_spelling, distinct)}
+        if numbered and numbers == "refuse":
             raise InputError(
                 f"The labels of {where} are numbers, but those of the training file are the names {label_names}. Write "
                 "them alike, or set --data.label_names to the names in the order of the numbers, from 0."
             )
-        if numbers == "told":
-            notice("numbered-labels", f"Labels of {where} are taken for places in the label names: {said}.")
-    elif unknown:
-        same: dict[str, list[str]] = {}
-        for name in label_names:
-            same.setdefault(_same_label(name), []).append(name)
-        known = {value: found[0] for value in unknown if len(found := same.get(_same_label(value), [])) == 1}
-        index |= {value: index[name] for value, name in known.items()}
-        if known:
-            said = ", ".join(f"{value!r} for {name!r}" for value, name in islice(known.items(), 4))
-            notice("label-spelling", f"Labels of {where} are spelled otherwise than the label names: {said}.")
+        counts = Counter(map(_spelling, label_names))
+        by_spelling = {_spelling(name): name for name in label_names if counts[_spelling(name)] == 1}
+        names = by_number if numbered else by_spelling
+        matches = {value: names[_spelling(value)] for value in unknown if _spelling(value) in names}
+        index |= {value: index[name] for value, name in matches.items()}
+        examples = ", ".join(f"{value!r} for {name!r}" for value, name in islice(matches.items(), 4))
+        if numbered and numbers == "notice":
+            notice("numbered-labels", f"Labels of {where} are taken as indices into the label names: {examples}.")
+        elif matches and not numbered:
+            notice("label-spelling", f"Labels of {where} are spelled differently from the label names: {examples}.")
     try:
         return torch.tensor([index[value] for value in values], dtype=torch.int64)
     except KeyError:
-        row = next(i for i, value in enumerate(values) if value not in index)
+        row = next(row for row, value in enumerate(values) if value not in index)
         raise InputError(
             f"{where} has the unknown label '{values[row]}' in row {row} (counted from 0); known are {label_names}. "
-            "Correct the row; set labels of your own with --data.label_names."
+            "Correct the row, or set the labels with --data.label_names."
         ) from None
 
 
 def label_numbers(values: list[str], where: str) -> Tensor:
-    """Labels of a regression, float64 ``(N,)``.
-
-    Raises:
-        InputError: If one is no finite number.
-    """
-    found = torch.empty(len(values), dtype=torch.float64)
+    """Labels of a regression, float64 ``(N,)``; an ``InputError`` if one is no finite number."""
+    numbers = []
     for row, value in enumerate(values):
         try:
-            # Python would take 1_5 for 15.
-            found[row] = float(value) if "_" not in value else torch.nan
+            # float() would read 1_5 as 15.
+            number = float(value) if "_" not in value else math.nan
         except ValueError:
-            found[row] = torch.nan
-        if not found[row].isfinite():
+            number = math.nan
+        if not math.isfinite(number):
             raise InputError(
                 f"{where} has the label '{value}' in row {row} (counted from 0), which is no finite number. Correct it."
             )
-    return found
+        numbers.append(number)
+    return torch.tensor(numbers, dtype=torch.float64)

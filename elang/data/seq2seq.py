@@ -1,50 +1,50 @@
-"""Source texts and the texts to be generated for them: translation, summarisation, from files or the hub."""
+"""Pairs of texts for translation or summarisation, from files or the hub."""
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from elang.data.columns import check_file, column_place, read_frame, texts_of
-from elang.data.examples import Examples, content_key
+from elang.data.columns import check_file, column_place, given_files, read_frame, read_lines, texts_of
+from elang.data.examples import Examples
 from elang.data.module import TextData
-from elang.data.splits import given_files
 from elang.errors import InputError
 from elang.method.quality.texts import TEXT_METRICS
 from elang.notices import notice
-from elang.tables import SUFFIXES, file_lines, suffix_of
+from elang.tables import SUFFIXES, suffix_of
 from elang.tasks.text_task import TextTask
 
 
 class Seq2SeqData(TextData):
     """Pairs of texts from parallel files, tables (CSV, TSV, JSONL, parquet) or a data set on the hub.
 
-    Parallel files are given by what their names have in common: ``--data.train data/train --data.source en
+    Parallel files are given by their common prefix: ``--data.train data/train --data.source en
     --data.target de`` reads ``data/train.en`` and ``data/train.de``, or these with ``.gz``. In a table the two are
     columns, on the hub columns or the languages of ``translation``.
 
-    Empty texts are kept and counted. The filters drop pairs of the training file alone, and say how many.
+    Empty texts are kept and counted. ``max_words`` and ``max_ratio`` drop and count pairs of the training file alone.
 
     Args:
         train: Training pairs.
         validation: Evaluation pairs.
-        test: The same for ``elang test``; without the target's file it can only be answered.
-        source: Suffix, column or language of what is read.
-        target: The same of what is generated.
+        test: The same for ``elang test``; may lack targets.
+        source: Suffix, column or language of the texts to read.
+        target: Suffix, column or language of the texts to generate.
         hub: Data set on the hub, ``owner/name@revision``; the files above are then names of its splits.
         hub_config: Its configuration (``de-en``).
         prompt: Template of a model's input, ``"translate English to German: {text}"``.
         source_language: The source's code, for models of many languages (``eng_Latn`` of NLLB, ``en_XX`` of mBART).
-        target_language: The target's.
+        target_language: The target's code.
         qualities: Metrics, of which the first chooses thresholds: ``bleu`` (for targets without blanks ``bleu_zh`` or
             ``bleu_char``), ``chrf``, ``rouge_l``, ``exact_text``, ``token_accuracy``.
         batch_size: Examples in a training batch, for each process.
         eval_batch_size: Examples in an evaluation batch.
         max_length: Tokens kept of a source; longer ones are cut and counted.
-        max_target_length: Tokens kept of a reference and generated at most; what is cut is counted.
+        max_target_length: Tokens kept of a reference (cut ones are counted), and the longest text generated.
         routing_fraction: Share of the training file held out for the router and thresholds.
         max_words: Training pairs with more words on a side are dropped.
-        max_ratio: Training pairs with a side so many times as long as the other, in words, are dropped.
+        max_ratio: Training pairs with one side over this many times as long as the other, in words, are dropped.
         num_workers: Processes that assemble batches; 0 does it in the training process.
     """
 
@@ -70,15 +70,20 @@ class Seq2SeqData(TextData):
         max_ratio: float | None = None,
         num_workers: int = 0,
     ) -> None:
-        files = given_files(train, validation, test)
         if max_target_length < 1:
             raise InputError(f"--data.max_target_length must be at least 1, but it is {max_target_length}.")
         if (max_words is not None and max_words < 1) or (max_ratio is not None and max_ratio < 1):
             raise InputError(
                 f"--data.max_words {max_words} and --data.max_ratio {max_ratio} must be at least 1, or not be set."
             )
-        sizes = (batch_size, eval_batch_size, max_length, routing_fraction, num_workers)
-        super().__init__(files, *sizes)
+        super().__init__(
+            given_files(train, validation, test),
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            max_length=max_length,
+            routing_fraction=routing_fraction,
+            num_workers=num_workers,
+        )
         self.max_target_length = max_target_length
         self.source, self.target = source, target
         self.hub, self.hub_config, self.prompt = hub, hub_config, prompt
@@ -99,61 +104,60 @@ class Seq2SeqData(TextData):
         return TextTask.of([], task.plain())
 
     def check_files(self) -> None:
-        """Look for the files, if they are local, both sides of them."""
+        """Raise an ``InputError`` if a local file does not exist, other than the target's of the test set."""
         for split, path in () if self.hub else self.files.items():
             if suffix_of(path) in SUFFIXES:
                 check_file(path)
                 continue
-            _existing(path, self.source, "source")
-            if split != "test":
-                _existing(path, self.target, "target")
+            self._side(split, "source")
+            self._side(split, "target")
 
     def read(self, source: str) -> Examples:
-        """All pairs of one split, in its order; of the training file those that the filters leave."""
+        """All pairs of one split, in its order; of the training file those that the filters keep."""
         texts, references = self._pairs(source)
         if not texts:
             raise InputError(f"{self.where(source)} has no lines. Give another file.")
-        sides = [("source", texts), *([("target", references)] if references is not None else [])]
-        for side, lines in sides:
+        for side, lines in (("source", texts), ("target", references or [])):
             if empty := sum(not line.strip() for line in lines):
                 notice(
                     "empty-texts", f"{empty} of {len(lines)} lines of {self.where(source)} have an empty {side}: kept."
                 )
-        key = torch.tensor([content_key((text,)) for text in texts], dtype=torch.int64)
-        # There are no classes; -1 says that there is no reference either.
+        # There are no classes: 0 is an example with a reference, -1 one without.
         label = torch.full((len(texts),), -1 if references is None else 0)
-        examples = Examples([(t,) for t in texts], torch.arange(len(texts)), key, label=label, references=references)
+        examples = Examples.of([(text,) for text in texts], label, references=references)
         if source != "train" or references is None or (self.max_words is None and self.max_ratio is None):
             return examples
-        return examples.take(self._kept(texts, references))
+        return examples.take(self._filter(texts, references))
 
-    def _kept(self, texts: list[str], references: list[str]) -> Tensor:
-        """Which pairs the filters leave, bool ``(N,)``."""
+    def _filter(self, texts: list[str], references: list[str]) -> Tensor:
+        """Which pairs ``max_words`` and ``max_ratio`` keep, bool ``(N,)``."""
         words = torch.tensor([[len(t.split()), len(r.split())] for t, r in zip(texts, references, strict=True)])
-        most, least = words.amax(1), words.amin(1)
-        long = most > self.max_words if self.max_words is not None else torch.zeros(len(words), dtype=torch.bool)
-        uneven = torch.zeros_like(long)
+        longer, shorter = words.amax(1), words.amin(1)
+        too_long = uneven = torch.zeros(len(words), dtype=torch.bool)
+        if self.max_words is not None:
+            too_long = longer > self.max_words
         if self.max_ratio is not None:
-            uneven = (most > self.max_ratio * least) & ~long
-        if not (kept := ~(long | uneven)).any():
+            uneven = (longer > self.max_ratio * shorter) & ~too_long
+        keep = ~(too_long | uneven)
+        if not keep.any():
             raise InputError(
                 f"--data.max_words {self.max_words} and --data.max_ratio {self.max_ratio} leave no pair of "
                 f"{self.where('train')}. Raise them."
             )
-        if not kept.all():
+        if not keep.all():
             notice(
                 "dropped-pairs",
-                f"Of {len(words)} training pairs {int(long.sum())} are dropped for over {self.max_words} words, "
+                f"Of {len(words)} training pairs {int(too_long.sum())} are dropped for over {self.max_words} words, "
                 f"{int(uneven.sum())} for a ratio of lengths over {self.max_ratio}.",
             )
-        return kept
+        return keep
 
     def _pairs(self, split: str) -> tuple[list[str], list[str] | None]:
         import pandas as pd
 
         path = self.files[split]
         if self.hub is None and suffix_of(path) not in SUFFIXES:
-            return self._parallel(split, path)
+            return self._parallel(split)
         frame = read_frame(path, self.hub, self.hub_config)
         if "translation" in frame and self.source not in frame:
             rows = [row if isinstance(row, dict) else {} for row in frame["translation"]]
@@ -171,33 +175,29 @@ class Seq2SeqData(TextData):
             sides.append([text for (text,) in texts])
         return sides[0], sides[1]
 
-    def _parallel(self, split: str, path: str) -> tuple[list[str], list[str] | None]:
-        texts = _lines(_existing(path, self.source, "source"))
-        try:
-            other = _existing(path, self.target, "target")
-        except InputError:
-            if split != "test":
-                raise
+    def _parallel(self, split: str) -> tuple[list[str], list[str] | None]:
+        source, target = self._side(split, "source"), self._side(split, "target")
+        assert source is not None
+        texts = read_lines(source)
+        if target is None:
             return texts, None
-        references = _lines(other)
+        references = read_lines(target)
         if len(texts) != len(references):
             raise InputError(
-                f"'{path}.{self.source}' has {len(texts)} lines and '{path}.{self.target}' {len(references)}, but they "
-                "are read side by side. Give files of one length."
+                f"'{source}' has {len(texts)} lines and '{target}' {len(references)}, but lines "
+                "are paired by their numbers. Give files of equal length."
             )
         return texts, references
 
-
-def _existing(path: str, suffix: str, side: str) -> Path:
-    for found in (Path(f"{path}.{suffix}"), Path(f"{path}.{suffix}.gz")):
-        if found.is_file():
-            return found
-    raise InputError(
-        f"There is no file '{path}.{suffix}', nor one with .gz. Set --data.{side} to the suffix, or give a "
-        f"{', '.join(SUFFIXES)} file."
-    )
-
-
-def _lines(path: Path) -> list[str]:
-    """Lines as other tools count them: only a line feed ends one."""
-    return [line.rstrip("\n").removesuffix("\r") for line in file_lines(path)]
+    def _side(self, split: str, side: Literal["source", "target"]) -> Path | None:
+        """One of two parallel files, which may be compressed; ``None`` if a test set has no target."""
+        path = f"{self.files[split]}.{self.source if side == 'source' else self.target}"
+        for candidate in (Path(path), Path(f"{path}.gz")):
+            if candidate.is_file():
+                return candidate
+        if (split, side) == ("test", "target"):
+            return None
+        raise InputError(
+            f"There is no file '{path}', nor one with .gz. Set --data.{side} to the suffix, or give a "
+            f"{', '.join(SUFFIXES)} file."
+        )

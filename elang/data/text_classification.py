@@ -1,14 +1,11 @@
-"""A task of one's own: labelled texts or pairs of texts from local files or the hub."""
+"""Labelled texts or pairs of texts from local files or the hub."""
 
 from typing import Any, Literal
 
-import torch
-
-from elang.data.columns import check_file, read_frame, texts_of
-from elang.data.examples import Examples, content_key
+from elang.data.columns import given_files, read_frame, texts_of
+from elang.data.examples import Examples
 from elang.data.labels import class_names, label_index, label_numbers, label_values
 from elang.data.module import TextData
-from elang.data.splits import given_files
 from elang.errors import InputError
 from elang.tasks.kind import KINDS
 from elang.tasks.text_task import TextTask
@@ -29,15 +26,9 @@ class TextClassificationData(TextData):
         hub_config: Its configuration.
         problem: ``classification``, or ``regression`` where the label is a number.
         prompt: Template of a text-to-text model's input, ``"review: {text}"``; by default each column with its name.
-        answers: What a text-to-text model says for each class, by default the class names; in a regression the
-            numbers that it can say.
-        batch_size: Examples in a training batch, for each process.
-        eval_batch_size: Examples in an evaluation batch.
-        max_length: Tokens kept of an input; longer ones are cut and counted.
-        routing_fraction: Share of the training file held out for the router and thresholds.
-        num_workers: Processes that assemble batches; 0 does it in the training process.
-        transfer: A file of texts without labels, with the same text columns, which the Swift learns from the Super.
-        fold: ``k/K``: the k-th (from 0) of K parts is left out from training, and is all that is scored.
+        answers: What a text-to-text model writes for each class, by default the class names; in a regression the
+            numbers that it can write.
+        options: Those of :class:`elang.data.module.TextData`.
     """
 
     def __init__(
@@ -53,23 +44,14 @@ class TextClassificationData(TextData):
         problem: Literal["classification", "regression"] = "classification",
         prompt: str | None = None,
         answers: list[str] | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int = 64,
-        max_length: int = 256,
-        routing_fraction: float = 0.1,
-        num_workers: int = 0,
-        transfer: str | None = None,
-        fold: str | None = None,
+        **options: Any,
     ) -> None:
-        files = given_files(train, validation, test)
-        sizes = (batch_size, eval_batch_size, max_length, routing_fraction, num_workers)
-        super().__init__(files, *sizes, transfer=transfer, fold=fold)
+        super().__init__(given_files(train, validation, test), **options)
         self.text = [text] if isinstance(text, str) else text
         if len(self.text) not in (1, 2):
             raise InputError(f"A text or a pair of texts can be classified, but --data.text names {self.text}.")
-        self.label, self._given_names, self.derived_names = label, label_names, label_names is None
-        self.hub, self.hub_config = hub, hub_config
-        self.problem, self.prompt, self.answers = problem, prompt, answers
+        self.label, self._names_given, self._label_names = label, label_names is not None, label_names
+        self.hub, self.hub_config, self.problem, self.prompt, self.answers = hub, hub_config, problem, prompt, answers
         self._frames: dict[str, Any] = {}
 
     def _frame(self, source: str) -> Any:
@@ -77,56 +59,45 @@ class TextClassificationData(TextData):
             self._frames[source] = read_frame(self.files[source], self.hub, self.hub_config)
         return self._frames[source]
 
-    def check_files(self) -> None:
-        """Look for the files, if they are local; the hub's names are no paths."""
-        for path in () if self.hub else self.files.values():
-            check_file(path)
-
-    def where(self, source: str) -> str:
-        """A source's name in messages."""
-        return super().where(source) + (f" of '{self.hub}'" if self.hub else "")
-
     def _class_names(self) -> list[str]:
-        if self._given_names is None:
+        if self._label_names is None:
             source = next(iter(self.files))
             where = self.where(source)
-            self._given_names = class_names(label_values(self._frame(source), self.label, where), where)
-        if len(self._given_names) < 2 or len(set(self._given_names)) < len(self._given_names):
+            self._label_names = class_names(label_values(self._frame(source), self.label, where), where)
+        if len(self._label_names) < 2 or len(set(self._label_names)) < len(self._label_names):
             raise InputError(
-                f"Classification needs at least 2 distinct labels, but the label names are {self._given_names}. Set "
+                f"Classification needs at least 2 distinct labels, but the label names are {self._label_names}. Set "
                 "--data.label to the label column, or --data.label_names."
             )
-        return self._given_names
+        return self._label_names
 
     @property
     def text_task(self) -> TextTask:
         """What the task asks."""
-        classes = KINDS[self.problem].has_classes
-        names = self._class_names() if classes else [self.label]
-        # A column may be called anything; a template's field may not.
+        has_classes = KINDS[self.problem].has_classes
+        names = self._class_names() if has_classes else [self.label]
+        # A column may have any name; a template's field may not.
         fields = self.text if all(name.isidentifier() for name in self.text) else ["text1", "text2"][: len(self.text)]
-        answers = self.answers or (names if classes else [])
-        if classes and len(answers) != len(names):
+        answers = self.answers or (names if has_classes else [])
+        if has_classes and len(answers) != len(names):
             raise InputError(
                 f"There are {len(names)} classes, {names}, but --data.answers has {len(answers)}: {answers}. Give one "
                 "for each."
             )
-        return TextTask.of(
+        task = TextTask(
             names,
-            TextTask(
-                names,
-                self.problem,
-                fields,
-                segments=[f"{{{name}}}" for name in fields],
-                prompt=self.prompt or " ".join(f"{name}: {{{name}}}" for name in fields),
-                answers=answers,
-                qualities=["accuracy"] if classes else ["pearson", "spearman"],
-            ).plain(),
+            self.problem,
+            fields,
+            segments=[f"{{{name}}}" for name in fields],
+            prompt=self.prompt or " ".join(f"{name}: {{{name}}}" for name in fields),
+            answers=answers,
+            qualities=["accuracy"] if has_classes else ["pearson", "spearman"],
         )
+        return TextTask.of(names, task.plain())
 
     @property
     def text_columns(self) -> list[str]:
-        """The columns that an unlabelled file has."""
+        """The text columns of a file without labels."""
         return self.text
 
     def read(self, source: str) -> Examples:
@@ -135,8 +106,7 @@ class TextClassificationData(TextData):
         texts = texts_of(frame, self.text, where)
         values = label_values(frame, self.label, where)
         if KINDS[self.problem].has_classes:
-            labels = label_index(values, self.label_names, where, "refused" if self.derived_names else "told")
+            label = label_index(values, self.label_names, where, "notice" if self._names_given else "refuse")
         else:
-            labels = label_numbers(values, where)
-        key = torch.tensor([content_key(row) for row in texts], dtype=torch.int64)
-        return Examples(texts, torch.arange(len(texts)), key, label=labels)
+            label = label_numbers(values, where)
+        return Examples.of(texts, label)

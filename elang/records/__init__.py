@@ -1,1 +1,1 @@
-"""What is kept: one model's answers, and a Swift's thresholds."""
+"""What is stored of a model: its answers to a data set, and a Swift's thresholds."""

@@ -1,4 +1,4 @@
-"""``elang.json``: how a Swift is to be used, kept beside its weights."""
+"""``elang.json``: how to use a Swift, stored beside its weights."""
 
 import json
 import math
@@ -36,7 +36,7 @@ _NAMED: Check = (
     "an object of scores with named entries",
     lambda v: isinstance(v, dict) and all(OBJECTS[1](named) for named in v.values()),
 )
-# What each field of the file must be, of its task, and of each of its thresholds.
+# Checks of the fields of the file, of its task, and of each of its thresholds.
 _FIELDS: dict[str, Check] = {
     "label_names": TEXTS,
     "task": ("an object of names and values, or null", lambda v: v is None or isinstance(v, dict)),
@@ -69,7 +69,7 @@ _ENTRY: dict[str, Check] = {
         lambda v: isinstance(v, list) and bool(v) and all(map(is_number, v)),
     ),
 }
-# What a statement is checked with.
+# Fields that checking a statement needs.
 _STATED = ("num_examples", "slice_sha256", "score_quantiles")
 
 
@@ -79,18 +79,19 @@ class Manifest:
 
     Attributes:
         label_names: Classes in the order of the logits.
-        task: What it answers, :meth:`elang.tasks.text_task.TextTask.plain`; by default a classification of one text.
+        task: :meth:`elang.tasks.text_task.TextTask.plain` of its task; by default a classification of one text.
         score: The score that routes by default.
         temperature: Its temperature.
         weights_sha256: Hash of the weights that the thresholds belong to.
         routing_fraction: Share of the training file that was held out from training.
         max_length: Longest input in tokens that it was trained on.
-        max_target_length: Tokens that are generated at most, in a ``sequence`` task.
-        num_beams: Hypotheses that its generated texts were chosen from, when thresholds were.
-        router: For each router head what it reads, and why: :meth:`elang.method.router.RouterHead.fit`.
+        max_target_length: Longest generated text in tokens, in a ``sequence`` task.
+        num_beams: Beams with which texts were generated when thresholds were chosen.
+        router: What each router head reads, and why: :meth:`elang.method.router.RouterHead.fit`.
         thresholds: ``{score: {name: entry}}``; an entry has ``threshold`` and how it was chosen.
-        chosen_on: The examples that those without their own were chosen on, :func:`elang.evaluation.slices.slice_of`.
-        versions: Of the libraries that made it.
+        chosen_on: The examples on which entries without their own were chosen,
+            :func:`elang.evaluation.slices.slice_of`.
+        versions: Versions of the libraries that made it.
     """
 
     label_names: list[str]
@@ -108,25 +109,21 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: str | Path) -> None:
-        """Write to the file ``path``; infinities become strings, for JSON has none."""
+        """Write to the file ``path``; infinities become strings, because JSON has none."""
         self.versions = versions()
         with written_aside(path) as aside:
             aside.write_text(json.dumps({"format": _FORMAT, **plain(asdict(self))}, indent=2) + "\n", "utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> "Manifest":
-        """Read the file ``path``, or the one in the folder ``path``.
-
-        Raises:
-            InputError: If it is missing, not JSON, of another format, or a field has a value that it cannot have.
-        """
+        """Read the file ``path``, or the one in the folder ``path``; an ``InputError`` if it is missing or invalid."""
         path = Path(path)
         if path.is_dir():
             path = path / FILENAME
         try:
             data = read_object(path)
-            if (own := data.pop("format", None)) != _FORMAT or isinstance(own, bool):
-                raise ValueError(f"it is of the format {shown(own)}, and this version knows {_FORMAT}")
+            if (version := data.pop("format", None)) != _FORMAT or isinstance(version, bool):
+                raise ValueError(f"it has the format {shown(version)}, and this version knows {_FORMAT}")
             check_fields(data, _FIELDS, ("label_names",))
             task = data.get("task") or {}
             if unknown := task.keys() - _TASK.keys():
@@ -138,126 +135,105 @@ class Manifest:
                     check_fields(entry, _ENTRY, ("threshold", *stated), f"thresholds.{score}.{name}.")
             return cls(**data)
         except FileNotFoundError as error:
-            raise InputError(
-                f"There is no threshold file '{path}'. `elang fit` and `elang validate` write it."
-            ) from error
+            remedy = "`elang fit` and `elang validate` write it."
+            raise InputError(f"There is no threshold file '{path}'. {remedy}") from error
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
-                f"'{path}' is not a threshold file of this version ({error}). Correct it, or make it anew with `elang "
-                "fit` or `elang validate`."
+                f"'{path}' is not a threshold file of this version ({error}). Correct it, or make it again with "
+                "`elang fit` or `elang validate`."
             ) from error
 
     def threshold(self, name: str, score: str | None = None) -> float:
-        """Return the threshold called ``name`` (``parity``, ``99%``, ``defer 30%``) of a score.
-
-        Raises:
-            InputError: If there is no such threshold.
-        """
+        """The threshold called ``name`` (``parity``, ``99%``, ``defer 30%``) of a score, or an ``InputError``."""
         score = score or self.score
         known = self.thresholds.get(score, {})
         if name not in known:
-            named = f"it has {', '.join(map(repr, known))}. Give one of these, or" if known else "it has none. Give"
+            remedy = f"it has {', '.join(map(repr, known))}. Give one of these, or" if known else "it has none. Give"
             raise InputError(
-                f"There is no threshold '{name}' for the score '{score}'; {named} a number. "
+                f"There is no threshold '{name}' for the score '{score}'; {remedy} a number. "
                 "`elang validate` with a held-out slice makes the usual ones, `elang calibrate JOINT "
                 "--max_regret 0.02 --output SWIFT` 'certified'."
             )
         return float(known[name]["threshold"])
 
     def resolve(self, name: str, score: str | None = None) -> tuple[str, float]:
-        """The score that a threshold's name stands for, and the threshold: what was calibrated is of one score.
+        """The score and threshold that a name (``certified``, ``parity``, ``99%``) stands for.
 
-        Args:
-            name: ``certified``, ``parity``, ``99%``.
-            score: That is to route; by default the one that the name was calibrated for, else the Swift's own.
+        Without ``score`` it is the one that the name was calibrated for, else the Swift's own.
 
         Raises:
-            InputError: If there is no such threshold, if it was calibrated for several scores, or for another
-                temperature than the scores have now.
+            InputError: If there is no such threshold, or it was calibrated for several scores, for another score or for
+                another temperature.
         """
-        own = [one for one, named in self.thresholds.items() if "statement" in named.get(name, {})]
-        if score is None and len(own) > 1:
+        calibrated = [key for key, named in self.thresholds.items() if "statement" in named.get(name, {})]
+        scores = ", ".join(map(repr, calibrated))
+        if score is None and len(calibrated) > 1:
             raise InputError(
-                f"The threshold '{name}' was calibrated for {len(own)} scores, {', '.join(map(repr, own))}. Say which "
-                "is to route, with --score."
+                f"The threshold '{name}' was calibrated for {len(calibrated)} scores, {scores}. Choose one: --score."
             )
-        if score is None and own:
-            score = own[0]
-        elif own and score not in own:
+        if score is not None and calibrated and score not in calibrated:
             raise InputError(
-                f"The threshold '{name}' was calibrated for {', '.join(map(repr, own))}, not for '{score}'. Leave "
-                f"--score out, or calibrate it: `elang calibrate JOINT --score {score}`."
+                f"The threshold '{name}' was calibrated for {scores}, not for '{score}'. Leave --score out, or "
+                f"calibrate it: `elang calibrate JOINT --score {score}`."
             )
-        score = score or self.score
+        score = score or next(iter(calibrated), self.score)
         threshold, entry = self.threshold(name, score), self.thresholds[score][name]
         if entry.get("temperature", self.temperature) != self.temperature:
             raise InputError(
-                f"The threshold '{name}' was calibrated for scores of the temperature {entry['temperature']}, and "
-                f"those of this Swift have {self.temperature}. Calibrate it again."
+                f"The threshold '{name}' was calibrated with the temperature {entry['temperature']}, and the Swift has "
+                f"{self.temperature}. Calibrate it again."
             )
         if (length := entry.get("max_length", self.max_length)) != self.max_length:
             notice(
                 "other-max-length",
                 f"The threshold '{name}' was calibrated with inputs cut at {length} tokens, and here they are cut at "
-                f"{self.max_length}: longer inputs may score otherwise.",
+                f"{self.max_length}: longer inputs may get other scores.",
             )
         return score, threshold
 
     def speedup(self, name: str, score: str) -> float:
-        """The Super's FLOPs over the pair's at a threshold, on the slice that it was chosen on; NaN if unknown."""
+        """The Super's FLOPs over the pair's at a threshold, on the slice where it was chosen; NaN if unknown."""
         try:
             return float(self.thresholds[score][name]["speedup"])
         except (KeyError, TypeError, ValueError):
             return math.nan
 
     def warn_of_another_super(self, name: str, score: str, path: str, digest: Callable[[], str]) -> None:
-        """Warn where a certificate compares the Swift with another Super than the one at ``path``.
+        """Give a notice if a threshold's promise of quality was certified against another Super than that at ``path``.
 
-        Args:
-            name: Of the threshold; one without a promise of quality holds for any.
-            score: That it is of.
-            path: Of the Super.
-            digest: Hashes its weights, which may take a while; empty where they cannot be told.
+        ``digest`` hashes the Super's weights, or returns an empty text if they are unknown; it is called if needed.
         """
         entry = self.thresholds.get(score, {}).get(name, {})
-        promised = str(entry.get("super_sha256") or "") if {"max_regret", "max_drop"} & entry.keys() else ""
-        if promised and (found := digest()) and found != promised:
+        certified = str(entry.get("super_sha256") or "") if {"max_regret", "max_drop"} & entry.keys() else ""
+        if certified and (current := digest()) and current != certified:
             notice(
                 "promise-of-another-super",
-                f"What the threshold '{name}' promises was certified against another Super (weights {promised[:12]}…) "
-                f"than '{path}' (weights {found[:12]}…), and may not hold with this one. Run `elang validate` and "
+                f"What the threshold '{name}' promises was certified against another Super (weights {certified[:12]}…) "
+                f"than '{path}' (weights {current[:12]}…), and may not hold with this one. Run `elang validate` and "
                 "`elang calibrate` with it.",
                 stacklevel=3,
             )
 
     def check_whole(self, digest: str, path: str) -> None:
-        """Refuse a model whose files are not those that it was written with.
-
-        Raises:
-            InputError: If the hashes differ.
-        """
+        """Raise an ``InputError`` if a model's weights are not those that the file was written with."""
         if self.weights_sha256 and digest and digest != self.weights_sha256:
             raise InputError(
                 f"The weights of '{path}' are not those that its {FILENAME} was written for ({digest[:12]}…, not "
-                f"{self.weights_sha256[:12]}…): they are damaged, or were exchanged. Make the model anew."
+                f"{self.weights_sha256[:12]}…): they are damaged or were replaced. Make the model again."
             )
 
     def check_weights(self, digest: str, who: str) -> None:
-        """Refuse thresholds that were chosen for other weights.
-
-        Raises:
-            InputError: If the hashes differ.
-        """
+        """Raise an ``InputError`` if the thresholds were chosen for other weights."""
         if self.weights_sha256 and digest != self.weights_sha256:
             raise InputError(
                 f"The thresholds were chosen for another Swift (weights {self.weights_sha256[:12]}…) than {who} "
-                f"(weights {digest[:12]}…), and scores of two models are not on one scale. Choose them anew with "
+                f"(weights {digest[:12]}…), and scores of two models are not on one scale. Choose them again with "
                 "`elang validate`."
             )
 
 
 def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int) -> dict[str, Any]:
-    """One entry of :attr:`Manifest.thresholds`: a threshold with how it came about."""
+    """One entry of :attr:`Manifest.thresholds`: a threshold and how it was chosen."""
     return {
         "threshold": point.threshold,
         "rule": rule,

@@ -1,4 +1,4 @@
-"""Records of parts of a data set, put together by id: in any order, and in memory that does not grow with them."""
+"""Merging the records of parts of a data set by id, with bounded memory."""
 
 import json
 import sys
@@ -15,43 +15,34 @@ from elang.records.reading import read_about
 from elang.records.table import FORMAT, METADATA
 from elang.terminal import say
 
-# Rows that are in memory at a time, over all files.
-_ROWS = 1 << 21
+_ROWS = 1 << 21  # in memory at a time, over all files
 _BUFFER = 1 << 16  # bytes of each column of each file
-# What files of one data set may differ in.
-_OWN = ("format", "part", "examples", "made")
+# Metadata in which the files of one data set may differ.
+_OF_PART = ("format", "part", "examples", "made")
 
 
 def check_same(path: Path, about: dict[str, Any]) -> None:
-    """Refuse a part that says other things of itself.
-
-    Raises:
-        InputError: Naming the first of them.
-    """
+    """Raise an ``InputError`` for a part whose metadata differ from ``about``."""
     try:
-        found = read_about(path)
+        part = read_about(path)
     except ValueError as error:
         raise InputError(f"The records '{path}' cannot be read ({error}). Delete the file.") from error
-    for name in dict.fromkeys([*about, *(name for name in found if name not in _OWN)]):
-        if found.get(name) != about.get(name):
+    for name in dict.fromkeys([*about, *(name for name in part if name not in _OF_PART)]):
+        if part.get(name) != about.get(name):
             raise InputError(
-                f"The records '{path}' are of another run: their '{name}' is {found.get(name)!r}, and "
-                f"{about.get(name)!r} is needed. Delete them, or take another --model.output."
+                f"The records '{path}' are of another run: their '{name}' is {part.get(name)!r}, and "
+                f"{about.get(name)!r} is needed. Delete them, or choose another --model.output."
             )
 
 
 def joined_made(abouts: list[dict[str, Any]]) -> dict[str, Any]:
-    """How a whole was made whose parts say of themselves how they were: with the notices of all."""
-    told = [*notices(), *(one for about in abouts for one in about.get("made", {}).get("notices", []))]
-    return made() | {"notices": [one for i, one in enumerate(told) if one not in told[:i]]}
+    """How a result was made from parts with these metadata: :func:`elang.notices.made` with the notices of all."""
+    every = [*notices(), *chain.from_iterable(about.get("made", {}).get("notices", []) for about in abouts)]
+    return made() | {"notices": [one for i, one in enumerate(every) if one not in every[:i]]}
 
 
 def merge_files(files: list[Path], output: str) -> None:
-    """Put the records of parts of a data set together, by id.
-
-    Args:
-        files: Those of `elang score`, in any order.
-        output: The parquet file to write.
+    """Merge the records of parts of a data set, written by `elang score`, by id into a parquet file.
 
     Raises:
         InputError: If a part is missing, two files have an example in common, or they are of different models.
@@ -63,29 +54,25 @@ def merge_files(files: list[Path], output: str) -> None:
     count = 0
     about = {"format": FORMAT} | {name: value for name, value in common.items() if name != "how"}
     metadata = {METADATA: json.dumps(about).encode()}
-    written: Future[None] | None = None
+    writing: Future[None] | None = None
     with (
         written_aside(output) as aside,
         pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer,
-        # Of reading, and of writing what was read before.
-        ThreadPoolExecutor() as beside,
+        # Reads the files, and meanwhile writes the previous table.
+        ThreadPoolExecutor() as pool,
     ):
-        for table in chain.from_iterable(_ascending(files, split, schema, beside) for split in splits):
-            if written is not None:
-                written.result()
+        for table in chain.from_iterable(_ascending(files, split, schema, pool=pool) for split in splits):
+            if writing is not None:
+                writing.result()
             count += len(table)
-            written = beside.submit(writer.write_table, table)
-        if written is not None:
-            written.result()
+            writing = pool.submit(writer.write_table, table)
+        if writing is not None:
+            writing.result()
     say(f"{count:,} records of {len(files)} files are in {output}")
 
 
 def _check_files(files: list[Path]) -> tuple[Any, list[str], dict[str, Any]]:
-    """The schema, the splits and the metadata that all files have in common.
-
-    Raises:
-        InputError: If they are no records of one whole run.
-    """
+    """The schema, the splits and the metadata that all files share; an ``InputError`` if they are not one whole run."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -100,123 +87,114 @@ def _check_files(files: list[Path]) -> tuple[Any, list[str], dict[str, Any]]:
             if {*schema.names} != {*schemas[0].names}:
                 raise InputError(f"'{file}' has the columns {schema.names}, and '{files[0]}' {schemas[0].names}.")
         schema = pa.unify_schemas(schemas)
-        splits = list(dict.fromkeys(split for file in files for split in _column(file, "split")))
+        columns = [pq.read_table(file, columns=["split"])["split"].unique().to_pylist() for file in files]
     except (ValueError, TypeError, KeyError, pa.ArrowException, OSError) as error:
         raise InputError(f"The records cannot be read ({error}). Score the part that is damaged again.") from error
+    splits = list(dict.fromkeys(chain.from_iterable(columns)))
     if None in splits:
         raise InputError("In the records the split of some rows is missing. Make them with `elang score`.")
-    common = {name: value for name, value in abouts[0].items() if name not in _OWN}
+    common = {name: value for name, value in abouts[0].items() if name not in _OF_PART}
     for file in files[1:]:
         check_same(file, common)
-    common["made"] = joined_made(abouts)
-    parts = [about["part"] for about in abouts if "part" in about]
+    _check_parts([about["part"] for about in abouts if "part" in about], len(files))
+    return schema, splits, common | {"made": joined_made(abouts)}
+
+
+def _check_parts(parts: list[Any], files: int) -> None:
+    """Raise an ``InputError`` if the files are neither whole runs nor all parts ``[number, total]`` of one run."""
     for part in parts:
         if not (isinstance(part, list) and [*map(type, part)] == [int, int] and 0 <= part[0] < part[1]):
             raise InputError(f"The records say that they are the part {part!r} of a run. Score it again.")
     totals = sorted({total for _, total in parts})
-    if len(totals) > 1 or (parts and len(parts) < len(files)):
-        said = " and ".join(f"one of {total} parts" for total in totals)
+    if len(totals) > 1 or (parts and len(parts) < files):
+        runs = " and ".join(f"one of {total} parts" for total in totals)
+        raise InputError(f"The records are of several runs: {runs}, or also whole ones. Give those of one run.")
+    present = {number for number, _ in parts}
+    if parts and len(present) < totals[0]:
+        first = next(number for number in range(totals[0]) if number not in present)
         raise InputError(
-            f"The records are of several runs: {said or 'none'}, or also whole ones. Give those of one run."
-        )
-    there = {number for number, _ in parts}
-    if parts and len(there) < totals[0]:
-        first = next(number for number in range(totals[0]) if number not in there)
-        raise InputError(
-            f"Of {totals[0]} parts {totals[0] - len(there)} are missing, the first one is {first}. Answer it with "
+            f"Of {totals[0]} parts {totals[0] - len(present)} are missing, the first one is {first}. Answer it with "
             f"`elang score` and --model.part {first}."
         )
-    return schema, splits, common
 
 
 def _allow_open(files: int) -> None:
-    """Raise this process's own limit of open files, where it is lower than the system's and too low."""
+    """Raise this process's limit of open files if it is too low, as far as the system allows."""
     try:
         import resource
-    except ImportError:  # not on Windows, which has no such limit
+    except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = files + 64
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _column(file: Path, name: str) -> list[Any]:
-    """The distinct values of a column."""
-    import pyarrow.parquet as pq
-
-    values: list[Any] = pq.read_table(file, columns=[name])[name].unique().to_pylist()
-    return values
+    needed = files + 64
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _batches(file: Path, split: str, schema: Any, rows: int) -> Iterator[Any]:
-    """The rows of a split in one file, so many at a time.
-
-    Raises:
-        InputError: If it is damaged.
-    """
+    """The rows of a split in one file, ``rows`` at a time; an ``InputError`` if it is damaged."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    # By the library's defaults a whole group of rows would be in memory, of every file.
+    # With the library's defaults a whole row group of every file would be in memory.
     batches = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False).iter_batches(rows)
     while True:
         try:
             if (batch := next(batches, None)) is None:
                 return
-            mine = pc.equal(batch["split"], split)
-            found = pa.table(batch)
-            # To leave nothing out takes as long as to read it.
-            own = (found if pc.all(mine).as_py() else found.filter(mine)).select(schema.names).cast(schema)
-            ids = own["id"]
-            if len(own) and (ids.null_count or pc.min(ids).as_py() < 0):
+            table, in_split = pa.table(batch), pc.equal(batch["split"], split)
+            # Filtering takes as long as reading.
+            if not pc.all(in_split).as_py():
+                table = table.filter(in_split)
+            table = table.select(schema.names).cast(schema)
+            ids = table["id"]
+            if len(table) and (ids.null_count or pc.min(ids).as_py() < 0):
                 raise ValueError("an id is missing or below 0")
         except (pa.ArrowException, ValueError, KeyError, TypeError, OSError) as error:
             raise InputError(
                 f"The records '{file}' cannot be read ({error}). Score the part that is damaged again."
             ) from error
-        if len(own):
-            yield own
+        if len(table):
+            yield table
 
 
-def _ascending(files: list[Path], split: str, schema: Any, beside: ThreadPoolExecutor) -> Iterator[Any]:
-    """The rows of a split in all files, by ascending id; each file's own are in this order.
+def _ascending(files: list[Path], split: str, schema: Any, *, pool: ThreadPoolExecutor) -> Iterator[Any]:
+    """The rows of a split in all files, by ascending id, which each file has to be ordered by.
 
     Raises:
-        InputError: If an id comes twice, or a file is not in order.
+        InputError: If an id comes twice, or a file is not ordered.
     """
     import pyarrow as pa
 
     size = max(256, _ROWS // len(files))
     streams = {i: _batches(file, split, schema, size) for i, file in enumerate(files)}
     waiting: dict[int, Any] = {}
-    before = -1
+    previous = -1
     while True:
-        # All that come to their ends soon, lest each piece be as small as what is left of one.
+        # Refill early, or each table would be as small as the remainder of one file.
         short = [i for i in streams if i not in waiting or len(waiting[i]) < size // 2]
-        for i, found in zip(short, beside.map(lambda i: next(streams[i], None), short), strict=True):
-            if found is None:
+        for i, table in zip(short, pool.map(lambda i: next(streams[i], None), short), strict=True):
+            if table is None:
                 del streams[i]
                 continue
-            waiting[i] = pa.concat_tables([waiting[i], found]) if i in waiting else found
+            waiting[i] = pa.concat_tables([waiting[i], table]) if i in waiting else table
             ids = waiting[i]["id"].to_numpy()
             if (ids[1:] <= ids[:-1]).any():
                 raise InputError(f"The ids of '{files[i]}' do not ascend. Make the records with `elang score`.")
         if not waiting:
             return
-        # Up to here nothing more can come, and of files at their ends nothing at all.
+        # No file has further ids up to here.
         bound = min((waiting[i]["id"][-1].as_py() for i in streams), default=sys.maxsize)
         cuts = {i: int(table["id"].to_numpy().searchsorted(bound, "right")) for i, table in waiting.items()}
-        whole = pa.concat_tables([waiting[i].slice(0, cut) for i, cut in cuts.items()]).combine_chunks().sort_by("id")
-        ids = whole["id"].to_numpy()
-        twice = ids[1:][ids[1:] == ids[:-1]]
-        if len(twice) or ids[0] <= before:
+        merged = pa.concat_tables([waiting[i].slice(0, cut) for i, cut in cuts.items()]).combine_chunks().sort_by("id")
+        ids = merged["id"].to_numpy()
+        repeated = ids[1:][ids[1:] == ids[:-1]]
+        if len(repeated) or ids[0] <= previous:
+            example = repeated[0] if len(repeated) else ids[0]
             raise InputError(
-                f"The example {twice[0] if len(twice) else ids[0]} of '{split}' is in the records more than once. Give "
-                "each part once."
+                f"The example {example} of '{split}' is in the records more than once. Give each part once."
             )
-        before = int(ids[-1])
+        previous = int(ids[-1])
         waiting = {i: waiting[i].slice(cut) for i, cut in cuts.items() if cut < len(waiting[i])}
-        yield whole
+        yield merged

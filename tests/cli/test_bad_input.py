@@ -278,7 +278,7 @@ def test_records_of_a_split_that_nothing_reads(fails, joint_args, pair, tmp_path
 
 @pytest.mark.parametrize(("known", "most", "said"), [(0, 0.01, 0), (1, 0.01, 1), (8, 0.01, 1), (8, 0.15, 0)])
 def test_evaluating_what_is_trained_on_is_said(files, tmp_path, monkeypatch, known, most, said):
-    monkeypatch.setattr("elang.data.splits._OVERLAP", most)
+    monkeypatch.setattr("elang.data.examples._MAX_OVERLAP", most)
     validation = pd.read_csv(files[1])
     data = TextClassificationData(str(files[0]), str(tmp_path / "dev.csv"), routing_fraction=0.2)
     learned = data.examples("train").texts

@@ -110,14 +110,14 @@ def hub(monkeypatch):
     """The hub, offline."""
     asked = []
 
-    def read_hub(split, name, config):
+    def read_frame(split, name, config):
         short = "wsc" if config == "wsc.fixed" else config
         half = re.fullmatch(r"(validation|test)_(mis)?matched", split)
         task = f"{'superglue' if 'super_glue' in name else 'glue'}/{short}{'-mm' if half and half[2] else ''}"
         asked.append((split, name, config))
         return hub_frame(task, half[1] if half else split)
 
-    monkeypatch.setattr(benchmarks, "read_hub", read_hub)
+    monkeypatch.setattr(benchmarks, "read_frame", read_frame)
     return asked
 
 
@@ -601,7 +601,7 @@ def copied(files, tmp_path):
             "RTE/train.tsv",
             0,
             "index\tsentence1\tsentence3\tlabel",
-            ["'sentence2'", "row 0", "not glue/rte?"],
+            ["'sentence2'", "row 0", "one of glue/rte"],
         ),
         ("superglue/cb", "CB/train.jsonl", 1, '{"premise": "a"', ["Line 2", "CB/train.jsonl", "JSONDecodeError"]),
         ("superglue/cb", "CB/train.jsonl", 1, '{"premise": "a", "label": "neutral"}', ["'hypothesis'", "CB"]),
@@ -743,7 +743,6 @@ def test_submissions_read_back(task, source, files, hub, tmp_path):
     data = TaskData(task, folder_of(files, task) if source == "own files" else None)
     rows = data.rows("test")
     name, said, forms = SUBMISSIONS[task]
-    assert data.task.submission == name
     answers = [said[i % len(said)] for i in range(len(rows))]
     path = tmp_path / name
     write_submission(data.task, rows, answers, path)

@@ -559,7 +559,7 @@ def test_rows_of_logits_that_cannot_be_are_named(tmp_path, suffix, row):
 @pytest.mark.parametrize("suffix", ALL)
 def test_ids_that_come_twice_are_named(tmp_path, suffix):
     path = write(tmp_path / f"r{suffix}", {"id": [4, 7, 4], "prediction": ["yes", "no", "yes"]})
-    with pytest.raises(InputError, match=r"only 2 distinct ids: 4 stands in rows 0 and 2"):
+    with pytest.raises(InputError, match=r"only 2 distinct ids: 4 is the id of rows 0 and 2"):
         read_records(path, NAMES)
 
 
@@ -637,7 +637,7 @@ def test_metadata_of_another_kind(tmp_path, about):
     table = pq.read_table(path)
     told = {"format": 1, "label_names": NAMES} | about
     pq.write_table(table.replace_schema_metadata({"elang": json.dumps(told)}), path)
-    with pytest.raises(InputError, match=f"says of itself is damaged: its '{next(iter(about))}'"):
+    with pytest.raises(InputError, match=f"metadata is damaged: its '{next(iter(about))}'"):
         read_records(path, NAMES)
 
 
@@ -686,7 +686,7 @@ def test_thresholds_that_cannot_be(tmp_path, value):
     [
         (b"[" * 100_000, "nested too deeply"),
         (b'{"format": 1, "label_names": ["a"], "label_names": ["b"]}', "'label_names' more than once"),
-        (b'{"format": true, "label_names": ["a"]}', "of the format True"),
+        (b'{"format": true, "label_names": ["a"]}', "has the format True"),
         (b"\xff{}", "utf-8"),
         (b"", "Expecting value"),
     ],

@@ -1,1 +1,1 @@
-"""GLUE and SuperGLUE: their tasks, their files and what they take as a submission."""
+"""GLUE and SuperGLUE: the tasks, the benchmarks' own files and their submission formats."""

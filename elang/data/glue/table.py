@@ -1,14 +1,14 @@
-"""The task table: all of GLUE and SuperGLUE, one row a task.
+"""All tasks of GLUE and SuperGLUE.
 
-Texts are joined for text-to-text models, and answered, as in the T5 library; what departs from it is said at the row.
-Column names are those of the hub's data sets, into which :mod:`elang.data.glue.files` brings the benchmarks' own files.
+Prompts and answers of text-to-text models are those of the T5 library; a comment marks where they differ. Column names
+are those of the hub's data sets; :mod:`elang.data.glue.files` brings the benchmarks' own files into the same form.
 """
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from elang.data.glue.task import MOST_CHOICES, Task, join_entities, mark_spans, strip_markup
+from elang.data.glue.task import MAX_CANDIDATES, Task, join_entities, mark_spans, strip_markup
 from elang.errors import InputError
 
 _NLI = ("entailment", "not_entailment")
@@ -16,83 +16,53 @@ _NO_YES = ("False", "True")
 _MNLI = Task(
     "glue/mnli",
     "MNLI",
-    "mnli",
     ("premise", "hypothesis"),
-    ("{premise}", "{hypothesis}"),
-    "mnli hypothesis: {hypothesis} premise: {premise}",
-    ("entailment", "neutral", "contradiction"),
-    ("accuracy",),
+    label_names=("entailment", "neutral", "contradiction"),
+    config="mnli",
+    prompt="mnli hypothesis: {hypothesis} premise: {premise}",
     columns={"sentence1": "premise", "sentence2": "hypothesis", "gold_label": "label"},
     stems={"validation": "dev_matched", "test": "test_matched"},
     splits={"validation": "validation_matched", "test": "test_matched"},
-    submission="MNLI-m.tsv",
 )
-_ROWS = [
+_ALL = [
     Task(
         "glue/cola",
         "CoLA",
-        "cola",
         ("sentence",),
-        ("{sentence}",),
-        "cola sentence: {sentence}",
-        ("unacceptable", "acceptable"),
-        ("matthews",),
+        label_names=("unacceptable", "acceptable"),
+        qualities=("matthews",),
         header=("source", "label", "mark", "sentence"),
-        submission="CoLA.tsv",
         submitted="numbers",
     ),
-    Task(
-        "glue/sst2",
-        "SST-2",
-        "sst2",
-        ("sentence",),
-        ("{sentence}",),
-        "sst2 sentence: {sentence}",
-        ("negative", "positive"),
-        ("accuracy",),
-        submission="SST-2.tsv",
-        submitted="numbers",
-    ),
+    Task("glue/sst2", "SST-2", ("sentence",), label_names=("negative", "positive"), submitted="numbers"),
     Task(
         "glue/mrpc",
         "MRPC",
-        "mrpc",
         ("sentence1", "sentence2"),
-        ("{sentence1}", "{sentence2}"),
-        "mrpc sentence1: {sentence1} sentence2: {sentence2}",
-        ("not_equivalent", "equivalent"),
-        ("accuracy", "f1"),
+        label_names=("not_equivalent", "equivalent"),
+        qualities=("accuracy", "f1"),
         columns={"Quality": "label", "#1 String": "sentence1", "#2 String": "sentence2"},
-        submission="MRPC.tsv",
         submitted="numbers",
     ),
     Task(
         "glue/stsb",
         "STS-B",
-        "stsb",
         ("sentence1", "sentence2"),
-        ("{sentence1}", "{sentence2}"),
-        "stsb sentence1: {sentence1} sentence2: {sentence2}",
-        ("similarity",),
-        ("pearson", "spearman"),
+        label_names=("similarity",),
+        qualities=("pearson", "spearman"),
         answers=tuple(f"{i / 5:.1f}" for i in range(26)),
         problem="regression",
         columns={"score": "label"},
-        submission="STS-B.tsv",
         submitted="values",
     ),
     Task(
         "glue/qqp",
         "QQP",
-        "qqp",
         ("question1", "question2"),
-        ("{question1}", "{question2}"),
-        "qqp question1: {question1} question2: {question2}",
-        ("not_duplicate", "duplicate"),
-        ("accuracy", "f1"),
+        label_names=("not_duplicate", "duplicate"),
+        qualities=("accuracy", "f1"),
         columns={"is_duplicate": "label"},
         broken_rows=True,
-        submission="QQP.tsv",
         submitted="numbers",
     ),
     _MNLI,
@@ -101,178 +71,112 @@ _ROWS = [
         name="glue/mnli-mm",
         stems={"validation": "dev_mismatched", "test": "test_mismatched"},
         splits={"validation": "validation_mismatched", "test": "test_mismatched"},
-        submission="MNLI-mm.tsv",
         trained_on="glue/mnli",
     ),
-    Task(
-        "glue/qnli",
-        "QNLI",
-        "qnli",
-        ("question", "sentence"),
-        ("{question}", "{sentence}"),
-        "qnli question: {question} sentence: {sentence}",
-        _NLI,
-        ("accuracy",),
-        submission="QNLI.tsv",
-    ),
-    Task(
-        "glue/rte",
-        "RTE",
-        "rte",
-        ("sentence1", "sentence2"),
-        ("{sentence1}", "{sentence2}"),
-        "rte sentence1: {sentence1} sentence2: {sentence2}",
-        _NLI,
-        ("accuracy",),
-        submission="RTE.tsv",
-    ),
-    Task(
-        "glue/wnli",
-        "WNLI",
-        "wnli",
-        ("sentence1", "sentence2"),
-        ("{sentence1}", "{sentence2}"),
-        "wnli sentence1: {sentence1} sentence2: {sentence2}",
-        ("not_entailment", "entailment"),
-        ("accuracy",),
-        submission="WNLI.tsv",
-        submitted="numbers",
-    ),
+    Task("glue/qnli", "QNLI", ("question", "sentence"), label_names=_NLI),
+    Task("glue/rte", "RTE", ("sentence1", "sentence2"), label_names=_NLI),
+    Task("glue/wnli", "WNLI", ("sentence1", "sentence2"), label_names=_NLI[::-1], submitted="numbers"),
     Task(
         "superglue/boolq",
         "BoolQ",
-        "boolq",
         ("passage", "question"),
-        ("{passage}", "{question}"),
-        "boolq passage: {passage} question: {question}",
-        _NO_YES,
-        ("accuracy",),
-        whole=("passage",),
-        submission="BoolQ.jsonl",
+        label_names=_NO_YES,
+        grouped_by=("passage",),
         submitted="lower",
     ),
     Task(
         "superglue/cb",
         "CB",
-        "cb",
         ("premise", "hypothesis"),
-        ("{premise}", "{hypothesis}"),
-        "cb hypothesis: {hypothesis} premise: {premise}",
-        ("entailment", "contradiction", "neutral"),
-        ("accuracy", "f1_macro"),
-        submission="CB.jsonl",
+        label_names=("entailment", "contradiction", "neutral"),
+        prompt="cb hypothesis: {hypothesis} premise: {premise}",
+        qualities=("accuracy", "f1_macro"),
     ),
     Task(
         "superglue/copa",
         "COPA",
-        "copa",
         ("premise", "question", "choice1", "choice2"),
-        ("{premise} What was the {question}?", "{choice}"),
-        "copa choice1: {choice1} choice2: {choice2} premise: {premise} question: {question}",
-        ("choice1", "choice2"),
-        ("accuracy",),
+        label_names=("choice1", "choice2"),
+        segments=("{premise} What was the {question}?", "{choice}"),
+        prompt="copa choice1: {choice1} choice2: {choice2} premise: {premise} question: {question}",
         problem="choice",
         choice_fields=("choice1", "choice2"),
-        submission="COPA.jsonl",
         submitted="numbers",
     ),
     Task(
         "superglue/multirc",
         "MultiRC",
-        "multirc",
         ("paragraph", "question", "answer"),
-        ("{paragraph}", "{question} {answer}"),
-        "multirc question: {question} answer: {answer} paragraph: {paragraph}",
-        _NO_YES,
-        ("f1", "exact_match"),
+        label_names=_NO_YES,
+        segments=("{paragraph}", "{question} {answer}"),
+        prompt="multirc question: {question} answer: {answer} paragraph: {paragraph}",
+        qualities=("f1", "exact_match"),
         prepare=strip_markup,
-        whole=("paragraph",),
-        submission="MultiRC.jsonl",
+        grouped_by=("paragraph",),
         submitted="nested",
     ),
     # A text-to-text model chooses among the candidates, instead of writing one freely (which --generate does).
     Task(
         "superglue/record",
         "ReCoRD",
-        "record",
         ("article", "query", "entity_list"),
-        ("{article}", "{query} {choice}"),
-        "record query: {query} entities: {entity_list} passage: {article}",
-        tuple(str(i) for i in range(MOST_CHOICES)),
-        ("answer_f1", "answer_exact"),
+        label_names=tuple(str(i) for i in range(MAX_CANDIDATES)),
+        segments=("{article}", "{query} {choice}"),
+        prompt="record query: {query} entities: {entity_list} passage: {article}",
+        qualities=("answer_f1", "answer_exact"),
         answers=(),
         problem="choice",
         prepare=join_entities,
-        whole=("article",),
-        submission="ReCoRD.jsonl",
+        grouped_by=("article",),
         submitted="text",
     ),
     Task(
         "superglue/rte",
         "RTE",
-        "rte",
         ("premise", "hypothesis"),
-        ("{premise}", "{hypothesis}"),
-        "rte hypothesis: {hypothesis} premise: {premise}",
-        _NLI,
-        ("accuracy",),
-        submission="RTE.jsonl",
+        label_names=_NLI,
+        prompt="rte hypothesis: {hypothesis} premise: {premise}",
     ),
     Task(
         "superglue/wic",
         "WiC",
-        "wic",
         ("word", "sentence1", "sentence2"),
-        ("{word}: {sentence1}", "{sentence2}"),
-        "wic sentence1: {sentence1} sentence2: {sentence2} word: {word}",
-        _NO_YES,
-        ("accuracy",),
-        submission="WiC.jsonl",
+        label_names=_NO_YES,
+        segments=("{word}: {sentence1}", "{sentence2}"),
+        prompt="wic sentence1: {sentence1} sentence2: {sentence2} word: {word}",
         submitted="lower",
     ),
-    # The T5 paper generates the noun; we ask whether the marked one is meant, so that there are labels to score.
+    # The T5 paper generates the noun. We ask whether the marked one is meant, so that there are labels to score.
     Task(
         "superglue/wsc",
         "WSC",
-        "wsc.fixed",
         ("marked", "span1_text", "span2_text"),
-        ("{marked}", "{span2_text} is {span1_text}"),
-        "wsc text: {marked}",
-        _NO_YES,
-        ("accuracy",),
+        label_names=_NO_YES,
+        config="wsc.fixed",
+        segments=("{marked}", "{span2_text} is {span1_text}"),
+        prompt="wsc text: {marked}",
         prepare=mark_spans,
-        submission="WSC.jsonl",
     ),
 ]
-TASKS: dict[str, Task] = {task.name: task for task in _ROWS}
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def find_tasks(name: str, more: Sequence[str] = ()) -> list[Task]:
-    """The task of a name, or all of a benchmark.
-
-    Args:
-        name: Of either.
-        more: Further names that are known, for the message.
-
-    Raises:
-        InputError: Naming the nearest names.
+    """The task called ``name``, or all tasks of that benchmark; an ``InputError`` suggests names, also of ``more``.
 
     >>> [task.name for task in find_tasks("glue/rte")]
     ['glue/rte']
     """
     if name in TASKS:
         return [TASKS[name]]
-    found = [task for task in TASKS.values() if task.benchmark == name]
-    if found:
-        return found
-    # A name without a benchmark may be in both.
-    whole = {known: known.replace("-", "") for known in (*TASKS, "glue", "superglue", *more)}
-    plain = whole if "/" in name else {known: short.rpartition("/")[2] for known, short in whole.items()}
-    wanted = name.lower().replace("-", "").replace("_", "")
-    close = difflib.get_close_matches(wanted, dict.fromkeys(plain.values()), 3, 0.5)
-    near = [known for one in close for known in plain if plain[known] == one]
-    raise InputError(
-        f"There is no task '{name}'. "
-        + (f"Did you mean {' or '.join(near[:3])}? " if near else "")
-        + f"There are {', '.join([*TASKS, *more])}."
-    )
+    if tasks := [task for task in TASKS.values() if task.benchmark == name]:
+        return tasks
+    # Compared without hyphens; a name without a benchmark may be in both.
+    spellings = {known: known.replace("-", "") for known in (*TASKS, "glue", "superglue", *more)}
+    if "/" not in name:
+        spellings = {known: spelling.rpartition("/")[2] for known, spelling in spellings.items()}
+    spelling = name.lower().replace("-", "").replace("_", "")
+    close = difflib.get_close_matches(spelling, dict.fromkeys(spellings.values()), 3, 0.5)
+    near = [known for match in close for known in spellings if spellings[known] == match]
+    suggestion = f"Did you mean {' or '.join(near[:3])}? " if near else ""
+    raise InputError(f"There is no task '{name}'. {suggestion}There are {', '.join([*TASKS, *more])}.")

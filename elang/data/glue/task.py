@@ -1,7 +1,7 @@
-"""One row of the task table: a benchmark's task, its columns, its texts and its metrics."""
+"""One task of GLUE or SuperGLUE: its columns, texts and metrics."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from elang.method.quality.registry import QualityName
@@ -10,7 +10,7 @@ from elang.tasks.text_task import Problem, TextTask
 GLUE = "nyu-mll/glue@bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
 SUPERGLUE = "aps/super_glue@3de24cf8022e94f4ee4b9d55a6f539891524d646"
 # More candidates than any ReCoRD passage has.
-MOST_CHOICES = 128
+MAX_CANDIDATES = 128
 Row = Mapping[str, Any]
 
 
@@ -20,39 +20,38 @@ class Task:
 
     Attributes:
         name: ``glue/rte``.
-        folder: Of the benchmark's own files.
-        config: Of the hub's data set.
+        folder: The folder of the task in the benchmark's own download.
         fields: The columns that are an example's texts.
-        segments: An encoder's input, see :class:`elang.tasks.text_task.TextTask`.
-        prompt: A text-to-text model's input.
         label_names: In the order of the hub's class indices.
+        config: Configuration of the hub's data set; by default the last part of ``name``.
+        segments: An encoder's input (:class:`elang.tasks.text_task.TextTask`); by default each field by itself.
+        prompt: A text-to-text model's input; by default ``config`` and each field with its name.
         qualities: The benchmark's metrics; the first one chooses thresholds.
-        answers: Of a text-to-text model; by default the label names.
+        answers: What a text-to-text model says for each label; by default the label names.
         problem: See :class:`elang.tasks.text_task.TextTask`.
-        choice_fields: The same.
-        columns: The names that columns have in the benchmark's own files where they differ, ``{theirs: ours}``.
+        choice_fields: See :class:`elang.tasks.text_task.TextTask`.
+        columns: Columns of the benchmark's own files whose name differs from the hub's: ``{theirs: hub's}``.
         header: The columns of training and development files that have no header line.
-        stems: Names of the benchmark's own files where they are not the usual ones.
-        splits: Names of the hub's splits where they are not the usual ones.
-        prepare: Turns a row into fields that are not its columns as they are.
-        broken_rows: Leave out (and count) rows with too few fields, which the benchmark's own files have.
-        whole: The fields whose examples stay together on one side of the routing slice: a passage with all its
-            questions.
-        submission: Name of the file that the benchmark takes.
-        submitted: What it takes for each example: the label's name, its number, its name in lower case, a value, the
-            chosen candidate's text, or numbers nested by passage and question. The last two also say that the rows
-            are ReCoRD's and MultiRC's.
+        stems: Names of the benchmark's own files, by split, where they are unusual.
+        splits: Names of the hub's splits where they are unusual.
+        prepare: Computes the fields from a row whose columns are not the fields.
+        broken_rows: Leave out (and count) rows with too few fields: the benchmark's own files have some.
+        grouped_by: Examples with equal values in these fields (all questions about one passage) stay on one side of the
+            routing slice.
+        submitted: What a submission has for each example: the label's name, its number, its name in lower case, a
+            value, the text of ReCoRD's chosen candidate, or numbers nested as MultiRC's passages and questions.
         trained_on: The task whose models answer this one.
     """
 
     name: str
     folder: str
-    config: str
     fields: tuple[str, ...]
-    segments: tuple[str, ...]
-    prompt: str
+    _: KW_ONLY
     label_names: tuple[str, ...]
-    qualities: tuple[QualityName, ...]
+    config: str = ""
+    segments: tuple[str, ...] = ()
+    prompt: str = ""
+    qualities: tuple[QualityName, ...] = ("accuracy",)
     answers: tuple[str, ...] | None = None
     problem: Problem = "classification"
     choice_fields: tuple[str, ...] = ()
@@ -62,8 +61,7 @@ class Task:
     splits: Mapping[str, str] = field(default_factory=dict)
     prepare: Callable[[Row], Row] | None = None
     broken_rows: bool = False
-    whole: tuple[str, ...] = ()
-    submission: str = ""
+    grouped_by: tuple[str, ...] = ()
     submitted: Literal["names", "numbers", "lower", "values", "text", "nested"] = "names"
     trained_on: str = ""
 
@@ -78,18 +76,22 @@ class Task:
         return GLUE if self.benchmark == "glue" else SUPERGLUE
 
     @property
+    def hub_config(self) -> str:
+        """The configuration of the hub's data set."""
+        return self.config or self.name.partition("/")[2]
+
+    @property
     def text_task(self) -> TextTask:
-        """What is asked, without where it is from."""
-        names = list(self.label_names)
+        """What the task asks."""
         return TextTask(
-            names,
+            list(self.label_names),
             self.problem,
             list(self.fields),
-            list(self.segments),
-            self.prompt,
-            names if self.answers is None else list(self.answers),
-            list(self.qualities),
-            list(self.choice_fields),
+            segments=list(self.segments or (f"{{{name}}}" for name in self.fields)),
+            prompt=self.prompt or " ".join([self.hub_config, *(f"{name}: {{{name}}}" for name in self.fields)]),
+            answers=list(self.label_names if self.answers is None else self.answers),
+            qualities=list(self.qualities),
+            choice_fields=list(self.choice_fields),
         )
 
 
@@ -97,11 +99,11 @@ def mark_spans(row: Row) -> Row:
     """WSC's text with the noun in ``*`` and the pronoun in ``#``, as the T5 library marks them."""
     words = str(row["text"]).split(" ")
     spans = [(int(row[f"span{k}_index"]), str(row[f"span{k}_text"]), mark) for k, mark in ((1, "*"), (2, "#"))]
-    for start, said, mark in sorted(spans, reverse=True):
-        end = start + len(said.split(" "))
+    for start, span, mark in sorted(spans, reverse=True):
+        end = start + len(span.split(" "))
         marked = " ".join(words[start:end])
-        # Punctuation that is written with the last word stays outside.
-        size = len(said) if marked.lower().startswith(said.lower()) else len(marked)
+        # Punctuation that is attached to the last word stays outside.
+        size = len(span) if marked.lower().startswith(span.lower()) else len(marked)
         words[start:end] = [mark, marked[:size], mark + marked[size:]]
     return {**row, "marked": " ".join(words)}
 
@@ -113,7 +115,7 @@ def strip_markup(row: Row) -> Row:
 
 
 def join_entities(row: Row) -> Row:
-    """ReCoRD's candidates as one text, and its passage without the marks of its highlights."""
+    """ReCoRD's candidates as one text, and its passage without the highlight marks."""
     passage = str(row["passage"])
     for end in ".?!\"'":
         passage = passage.replace(f"{end}\n@highlight\n", f"{end} ")
