@@ -65,6 +65,11 @@ class ScoreSummary:
     on_this_set: dict[str, Point]
     held_out: dict[str, Point]
 
+    def point(self, name: str) -> Point | None:
+        """The point ``held out, <name>`` or ``read here, <name>``, if there is one."""
+        where, _, threshold = name.partition(", ")
+        return (self.held_out if where == "held out" else self.on_this_set).get(threshold)
+
 
 @dataclass(frozen=True)
 class QualitySummary:
