@@ -101,12 +101,7 @@ def swift_cost_columns(score: str, columns: Container[str]) -> tuple[list[str], 
 
 @dataclass(frozen=True)
 class Heads:
-    """What the heads of a Swift add to its answers.
-
-    Attributes:
-        scores: By name, each ``(N,)``.
-        early_flops: As in :class:`PairAnswers`.
-    """
+    """What the heads of a Swift add to its answers, as in :class:`PairAnswers`."""
 
     scores: dict[str, Tensor] = field(default_factory=dict)
     early_flops: Tensor | None = None
@@ -122,16 +117,16 @@ def pair_answers(
     heads: Heads,
     targets: dict[str, Tensor],
 ) -> PairAnswers:
-    """Join both models' answers to one split.
+    """Join both models' answers to the examples of one split, all in the same order.
 
     Args:
         table: ``id``, ``key`` and ``label`` of the examples.
-        swift: The Swift's answers in the same order, with logits or token scores.
-        super_: The Super's answers.
+        swift: With logits or token scores.
+        super_: With or without.
         problem: The kind of task.
         temperature: Of the scores.
         heads: What the Swift's heads add.
-        targets: As in :class:`PairAnswers`.
+        targets: What metrics read besides the label.
     """
     kind = KINDS[problem]
     predictions = swift.prediction, super_.prediction
@@ -219,12 +214,7 @@ Thresholds = dict[str, dict[str, dict[str, Any]]]
 
 
 def named_points(curve: OperatingCurve, quality: str | None = None) -> dict[str, tuple[int, str]]:
-    """For each named threshold its index on the curve and its rule in words.
-
-    Args:
-        curve: Of one score.
-        quality: Name of the curve's metric; without one, only thresholds by deferred share are returned.
-    """
+    """For each named threshold its index and its rule; without the name of the metric only those by deferred share."""
     points = {}
     for name, fraction in FRACTIONS.items() if quality else ():
         points[name] = (

@@ -25,12 +25,12 @@ from elang.records.manifest import FILENAME
 
 @dataclass(frozen=True)
 class Request:
-    """Which thresholds are to be chosen.
+    """Which thresholds are to be chosen: one for each score and amount.
 
     Attributes:
         kind: What is bounded: ``max_regret``, ``max_drop``, ``super_share``, ``flops`` or ``latency``.
-        amounts: Its bounds; each gets a threshold.
-        scores: The scores that are to route, each with all amounts.
+        amounts: Its bounds.
+        scores: The scores that are to route.
         confidence: Of a promise.
         part: The split of the records.
         name: Of the thresholds; if there are several amounts, each is added to it.
@@ -262,14 +262,7 @@ def _promise(examples: Slice, kind: str, allowed: float, *, level: float, togeth
 
 
 def by_budget(examples: Slice, kind: str, target: float, *, latency: dict[str, Any]) -> dict[str, Any]:
-    """The threshold that stays within a budget: an entry of ``elang.json``.
-
-    Args:
-        examples: That it is chosen on.
-        kind: ``super_share``, ``flops`` or ``latency``.
-        target: The budget.
-        latency: :attr:`elang.evaluation.summary.JointSummary.latency`, empty if it was not measured.
-    """
+    """The threshold that stays within a budget of a kind: an entry of ``elang.json``. ``latency`` is the summary's."""
     gain = examples.gain[:, None]
     curve = operating_curve(
         examples.score, torch.zeros_like(gain), gain, value=lambda sums: sums[..., 0].double(), costs=examples.costs

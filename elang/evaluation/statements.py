@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elang.errors import InputError
+from elang.errors import InputError, listed
 from elang.evaluation.slices import FEW, SOME, independent_rows, one_slice, share_of_slice, sketch
 from elang.files import written_aside
 from elang.json_files import check_fields, read_object
@@ -135,12 +135,12 @@ def percent(share: float) -> str:
 
 
 def add_entries(manifest: Manifest, path: Path, entries: dict[tuple[str, str], dict[str, Any]], swift: str) -> None:
-    """Add entries to a threshold file, and update its other entries on the same slice to the number of attempts.
+    """Add entries, by score and name, to a manifest, and update the number of attempts in others on the same slice.
 
     Args:
-        manifest: The contents of the file.
+        manifest: The contents of the threshold file.
         path: Its path, for messages.
-        entries: By score and name of the threshold.
+        entries: The new ones.
         swift: Hash of the Swift's weights; empty if unknown.
     """
     if manifest.weights_sha256 and not swift:
@@ -170,6 +170,21 @@ def add_entries(manifest: Manifest, path: Path, entries: dict[tuple[str, str], d
             if "attempts" in entry and one_slice(entry, new):
                 entry |= {"attempts": new["attempts"], "confidence": new["confidence"]}
                 restate(entry)
+
+
+def report_dropped(path: Path) -> None:
+    """Report the calibrated thresholds of a file that an evaluation is about to replace, if there are any."""
+    try:
+        thresholds = Manifest.read(path).thresholds if path.exists() else {}
+    except InputError:  # a damaged file has no thresholds to lose
+        return
+    names = dict.fromkeys(name for named in thresholds.values() for name in named if "statement" in named[name])
+    if names:
+        notice(
+            "dropped-thresholds",
+            f"'{path}' is replaced, and its calibrated thresholds {listed(list(names))} are gone. Choose them again "
+            "with `elang calibrate`.",
+        )
 
 
 def _promised(entry: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +251,7 @@ def check_statements(
             values = scores[score][rows]
             shared = share_of_slice(key, entry)
             known = float(entry.get("effective_number", entry["num_examples"]))
-            distance, p = drift(values, entry["score_quantiles"], known, own=size)
+            distance, p = drift(values, entry["score_quantiles"], known, size)
             warnings = []
             if p < DRIFT_P and shared < SOME:
                 warnings.append(

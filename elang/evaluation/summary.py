@@ -40,12 +40,7 @@ class Alone:
 
 @dataclass(frozen=True)
 class OperatingPoint(Point):
-    """A point with every metric at it, and its difference to the Super.
-
-    Attributes:
-        qualities: By the metric's name, each computed without the curve.
-        to_super: As :func:`elang.method.bootstrap.lost_to_super` returns it.
-    """
+    """A point with every metric at it by name, and its :func:`elang.method.bootstrap.lost_to_super`."""
 
     qualities: dict[str, float]
     to_super: dict[str, float] | None
@@ -53,12 +48,9 @@ class OperatingPoint(Point):
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """What one score's curve shows.
+    """What one score's curve shows: its area between random (0) and oracle (1), and points by name.
 
-    Attributes:
-        area: Between random (0) and oracle (1).
-        on_this_set: Points by name, chosen on the evaluation set itself.
-        held_out: Points at thresholds that were chosen elsewhere.
+    Those ``on_this_set`` are chosen on the evaluation set, and those ``held_out`` are at thresholds chosen elsewhere.
     """
 
     area: float
@@ -73,16 +65,12 @@ class ScoreSummary:
 
 @dataclass(frozen=True)
 class QualitySummary:
-    """What one metric's curves show.
+    """What one metric's curves show, those of ``random`` and ``oracle`` included.
 
     Attributes:
-        num_examples: Size of the evaluation set.
-        quality_name: The metric.
         swift: The point at which nothing is deferred.
-        super: The Super alone.
         only_super_right: Share of examples; in a regression, of those where the Super is nearer.
         only_swift_right: The same for the Swift.
-        scores: By name, with ``random`` and ``oracle``.
     """
 
     num_examples: int
@@ -101,11 +89,7 @@ class EvaluatedPair:
     Attributes:
         evaluated_on: The split.
         num_examples: How many of its examples were answered.
-        swift_model: As it was given.
-        super_model: As it was given.
         score: The score that routes by default.
-        temperature: Of the scores.
-        flops_convention: How cost is counted.
         max_length: Tokens that inputs are cut at, if the Swift runs here.
         thresholds: Where they come from; empty if there are none.
         thresholds_from: The same in words, also if there are none.
@@ -140,13 +124,13 @@ class JointSummary(EvaluatedPair):
         qualities: By the metric's name; the first one chose the thresholds.
         operating_points: For each score its points ``held out, <name>`` and ``read here, <name>``.
         cautions: Reasons to trust the figures less.
-        areas: As :func:`elang.method.bootstrap.compare_areas` returns them.
-        statements: As :func:`elang.evaluation.statements.check_statements` returns them.
+        areas: From :func:`elang.method.bootstrap.compare_areas`.
+        statements: From :func:`elang.evaluation.statements.check_statements`.
         signatures: Of metrics of texts, by name.
-        lengths: Of generated texts, as :func:`elang.evaluation.cautions.length_bias` returns it.
+        lengths: Of generated texts, from :func:`elang.evaluation.cautions.length_bias`.
         within_rounding_of_threshold: ``share`` of examples whose score is within ``distance`` of the threshold for
             parity, so another precision may decide otherwise.
-        latency: Seconds of each model, as :func:`elang.backends.seconds.pair_latency` returns them.
+        latency: Seconds of each model, from :func:`elang.backends.seconds.pair_latency`.
         curve_points: How many points of the curves were ``written`` to ``curve.csv``, ``of`` how many.
     """
 
@@ -186,7 +170,7 @@ def summarize_pair(
 
     Args:
         about: The pair, and how it is evaluated.
-        answers: The answers to the evaluation set.
+        answers: To the evaluation set.
         qualities: The task's metrics; the first one chose the thresholds.
         thresholds: Chosen elsewhere; reported on this set.
         label_names: The classes.
@@ -213,8 +197,8 @@ def summarize_pair(
             conditions=about.conditions,
         )
     near = None
-    parity = thresholds.get(about.score, {}).get("parity")
-    if parity is not None and math.isfinite(threshold := float(parity["threshold"])):
+    threshold = float(thresholds.get(about.score, {}).get("parity", {"threshold": math.nan})["threshold"])
+    if math.isfinite(threshold):
         # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
         within = (answers.scores[about.score] - threshold).abs() <= rounding
         near = {"distance": rounding, "share": float(within.double().mean())}

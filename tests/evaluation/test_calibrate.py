@@ -698,6 +698,23 @@ def test_several_attempts_on_a_slice(pair, joint, tmp_path, fails):
     shutil.rmtree(other)
 
 
+def test_an_evaluation_that_drops_certified_thresholds_says_so(joint, joint_args, tmp_path):
+    folder = shutil.copytree(joint, tmp_path / "joint")
+    again = ["validate", "--model.output", str(folder), *joint_args]
+    assert main(["calibrate", str(folder), "--super_share", "0.3", "--name", "mine"]) == 0
+    assert main(again) == 0
+    (said,) = [one["text"] for one in notices() if one["kind"] == "dropped-thresholds"]
+    assert "'mine'" in said
+    assert "elang calibrate" in said
+    assert "mine" not in json.loads((folder / "elang.json").read_text())["thresholds"]["max_softmax"]
+    assert said in [one["text"] for one in json.loads((folder / "made.json").read_text())["notices"]]
+    # Now none are left, and a damaged file is replaced as before.
+    assert main(again) == 0
+    (folder / "elang.json").write_text("{")
+    assert main(again) == 0
+    assert "dropped-thresholds" not in [one["kind"] for one in notices()]
+
+
 @pytest.mark.parametrize(
     "content", ["{", "[]", '{"calibrate": 1}', '{"seed": 1, "seed": 2}', '{"a":' * 100_000, b"\xff"]
 )

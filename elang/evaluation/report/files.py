@@ -40,7 +40,7 @@ def write_report(
         pairs: The answers to each split.
         evaluated: The split that curves are drawn for.
         qualities: The task's metrics; the first one is plotted.
-        summary: Of the evaluation; the number of points in ``curve.csv`` is added.
+        summary: To which the number of points in ``curve.csv`` is added.
         label_names: The classes.
     """
     folder.mkdir(parents=True, exist_ok=True)
