@@ -20,10 +20,7 @@ _ENOUGH = 5
 def never_right(prediction: Tensor, label: Tensor, label_names: list[str]) -> list[str]:
     """The classes with five examples or more of which not one is answered right.
 
-    Args:
-        prediction: int64 ``(N,)``.
-        label: int64 ``(N,)``; -1 if unknown.
-        label_names: ``C``.
+    Predictions and labels are int64 ``(N,)``, and a label is -1 if unknown.
 
     >>> never_right(torch.tensor([0] * 9), torch.tensor([0] * 4 + [1] * 5), ["a", "b"])
     ['b']
@@ -46,13 +43,7 @@ def little_to_gain(gain: Tensor) -> str:
 
 
 def cautions(answers: PairAnswers, label_names: list[str], largest: float | None) -> list[str]:
-    """Reasons in the pair's own answers to trust its figures less.
-
-    Args:
-        answers: The pair's.
-        label_names: The classes.
-        largest: The most that an answer can be worth, if there is a bound.
-    """
+    """Reasons in a pair's answers to trust its figures less; ``largest`` is the most that an answer can be worth."""
     warnings = []
     swift_cost, super_cost = float(answers.swift_flops.mean()), float(answers.super_flops.mean())
     if swift_cost > super_cost:
@@ -87,10 +78,7 @@ def repeated(key: Tensor, unit: Tensor | None) -> list[str]:
 def check_apart(evaluated: Tensor, train: Tensor, chosen_on: Tensor) -> None:
     """Refuse to evaluate on the training file, and warn about examples that thresholds are also chosen on.
 
-    Args:
-        evaluated: Keys of the evaluation set, int64 ``(N,)``.
-        train: Keys of the examples that are trained on.
-        chosen_on: Keys of the routing slice, which is the rest of the training file.
+    All arguments are keys, int64 ``(N,)``; the routing slice ``chosen_on`` is the part of the file outside ``train``.
 
     Raises:
         InputError: If half of the evaluation set, or more, is in the training file.
@@ -111,12 +99,9 @@ def check_apart(evaluated: Tensor, train: Tensor, chosen_on: Tensor) -> None:
 
 
 def check_manifest_apart(evaluated: Tensor, manifest: Manifest, statements: bool) -> None:
-    """Refuse to evaluate a manifest's thresholds on the examples that they were chosen on.
+    """Refuse to evaluate a manifest's thresholds on the examples, by key ``(N,)``, that they were chosen on.
 
-    Args:
-        evaluated: Keys of the evaluation set, int64 ``(N,)``.
-        manifest: With the thresholds.
-        statements: Also check calibrated thresholds, each of which may have been chosen on a slice of its own.
+    With ``statements``, calibrated thresholds are also checked, each of which may have a slice of its own.
 
     Raises:
         InputError: If a tenth of the evaluation set was chosen on; or so much of it that half of it must be the
@@ -151,11 +136,8 @@ def length_bias(answers: PairAnswers) -> dict[str, Any]:
     """
     ranked = spearman(0).whole
     assert ranked is not None
-    columns: dict[str, Any] = {
-        "source": answers.more.get("swift_tokens"),
-        "generated": answers.more.get("swift_steps"),
-        "gain": answers.gain,
-    }
+    more: dict[str, Any] = answers.more
+    columns = {"source": more.get("swift_tokens"), "generated": more.get("swift_steps"), "gain": answers.gain}
     bias: dict[str, Any] = {
         what: {name: ranked(score.double(), values.double()) for name, score in answers.scores.items()}
         for what, values in columns.items()

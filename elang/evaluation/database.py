@@ -26,11 +26,7 @@ ROWS = 1 << 21  # of a piece, for metrics of a single sum
 
 
 def _check_one_pair(abouts: dict[Path, dict[str, Any]]) -> None:
-    """Refuse records of several pairs or tasks, as far as their files tell.
-
-    Raises:
-        InputError: Naming two of them, and how they differ.
-    """
+    """Refuse records of several pairs or tasks, as far as their files tell."""
     seen: dict[str, tuple[Any, Path]] = {}
     for path, about in abouts.items():
         weights = about["weights"] if isinstance(about.get("weights"), dict) else {}
@@ -74,10 +70,9 @@ class Joint:
         import duckdb
 
         files = [Path(path) / "records.parquet" if Path(path).is_dir() else Path(path) for path in paths]
-        if missing := [str(path) for path in files if not path.is_file()]:
-            raise InputError(f"There is no file '{missing[0]}'. Give folders that `elang validate` wrote.")
-        if not files:
-            raise InputError("No records were given. Give folders that `elang validate` wrote.")
+        missing = [f"There is no file '{path}'" for path in files if not path.is_file()]
+        if missing or not files:
+            raise InputError(f"{[*missing, 'No records were given'][0]}. Give folders that `elang validate` wrote.")
         # DuckDB would take these characters for patterns.
         self.files = [re.sub(r"([*?\[])", r"[\1]", str(path)) for path in files]
         try:
@@ -101,7 +96,7 @@ class Joint:
                 "which `elang validate` writes."
             )
         self.scores = sorted(name.removeprefix("score_") for name in types if name.startswith("score_"))
-        self._optional_costs = {name for name in ("swift_early_flops", "swift_score_flops") if name in types}
+        self._optional_costs = types.keys() & {"swift_early_flops", "swift_score_flops"}
         self.split = self._choose_split(split)
         name = self.split.replace("'", "''")
         self._examples = f"(SELECT * FROM {_TABLE} WHERE split = '{name}')"
@@ -125,7 +120,7 @@ class Joint:
             raise _unreadable(error) from error
 
     def _choose_split(self, split: str | None) -> str:
-        splits = {row[0] for row in self._rows(f"SELECT DISTINCT split FROM {_TABLE}")}
+        splits = {name for (name,) in self._rows(f"SELECT DISTINCT split FROM {_TABLE}")}
         if None in splits:
             raise InputError("In the records the split of some rows is missing. Run `elang validate` again.")
         split = split or ("test" if "test" in splits else "validation")

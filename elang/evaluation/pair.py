@@ -84,7 +84,7 @@ class PairAnswers:
     def quality_at(self, quality: Quality, score: str, threshold: float) -> float:
         """A metric of the pair's answers at one threshold, computed without the curve."""
         pair = torch.where(route(self.scores[score], threshold), self.super_, self.swift)
-        return measure(quality, pair, self.label, self.targets)
+        return measure(quality, pair, self.label, targets=self.targets)
 
 
 def swift_cost_columns(score: str, columns: Container[str]) -> tuple[list[str], list[str]]:
@@ -117,16 +117,9 @@ def pair_answers(
     heads: Heads,
     targets: dict[str, Tensor],
 ) -> PairAnswers:
-    """Join both models' answers to the examples of one split, all in the same order.
+    """Join both models' answers to one split, all in the order of its ``table`` with ``id``, ``key`` and ``label``.
 
-    Args:
-        table: ``id``, ``key`` and ``label`` of the examples.
-        swift: With logits or token scores.
-        super_: With or without.
-        problem: The kind of task.
-        temperature: Of the scores.
-        heads: What the Swift's heads add.
-        targets: What metrics read besides the label.
+    The Swift's records have logits or token scores. ``targets`` are what metrics read besides the label.
     """
     kind = KINDS[problem]
     predictions = swift.prediction, super_.prediction
@@ -168,10 +161,10 @@ def pair_curves(answers: PairAnswers, quality: Quality) -> dict[str, OperatingCu
         swift, super_ = (quality.statistics(prediction, target) for prediction in (answers.swift, answers.super_))
         groups = None if quality.by_group is None else Groups(answers.targets.get("group"), quality.by_group)
         curves = {
-            name: operating_curve(score, swift, super_, quality.value, answers.costs(name), groups)
+            name: operating_curve(score, swift, super_, value=quality.value, costs=answers.costs(name), groups=groups)
             for name, score in scores.items()
         }
-        random = random_curve(swift, super_, quality.value, costs, groups)
+        random = random_curve(swift, super_, quality.value, costs=costs, groups=groups)
     oracle = curves.pop("oracle")
     return curves | {"random": random, "oracle": oracle}
 
@@ -182,7 +175,8 @@ def check_curves(answers: PairAnswers, quality: Quality, curves: dict[str, Opera
     Raises:
         RuntimeError: If a value differs; then no point of the curve can be trusted.
     """
-    alone = [measure(quality, answer, answers.label, answers.targets) for answer in (answers.swift, answers.super_)]
+    label, targets = answers.label, answers.targets
+    alone = [measure(quality, answer, label, targets=targets) for answer in (answers.swift, answers.super_)]
     for name, curve in curves.items():
         kept, deferred = answers.costs(name).kept_and_deferred
         checks = [(quality.name, 0, curve.quality, alone[0]), (quality.name, -1, curve.quality, alone[1])]
@@ -237,13 +231,13 @@ def share_thresholds(scores: dict[str, Tensor], chosen_on: str) -> Thresholds:
     chosen: Thresholds = {}
     for name, score in scores.items():
         blank = torch.zeros(len(score), 1)
-        curve = operating_curve(score, blank, blank, lambda sums: torch.full(sums.shape[:-1], math.nan).double())
+        curve = operating_curve(score, blank, blank, value=lambda sums: torch.full(sums.shape[:-1], math.nan).double())
         chosen[name] = _entries(curve, chosen_on)
     return chosen
 
 
 def _entries(curve: OperatingCurve, chosen_on: str, quality: str | None = None) -> dict[str, dict[str, Any]]:
     return {
-        name: threshold_entry(curve[index], rule, chosen_on, curve.num_examples)
+        name: threshold_entry(curve[index], rule, chosen_on, num_examples=curve.num_examples)
         for name, (index, rule) in named_points(curve, quality).items()
     }

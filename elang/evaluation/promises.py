@@ -43,11 +43,6 @@ class Request:
     part: str
     name: str
 
-    @property
-    def targets(self) -> list[tuple[str, float]]:
-        """Each score with each amount."""
-        return list(product(self.scores, self.amounts))
-
 
 def choose_entries(
     request: Request,
@@ -58,7 +53,7 @@ def choose_entries(
     ledger: Path,
     fractions: list[float],
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Choose the thresholds that are asked for.
+    """Choose the thresholds that are asked for, and return entries of ``elang.json`` by score and name.
 
     Args:
         request: Which.
@@ -68,21 +63,18 @@ def choose_entries(
         ledger: Counts the attempts on these examples.
         fractions: The shares of the training file that were held out, by the threshold files to be updated.
 
-    Returns:
-        Entries of ``elang.json`` by score and name.
-
     Raises:
         InputError: If nothing can be promised, with how many examples would be needed.
     """
     swift, latency = summary.weights.get("swift", ""), summary.latency or {}
-    about = slice_of(slices[request.scores[0]].key)
+    about, targets = slice_of(slices[request.scores[0]].key), list(product(request.scores, request.amounts))
     if request.kind in PROMISES:
         compared = _compared_sha256(slices, swift, summary.temperature)
         chosen = _promises(request, slices, ledger, about=about, compared=compared, fractions=fractions)
     else:
-        chosen = [by_budget(slices[score], request.kind, amount, latency=latency) for score, amount in request.targets]
+        chosen = [by_budget(slices[score], request.kind, amount, latency=latency) for score, amount in targets]
     entries = {}
-    for (score, amount), entry in zip(request.targets, chosen, strict=True):
+    for (score, amount), entry in zip(targets, chosen, strict=True):
         name = request.name if len(request.amounts) == 1 else f"{request.name} {amount:g}"
         entries[score, name] = entry | about
         entries[score, name] |= {
@@ -118,7 +110,7 @@ def _promises(
             "Regret and drop can be certified where each answer is worth 0 to 1, but a regression's errors have no "
             "bound. --super_share, --flops and --latency choose thresholds without a promise about quality."
         )
-    targets, confidence = request.targets, request.confidence
+    targets, confidence = list(product(request.scores, request.amounts)), request.confidence
     asked = {"kind": request.kind, "of": list(map(list, targets)), "confidence": confidence, "models": compared}
 
     def check(level: float, number: int) -> None:

@@ -65,11 +65,7 @@ class Slice:
 
 
 def independent_units(key: Tensor, unit: Tensor | None) -> tuple[int, str]:
-    """How many independent units rows form, and what these are: texts by ``key`` ``(N,)``, or the groups of ``unit``.
-
-    >>> independent_units(torch.tensor([7, 7, 8]), None)
-    (2, 'distinct texts')
-    """
+    """How many independent units rows form, and what these are: texts by ``key`` ``(N,)``, or groups by ``unit``."""
     return (len(key.unique()), "distinct texts") if unit is None else (len(unit.unique()), "groups of texts")
 
 
@@ -129,15 +125,8 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
 def independent_rows(key: Tensor, row: Tensor, unit: Tensor | None = None) -> Tensor:
     """Rows to sample from: one of equal texts, picked by a hash of its row number; with groups, all rows.
 
-    A random row of each text keeps its mean regret as it is, and its answers right or wrong.
-
-    Args:
-        key: Of the texts, int64 ``(N,)``.
-        row: A number for each row, int64 ``(N,)``.
-        unit: The group of each row, int64 ``(N,)``, if there are groups.
-
-    Returns:
-        Ascending indices, int64.
+    A random row of each text keeps the mean regret as it is, and each answer right or wrong. The arguments are int64
+    ``(N,)``: the hash of each text, a number for each row, and the row's group. The indices ascend.
 
     >>> len(independent_rows(torch.tensor([7, 7, 8]), torch.arange(3)))
     2
@@ -163,11 +152,9 @@ def slice_of(key: Tensor) -> dict[str, Any]:
 
 
 def share_of_slice(key: Tensor, about: dict[str, Any]) -> float:
-    """The share of examples that belong to a slice, estimated from its sketch; 0 or 1 if only its hash is known.
+    """The share of examples, by ``key`` ``(N,)``, that belong to a slice, estimated by what :func:`slice_of` returned.
 
-    Args:
-        key: Of the examples, int64 ``(N,)``.
-        about: From :func:`slice_of`.
+    If only the hash of the slice is known, it is 0 or 1.
 
     >>> share_of_slice(torch.arange(8), slice_of(torch.arange(4)))
     0.5

@@ -31,12 +31,8 @@ def next_level(attempts: int, before: float, error: float) -> float:
 
     The first attempt gets all of ``error``. A later one gets what earlier attempts left of it, but at least a half of
     it after one attempt, a quarter after two, and so on. Whatever their results, and whenever one stops, all promises
-    hold with a probability of 1 minus the sum of the levels, which is the stated confidence.
-
-    Args:
-        attempts: Number of earlier attempts.
-        before: The sum of their levels.
-        error: How often the promise may be broken.
+    hold with a probability of 1 minus the sum of the levels, which is the stated confidence. ``before`` is the sum of
+    the levels of earlier ``attempts``, and ``error`` says how often the promise may be broken.
 
     >>> next_level(0, 0.0, 0.05), next_level(1, 0.05, 0.05), next_level(1, 0.01, 0.05)
     (0.05, 0.025, 0.04)
@@ -71,12 +67,9 @@ def attempt(
             ledger = _read_ledger(path)
             earlier = [entry for entry in ledger if one_slice(entry, about)]
             same = [e for e in earlier if e["asked"] == asked and e["slice_sha256"] == about["slice_sha256"]]
-            total = sum(float(entry["level"]) for entry in earlier)
-            if same:
-                level, number = float(same[0]["level"]), len(earlier)
-            else:
-                level, number = next_level(len(earlier), total, error), len(earlier) + 1
-                total += level
+            spent, number = sum(float(entry["level"]) for entry in earlier), len(earlier) + (not same)
+            level = float(same[0]["level"]) if same else next_level(len(earlier), spent, error)
+            total = spent if same else spent + level
             if total >= 1:
                 raise InputError(
                     f"No confidence is left on this slice: {len(earlier)} attempts were made on it ('{path}'). Use a "
@@ -135,13 +128,9 @@ def percent(share: float) -> str:
 
 
 def add_entries(manifest: Manifest, path: Path, entries: dict[tuple[str, str], dict[str, Any]], swift: str) -> None:
-    """Add entries, by score and name, to a manifest, and update the number of attempts in others on the same slice.
+    """Add entries, by score and name, to the manifest of a ``path``, and update others on the same slice.
 
-    Args:
-        manifest: The contents of the threshold file.
-        path: Its path, for messages.
-        entries: The new ones.
-        swift: Hash of the Swift's weights; empty if unknown.
+    Those get the new number of attempts. ``swift`` is the hash of the Swift's weights, empty if unknown.
     """
     if manifest.weights_sha256 and not swift:
         notice(

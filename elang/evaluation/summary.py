@@ -10,8 +10,8 @@ from elang.evaluation.cautions import cautions, length_bias, repeated
 from elang.evaluation.pair import FRACTIONS, PairAnswers, Thresholds, check_curves, named_points, pair_curves
 from elang.evaluation.statements import check_statements
 from elang.method.bootstrap import compare_areas, lost_to_super
-from elang.method.curve.points import OperatingCurve, Point
-from elang.method.curve.reading import at_best, at_budget, at_parity, at_threshold, relative_area
+from elang.method.curve.points import Point
+from elang.method.curve.reading import at_best, at_budget, at_threshold, relative_area
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
 from elang.method.quality.texts import signature
@@ -166,11 +166,11 @@ def summarize_pair(
     manifest: Manifest | None,
     rounding: float,
 ) -> JointSummary:
-    """Summarize an evaluation.
+    """Summarize the answers to an evaluation set.
 
     Args:
         about: The pair, and how it is evaluated.
-        answers: To the evaluation set.
+        answers: Of the pair.
         qualities: The task's metrics; the first one chose the thresholds.
         thresholds: Chosen elsewhere; reported on this set.
         label_names: The classes.
@@ -202,12 +202,12 @@ def summarize_pair(
         # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
         within = (answers.scores[about.score] - threshold).abs() <= rounding
         near = {"distance": rounding, "share": float(within.double().mean())}
-    generates = answers.kind.generates
+    generates, summaries = answers.kind.generates, {q.name: summarize(answers, q, thresholds) for q in qualities}
     return JointSummary(
         **vars(about),
         worth=worth,
-        qualities={q.name: summarize(answers, q, thresholds) for q in qualities},
-        operating_points=operating_points(answers, qualities, thresholds),
+        qualities=summaries,
+        operating_points=operating_points(answers, qualities, summaries[qualities[0].name]),
         cautions=warnings,
         areas=compare_areas(answers.scores, answers.gain, about.score),
         statements=statements,
@@ -229,7 +229,10 @@ def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) ->
         for key, share in BUDGETS.items():
             if float(curve.cost[0]) <= share * curve.super_cost:
                 here[key] = curve[at_budget(curve, share * curve.super_cost)]
-        held_out = {key: _at_entry(curve, entry) for key, entry in thresholds.get(name, {}).items()}
+        held_out = {}
+        for key, entry in thresholds.get(name, {}).items():
+            threshold = float(entry["threshold"])
+            held_out[key] = replace(curve[at_threshold(curve, threshold)], threshold=threshold)
         scores[name] = ScoreSummary(relative_area(curve, random, curves["oracle"]), here, held_out)
     return QualitySummary(
         num_examples=len(answers),
@@ -243,31 +246,17 @@ def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) ->
 
 
 def operating_points(
-    answers: PairAnswers, qualities: list[Quality], thresholds: Thresholds
+    answers: PairAnswers, qualities: list[Quality], first: QualitySummary
 ) -> dict[str, dict[str, OperatingPoint]]:
-    """All metrics at the operating points that the first metric chose.
-
-    Returns:
-        For each score its points ``held out, <name>`` (thresholds chosen elsewhere) and ``read here, <name>``.
-    """
-    curves = pair_curves(answers, qualities[0])
+    """All metrics at the operating points that the first metric chose: for each score those of the table's columns."""
     points: dict[tuple[str, str], Point] = {}
     for score in answers.scores:
-        curve = curves[score]
-        for name, entry in thresholds.get(score, {}).items():
-            if name in FRACTIONS:
-                points[score, f"held out, {name}"] = _at_entry(curve, entry)
-        for name, fraction in FRACTIONS.items():
-            points[score, f"read here, {name}"] = curve[at_parity(curve, fraction)]
+        row = first.scores[score]
+        points |= {(score, f"held out, {name}"): point for name, point in row.held_out.items() if name in FRACTIONS}
+        points |= {(score, f"read here, {name}"): row.on_this_set[name] for name in FRACTIONS}
     lost = [answers.gain * ~route(answers.scores[score], point.threshold) for (score, _), point in points.items()]
     result: dict[str, dict[str, OperatingPoint]] = {score: {} for score in answers.scores}
     for ((score, name), point), difference in zip(points.items(), lost_to_super(torch.stack(lost, 1)), strict=True):
         metrics = {q.name: answers.quality_at(q, score, point.threshold) for q in qualities}
         result[score][name] = OperatingPoint(**vars(point), qualities=metrics, to_super=difference)
     return result
-
-
-def _at_entry(curve: OperatingCurve, entry: dict[str, Any]) -> Point:
-    """The point of a curve at a threshold that was chosen elsewhere."""
-    threshold = float(entry["threshold"])
-    return replace(curve[at_threshold(curve, threshold)], threshold=threshold)

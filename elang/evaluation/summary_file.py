@@ -107,7 +107,7 @@ def parse_summary(values: dict[str, Any]) -> JointSummary:
 
 def _check_all(values: dict[str, Any], checks: Mapping[str, check.Check], where: str = "") -> None:
     """Check that all fields are there, and what they are."""
-    check.check_fields(values, checks, tuple(checks), where)
+    check.check_fields(values, checks, tuple(checks), where=where)
 
 
 def _quality(name: str, values: dict[str, Any], routing: str) -> QualitySummary:

@@ -39,11 +39,7 @@ class Swept:
 def _curve_pieces(records: Joint, score: str, metric: Quality, total: Tensor) -> Iterator[OperatingCurve]:
     """All points of a curve, some at a time; equal scores are one point, even if they are in two pieces.
 
-    Args:
-        records: Of the pair.
-        score: Its name.
-        metric: The quality.
-        total: Sums of the Swift's statistics, ``(S,)``.
+    ``total`` are the sums of the Swift's statistics, ``(S,)``.
     """
     size = len(records.label_names)
     label = torch.arange(size).repeat(size + 1)
@@ -87,14 +83,7 @@ def _curve_pieces(records: Joint, score: str, metric: Quality, total: Tensor) ->
 
 
 def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Swept:
-    """Sweep one score.
-
-    Args:
-        records: Of the pair.
-        score: Its name.
-        metric: From :meth:`Joint.metric`.
-        points: Of the grid.
-    """
+    """Sweep one score of joint records by a metric of :meth:`Joint.metric`; the grid has at most ``points``."""
     if points < 2:
         raise InputError(f"A grid needs at least 2 points, but --points is {points}.")
     sums = records.sums(metric)

@@ -35,13 +35,8 @@ def write_report(
 ) -> None:
     """Write ``records.parquet``, ``curve.csv``, ``curve.png``, for generated texts ``lengths.png``, ``summary.json``.
 
-    Args:
-        folder: Made if missing.
-        pairs: The answers to each split.
-        evaluated: The split that curves are drawn for.
-        qualities: The task's metrics; the first one is plotted.
-        summary: To which the number of points in ``curve.csv`` is added.
-        label_names: The classes.
+    Records are of all splits, curves of the ``evaluated`` one; the first metric is plotted. The number of points in
+    ``curve.csv`` is added to the summary.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Joint records name their pair, for those who have the file alone.
