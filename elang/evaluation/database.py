@@ -70,9 +70,10 @@ class Joint:
         import duckdb
 
         files = [Path(path) / "records.parquet" if Path(path).is_dir() else Path(path) for path in paths]
-        missing = [f"There is no file '{path}'" for path in files if not path.is_file()]
-        if missing or not files:
-            raise InputError(f"{[*missing, 'No records were given'][0]}. Give folders that `elang validate` wrote.")
+        if missing := [path for path in files if not path.is_file()]:
+            raise InputError(f"There is no file '{missing[0]}'. Give folders that `elang validate` wrote.")
+        if not files:
+            raise InputError("No records were given. Give folders that `elang validate` wrote.")
         # DuckDB would take these characters for patterns.
         self.files = [re.sub(r"([*?\[])", r"[\1]", str(path)) for path in files]
         try:
@@ -104,12 +105,12 @@ class Joint:
         self._count()
         self._check_ids()
 
-    def _rows(self, query: str) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str) -> Any:
+        """All rows of a query, as tuples."""
         try:
-            rows: list[tuple[Any, ...]] = self._base.execute(query, [self.files]).fetchall()
+            return self._base.execute(query, [self.files]).fetchall()
         except self._error as error:
             raise _unreadable(error) from error
-        return rows
 
     def _pieces(self, query: str, rows: int = ROWS) -> Iterator[dict[str, Any]]:
         """The columns of a query, some rows at a time."""

@@ -99,10 +99,11 @@ def _promises(
     fractions: list[float],
 ) -> list[dict[str, Any]]:
     """Certify all scores and amounts together, as one attempt on their slice."""
-    examples, fitted = slices[request.scores[0]], [score for score in request.scores if "router" in score]
-    if request.part == "routing" and fitted:
+    examples = slices[request.scores[0]]
+    routers = [score for score in request.scores if "router" in score]
+    if request.part == "routing" and routers:
         raise InputError(
-            f"'{fitted[0]}' was fitted on the routing slice itself, so nothing can be certified for it there. Certify "
+            f"'{routers[0]}' was fitted on the routing slice itself, so nothing can be certified for it there. Certify "
             "it on an evaluation set with --split, or another score."
         )
     if not examples.bounded:
@@ -194,8 +195,8 @@ def _too_few(examples: Slice, needed: int, part: str, *, fractions: list[float],
         if name not in (part, "routing") and count >= needed
     ]
     # The size of a slice varies by the square root of its mean.
-    own, largest = fractions[0], max(fractions)
-    wider = math.ceil(own * (needed + 2 * math.sqrt(needed) + 2) / examples.units * 100) / 100
+    fraction, largest = fractions[0], max(fractions)
+    wider = math.ceil(fraction * (needed + 2 * math.sqrt(needed) + 2) / examples.units * 100) / 100
     if part != "routing":
         remedies.append(f"evaluate on more examples of '{part}'")
     elif 0 < wider <= largest:
@@ -204,8 +205,8 @@ def _too_few(examples: Slice, needed: int, part: str, *, fractions: list[float],
         )
     elif 0 < wider <= 0.5:
         remedies.append(
-            f"hold out more by --data.routing_fraction {wider:g} or above (it was {own:g}), and make the Super, its "
-            "answers and the Swift again"
+            f"hold out more by --data.routing_fraction {wider:g} or above (it was {fraction:g}), and make the Super, "
+            "its answers and the Swift again"
         )
     return ", or ".join([*remedies, f"allow more (a larger --{kind}, a smaller --confidence)"])
 

@@ -68,12 +68,11 @@ def _table(summary: JointSummary, name: str, first: bool) -> Any:
         captions.append(_AREAS)
     if any(score in BEFORE_DECODER for score in quality.scores):
         captions.append("A score that begins with encoder_ decides before the Swift's decoder runs.")
-    models = (
-        ("Swift", quality.swift.quality, quality.swift.cost),
-        ("Super", quality.super.quality, quality.super.cost),
-    )
-    costs = [f"{who} {q:.4f} ({_known(cost / 1e9, '{:.3g} GFLOPs', 'FLOPs unknown')})" for who, q, cost in models]
-    title = f"{name} on {quality.num_examples:,} examples of {summary.evaluated_on}: {', '.join(costs)}"
+    models = []
+    for who, alone in (("Swift", quality.swift), ("Super", quality.super)):
+        cost = _known(alone.cost / 1e9, "{:.3g} GFLOPs", unknown="FLOPs unknown")
+        models.append(f"{who} {alone.quality:.4f} ({cost})")
+    title = f"{name} on {quality.num_examples:,} examples of {summary.evaluated_on}: {', '.join(models)}"
     table = Table(title=title, caption="\n".join(captions))
     table.add_column("score")
     table.add_column("area", justify="right")
