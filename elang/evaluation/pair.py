@@ -1,4 +1,4 @@
-"""A pair's answers to one split, brought together."""
+"""A pair's answers to one split, row by row; the curves that follow from them; and the thresholds chosen on a curve."""
 
 import math
 from collections.abc import Container
@@ -20,8 +20,6 @@ from elang.tasks.kind import KINDS, Kind
 from elang.tasks.kinds import measure
 from elang.tasks.text_task import Problem
 
-ROUTING_SLICE = "routing slice, held out from training"
-
 
 @dataclass
 class PairAnswers:
@@ -29,20 +27,20 @@ class PairAnswers:
 
     Attributes:
         id: int64 ``(N,)``, ascending.
-        key: int64 ``(N,)``.
+        key: Hash of each text, int64 ``(N,)``.
         label: int64 ``(N,)``; float64 in a regression.
         swift: The Swift's predictions, of the label's type.
-        super_: The Super's.
+        super_: The Super's predictions.
         scores: The Swift's difficulty scores by name, each ``(N,)``; larger is harder.
         swift_flops: float64 ``(N,)``.
-        super_flops: float64 ``(N,)``; NaN where a black-box Super's cost is not known.
+        super_flops: float64 ``(N,)``; NaN for a black-box Super of unknown cost.
         more: Further columns that are recorded (logits, token counts).
-        early_flops: What the Swift costs for an input that is deferred before its decoder runs; float64 ``(N,)``.
+        early_flops: Cost of the Swift for an input that is deferred before its decoder runs; float64 ``(N,)``.
         targets: What metrics read besides the label.
         problem: The kind of task.
-        score_flops: What a score after the decoder costs on top of the Swift's answer, where that is freely generated
-            and its logits are not; float64 ``(N,)``.
-        unit: The group of each row, int64 ``(N,)``, where rows belong together (a passage's questions).
+        score_flops: Extra cost of a score that is computed after free generation, which keeps no logits; float64
+            ``(N,)``.
+        unit: The group of each row, int64 ``(N,)``, where rows belong together (questions about one passage).
     """
 
     id: Tensor
@@ -75,7 +73,7 @@ class PairAnswers:
         return super_ - swift
 
     def costs(self, score: str) -> Costs:
-        """What each input costs where this score routes, in FLOPs."""
+        """FLOPs of each input when this score routes."""
         kept = deferred = self.swift_flops
         if score in BEFORE_DECODER and self.early_flops is not None:
             deferred = self.early_flops
@@ -84,31 +82,26 @@ class PairAnswers:
         return Costs(kept, self.super_flops, deferred)
 
     def quality_at(self, quality: Quality, score: str, threshold: float) -> float:
-        """A metric of the mixed answers at one threshold, scored from scratch."""
-        mixed = torch.where(route(self.scores[score], threshold), self.super_, self.swift)
-        return measure(quality, mixed, self.label, self.targets)
+        """A metric of the pair's answers at one threshold, computed without the curve."""
+        pair = torch.where(route(self.scores[score], threshold), self.super_, self.swift)
+        return measure(quality, pair, self.label, targets=self.targets)
 
 
-def swift_cost_columns(score: str, known: Container[str]) -> tuple[list[str], list[str]]:
-    """Columns of joint records that add up to :meth:`PairAnswers.costs` of the Swift: kept, and deferred.
+def swift_cost_columns(score: str, columns: Container[str]) -> tuple[list[str], list[str]]:
+    """Columns of joint records whose sums are the Swift's part of :meth:`PairAnswers.costs`: kept, and deferred.
 
     >>> swift_cost_columns("encoder_energy", ["swift_early_flops"])
     (['swift_flops'], ['swift_early_flops'])
     """
     if score in BEFORE_DECODER:
-        return ["swift_flops"], ["swift_early_flops" if "swift_early_flops" in known else "swift_flops"]
-    whole = ["swift_flops", *(["swift_score_flops"] if "swift_score_flops" in known else [])]
-    return whole, whole
+        return ["swift_flops"], ["swift_early_flops" if "swift_early_flops" in columns else "swift_flops"]
+    summed = ["swift_flops", "swift_score_flops"] if "swift_score_flops" in columns else ["swift_flops"]
+    return summed, summed
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What the heads of a Swift add to its answers.
-
-    Attributes:
-        scores: By name, each ``(N,)``.
-        early_flops: As in :class:`PairAnswers`.
-    """
+    """What the heads of a Swift add to its answers, as in :class:`PairAnswers`."""
 
     scores: dict[str, Tensor] = field(default_factory=dict)
     early_flops: Tensor | None = None
@@ -124,21 +117,14 @@ def pair_answers(
     heads: Heads,
     targets: dict[str, Tensor],
 ) -> PairAnswers:
-    """Bring both models' answers to one split together.
+    """Join both models' answers to one split, all in the order of its ``table`` with ``id``, ``key`` and ``label``.
 
-    Args:
-        table: ``id``, ``key`` and ``label`` of its examples.
-        swift: The Swift's answers to them, in their order, with logits or token scores.
-        super_: The Super's.
-        problem: The kind of task.
-        temperature: Of the scores.
-        heads: What the Swift's heads add.
-        targets: As in :class:`PairAnswers`.
+    The Swift's records have logits or token scores. ``targets`` are what metrics read besides the label.
     """
     kind = KINDS[problem]
     predictions = swift.prediction, super_.prediction
     if kind.generates:
-        # The first or the second of the two texts.
+        # A prediction says which of the two texts is meant: 0 is the Swift's, 1 the Super's.
         predictions = torch.zeros_like(swift.prediction), torch.ones_like(super_.prediction)
     unknown = torch.full((len(table["id"]),), math.nan, dtype=torch.float64)
     more: dict[str, Tensor | list[str]] = {}
@@ -162,102 +148,96 @@ def pair_answers(
     )
 
 
+def pair_curves(answers: PairAnswers, quality: Quality) -> dict[str, OperatingCurve]:
+    """The curve of every score, then ``random`` and ``oracle``."""
+    scores = answers.scores | {"oracle": oracle_score(answers.gain)}
+    costs = Costs(answers.swift_flops, answers.super_flops)
+    if quality.whole is not None:
+        rows = (answers.swift, answers.super_, answers.label, quality.whole)
+        curves = {name: rescored_curve(score, *rows, answers.costs(name)) for name, score in scores.items()}
+        random = random_rescored_curve(*rows, costs)
+    else:
+        target = answers.label if quality.target == "label" else answers.targets[quality.target]
+        swift, super_ = (quality.statistics(prediction, target) for prediction in (answers.swift, answers.super_))
+        groups = None if quality.by_group is None else Groups(answers.targets.get("group"), quality.by_group)
+        curves = {
+            name: operating_curve(score, swift, super_, value=quality.value, costs=answers.costs(name), groups=groups)
+            for name, score in scores.items()
+        }
+        random = random_curve(swift, super_, quality.value, costs=costs, groups=groups)
+    oracle = curves.pop("oracle")
+    return curves | {"random": random, "oracle": oracle}
+
+
+def check_curves(answers: PairAnswers, quality: Quality, curves: dict[str, OperatingCurve]) -> None:
+    """Compare both ends of each curve, and the middle of each score's, with values computed without the curve.
+
+    Raises:
+        RuntimeError: If a value differs; then no point of the curve can be trusted.
+    """
+    label, targets = answers.label, answers.targets
+    alone = [measure(quality, answer, label, targets=targets) for answer in (answers.swift, answers.super_)]
+    for name, curve in curves.items():
+        kept, deferred = answers.costs(name).kept_and_deferred
+        checks = [(quality.name, 0, curve.quality, alone[0]), (quality.name, -1, curve.quality, alone[1])]
+        if not (kept + deferred).isnan().any():
+            checks.append(("mean cost", 0, curve.cost, float(kept.mean())))
+            checks.append(("mean cost", -1, curve.cost, float(deferred.mean())))
+        # Metrics that are rescored at each point have only some points.
+        if name in answers.scores and quality.whole is None:
+            middle = len(curve) // 2
+            expected = answers.quality_at(quality, name, float(curve.threshold[middle]))
+            checks.append((quality.name, middle, curve.quality, expected))
+        for what, index, values, expected in checks:
+            value, threshold = float(values[index]), float(curve.threshold[index])
+            same = math.isclose(value, expected, rel_tol=1e-6, abs_tol=1e-6)
+            if not same and not (math.isnan(value) and math.isnan(expected)):
+                raise RuntimeError(
+                    f"The curve of '{name}' has a {what} of {value} at the threshold {threshold}, but it should be "
+                    f"{expected}. This is a bug in elang; please report it with the records."
+                )
+
+
+ROUTING_SLICE = "routing slice, held out from training"
 FRACTIONS = {"parity": 1.0, "99.5%": 0.995, "99%": 0.99}
-BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs": 0.75}
+"""Thresholds by the share of the Super's quality that they reach."""
 SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5}
+"""Thresholds by the share of the inputs that they defer."""
 Thresholds = dict[str, dict[str, dict[str, Any]]]
 """For each score its thresholds by name, each an entry of :attr:`elang.records.manifest.Manifest.thresholds`."""
 
 
-def pair_curves(answers: PairAnswers, quality: Quality) -> dict[str, OperatingCurve]:
-    """The curve of every score, with ``random`` and ``oracle`` at the end."""
-    scores = answers.scores | {"oracle": oracle_score(answers.gain)}
-    costs = Costs(answers.swift_flops, answers.super_flops)
-    if quality.whole is not None:
-        either = (answers.swift, answers.super_, answers.label, quality.whole)
-        found = {name: rescored_curve(s, *either, answers.costs(name)) for name, s in scores.items()}
-        floor = random_rescored_curve(*either, costs)
-    else:
-        target = answers.label if quality.target == "label" else answers.targets[quality.target]
-        a, b = (quality.statistics(prediction, target) for prediction in (answers.swift, answers.super_))
-        groups = None if quality.by_group is None else Groups(answers.targets.get("group"), quality.by_group)
-        found = {
-            name: operating_curve(s, a, b, quality.value, answers.costs(name), groups) for name, s in scores.items()
-        }
-        floor = random_curve(a, b, quality.value, costs, groups)
-    oracle = found.pop("oracle")
-    return found | {"random": floor, "oracle": oracle}
-
-
-def check_curves(answers: PairAnswers, quality: Quality, curves: dict[str, OperatingCurve]) -> None:
-    """Check each curve at both ends and, of the scores, in the middle against the mixed answers scored from scratch.
-
-    Raises:
-        RuntimeError: If one differs; nothing that is read off it can be trusted.
-    """
-    ends = {
-        end: measure(quality, found, answers.label, answers.targets)
-        for end, found in ((0, answers.swift), (-1, answers.super_))
-    }
-    for name, curve in curves.items():
-        kept, deferred = answers.costs(name).kept_and_deferred
-        expected = {
-            (quality.name, float(curve.threshold[end])): (float(curve.quality[end]), alone)
-            for end, alone in ends.items()
-        }
-        if not (kept + deferred).isnan().any():
-            for end, paid in ((0, kept), (-1, deferred)):
-                expected["mean cost", float(curve.threshold[end])] = (float(curve.cost[end]), float(paid.mean()))
-        # A metric that is scored anew at each point is so at some points only.
-        if name in answers.scores and quality.whole is None:
-            middle = len(curve) // 2
-            threshold = float(curve.threshold[middle])
-            alone = answers.quality_at(quality, name, threshold)
-            expected[quality.name, threshold] = (float(curve.quality[middle]), alone)
-        for (what, threshold), (said, alone) in expected.items():
-            same = math.isclose(said, alone, rel_tol=1e-6, abs_tol=1e-6)
-            if not same and not (math.isnan(said) and math.isnan(alone)):
-                raise RuntimeError(
-                    f"The curve of '{name}' has a {what} of {said} at the threshold {threshold}, where it is {alone}. "
-                    "This is a fault of elang; please report it with the records."
-                )
+def named_points(curve: OperatingCurve, quality: str | None = None) -> dict[str, tuple[int, str]]:
+    """For each named threshold its index and its rule; without the name of the metric only those by deferred share."""
+    points = {}
+    for name, fraction in FRACTIONS.items() if quality else ():
+        points[name] = (
+            at_parity(curve, fraction),
+            f"least deferral that reaches {fraction:.1%} of the Super's {quality}",
+        )
+    for name, share in SHARES.items():
+        points[name] = at_share(curve, share), f"most deferral up to {share:.0%} of the inputs"
+    return points
 
 
 def choose_thresholds(answers: PairAnswers, quality: Quality, chosen_on: str) -> Thresholds:
     """Choose each score's named thresholds on a held-out slice."""
-    chosen: Thresholds = {}
-    for name, curve in pair_curves(answers, quality).items():
-        if name in ("random", "oracle"):
-            continue
-        chosen[name] = {
-            key: threshold_entry(
-                curve[at_parity(curve, fraction)],
-                f"least deferral that reaches {fraction:.1%} of the Super's {quality.name}",
-                chosen_on,
-                len(answers),
-            )
-            for key, fraction in FRACTIONS.items()
-        } | _by_share(curve, chosen_on)
-    return chosen
+    curves = pair_curves(answers, quality)
+    return {score: _entries(curves[score], chosen_on, quality.name) for score in answers.scores}
 
 
 def share_thresholds(scores: dict[str, Tensor], chosen_on: str) -> Thresholds:
-    """Choose thresholds by deferred share alone, where no Super's answers are at hand."""
+    """Choose thresholds by deferred share alone, where the Super's answers are not available."""
     chosen: Thresholds = {}
     for name, score in scores.items():
         blank = torch.zeros(len(score), 1)
-        curve = operating_curve(score, blank, blank, lambda sums: torch.full(sums.shape[:-1], math.nan).double())
-        chosen[name] = _by_share(curve, chosen_on)
+        curve = operating_curve(score, blank, blank, value=lambda sums: torch.full(sums.shape[:-1], math.nan).double())
+        chosen[name] = _entries(curve, chosen_on)
     return chosen
 
 
-def _by_share(curve: OperatingCurve, chosen_on: str) -> dict[str, dict[str, Any]]:
+def _entries(curve: OperatingCurve, chosen_on: str, quality: str | None = None) -> dict[str, dict[str, Any]]:
     return {
-        key: threshold_entry(
-            curve[at_share(curve, share)],
-            f"most deferral up to {share:.0%} of the inputs",
-            chosen_on,
-            curve.num_examples,
-        )
-        for key, share in SHARES.items()
+        name: threshold_entry(curve[index], rule, chosen_on, num_examples=curve.num_examples)
+        for name, (index, rule) in named_points(curve, quality).items()
     }

@@ -1,4 +1,4 @@
-"""Which examples a promise was made on: read from joint records, each independent unit once, and known again."""
+"""The examples that a threshold is chosen on: read from joint records, and recognized in other data by a sketch."""
 
 import base64
 import hashlib
@@ -20,16 +20,16 @@ from elang.records.columns import numbers
 from elang.records.reading import read_about
 from elang.tables import read_parquet
 
-# Hashes that a slice is known again by, and the share of the smaller of two from which they count as one.
+# Hashes that a slice is recognized by, and the share of the smaller of two slices from which they count as one.
 _SKETCH, _SAME = 256, 0.1
 MOSTLY, SOME, FEW = 0.5, 0.1, 0.01
-"""Shares of the evaluated examples: ``MOSTLY`` known from training are refused, ``SOME`` that a threshold was chosen on
-are refused, and more than ``FEW`` are said."""
+"""Shares of the evaluated examples: ``MOSTLY`` known from training or ``SOME`` that a threshold was chosen on are
+refused; more than ``FEW`` are reported."""
 
 
 @dataclass
 class Slice:
-    """The independent examples of one split of a pair's records: of equal texts one, of groups all rows.
+    """The independent examples of one split of a pair's records: one of equal texts, but all rows of groups.
 
     Attributes:
         key: int64 ``(N,)``.
@@ -37,10 +37,10 @@ class Slice:
         gain: How much better the Super's answer is, float64 ``(N,)``, each answer being worth 0 to 1.
         costs: FLOPs of each row.
         worth: What ``gain`` counts.
-        bounded: It cannot be more.
+        bounded: Whether an answer's worth has an upper bound.
         splits: How many independent units each split of the records has.
         unit: The group of each row, int64 ``(N,)``, where rows belong together.
-        rows: How many there were, with equal texts.
+        rows: How many rows the split has, repeated texts included.
     """
 
     key: Tensor
@@ -56,32 +56,37 @@ class Slice:
     @property
     def units(self) -> int:
         """How many independent examples, or groups, there are."""
-        return len(self.key if self.unit is None else self.unit.unique())
+        return independent_units(self.key, self.unit)[0]
 
     @property
     def noun(self) -> str:
-        """What they are."""
-        return "distinct texts" if self.unit is None else "groups of texts"
+        """What the units are."""
+        return independent_units(self.key, self.unit)[1]
+
+
+def independent_units(key: Tensor, unit: Tensor | None) -> tuple[int, str]:
+    """How many independent units rows form, and what these are: texts by ``key`` ``(N,)``, or groups by ``unit``."""
+    return (len(key.unique()), "distinct texts") if unit is None else (len(unit.unique()), "groups of texts")
 
 
 def read_slice(folder: Path, split: str, score: str) -> Slice:
     """Read one split of a pair's records.
 
     Raises:
-        InputError: If the split or the score is not there.
+        InputError: If the split or the score is not there, or the records are damaged.
     """
     path = folder / "records.parquet"
     try:
         frame, _ = read_parquet(path)
         worth = read_about(path).get("worth", {"unit": "", "largest": None})
         largest = float(worth["largest"] or 1.0)
-        units = "unit" if "unit" in frame else "key"
-        splits = {str(name): int(n) for name, n in frame.groupby("split")[units].nunique().items()}
-    except Exception as error:  # whatever the readers say of a damaged file
+        counted = frame.groupby("split")["unit" if "unit" in frame else "key"].nunique()
+        splits = {str(name): int(n) for name, n in counted.items()}
+    except Exception as error:  # whatever the readers raise for a damaged file
         raise InputError(f"The records '{path}' cannot be read ({error}). Run `elang validate` again.") from error
-    known = [str(column).removeprefix("score_") for column in frame if str(column).startswith("score_")]
-    if score not in known:
-        raise InputError(f"The records have no score '{score}'; choose one of {', '.join(known)}.")
+    scores = [str(column).removeprefix("score_") for column in frame if str(column).startswith("score_")]
+    if score not in scores:
+        raise InputError(f"The records have no score '{score}'; choose one of {', '.join(scores)}.")
     part = frame[frame["split"] == split]
     if not len(part):
         raise InputError(f"The records have no split '{split}', only {', '.join(splits)}. Name one with --split.")
@@ -92,46 +97,36 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
         return torch.from_numpy(numbers(part, name, str(path), whole=whole))
 
     def cost(name: str) -> Tensor:
-        known = numbers(part, name, str(path), least=0, unknown=True)
-        return torch.from_numpy(np.full(len(part), np.nan) if known is None else known)
+        values = numbers(part, name, str(path), least=0, unknown=True)
+        return torch.from_numpy(np.full(len(part), np.nan) if values is None else values)
 
     try:
         kept, deferred = (reduce(add, map(cost, names)) for names in swift_cost_columns(score, part))
-        costs = kept, cost("super_flops"), deferred
-        gain, key = column("gain", whole=False) / largest, column("key")
-        column(f"score_{score}", whole=False)
-        # In its own precision.
-        scores = torch.tensor(part[f"score_{score}"].to_numpy())
+        key, gain = column("key"), column("gain", whole=False) / largest
         unit = column("unit") if "unit" in part else None
+        column(f"score_{score}", whole=False)  # only checked: the score stays in its own precision
+        values = torch.tensor(part[f"score_{score}"].to_numpy())
         rows = independent_rows(key, column("id"), unit)
-        key, scores, gain, kept, super_, deferred = (x[rows] for x in (key, scores, gain, *costs))
         return Slice(
-            key=key,
-            score=scores,
-            gain=gain,
-            costs=Costs(kept, super_, deferred),
+            key=key[rows],
+            score=values[rows],
+            gain=gain[rows],
+            costs=Costs(kept[rows], cost("super_flops")[rows], deferred[rows]),
             worth=str(worth["unit"]),
             bounded=worth["largest"] is not None,
             splits=splits,
             unit=None if unit is None else unit[rows],
             rows=len(part),
         )
-    except Exception as error:  # the same of its values
+    except Exception as error:  # the same for their values
         raise InputError(f"The records '{path}' are damaged ({error}). Run `elang validate` again.") from error
 
 
 def independent_rows(key: Tensor, row: Tensor, unit: Tensor | None = None) -> Tensor:
-    """The rows that are drawn one by one: of equal texts one, which a hash of its row picks; of groups all.
+    """Rows to sample from: one of equal texts, picked by a hash of its row number; with groups, all rows.
 
-    Picking one of a text's rows by chance leaves its mean regret as it is, and right and wrong answers exact.
-
-    Args:
-        key: Of the texts, int64 ``(N,)``.
-        row: A number for each row, int64 ``(N,)``.
-        unit: The groups, int64 ``(N,)``, where there are any.
-
-    Returns:
-        Ascending places, int64.
+    A random row of each text keeps the mean regret as it is, and each answer right or wrong. The arguments are int64
+    ``(N,)``: the hash of each text, a number for each row, and the row's group. The indices ascend.
 
     >>> len(independent_rows(torch.tensor([7, 7, 8]), torch.arange(3)))
     2
@@ -146,22 +141,20 @@ def independent_rows(key: Tensor, row: Tensor, unit: Tensor | None = None) -> Te
 
 
 def slice_sha256(key: Tensor) -> str:
-    """Hash of some examples by their keys, int64 ``(N,)``, in whatever order."""
+    """Hash of a set of examples by their keys, int64 ``(N,)`` in any order."""
     return hashlib.sha256(key.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def slice_of(key: Tensor) -> dict[str, Any]:
-    """What identifies some examples: ``slice_sha256``, and ``slice_sketch``, the smallest hashes of their texts."""
-    kept = mixed(key).unique()[:_SKETCH].numpy().astype("<i8")
-    return {"slice_sha256": slice_sha256(key), "slice_sketch": base64.b64encode(kept.tobytes()).decode()}
+    """What identifies examples: ``slice_sha256``, and ``slice_sketch``, the smallest hashes of their texts."""
+    smallest = mixed(key).unique()[:_SKETCH].numpy().astype("<i8")
+    return {"slice_sha256": slice_sha256(key), "slice_sketch": base64.b64encode(smallest.tobytes()).decode()}
 
 
 def share_of_slice(key: Tensor, about: dict[str, Any]) -> float:
-    """The share of examples that are of a slice, estimated from its sketch; 0 or 1 where only its hash is known.
+    """The share of examples, by ``key`` ``(N,)``, that belong to a slice, estimated by what :func:`slice_of` returned.
 
-    Args:
-        key: Of the examples, int64 ``(N,)``.
-        about: From :func:`slice_of`.
+    If only the hash of the slice is known, it is 0 or 1.
 
     >>> share_of_slice(torch.arange(8), slice_of(torch.arange(4)))
     0.5
@@ -175,7 +168,7 @@ def share_of_slice(key: Tensor, about: dict[str, Any]) -> float:
 
 
 def sketch(about: dict[str, Any]) -> Tensor:
-    """The smallest hashes of a slice's texts, ascending, int64; empty where none were kept.
+    """The smallest hashes of a slice's texts, ascending, int64; empty if none were kept.
 
     Raises:
         InputError: If they are damaged.
@@ -191,7 +184,7 @@ def one_slice(first: dict[str, Any], second: dict[str, Any]) -> bool:
     if first.get("slice_sha256") == second.get("slice_sha256"):
         return True
     sketches = sketch(first), sketch(second)
-    # Of hashes up to here both sketches have all.
-    limit = min((int(one[-1]) for one in sketches if len(one) == _SKETCH), default=1 << 53)
-    a, b = (one[one <= limit] for one in sketches)
+    # Up to this hash both sketches are complete.
+    limit = min((int(hashes[-1]) for hashes in sketches if len(hashes) == _SKETCH), default=1 << 53)
+    a, b = (hashes[hashes <= limit] for hashes in sketches)
     return min(len(a), len(b)) > 0 and int(torch.isin(a, b).sum()) >= _SAME * min(len(a), len(b))

@@ -6,22 +6,25 @@ from typing import Any
 
 import torch
 
-from elang.evaluation.cautions import cautions, length_bias, repeated, share_near_threshold
-from elang.evaluation.pair import BUDGETS, FRACTIONS, SHARES, PairAnswers, Thresholds, check_curves, pair_curves
+from elang.evaluation.cautions import cautions, length_bias, repeated
+from elang.evaluation.pair import FRACTIONS, PairAnswers, Thresholds, check_curves, named_points, pair_curves
 from elang.evaluation.statements import check_statements
 from elang.method.bootstrap import compare_areas, lost_to_super
-from elang.method.curve.points import OperatingCurve, Point
-from elang.method.curve.reading import at_best, at_budget, at_parity, at_share, at_threshold, relative_area
+from elang.method.curve.points import Point
+from elang.method.curve.reading import at_best, at_budget, at_threshold, relative_area
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
 from elang.method.quality.texts import signature
 from elang.records.manifest import Manifest
 from elang.records.table import FORMAT
 
+BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs": 0.75}
+"""Points by the share of the Super's cost that they stay within."""
+
 
 @dataclass(frozen=True)
 class Worth:
-    """What an answer is worth: the most it can be (``None`` without a bound), and what is counted."""
+    """What an answer is worth: the largest value (``None`` if unbounded), and what is counted."""
 
     largest: float | None
     unit: str
@@ -29,7 +32,7 @@ class Worth:
 
 @dataclass(frozen=True)
 class Alone:
-    """A model without the other: its quality, and its mean FLOPs an input; NaN where they are not known."""
+    """One model without the other: its quality, and its mean FLOPs an input; NaN if unknown."""
 
     quality: float
     cost: float
@@ -37,12 +40,7 @@ class Alone:
 
 @dataclass(frozen=True)
 class OperatingPoint(Point):
-    """A point with every metric at it, and its difference to the Super.
-
-    Attributes:
-        qualities: By the metric's name, each scored from scratch.
-        to_super: As :func:`elang.method.bootstrap.lost_to_super` gives it.
-    """
+    """A point with every metric at it by name, and its :func:`elang.method.bootstrap.lost_to_super`."""
 
     qualities: dict[str, float]
     to_super: dict[str, float] | None
@@ -50,31 +48,29 @@ class OperatingPoint(Point):
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """What one score's curve tells.
+    """What one score's curve shows: its area between random (0) and oracle (1), and points by name.
 
-    Attributes:
-        area: Between random (0) and oracle (1).
-        on_this_set: Points by name, read on this very set.
-        held_out: What thresholds chosen elsewhere do on it.
+    Those ``on_this_set`` are chosen on the evaluation set, and those ``held_out`` are at thresholds chosen elsewhere.
     """
 
     area: float
     on_this_set: dict[str, Point]
     held_out: dict[str, Point]
 
+    def point(self, name: str) -> Point | None:
+        """The point ``held out, <name>`` or ``read here, <name>``, if there is one."""
+        where, _, threshold = name.partition(", ")
+        return (self.held_out if where == "held out" else self.on_this_set).get(threshold)
+
 
 @dataclass(frozen=True)
 class QualitySummary:
-    """What one metric's curves tell.
+    """What one metric's curves show, those of ``random`` and ``oracle`` included.
 
     Attributes:
-        num_examples: Of the evaluation set.
-        quality_name: The metric.
-        swift: With nothing deferred.
-        super: The Super alone.
-        only_super_right: Share of examples; in a regression, where it is nearer.
-        only_swift_right: The same of the Swift.
-        scores: By name, with ``random`` and ``oracle``.
+        swift: The point at which nothing is deferred.
+        only_super_right: Share of examples; in a regression, of those where the Super is nearer.
+        only_swift_right: The same for the Swift.
     """
 
     num_examples: int
@@ -92,16 +88,12 @@ class EvaluatedPair:
 
     Attributes:
         evaluated_on: The split.
-        num_examples: Of it that were answered.
-        swift_model: As it was given.
-        super_model: As it was given.
-        score: It routes by default.
-        temperature: Of the scores.
-        flops_convention: How cost is counted.
-        max_length: Tokens that inputs are cut at, where the Swift runs here.
-        thresholds: Where they are from; empty if there are none.
-        thresholds_from: The same in words also then.
-        weights: Hash of each model's weights, empty where it is not known.
+        num_examples: How many of its examples were answered.
+        score: The score that routes by default.
+        max_length: Tokens that inputs are cut at, if the Swift runs here.
+        thresholds: Where they come from; empty if there are none.
+        thresholds_from: The same in words, also if there are none.
+        weights: Hash of each model's weights, empty if unknown.
     """
 
     evaluated_on: str
@@ -118,27 +110,27 @@ class EvaluatedPair:
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """Under what a threshold was chosen, or is checked, as far as it is known."""
+        """The known conditions that a threshold depends on."""
         known = {"flops_convention": self.flops_convention or None, "max_length": self.max_length}
         return {name: value for name, value in known.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointSummary(EvaluatedPair):
-    """All that an evaluation tells of a pair; a field that is ``None`` is left out of ``summary.json``.
+    """The results of a pair's evaluation; fields that are ``None`` are left out of ``summary.json``.
 
     Attributes:
         worth: What an answer is worth, by the first metric.
         qualities: By the metric's name; the first one chose the thresholds.
         operating_points: For each score its points ``held out, <name>`` and ``read here, <name>``.
-        cautions: What makes the figures say less than they seem to.
-        areas: As :func:`elang.method.bootstrap.compare_areas` gives them.
-        statements: As :func:`elang.evaluation.statements.check_statements` gives them.
+        cautions: Reasons to trust the figures less.
+        areas: From :func:`elang.method.bootstrap.compare_areas`.
+        statements: From :func:`elang.evaluation.statements.check_statements`.
         signatures: Of metrics of texts, by name.
-        lengths: Of generated texts, as :func:`elang.evaluation.cautions.length_bias` gives it.
+        lengths: Of generated texts, from :func:`elang.evaluation.cautions.length_bias`.
         within_rounding_of_threshold: ``share`` of examples whose score is within ``distance`` of the threshold for
-            parity, so that another precision may decide otherwise.
-        latency: Seconds of each model, as :func:`elang.backends.seconds.pair_latency` gives them.
+            parity, so another precision may decide otherwise.
+        latency: Seconds of each model, from :func:`elang.backends.seconds.pair_latency`.
         curve_points: How many points of the curves were ``written`` to ``curve.csv``, ``of`` how many.
     """
 
@@ -153,6 +145,11 @@ class JointSummary(EvaluatedPair):
     within_rounding_of_threshold: dict[str, float] | None = None
     latency: dict[str, dict[str, Any]] | None = None
     curve_points: dict[str, int] | None = None
+
+    @property
+    def first(self) -> QualitySummary:
+        """The summary of the first metric, which chose the thresholds."""
+        return next(iter(self.qualities.values()))
 
     def as_dict(self) -> dict[str, Any]:
         """The contents of ``summary.json``, with NaN and infinities still in it."""
@@ -169,26 +166,26 @@ def summarize_pair(
     manifest: Manifest | None,
     rounding: float,
 ) -> JointSummary:
-    """Summarize an evaluation.
+    """Summarize the answers to an evaluation set.
 
     Args:
         about: The pair, and how it is evaluated.
-        answers: The evaluation set's.
-        qualities: The task's metrics, the first one is the one that thresholds were chosen by.
+        answers: Of the pair.
+        qualities: The task's metrics; the first one chose the thresholds.
         thresholds: Chosen elsewhere; reported on this set.
         label_names: The classes.
-        expected: Examples of the set; fewer may have been answered.
+        expected: Size of the evaluation set; fewer examples may have been answered.
         manifest: Its statements are checked.
         rounding: How far a score may be off in the precision of the evaluation.
     """
     worth = Worth(**answers.kind.worth(qualities[0].name, answers.targets))
-    warned = cautions(answers, label_names, worth.largest) + repeated(answers.key, answers.unit)
+    warnings = cautions(answers, label_names, worth.largest) + repeated(answers.key, answers.unit)
     if about.weights["swift"] == about.weights["super"] != "":
-        warned.insert(0, "Swift and Super are the same model")
+        warnings.insert(0, "Swift and Super are the same model")
     if len(answers) < expected:
-        warned.insert(0, f"only {len(answers)} of {expected} examples of '{about.evaluated_on}' were answered")
+        warnings.insert(0, f"only {len(answers)} of {expected} examples of '{about.evaluated_on}' were answered")
     statements = None
-    # Thresholds are on the scale of their own temperature.
+    # Thresholds are comparable with scores of the same temperature only.
     if manifest is not None and manifest.temperature == about.temperature:
         statements = check_statements(
             manifest,
@@ -200,17 +197,18 @@ def summarize_pair(
             conditions=about.conditions,
         )
     near = None
-    parity = thresholds.get(about.score, {}).get("parity")
-    if parity is not None and math.isfinite(threshold := float(parity["threshold"])):
-        share = share_near_threshold(answers.scores[about.score], threshold, rounding)
-        near = {"distance": rounding, "share": share}
-    generates = answers.kind.generates
+    threshold = float(thresholds.get(about.score, {}).get("parity", {"threshold": math.nan})["threshold"])
+    if math.isfinite(threshold):
+        # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
+        within = (answers.scores[about.score] - threshold).abs() <= rounding
+        near = {"distance": rounding, "share": float(within.double().mean())}
+    generates, summaries = answers.kind.generates, {q.name: summarize(answers, q, thresholds) for q in qualities}
     return JointSummary(
         **vars(about),
         worth=worth,
-        qualities={q.name: summarize(answers, q, thresholds) for q in qualities},
-        operating_points=operating_points(answers, qualities, thresholds),
-        cautions=warned,
+        qualities=summaries,
+        operating_points=operating_points(answers, qualities, summaries[qualities[0].name]),
+        cautions=warnings,
         areas=compare_areas(answers.scores, answers.gain, about.score),
         statements=statements,
         signatures={q.name: signature(q.name) for q in qualities} if generates else None,
@@ -220,30 +218,22 @@ def summarize_pair(
 
 
 def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) -> QualitySummary:
-    """Read everything off one metric's curves.
-
-    Args:
-        answers: The evaluation set's.
-        quality: The metric.
-        thresholds: Chosen elsewhere, as by :func:`elang.evaluation.pair.choose_thresholds`.
-    """
+    """Read the points and areas of one metric's curves, with thresholds chosen elsewhere beside the set's own."""
     curves = pair_curves(answers, quality)
     check_curves(answers, quality, curves)
-    random, oracle, gain = curves["random"], curves["oracle"], answers.gain
+    random, gain = curves["random"], answers.gain
     scores = {}
     for name, curve in curves.items():
-        points = {key: at_parity(curve, fraction) for key, fraction in FRACTIONS.items()}
-        points |= {key: at_share(curve, share) for key, share in SHARES.items()} | {"best": at_best(curve)}
-        points |= {
-            key: at_budget(curve, share * curve.super_cost)
-            for key, share in BUDGETS.items()
-            if float(curve.cost[0]) <= share * curve.super_cost
-        }
-        scores[name] = ScoreSummary(
-            area=relative_area(curve, random, oracle),
-            on_this_set={key: curve[index] for key, index in points.items()},
-            held_out={key: _at_entry(curve, entry) for key, entry in thresholds.get(name, {}).items()},
-        )
+        here = {key: curve[index] for key, (index, _) in named_points(curve, quality.name).items()}
+        here["best"] = curve[at_best(curve)]
+        for key, share in BUDGETS.items():
+            if float(curve.cost[0]) <= share * curve.super_cost:
+                here[key] = curve[at_budget(curve, share * curve.super_cost)]
+        held_out = {}
+        for key, entry in thresholds.get(name, {}).items():
+            threshold = float(entry["threshold"])
+            held_out[key] = replace(curve[at_threshold(curve, threshold)], threshold=threshold)
+        scores[name] = ScoreSummary(relative_area(curve, random, curves["oracle"]), here, held_out)
     return QualitySummary(
         num_examples=len(answers),
         quality_name=quality.name,
@@ -256,37 +246,17 @@ def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) ->
 
 
 def operating_points(
-    answers: PairAnswers, qualities: list[Quality], thresholds: Thresholds
+    answers: PairAnswers, qualities: list[Quality], first: QualitySummary
 ) -> dict[str, dict[str, OperatingPoint]]:
-    """All metrics at the same operating points, which the first one chose.
-
-    Args:
-        answers: The evaluation set's.
-        qualities: Each is scored from scratch at each point.
-        thresholds: Chosen elsewhere.
-
-    Returns:
-        For each score its points ``held out, <name>`` and ``read here, <name>``.
-    """
-    curves = pair_curves(answers, qualities[0])
+    """All metrics at the operating points that the first metric chose: for each score those of the table's columns."""
     points: dict[tuple[str, str], Point] = {}
     for score in answers.scores:
-        curve = curves[score]
-        for name, entry in thresholds.get(score, {}).items():
-            if name in FRACTIONS:
-                points[score, f"held out, {name}"] = _at_entry(curve, entry)
-        for name, fraction in FRACTIONS.items():
-            points[score, f"read here, {name}"] = curve[at_parity(curve, fraction)]
-    kept = [~route(answers.scores[score], point.threshold) for (score, _), point in points.items()]
-    lost = torch.stack([answers.gain * each for each in kept], 1)
-    found: dict[str, dict[str, OperatingPoint]] = {score: {} for score in answers.scores}
-    for ((score, name), point), difference in zip(points.items(), lost_to_super(lost), strict=True):
+        row = first.scores[score]
+        points |= {(score, f"held out, {name}"): point for name, point in row.held_out.items() if name in FRACTIONS}
+        points |= {(score, f"read here, {name}"): row.on_this_set[name] for name in FRACTIONS}
+    lost = [answers.gain * ~route(answers.scores[score], point.threshold) for (score, _), point in points.items()]
+    result: dict[str, dict[str, OperatingPoint]] = {score: {} for score in answers.scores}
+    for ((score, name), point), difference in zip(points.items(), lost_to_super(torch.stack(lost, 1)), strict=True):
         metrics = {q.name: answers.quality_at(q, score, point.threshold) for q in qualities}
-        found[score][name] = OperatingPoint(**vars(point), qualities=metrics, to_super=difference)
-    return found
-
-
-def _at_entry(curve: OperatingCurve, entry: dict[str, Any]) -> Point:
-    """The point of a curve at a threshold that was chosen elsewhere."""
-    threshold = float(entry["threshold"])
-    return replace(curve[at_threshold(curve, threshold)], threshold=threshold)
+        result[score][name] = OperatingPoint(**vars(point), qualities=metrics, to_super=difference)
+    return result

@@ -1,104 +1,68 @@
-"""``summary.json`` of an evaluation, read back with every field checked that is used later."""
+"""Reads ``summary.json`` of an evaluation, and checks every field that is used later."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from elang import json_files as check
 from elang.errors import InputError
-from elang.evaluation.summary import (
-    Alone,
-    JointSummary,
-    OperatingPoint,
-    QualitySummary,
-    ScoreSummary,
-    Worth,
-)
-from elang.json_files import (
-    MEASURED,
-    OBJECT,
-    OBJECTS,
-    POSITIVE,
-    TEXT,
-    TEXTS,
-    TRUTH,
-    Check,
-    check_fields,
-    is_number,
-    number,
-    read_object,
-    whole,
-)
+from elang.evaluation.summary import Alone, JointSummary, OperatingPoint, QualitySummary, ScoreSummary, Worth
 from elang.method.curve.points import Point
 from elang.method.quality.registry import QUALITIES
 from elang.records.reading import check_format
 
 FILENAME = "summary.json"
-_MAYBE: Check = ("a finite number, or null", lambda v: v is None or is_number(v))
-_NEEDED = (
-    "evaluated_on",
-    "score",
-    "temperature",
-    "qualities",
-    "swift_model",
-    "super_model",
-    "thresholds_from",
-    "worth",
-)
-_FIELDS: dict[str, Check] = {
-    **dict.fromkeys(("evaluated_on", "score", "swift_model", "super_model", "thresholds_from"), TEXT),
-    "flops_convention": TEXT,
-    "num_examples": whole(1),
-    "temperature": POSITIVE,
-    "weights": (
-        "an object of texts",
-        lambda v: isinstance(v, dict) and all(isinstance(one, str) for one in v.values()),
-    ),
-    "worth": OBJECT,
+_NUMBER: check.Check = ("a finite number, or null", lambda v: v is None or check.is_number(v))
+_WORTH = {"unit": check.TEXT, "largest": ("a number above 0, or null", lambda v: v is None or check.POSITIVE[1](v))}
+_NEEDED: dict[str, check.Check] = {
+    **dict.fromkeys(("evaluated_on", "score", "swift_model", "super_model", "thresholds_from"), check.TEXT),
+    "temperature": check.POSITIVE,
     "qualities": (
         "an object of metrics that elang knows",
-        lambda v: OBJECTS[1](v) and bool(v) and v.keys() <= QUALITIES.keys(),
+        lambda v: check.OBJECTS[1](v) and bool(v) and v.keys() <= QUALITIES.keys(),
     ),
-    "operating_points": OBJECTS,
-    "areas": OBJECTS,
-    "latency": OBJECTS,
-    "cautions": TEXTS,
-    "signatures": OBJECT,
+    "worth": check.OBJECT,
+}
+_OPTIONAL: dict[str, check.Check] = {
+    "flops_convention": check.TEXT,
+    "num_examples": check.whole(1),
+    "weights": ("an object of texts", lambda v: check.OBJECT[1](v) and check.TEXTS[1](list(v.values()))),
+    **dict.fromkeys(("operating_points", "areas", "latency"), check.OBJECTS),
+    "cautions": check.TEXTS,
+    "signatures": check.OBJECT,
     "statements": ("a list of objects", lambda v: isinstance(v, list) and all(isinstance(one, dict) for one in v)),
 }
-_WORTH = {"unit": TEXT, "largest": ("a number above 0, or null", lambda v: v is None or POSITIVE[1](v))}
-_MODEL = {"quality": _MAYBE, "cost": _MAYBE}
-_QUALITY = {"num_examples": whole(1), "swift": OBJECT, "super": OBJECT, "scores": OBJECTS}
-_SCORE = {"area": _MAYBE, "held_out": OBJECTS, "on_this_set": OBJECTS}
-_POINT = {
-    "threshold": MEASURED,
-    "deferred_share": number(0, 1),
-    "quality": _MAYBE,
-    "cost": _MAYBE,
-    "speedup": MEASURED,
-    "qualities": OBJECT,
+_QUALITY = {"num_examples": check.whole(1), "swift": check.OBJECT, "super": check.OBJECT, "scores": check.OBJECTS}
+_MODEL = {"quality": _NUMBER, "cost": _NUMBER}
+_SCORE = {"area": _NUMBER, "held_out": check.OBJECTS, "on_this_set": check.OBJECTS}
+_POINT = {"threshold": check.MEASURED, "deferred_share": check.number(0, 1), **_MODEL, "speedup": check.MEASURED}
+_TO_SUPER = dict.fromkeys(("difference", "low", "high"), _NUMBER)
+_INTERVAL = dict.fromkeys(("low", "high"), check.number())
+_DIFFERENCE = dict.fromkeys(("difference", "difference_low", "difference_high"), check.number())
+_LATENCY = {
+    **dict.fromkeys(("batch 1", "at best batch"), check.POSITIVE),
+    "best batch": check.whole(1),
+    "tokens": check.whole(0),
 }
-_TO_SUPER = dict.fromkeys(("difference", "low", "high"), _MAYBE)
-_AREA = dict.fromkeys(("low", "high", "difference", "difference_low", "difference_high"), number())
-_LATENCY = {**dict.fromkeys(("batch 1", "at best batch"), POSITIVE), "best batch": whole(1), "tokens": whole(0)}
-_STATEMENT: dict[str, Check] = {
-    **dict.fromkeys(("name", "score", "statement"), TEXT),
-    "same_slice": TRUTH,
-    "warnings": TEXTS,
-    "verdict": TEXT,
-    **dict.fromkeys(("observed", "allowed"), number()),
+_STATEMENT: dict[str, check.Check] = {
+    **dict.fromkeys(("name", "score", "statement"), check.TEXT),
+    "same_slice": check.TRUTH,
+    "warnings": check.TEXTS,
 }
+_VERDICT = {"verdict": check.TEXT, "observed": check.number(), "allowed": check.number()}
 
 
 def read_summary(folder: Path) -> JointSummary:
     """Read an evaluation's ``summary.json``.
 
     Raises:
-        InputError: If there is none, it is one of an earlier version, or a field has a value that it cannot have.
+        InputError: If it is missing, from an earlier version, or a field has an impossible value.
     """
     path = folder / FILENAME
     try:
-        return parse_summary(read_object(path))
+        return parse_summary(check.read_object(path))
     except FileNotFoundError as error:
         raise InputError(
             f"'{folder}' is no folder that `elang validate` wrote ({error}). Give its --model.output."
@@ -111,7 +75,7 @@ def read_summary(folder: Path) -> JointSummary:
 
 
 def parse_summary(values: dict[str, Any]) -> JointSummary:
-    """Check the contents of a ``summary.json``, and make a summary of them; what is null becomes NaN.
+    """Check the contents of a ``summary.json`` and make a summary of them; null becomes NaN.
 
     Raises:
         ValueError: Naming the first field that is wrong.
@@ -119,91 +83,82 @@ def parse_summary(values: dict[str, Any]) -> JointSummary:
     if "worth" not in values:
         raise ValueError("its summary is of an earlier version")
     check_format(values)
-    _check(values)
-    own = {f.name: values[f.name] for f in fields(JointSummary) if f.name in values}
-    own["worth"] = Worth(values["worth"]["largest"], values["worth"]["unit"])
-    own["qualities"] = {name: _quality(name, part) for name, part in values["qualities"].items()}
-    own["operating_points"] = {
-        score: {name: _operating_point(point) for name, point in points.items()}
+    _check_all(values, _NEEDED)
+    check.check_fields(values, _OPTIONAL)
+    _check_all(values["worth"], _WORTH, "worth.")
+    known: dict[str, Any] = {f.name: values[f.name] for f in fields(JointSummary) if f.name in values}
+    known["worth"] = Worth(**{name: values["worth"][name] for name in _WORTH})
+    known["qualities"] = {name: _quality(name, part, values["score"]) for name, part in values["qualities"].items()}
+    known.setdefault("num_examples", next(iter(known["qualities"].values())).num_examples)
+    known["operating_points"] = {
+        score: {name: _operating_point(point, f"operating_points.{score}.{name}") for name, point in points.items()}
         for score, points in values.get("operating_points", {}).items()
     }
-    return JointSummary(num_examples=own.pop("num_examples", next(iter(own["qualities"].values())).num_examples), **own)
+    for score, area in values.get("areas", {}).items():
+        check.check_fields(area, _INTERVAL, where=f"areas.{score}.")
+        if "difference" in area:
+            _check_all(area, _INTERVAL | _DIFFERENCE, f"areas.{score}.")
+    for name, times in values.get("latency", {}).items():
+        _check_all(times, _LATENCY, f"latency.{name}.")
+    for place, statement in enumerate(values.get("statements", [])):
+        _check_all(statement, _STATEMENT | (_VERDICT if "verdict" in statement else {}), f"statements.{place}.")
+    return JointSummary(**known)
 
 
-def _measured(value: Any) -> float:
-    return math.nan if value is None else float(value)
+def _check_all(values: dict[str, Any], checks: Mapping[str, check.Check], where: str = "") -> None:
+    """Check that all fields are there, and what they are."""
+    check.check_fields(values, checks, tuple(checks), where=where)
 
 
-def _point(values: dict[str, Any]) -> Point:
-    return Point(**{f.name: _measured(values.get(f.name)) for f in fields(Point)})
-
-
-def _operating_point(values: dict[str, Any]) -> OperatingPoint:
-    qualities = {name: _measured(value) for name, value in values.get("qualities", {}).items()}
-    return OperatingPoint(**vars(_point(values)), qualities=qualities, to_super=values.get("to_super"))
-
-
-def _quality(name: str, values: dict[str, Any]) -> QualitySummary:
+def _quality(name: str, values: dict[str, Any], routing: str) -> QualitySummary:
+    """One metric's summary, which must have the score that routes."""
+    where = f"qualities.{name}."
+    _check_all(values, _QUALITY, where)
+    for model in ("swift", "super"):
+        _check_all(values[model], _MODEL, f"{where}{model}.")
+    scores = {score: _score(part, f"{where}scores.{score}.") for score, part in values["scores"].items()}
+    if routing not in scores:
+        raise ValueError(f"it has no '{where}scores.{routing}', the score that routes")
     return QualitySummary(
         num_examples=values["num_examples"],
         quality_name=name,
         swift=_point(values["swift"]),
-        super=Alone(_measured(values["super"]["quality"]), _measured(values["super"]["cost"])),
-        only_super_right=_measured(values.get("only_super_right")),
-        only_swift_right=_measured(values.get("only_swift_right")),
-        scores={
-            score: ScoreSummary(
-                _measured(part["area"]),
-                *({key: _point(point) for key, point in part[kind].items()} for kind in ("on_this_set", "held_out")),
-            )
-            for score, part in values["scores"].items()
-        },
+        super=Alone(_number(values["super"]["quality"]), _number(values["super"]["cost"])),
+        only_super_right=_number(values.get("only_super_right")),
+        only_swift_right=_number(values.get("only_swift_right")),
+        scores=scores,
     )
 
 
-def _check(found: dict[str, Any]) -> None:
-    """Check all fields of a summary.
-
-    Raises:
-        ValueError: Naming the first that is wrong.
-    """
-    check_fields(found, _FIELDS, _NEEDED)
-    check_fields(found["worth"], _WORTH, ("unit", "largest"), "worth.")
-    for name, quality in found["qualities"].items():
-        at = f"qualities.{name}."
-        check_fields(quality, _QUALITY, tuple(_QUALITY), at)
-        for model in ("swift", "super"):
-            check_fields(quality[model], _MODEL, tuple(_MODEL), f"{at}{model}.")
-        for score, of in quality["scores"].items():
-            check_fields(of, _SCORE, tuple(_SCORE), f"{at}scores.{score}.")
-            for kind in ("held_out", "on_this_set"):
-                _check_points(of[kind], f"{at}scores.{score}.{kind}.")
-            if "parity" not in of["on_this_set"]:
-                raise ValueError(f"it has no '{at}scores.{score}.on_this_set.parity'")
-        if found["score"] not in quality["scores"]:
-            raise ValueError(f"it has no '{at}scores.{found['score']}', the score that routes")
-    for score, points in found.get("operating_points", {}).items():
-        _check_points(points, f"operating_points.{score}.")
-        for name, point in points.items():
-            at = f"operating_points.{score}.{name}."
-            check_fields(point.get("qualities", {}), dict.fromkeys(found["qualities"], _MAYBE), where=f"{at}qualities.")
-            if point.get("to_super") is not None:
-                check_fields(point, {"to_super": OBJECT}, where=at)
-                check_fields(point["to_super"], _TO_SUPER, tuple(_TO_SUPER), f"{at}to_super.")
-    for score, area in found.get("areas", {}).items():
-        compared = tuple(_AREA) if "difference" in area else ()
-        check_fields(area, _AREA, compared, f"areas.{score}.")
-    for name, times in found.get("latency", {}).items():
-        check_fields(times, _LATENCY, tuple(_LATENCY), f"latency.{name}.")
-    for place, statement in enumerate(found.get("statements", [])):
-        told = ("observed", "allowed") if "verdict" in statement else ()
-        needed = ("name", "score", "statement", "same_slice", "warnings", *told)
-        check_fields(statement, _STATEMENT, needed, f"statements.{place}.")
+def _score(values: dict[str, Any], where: str) -> ScoreSummary:
+    _check_all(values, _SCORE, where)
+    if "parity" not in values["on_this_set"]:
+        raise ValueError(f"it has no '{where}on_this_set.parity'")
+    points = {}
+    for kind in ("on_this_set", "held_out"):
+        for name, point in values[kind].items():
+            _check_all(point, _POINT, f"{where}{kind}.{name}.")
+        points[kind] = {name: _point(point) for name, point in values[kind].items()}
+    return ScoreSummary(area=_number(values["area"]), **points)
 
 
-def _check_points(points: dict[str, Any], where: str) -> None:
-    needed = ("threshold", "deferred_share", "quality", "cost", "speedup")
-    for name, point in points.items():
-        if not isinstance(point, dict):
-            raise ValueError(f"its '{where}{name}' is no object of names and values")
-        check_fields(point, _POINT, needed, f"{where}{name}.")
+def _operating_point(values: Any, where: str) -> OperatingPoint:
+    if not isinstance(values, dict):
+        raise ValueError(f"its '{where}' is no object of names and values")
+    _check_all(values, _POINT, f"{where}.")
+    check.check_fields(values, {"qualities": check.OBJECT}, where=f"{where}.")
+    qualities, to_super = values.get("qualities", {}), values.get("to_super")
+    check.check_fields(qualities, dict.fromkeys(qualities, _NUMBER), where=f"{where}.qualities.")
+    if to_super is not None:
+        check.check_fields(values, {"to_super": check.OBJECT}, where=f"{where}.")
+        _check_all(to_super, _TO_SUPER, f"{where}.to_super.")
+    numbers = {name: _number(value) for name, value in qualities.items()}
+    return OperatingPoint(**vars(_point(values)), qualities=numbers, to_super=to_super)
+
+
+def _point(values: dict[str, Any]) -> Point:
+    return Point(**{f.name: _number(values.get(f.name)) for f in fields(Point)})
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -19,6 +19,7 @@ from elang.evaluation.pair import ROUTING_SLICE, Heads, PairAnswers, Thresholds,
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import slice_of
+from elang.evaluation.statements import report_dropped
 from elang.evaluation.summary import EvaluatedPair, JointSummary, summarize_pair
 from elang.locks import lock_for_all, unlock_output
 from elang.method.quality.registry import QUALITIES, QualityName
@@ -162,6 +163,7 @@ class JointModule(EvaluationModule):
             self.log(f"super/{quality.name}", read.super.quality, sync_dist=True)
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             if self.thresholds_manifest is not None:
+                report_dropped(self.output / "elang.json")
                 self.thresholds_manifest.write(self.output / "elang.json")
             write_made(self.output)
             write_report(self.output, pairs, evaluated, self.qualities, self.summary, self.label_names)

@@ -84,7 +84,7 @@ def test_a_super_of_unknown_cost_is_told(pair, joint_args, files, tmp_path, caps
     args = [str(tmp_path / "super.csv") if a == str(pair["super"]) else a for a in joint_args]
     assert main(["validate", *args, "--model.output", str(tmp_path / "joint")]) == 0
     said = capsys.readouterr().out
-    assert "--model.super_flops says it" in said
+    assert "give it with --model.super_flops" in said
     assert "-x" not in said
     assert "deferred, FLOPs speed-up -" in said
 

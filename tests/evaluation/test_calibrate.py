@@ -203,26 +203,29 @@ def test_what_to_do_where_examples_are_few():
     ]
     # By hand: 0.1 * (300 + 2 sqrt(300) + 2) / 100 = 0.3367, rounded up to 0.34.
     wider = (
-        "hold out more by --data.routing_fraction 0.34 or above (it was 0.1), from the Super on: it, its answers and "
-        "the Swift are made anew"
+        "hold out more by --data.routing_fraction 0.34 or above (it was 0.1), and make the Super, its answers and "
+        "the Swift again"
     )
-    said = _too_few(found, 300, "routing", [0.1])
+    said = _too_few(found, 300, "routing", fractions=[0.1], kind="max_regret")
     assert sorted(said.split(", or ")) == sorted([*others, wider, more])
     assert said.endswith(f", or {more}")
     trained = "run `elang validate` with --data.routing_fraction 0.34, which the Swift was trained with"
-    assert trained in _too_few(found, 300, "routing", [0.1, 0.34])
-    assert "0.34 or above" in _too_few(found, 300, "routing", [0.1, 0.33])
+    assert trained in _too_few(found, 300, "routing", fractions=[0.1, 0.34], kind="max_regret")
+    assert "0.34 or above" in _too_few(found, 300, "routing", fractions=[0.1, 0.33], kind="max_regret")
     # 0.5 and no more: 0.1 * (x + 2 sqrt(x) + 2) / 100 is 0.5 at x = 455.3.
-    assert "0.5 or above" in _too_few(found, 455, "routing", [0.1])
-    assert "hold out" not in _too_few(found, 456, "routing", [0.1])
-    assert "hold out" not in _too_few(found, 300, "routing", [0.0])
-    assert _too_few(found, 300, "dev", [0.1]).split(", or ") == [
+    assert "0.5 or above" in _too_few(found, 455, "routing", fractions=[0.1], kind="max_regret")
+    assert "hold out" not in _too_few(found, 456, "routing", fractions=[0.1], kind="max_regret")
+    assert "hold out" not in _too_few(found, 300, "routing", fractions=[0.0], kind="max_regret")
+    assert _too_few(found, 300, "dev", fractions=[0.1], kind="max_regret").split(", or ") == [
         *reversed(others),
         "evaluate on more examples of 'dev'",
         more,
     ]
-    assert _too_few(found, 301, "validation", [0.1]) == f"evaluate on more examples of 'validation', or {more}"
-    assert "--split validation" not in _too_few(found, 300, "validation", [0.1])
+    assert (
+        _too_few(found, 301, "validation", fractions=[0.1], kind="max_regret")
+        == f"evaluate on more examples of 'validation', or {more}"
+    )
+    assert "--split validation" not in _too_few(found, 300, "validation", fractions=[0.1], kind="max_regret")
 
 
 def test_a_drop_by_betting_is_what_is_written_down():
@@ -334,7 +337,7 @@ def test_each_attempt_on_a_slice_costs(tmp_path, fails):
     enough = []
 
     def ask(what, key=key, error=0.05):
-        return attempt(ledger, slice_of(key), {"what": what}, error, lambda *one: enough.append(one))
+        return attempt(ledger, slice_of(key), {"what": what}, error=error, check=lambda *one: enough.append(one))
 
     assert ask("a") == (0.05, 1, 0.05)
     assert ask("a") == (0.05, 1, 0.05)
@@ -350,7 +353,7 @@ def test_each_attempt_on_a_slice_costs(tmp_path, fails):
 
     before = ledger.read_bytes()
     with pytest.raises(InputError, match="too few"):
-        attempt(ledger, slice_of(key), {"what": "new"}, 0.05, too_few)
+        attempt(ledger, slice_of(key), {"what": "new"}, error=0.05, check=too_few)
     assert ledger.read_bytes() == before
     with pytest.raises(InputError, match="No confidence is left"):
         ask("d", error=0.99) and ask("e", error=0.99)
@@ -359,7 +362,7 @@ def test_each_attempt_on_a_slice_costs(tmp_path, fails):
         ask("a")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--ledger"):
-        attempt(tmp_path / "file" / "x.json", slice_of(key), {"what": 1}, 0.05, too_few)
+        attempt(tmp_path / "file" / "x.json", slice_of(key), {"what": 1}, error=0.05, check=too_few)
     # However many come, twice the first is never spent.
     levels = [next_level(k, 0.05 * (2 - 0.5 ** (k - 1)) if k else 0.0, 0.05) for k in range(50)]
     assert sum(levels) < 0.1
@@ -367,17 +370,21 @@ def test_each_attempt_on_a_slice_costs(tmp_path, fails):
 
 def test_a_promise_in_words():
     score = [i / 10 for i in range(1, 101)]
-    entry = _promise(costed(score, [0.0] * 90 + [1.0] * 10), "max_regret", 0.1, 0.2, 1)
+    entry = _promise(costed(score, [0.0] * 90 + [1.0] * 10), "max_regret", 0.1, level=0.2, together=1)
     assert entry["claim"] == (
         "For at most 10% of new inputs like these the Swift's answer is used and wrong although the Super's is right"
     )
-    assert entry["evidence"].startswith("6 of 100 distinct texts (p = 0.12). There 4.0% of the inputs were deferred")
+    assert entry["evidence"].startswith(
+        "6 of 100 distinct texts (p = 0.12). In calibration, 4.0% of the inputs were deferred"
+    )
     assert (entry["max_regret"], entry["level"], entry["num_examples"]) == (0.1, 0.2, 100)
-    entry = _promise(costed(score, [0.0] * 90 + [0.5] * 10, "chrf, from 0 to 1"), "max_drop", 0.1, 0.2, 3)
+    entry = _promise(
+        costed(score, [0.0] * 90 + [0.5] * 10, "chrf, from 0 to 1"), "max_drop", 0.1, level=0.2, together=3
+    )
     assert "the pair's mean worth (chrf, from 0 to 1) is at most 0.1 below the Super's" in entry["claim"]
     assert "3 promises were tested together." in entry["evidence"]
     found = costed(score, [0.0] * 100, unit=torch.arange(100) // 2)
-    entry = _promise(found, "max_drop", 0.1, 0.2, 1)
+    entry = _promise(found, "max_drop", 0.1, level=0.2, together=1)
     assert entry["claim"].endswith(
         "(share of right answers) is at most 0.1 below the Super's, each group counting once"
     )
@@ -467,41 +474,41 @@ def test_a_statement_is_checked_on_independent_examples():
 
 def test_budgets_by_hand():
     found = costed([0.1, 0.2, 0.3, 0.4], [0.0, 1.0, 0.0, 1.0])
-    entry = by_budget(found, "super_share", 0.5, {})
+    entry = by_budget(found, "super_share", 0.5, latency={})
     assert entry["threshold"] == pytest.approx(0.2)
-    half = " There 50.0% of the inputs were deferred, which makes a FLOPs speed-up of 1.54x."
+    half = " In calibration, 50.0% of the inputs were deferred, which makes a FLOPs speed-up of 1.54x."
     assert entry["statement"] == (
         f"The Super answers at most 0.5 of the inputs. Nothing is promised of its quality.{half}"
     )
     assert entry["rule"] == "most deferral up to 0.5 of the inputs"
     assert (entry["super_share"], entry["deferred_share"]) == (0.5, 0.5)
     # One of four deferred costs (3 * 1 + 12) / 4 = 3.75, two of them 6.5.
-    entry = by_budget(found, "flops", 0.4, {})
+    entry = by_budget(found, "flops", 0.4, latency={})
     assert entry["threshold"] == pytest.approx(0.3)
     assert entry["statement"] == (
-        "The pair takes at most 0.4 of the Super's FLOPs. Nothing is promised of its quality. There 25.0% of the "
-        "inputs were deferred, which makes a FLOPs speed-up of 2.67x."
+        "The pair takes at most 0.4 of the Super's FLOPs. Nothing is promised of its quality. In calibration, 25.0% of "
+        "the inputs were deferred, which makes a FLOPs speed-up of 2.67x."
     )
     assert entry["rule"] == "best quality within 0.4 of the Super's FLOPs"
-    assert by_budget(found, "flops", 0.65, {})["threshold"] == pytest.approx(0.3)
+    assert by_budget(found, "flops", 0.65, latency={})["threshold"] == pytest.approx(0.3)
     times = {"swift": {"batch 1": 0.1}, "super": {"batch 1": 1.0}}
-    entry = by_budget(found, "latency", 0.61, times)
+    entry = by_budget(found, "latency", 0.61, latency=times)
     assert entry["deferred_share"] == 0.5
     assert entry["statement"] == (
         "An input takes at most 0.61 s at batch 1 on average, measured one by one. Nothing is promised of its quality."
         + half
     )
     assert entry["rule"] == "most deferral within 0.61 s an input at batch 1"
-    assert by_budget(found, "latency", 0.1, times)["threshold"] == math.inf
-    assert by_budget(found, "latency", 9.0, times)["threshold"] == -math.inf
+    assert by_budget(found, "latency", 0.1, latency=times)["threshold"] == math.inf
+    assert by_budget(found, "latency", 9.0, latency=times)["threshold"] == -math.inf
     with pytest.raises(InputError, match=r"^The Swift alone takes 0\.1 s an input, more than --latency 0\.09\.$"):
-        by_budget(found, "latency", 0.09, times)
+        by_budget(found, "latency", 0.09, latency=times)
     for missing in ({}, {"swift": {"batch 1": 0.1}}, {"swift": {}, "super": {"batch 1": 1}}):
         with pytest.raises(InputError, match=r"^--latency reads what `elang validate --model.latency true` measured"):
-            by_budget(found, "latency", 0.5, missing)
+            by_budget(found, "latency", 0.5, latency=missing)
     found.costs = replace(found.costs, super_=torch.full((4,), math.nan).double())
     with pytest.raises(InputError, match=r"^The records do not say what the Super costs: give --model.super_flops"):
-        by_budget(found, "flops", 0.5, {})
+        by_budget(found, "flops", 0.5, latency={})
 
 
 @pytest.fixture(scope="module")
@@ -689,6 +696,23 @@ def test_several_attempts_on_a_slice(pair, joint, tmp_path, fails):
     assert made["notices"] == notices()
     assert "as attempt 4" in fails([*base[:3], "0.01"], "at least")
     shutil.rmtree(other)
+
+
+def test_an_evaluation_that_drops_certified_thresholds_says_so(joint, joint_args, tmp_path):
+    folder = shutil.copytree(joint, tmp_path / "joint")
+    again = ["validate", "--model.output", str(folder), *joint_args]
+    assert main(["calibrate", str(folder), "--super_share", "0.3", "--name", "mine"]) == 0
+    assert main(again) == 0
+    (said,) = [one["text"] for one in notices() if one["kind"] == "dropped-thresholds"]
+    assert "'mine'" in said
+    assert "elang calibrate" in said
+    assert "mine" not in json.loads((folder / "elang.json").read_text())["thresholds"]["max_softmax"]
+    assert said in [one["text"] for one in json.loads((folder / "made.json").read_text())["notices"]]
+    # Now none are left, and a damaged file is replaced as before.
+    assert main(again) == 0
+    (folder / "elang.json").write_text("{")
+    assert main(again) == 0
+    assert "dropped-thresholds" not in [one["kind"] for one in notices()]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""An evaluation's folder, read back."""
+"""Reads the folder of an evaluation, and checks what a report needs of it."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from elang.errors import InputError
 from elang.evaluation.statements import check_statements
-from elang.evaluation.summary import QualitySummary
 from elang.evaluation.summary_file import read_summary
 from elang.json_files import OBJECT, TEXT, Check, check_fields, read_object
 from elang.method.quality.metric import Quality
@@ -25,6 +24,7 @@ _MADE: dict[str, Check] = {
     "seed": ("a text, or null", lambda v: v is None or isinstance(v, str)),
     "versions": OBJECT,
 }
+_CLASSES = ("label", "swift_prediction", "super_prediction")
 
 
 @dataclass
@@ -39,8 +39,8 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         self.summary = read_summary(self.folder)
-        self.score = self.summary.score
-        self.quality_name: Any = next(iter(self.summary.qualities))
+        self.score, self.first = self.summary.score, self.summary.first
+        self.metric: Any = self.first.quality_name
         for name, read in (
             ("records.parquet", self._read_records),
             ("curve.csv", self._read_curves),
@@ -50,7 +50,7 @@ class Evaluation:
                 read(self.folder / name)
             except InputError:
                 raise
-            except Exception as error:  # whatever the readers say of a damaged file
+            except Exception as error:  # whatever the readers raise for a damaged file
                 raise InputError(
                     f"'{self.folder / name}' is not what `elang validate` wrote ({error}). Run `elang validate` again."
                 ) from error
@@ -59,42 +59,36 @@ class Evaluation:
         frame, _ = read_parquet(path)
         self.label_names: list[str] = read_about(path).get("label_names", [])
         self.frame = frame[frame["split"] == self.summary.evaluated_on].reset_index(drop=True)
-        wanted = self.found.num_examples
-        if len(self.frame) != wanted:
-            raise ValueError(f"it has {len(self.frame)} rows of '{self.summary.evaluated_on}', not {wanted}")
-        for name in (
-            "id",
-            "key",
-            f"score_{self.score}",
-            "gain",
-            *(["swift_tokens"] if "swift_tokens" in frame else []),
-        ):
-            if name not in self.frame:
+        if len(self.frame) != (expected := self.first.num_examples):
+            raise ValueError(f"it has {len(self.frame)} rows of '{self.summary.evaluated_on}', not {expected}")
+        for name in ("id", "key", f"score_{self.score}", "gain", "swift_tokens"):
+            if name in self.frame:
+                numbers(self.frame, name, str(path), whole=name in ("id", "key"))
+            elif name != "swift_tokens":
                 raise ValueError(f"it has no column '{name}'")
-            numbers(self.frame, name, str(path), whole=name in ("id", "key"))
         if self.quality is not None and self.labels is not None:
-            for name, column in zip(("label", "swift_prediction", "super_prediction"), self.labels, strict=True):
-                if not len(self.label_names) > int(column.max()) or int(column.min()) < -(name != "label"):
+            for name, column in zip(_CLASSES, self.labels, strict=True):
+                # -1 is an answer that names no class.
+                if int(column.max()) >= len(self.label_names) or int(column.min()) < (0 if name == "label" else -1):
                     raise ValueError(f"a '{name}' is none of the {len(self.label_names)} classes")
         if "swift_logits" in self.frame:
             first = self.frame["swift_logits"].iloc[0]
             size = len(first) if hasattr(first, "__len__") else 0
-            self.logits = torch.from_numpy(vectors(self.frame, "swift_logits", size, str(path), missing=True))
+            self.logits = torch.from_numpy(vectors(self.frame, "swift_logits", size, path=str(path), missing=True))
 
     def _read_curves(self, path: Path) -> None:
         import pandas as pd
 
         self.curves = pd.read_csv(path, **exact_floats())
-        named = ["threshold", "deferred_share", *self.summary.qualities, "flops", "speedup"]
-        for name in ("score", *named):
+        for name in ("score", "threshold", "deferred_share", *self.summary.qualities, "flops", "speedup"):
             if name not in self.curves:
                 raise ValueError(f"it has no column '{name}'")
             if name != "score" and self.curves[name].dtype.kind not in "if" and len(self.curves):
                 raise ValueError(f"its column '{name}' has values that are no numbers")
-        share, threshold = self.curve["deferred_share"], self.curve["threshold"]
-        if not len(self.curve) or not (share.between(0, 1).all() and share.is_monotonic_increasing):
+        share = self.curve["deferred_share"]
+        if not len(share) or not (share.between(0, 1).all() and share.is_monotonic_increasing):
             raise ValueError(f"it has no curve of the score '{self.score}' whose 'deferred_share' rises from 0 to 1")
-        if not threshold.is_monotonic_decreasing:
+        if not self.curve["threshold"].is_monotonic_decreasing:
             raise ValueError(f"the 'threshold' of '{self.score}' does not fall")
 
     def _read_made(self, path: Path) -> None:
@@ -103,14 +97,9 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """The folder's own name, or that of the task that it is in: of the first folder upwards that says something."""
+        """The name of the folder, or of the first one above it that is not a generic ``joint`` or ``runs``."""
         names = reversed(self.folder.resolve().parts[1:])
         return next((name for name in names if name not in ("joint", "runs")), self.folder.name)
-
-    @property
-    def found(self) -> QualitySummary:
-        """The first quality's part of the summary."""
-        return self.summary.qualities[self.quality_name]
 
     def column(self, name: str) -> Tensor:
         """A column of the records."""
@@ -123,32 +112,32 @@ class Evaluation:
 
     @cached_property
     def gain(self) -> Tensor:
-        """How much more the Super's answer is worth, of 1, ``(N,)``."""
+        """How much more the Super's answer is worth, as a share of the largest worth, ``(N,)``."""
         return self.column("gain").double() / (self.summary.worth.largest or 1.0)
 
     @cached_property
     def labels(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Label, Swift's and Super's prediction, where these are classes."""
-        names = ("label", "swift_prediction", "super_prediction")
-        if not all(name in self.frame and self.frame[name].dtype.kind == "i" for name in names):
+        """Label, Swift's and Super's prediction, if these are classes."""
+        if not all(name in self.frame and self.frame[name].dtype.kind == "i" for name in _CLASSES):
             return None
-        return self.column("label"), self.column("swift_prediction"), self.column("super_prediction")
+        label, swift, super_ = map(self.column, _CLASSES)
+        return label, swift, super_
 
     @cached_property
     def quality(self) -> Quality | None:
         """The metric, if it is a function of sums over the examples' labels."""
         if self.labels is None:
             return None
-        quality = QUALITIES[self.quality_name](len(self.label_names))
+        quality = QUALITIES[self.metric](len(self.label_names))
         return quality if quality.whole is None and quality.by_group is None and quality.target == "label" else None
 
     @cached_property
     def curve(self) -> Any:
-        """The routing score's curve, a row for each threshold."""
+        """The curve of the score that routes, a row for each threshold."""
         return self.curves[self.curves["score"] == self.score].reset_index(drop=True)
 
     def row_at(self, threshold: float) -> int:
-        """The row of the curve where a pair with this threshold works."""
+        """The row of the curve at which a pair with this threshold works."""
         if threshold >= float(self.routed.max()):
             return 0
         return min(int((self.curve["threshold"] > threshold).sum()), len(self.curve) - 1)
@@ -159,9 +148,9 @@ class Evaluation:
         path = self.folder / FILENAME
         return Manifest.read(path) if path.is_file() else None
 
-    @property
+    @cached_property
     def statements(self) -> list[dict[str, Any]]:
-        """What was promised of thresholds, and what became of it here."""
+        """What thresholds promise, and whether it holds here."""
         reported = self.summary.statements or []
         if self.manifest is None:
             return reported
@@ -176,23 +165,20 @@ class Evaluation:
         )
         return checked or reported
 
-    def chosen(self, wanted: str | None) -> tuple[str, float]:
-        """The name of the threshold that the page is about, and its value."""
-        # Those that were reported on, and those that have come into the folder since.
-        row = self.found.scores[self.score]
-        known = {name: point.threshold for name, point in row.held_out.items()}
-        if self.manifest is not None:
-            added = self.manifest.thresholds.get(self.score, {})
-            known |= {name: float(entry["threshold"]) for name, entry in added.items()}
-        if wanted is not None and wanted not in known:
-            named = self.manifest.thresholds if self.manifest else {}
-            others = [score for score in named if wanted in named[score]]
+    def threshold(self, name: str | None) -> tuple[str, float]:
+        """The name and the value of the threshold that the page is about: ``name``, or the most useful one."""
+        row = self.first.scores[self.score]
+        known = {key: point.threshold for key, point in row.held_out.items()}
+        by_score = self.manifest.thresholds if self.manifest else {}
+        # Some may have been added to the folder since the evaluation.
+        known |= {key: float(entry["threshold"]) for key, entry in by_score.get(self.score, {}).items()}
+        if name is not None and name not in known:
+            others = [repr(score) for score, named in by_score.items() if name in named]
             raise InputError(
-                f"'{self.folder}' has no threshold '{wanted}' for '{self.score}', which routes; there are "
-                f"{', '.join(known) or 'none'}."
-                + (f" '{wanted}' is one of {', '.join(map(repr, others))}." if others else "")
+                f"'{self.folder}' has no threshold '{name}' for '{self.score}', which routes; there are "
+                f"{', '.join(known) or 'none'}." + (f" '{name}' is one of {', '.join(others)}." if others else "")
             )
-        name = wanted or next((name for name in ("certified", "99%") if name in known), None)
+        name = name or next((usual for usual in ("certified", "99%") if usual in known), None)
         if name is not None:
             return name, known[name]
         return "parity, read here", row.on_this_set["parity"].threshold

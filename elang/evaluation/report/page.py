@@ -15,150 +15,136 @@ from elang.evaluation.report.folder import Evaluation
 from elang.method.bootstrap import lost_to_super
 from elang.method.deferral import route
 
-_MOST_TEXTS, _MOST_CHARACTERS, _MOST_CLASSES = 15, 400, 200
+_MAX_TEXTS, _MAX_CHARACTERS, _MAX_CLASSES = 15, 400, 200
 _STEPS = 400  # of the slider
+_POINTS = ("held out, 99%", "read here, parity")
 
 
-def section(one: Evaluation, label: str, wanted: str | None, beside: Path) -> dict[str, Any]:
-    """What the template shows of one evaluation."""
-    name, threshold = one.chosen(wanted)
-    deferred = route(one.routed, threshold)
+def section(evaluation: Evaluation, label: str, threshold_name: str | None, beside: Path) -> dict[str, Any]:
+    """What the template shows of one evaluation, whose figures are also written to a folder ``beside`` the page."""
+    summary, first, score = evaluation.summary, evaluation.first, evaluation.score
+    name, threshold = evaluation.threshold(threshold_name)
+    deferred, at = route(evaluation.routed, threshold), evaluation.row_at(threshold)
     with plain_texts():
-        figures = [curve_figure(one, name, threshold), score_figure(one, threshold), reliability_figure(one)]
-    drawn = [keep(figure, beside, f"{label}-{figure['name']}") for figure in figures if figure is not None]
-    at = one.row_at(threshold)
-    steps = np.linspace(0, len(one.curve) - 1, min(len(one.curve), _STEPS)).round().astype(int)
-    rows = np.unique([*steps, at])
-    curve = one.curve.iloc[rows]
-    latency = one.summary.latency or {}
-    times = {
+        figures = [curve_figure(evaluation, name, threshold), score_figure(evaluation, threshold)]
+        if (reliability := reliability_figure(evaluation)) is not None:
+            figures.append(reliability)
+    drawn = [keep(figure, beside, f"{label}-{figure['name']}") for figure in figures]
+    scores = []
+    for other, row in first.scores.items():
+        points = {key: row.point(key) for key in _POINTS}
+        against = area_difference(summary.areas.get(other, {}))
+        scores.append({"name": other, "area": row.area, "against": against, "points": points, "chosen": other == score})
+    return {
+        "label": label,
+        "id": "".join(c if c.isalnum() else "-" for c in label),
+        "summary": summary,
+        "found": first,
+        "quality": evaluation.metric,
+        "score": score,
+        "point": _point(evaluation, name, at=at, deferred=deferred),
+        "figures": drawn,
+        "slider": _slider(evaluation, at) | {key: drawn[0][key] for key in ("x", "y", "by")},
+        "scores": scores,
+        "times": [{"name": model, **times} for model, times in (summary.latency or {}).items()],
+        "classes": _classes(evaluation, deferred),
+        "lengths": _lengths(evaluation, deferred),
+        "needless": _texts(evaluation, deferred & (evaluation.gain <= 0), evaluation.routed),
+        "missed": _texts(evaluation, ~deferred & (evaluation.gain > 0), -evaluation.routed),
+        "statements": evaluation.statements,
+        "made": evaluation.made,
+    }
+
+
+def _slider(evaluation: Evaluation, start: int) -> dict[str, Any]:
+    """Points of the curve at even steps, and at the row where the slider starts."""
+    curve, latency = evaluation.curve, evaluation.summary.latency or {}
+    steps = np.linspace(0, len(curve) - 1, min(len(curve), _STEPS)).round().astype(int)
+    rows = np.unique([*steps, start])
+    columns = {"threshold": "threshold", "share": "deferred_share", "quality": evaluation.metric}
+    columns |= {"flops": "flops", "speedup": "speedup"}
+    slider: dict[str, Any] = {
+        key: [float(f"{value:.6g}") if math.isfinite(value) else None for value in curve[column].iloc[rows]]
+        for key, column in columns.items()
+    }
+    slider["times"] = {
         what: (latency["swift"][what], latency["super"][what])
         for what in ("batch 1", "at best batch")
         if {"swift", "super"} <= latency.keys()
     }
-    slider = {
-        "threshold": [_rounded(v) for v in curve["threshold"]],
-        "share": [_rounded(v) for v in curve["deferred_share"]],
-        "quality": [_rounded(v) for v in curve[one.quality_name]],
-        "flops": [_rounded(v) for v in curve["flops"]],
-        "speedup": [_rounded(v) for v in curve["speedup"]],
-        "times": times,
-        "start": int(np.searchsorted(rows, at)),
-        "x": drawn[0]["x"],
-        "y": drawn[0]["y"],
-        "by": drawn[0]["by"],
-    }
+    return slider | {"start": int(np.searchsorted(rows, start))}
+
+
+def _point(evaluation: Evaluation, name: str, *, at: int, deferred: Tensor) -> dict[str, Any]:
+    """The chosen point, at a row of the curve, and how sure its difference to the Super is."""
+    row, score = evaluation.curve.iloc[at], evaluation.score
+    same = [s["same_slice"] for s in evaluation.statements if s["name"] == name and s["score"] == score]
     return {
-        "label": label,
-        "id": "".join(c if c.isalnum() else "-" for c in label),
-        "summary": one.summary,
-        "found": one.found,
-        "quality": one.quality_name,
-        "score": one.score,
-        "point": _point(one, name, threshold, deferred),
-        "figures": drawn,
-        "slider": slider,
-        "scores": _scores(one),
-        "times": [{"name": name, **found} for name, found in latency.items()],
-        "classes": _classes(one, deferred),
-        "lengths": _lengths(one, deferred),
-        "needless": _texts(one, deferred & (one.gain <= 0), one.routed),
-        "missed": _texts(one, ~deferred & (one.gain > 0), -one.routed),
-        "statements": one.statements,
-        "made": one.made,
-    }
-
-
-def _rounded(value: float) -> float | None:
-    return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
-def _point(one: Evaluation, name: str, threshold: float, deferred: Tensor) -> dict[str, Any]:
-    """The chosen point, and how sure its difference to the Super is."""
-    row = one.curve.iloc[one.row_at(threshold)]
-    found = {
         "name": name,
         "share": float(deferred.double().mean()),
-        "quality": float(row[one.quality_name]),
+        "quality": float(row[evaluation.metric]),
         "speedup": float(row["speedup"]),
-        "same_slice": any(s["name"] == name and s["score"] == one.score and s["same_slice"] for s in one.statements),
-    }
-    # What the pair loses to the Super, by examples that are drawn again.
-    return found | lost_to_super((one.gain * ~deferred)[:, None])[0]
-
-
-def _scores(one: Evaluation) -> list[dict[str, Any]]:
-    """Every score's area and points."""
-    rows = []
-    for name, row in one.found.scores.items():
-        points = {"held out, 99%": row.held_out.get("99%"), "read here, parity": row.on_this_set["parity"]}
-        against = area_difference(one.summary.areas.get(name, {}))
-        rows.append({"name": name, "area": row.area, "against": against, "points": points, "chosen": name == one.score})
-    return rows
-
-
-def _rates(one: Evaluation, rows: Tensor, deferred: Tensor) -> dict[str, Any]:
-    assert one.labels is not None
-    label, swift, super_ = (column[rows] for column in one.labels)
-    pair = torch.where(deferred[rows], super_, swift)
-    right = [float((answer == label).double().mean()) for answer in (swift, super_, pair)]
-    return {
-        "number": len(label),
-        "swift": right[0],
-        "super": right[1],
-        "pair": right[2],
-        "deferred": float(deferred[rows].double().mean()),
+        "same_slice": any(same),
+        **lost_to_super((evaluation.gain * ~deferred)[:, None])[0],
     }
 
 
-def _classes(one: Evaluation, deferred: Tensor) -> list[dict[str, Any]]:
-    """Right answers and deferrals of each class."""
-    if one.labels is None or not one.label_names or len(one.label_names) > _MOST_CLASSES:
-        return []
-    label = one.labels[0]
-    rows = [(name, (label == i).nonzero().squeeze(1)) for i, name in enumerate(one.label_names)]
-    return [{"name": name, **_rates(one, found, deferred)} for name, found in rows if len(found)]
+def _rates(evaluation: Evaluation, name: str, rows: Tensor, *, deferred: Tensor) -> dict[str, Any]:
+    """Shares of right answers and of deferred inputs in some rows."""
+    assert evaluation.labels is not None
+    label, swift, super_ = (column[rows] for column in evaluation.labels)
+    answers = {"swift": swift, "super": super_, "pair": torch.where(deferred[rows], super_, swift)}
+    right = {who: float((answer == label).double().mean()) for who, answer in answers.items()}
+    return {"name": name, "number": len(label), **right, "deferred": float(deferred[rows].double().mean())}
 
 
-def _lengths(one: Evaluation, deferred: Tensor) -> list[dict[str, Any]]:
-    """The same by quarters of the input's length."""
-    if one.labels is None or "swift_tokens" not in one.frame:
+def _classes(evaluation: Evaluation, deferred: Tensor) -> list[dict[str, Any]]:
+    """The rates of each class."""
+    names = evaluation.label_names
+    if evaluation.labels is None or not names or len(names) > _MAX_CLASSES:
         return []
-    tokens = one.column("swift_tokens")
+    rows = [(name, (evaluation.labels[0] == i).nonzero().squeeze(1)) for i, name in enumerate(names)]
+    return [_rates(evaluation, name, part, deferred=deferred) for name, part in rows if len(part)]
+
+
+def _lengths(evaluation: Evaluation, deferred: Tensor) -> list[dict[str, Any]]:
+    """The rates by quarters of the input's length."""
+    if evaluation.labels is None or "swift_tokens" not in evaluation.frame:
+        return []
+    tokens = evaluation.column("swift_tokens")
     edges = sorted({int(v) for v in tokens.double().quantile(torch.tensor([0, 0.25, 0.5, 0.75, 1]).double())})
-    rows = []
+    rates = []
     for low, high in pairwise(edges):
-        last = high == edges[-1]
-        chosen = ((tokens >= low) & ((tokens < high) | last)).nonzero().squeeze(1)
-        if len(chosen):
-            rows.append({"name": f"{low} to {high if last else high - 1} tokens", **_rates(one, chosen, deferred)})
-    return rows
+        last = high if high == edges[-1] else high - 1
+        rows = ((tokens >= low) & (tokens <= last)).nonzero().squeeze(1)
+        if len(rows):
+            rates.append(_rates(evaluation, f"{low} to {last} tokens", rows, deferred=deferred))
+    return rates
 
 
-def _texts(one: Evaluation, chosen: Tensor, order: Tensor) -> dict[str, Any]:
-    """Some inputs, the most certain ones first."""
+def _texts(evaluation: Evaluation, chosen: Tensor, order: Tensor) -> dict[str, Any]:
+    """Some inputs, those first whose ``order`` is largest."""
     rows = chosen.nonzero().squeeze(1)
     rows = rows[order[rows].argsort(descending=True, stable=True)]
     shown = []
-    for row in rows[:_MOST_TEXTS].tolist():
-        found = one.frame.iloc[row]
-        text = str(found.get("input", f"row {found['id']}"))
-        more = len(text) - _MOST_CHARACTERS
-        shown.append(
-            {
-                "id": int(found["id"]),
-                "text": text if more <= 0 else text[:_MOST_CHARACTERS] + f" … and {more} characters more",
-                "score": float(one.routed[row]),
-                "label": _named(one, found.get("label")),
-                "swift": str(found.get("swift_text", _named(one, found.get("swift_prediction")))),
-                "super": str(found.get("super_text", _named(one, found.get("super_prediction")))),
-            }
-        )
+    for row in rows[:_MAX_TEXTS].tolist():
+        example = evaluation.frame.iloc[row]
+        text = str(example.get("input", f"row {example['id']}"))
+        if (more := len(text) - _MAX_CHARACTERS) > 0:
+            text = f"{text[:_MAX_CHARACTERS]} … and {more} characters more"
+        answers = {
+            who: str(example.get(f"{who}_text", _named(evaluation, example.get(f"{who}_prediction"))))
+            for who in ("swift", "super")
+        }
+        label = _named(evaluation, example.get("label"))
+        score = float(evaluation.routed[row])
+        shown.append({"id": int(example["id"]), "text": text, "score": score, "label": label, **answers})
     return {"number": len(rows), "shown": shown}
 
 
-def _named(one: Evaluation, value: Any) -> str:
+def _named(evaluation: Evaluation, value: Any) -> str:
+    """The name of a class; other values as they are."""
     if value is None:
         return ""
-    whole = isinstance(value, int | np.integer)
-    return one.label_names[int(value)] if whole and 0 <= int(value) < len(one.label_names) else f"{value}"
+    names = evaluation.label_names
+    return names[int(value)] if isinstance(value, int | np.integer) and 0 <= value < len(names) else f"{value}"
