@@ -1,4 +1,4 @@
-"""What a finished Swift learns on its routing slice: the router heads, and thresholds for every score."""
+"""What a finished Swift learns on its routing slice: router heads, and thresholds for every score."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from elang.backends.text_model import TextModel
 from elang.data.examples import fold_of
-from elang.evaluation.pair import ROUTING_SLICE, Heads, choose_thresholds, pair_answers, share_thresholds
+from elang.evaluation.pair import ROUTING_SLICE, Heads, Thresholds, choose_thresholds, pair_answers, share_thresholds
 from elang.method.quality.metric import Quality
 from elang.metrics import ExampleTable
 from elang.records.table import Records
@@ -19,13 +19,13 @@ from elang.records.table import Records
 def answer_slice(
     model: TextModel, batches: Iterable[dict[str, Any]], temperature: float, device: torch.device
 ) -> dict[str, Tensor]:
-    """A Swift's answers to the slice, from this process and all others, with what its router heads read.
+    """A Swift's answers to the routing slice from all processes, with the features of its router heads.
 
     Args:
         model: The Swift.
-        batches: This process's.
-        temperature: Of the scores.
-        device: Where the Swift is.
+        batches: This process's batches of the slice.
+        temperature: Temperature of the scores.
+        device: The Swift's device.
     """
     columns = {"key": ((), torch.int64), "unit": ((), torch.int64), "label": ((), model.task.kind.answer_type)}
     table = ExampleTable(columns | model.columns(features=True)).to(device)
@@ -33,10 +33,10 @@ def answer_slice(
     order = list(range(len(model.label_names)))
     for batch in batches:
         inputs = {name: column.to(device) for name, column in batch["model"].items()}
-        row = {name: batch[name].to(device) for name in ("id", "key", "unit", "label")}
-        row |= model.answer_columns(inputs, order, temperature=temperature, features=True)
+        rows = {name: batch[name].to(device) for name in ("id", "key", "unit", "label")}
+        rows |= model.answer_columns(inputs, order, temperature=temperature, features=True)
         if not batch["repeated"]:
-            table.update(**row)
+            table.update(**rows)
     return table.compute()
 
 
@@ -48,12 +48,12 @@ def fit_heads(
     Args:
         model: The Swift.
         table: Its answers, from :func:`answer_slice`.
-        gain: Of deferring each, float64 ``(N,)``.
-        expected: What the Super's logits expect of it, where there are any.
+        gain: How much deferring each example gains, float64 ``(N,)``.
+        expected: The gain that the Super's logits predict, if there are any.
 
     Returns:
-        For each router head what its fit reports, and for each score of a head its values ``(N,)``, of examples that
-        the head has not learned from.
+        A report for each router head, and the values ``(N,)`` of each head's score. Router heads score each example
+        without having learned from it.
     """
     reports: dict[str, dict[str, Any]] = {}
     scores = {name: table[name] for name in model.head_scores if name not in model.routers}
@@ -61,9 +61,8 @@ def fit_heads(
         features, fold = table[f"{name}_features"], fold_of(table["unit"])
         reports[name] = head.fit(features, gain, fold, *model.candidates(name), expected=expected)
         rank_zero_info(f"{name}: reads {reports[name]['reads']}: {reports[name]['why']}")
-        place = head.bias.device
-        scores[name] = head(features.to(place), fold.to(place)).to(features.device)
-    # In the order that they are listed in.
+        device = head.bias.device
+        scores[name] = head(features.to(device), fold.to(device)).to(features.device)
     return reports, {name: scores[name] for name in model.head_scores}
 
 
@@ -76,24 +75,23 @@ def slice_thresholds(
     targets: dict[str, Tensor],
     heads: dict[str, Tensor],
     temperature: float,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Choose thresholds for every score; without a Super's answers, by the deferred share alone.
+) -> Thresholds:
+    """Choose thresholds for every score; without a Super's answers, only by the share of deferred examples.
 
     Args:
         model: The Swift.
         table: Its answers, from :func:`answer_slice`.
         super_: The Super's answers to the same examples, if they are known.
         quality: The metric that chooses.
-        targets: What it reads besides the labels.
+        targets: What the metric reads besides the labels.
         heads: The scores of the heads, from :func:`fit_heads`.
-        temperature: Of the scores.
+        temperature: Temperature of the scores.
     """
-    logits, token_scores = table.get("logits"), table.get("scores")
+    logits = table.get("logits")
     if super_ is None:
-        # A regression has its Super's records.
-        scores = model.task.kind.scores_of(logits, token_scores, temperature)
+        scores = model.task.kind.scores_of(logits, table.get("scores"), temperature)
         return share_thresholds(scores | heads, ROUTING_SLICE)
-    # Of texts there is no prediction but the text.
+    # Generated texts have no other prediction.
     prediction = table.get("prediction", torch.zeros_like(table["id"]))
     columns: dict[str, Any] = {name: table.get(name) for name in ("flops", "scores", "score_flops")}
     answers = pair_answers(
