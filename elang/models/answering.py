@@ -15,7 +15,6 @@ from elang.data.examples import Examples, fold_of, source_of
 from elang.errors import InputError
 from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
-from elang.models.sharding import Sharded
 from elang.notices import notice
 from elang.records.table import Records
 from elang.tasks.text_task import TaskFields
@@ -27,12 +26,9 @@ class EvaluationModule(TaskModule):
     Args:
         models: For each name a folder, a ``.ckpt``, a hub id, a records file or the address of another backend.
         label_names: The data's classes; the models' answers are brought into this order.
-        task: The task's fields, :meth:`elang.tasks.text_task.TextTask.plain`.
-        flops_convention: How cost is counted, see :mod:`elang.backends.flops`.
-        generate: Text-to-text models answer by free generation, matched with the task's answers.
-        num_beams: Beams of generated texts; by default each model's own setting.
-        static_cache: Generate with a cache of fixed size.
-        dtype: Precision of the weights; logits and scores are always float32.
+        task: :meth:`elang.tasks.text_task.TextTask.plain`.
+
+    The other options are those of :class:`elang.JointModule`.
     """
 
     def __init__(
@@ -53,7 +49,6 @@ class EvaluationModule(TaskModule):
         self.class_order: dict[str, list[int]] = {}
         # Those that answer in place of a model here.
         self.backends: dict[str, Backend] = {}
-        self._sharded: dict[str, Sharded] = {}
         for name, path in models.items():
             backend = open_backend(path, self.task)
             if backend is not None:
@@ -70,26 +65,15 @@ class EvaluationModule(TaskModule):
             if model.manifest is not None:
                 model.manifest.check_whole(model.weights_sha256, path)
 
-    def model(self, name: str) -> TextModel:
-        """The model called ``name``."""
-        return cast(TextModel, self.models[name])
-
     @property
     def text_models(self) -> dict[str, TextModel]:
         """The models that run here, by name."""
-        return {name: self.model(name) for name in self.models}
+        return {name: cast(TextModel, model) for name, model in self.models.items()}
 
     @property
     def recorded(self) -> dict[str, RecordedBackend]:
         """The files of records that stand in for models, by name."""
         return {name: backend for name, backend in self.backends.items() if isinstance(backend, RecordedBackend)}
-
-    def configure_model(self) -> None:
-        """Shard the weights of all models except the Swift, if the strategy does that."""
-        mesh = self.device_mesh
-        for name, model in self.text_models.items():
-            if mesh is not None and name != "swift" and name not in self._sharded:
-                self._sharded[name] = Sharded(model, mesh["data_parallel"])
 
     def table_columns(self) -> Columns:
         """``key``, ``label`` and each model's columns, with the model's name before theirs."""
@@ -132,7 +116,7 @@ class EvaluationModule(TaskModule):
         """The answers of a model, or of its backend, to the rows of a split's ``table``."""
         if name in self.models:
             columns = {column.removeprefix(f"{name}_"): values for column, values in table.items()}
-            records = self.model(name).records(columns)
+            records = self.text_models[name].records(columns)
             if records.texts is not None and (num_cut := int((columns["ids"][:, -1] >= 0).sum())):
                 notice(
                     "cut-answers",
@@ -148,11 +132,7 @@ class EvaluationModule(TaskModule):
         return self.backends[name].answer(examples)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse the checkpoint: this module has no weights of its own.
-
-        Raises:
-            InputError: Always.
-        """
+        """Refuse the checkpoint: this module has no weights of its own."""
         raise InputError(
             f"{type(self).__name__} has no weights of its own, so it cannot load --ckpt_path: the checkpoint is of "
             "another class. Give it as a model: --model.swift_model, --model.super_model or --model.model."

@@ -1,5 +1,6 @@
 """What all LightningModules here share: evaluating each example of each split once, on any number of processes."""
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -10,10 +11,12 @@ from elang.backends.fast.graphs import AnyShape
 from elang.backends.text_model import TextModel
 from elang.data.batches import Reader
 from elang.errors import InputError
+from elang.locks import lock_for_all, unlock_output
 from elang.method.quality.registry import QUALITIES
 from elang.metrics import ExampleTable
-from elang.models.sharding import check_strategy
+from elang.models.sharding import Sharded, check_strategy
 from elang.notices import notice
+from elang.records.manifest import Manifest
 from elang.records.table import Records
 from elang.tasks.kinds import measure, measure_texts
 from elang.tasks.text_task import TaskFields, TextTask
@@ -23,11 +26,7 @@ class TaskModule(AnyShape, LightningModule):
     """Collects answers to each evaluated split in a table.
 
     A subclass defines :attr:`text_models`, :meth:`table_columns` and :meth:`answer_batch`, and reads
-    :meth:`gather_tables` at the end of the epoch.
-
-    Args:
-        label_names: Class names in order.
-        task: The task's fields, :meth:`elang.tasks.text_task.TextTask.plain`.
+    :meth:`gather_tables` when the epoch ends.
     """
 
     def __init__(self, label_names: list[str], task: TaskFields | None) -> None:
@@ -35,6 +34,8 @@ class TaskModule(AnyShape, LightningModule):
         self.label_names, self.task = label_names, TextTask.of(label_names, task)
         self.split_names: list[str] = []
         self._tables: dict[str, ExampleTable] = {}
+        self._locked: Path | None = None
+        self._sharded: dict[str, Sharded] = {}
 
     @property
     def text_models(self) -> dict[str, TextModel]:
@@ -60,11 +61,7 @@ class TaskModule(AnyShape, LightningModule):
         return {name: model.reader for name, model in self.text_models.items()}
 
     def setup(self, stage: str) -> None:
-        """Check the trainer's options, and limit generated texts to the data's length.
-
-        Raises:
-            InputError: If the strategy is not supported, or nothing would be evaluated.
-        """
+        """Refuse unsupported strategies and empty evaluations, and limit generated texts to the data's length."""
         super().setup(stage)
         check_strategy(self.trainer)
         limit = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(stage)
@@ -73,6 +70,24 @@ class TaskModule(AnyShape, LightningModule):
         if (max_tokens := getattr(self.data, "max_target_length", None)) is not None:
             for model in self.text_models.values():
                 model.limit_new_tokens(max_tokens)
+
+    def configure_model(self) -> None:
+        """Shard the weights of all models but the Swift of a pair, if the strategy does that."""
+        mesh = self.device_mesh
+        for name, model in self.text_models.items():
+            if mesh is not None and name != "swift" and name not in self._sharded:
+                self._sharded[name] = Sharded(model, mesh["data_parallel"])
+
+    def lock(self, output: Path) -> None:
+        """Keep other runs from writing an output until :meth:`teardown`. All processes must call it."""
+        lock_for_all(self.trainer, output)
+        self._locked = output
+
+    def teardown(self, stage: str) -> None:
+        """Unlock the output."""
+        super().teardown(stage)
+        if self._locked is not None:
+            unlock_output(self._locked)
 
     def on_validation_epoch_start(self) -> None:
         """Make an empty table for each split."""
@@ -139,15 +154,14 @@ class TaskModule(AnyShape, LightningModule):
         """The number of examples of a split that are to be answered."""
         return len(self.data.examples(split))
 
-    def measure_answers(self, split: str, answers: Records, label: Tensor, qualities: list[str]) -> dict[str, float]:
-        """Metrics of answers to a split by name: all of these for generated texts, else the first.
+    def new_manifest(self, **fields: Any) -> Manifest:
+        """A manifest with these fields and those that the task and the data give."""
+        names = ("routing_fraction", "max_length", "max_target_length")
+        about = {name: getattr(self.data, name) for name in names if hasattr(self.data, name)}
+        return Manifest(**{"label_names": self.label_names, "task": self.task.plain()} | about | fields)
 
-        Args:
-            split: The split's name.
-            answers: A model's answers.
-            label: Labels of the same examples, ``(N,)``.
-            qualities: Names of metrics.
-        """
+    def measure_answers(self, split: str, answers: Records, label: Tensor, qualities: list[str]) -> dict[str, float]:
+        """Metrics by name of answers to examples with these labels: the first of ``qualities``, all of texts."""
         if answers.texts is not None:
             return measure_texts(qualities, answers.texts, self.data.references(split, answers.id))
         quality = QUALITIES[qualities[0]](len(self.label_names))  # type: ignore[index]

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from elang.backends.loading.checkpoints import save_model
 from elang.backends.text_model import TextModel
+from elang.data.module import TextData
 from elang.errors import InputError, first_line, listed
 from elang.notices import notice
 from elang.records.manifest import Manifest
@@ -23,10 +24,10 @@ _PREFIX = "classifier."
 def load_best(trainer: Trainer, earlier: dict[str, Any], model: nn.Module, everywhere: bool) -> tuple[int, str]:
     """Load the best weights that a ``ModelCheckpoint`` kept by its monitor, if they are not the last ones.
 
-    All processes must call it.
+    All processes must call it, at the end of a fit.
 
     Args:
-        trainer: A trainer at the end of its fit.
+        trainer: The trainer.
         earlier: States of the callbacks in the checkpoint that the training was resumed from.
         model: Takes the weights, in place.
         everywhere: Whether all processes hold the whole model, or only the first one.
@@ -105,34 +106,27 @@ def _read(path: str) -> tuple[dict[str, Tensor], int, int]:
         raise ValueError(f"cannot be read ({type(error).__name__}: {first_line(error)})") from error
 
 
-def note_never_right(labels: dict[int, list[str]], step: int) -> None:
-    """Add a notice of labels that a model never predicts correctly.
+def note_training(trainer: Trainer, step: int, never_right: dict[int, list[str]], evaluated: bool) -> None:
+    """Add notices of a training that was too short, or that did not evaluate the model.
 
     Args:
-        labels: These labels, by the step at which the model was evaluated.
-        step: The step that its weights are of.
+        trainer: The trainer.
+        step: The step that the exported weights are of.
+        never_right: Labels that the model never predicts right, by the step of the evaluation.
+        evaluated: Whether the model was evaluated.
     """
-    evaluated = max((other for other in labels if other <= step), default=None)
-    if evaluated is not None and labels[evaluated]:
+    last = max((other for other in never_right if other <= step), default=None)
+    if last is not None and never_right[last]:
         notice(
             "never-right",
             f"After {step:,} steps the model is never right on 'validation' where the label is "
-            f"{listed(labels[evaluated])}: it has not learned that yet. Train longer (--trainer.max_epochs), or raise "
+            f"{listed(never_right[last])}: it has not learned that yet. Train longer (--trainer.max_epochs), or raise "
             "--model.lr.",
         )
-
-
-def note_short_training(trainer: Trainer, has_plan: bool, evaluated: bool) -> None:
-    """Add a notice if a training did not finish its first epoch, or never evaluated the model.
-
-    Args:
-        trainer: A trainer at the end of its fit.
-        has_plan: Whether the data module knows how many batches an epoch has.
-        evaluated: Whether the model was evaluated, now or before the training was resumed.
-    """
     data: Any = getattr(trainer, "datamodule", None)
     progress = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-    batches = len(data.train_dataloader()) if has_plan else 0
+    # Other data modules may not know how many batches an epoch has.
+    batches = len(data.train_dataloader()) if isinstance(data, TextData) else 0
     if not progress:
         notice("untrained", "No training step was taken: the weights are the initial ones.")
     elif progress < batches:
@@ -146,11 +140,7 @@ def note_short_training(trainer: Trainer, has_plan: bool, evaluated: bool) -> No
 
 
 def check_weights_finite(model: nn.Module, trainer: Trainer) -> None:
-    """Refuse to write the weights of a training that diverged. All processes must call it.
-
-    Raises:
-        InputError: Naming the first weights with NaN or infinite values.
-    """
+    """Refuse to write the weights of a training that diverged. All processes must call it."""
     # Sharded weights are checked by the first process, which holds the gathered ones.
     named = [(n, p) for n, p in model.named_parameters() if not isinstance(p, DTensor)]
     bad = next((name for name, parameter in named if not torch.isfinite(parameter).all()), None)
@@ -162,19 +152,11 @@ def check_weights_finite(model: nn.Module, trainer: Trainer) -> None:
 
 
 def write_folder(trainer: Trainer, model: TextModel, folder: Path, *, manifest: Manifest, description: str) -> None:
-    """Write a trained model, and print where it and its metrics are.
-
-    Args:
-        trainer: A trainer at the end of its fit.
-        model: The trained model.
-        folder: Where to write it.
-        manifest: Its manifest.
-        description: The description of its weights from :func:`load_best`.
-    """
+    """Write a trained model, and print where it and its metrics are; ``description`` is from :func:`load_best`."""
     save_model(model, folder, manifest)
-    metrics = trainer.callback_metrics
-    values = [f"{name} {float(v):.4f}" for name, v in metrics.items() if name.startswith("validation/")]
-    quality = f"its weights are {description}" if description else ", ".join(values)
+    metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("validation/")}
+    values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    quality = f"its weights are {description}" if description else values
     logged = [Path(logger.log_dir) / "metrics.csv" for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     files = [f"metrics.csv in {path.parent}" for path in logged if path.is_file()]
     rank_zero_info("; ".join([f"the model is in {folder}", *([quality] if quality else []), *files]))

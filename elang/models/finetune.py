@@ -17,14 +17,12 @@ from elang.backends.text_model import TextModel
 from elang.data.module import TextData
 from elang.errors import InputError, listed
 from elang.evaluation.cautions import never_right
-from elang.locks import lock_for_all, unlock_output
 from elang.method.deferral import check_logits
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.models.base import TaskModule
-from elang.models.export import check_weights_finite, load_best, note_never_right, note_short_training, write_folder
+from elang.models.export import check_weights_finite, load_best, note_training, write_folder
 from elang.models.optimizer import Schedule, adamw
 from elang.models.resuming import RANDOM_KEY, Plan, check_checkpoint, random_state, restore_random, stop_together
-from elang.models.sharding import Sharded
 from elang.records.manifest import Manifest
 from elang.tasks.kinds import check_qualities
 from elang.tasks.text_task import TaskFields, TextTask
@@ -90,7 +88,6 @@ class FinetuneModule(TaskModule):
         # Labels that the model never predicts correctly, by the step of the evaluation.
         self._never_right: dict[int, list[str]] = {}
         self._evaluated = False
-        self._sharded: Sharded | None = None
         self._plan: Plan | None = None
         self._schedule: Schedule | None = None
         # Of the checkpoint that the training is resumed from: states of its callbacks and of its random numbers.
@@ -115,18 +112,7 @@ class FinetuneModule(TaskModule):
         # log_dir is a collective: every process has to ask.
         self._folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
         if not getattr(self.trainer, "fast_dev_run", False):
-            lock_for_all(self.trainer, self._folder)
-
-    def teardown(self, stage: str) -> None:
-        """Unlock the output folder."""
-        super().teardown(stage)
-        if stage == "fit":
-            unlock_output(self._folder)
-
-    def configure_model(self) -> None:
-        """Shard the weights, if the strategy does that."""
-        if self.device_mesh is not None and self._sharded is None:
-            self._sharded = Sharded(self.classifier, self.device_mesh["data_parallel"])
+            self.lock(self._folder)
 
     def _check_transfer(self) -> None:
         """Refuse texts without labels."""
@@ -153,11 +139,7 @@ class FinetuneModule(TaskModule):
         return total
 
     def on_validation_epoch_start(self) -> None:
-        """Make an empty table for each split.
-
-        Raises:
-            InputError: If the model's head is untrained, or trained for other labels.
-        """
+        """Refuse a head that is untrained or for other labels, and make an empty table for each split."""
         if self.trainer.state.fn != TrainerFn.FITTING and not self.trainer.ckpt_path:
             self._check_head()
         super().on_validation_epoch_start()
@@ -223,8 +205,8 @@ class FinetuneModule(TaskModule):
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         check_checkpoint(checkpoint, type(self).__name__, self.label_names, fitting=fitting)
         if "state_dict" in checkpoint and self._trainer is not None:
-            path = str(self.trainer.ckpt_path)
-            check_state(self, checkpoint["state_dict"], path, "Resume from an earlier checkpoint.")
+            advice = "Resume from an earlier checkpoint."
+            check_state(self, checkpoint["state_dict"], str(self.trainer.ckpt_path), advice)
         self._random = checkpoint.get(RANDOM_KEY)
         if not fitting:
             return
@@ -248,20 +230,16 @@ class FinetuneModule(TaskModule):
 
     def manifest(self) -> Manifest:
         """The finished model's manifest."""
-        names = ("routing_fraction", "max_length", "max_target_length")
-        about = {name: getattr(self.data, name) for name in names if hasattr(self.data, name)}
-        num_beams = self.classifier.num_beams
-        return Manifest(label_names=self.label_names, task=self.task.plain(), num_beams=num_beams, **about)
+        return self.new_manifest(num_beams=self.classifier.num_beams)
 
     def on_train_end(self) -> None:
         """Choose the weights and make the manifest, while the model is on its device and processes can communicate."""
-        if self._sharded is not None:
-            gathered = self._sharded.gather(self._gathers_everywhere)
+        everywhere = not self._sharded or self._gathers_everywhere
+        for sharded in self._sharded.values():
+            gathered = sharded.gather(everywhere)
             self.classifier = self.classifier if gathered is None else gathered
-        everywhere = self._sharded is None or self._gathers_everywhere
         step, self._description = load_best(self.trainer, self._callback_states, self.classifier, everywhere=everywhere)
-        note_never_right(self._never_right, step)
-        note_short_training(self.trainer, self._plan is not None, self._evaluated or self._resumed)
+        note_training(self.trainer, step, self._never_right, evaluated=self._evaluated or self._resumed)
         self._manifest = self.manifest()
 
     def on_fit_end(self) -> None:

@@ -20,7 +20,6 @@ from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import slice_of
 from elang.evaluation.summary import EvaluatedPair, JointSummary, summarize_pair
-from elang.locks import lock_for_all, unlock_output
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT
 from elang.models.answering import EvaluationModule
@@ -104,34 +103,26 @@ class JointModule(EvaluationModule):
 
     @property
     def _swift(self) -> TextModel | None:
-        """The Swift, if it is a model and not a file of records."""
         return self.text_models.get("swift")
 
-    def _known(self, name: str, field: str) -> Any:
-        """A field of the metadata of a model's records; ``None`` if there is none."""
+    def _recorded_field(self, name: str, field: str) -> Any:
         return self.recorded[name].about.get(field) if name in self.recorded else None
 
     def setup(self, stage: str) -> None:
         """Lock the output folder against other runs."""
         super().setup(stage)
-        lock_for_all(self.trainer, self.output)
-
-    def teardown(self, stage: str) -> None:
-        """Unlock the output folder."""
-        super().teardown(stage)
-        unlock_output(self.output)
+        self.lock(self.output)
 
     def on_validation_start(self) -> None:
         """Refuse evaluation data that thresholds were chosen on, and a routing slice that a model was trained on."""
-        data = self.data
+        data, evaluated = self.data, "test" if self.trainer.testing else "validation"
         if data is None:
             return
-        evaluated = "test" if self.trainer.testing else "validation"
         if evaluated in data.splits:
             self._check_evaluated(data, data.examples(evaluated).key)
         for name, path in self.paths.items() if "routing" in data.splits else ():
-            manifest = self.model(name).manifest if name in self.models else None
-            fraction = manifest.routing_fraction if manifest else self._known(name, "routing_fraction")
+            manifest = self.text_models[name].manifest if name in self.models else None
+            fraction = manifest.routing_fraction if manifest else self._recorded_field(name, "routing_fraction")
             check_held_out(data, {"routing_fraction": fraction}, f"'{path}'")
 
     on_test_start = on_validation_start
@@ -150,8 +141,7 @@ class JointModule(EvaluationModule):
     def on_validation_epoch_end(self) -> None:
         """Compute the curves, choose thresholds on the routing slice, and write everything."""
         tables = self.gather_tables()
-        evaluated = next((split for split in ("test", "validation") if split in tables), "")
-        if not evaluated:
+        if not (evaluated := next((split for split in ("test", "validation") if split in tables), "")):
             raise InputError("There is no evaluation data. Set --data.validation (or --data.test for `elang test`).")
         unanswered = [self.paths[name] for name, backend in self.recorded.items() if "train" not in backend.splits]
         if unanswered and tables.pop("routing", None) is not None:
@@ -165,7 +155,7 @@ class JointModule(EvaluationModule):
         for name, quality in self.summary.qualities.items():
             self.log(f"swift/{name}", quality.swift.quality, sync_dist=True)
             self.log(f"super/{name}", quality.super.quality, sync_dist=True)
-        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+        if self.trainer.is_global_zero:
             if self.thresholds_manifest is not None:
                 self.thresholds_manifest.write(self.output / "elang.json")
             write_made(self.output)
@@ -221,7 +211,7 @@ class JointModule(EvaluationModule):
         thresholds, source = self._thresholds(pairs)
         answers, data = pairs[evaluated], self.data
         float32 = str(self.trainer.precision).startswith(("32", "64")) and self.hparams["dtype"] == "float32"
-        hashes = {name: self._known(name, "weights_sha256") for name in ("swift", "super")}
+        hashes = {name: self._recorded_field(name, "weights_sha256") for name in ("swift", "super")}
         hashes |= {name: model.weights_sha256 for name, model in self.text_models.items()}
         about = EvaluatedPair(
             evaluated_on=evaluated,
@@ -253,16 +243,12 @@ class JointModule(EvaluationModule):
         """The thresholds to report on, and where they are from. New ones are also kept in a manifest."""
         self.thresholds_manifest: Manifest | None = None
         if "routing" in pairs and not self.explicit_thresholds:
-            swift, held_out, data = self._swift, pairs["routing"], self.data
-            self.thresholds_manifest = Manifest(
+            swift, held_out = self._swift, pairs["routing"]
+            self.thresholds_manifest = self.new_manifest(
                 label_names=swift.label_names if swift else self.label_names,
-                task=self.task.plain(),
                 score=self._default_score(held_out),
                 temperature=self.temperature,
                 weights_sha256=swift.weights_sha256 if swift else "",
-                routing_fraction=data.routing_fraction,
-                max_length=data.max_length,
-                max_target_length=data.max_target_length,
                 num_beams=swift.num_beams if swift else 1,
                 router=self.manifest.router if swift and self.manifest else {},
                 thresholds=choose_thresholds(held_out, self.qualities[0], ROUTING_SLICE),

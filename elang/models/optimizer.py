@@ -34,19 +34,13 @@ def lr_factor(step: int, total: int, warmup: int) -> float:
 
 
 class Schedule:
-    """The learning rate over all steps of a training, including those before it was resumed.
+    """The learning rate of an optimizer of :func:`adamw` over all steps, including those before a resume.
 
     Args:
-        optimizer: Made by :func:`adamw`.
+        optimizer: The optimizer.
         trainer: The trainer whose steps are counted.
         plan: The training's plan, if the data module is ours.
         warmup: Share of all steps in which the learning rate rises.
-
-    Attributes:
-        scheduler: For Lightning, which calls it after each step.
-
-    Raises:
-        InputError: If the number of steps is not known in advance.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, trainer: Trainer, plan: Plan | None, warmup: float) -> None:
@@ -60,7 +54,7 @@ class Schedule:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def _count_steps(self) -> None:
-        """Count the steps of the whole run, over which the learning rate falls.
+        """Count the steps of the whole run, and refuse one whose end is not known in advance.
 
         ``trainer.estimated_stepping_batches`` would start the loader before a checkpoint is restored, and the first
         epoch of a resumed run would then have the order of epoch 0.

@@ -66,13 +66,12 @@ class Plan:
         )
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps in an epoch."""
+    def _steps_per_epoch(self) -> int:
         return -(-self.batches // self.accumulated)
 
     def schedule(self, trainer: Trainer) -> tuple[int, int]:
         """The length of the schedule in steps, and how far it is ahead of the steps that were taken."""
-        steps = self.steps_per_epoch * (1 if trainer.max_epochs is None else trainer.max_epochs)
+        steps = self._steps_per_epoch * (1 if trainer.max_epochs is None else trainer.max_epochs)
         # Whatever ends first; max_steps counts the steps that were really taken.
         if trainer.max_steps > 0 and not 0 < steps - self.shift <= trainer.max_steps:
             return trainer.max_steps, 0
@@ -81,10 +80,7 @@ class Plan:
     def resume(self, checkpoint: dict[str, Any], trainer: Trainer, scheduled: bool) -> None:
         """Find the checkpoint's place in this plan. A notice lists what differs from the checkpoint's own plan.
 
-        Args:
-            checkpoint: The whole checkpoint.
-            trainer: The trainer that resumes from it.
-            scheduled: Whether the learning rate follows this plan.
+        ``scheduled`` says whether the learning rate follows this plan.
 
         Raises:
             InputError: If this plan does not have that place, or holds out examples that were trained on.
@@ -110,7 +106,7 @@ class Plan:
                     "same options, or from a checkpoint that was written at the end of an epoch."
                 )
         if earlier is None or (earlier["batches"], earlier["accumulated"]) != (self.batches, self.accumulated):
-            self.shift = epochs * self.steps_per_epoch + within // self.accumulated - steps_done
+            self.shift = epochs * self._steps_per_epoch + within // self.accumulated - steps_done
         if earlier is None and self.shift:
             differences = f"other steps than the {steps_done} of the checkpoint"
         if differences:
@@ -150,17 +146,7 @@ def _hash(parts: list[Examples]) -> str:
 
 
 def check_checkpoint(checkpoint: dict[str, Any], module: str, label_names: list[str], fitting: bool) -> None:
-    """Check that a checkpoint belongs to this module and these data.
-
-    Args:
-        checkpoint: The whole checkpoint.
-        module: Name of the class that loads it.
-        label_names: The data's class names.
-        fitting: Whether a training is to be resumed from it.
-
-    Raises:
-        InputError: If it is of another class or of other labels, or if a training cannot be resumed from it.
-    """
+    """Refuse a checkpoint that is not of this module's class and these labels, or that ``fitting`` cannot resume."""
     about: dict[str, Any] = checkpoint.get(CHECKPOINT_KEY, {"class": "something else"})
     if about["class"] != module:
         raise InputError(
@@ -206,10 +192,9 @@ _CHECK, _HANDLER = "_broadcast_sigterm_tensor", "_sigterm_notifier_fn"
 class SharedStop:
     """Stops all processes at the same batch after one got SIGTERM, one batch later than Lightning does.
 
-    Lightning exchanges the signal before each batch and waits for the result, so the GPU idles until the host has
-    brought the next batch. Here the result of the previous batch's exchange is read, which has arrived long before.
-    Lightning also exchanges within its signal handler, in the middle of other exchanges, or ends one process while
-    the others wait for it.
+    Lightning exchanges the signal before each batch and waits for the result, so the GPU idles. Here the result of the
+    previous batch's exchange is read, which arrived long before. Lightning also exchanges within its signal handler, in
+    the middle of other exchanges, or ends one process while the others wait for it.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -227,11 +212,7 @@ class SharedStop:
         self.trainer._signal_connector.received_sigterm = not self.trainer.training
 
     def __call__(self) -> None:
-        """Read the last exchange's result, and start the next exchange.
-
-        Raises:
-            SIGTERMException: In all processes.
-        """
+        """Raise ``SIGTERMException`` if a process got SIGTERM before the last exchange, and start the next one."""
         if self._result is not None:
             if self._arrived is not None:
                 self._arrived.synchronize()

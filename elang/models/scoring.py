@@ -12,7 +12,6 @@ from torch import Tensor
 from elang.backends import DType
 from elang.data.examples import source_of
 from elang.errors import InputError, printable
-from elang.locks import lock_for_all, unlock_output
 from elang.models.answering import EvaluationModule
 from elang.notices import made
 from elang.records.merging import check_same, merge_files
@@ -72,7 +71,6 @@ class ScoreModule(EvaluationModule):
         self.parts, self.part, self.dtype_name = parts, part, dtype
         self._current_part = 0
         self._folder = Path(f"{output}.parts")
-        self._locked = Path(output) if part is None else self._path(part)
 
     def _path(self, part: int) -> Path:
         if self.parts == 1:
@@ -81,7 +79,7 @@ class ScoreModule(EvaluationModule):
 
     def _metadata(self, part: int) -> dict[str, Any]:
         """The metadata of a part's file. A file that exists must have the same."""
-        model, data = self.model("model"), self.data
+        model, data = self.text_models["model"], self.data
         metadata: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
         metadata["generated"] = self.generate and model.text_to_text
         metadata |= model.described_answers(self.top_k)
@@ -97,24 +95,17 @@ class ScoreModule(EvaluationModule):
         return metadata
 
     def setup(self, stage: str) -> None:
-        """Choose the parts to answer, and lock the output against other runs.
-
-        Raises:
-            InputError: If another run is writing the output, or existing parts do not fit this run.
-        """
+        """Lock the output against other runs, and choose the parts to answer."""
         if stage == "test":
             raise InputError("`elang test` writes no records. Run `elang score`, which answers all splits.")
         super().setup(stage)
-        lock_for_all(self.trainer, self._locked)
+        self.lock(Path(self.output) if self.part is None else self._path(self.part))
         parts = list(range(self.parts)) if self.part is None else [self.part]
         if self.parts > 1:
             existing = self._existing(parts)
-            parts = [part for part in parts if part not in existing]
             if existing:
-                rank_zero_info(
-                    f"{len(existing)} of {len(existing) + len(parts)} parts are in '{self._folder}' and are not "
-                    "answered again"
-                )
+                rank_zero_info(f"{len(existing)} of {len(parts)} parts are in '{self._folder}' and are not repeated")
+            parts = [part for part in parts if part not in existing]
         self.data.choose_parts(self.parts, parts)
 
     def _existing(self, parts: list[int]) -> list[int]:
@@ -176,15 +167,14 @@ class ScoreModule(EvaluationModule):
 
     def teardown(self, stage: str) -> None:
         """Merge the parts if all are there, and unlock the output."""
-        super().teardown(stage)
         try:
-            if self.parts > 1 and self.part is None and self.trainer.is_global_zero:
-                paths = [self._path(part) for part in range(self.parts)]
-                if all(path.is_file() for path in paths):
-                    merge_files(paths, self.output)
-                    shutil.rmtree(self._folder)
+            paths = [self._path(part) for part in range(self.parts)]
+            whole = self.parts > 1 and self.part is None and self.trainer.is_global_zero
+            if whole and all(path.is_file() for path in paths):
+                merge_files(paths, self.output)
+                shutil.rmtree(self._folder)
         finally:
-            unlock_output(self._locked)
+            super().teardown(stage)
 
     def _result(self, split: str, label: Tensor, answers: Records) -> str:
         """A line about the answers to a split: how many there are and how good they are."""

@@ -17,9 +17,9 @@ from elang.method.scores import BEFORE_DECODER, DEFAULT_SCORE, SEQUENCE_DEFAULT
 from elang.models.finetune import FinetuneModule
 from elang.models.objectives.hidden import HiddenStateObjective
 from elang.models.objectives.labels import LabelObjective
-from elang.models.objectives.objective import Distill, Hard, LossOptions, Objective, SuperAnswers, read_out_of_fold
+from elang.models.objectives.objective import Distill, Hard, LossOptions, Objective, RecordedAnswers
 from elang.models.objectives.texts import TextObjective
-from elang.models.routing_slice import answer_slice, fit_heads, slice_thresholds
+from elang.models.routing_slice import RoutingSlice
 from elang.notices import notice
 from elang.records.manifest import Manifest
 from elang.tasks.text_task import TaskFields, TextTask
@@ -63,6 +63,9 @@ class SwiftModule(FinetuneModule):
             the reference (`elang score --model.top_k 8` records them; both need the same vocabulary), ``sequence`` the
             Super's texts, with any vocabulary.
     """
+
+    # All processes answer the routing slice after training.
+    _gathers_everywhere = True
 
     def __init__(
         self,
@@ -112,21 +115,17 @@ class SwiftModule(FinetuneModule):
         shared |= {"gradient_checkpointing": gradient_checkpointing, "label_smoothing": label_smoothing}
         super().__init__(model, label_names, task, num_beams=num_beams, **shared)
         self.save_hyperparameters()
-        self.super_records, self.out_of_fold, self.temperature = super_records, out_of_fold, temperature
-        self._score_given, self.score = score is not None, score or kind.default_score
+        self.super_records, self.out_of_fold = super_records, out_of_fold
+        self.temperature, self.score = temperature, score or kind.default_score
         self._check_task()
         self._prepare_heads(detach_router)
         # With the Super's answers it is made in setup.
         self.objective: Objective | None = None
         if super_records is None and not kind.generates:
             self.objective = LabelObjective(self.task, self.loss_options)
-        self.super_answers: SuperAnswers | None = None
         self.hidden: HiddenStateObjective | None = None
         if hidden_weight > 0 and super_model is not None:
             self.hidden = HiddenStateObjective(self.classifier, load_model(super_model), layer_map)
-
-    # All processes answer the routing slice.
-    _gathers_everywhere = True
 
     def _check_task(self) -> None:
         """Refuse options that this kind of task does not have."""
@@ -179,19 +178,18 @@ class SwiftModule(FinetuneModule):
                 f"The score '{self.score}' is learned on a slice of the training file: set --data.routing_fraction "
                 "above 0, or another --model.score."
             )
-        if self.super_records is not None:
-            self.super_answers = SuperAnswers.read(self.super_records, self.task, data)
+        answers, folds = self.super_records, self.out_of_fold
+        super_ = RecordedAnswers.read(answers, self.task, data) if answers is not None else None
         if self.task.kind.generates:
             generator = cast(Seq2Seq, self.classifier)
             max_length = getattr(data, "max_target_length", generator.max_new_tokens)
-            self.objective = TextObjective(generator, self.loss_options, self.super_answers, max_length)
+            self.objective = TextObjective(generator, self.loss_options, super_, max_target_length=max_length)
         else:
-            path = self.out_of_fold
             self.objective = LabelObjective(
                 self.task,
                 self.loss_options,
-                self.super_answers,
-                out_of_fold=read_out_of_fold(path, self.task, data) if path else None,
+                super_,
+                out_of_fold=RecordedAnswers.read(folds, self.task, data, out_of_fold=True) if folds else None,
                 file_rows=data.file_rows if getattr(data, "transfer", None) else None,
             )
         if self.hidden is not None and data is not None:
@@ -234,7 +232,6 @@ class SwiftModule(FinetuneModule):
         The router heads are fitted and the thresholds chosen on the routing slice, which the final weights answer in
         float32.
         """
-        manifest = replace(super().manifest(), temperature=self.temperature)
         model, data, objective = self.classifier, self.data, self.objective
         self.router_report: dict[str, dict[str, Any]] = {}
         if "routing" not in getattr(data, "splits", ()):
@@ -244,24 +241,21 @@ class SwiftModule(FinetuneModule):
                 "--data.routing_fraction above 0 to have them.",
             )
             model.drop_routers()
-            return replace(manifest, score=self.score)
+            return replace(super().manifest(), score=self.score, temperature=self.temperature)
         assert objective is not None
-        table = answer_slice(model, data.loader("routing"), self.temperature, device=self.device)
-        super_ = None if self.super_answers is None else self.super_answers.to_rows(table)
-        targets = objective.targets(table, data, self.quality.name, super_=super_)
-        gain, expected = objective.gain(table, targets, super_)
-        self.router_report, heads = fit_heads(model, table, gain, expected=expected)
-        # A router that reads nothing but the default score has its order.
-        router = self.router_report.get("router")
-        if router is not None and not self._score_given and router["reads"] not in (DEFAULT_SCORE, SEQUENCE_DEFAULT):
+        slice_ = RoutingSlice(model, data.loader("routing"), self.temperature, device=self.device)
+        super_ = objective.super_rows(slice_.table)
+        targets, gain, expected = objective.gain(slice_.table, super_, data, quality=self.quality.name)
+        self.router_report = slice_.fit_heads(gain, expected)
+        # A router that reads nothing but a default score has that score's order.
+        reads = self.router_report.get("router", {}).get("reads", DEFAULT_SCORE)
+        if self.hparams["score"] is None and reads not in (DEFAULT_SCORE, SEQUENCE_DEFAULT):
             self.score = "router"
-        thresholds = slice_thresholds(
-            model, table, super_, quality=self.quality, targets=targets, heads=heads, temperature=self.temperature
-        )
         return replace(
-            manifest,
+            super().manifest(),
+            temperature=self.temperature,
             score=self.score,
             router=self.router_report,
-            thresholds=thresholds,
-            chosen_on=slice_of(table["key"].cpu()),
+            thresholds=slice_.thresholds(super_, self.quality, targets),
+            chosen_on=slice_of(slice_.table["key"].cpu()),
         )

@@ -33,7 +33,7 @@ from elang.backends.loading.load import load_model
 from elang.backends.loading.padding import REFUSED
 from elang.cli.verbs import main
 from elang.method.scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES, sequence_scores, token_scores
-from elang.models.objectives.objective import LossOptions, SuperAnswers
+from elang.models.objectives.objective import LossOptions, RecordedAnswers
 from elang.models.objectives.texts import TextObjective
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
@@ -787,7 +787,7 @@ def test_two_families_with_tokenizers_of_their_own(mt_pair, mt_data, mt_args, sw
     assert module.classifier.vocabulary != load_model(mt_pair["swift"]).vocabulary
     records, about = read_records(tmp_path / "super.parquet", [], "sequence")
     swift = load_model(mt_pair["swift"])
-    answers = SuperAnswers("it", records, about["vocabulary"])
+    answers = RecordedAnswers("it", records, about["vocabulary"])
     for source in ("sequence", "token"):
         options = LossOptions(distill_weight=1.0, distill=source, margin_weight=0.1)
         if source == "sequence":

@@ -80,7 +80,7 @@ class HiddenStateObjective(nn.Module):
 
         Args:
             swift_states: The Swift's hidden states, ``depth + 1`` of shape ``(B, L, D)``.
-            mask: Its attention mask, ``(B, L)``.
+            mask: The Swift's attention mask, ``(B, L)``.
             inputs: The Super's inputs for the same texts.
         """
         with torch.no_grad():

@@ -10,7 +10,7 @@ from elang.backends.backend import Answer
 from elang.errors import InputError
 from elang.method.losses import MARGINS
 from elang.method.router import expected_gain
-from elang.models.objectives.objective import LossOptions, Objective, SuperAnswers
+from elang.models.objectives.objective import Gain, LossOptions, Objective, RecordedAnswers
 from elang.records.table import Records
 from elang.tasks.text_task import TextTask
 
@@ -22,25 +22,22 @@ class LabelObjective(Objective):
     """Distillation from logits, margins between easy and hard examples, and the loss of a head on the encoder.
 
     Args:
-        task: The task.
+        task: The data's task.
         options: Options of the loss.
         answers: The Super's answers, if they are known.
         out_of_fold: Answers to the training file of Swifts that were trained without the examples.
         file_rows: Number of rows of the training file: the ids of the transfer set follow them.
-
-    Raises:
-        InputError: If the answers have no logits but need them.
     """
 
     def __init__(
         self,
         task: TextTask,
         options: LossOptions,
-        answers: SuperAnswers | None = None,
-        out_of_fold: Records | None = None,
+        answers: RecordedAnswers | None = None,
+        out_of_fold: RecordedAnswers | None = None,
         file_rows: int | None = None,
     ) -> None:
-        super().__init__(options)
+        super().__init__(options, answers)
         self.task, self.kind = task, task.kind
         super_ = [] if answers is None else list(answers.records.values())
         has_logits = all(records.logits is not None for records in super_)
@@ -59,12 +56,13 @@ class LabelObjective(Objective):
             pairs = [(r.id, r.logits, n) for r, n in zip(super_, sizes, strict=True) if r.logits is not None]
             self.columns["super_logits"] = torch.cat([_by_id(*pair, missing=0.0) for pair in pairs])
         if out_of_fold is not None:
-            ids, size = out_of_fold.id, max(sum(sizes), int(out_of_fold.id.max()) + 1)
-            self.columns["out_of_fold"] = _by_id(ids, out_of_fold.prediction, size, missing=_NOT_ANSWERED)
+            others = out_of_fold.records["train"]
+            size = max(sum(sizes), int(others.id.max()) + 1)
+            self.columns["out_of_fold"] = _by_id(others.id, others.prediction, size, missing=_NOT_ANSWERED)
             if options.hard == "soft_gain":
-                if out_of_fold.logits is None:
+                if others.logits is None:
                     raise InputError("Records out of fold without logits cannot give --model.hard soft_gain.")
-                self.columns["out_of_fold_logits"] = _by_id(ids, out_of_fold.logits, size, missing=0.0)
+                self.columns["out_of_fold_logits"] = _by_id(others.id, others.logits, size, missing=0.0)
 
     def labels(self, batch: dict[str, Any]) -> Tensor:
         """The batch's labels ``(B,)``, with the Super's answers as the labels of unlabelled texts."""
@@ -118,22 +116,16 @@ class LabelObjective(Objective):
             return (swift < 1).float()
         return (self.kind.reward(self.columns["super_prediction"][rows], label, targets) > swift).float()
 
-    def targets(self, table: dict[str, Tensor], data: Any, quality: str, super_: Records | None) -> dict[str, Tensor]:
-        """What metrics read of the routing slice besides its labels."""
-        targets: dict[str, Tensor] = data.targets("routing", table["id"])
-        return targets
-
-    def gain(
-        self, table: dict[str, Tensor], targets: dict[str, Tensor], super_: Records | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def gain(self, table: dict[str, Tensor], super_: Records | None, data: Any, quality: str) -> Gain:
         """By how much the Super's answer is worth more; without a Super, by how much a right one is."""
+        targets = data.targets("routing", table["id"])
         swift = self.kind.reward(table["prediction"], table["label"], targets)
         if super_ is None:
-            return 1 - swift, None
+            return targets, 1 - swift, None
         gain = self.kind.reward(super_.prediction, table["label"], targets) - swift
         if super_.logits is None or not self.kind.chooses or "answer_f1" in targets:
-            return gain, None
-        return gain, expected_gain(super_.logits, super_.prediction, table["prediction"])
+            return targets, gain, None
+        return targets, gain, expected_gain(super_.logits, super_.prediction, table["prediction"])
 
 
 def _label(records: Records) -> Tensor:

@@ -17,6 +17,9 @@ from elang.tasks.text_task import TextTask
 
 Hard = Literal["gain", "error", "soft_gain"]
 Distill = Literal["token", "sequence"]
+Gain = tuple[dict[str, Tensor], Tensor, Tensor | None]
+"""What the metric reads besides the labels; how much deferring each example gains, float64 ``(N,)``, or without a Super
+how bad the Swift's answer is; and the gain that the Super's logits predict, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,7 @@ class LossOptions:
     hidden_weight: float = 0.0
 
     def check(self, super_records: str | None, super_model: str | None) -> None:
-        """Refuse weights below 0, and terms that need a Super if there is none.
-
-        Raises:
-            InputError: Naming the option.
-        """
+        """Refuse weights below 0, and terms that need a Super if there is none."""
         for name in ("task_weight", "distill_weight", "margin_weight", "hidden_weight"):
             if (weight := getattr(self, name)) < 0:
                 raise InputError(f"--model.{name} must be 0 (off) or positive, but it is {weight}.")
@@ -51,15 +50,52 @@ class LossOptions:
             raise InputError("The distillation of hidden states runs the Super: set --model.super_model.")
 
 
-class Objective(ABC):
-    """What a Swift learns besides its task, for one form of answers.
+@dataclass(frozen=True)
+class RecordedAnswers:
+    """The Super's answers, or those of Swifts that were trained without the examples (`elang crossfit`).
 
     Attributes:
-        columns: Tensors that every batch needs. They are no buffers, which DDP would broadcast at every step.
+        path: The file that they are from, for messages.
+        records: Answers to the training file (``train``) and to the transfer set (``transfer``), if there is one.
+        vocabulary: Hash of the vocabulary of a model that generates texts.
     """
 
-    def __init__(self, options: LossOptions) -> None:
-        self.options = options
+    path: str | None
+    records: dict[str, Records]
+    vocabulary: str | None = None
+
+    @classmethod
+    def read(cls, path: str, task: TextTask, data: Any, out_of_fold: bool = False) -> "RecordedAnswers":
+        """Read a file of records, and check that they are answers to the data module's training file.
+
+        Raises:
+            InputError: If answers are missing or to other data, or the Super was trained on the held-out slice.
+        """
+        records, about = read_records(path, task.label_names, task.problem)
+        needed = {"train": "the training file"}
+        if getattr(data, "transfer", None) and not out_of_fold:
+            needed["transfer"] = "the transfer set"
+        if missing := [source for source in needed if source not in records]:
+            raise InputError(
+                f"'{path}' has no answers to {needed[missing[0]]}, only to {', '.join(records)}. Make them with "
+                f"`elang {'crossfit' if out_of_fold else 'score'}`."
+            )
+        who = "The records out of fold" if out_of_fold else "The Super's records"
+        for split in ["train"] if out_of_fold else ["train", "routing", "transfer"]:
+            if data is not None and split in data.splits:
+                examples = data.examples(split)
+                records[source_of(split)].rows(examples.id, examples.key, f"{who} '{path}'")
+        if data is not None and not out_of_fold:
+            check_held_out(data, about, f"the Super of '{path}'")
+        return cls(path, {source: records[source] for source in needed}, about.get("vocabulary"))
+
+
+class Objective(ABC):
+    """What a Swift learns besides its task, for one form of answers."""
+
+    def __init__(self, options: LossOptions, answers: RecordedAnswers | None) -> None:
+        self.options, self.answers = options, answers
+        # What every batch needs. Not buffers, which DDP would broadcast at every step.
         self.columns: dict[str, Tensor] = {}
 
     def to(self, device: torch.device) -> None:
@@ -71,92 +107,15 @@ class Objective(ABC):
         labels: Tensor = batch["label"]
         return labels
 
+    def super_rows(self, table: dict[str, Tensor]) -> Records | None:
+        """The Super's answers, if they are known, to examples of the training file with this ``id`` and ``key``."""
+        records = None if self.answers is None else self.answers.records["train"]
+        return None if records is None else records.take(records.rows(table["id"], table["key"]))
+
     @abstractmethod
     def terms(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
         """The weighted terms of a batch's loss by name, each a scalar."""
 
     @abstractmethod
-    def targets(self, table: dict[str, Tensor], data: Any, quality: str, super_: Records | None) -> dict[str, Tensor]:
-        """What a metric reads of the routing slice besides its labels.
-
-        Args:
-            table: The Swift's answers.
-            data: The data module.
-            quality: The metric's name.
-            super_: The Super's answers to the same examples, if they are known.
-        """
-
-    @abstractmethod
-    def gain(
-        self, table: dict[str, Tensor], targets: dict[str, Tensor], super_: Records | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """How much deferring each example of the routing slice gains; without a Super, how bad the Swift's answer is.
-
-        Returns:
-            The gain, float64 ``(N,)``, and its expectation by the Super's logits, if there are any.
-        """
-
-
-@dataclass(frozen=True)
-class SuperAnswers:
-    """The Super's answers.
-
-    Attributes:
-        path: The file that they are from, for messages.
-        records: Answers to the training file (``train``) and to the transfer set (``transfer``), if there is one.
-        vocabulary: Hash of the vocabulary of a Super that generates texts.
-    """
-
-    path: str | None
-    records: dict[str, Records]
-    vocabulary: str | None = None
-
-    @classmethod
-    def read(cls, path: str, task: TextTask, data: Any) -> "SuperAnswers":
-        """Read a file of records.
-
-        Args:
-            path: The file.
-            task: The data's task.
-            data: The data module, if there is one.
-
-        Raises:
-            InputError: If answers are missing or to other data, or the Super was trained on the held-out slice.
-        """
-        needed = ["train", *(["transfer"] if getattr(data, "transfer", None) else [])]
-        splits = {"train", "routing", "transfer"}
-        records, about = _read_answers(path, task, data, needed=needed, splits=splits, who="The Super's records")
-        if data is not None:
-            check_held_out(data, about, f"the Super of '{path}'")
-        return cls(path, records, about.get("vocabulary"))
-
-    def to_rows(self, table: dict[str, Tensor]) -> Records:
-        """The answers to some examples of the training file, by their ``id`` and ``key``."""
-        return self.records["train"].take(self.records["train"].rows(table["id"], table["key"]))
-
-
-def read_out_of_fold(path: str, task: TextTask, data: Any) -> Records:
-    """Read the answers of Swifts that were trained without the examples (`elang crossfit`) to the training file.
-
-    Raises:
-        InputError: If answers are missing or to other data.
-    """
-    who = "The records out of fold"
-    return _read_answers(path, task, data, needed=["train"], splits={"train"}, who=who)[0]["train"]
-
-
-def _read_answers(
-    path: str, task: TextTask, data: Any, *, needed: list[str], splits: set[str], who: str
-) -> tuple[dict[str, Records], dict[str, Any]]:
-    """Read the ``needed`` records, check that they have answers to these splits of the data, and return metadata."""
-    records, about = read_records(path, task.label_names, task.problem)
-    if missing := [source for source in needed if source not in records]:
-        what = {"train": "the training file", "transfer": "the transfer set"}[missing[0]]
-        raise InputError(
-            f"'{path}' has no answers to {what}, only to {', '.join(records)}. Score it with `elang score`."
-        )
-    for split in data.splits if data is not None else ():
-        if split in splits:
-            examples = data.examples(split)
-            records[source_of(split)].rows(examples.id, examples.key, f"{who} '{path}'")
-    return {source: records[source] for source in needed}, about
+    def gain(self, table: dict[str, Tensor], super_: Records | None, data: Any, quality: str) -> Gain:
+        """What deferring gains on the routing slice, by the Swift's answers and, if known, the Super's."""

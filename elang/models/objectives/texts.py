@@ -12,7 +12,7 @@ from elang.data.batches import IGNORED, EncodedTexts, padded_answers
 from elang.data.encoding import encode
 from elang.errors import InputError
 from elang.method.losses import MARGINS, token_distillation
-from elang.models.objectives.objective import LossOptions, Objective, SuperAnswers
+from elang.models.objectives.objective import Gain, LossOptions, Objective, RecordedAnswers
 from elang.records.table import Records
 from elang.tasks.kinds import text_targets
 
@@ -29,15 +29,12 @@ class TextObjective(Objective):
             is right, if that is known.
         answers: The Super's texts, if there are any.
         max_target_length: Maximum number of their tokens.
-
-    Raises:
-        InputError: If the records lack what is to be learned from.
     """
 
     def __init__(
-        self, model: Seq2Seq, options: LossOptions, answers: SuperAnswers | None, max_target_length: int
+        self, model: Seq2Seq, options: LossOptions, answers: RecordedAnswers | None, max_target_length: int
     ) -> None:
-        super().__init__(options)
+        super().__init__(options, answers)
         self.model = model
         self.records = None if answers is None else answers.records["train"]
         self.path = None if answers is None else answers.path
@@ -108,15 +105,10 @@ class TextObjective(Objective):
             )
         return ids[real].long(), log_probs[real]
 
-    def targets(self, table: dict[str, Tensor], data: Any, quality: str, super_: Records | None) -> dict[str, Tensor]:
-        """What metrics read of the routing slice's texts."""
+    def gain(self, table: dict[str, Tensor], super_: Records | None, data: Any, quality: str) -> Gain:
+        """By how much the Super's text is worth more; without a Super, minus the worth of the Swift's."""
         references = data.references("routing", table["id"])
         super_texts = super_.texts if super_ is not None else None
-        return text_targets([quality], references, self.model.texts(table["ids"]), super_=super_texts)
-
-    def gain(
-        self, table: dict[str, Tensor], targets: dict[str, Tensor], super_: Records | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """By how much the Super's text is worth more; without a Super, minus the worth of the Swift's."""
+        targets = text_targets([quality], references, self.model.texts(table["ids"]), super_=super_texts)
         worth = targets["worth"]
-        return (worth[:, 1] if super_ is not None else 0) - worth[:, 0], None
+        return targets, (worth[:, 1] if super_ is not None else 0) - worth[:, 0], None
