@@ -99,8 +99,7 @@ class TaskModule(AnyShape, LightningModule):
 
     def make_tables(self, splits: list[str]) -> None:
         """Make an empty table for each of these splits."""
-        columns = self.table_columns()
-        self._tables = {split: ExampleTable(columns).to(self.device) for split in splits}
+        self._tables = {split: ExampleTable(self.table_columns()).to(self.device) for split in splits}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer a batch of one of the splits."""
