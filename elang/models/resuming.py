@@ -93,7 +93,7 @@ class Plan:
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs < epochs:
             raise InputError(
                 f"--trainer.max_epochs {trainer.max_epochs} is less than the {epochs} epochs that the checkpoint has "
-                "behind it. Raise it, or resume from an earlier checkpoint."
+                "completed. Raise it, or resume from an earlier checkpoint."
             )
         differences = ""
         if earlier is not None:

@@ -66,7 +66,7 @@ class ScoreModule(EvaluationModule):
         super().__init__({"model": model}, label_names, task, dtype=dtype, **options)
         self.save_hyperparameters()
         if top_k < 0 or (top_k and not self.task.kind.generates):
-            raise InputError(f"--model.top_k {top_k} is for models that generate texts, and 0 or more; leave it out.")
+            raise InputError(f"--model.top_k {top_k} must be 0, or positive for models that generate texts.")
         self.output, self.generate, self.top_k = output, generate, top_k
         self.parts, self.part, self.dtype_name = parts, part, dtype
         self._current_part = 0
@@ -111,7 +111,7 @@ class ScoreModule(EvaluationModule):
     def _existing(self, parts: list[int]) -> list[int]:
         """The parts whose files exist, after checking that they are of this run."""
         if not self.runs_all_batches:
-            raise InputError("A part is kept as if it were whole: leave out --trainer.limit_val_batches, or the parts.")
+            raise InputError("A part must be complete: leave out --trainer.limit_val_batches, or --model.parts.")
         data = self.data
         if self.parts > (largest := max(len(data.examples(split)) for split in data.eval_splits)):
             raise InputError(f"--model.parts {self.parts} is more than the {largest} examples of the largest split.")

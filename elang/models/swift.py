@@ -143,7 +143,7 @@ class SwiftModule(FinetuneModule):
                 "--model.hard gain."
             )
         if kind.generates and (hard == "soft_gain" or self.out_of_fold is not None):
-            raise InputError("Tokens are hard by `gain` or `error`, and on the fly: leave out --model.out_of_fold.")
+            raise InputError("Generated texts take --model.hard gain or error, and no --model.out_of_fold.")
 
     def _prepare_heads(self, detached: bool) -> None:
         # The held-out slice needs the cost: fail before training rather than after it.
