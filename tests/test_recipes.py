@@ -23,7 +23,7 @@ from elang.data.text_classification import TextClassificationData
 from elang.method.losses import hidden_distillation
 from elang.models.objectives.hidden import HiddenStateObjective, even_layers
 from elang.models.objectives.labels import LabelObjective
-from elang.models.objectives.objective import Distillation, LossOptions, Margin, SuperAnswers
+from elang.models.objectives.objective import LossOptions, RecordedAnswers
 from elang.notices import notices
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
@@ -44,16 +44,17 @@ OTHER = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 5.0], [0.0, 1.0]])
 
 def objective_of(train, hard="gain", weights=(1.0, 1.0), transfer=None, **more):
     """An objective of a Super's answers to the training file, and to a transfer set."""
-    options = LossOptions(Distillation(weights[0]), Margin(weights[1], hard=hard))
+    options = LossOptions(distill_weight=weights[0], margin_weight=weights[1], hard=hard)
     records = {"train": train} | ({"transfer": transfer} if transfer is not None else {})
-    return LabelObjective(TextTask.of(NAMES), options, SuperAnswers("it", records), **more)
+    return LabelObjective(TextTask.of(NAMES), options, RecordedAnswers("it", records), **more)
 
 
 def objective(hard, other=False, weights=(1.0, 1.0)):
     ids = torch.tensor([5, 1, 0, 3])
     super_ = Records(ids, SUPER.argmax(-1), SUPER)
     # Of one example no Swift is known that had not seen it.
-    out_of_fold = Records(ids[:3], OTHER[:3].argmax(-1), OTHER[:3]) if other else None
+    others = Records(ids[:3], OTHER[:3].argmax(-1), OTHER[:3])
+    out_of_fold = RecordedAnswers(None, {"train": others}) if other else None
     return objective_of(super_, hard, weights, out_of_fold=out_of_fold)
 
 
@@ -117,7 +118,7 @@ def test_answers_without_logits():
             objective_of(bare, hard, (weight, 1.0))
     whole = Records(torch.arange(4), SUPER.argmax(-1), SUPER)
     with pytest.raises(InputError, match="out of fold without logits"):
-        objective_of(whole, "soft_gain", (0.0, 1.0), out_of_fold=bare)
+        objective_of(whole, "soft_gain", (0.0, 1.0), out_of_fold=RecordedAnswers(None, {"train": bare}))
 
 
 # Recipes.
@@ -209,7 +210,7 @@ def test_what_was_made_from_the_slice_is_left_out(pair, base_model, files, tmp_p
 
 def test_default_weights_and_scores(base_model):
     labels = SwiftModule(str(base_model), NAMES, super_records="super.parquet")
-    assert labels.loss_options.weights == {"task": 1, "distill": 10, "margin": 0, "hidden": 0}
+    assert labels.loss_options == LossOptions(distill_weight=10)
     assert labels.score == "max_softmax"
     assert labels.hparams["distill_weight"] is None
 

@@ -1,1 +1,1 @@
-"""The Lightning modules, and the classifier that they share with the predictor."""
+"""The LightningModules: training a Super or a Swift, recording a model's answers, and evaluating a pair."""

@@ -1,4 +1,4 @@
-"""The end of a training: which weights it keeps, what it reports, and the folder it writes."""
+"""The end of a training: which weights are exported, notices about it, and the folder that is written."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from elang.backends.loading.checkpoints import save_model
 from elang.backends.text_model import TextModel
+from elang.data.module import TextData
 from elang.errors import InputError, first_line, listed
 from elang.notices import notice
 from elang.records.manifest import Manifest
@@ -20,127 +21,114 @@ from elang.records.manifest import Manifest
 _PREFIX = "classifier."
 
 
-def take_best(trainer: Trainer, earlier: dict[str, Any], model: nn.Module, everywhere: bool) -> tuple[int, str]:
-    """Load the best weights after the last step, unless the last are the best or no others were kept.
+def load_best(trainer: Trainer, earlier: dict[str, Any], model: nn.Module, everywhere: bool) -> tuple[int, str]:
+    """Load the best weights that a ``ModelCheckpoint`` kept by its monitor, if they are not the last ones.
 
-    All processes must call it.
+    All processes must call it, at the end of a fit.
 
     Args:
-        trainer: Whose training has ended.
-        earlier: States of the callbacks in the checkpoint that it went on from, by the callbacks' keys.
+        trainer: The trainer.
+        earlier: States of the callbacks in the checkpoint that the training was resumed from.
         model: Takes the weights, in place.
-        everywhere: Whether all processes have the whole of it, or the first one alone.
+        everywhere: Whether all processes hold the whole model, or only the first one.
 
     Returns:
-        The step that the weights are of, and what is to be said of them where a metric was monitored.
+        The step that the weights are of, and their description, empty if no metric chose them.
     """
     last = int(trainer.global_step)
-    state: dict[str, Any] | None = None
-    about: dict[str, Any] = {}
-    if trainer.is_global_zero:
-        state, about = _chosen(trainer, earlier)
-    # The others may be on hosts that do not share the disk.
-    about = trainer.strategy.broadcast(about)
-    if "step" not in about:
-        if about.get("why"):
-            notice(
-                "last-weights",
-                f"The weights are the last ones, of step {last}: {about['why']}.",
-            )
+    state, choice = _choose(trainer, earlier) if trainer.is_global_zero else (None, {})
+    # The other processes may be on hosts that do not share the disk.
+    choice = trainer.strategy.broadcast(choice)
+    if "step" not in choice:
+        if choice["reasons"]:
+            notice("last-weights", f"The weights are the last ones, of step {last}: {choice['reasons']}.")
         return last, ""
-    if about["step"] == last:
-        return last, about["said"]
-    if state is not None:
-        model.load_state_dict(state)
-    if everywhere and trainer.world_size > 1:
-        for tensor in model.state_dict().values():
-            distributed.broadcast(tensor, 0)
-    notice("best-weights", f"The weights are {about['said']}, not the last ones (step {last}).{about['others']}")
-    return about["step"], about["said"]
+    step, description = choice["step"], choice["description"]
+    if step != last:
+        if state is not None:
+            model.load_state_dict(state)
+        if everywhere and trainer.world_size > 1:
+            for tensor in model.state_dict().values():
+                distributed.broadcast(tensor, 0)
+        notice("best-weights", f"The weights are {description}, not the last ones (step {last}).{choice['others']}")
+    return step, description
 
 
-def _chosen(trainer: Trainer, earlier: dict[str, Any]) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The first process's choice: the best weights and where they are from, or why there are none."""
-    keepers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint) and one.monitor]
-    why: list[str] = []
-    for keeper in keepers:
-        if keeper.save_top_k == 0:
-            why.append(f"the ModelCheckpoint that monitors '{keeper.monitor}' keeps none: set save_top_k 1")
-        for score, path in _candidates(keeper, earlier.get(keeper.state_key, {})):
-            state, about = _read(path)
-            if state is None:
-                why.append(f"the best checkpoint by '{keeper.monitor}', '{path}', {about['error']}")
+def _choose(trainer: Trainer, earlier: dict[str, Any]) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+    """The best weights with their step and description, or the reasons why there are none."""
+    monitoring = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    reasons: list[str] = []
+    for callback in monitoring:
+        monitor = callback.monitor
+        if callback.save_top_k == 0:
+            reasons.append(f"the ModelCheckpoint that monitors '{monitor}' keeps none: set save_top_k 1")
+        for score, path in _candidates(callback, earlier.get(callback.state_key, {})):
+            try:
+                state, epoch, step = _read(path)
+            except ValueError as error:
+                reasons.append(f"the best checkpoint by '{monitor}', '{path}', {error}")
                 continue
             value = "" if score is None else f" {score:.4f}"
-            said = (
-                f"of epoch {about['epoch']} (step {about['step']}), the best by {keeper.monitor}{value} ({keeper.mode})"
-            )
-            more = sorted({str(one.monitor) for one in keepers} - {keeper.monitor})
+            description = f"of epoch {epoch} (step {step}), the best by {monitor}{value} ({callback.mode})"
+            more = sorted({str(c.monitor) for c in monitoring} - {monitor})
             others = f" The first monitor counts; there is also {', '.join(more)}." if more else ""
-            return state, about | {"said": said, "others": others}
-    for one in trainer.early_stopping_callbacks:
-        if one.wait_count and one.monitor not in [keeper.monitor for keeper in keepers]:
-            best = float(one.best_score)
-            why.append(
-                f"EarlyStopping saw a better '{one.monitor}', {best:.4f}, but no ModelCheckpoint kept those weights: "
-                "add one with this monitor"
+            return state, {"step": step, "description": description, "others": others}
+    for stopping in trainer.early_stopping_callbacks:
+        if stopping.wait_count and stopping.monitor not in [c.monitor for c in monitoring]:
+            reasons.append(
+                f"EarlyStopping saw a better '{stopping.monitor}', {float(stopping.best_score):.4f}, but no "
+                "ModelCheckpoint kept those weights: add one with this monitor"
             )
-    return None, {"why": "; ".join(why)}
+    return None, {"reasons": "; ".join(reasons)}
 
 
-def _candidates(keeper: ModelCheckpoint, before: dict[str, Any]) -> list[tuple[float | None, str]]:
-    """The best of this run and of the one that it went on from, the better one first."""
-    pairs = [(keeper.best_model_score, keeper.best_model_path)]
-    pairs += [(before.get("best_model_score"), before.get("best_model_path", ""))]
+def _candidates(callback: ModelCheckpoint, earlier: dict[str, Any]) -> list[tuple[float | None, str]]:
+    """Score and path of the best checkpoints of this run and of the one that it resumed, the better one first."""
+    pairs = [(callback.best_model_score, callback.best_model_path)]
+    pairs += [(earlier.get("best_model_score"), earlier.get("best_model_path", ""))]
     scored = {str(path): float(score) for score, path in reversed(pairs) if score is not None and path}
     if not scored:
-        return [(None, str(keeper.best_model_path))] if keeper.best_model_path else []
-    order = sorted(scored, key=scored.__getitem__, reverse=keeper.mode == "max")
+        return [(None, str(callback.best_model_path))] if callback.best_model_path else []
+    order = sorted(scored, key=scored.__getitem__, reverse=callback.mode == "max")
     return [(scored[path], path) for path in order]
 
 
-def _read(path: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+def _read(path: str) -> tuple[dict[str, Tensor], int, int]:
+    """The weights, epoch and step of a checkpoint; a ``ValueError`` says why they cannot be had."""
     if Path(path).is_dir():
-        return None, {"error": "is in parts, which are not put together again: leave out save_distributed_checkpoint"}
+        raise ValueError("is in parts, which are not put together again: leave out save_distributed_checkpoint")
     try:
-        # Mapped, so that the optimizer's states are not brought to memory.
+        # Mapped, so that the optimizer's states are not loaded.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(_PREFIX)}
-        return state, {"epoch": int(checkpoint["epoch"]), "step": int(checkpoint["global_step"])}
-    except Exception as error:  # whatever is said of a file that is missing or damaged
-        return None, {"error": f"cannot be read ({type(error).__name__}: {first_line(error)})"}
+        return state, int(checkpoint["epoch"]), int(checkpoint["global_step"])
+    except Exception as error:  # a missing or damaged file can raise anything
+        raise ValueError(f"cannot be read ({type(error).__name__}: {first_line(error)})") from error
 
 
-def tell_never_right(labels: dict[int, list[str]], step: int) -> None:
-    """Tell of labels that a model is never right on.
+def note_training(trainer: Trainer, step: int, never_right: dict[int, list[str]], evaluated: bool) -> None:
+    """Add notices of a training that was too short, or that did not evaluate the model.
 
     Args:
-        labels: These labels, by the step at which the model was evaluated.
-        step: That its weights are of.
+        trainer: The trainer.
+        step: The step that the exported weights are of.
+        never_right: Labels that the model never predicts right, by the step of the evaluation.
+        evaluated: Whether the model was evaluated.
     """
-    evaluated = max((one for one in labels if one <= step), default=None)
-    if evaluated is not None and labels[evaluated]:
+    last = max((other for other in never_right if other <= step), default=None)
+    if last is not None and never_right[last]:
         notice(
             "never-right",
             f"After {step:,} steps the model is never right on 'validation' where the label is "
-            f"{listed(labels[evaluated])}: it has not learned that yet. Train longer (--trainer.max_epochs), or raise "
+            f"{listed(never_right[last])}: it has not learned that yet. Train longer (--trainer.max_epochs), or raise "
             "--model.lr.",
         )
-
-
-def tell_unseen(trainer: Trainer, counted: bool, evaluated: bool) -> None:
-    """Tell of a training that has not come to the end of its first epoch, or to any evaluation.
-
-    Args:
-        trainer: Whose training has ended.
-        counted: Whether the data module says how many batches an epoch has.
-        evaluated: Whether the model was evaluated, now or before the training was resumed.
-    """
     data: Any = getattr(trainer, "datamodule", None)
     progress = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-    batches = len(data.train_dataloader()) if counted else 0
+    # Other data modules may not know how many batches an epoch has.
+    batches = len(data.train_dataloader()) if isinstance(data, TextData) else 0
     if not progress:
-        notice("untrained", "No step of training was taken: the weights are those that it began with.")
+        notice("untrained", "No training step was taken: the weights are the initial ones.")
     elif progress < batches:
         notice(
             "part-trained",
@@ -152,12 +140,8 @@ def tell_unseen(trainer: Trainer, counted: bool, evaluated: bool) -> None:
 
 
 def check_weights_finite(model: nn.Module, trainer: Trainer) -> None:
-    """Refuse to write weights of a training that diverged. All processes must call it.
-
-    Raises:
-        InputError: Naming the first of the weights that is NaN or infinite.
-    """
-    # Parts of weights are looked at by the first process, which has put them together.
+    """Refuse to write the weights of a training that diverged. All processes must call it."""
+    # Sharded weights are checked by the first process, which holds the gathered ones.
     named = [(n, p) for n, p in model.named_parameters() if not isinstance(p, DTensor)]
     bad = next((name for name, parameter in named if not torch.isfinite(parameter).all()), None)
     if (bad := trainer.strategy.broadcast(bad)) is not None:
@@ -167,20 +151,12 @@ def check_weights_finite(model: nn.Module, trainer: Trainer) -> None:
         )
 
 
-def write_folder(trainer: Trainer, model: TextModel, folder: Path, *, manifest: Manifest, best: str) -> None:
-    """Write a trained model, and tell where it and its metrics are, and how good it is.
-
-    Args:
-        trainer: Whose training has ended.
-        model: What is written.
-        folder: Where to.
-        manifest: Describes it.
-        best: What its weights are, where a metric chose them.
-    """
+def write_folder(trainer: Trainer, model: TextModel, folder: Path, *, manifest: Manifest, description: str) -> None:
+    """Write a trained model, and print where it and its metrics are; ``description`` is from :func:`load_best`."""
     save_model(model, folder, manifest)
-    metrics = trainer.callback_metrics
-    values = [f"{name} {float(v):.4f}" for name, v in metrics.items() if name.startswith("validation/")]
-    values = [f"its weights are {best}"] if best else values
-    logged = [Path(one.log_dir) / "metrics.csv" for one in trainer.loggers if isinstance(one, CSVLogger)]
-    where = [f"metrics.csv in {path.parent}" for path in logged if path.is_file()]
-    rank_zero_info("; ".join([f"the model is in {folder}", *([", ".join(values)] if values else []), *where]))
+    metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("validation/")}
+    values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    quality = f"its weights are {description}" if description else values
+    logged = [Path(logger.log_dir) / "metrics.csv" for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    files = [f"metrics.csv in {path.parent}" for path in logged if path.is_file()]
+    rank_zero_info("; ".join([f"the model is in {folder}", *([quality] if quality else []), *files]))

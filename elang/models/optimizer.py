@@ -1,4 +1,4 @@
-"""AdamW and its schedule: the learning rate rises linearly, and then falls to 0."""
+"""AdamW and the learning rate's schedule: a linear rise, then a linear fall to 0."""
 
 import math
 from collections.abc import Iterable
@@ -8,12 +8,12 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from elang.errors import InputError
-from elang.models.resuming import Plan, rate
+from elang.models.resuming import Plan
 from elang.notices import notice, notices
 
 
 def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, trainer: Trainer) -> torch.optim.AdamW:
-    """AdamW for a trainer's steps, with weight decay on matrices only: not on biases and norms."""
+    """AdamW with weight decay on matrices only, not on biases and norms."""
     trained = [p for p in parameters if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
@@ -24,55 +24,58 @@ def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, tr
     return torch.optim.AdamW(groups, lr=lr, fused=None if clipped else True)
 
 
+def lr_factor(step: int, total: int, warmup: int) -> float:
+    """The learning rate at a step as a share of its peak, which it reaches after ``warmup`` steps.
+
+    >>> [round(lr_factor(step, 5, 2), 2) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.67, 0.33, 0.0]
+    """
+    return min((step + 1) / warmup, max(0.0, (total - step) / max(1, total - warmup)))
+
+
 class Schedule:
-    """The learning rate over all steps of a training, including those of runs that it resumes.
+    """The learning rate of an optimizer of :func:`adamw` over all steps, including those before a resume.
 
     Args:
-        optimizer: Made by :func:`adamw`.
-        trainer: Whose steps are counted.
-        plan: Of the training, where the data module is ours.
+        optimizer: The optimizer.
+        trainer: The trainer whose steps are counted.
+        plan: The training's plan, if the data module is ours.
         warmup: Share of all steps in which the learning rate rises.
-
-    Attributes:
-        scheduler: For Lightning, which has to call it at each step.
-
-    Raises:
-        InputError: If the training has no end that is known beforehand.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, trainer: Trainer, plan: Plan | None, warmup: float) -> None:
         self.trainer, self.plan = trainer, plan
         self._count_steps()
 
-        # A function, which checkpoints leave out; they would keep the attributes of anything else that is called.
+        # A function, because checkpoints would save the attributes of any other callable.
         def factor(step: int) -> float:
-            return rate(step + self._shift, self._steps, max(1, round(warmup * self._steps)))
+            return lr_factor(step + self._shift, self._total, max(1, round(warmup * self._total)))
 
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def _count_steps(self) -> None:
-        """Find out how many steps the whole run takes, over which the learning rate falls.
+        """Count the steps of the whole run, and refuse one whose end is not known in advance.
 
         ``trainer.estimated_stepping_batches`` would start the loader before a checkpoint is restored, and the first
-        epoch after a resume would then come in the order of epoch 0.
+        epoch of a resumed run would then have the order of epoch 0.
         """
-        self._steps, self._shift = self.plan.total(self.trainer) if self.plan is not None else (0, 0)
-        if self._steps > 0:
+        self._total, self._shift = self.plan.schedule(self.trainer) if self.plan is not None else (0, 0)
+        if self._total > 0:
             return
         steps = self.trainer.estimated_stepping_batches
         if steps == math.inf:
             raise InputError(
-                "This training has no end that is known beforehand, over which the learning rate could fall. Set "
+                "The length of this training is not known in advance, so the learning rate cannot fall over it. Set "
                 "--trainer.max_epochs or --trainer.max_steps."
             )
-        self._steps = int(steps)
+        self._total = int(steps)
 
     def resume(self, lr: float, weight_decay: float) -> None:
-        """Go on with this run's options, where a checkpoint brought another run's."""
+        """Set this run's options in place of the checkpoint's."""
         self._count_steps()
         scheduler = self.scheduler
         text = f"lr is {lr!r}, as given; the checkpoint has {scheduler.base_lrs[0]!r}"
-        if scheduler.base_lrs[0] != lr and text not in [one["text"] for one in notices()]:
+        if scheduler.base_lrs[0] != lr and text not in [earlier["text"] for earlier in notices()]:
             notice("checkpoint-options", text)
         scheduler.base_lrs = [lr] * len(scheduler.base_lrs)
         for group, decay in zip(scheduler.optimizer.param_groups, (weight_decay, 0.0), strict=True):

@@ -1,8 +1,8 @@
-"""A training that goes on from a checkpoint: what has changed since, and which steps of the schedule are left."""
+"""Stopping a training at SIGTERM, and resuming it from a checkpoint, perhaps with other options or data."""
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,22 +15,22 @@ from elang.data.examples import Examples
 from elang.errors import InputError
 from elang.notices import notice
 
-RANDOM = "elang_random"
+RANDOM_KEY = "elang_random"
 
 
 @dataclass
 class Plan:
-    """What the steps of a training and their data depend on. A checkpoint keeps it.
+    """What the learning rate schedule and the order of the data depend on. Checkpoints contain it.
 
     Attributes:
-        batches: Batches that a process takes in an epoch.
-        accumulated: How many of them make a step.
-        shift: How far the schedule is ahead of the steps that were taken: 0 unless steps became longer or shorter.
-        options: By the names that a message gives them.
+        batches: Batches per process and epoch.
+        accumulated: Batches per step.
+        shift: Steps by which the schedule is ahead of the steps taken: 0 unless their size changed.
+        options: Values of options, under the names that messages use.
         routing_fraction: Share of the training file that is held out.
-        fold: Which part of the rest is left out, if any.
-        examples: Hash of the examples that are trained on, in their order.
-        evaluated: The same of those that are evaluated on.
+        fold: The part of the rest that is left out, if any.
+        examples: Hash of the training examples in their order.
+        evaluated: Hash of the validation examples in their order.
     """
 
     batches: int
@@ -61,85 +61,71 @@ class Plan:
             options=options,
             routing_fraction=data.routing_fraction,
             fold=list(data.fold) if data.fold else None,
-            examples=_digest(trained),
-            evaluated=_digest(evaluated),
+            examples=_hash(trained),
+            evaluated=_hash(evaluated),
         )
 
     @property
-    def steps(self) -> int:
-        """Steps in an epoch."""
+    def _steps_per_epoch(self) -> int:
         return -(-self.batches // self.accumulated)
 
-    def total(self, trainer: Trainer) -> tuple[int, int]:
+    def schedule(self, trainer: Trainer) -> tuple[int, int]:
         """The length of the schedule in steps, and how far it is ahead of the steps that were taken."""
-        epochs = self.steps * (1 if trainer.max_epochs is None else trainer.max_epochs)
-        # What ends first; a limit of steps counts those that were really taken.
-        if trainer.max_steps > 0 and not 0 < epochs - self.shift <= trainer.max_steps:
+        steps = self._steps_per_epoch * (1 if trainer.max_epochs is None else trainer.max_epochs)
+        # Whatever ends first; max_steps counts the steps that were really taken.
+        if trainer.max_steps > 0 and not 0 < steps - self.shift <= trainer.max_steps:
             return trainer.max_steps, 0
-        return epochs, self.shift
+        return steps, self.shift
 
-    def plain(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return asdict(self)
+    def resume(self, checkpoint: dict[str, Any], trainer: Trainer, scheduled: bool) -> None:
+        """Find the checkpoint's place in this plan. A notice lists what differs from the checkpoint's own plan.
 
-    def go_on(
-        self, checkpoint: dict[str, Any], earlier: dict[str, Any] | None, trainer: Trainer, scheduled: bool
-    ) -> None:
-        """Find the place of a checkpoint in this plan, and tell what differs from the plan that it was made by.
-
-        Args:
-            checkpoint: All of it.
-            earlier: The plan that it keeps, if it does.
-            trainer: Whose fit goes on.
-            scheduled: Whether the learning rate follows this plan.
+        ``scheduled`` says whether the learning rate follows this plan.
 
         Raises:
-            InputError: If nothing would be trained in a sensible way: of a place that this plan does not have, or with
-                a held-out slice that was trained on.
+            InputError: If this plan does not have that place, or holds out examples that were trained on.
         """
-        loop = checkpoint["loops"]["fit_loop"]
+        earlier: dict[str, Any] | None = checkpoint[CHECKPOINT_KEY].get("plan")
+        loop, steps_done = checkpoint["loops"]["fit_loop"], int(checkpoint["global_step"])
         epochs, batch = loop["epoch_progress"]["current"]["ready"], loop["epoch_loop.batch_progress"]
         within = 0 if batch["is_last_batch"] else batch["current"]["ready"]
         epochs -= bool(within)
         if trainer.max_epochs is not None and 0 <= trainer.max_epochs < epochs:
             raise InputError(
                 f"--trainer.max_epochs {trainer.max_epochs} is less than the {epochs} epochs that the checkpoint has "
-                "behind it. Raise it, or go on from an earlier checkpoint."
+                "completed. Raise it, or resume from an earlier checkpoint."
             )
-        self.shift = earlier["shift"] if earlier else 0
+        differences = ""
         if earlier is not None:
-            self._check(earlier)
+            self._check_held_out(earlier)
+            self.shift, differences = earlier["shift"], self._differences(earlier)
             if within and earlier["batches"] != self.batches:
                 raise InputError(
                     f"The checkpoint was written after batch {within} of {earlier['batches']} of an epoch, which now "
-                    f"has {self.batches} ({self._differences(earlier)}): some texts would be left out or come twice. "
-                    "Go on with the same options, or from a checkpoint that was written at the end of an epoch."
+                    f"has {self.batches} ({differences}): some texts would be left out or come twice. Resume with the "
+                    "same options, or from a checkpoint that was written at the end of an epoch."
                 )
         if earlier is None or (earlier["batches"], earlier["accumulated"]) != (self.batches, self.accumulated):
-            self.shift = epochs * self.steps + within // self.accumulated - int(checkpoint["global_step"])
-        if earlier is not None:
-            different = self._differences(earlier)
-        else:
-            different = f"other steps than the {checkpoint['global_step']} of the checkpoint" if self.shift else ""
-        if different:
-            total, shift = self.total(trainer)
-            left = total - shift - int(checkpoint["global_step"])
-            rest = (
-                f" The learning rate goes on from its place in the schedule and reaches 0 after the {max(0, left)} "
-                "steps that are left."
+            self.shift = epochs * self._steps_per_epoch + within // self.accumulated - steps_done
+        if earlier is None and self.shift:
+            differences = f"other steps than the {steps_done} of the checkpoint"
+        if differences:
+            total, shift = self.schedule(trainer)
+            consequence = (
+                " The learning rate continues from its place in the schedule and reaches 0 after the "
+                f"{max(0, total - shift - steps_done)} steps that are left."
             )
-            notice("resumed-differently", f"Training goes on with {different}.{rest if scheduled else ''}")
+            notice("resumed-differently", f"Training resumes with {differences}.{consequence if scheduled else ''}")
 
     def _differences(self, earlier: dict[str, Any]) -> str:
-        theirs = earlier["options"]
-        pairs = [(name, value, theirs.get(name)) for name, value in self.options.items()]
-        said = [f"{name} {own} (in the checkpoint: {was})" for name, own, was in pairs if own != was]
-        said += ["other training examples"] if self.examples != earlier["examples"] else []
-        said += ["other validation examples"] if self.evaluated != earlier["evaluated"] else []
-        return ", ".join(said)
+        pairs = [(name, value, earlier["options"].get(name)) for name, value in self.options.items()]
+        differences = [f"{name} {new} (in the checkpoint: {old})" for name, new, old in pairs if new != old]
+        differences += ["other training examples"] if self.examples != earlier["examples"] else []
+        differences += ["other validation examples"] if self.evaluated != earlier["evaluated"] else []
+        return ", ".join(differences)
 
-    def _check(self, earlier: dict[str, Any]) -> None:
-        """Refuse to hold out what was trained on."""
+    def _check_held_out(self, earlier: dict[str, Any]) -> None:
+        """Refuse to hold out examples that were trained on."""
         if self.routing_fraction > earlier["routing_fraction"]:
             raise InputError(
                 f"--data.routing_fraction is {self.routing_fraction}, but the checkpoint was trained with "
@@ -147,39 +133,20 @@ class Plan:
                 f"{earlier['routing_fraction']} or less."
             )
         if self.fold != earlier["fold"]:
-            own, was = ("/".join(map(str, fold)) if fold else None for fold in (self.fold, earlier["fold"]))
+            new, old = ("/".join(map(str, fold)) if fold else None for fold in (self.fold, earlier["fold"]))
             raise InputError(
-                f"--data.fold is {own}, but the checkpoint was trained with {was}: the part that is left out was "
-                "trained on. Give the same, or train anew."
+                f"--data.fold is {new}, but the checkpoint was trained with {old}: the part that is left out was "
+                "trained on. Give the same fold, or train anew."
             )
 
 
-def _digest(parts: list[Examples]) -> str:
-    """Hash of the texts and labels of some examples."""
+def _hash(parts: list[Examples]) -> str:
     columns = [column for part in parts for column in (part.key, part.label)]
     return hashlib.sha256(b"".join(column.numpy().tobytes() for column in columns)).hexdigest()
 
 
-def rate(step: int, total: int, rise: int) -> float:
-    """The share of the peak learning rate at a step: it rises for so many steps, and then falls linearly to 0.
-
-    >>> [round(rate(step, 5, 2), 2) for step in range(6)]
-    [0.5, 1.0, 1.0, 0.67, 0.33, 0.0]
-    """
-    return min((step + 1) / rise, max(0.0, (total - step) / max(1, total - rise)))
-
-
-def check_checkpoint(checkpoint: dict[str, Any], module: str, label_names: list[str]) -> dict[str, Any]:
-    """What a checkpoint says of itself.
-
-    Args:
-        checkpoint: All of it.
-        module: Name of the class that it is loaded into.
-        label_names: Those of the data.
-
-    Raises:
-        InputError: If it is of another class or of other labels.
-    """
+def check_checkpoint(checkpoint: dict[str, Any], module: str, label_names: list[str], fitting: bool) -> None:
+    """Refuse a checkpoint that is not of this module's class and these labels, or that ``fitting`` cannot resume."""
     about: dict[str, Any] = checkpoint.get(CHECKPOINT_KEY, {"class": "something else"})
     if about["class"] != module:
         raise InputError(
@@ -191,19 +158,10 @@ def check_checkpoint(checkpoint: dict[str, Any], module: str, label_names: list[
             f"The checkpoint has the labels {about['label_names']}, the data has {label_names}. Resume with "
             "the data that it was trained on."
         )
-    return about
-
-
-def check_resumable(checkpoint: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint without the optimizer's states.
-
-    Raises:
-        InputError: Of one that has weights only.
-    """
-    # One in parts has both elsewhere.
-    if "state_dict" in checkpoint and "optimizer_states" not in checkpoint:
+    # A checkpoint in parts has both elsewhere.
+    if fitting and "state_dict" in checkpoint and "optimizer_states" not in checkpoint:
         raise InputError(
-            "The checkpoint has weights only (save_weights_only), so a training cannot go on from it. Give one "
+            "The checkpoint has weights only (save_weights_only), so a training cannot be resumed from it. Give one "
             "that was saved with the optimizer's states."
         )
 
@@ -215,74 +173,67 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random(state: dict[str, Tensor] | None, trainer: Trainer, device: torch.device) -> None:
-    """Go on with the random numbers of a checkpoint, so that a resumed run ends as one that was not stopped."""
-    # They are the first process's; shared, all would drop the same activations.
+    """Continue a checkpoint's random numbers, so that a resumed run ends like one that was not stopped."""
+    # They are the first process's: with them, all processes would drop the same activations.
     if state is None or trainer.world_size > 1:
         return
     torch.set_rng_state(state["cpu"].cpu())
     if not getattr(trainer.train_dataloader, "persistent_workers", False):
-        # The loader would draw this now, but did so earlier where Lightning resumes; lasting workers once only.
+        # The loader would draw this number now, but Lightning made it draw before the state was restored.
         torch.empty((), dtype=torch.int64).random_()
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-_ASKED, _CAME = "_broadcast_sigterm_tensor", "_sigterm_notifier_fn"
+# Where Lightning checks for SIGTERM before each batch, and its signal handler.
+_CHECK, _HANDLER = "_broadcast_sigterm_tensor", "_sigterm_notifier_fn"
 
 
-class LateStop:
-    """Stops all processes at the same batch once SIGTERM has come to one, a batch later than Lightning would.
+class SharedStop:
+    """Stops all processes at the same batch after one got SIGTERM, one batch later than Lightning does.
 
-    Lightning asks before each batch and waits for the answer, so for all that a GPU has to do before it, and the GPU
-    then stands still until the host has brought the next batch. The answer of the batch before has long been there.
-    And a process of Lightning's tells the others from within its signal handler, in the middle of whatever they are
-    exchanging, or leaves while the others wait for it.
-
-    Args:
-        trainer: Whose loop asks.
+    Lightning exchanges the signal before each batch and waits for the result, so the GPU idles. Here the result of the
+    previous batch's exchange is read, which arrived long before. Lightning also exchanges within its signal handler, in
+    the middle of other exchanges, or ends one process while the others wait for it.
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self.trainer, self.came = trainer, False
-        self._told: Tensor | None = None
+        self.trainer, self.received = trainer, False
+        self._result: Tensor | None = None
         self._arrived: Any = None
 
     def on_signal(self, signum: int, frame: Any) -> None:
-        """Note SIGTERM, and hand it on to the processes that this one has started."""
+        """Remember SIGTERM, and send it to the processes that this one has started."""
         launcher: Any = self.trainer.strategy.launcher
-        if not self.came and launcher is not None:
+        if not self.received and launcher is not None:
             launcher.kill(signum)
-        self.came = True
+        self.received = True
         # An evaluation exchanges nothing before its end.
         self.trainer._signal_connector.received_sigterm = not self.trainer.training
 
     def __call__(self) -> None:
-        """Ask once more, and hear what was said the last time.
-
-        Raises:
-            SIGTERMException: In all processes.
-        """
-        if self._told is not None:
+        """Raise ``SIGTERMException`` if a process got SIGTERM before the last exchange, and start the next one."""
+        if self._result is not None:
             if self._arrived is not None:
                 self._arrived.synchronize()
-            if self._told.item():
+            if self._result.item():
                 raise SIGTERMException
         device = self.trainer.strategy.root_device
-        said = torch.full((1,), float(self.came), device=device)
-        distributed.all_reduce(said, distributed.ReduceOp.MAX)
-        self._told = said
+        flag = torch.full((1,), float(self.received), device=device)
+        distributed.all_reduce(flag, distributed.ReduceOp.MAX)
+        self._result = flag
         if device.type == "cuda":
-            # From the device's own memory it could only be read behind all that came after.
-            self._told = torch.empty(1, pin_memory=True).copy_(said, non_blocking=True)
+            # Reading the device's own memory would wait for all that was queued after it.
+            self._result = torch.empty(1, pin_memory=True).copy_(flag, non_blocking=True)
             self._arrived = torch.cuda.Event()
             self._arrived.record()
 
 
-def stop_late(trainer: Trainer) -> None:
-    """Let a trainer's processes hear of SIGTERM by :class:`LateStop`, where Lightning would wait."""
+def stop_together(trainer: Trainer) -> None:
+    """Handle SIGTERM by :class:`SharedStop` where there are several processes."""
     loop: Any = trainer.fit_loop.epoch_loop
     signals: Any = trainer._signal_connector
-    if trainer.world_size > 1 and hasattr(loop, _ASKED) and hasattr(signals, _CAME):
-        late = LateStop(trainer)
-        setattr(loop, _ASKED, late)
-        setattr(signals, _CAME, late.on_signal)
+    if trainer.world_size > 1 and hasattr(loop, _CHECK) and hasattr(signals, _HANDLER):
+        stop = SharedStop(trainer)
+        setattr(loop, _CHECK, stop)
+        setattr(signals, _HANDLER, stop.on_signal)

@@ -1,4 +1,4 @@
-"""What a finished Swift learns on its routing slice: the router heads, and thresholds for every score."""
+"""What a finished Swift learns on its routing slice: router heads, and thresholds for every score."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,100 +9,77 @@ from torch import Tensor
 
 from elang.backends.text_model import TextModel
 from elang.data.examples import fold_of
-from elang.evaluation.pair import ROUTING_SLICE, Heads, choose_thresholds, pair_answers, share_thresholds
+from elang.evaluation.pair import ROUTING_SLICE, Heads, Thresholds, choose_thresholds, pair_answers, share_thresholds
 from elang.method.quality.metric import Quality
 from elang.metrics import ExampleTable
 from elang.records.table import Records
 
 
-@torch.no_grad()
-def answer_slice(
-    model: TextModel, batches: Iterable[dict[str, Any]], temperature: float, device: torch.device
-) -> dict[str, Tensor]:
-    """A Swift's answers to the slice, from this process and all others, with what its router heads read.
+class RoutingSlice:
+    """A finished Swift's answers to its routing slice from all processes, in the columns of ``table``.
 
     Args:
         model: The Swift.
-        batches: This process's.
-        temperature: Of the scores.
-        device: Where the Swift is.
+        batches: This process's batches of the slice.
+        temperature: Temperature of the scores.
+        device: The Swift's device.
     """
-    columns = {"key": ((), torch.int64), "unit": ((), torch.int64), "label": ((), model.task.kind.answer_type)}
-    table = ExampleTable(columns | model.columns(features=True)).to(device)
-    model.eval()
-    order = list(range(len(model.label_names)))
-    for batch in batches:
-        inputs = {name: column.to(device) for name, column in batch["model"].items()}
-        row = {name: batch[name].to(device) for name in ("id", "key", "unit", "label")}
-        row |= model.answer_columns(inputs, order, temperature=temperature, features=True)
-        if not batch["repeated"]:
-            table.update(**row)
-    return table.compute()
 
+    @torch.no_grad()
+    def __init__(
+        self, model: TextModel, batches: Iterable[dict[str, Any]], temperature: float, device: torch.device
+    ) -> None:
+        self.model, self.temperature = model, temperature
+        self._head_scores: dict[str, Tensor] = {}
+        columns = {"key": ((), torch.int64), "unit": ((), torch.int64), "label": ((), model.task.kind.answer_type)}
+        table = ExampleTable(columns | model.columns(features=True)).to(device)
+        model.eval()
+        order = list(range(len(model.label_names)))
+        for batch in batches:
+            inputs = {name: column.to(device) for name, column in batch["model"].items()}
+            rows = {name: batch[name].to(device) for name in ("id", "key", "unit", "label")}
+            rows |= model.answer_columns(inputs, order, temperature=temperature, features=True)
+            if not batch["repeated"]:
+                table.update(**rows)
+        self.table = table.compute()
 
-def fit_heads(
-    model: TextModel, table: dict[str, Tensor], gain: Tensor, expected: Tensor | None
-) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
-    """Fit the router heads.
+    def fit_heads(self, gain: Tensor, expected: Tensor | None) -> dict[str, dict[str, Any]]:
+        """Fit the router heads, and score each example by heads that have not learned from it.
 
-    Args:
-        model: The Swift.
-        table: Its answers, from :func:`answer_slice`.
-        gain: Of deferring each, float64 ``(N,)``.
-        expected: What the Super's logits expect of it, where there are any.
+        Args:
+            gain: How much deferring each example gains, float64 ``(N,)``.
+            expected: The gain that the Super's logits predict, if there are any.
 
-    Returns:
-        For each router head what its fit reports, and for each score of a head its values ``(N,)``, of examples that
-        the head has not learned from.
-    """
-    reports: dict[str, dict[str, Any]] = {}
-    scores = {name: table[name] for name in model.head_scores if name not in model.routers}
-    for name, head in model.routers.items():
-        features, fold = table[f"{name}_features"], fold_of(table["unit"])
-        reports[name] = head.fit(features, gain, fold, *model.candidates(name), expected=expected)
-        rank_zero_info(f"{name}: reads {reports[name]['reads']}: {reports[name]['why']}")
-        place = head.bias.device
-        scores[name] = head(features.to(place), fold.to(place)).to(features.device)
-    # In the order that they are listed in.
-    return reports, {name: scores[name] for name in model.head_scores}
+        Returns:
+            The report of each router head, :meth:`elang.method.router.RouterHead.fit`.
+        """
+        model, table, reports = self.model, self.table, {}
+        scores = {name: table[name] for name in model.head_scores if name not in model.routers}
+        for name, head in model.routers.items():
+            features, fold = table[f"{name}_features"], fold_of(table["unit"])
+            reports[name] = head.fit(features, gain, fold, *model.candidates(name), expected=expected)
+            rank_zero_info(f"{name}: reads {reports[name]['reads']}: {reports[name]['why']}")
+            device = head.bias.device
+            scores[name] = head(features.to(device), fold.to(device)).to(features.device)
+        self._head_scores = {name: scores[name] for name in model.head_scores}
+        return reports
 
+    def thresholds(self, super_: Records | None, quality: Quality, targets: dict[str, Tensor]) -> Thresholds:
+        """Choose thresholds for every score by a metric, which reads the labels and these targets.
 
-def slice_thresholds(
-    model: TextModel,
-    table: dict[str, Tensor],
-    super_: Records | None,
-    *,
-    quality: Quality,
-    targets: dict[str, Tensor],
-    heads: dict[str, Tensor],
-    temperature: float,
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Choose thresholds for every score; without a Super's answers, by the deferred share alone.
-
-    Args:
-        model: The Swift.
-        table: Its answers, from :func:`answer_slice`.
-        super_: The Super's answers to the same examples, if they are known.
-        quality: The metric that chooses.
-        targets: What it reads besides the labels.
-        heads: The scores of the heads, from :func:`fit_heads`.
-        temperature: Of the scores.
-    """
-    logits, token_scores = table.get("logits"), table.get("scores")
-    if super_ is None:
-        # A regression has its Super's records.
-        scores = model.task.kind.scores_of(logits, token_scores, temperature)
-        return share_thresholds(scores | heads, ROUTING_SLICE)
-    # Of texts there is no prediction but the text.
-    prediction = table.get("prediction", torch.zeros_like(table["id"]))
-    columns: dict[str, Any] = {name: table.get(name) for name in ("flops", "scores", "score_flops")}
-    answers = pair_answers(
-        table,
-        Records(table["id"], prediction, logits, **columns),
-        Records(table["id"], super_.prediction, flops=super_.flops),
-        problem=model.task.problem,
-        temperature=temperature,
-        heads=Heads(heads, table.get("early_flops")),
-        targets=targets,
-    )
-    return choose_thresholds(answers, quality, ROUTING_SLICE)
+        Without the Super's answers, only the shares of deferred examples are known.
+        """
+        table, task = self.table, self.model.task
+        if super_ is None:
+            scores = task.kind.scores_of(table.get("logits"), table.get("scores"), self.temperature)
+            return share_thresholds(scores | self._head_scores, ROUTING_SLICE)
+        answers = pair_answers(
+            table,
+            self.model.records(table),
+            super_,
+            problem=task.problem,
+            temperature=self.temperature,
+            heads=Heads(self._head_scores, table.get("early_flops")),
+            targets=targets,
+        )
+        return choose_thresholds(answers, quality, ROUTING_SLICE)

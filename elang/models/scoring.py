@@ -1,4 +1,4 @@
-"""One model's answers to a whole data set, kept as records: at once, or in parts that are not asked again."""
+"""Recording one model's answers to a whole data set, in one file or in parts that a restarted run does not repeat."""
 
 import hashlib
 import json
@@ -12,14 +12,11 @@ from torch import Tensor
 from elang.backends import DType
 from elang.data.examples import source_of
 from elang.errors import InputError, printable
-from elang.locks import lock_for_all, unlock_output
-from elang.method.quality.registry import QUALITIES
 from elang.models.answering import EvaluationModule
 from elang.notices import made
 from elang.records.merging import check_same, merge_files
 from elang.records.table import Records, check_output, join_records, write_records
 from elang.tables import is_table
-from elang.tasks.kinds import measure, measure_texts
 from elang.tasks.text_task import TaskFields
 
 
@@ -28,19 +25,19 @@ class ScoreModule(EvaluationModule):
 
     Args:
         model: A folder, a ``.ckpt`` or a hub id.
-        label_names: The data's classes; the command line takes them from the data, like the next.
-        task: What is asked, :meth:`elang.tasks.text_task.TextTask.plain`.
+        label_names: The data's classes; the command line takes them from the data.
+        task: :meth:`elang.tasks.text_task.TextTask.plain`; the command line takes it from the data.
         output: The parquet file to write.
-        parts: Cut the data into so many parts. Each is written into the folder ``<output>.parts`` when it is answered,
-            a run that is started again goes on with those that are not there, and the last one puts them together.
-        part: Answer only this part, from 0, for instance in each job of a scheduler's array; ``elang merge`` puts all
-            together.
+        parts: Number of parts to cut the data into. Each part is written into the folder ``<output>.parts`` as soon as
+            it is answered, a restarted run answers only the missing ones, and the last step merges them.
+        part: Answer only this part, counted from 0, for example in each job of a scheduler's array; ``elang merge``
+            merges them.
         generate: A text-to-text model answers by free generation, matched with the task's answers.
-        num_beams: Hypotheses that generated texts are chosen from; by default the model's own setting.
-        top_k: Of a model that generates texts, keep so many of the most probable tokens at each place of the
-            references: the distillation of tokens needs them.
+        num_beams: Beams of generated texts; by default the model's own setting.
+        top_k: For models that generate texts: number of most probable tokens to record at each position of the
+            references. Distillation from tokens needs them.
         static_cache: Generate with a cache of fixed size.
-        dtype: Precision of the weights; logits are float32 in any.
+        dtype: Precision of the weights; logits are always float32.
     """
 
     def __init__(
@@ -69,140 +66,122 @@ class ScoreModule(EvaluationModule):
         super().__init__({"model": model}, label_names, task, dtype=dtype, **options)
         self.save_hyperparameters()
         if top_k < 0 or (top_k and not self.task.kind.generates):
-            raise InputError(f"--model.top_k {top_k} is for models that generate texts, and 0 or more; leave it out.")
+            raise InputError(f"--model.top_k {top_k} must be 0, or positive for models that generate texts.")
         self.output, self.generate, self.top_k = output, generate, top_k
-        self.parts, self.part = parts, part
-        self.dtype_name = dtype
-        self._current = 0
-        self._locked: str | Path = output
-
-    @property
-    def _folder(self) -> Path:
-        return Path(f"{self.output}.parts")
+        self.parts, self.part, self.dtype_name = parts, part, dtype
+        self._current_part = 0
+        self._folder = Path(f"{output}.parts")
 
     def _path(self, part: int) -> Path:
         if self.parts == 1:
             return Path(self.output)
         return self._folder / f"{part:0{len(str(self.parts - 1))}}-of-{self.parts}.parquet"
 
-    def _about(self, part: int) -> dict[str, Any]:
-        """What a part says of itself; a part that is there already has to say the same."""
-        model, data = self.model("model"), self.trainer.datamodule  # type: ignore[attr-defined]
-        about: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
-        about["generated"] = self.generate and model.text_to_text
-        about |= model.described_answers(self.top_k)
+    def _metadata(self, part: int) -> dict[str, Any]:
+        """The metadata of a part's file. A file that exists must have the same."""
+        model, data = self.text_models["model"], self.data
+        metadata: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
+        metadata["generated"] = self.generate and model.text_to_text
+        metadata |= model.described_answers(self.top_k)
         if model.manifest is not None:
-            about["routing_fraction"] = model.manifest.routing_fraction
+            metadata["routing_fraction"] = model.manifest.routing_fraction
         if self.parts > 1:
             keys = hashlib.sha256()
             for split in data.eval_splits:
                 keys.update(data.examples(split).key[data.part(split, part)].numpy().tobytes())
             how = {"dtype": self.dtype_name, "precision": str(self.trainer.precision), "task": self.task.plain()}
             how |= {"max_length": data.max_length, "max_target_length": data.max_target_length}
-            about |= {"part": [part, self.parts], "examples": keys.hexdigest(), "how": json.loads(json.dumps(how))}
-        return about
+            metadata |= {"part": [part, self.parts], "examples": keys.hexdigest(), "how": json.loads(json.dumps(how))}
+        return metadata
 
     def setup(self, stage: str) -> None:
-        """Find out which parts are to be answered, and keep other runs from writing them."""
+        """Lock the output against other runs, and choose the parts to answer."""
+        if stage == "test":
+            raise InputError("`elang test` writes no records. Run `elang score`, which answers all splits.")
         super().setup(stage)
-        self._locked = self.output if self.part is None else self._path(self.part)
-        lock_for_all(self.trainer, self._locked)
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        wanted = list(range(self.parts)) if self.part is None else [self.part]
-        data.choose_parts(self.parts, wanted)
-        if self.parts == 1:
-            return
-        trainer: Any = self.trainer
-        if not self._whole():
-            raise InputError("A part is kept as if it were whole: leave out --trainer.limit_val_batches, or the parts.")
-        if self.parts > (most := max(len(data.examples(split)) for split in data.eval_splits)):
-            raise InputError(f"--model.parts {self.parts} is more than the {most} examples of the largest split.")
-        there = [part for part in wanted if self._path(part).is_file()]
-        bad = None
+        self.lock(Path(self.output) if self.part is None else self._path(self.part))
+        parts = list(range(self.parts)) if self.part is None else [self.part]
+        if self.parts > 1:
+            existing = self._existing(parts)
+            if existing:
+                rank_zero_info(f"{len(existing)} of {len(parts)} parts are in '{self._folder}' and are not repeated")
+            parts = [part for part in parts if part not in existing]
+        self.data.choose_parts(self.parts, parts)
+
+    def _existing(self, parts: list[int]) -> list[int]:
+        """The parts whose files exist, after checking that they are of this run."""
+        if not self.runs_all_batches:
+            raise InputError("A part must be complete: leave out --trainer.limit_val_batches, or --model.parts.")
+        data = self.data
+        if self.parts > (largest := max(len(data.examples(split)) for split in data.eval_splits)):
+            raise InputError(f"--model.parts {self.parts} is more than the {largest} examples of the largest split.")
+        data.choose_parts(self.parts, parts)
+        existing, message = [part for part in parts if self._path(part).is_file()], None
         try:
-            for part in there:
-                check_same(self._path(part), self._about(part) | {"label_names": self.label_names})
+            for part in existing:
+                check_same(self._path(part), self._metadata(part) | {"label_names": self.label_names})
         except InputError as error:
-            bad = str(error)
-        # As the first process sees it, for others may be on hosts that do not share its disk.
-        there, bad = trainer.strategy.broadcast((there, bad))
-        if bad is not None:
-            raise InputError(bad)
-        data.choose_parts(self.parts, [part for part in wanted if part not in there])
-        if there:
-            rank_zero_info(f"{len(there)} of {len(wanted)} parts are in '{self._folder}' and are not answered again")
+            message = str(error)
+        # What the first process sees counts: others may be on hosts that do not share its disk.
+        existing, message = self.trainer.strategy.broadcast((existing, message))
+        if message is not None:
+            raise InputError(message)
+        return existing
 
     def on_validation_epoch_start(self) -> None:
-        """Prepare for the first part."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._plan: list[tuple[int, str]] = data.plan
+        """Make the tables of the first part."""
+        self._plan: list[tuple[int, str]] = self.data.plan
         self.split_names = [split for _, split in self._plan]
-        self._begin(self._plan[0][0])
+        self._start_part(self._plan[0][0])
 
-    def _begin(self, part: int) -> None:
-        self._current = part
-        self._start([split for own, split in self._plan if own == part])
+    def _start_part(self, part: int) -> None:
+        self._current_part = part
+        self.make_tables([split for other, split in self._plan if other == part])
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Write a part when the first batch of the next one comes."""
         part = self._plan[dataloader_idx][0]
-        if part != self._current:
-            self._write()
-            self._begin(part)
+        if part != self._current_part:
+            self.on_validation_epoch_end()
+            self._start_part(part)
+
+    def num_examples(self, split: str) -> int:
+        """The number of examples of a split in the current part."""
+        return len(self.data.part(split, self._current_part))
 
     def on_validation_epoch_end(self) -> None:
-        """Write the last part."""
-        self._write()
-
-    def _expected(self, split: str) -> int:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        return len(data.part(split, self._current))
-
-    def _write(self) -> None:
-        """Gather a part from all processes, and write it."""
-        tables = self._gather()
+        """Gather the current part from all processes, and write it."""
+        tables = self.gather_tables()
         if not self.trainer.is_global_zero:
             return
-        found: dict[str, list[Records]] = {}
+        records: dict[str, list[Records]] = {}
         for split, table in tables.items():
             answers = self.answers("model", split, table)
-            found.setdefault(source_of(split), []).append(answers)
+            records.setdefault(source_of(split), []).append(answers)
             if self.parts == 1:
-                self.print(printable(self._line(split, table["label"], answers)))
-        path = self._path(self._current)
-        joined = {source: join_records(own) for source, own in found.items()}
-        write_records(path, joined, self.label_names, **self._about(self._current), made=made())
+                self.print(printable(self._result(split, table["label"], answers)))
+        path = self._path(self._current_part)
+        joined = {source: join_records(some) for source, some in records.items()}
+        write_records(path, joined, self.label_names, **self._metadata(self._current_part), made=made())
         self.print(printable(f"the records are in {path}"))
 
     def teardown(self, stage: str) -> None:
-        """Put the parts together when all are there."""
-        super().teardown(stage)
+        """Merge the parts if all are there, and unlock the output."""
         try:
-            self._put_together()
+            paths = [self._path(part) for part in range(self.parts)]
+            whole = self.parts > 1 and self.part is None and self.trainer.is_global_zero
+            if whole and all(path.is_file() for path in paths):
+                merge_files(paths, self.output)
+                shutil.rmtree(self._folder)
         finally:
-            unlock_output(self._locked)
+            super().teardown(stage)
 
-    def _put_together(self) -> None:
-        if self.parts == 1 or self.part is not None or not self.trainer.is_global_zero:
-            return
-        paths = [self._path(part) for part in range(self.parts)]
-        if all(path.is_file() for path in paths):
-            merge_files(paths, self.output)
-            shutil.rmtree(self._folder)
-
-    def _line(self, split: str, label: Tensor, found: Records) -> str:
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        said = f"{split}: {len(found.id)} examples"
-        if found.texts is not None:
-            if not data.examples(split).labelled:
-                return f"{said}, no references"
-            values = measure_texts(self.task.qualities, found.texts, data.references(split, found.id))
-            return said + "".join(f", {name} {value:.4f}" for name, value in values.items())
-        prediction = found.prediction
+    def _result(self, split: str, label: Tensor, answers: Records) -> str:
+        """A line about the answers to a split: how many there are and how good they are."""
+        line = f"{split}: {len(answers.id)} examples"
         if self.generate and self.task.kind.chooses:
-            said += f", {int((prediction < 0).sum())} generated answers are none of the task's"
-        if not data.examples(split).labelled:
-            return f"{said}, no labels"
-        quality = QUALITIES[self.task.qualities[0]](len(self.label_names))  # type: ignore[index]
-        value = measure(quality, prediction, label, targets=data.targets(split, found.id))
-        return f"{said}, {quality.name} {value:.4f}"
+            line += f", {int((answers.prediction < 0).sum())} generated answers are none of the task's"
+        if not self.data.examples(split).labelled:
+            return f"{line}, no {'labels' if answers.texts is None else 'references'}"
+        values = self.measure_answers(split, answers, label, self.task.qualities)
+        return line + "".join(f", {name} {value:.4f}" for name, value in values.items())

@@ -33,7 +33,7 @@ from elang.backends.loading.load import load_model
 from elang.backends.loading.padding import REFUSED
 from elang.cli.verbs import main
 from elang.method.scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES, sequence_scores, token_scores
-from elang.models.objectives.objective import Distillation, LossOptions, Margin, SuperAnswers
+from elang.models.objectives.objective import LossOptions, RecordedAnswers
 from elang.models.objectives.texts import TextObjective
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
@@ -686,7 +686,7 @@ def test_latency_is_of_texts_of_the_usual_length(mt_pair, mt_args, tmp_path, mon
 def test_default_weights_and_scores_of_texts(mt_data, mt_pair):
     task = Manifest.read(mt_pair["swift"]).task
     module = SwiftModule(str(mt_data / "swift-base"), [], task, super_records=mt_pair["super.parquet"])
-    assert module.loss_options.weights == {"task": 1, "distill": 1, "margin": 0, "hidden": 0}
+    assert module.loss_options == LossOptions(distill_weight=1)
     assert module.score == "nll_mean"
 
 
@@ -787,9 +787,9 @@ def test_two_families_with_tokenizers_of_their_own(mt_pair, mt_data, mt_args, sw
     assert module.classifier.vocabulary != load_model(mt_pair["swift"]).vocabulary
     records, about = read_records(tmp_path / "super.parquet", [], "sequence")
     swift = load_model(mt_pair["swift"])
-    answers = SuperAnswers("it", records, about["vocabulary"])
+    answers = RecordedAnswers("it", records, about["vocabulary"])
     for source in ("sequence", "token"):
-        options = LossOptions(Distillation(1.0, source=source), Margin(0.1))
+        options = LossOptions(distill_weight=1.0, distill=source, margin_weight=0.1)
         if source == "sequence":
             assert not TextObjective(swift, options, answers, 14).with_tokens
             continue

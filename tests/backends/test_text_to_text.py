@@ -27,7 +27,7 @@ from elang.data.encoding import encode_examples
 from elang.data.glue.table import TASKS
 from elang.method.scores import BEFORE_DECODER, free_energy
 from elang.models.objectives.labels import LabelObjective
-from elang.models.objectives.objective import SuperAnswers
+from elang.models.objectives.objective import RecordedAnswers
 from elang.records.manifest import Manifest
 from elang.records.table import Records
 from elang.tasks.text_task import TextTask
@@ -432,7 +432,7 @@ def swift_module(model, names=("bad", "good"), task=None, **options):
     torch.manual_seed(1)
     module = SwiftModule(str(model), list(names), task, super_records="unused", **options)
     logits = torch.tensor([[3.0, -1.0], [-2.0, 1.0], [0.5, 0.2], [-1.0, 4.0]])
-    answers = SuperAnswers(None, {"train": Records(torch.arange(4), logits.argmax(-1), logits)})
+    answers = RecordedAnswers(None, {"train": Records(torch.arange(4), logits.argmax(-1), logits)})
     module.objective = objective_of(module, answers)
     return module
 

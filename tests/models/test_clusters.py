@@ -241,7 +241,7 @@ def test_parts_that_do_not_fit(score_args, pair, tmp_path, fails):
     fails([*score_args, *output, "--model.parts", "500"], "--model.parts 500", "more than")
     fails([*score_args, *output, "--model.parts", "3", "--data.max_length", "9"], "of another run", "'how'")
     few = ["--model.parts", "3", "--trainer.limit_val_batches", "1"]
-    fails([*score_args, *output, *few], "kept as if it were whole", "--trainer.limit_val_batches")
+    fails([*score_args, *output, *few], "must be complete", "--trainer.limit_val_batches")
     (file,) = (tmp_path / "r.parquet.parts").iterdir()
     file.write_bytes(file.read_bytes()[:-7])
     fails([*score_args, *output, "--model.parts", "3"], file, "cannot be read")

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors.torch import load_file
 from torch import distributed
 
-from elang.models.resuming import stop_late
+from elang.models.resuming import stop_together
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -88,10 +88,10 @@ def test_all_processes_stop_at_the_same_batch(monkeypatch):
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     loop = trainer.fit_loop.epoch_loop
     theirs = loop._broadcast_sigterm_tensor
-    stop_late(trainer)
+    stop_together(trainer)
     assert loop._broadcast_sigterm_tensor == theirs, "one process has none to hear from"
     monkeypatch.setattr(Trainer, "world_size", 2)
-    stop_late(trainer)
+    stop_together(trainer)
     for _ in range(3):
         loop._broadcast_sigterm_tensor()
     with pytest.raises(SIGTERMException):
@@ -103,7 +103,7 @@ def test_a_process_tells_of_its_signal_and_does_not_leave_alone(monkeypatch):
     monkeypatch.setattr(distributed, "all_reduce", lambda said, how: told.append((float(said), how)))
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     monkeypatch.setattr(Trainer, "world_size", 2)
-    stop_late(trainer)
+    stop_together(trainer)
     trainer.training = True
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
     trainer._signal_connector._sigterm_notifier_fn(signal.SIGTERM, None)

@@ -1,1 +1,1 @@
-"""What a Swift is trained on besides its task: the Super's answers, and margins between easy and hard."""
+"""What a Swift learns besides its task: the Super's answers and hidden states, and margins between easy and hard."""

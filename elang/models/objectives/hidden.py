@@ -1,6 +1,4 @@
-"""Distillation of hidden states: the Swift's layers follow layers of the Super's, which is run beside it."""
-
-from typing import Any
+"""Distillation of hidden states: the Swift's layers imitate layers of the Super, which runs beside it."""
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -12,8 +10,8 @@ from elang.data.batches import Reader
 from elang.errors import InputError
 from elang.method.losses import hidden_distillation
 
-# Texts whose tokens are compared to find out whether two tokenizers cut alike.
-_COMPARED = 1000
+# Number of texts by which two tokenizers are compared.
+_NUM_COMPARED = 1000
 
 
 def even_layers(swift: int, super_: int) -> list[int]:
@@ -26,40 +24,36 @@ def even_layers(swift: int, super_: int) -> list[int]:
 
 
 class HiddenStateObjective(nn.Module):
-    """Maps the Swift's hidden states to the Super's width, layer by layer, and compares them.
+    """Projects the Swift's hidden states to the Super's width, layer by layer, and compares them.
 
-    Token by token where both tokenizers cut texts alike, and else by the mean over each text.
+    Token by token if both tokenizers split texts alike, else by the mean over each text.
 
     Args:
         swift: The Swift.
-        super_: The Super, which stays as it is and outside the module's weights.
+        super_: The Super, which is not trained and not part of this module's weights.
         layer_map: The Super's layer for each of the Swift's, 0 being the embeddings; -1 leaves one out. By default
             spread evenly.
 
     Raises:
-        InputError: If one is no encoder, or the map does not fit.
+        InputError: If one is not an encoder, or the map does not fit.
     """
 
     def __init__(self, swift: TextModel, super_: TextModel, layer_map: list[int] | None = None) -> None:
         super().__init__()
         for model in (swift, super_):
             model.return_states()
-        own, theirs = (model.backbone.config for model in (swift, super_))
-        depth, most = own.num_hidden_layers, theirs.num_hidden_layers
-        self.layer_map = even_layers(depth, most) if layer_map is None else layer_map
-        if (
-            len(self.layer_map) != depth + 1
-            or max(self.layer_map) < 0
-            or not all(-1 <= layer <= most for layer in self.layer_map)
-        ):
+        config, super_config = swift.backbone.config, super_.backbone.config
+        depth, super_depth = config.num_hidden_layers, super_config.num_hidden_layers
+        self.layer_map = even_layers(depth, super_depth) if layer_map is None else layer_map
+        in_range = all(-1 <= layer <= super_depth for layer in self.layer_map)
+        if len(self.layer_map) != depth + 1 or max(self.layer_map) < 0 or not in_range:
             raise InputError(
                 f"--model.layer_map {self.layer_map} must name one of the Super's layers (0, its embeddings, to "
-                f"{most}; -1 for none) for the Swift's embeddings and each of its {depth} layers."
+                f"{super_depth}; -1 for none) for the Swift's embeddings and each of its {depth} layers."
             )
-        self.projections = nn.ModuleList(
-            nn.Linear(own.hidden_size, theirs.hidden_size) for layer in self.layer_map if layer >= 0
-        )
-        # In a tuple, so that it is no part of the trained weights.
+        widths = config.hidden_size, super_config.hidden_size
+        self.projections = nn.ModuleList(nn.Linear(*widths) for layer in self.layer_map if layer >= 0)
+        # In a tuple, so that its weights are not part of this module's.
         self._super = (super_.eval().requires_grad_(False),)
         self.by_token = True
 
@@ -69,15 +63,15 @@ class HiddenStateObjective(nn.Module):
         return self._super[0]
 
     def compare_tokenizers(self, swift: Reader, texts: list[tuple[str, ...]]) -> None:
-        """Find out whether both tokenizers cut texts alike, by some of them."""
-        pieces = []
-        for reader in (swift, self.super_.reader):
-            special = set(reader.tokenizer.all_special_ids)
-            rows = reader.tokenizer([" ".join(text) for text in texts[:_COMPARED]])["input_ids"]
-            plain = [[i for i in row if i not in special] for row in rows]
-            more = len(rows[0]) - len(plain[0])
-            pieces.append((more, [reader.tokenizer.convert_ids_to_tokens(row) for row in plain]))
-        self.by_token = pieces[0] == pieces[1] and all(len(text) == 1 for text in texts[:_COMPARED])
+        """Find out whether both tokenizers split texts alike, by the first of these texts."""
+        texts, tokens = texts[:_NUM_COMPARED], []
+        for tokenizer in (swift.tokenizer, self.super_.reader.tokenizer):
+            special = set(tokenizer.all_special_ids)
+            rows = tokenizer([" ".join(text) for text in texts])["input_ids"]
+            words = [[i for i in row if i not in special] for row in rows]
+            num_special = len(rows[0]) - len(words[0])
+            tokens.append((num_special, [tokenizer.convert_ids_to_tokens(row) for row in words]))
+        self.by_token = tokens[0] == tokens[1] and all(len(text) == 1 for text in texts)
         how = "token by token" if self.by_token else "by their means: the tokenizers differ, or there are pairs"
         rank_zero_info(f"hidden states are distilled {how}: layers {self.layer_map}")
 
@@ -85,21 +79,21 @@ class HiddenStateObjective(nn.Module):
         """The loss of a batch, a scalar.
 
         Args:
-            swift_states: The Swift's, ``depth + 1`` of shape ``(B, L, D)``.
-            mask: Of its tokens, ``(B, L)``.
-            inputs: The Super's inputs of the same texts.
+            swift_states: The Swift's hidden states, ``depth + 1`` of shape ``(B, L, D)``.
+            mask: The Swift's attention mask, ``(B, L)``.
+            inputs: The Super's inputs for the same texts.
         """
         with torch.no_grad():
-            read = {name: value for name, value in inputs.items() if name != "num_choices"}
-            out: Any = self.super_.backbone(**read, output_hidden_states=True)
-        theirs, kept, losses = inputs["attention_mask"], iter(self.projections), []
-        for own, layer in zip(swift_states, self.layer_map, strict=True):
+            inputs = {name: value for name, value in inputs.items() if name != "num_choices"}
+            super_states = self.super_.backbone(**inputs, output_hidden_states=True).hidden_states
+        super_mask, projections, losses = inputs["attention_mask"], iter(self.projections), []
+        for state, layer in zip(swift_states, self.layer_map, strict=True):
             if layer < 0:
                 continue
-            state, target, where = next(kept)(own), out.hidden_states[layer], mask
-            # One of the two may be cut where the other is not.
-            if not self.by_token or state.shape[1] != target.shape[1]:
-                state, target = masked_mean(state, mask)[:, None], masked_mean(target, theirs)[:, None]
-                where = mask[:, :1]
-            losses.append(hidden_distillation(state, target, where))
+            projected, target, compared = next(projections)(state), super_states[layer], mask
+            # With other limits, one of the two texts may be cut.
+            if not self.by_token or projected.shape[1] != target.shape[1]:
+                projected, target = masked_mean(projected, mask)[:, None], masked_mean(target, super_mask)[:, None]
+                compared = mask[:, :1]
+            losses.append(hidden_distillation(projected, target, compared))
         return torch.stack(losses).mean()

@@ -1,7 +1,8 @@
-"""The terms of a Swift's loss that its task alone does not have: their options, and what gives them."""
+"""What a Swift's loss has besides the task's own: its options, the Super's answers, and the interface of its terms."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,123 +17,47 @@ from elang.tasks.text_task import TextTask
 
 Hard = Literal["gain", "error", "soft_gain"]
 Distill = Literal["token", "sequence"]
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What is learned from the Super's answers.
-
-    Attributes:
-        weight: Of the term; 0 is off.
-        temperature: Of logits; tokens and texts are learned as they are.
-        source: Of generated texts, the Super's most probable tokens or its texts.
-    """
-
-    weight: float = 0.0
-    temperature: float = 2.0
-    source: Distill = "sequence"
-
-
-@dataclass(frozen=True)
-class Margin:
-    """A margin between easy and hard examples.
-
-    Attributes:
-        weight: Of the term; 0 is off.
-        form: Of the margin, in :data:`elang.method.losses.MARGINS`.
-        hard: Which examples are hard.
-        temperature: Of the energies.
-    """
-
-    weight: float = 0.0
-    form: MarginKind = "pairwise"
-    hard: Hard = "gain"
-    temperature: float = 1.0
+Gain = tuple[dict[str, Tensor], Tensor, Tensor | None]
+"""What the metric reads besides the labels; how much deferring each example gains, float64 ``(N,)``, or without a Super
+how bad the Swift's answer is; and the gain that the Super's logits predict, if there are any."""
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """The loss of a Swift.
+    """The options of a Swift's loss, named and explained as in :class:`elang.SwiftModule`. A weight of 0 is off."""
 
-    Attributes:
-        distillation: From the Super's answers.
-        margin: Between easy and hard examples.
-        task_weight: Of the task's own loss.
-        hidden_weight: Of the distillation of hidden states.
-    """
-
-    distillation: Distillation = field(default_factory=Distillation)
-    margin: Margin = field(default_factory=Margin)
     task_weight: float = 1.0
+    distill_weight: float = 0.0
+    distill_temperature: float = 2.0
+    distill: Distill = "sequence"
+    margin_weight: float = 0.0
+    margin: MarginKind = "pairwise"
+    hard: Hard = "gain"
+    temperature: float = 1.0
     hidden_weight: float = 0.0
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """Of all terms, by the names of their options."""
-        weights = {"task": self.task_weight, "distill": self.distillation.weight, "margin": self.margin.weight}
-        return weights | {"hidden": self.hidden_weight}
-
     def check(self, super_records: str | None, super_model: str | None) -> None:
-        """Refuse weights below 0, and terms that need a Super where there is none.
-
-        Raises:
-            InputError: Naming the option.
-        """
-        for name, weight in self.weights.items():
-            if weight < 0:
-                raise InputError(f"--model.{name}_weight must be 0 (off) or positive, but it is {weight}.")
-        if super_records is None and (self.distillation.weight > 0 or self.margin.hard != "error"):
+        """Refuse weights below 0, and terms that need a Super if there is none."""
+        for name in ("task_weight", "distill_weight", "margin_weight", "hidden_weight"):
+            if (weight := getattr(self, name)) < 0:
+                raise InputError(f"--model.{name} must be 0 (off) or positive, but it is {weight}.")
+        if super_records is None and (self.distill_weight > 0 or self.hard != "error"):
             raise InputError(
-                f"Distillation and hard='{self.margin.hard}' need the Super's answers, but --model.super_records is "
-                "not set. Make them with `elang score`, or set --model.distill_weight 0 --model.hard error."
+                f"Distillation and hard='{self.hard}' need the Super's answers, but --model.super_records is not set. "
+                "Make them with `elang score`, or set --model.distill_weight 0 --model.hard error."
             )
         if self.hidden_weight > 0 and super_model is None:
             raise InputError("The distillation of hidden states runs the Super: set --model.super_model.")
 
 
-class Objective(Protocol):
-    """What a Swift learns besides its task, for one form of answers."""
-
-    def to(self, device: torch.device) -> None:
-        """Bring what every batch needs to the device."""
-
-    def labels(self, batch: dict[str, Any]) -> Tensor:
-        """The batch's labels ``(B,)``; of unlabelled text the Super's answers."""
-
-    def terms(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
-        """The weighted terms of one batch by name, each a scalar."""
-
-    def encoder_terms(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
-        """The term of the head on an encoder-decoder's encoder, where it learns with the rest."""
-
-    def targets(self, table: dict[str, Tensor], data: Any, quality: str, super_: Records | None) -> dict[str, Tensor]:
-        """What a metric reads of the routing slice besides its labels.
-
-        Args:
-            table: The Swift's answers.
-            data: The data module.
-            quality: The metric.
-            super_: The Super's answers to the same examples, if they are known.
-        """
-
-    def gain(
-        self, table: dict[str, Tensor], targets: dict[str, Tensor], super_: Records | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """What deferring gains on the routing slice, for :meth:`elang.method.router.RouterHead.fit`.
-
-        Returns:
-            The gain of each example, float64 ``(N,)``, and what the Super's logits expect of it, where there are any.
-        """
-
-
 @dataclass(frozen=True)
-class SuperAnswers:
-    """The Super's answers.
+class RecordedAnswers:
+    """The Super's answers, or those of Swifts that were trained without the examples (`elang crossfit`).
 
     Attributes:
-        path: Where they are from, for messages.
-        records: To the training file (``train``) and, behind it, to the transfer set, if there is one.
-        vocabulary: Hash of the vocabulary of a Super that generates texts.
+        path: The file that they are from, for messages.
+        records: Answers to the training file (``train``) and to the transfer set (``transfer``), if there is one.
+        vocabulary: Hash of the vocabulary of a model that generates texts.
     """
 
     path: str | None
@@ -140,52 +65,57 @@ class SuperAnswers:
     vocabulary: str | None = None
 
     @classmethod
-    def read(cls, path: str, task: TextTask, data: Any) -> "SuperAnswers":
-        """Read them, and check that they are answers to this training file.
-
-        Args:
-            path: The file of records.
-            task: What is asked.
-            data: The data module, if there is one.
+    def read(cls, path: str, task: TextTask, data: Any, out_of_fold: bool = False) -> "RecordedAnswers":
+        """Read a file of records, and check that they are answers to the data module's training file.
 
         Raises:
-            InputError: If some are missing, or the Super was trained on the held-out slice.
+            InputError: If answers are missing or to other data, or the Super was trained on the held-out slice.
         """
-        splits, about = read_records(path, task.label_names, task.problem)
-        needed = ["train", *(["transfer"] if getattr(data, "transfer", None) else [])]
-        if missing := [split for split in needed if split not in splits]:
-            what = {"train": "the training file", "transfer": "the transfer set"}[missing[0]]
+        records, about = read_records(path, task.label_names, task.problem)
+        needed = {"train": "the training file"}
+        if getattr(data, "transfer", None) and not out_of_fold:
+            needed["transfer"] = "the transfer set"
+        if missing := [source for source in needed if source not in records]:
             raise InputError(
-                f"'{path}' has no answers to {what}, only to {', '.join(splits)}. Score it with `elang score`."
+                f"'{path}' has no answers to {needed[missing[0]]}, only to {', '.join(records)}. Make them with "
+                f"`elang {'crossfit' if out_of_fold else 'score'}`."
             )
-        for split in ("train", "routing", "transfer") if data is not None else ():
-            if split in data.splits:
+        who = "The records out of fold" if out_of_fold else "The Super's records"
+        for split in ["train"] if out_of_fold else ["train", "routing", "transfer"]:
+            if data is not None and split in data.splits:
                 examples = data.examples(split)
-                splits[source_of(split)].rows(examples.id, examples.key, f"The Super's records '{path}'")
-        if data is not None:
+                records[source_of(split)].rows(examples.id, examples.key, f"{who} '{path}'")
+        if data is not None and not out_of_fold:
             check_held_out(data, about, f"the Super of '{path}'")
-        return cls(path, {split: splits[split] for split in needed}, about.get("vocabulary"))
-
-    def to_rows(self, table: dict[str, Tensor]) -> Records:
-        """The answers to some examples of the training file, by their ``id`` and ``key``."""
-        return self.records["train"].take(self.records["train"].rows(table["id"], table["key"]))
+        return cls(path, {source: records[source] for source in needed}, about.get("vocabulary"))
 
 
-def read_out_of_fold(path: str, task: TextTask, data: Any) -> Records:
-    """Answers to the training file, of Swifts that were trained without the examples.
+class Objective(ABC):
+    """What a Swift learns besides its task, for one form of answers."""
 
-    Args:
-        path: The file of records.
-        task: What is asked.
-        data: The data module, if there is one.
+    def __init__(self, options: LossOptions, answers: RecordedAnswers | None) -> None:
+        self.options, self.answers = options, answers
+        # What every batch needs. Not buffers, which DDP would broadcast at every step.
+        self.columns: dict[str, Tensor] = {}
 
-    Raises:
-        InputError: If they are no answers to this training file.
-    """
-    folds, _ = read_records(path, task.label_names, task.problem)
-    if "train" not in folds:
-        raise InputError(f"'{path}' has no answers to the training file, only to {', '.join(folds)}.")
-    if data is not None:
-        examples = data.examples("train")
-        folds["train"].rows(examples.id, examples.key, f"The records out of fold '{path}'")
-    return folds["train"]
+    def to(self, device: torch.device) -> None:
+        """Move the columns to the device."""
+        self.columns = {name: column.to(device) for name, column in self.columns.items()}
+
+    def labels(self, batch: dict[str, Any]) -> Tensor:
+        """The batch's labels ``(B,)``, with the Super's answers as the labels of unlabelled texts."""
+        labels: Tensor = batch["label"]
+        return labels
+
+    def super_rows(self, table: dict[str, Tensor]) -> Records | None:
+        """The Super's answers, if they are known, to examples of the training file with this ``id`` and ``key``."""
+        records = None if self.answers is None else self.answers.records["train"]
+        return None if records is None else records.take(records.rows(table["id"], table["key"]))
+
+    @abstractmethod
+    def terms(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
+        """The weighted terms of a batch's loss by name, each a scalar."""
+
+    @abstractmethod
+    def gain(self, table: dict[str, Tensor], super_: Records | None, data: Any, quality: str) -> Gain:
+        """What deferring gains on the routing slice, by the Swift's answers and, if known, the Super's."""

@@ -1,0 +1,168 @@
+"""What all LightningModules here share: evaluating each example of each split once, on any number of processes."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from elang.backends.backend import Columns
+from elang.backends.fast.graphs import AnyShape
+from elang.backends.text_model import TextModel
+from elang.data.batches import Reader
+from elang.errors import InputError
+from elang.locks import lock_for_all, unlock_output
+from elang.method.quality.registry import QUALITIES
+from elang.metrics import ExampleTable
+from elang.models.sharding import Sharded, check_strategy
+from elang.notices import notice
+from elang.records.manifest import Manifest
+from elang.records.table import Records
+from elang.tasks.kinds import measure, measure_texts
+from elang.tasks.text_task import TaskFields, TextTask
+
+
+class TaskModule(AnyShape, LightningModule):
+    """Collects answers to each evaluated split in a table.
+
+    A subclass defines :attr:`text_models`, :meth:`table_columns` and :meth:`answer_batch`, and reads
+    :meth:`gather_tables` when the epoch ends.
+    """
+
+    def __init__(self, label_names: list[str], task: TaskFields | None) -> None:
+        super().__init__()
+        self.label_names, self.task = label_names, TextTask.of(label_names, task)
+        self.split_names: list[str] = []
+        self._tables: dict[str, ExampleTable] = {}
+        self._locked: Path | None = None
+        self._sharded: dict[str, Sharded] = {}
+
+    @property
+    def text_models(self) -> dict[str, TextModel]:
+        """The models that run here, by the names of their inputs in a batch."""
+        raise NotImplementedError
+
+    def table_columns(self) -> Columns:
+        """The columns of :meth:`answer_batch`, except ``id``."""
+        raise NotImplementedError
+
+    def answer_batch(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
+        """The rows of a batch of a split: a value for ``id`` and for each of :meth:`table_columns`."""
+        raise NotImplementedError
+
+    @property
+    def data(self) -> Any:
+        """The trainer's data module; ``None`` if the trainer was given loaders."""
+        return getattr(self.trainer, "datamodule", None)
+
+    @property
+    def readers(self) -> dict[str, Reader]:
+        """How each model reads its inputs; the data module asks for it."""
+        return {name: model.reader for name, model in self.text_models.items()}
+
+    def setup(self, stage: str) -> None:
+        """Refuse unsupported strategies and empty evaluations, and limit generated texts to the data's length."""
+        super().setup(stage)
+        check_strategy(self.trainer)
+        limit = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(stage)
+        if limit is not None and not getattr(self.trainer, limit):
+            raise InputError(f"--trainer.{limit} is 0, so nothing would be evaluated. Leave it out.")
+        if (max_tokens := getattr(self.data, "max_target_length", None)) is not None:
+            for model in self.text_models.values():
+                model.limit_new_tokens(max_tokens)
+
+    def configure_model(self) -> None:
+        """Shard the weights of all models but the Swift of a pair, if the strategy does that."""
+        mesh = self.device_mesh
+        for name, model in self.text_models.items():
+            if mesh is not None and name != "swift" and name not in self._sharded:
+                self._sharded[name] = Sharded(model, mesh["data_parallel"])
+
+    def lock(self, output: Path) -> None:
+        """Keep other runs from writing an output until :meth:`teardown`. All processes must call it."""
+        lock_for_all(self.trainer, output)
+        self._locked = output
+
+    def teardown(self, stage: str) -> None:
+        """Unlock the output."""
+        super().teardown(stage)
+        if self._locked is not None:
+            unlock_output(self._locked)
+
+    def on_validation_epoch_start(self) -> None:
+        """Make an empty table for each split."""
+        testing, data = self.trainer.testing, self.data
+        self.split_names = ["test" if testing else "validation"]
+        if data is not None:
+            self.split_names = list(data.test_splits if testing else data.eval_splits)
+        self.make_tables(self.split_names)
+
+    def make_tables(self, splits: list[str]) -> None:
+        """Make an empty table for each of these splits."""
+        self._tables = {split: ExampleTable(self.table_columns()).to(self.device) for split in splits}
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Answer a batch of one of the splits."""
+        split = self.split_names[dataloader_idx]
+        rows = self.answer_batch(batch, split)
+        if not batch.get("repeated"):
+            self._tables[split].update(**rows)
+
+    def on_test_epoch_start(self) -> None:
+        """Make an empty table for each split."""
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Answer a batch of one of the splits."""
+        self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Evaluate the answers."""
+        self.on_validation_epoch_end()
+
+    def gather_tables(self) -> dict[str, dict[str, Tensor]]:
+        """The answers to each split from all processes. A notice lists splits that were answered only in part.
+
+        Raises:
+            RuntimeError: If answers are missing although all batches were run.
+        """
+        tables = {split: table.compute() for split, table in self._tables.items()}
+        self._tables = {}
+        if self.data is None or self.trainer.sanity_checking:
+            return tables
+        counts = {split: (len(table["id"]), self.num_examples(split)) for split, table in tables.items()}
+        partial = [f"{n} of {total} examples of '{split}'" for split, (n, total) in counts.items() if n < total]
+        if partial and self.runs_all_batches:
+            raise RuntimeError(f"Only {', '.join(partial)} came back.")
+        if partial:
+            notice(
+                "part-evaluated",
+                f"Only {', '.join(partial)} were answered, because of --trainer.limit_val_batches, "
+                "--trainer.limit_test_batches or --trainer.fast_dev_run. All results are of that part alone.",
+            )
+        return tables
+
+    @property
+    def runs_all_batches(self) -> bool:
+        """Whether the trainer evaluates all batches."""
+        limits = (self.trainer.limit_val_batches, self.trainer.limit_test_batches)
+        # 1 is a single batch, 1.0 all.
+        return not getattr(self.trainer, "fast_dev_run", False) and all(isinstance(x, float) and x == 1 for x in limits)
+
+    def num_examples(self, split: str) -> int:
+        """The number of examples of a split that are to be answered."""
+        return len(self.data.examples(split))
+
+    def new_manifest(self, **fields: Any) -> Manifest:
+        """A manifest with these fields and those that the task and the data give."""
+        names = ("routing_fraction", "max_length", "max_target_length")
+        about = {name: getattr(self.data, name) for name in names if hasattr(self.data, name)}
+        return Manifest(**{"label_names": self.label_names, "task": self.task.plain()} | about | fields)
+
+    def measure_answers(self, split: str, answers: Records, label: Tensor, qualities: list[str]) -> dict[str, float]:
+        """Metrics by name of answers to examples with these labels: the first of ``qualities``, all of texts."""
+        if answers.texts is not None:
+            return measure_texts(qualities, answers.texts, self.data.references(split, answers.id))
+        quality = QUALITIES[qualities[0]](len(self.label_names))  # type: ignore[index]
+        targets = self.data.targets(split, answers.id) if self.data is not None else {}
+        return {quality.name: measure(quality, answers.prediction, label, targets=targets)}
