@@ -147,7 +147,7 @@ def steps_of(args: argparse.Namespace, shapes: dict[str, dict[str, float]]) -> l
         "all": {"data": files},
         "joint": {"data": {"validation": str(folder / "test_2016_flickr")}},
     }
-    return list(task_steps("multi30k", plan, None, args.out / f"seed{args.seed}", args.seed))
+    return list(task_steps("multi30k", plan, None, root=args.out / f"seed{args.seed}", seed=args.seed))
 
 
 def setting(text: str) -> tuple[str, float]:

@@ -49,7 +49,7 @@ def main() -> None:
         for task in args.tasks:
             folder = folders.get(task) or folders[task.partition("/")[0]]
             own = plan | {"joint": plan["joint"] | {"model": joint}}
-            chains[seed, task] = list(task_steps(task, own, folder, args.out / f"seed{seed}", seed))
+            chains[seed, task] = list(task_steps(task, own, folder, root=args.out / f"seed{seed}", seed=seed))
     steps = [step for chain in chains.values() for step in chain]
     write_configs(steps, parse=False)
     forget_stale(steps)
