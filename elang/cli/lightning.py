@@ -244,7 +244,8 @@ class ElangCLI(LightningCLI):
         if output.endswith(".parquet"):
             check_output_file(output, inputs, "--model.output")
         else:
-            check_folder(output, inputs, None if self._verb == "fit" else EVALUATION_FILES, "--model.output")
+            names = None if self._verb == "fit" else EVALUATION_FILES
+            check_folder(output, inputs, names, option="--model.output")
 
 
 def run(
