@@ -62,11 +62,7 @@ def is_number(value: str) -> bool:
 
 
 def check_minimum(minimum: int, **options: int | None) -> None:
-    """Refuse options that are less than a minimum; ``None`` is a default.
-
-    Raises:
-        InputError: Naming the first such option.
-    """
+    """Raise an InputError for the first option that is less than a minimum; ``None`` stands for a default."""
     for name, value in options.items():
         if value is not None and value < minimum:
             raise InputError(f"--{name} must be at least {minimum}, but it is {value}.")

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
@@ -41,9 +41,6 @@ def ask(
         tries: Attempts at a request if the failure may pass (no connection, 429, 5xx). The wait between them is 0.5 s
             and doubles up to a minute, or as long as the server says.
         timeout: Seconds to wait for an answer.
-
-    Raises:
-        InputError: If an option is wrong, a request is refused or failed too often, or an answer is none of the task's.
     """
     need("elang ask", "serve", "httpx")
     check_address(url, "--url")
@@ -59,8 +56,7 @@ def ask(
     earlier = len(journal.answers)
     if earlier:
         say(f"{earlier} answers are in '{journal.path}' and are not asked for again")
-    with journal:
-        asyncio.run(server.ask(journal.left(), journal.keep))
+    asyncio.run(server.ask(journal.left(), journal.keep))
     count = journal.finish(output)
     if journal.cut:
         notice(
@@ -71,13 +67,7 @@ def ask(
 
 
 class _Journal:
-    """The answers so far, in a file that grows as they come.
-
-    Args:
-        path: The file.
-        server: Answers the questions.
-        data: The examples that are asked.
-    """
+    """The server's answers so far to the data, in a file that grows as they come."""
 
     def __init__(self, path: Path, server: RemoteBackend, data: TextData) -> None:
         self.path, self.server, self.data = path, server, data
@@ -87,9 +77,10 @@ class _Journal:
         self.answers: dict[tuple[str, int], Any] = {}
         # Examples of which the Super read only the beginning.
         self.cut: set[tuple[str, int]] = set()
-        self.file: TextIO | None = None
         if path.is_file():
             self._read()
+        else:
+            self._write([])
 
     def _read(self) -> None:
         keys = {(q.source, q.id): q.key for split in self.splits for q in questions(self.data.examples(split))}
@@ -114,22 +105,13 @@ class _Journal:
         with self.path.open("r+b") as file:
             file.truncate(sum(len(line) + 1 for line in lines))
 
-    def __enter__(self) -> "_Journal":
+    def _write(self, rows: list[dict[str, Any]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("a", encoding="utf-8")
-        if self.file.tell() == 0:
-            self._write([self.header])
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self.file is not None
-        self.file.close()
-
-    def _write(self, rows: list[Any]) -> None:
-        assert self.file is not None
-        self.file.write("".join(json.dumps(row) + "\n" for row in rows))
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with self.path.open("a", encoding="utf-8") as file:
+            header = [] if file.tell() else [self.header]
+            file.write("".join(json.dumps(row) + "\n" for row in [*header, *rows]))
+            file.flush()
+            os.fsync(file.fileno())
 
     def _add(self, rows: list[dict[str, Any]]) -> None:
         self.answers |= {(row["split"], row["id"]): row["answer"] for row in rows}

@@ -57,9 +57,6 @@ def augment(
         seed: Of the draws.
         batch_size: Texts at a time.
         device: By default a GPU if there is one.
-
-    Raises:
-        InputError: If an option is wrong or nothing can be replaced.
     """
     check_minimum(1, copies=copies, top_k=top_k, batch_size=batch_size)
     if not 0 < rate <= 1:
@@ -123,14 +120,7 @@ def _write(keys: dict[tuple[str, ...], int], columns: list[str], output: str) ->
 
 
 class Replacements:
-    """Replaces words of texts by others.
-
-    Args:
-        path: The model.
-        candidates: How candidates are found.
-        top_k: Number of candidates that a replacement is drawn from.
-        device: Where the model runs; by default on a GPU if there is one.
-    """
+    """Replaces words of texts by one of ``top_k`` candidates of the model at ``path``."""
 
     def __init__(self, path: str, candidates: Candidates, top_k: int, *, device: str | None = None) -> None:
         from elang.backends.loading.load import load_masked
@@ -165,13 +155,7 @@ class Replacements:
         self._neighbours: dict[str, list[str]] = {}
 
     def replace(self, texts: list[str], rate: float, rng: random.Random) -> list[str]:
-        """Replace some words of each text.
-
-        Args:
-            texts: ``B`` texts.
-            rate: Share of the words that are replaced; at least one, if there is one.
-            rng: Draws the words and their replacements.
-        """
+        """Replace the share ``rate`` of the words of each text, at least one; ``rng`` draws them and their places."""
         pieces = [_PIECES.findall(text) for text in texts]
         chosen = []
         for row in pieces:

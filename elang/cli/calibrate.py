@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from elang.cli.arguments import is_number
 from elang.data.columns import columns_of
 from elang.errors import InputError
 from elang.evaluation.cautions import little_to_gain
@@ -94,15 +95,11 @@ def _check_options(kind: str, targets: list[float], confidence: float, name: str
             raise InputError(
                 f"--{kind} must be at least {_SMALLEST:g}, but it is {target}: that takes too many examples."
             )
-    try:
-        float(name)
-    except ValueError:
-        if name.strip() and name not in {*FRACTIONS, *SHARES}:
-            return
-    raise InputError(
-        f"--name cannot be '{name}': `elang predict --threshold` reads a number as a threshold, and the names of the "
-        f"thresholds that `elang validate` chooses are taken ({', '.join([*FRACTIONS, *SHARES])})."
-    )
+    if is_number(name) or not name.strip() or name in {*FRACTIONS, *SHARES}:
+        raise InputError(
+            f"--name cannot be '{name}': `elang predict --threshold` reads a number as a threshold, and the names of "
+            f"the thresholds that `elang validate` chooses are taken ({', '.join([*FRACTIONS, *SHARES])})."
+        )
 
 
 def _add_thresholds(
@@ -136,11 +133,7 @@ def _add_thresholds(
 
 
 def _manifests(joint: str, output: str | None, summary: JointSummary) -> dict[Path, Manifest]:
-    """The threshold files to add to: the evaluation's own, if it has one, and the one given as ``output``.
-
-    Raises:
-        InputError: If there is none, or one belongs to another Swift or temperature than the records.
-    """
+    """The threshold files to add to: the evaluation's own, if it has one, and the one given as ``output``."""
     paths = list(dict.fromkeys(manifest_file(path) for path in (joint, output) if path is not None))
     manifests = {path: Manifest.read(path) for path in paths if path.is_file() or path != manifest_file(joint)}
     if not manifests:

@@ -28,9 +28,6 @@ def crossfit(fit: list[str], output: str = "out_of_fold.parquet", folds: int = 5
         output: The parquet file to write. Finished steps are kept beside it and not run again.
         folds: Parts of the training file.
         jobs: Swifts that are trained at a time; by default as many as there are GPUs, each on its own.
-
-    Raises:
-        InputError: If an option is wrong, or of the first step that fails.
     """
     import torch
 

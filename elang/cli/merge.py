@@ -13,9 +13,6 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
     Args:
         records: Files that `elang score` wrote, in any order, or folders of such files.
         output: The parquet file to write.
-
-    Raises:
-        InputError: If a part is missing, two files have an example in common, or the models differ.
     """
     files: list[Path] = []
     for path in map(Path, records):

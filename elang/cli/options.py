@@ -87,15 +87,7 @@ class _AsDumped(_Loader):
 
 
 def load_options(text: str, path: Any = None) -> Any:
-    """Parse the value of an option, or a file of options.
-
-    Args:
-        text: The value, or the content of the file.
-        path: The file; ``None`` for a single value.
-
-    Raises:
-        yaml.YAMLError: If it is not YAML, or a mapping has a key twice.
-    """
+    """Parse the value of an option or, with a ``path``, the content of a file of options."""
     # A prompt or a column name may contain a colon.
     if path is None and "\n" not in text and not text.lstrip().startswith(("[", "{")):
         value = get_loader("yaml")(text)
@@ -105,13 +97,7 @@ def load_options(text: str, path: Any = None) -> Any:
 
 
 def read_yaml(path: str | Path) -> Any:
-    """Read a YAML file whose parts are written into files of options again, spelled as they are.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is not UTF-8.
-        yaml.YAMLError: If it is not YAML, or a mapping has a key twice.
-    """
+    """Read a YAML file whose parts are written into files of options again, spelled as they are."""
     return _load(Path(path).read_text("utf-8"), _AsDumped, path)
 
 
@@ -148,19 +134,9 @@ class _DiscardedOptions(logging.Handler):
 
 
 def given_options(parser: ArgumentParser, args: Any, parts: tuple[str, ...], verbs: dict[str, Any]) -> dict[str, Any]:
-    """Find the options that were given, and let each chosen class start from its own defaults.
+    """Find the arguments that were given for the class of each part, such as ``model``, and check that it has them.
 
-    Args:
-        parser: It will parse the arguments; its defaults are changed.
-        args: All arguments.
-        parts: Options that are a class with its arguments, such as ``model``.
-        verbs: The parsers of its subcommands, if it has any.
-
-    Returns:
-        For each part, the arguments of its class that were given.
-
-    Raises:
-        InputError: If some were given for another class.
+    The defaults of the parser, or of the one in ``verbs`` that is asked for, become those of the chosen classes.
     """
     if isinstance(args, list):
         args = [arg for arg in args if not arg.startswith("--print_config")]
@@ -191,11 +167,7 @@ def given_options(parser: ArgumentParser, args: Any, parts: tuple[str, ...], ver
 
 
 def refuse_nulls(config: Any, parts: Iterable[str]) -> None:
-    """Read null as the word "null" where an option of a class is text, and refuse it where a value is needed.
-
-    Raises:
-        InputError: Naming the option.
-    """
+    """Read null as the word "null" where an option of a class is text, and refuse it where a value is needed."""
     for part in parts:
         module, _, name = config[part]["class_path"].rpartition(".")
         parameters = signature(getattr(import_module(module), name)).parameters

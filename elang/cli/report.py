@@ -22,9 +22,6 @@ def report(joint: list[str], output: str = "report.html", threshold: str | None 
         output: The page. Figures go into a folder beside it with a similar name.
         threshold: Name of the threshold that the page shows; by default ``certified`` if there is one, else ``99%``,
             else the one that reaches the Super on the set itself.
-
-    Raises:
-        InputError: If a folder is not an evaluation.
     """
     from jinja2 import Environment, PackageLoader
 

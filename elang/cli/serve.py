@@ -36,9 +36,6 @@ class ServerOptions:
         devices: How many of these.
         workers: Processes on each device, for each of the two models.
         threads: CPU threads of each of them; by default the cores are shared out.
-
-    Raises:
-        InputError: If a value is out of range.
     """
 
     host: str = "127.0.0.1"
@@ -83,9 +80,6 @@ def serve(
         server: What the server takes.
         swift_model: The Swift's folder; without it the Super alone is served, for a pair elsewhere.
         super_model: The Super's folder or hub id, or the address of a server of the Super alone (http://HOST:PORT).
-
-    Raises:
-        InputError: If an option is wrong, a model cannot be loaded, or the extra `serve` is not installed.
     """
     need("`elang serve`", "serve", "fastapi", "uvicorn", "httptools", "httpx", "prometheus_client")
     if pair.super_int8:
@@ -148,18 +142,12 @@ def _serve(
     if predictor is not None:
         options |= {"threshold": predictor.threshold, "score": predictor.score}
     n_models = (swift_model is not None) + (not remote)
+    waiting = {"pending": server.max_pending, "deferred": server.max_deferred}
     built = build_server(
         options,
         predictor,
         remote=super_model if remote else None,
-        limits=Limits(
-            server.deadline,
-            server.max_texts,
-            pending=server.max_pending,
-            deferred=server.max_deferred,
-            batch=server.batch,
-            bytes=server.max_bytes,
-        ),
+        limits=Limits(server.deadline, server.max_texts, batch=server.batch, bytes=server.max_bytes, **waiting),
         on_super_failure=server.on_super_failure,
         token=token,
         devices=devices,
@@ -205,11 +193,7 @@ def _load_swift(
 
 
 def _devices(server: ServerOptions) -> list[str]:
-    """The device of each process of a model.
-
-    Raises:
-        InputError: If there are no devices of that kind, or fewer.
-    """
+    """The device of each process of a model."""
     import torch
 
     accelerator: str = server.accelerator

@@ -43,9 +43,6 @@ def suite(
         score: The score that routes, where a task's Swift has it; by default each Swift's own.
         jobs: Tasks that are fitted at a time, on one device; evaluations, which are timed, follow one by one.
         dry_run: Only check the configuration and the data's files, and print the commands.
-
-    Raises:
-        InputError: If an option, the file or the data's files are wrong, or of the first step that fails.
     """
     known = [f"{where}, {name}" for where in ("held out", "read here") for name in FRACTIONS]
     points = [points] if isinstance(points, str) else points or ["held out, parity", "read here, parity"]

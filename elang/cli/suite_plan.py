@@ -24,11 +24,7 @@ _SHORT.maxlevel = 2
 
 
 def read_plan(path: str) -> dict[str, Any]:
-    """Read a suite's file.
-
-    Raises:
-        InputError: If it cannot be read, has an unknown part, or a task that is unknown and has no data of its own.
-    """
+    """Read a suite's file; each of its parts must be known, and each task known or with data of its own."""
     try:
         plan = read_yaml(path)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -145,11 +141,7 @@ def _merged(plan: dict[str, Any], name: str, stage: str, trained_on: str = "") -
 
 
 def write_configs(steps: list[Step], parse: bool = True) -> None:
-    """Write every step's file and, by default, parse it and look for its data, before any step runs.
-
-    Raises:
-        InputError: If a file is wrong, or something exists that was made, or begun, with other options.
-    """
+    """Write every step's file and, by default, check it and its data, before any step runs."""
     from elang.cli.lightning import run
 
     for step in steps:

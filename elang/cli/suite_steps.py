@@ -56,11 +56,7 @@ class Step:
 
 
 def run_chains(chains: list[list[Step]], jobs: int = 1) -> None:
-    """Run the steps that are not done, each chain in its order, ``jobs`` chains at a time.
-
-    Raises:
-        InputError: Of the first step that fails; no other step is started after it.
-    """
+    """Run the steps that are not done, ``jobs`` chains at a time; after the first failure no step is started."""
     failed = Event()
 
     def work(chain: list[Step]) -> None:
@@ -99,11 +95,7 @@ def _end_processes(futures: list[Future[None]]) -> None:
 
 
 def forget_stale(steps: list[Step]) -> None:
-    """Delete what was made from a model, or from answers, that will be made anew.
-
-    Args:
-        steps: All steps; those that make something come before those that read it.
-    """
+    """Delete what was made from a model, or from answers, that will be made anew by an earlier one of the steps."""
     anew: set[str] = set()
     for step in steps:
         options = step.config["model"]["init_args"]
@@ -120,11 +112,7 @@ def forget_stale(steps: list[Step]) -> None:
 
 
 def run_step(step: Step) -> None:
-    """Run one step in a process of its own; a training resumes from its last checkpoint.
-
-    Raises:
-        InputError: If it fails, with the end of its log.
-    """
+    """Run one step in a process of its own; a training resumes from its last checkpoint."""
     command = [sys.executable, "-m", "elang", *step.command]
     if checkpoints := sorted(step.runs.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime):
         command += ["--ckpt_path", str(checkpoints[-1])]

@@ -37,19 +37,11 @@ _CAPTION = (
 
 
 def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
-    """Read the figures of one task from its ``summary.json``.
-
-    Args:
-        task: The name of the task.
-        path: The summary.
-        score: The score that routes, if the summary has it; by default the Swift's own.
+    """Read the figures of one task from its ``summary.json``, for a score or, if it has not that, the Swift's own.
 
     Returns:
         Plain values: the task score of Swift and Super (the mean of the metrics; for generated texts the first one,
         BLEU / 100), their GFLOPs and milliseconds, and the pair's for each operating point.
-
-    Raises:
-        InputError: If the summary is damaged.
     """
     try:
         return _row(task, parse_summary(read_object(path)), score)
@@ -131,12 +123,7 @@ def _figures(row: dict[str, Any], point: str) -> dict[str, float]:
 
 
 def average(rows: list[dict[str, Any]], point: str) -> dict[str, float]:
-    """Average over tasks; the two halves of MNLI count as one.
-
-    Returns:
-        Means of the scores, of the kept share and of the costs; the speed-ups both as ``mean of ratios`` and as
-        ``ratio of means``.
-    """
+    """Means over tasks, the two halves of MNLI counting as one; speed-ups as mean of ratios and as ratio of means."""
     groups: dict[str, list[dict[str, float]]] = {}
     for row in rows:
         task = TASKS.get(row["task"])

@@ -35,9 +35,6 @@ def sweep(
         split: By default test, or validation if there is no test.
         memory: How much sorting may use, besides the pieces that pass through; more goes to the disk.
         points: Size of the grid.
-
-    Raises:
-        InputError: If the records cannot be read, have no such score, or hold an example twice.
     """
     folder = Path(output)
     inputs = [file for path in joint for file in files_of(path)]

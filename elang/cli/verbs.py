@@ -225,13 +225,13 @@ def _run_function(verb: str, args: list[str]) -> None:
     for name, help_text in lists.items():
         parser.add_argument(name, nargs="+", type=str, help=help_text)
     groups = add_options(parser, function, positional, lists.keys())
-    if verb == "ask":
+    classes = ("data",) if verb == "ask" else ()
+    if classes:
         parser.set_defaults({"data": {"class_path": "elang.TextClassificationData"}})
-        given_options(parser, args, ("data",), {})
+        given_options(parser, args, classes, verbs={})
     config = parser.parse_args(with_lists(args) if verb == "calibrate" else args)
-    if verb == "ask":
-        refuse_nulls(config, ("data",))
-    options: dict[str, Any] = vars(parser.instantiate(config)) if verb == "ask" else config.as_dict()
+    refuse_nulls(config, classes)
+    options: dict[str, Any] = vars(parser.instantiate(config))
     files = [] if positional else options.pop("config", None) or []
     if files and isinstance(options.get("output"), str):
         check_output_file(options["output"], [path for path in map(str, files) if os.path.isfile(path)])
@@ -246,11 +246,7 @@ def _run_function(verb: str, args: list[str]) -> None:
 def add_options(
     parser: Any, function: Callable[..., None], positional: bool = False, skip: Set[str] = frozenset()
 ) -> dict[str, Any]:
-    """Add a verb's arguments to a parser; a dataclass among them is replaced by its fields.
-
-    Returns:
-        The dataclasses, by argument name.
-    """
+    """Add a verb's arguments to a parser, a dataclass by its fields; return the dataclasses by argument name."""
     annotations = {name: parameter.annotation for name, parameter in signature(function).parameters.items()}
     groups = {name: annotation for name, annotation in annotations.items() if is_dataclass(annotation)}
     parser.add_function_arguments(function, as_positional=positional, skip={*skip, *groups})

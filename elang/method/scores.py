@@ -23,7 +23,7 @@ ROUTER_READS = ("free_energy", "softmax_energy", "max_softmax", "entropy", "marg
 BEFORE_DECODER = ("encoder_energy", "encoder_max_softmax", "encoder_router")
 """Scores that are known before an encoder-decoder's decoder runs; an input deferred by them saves the decoder."""
 DEFAULT_SCORE = "max_softmax"
-"""Routes where no router has shown to be better: in ``benchmarks/ablate.py`` none is clearly better than it."""
+"""Routes where no router has shown to be better: in ``benchmarks/quality/ablate.py`` none is clearly better than it."""
 ScoreFunction = TypeVar("ScoreFunction", bound=Callable[..., Tensor])
 
 

@@ -52,7 +52,7 @@ class SwiftModule(FinetuneModule):
         distill_weight: Weight of the distillation from the Super's logits: by default 10, of generated texts 1.
         distill_temperature: Its temperature (not of tokens or texts, which are learned as they are).
         margin_weight: Weight of the margin between easy and hard examples. By default it is off: beside distillation
-            no margin made a better pair (``benchmarks/ablate.py``). 0.1 is a start without a Super.
+            no margin made a better pair (``benchmarks/quality/ablate.py``). 0.1 is a start without a Super.
         margin: Its form, of energies: ``pairwise`` or ``ranking`` (of means, COSEE) with a gap of 0.3, ``hinge``
             (squared); of confidences: ``confidence`` (pairwise, CascadeBERT); or ``gatekeeper``.
         router: Whether it gets router heads.
