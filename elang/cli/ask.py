@@ -38,8 +38,8 @@ def ask(
         output: The parquet file to write.
         concurrent: Most requests at a time.
         batch: Texts in a request.
-        tries: Attempts at a request if the failure may pass (no connection, 429, 5xx). The wait between them is 0.5 s
-            and doubles up to a minute, or as long as the server says.
+        tries: Attempts at a request if the failure may pass (no connection, 429, 5xx), after waits of 0.5 s that double
+            up to a minute, or as long as the server says.
         timeout: Seconds to wait for an answer.
     """
     need("elang ask", "serve", "httpx")

@@ -1,8 +1,6 @@
-"""More texts like those of a task, made by replacing words; they have no labels, so the Super answers them.
+"""More texts like those of a small training file, made by replacing words, for the Super to answer.
 
-A Swift learns from the Super's answers, and a small training file has few texts to answer. Words are replaced by those
-that a masked language model finds likely in their place or, if the Super's checkpoint has lost that head, by words with
-similar input embeddings. Source: the data augmentation of TinyBERT, Findings of EMNLP 2020.
+Source: the data augmentation of TinyBERT, Findings of EMNLP 2020.
 """
 
 import random
@@ -42,6 +40,9 @@ def augment(
     device: str | None = None,
 ) -> None:
     """Make more texts like those of a training file, by replacing words.
+
+    New words are those that a masked language model finds likely or, if the model has no such head, those with similar
+    input embeddings.
 
     Args:
         model: The Super's backbone: a folder or a hub id, ``owner/name@revision``.

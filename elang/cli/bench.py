@@ -43,8 +43,7 @@ def bench(
         pair: How the pair routes and runs.
         input: A text file with one input a line, or a table (.csv, .tsv, .jsonl, .parquet) with --text.
         text: The text column of the table, or two for pairs.
-        shares: Deferred shares of the pair, each by the threshold that gives it on these inputs; by default 10%, 25%
-            and 50%.
+        shares: Deferred shares, each by the threshold that gives it on these inputs; by default 0.1, 0.25 and 0.5.
         examples: Inputs that are answered in each pass, the first ones.
         single: How many of them are also answered one by one; 0 leaves that out.
         repeats: Passes of each.

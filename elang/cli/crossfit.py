@@ -1,7 +1,6 @@
-"""Cross-fitting: answers to a training file by Swifts that were trained without the example they answer.
+"""Cross-fitting: each part of a training file is answered by a Swift that was trained on the other parts.
 
-A Swift knows its training file, so few of its examples look hard to it. Therefore each part of the file is answered by
-a Swift that was trained on all other parts; ``--model.out_of_fold`` reads the answers.
+To a Swift that knows them, few examples look hard. ``--model.out_of_fold`` reads the answers.
 """
 
 import json

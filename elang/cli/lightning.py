@@ -94,10 +94,6 @@ class ElangCLI(LightningCLI):
             args=[verb, *_with_classes(verb, args)],
         )
 
-    @property
-    def _options(self) -> Any:
-        return self.config[self._verb]
-
     @override
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # Lightning's are the same for all
         return {self._verb: _NOT_OPTIONS}
@@ -161,7 +157,9 @@ class ElangCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self._given = given_options(parser, args, ("model", "data"), verbs=self._subcommand_parsers)
         super().parse_arguments(parser, args)
+        self._options = self.config[self._verb]
         refuse_nulls(self._options, self._given)
+        self._model_name: str = self._options["model"]["class_path"].rsplit(".", 1)[-1]
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -210,11 +208,6 @@ class ElangCLI(LightningCLI):
                 # The version is chosen when first read: read before either makes its folder, both get the same.
                 _ = logger.version
         return trainer
-
-    @property
-    def _model_name(self) -> str:
-        name: str = self._options["model"]["class_path"].rsplit(".", 1)[-1]
-        return name
 
     @override
     def before_instantiate_classes(self) -> None:

@@ -1,8 +1,4 @@
-"""How option values and YAML files are parsed: text stays text.
-
-YAML 1.1 reads ``no`` and ``on`` as booleans, ``1_000`` and ``12:30`` as numbers, ``review: {text}`` as a mapping. Here
-they stay text, and jsonargparse converts them if the option has another type.
-"""
+"""How options and YAML files are parsed: ``no``, ``12:30`` and ``review: {text}`` stay text unless the type differs."""
 
 import logging
 import re

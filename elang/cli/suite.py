@@ -1,8 +1,4 @@
-"""`elang suite`: a whole benchmark with one command, from training to one table of all tasks.
-
-Each step is an ordinary command with its own configuration file, which stays beside what it made. A step whose output
-exists is not run again, so an interrupted suite resumes.
-"""
+"""`elang suite`: a whole benchmark with one command, from training to one table of all tasks."""
 
 from pathlib import Path
 from typing import Any
@@ -32,14 +28,15 @@ def suite(
 ) -> None:
     """Fit or load and evaluate the pairs of a benchmark's tasks, and print one table in the shape of the paper's.
 
+    Each step is an ordinary command with its own configuration file. It is not run again if its output exists.
+
     Args:
         tasks: glue, superglue, the name of a task (glue/rte), of a task of the file's own, or several with commas.
         config: The suite's YAML file: models, options of each stage, and what differs for single tasks.
         folder: The benchmark's own files; by default the data is the hub's.
         output: Folder for everything, one folder a task. Give it again to resume.
         seed: Of all training.
-        points: The operating point to show, or a list of them, a table each; by default `held out, parity` and
-            `read here, parity`.
+        points: Operating points to show, a table each; by default `held out, parity` and `read here, parity`.
         score: The score that routes, where a task's Swift has it; by default each Swift's own.
         jobs: Tasks that are fitted at a time, on one device; evaluations, which are timed, follow one by one.
         dry_run: Only check the configuration and the data's files, and print the commands.
