@@ -1,4 +1,4 @@
-"""Reading, fitting and predicting, against another checkout of this project: is a change paid for with time?
+"""Times reading, fitting and predicting against another checkout: does a change cost time?
 
 git worktree add ../before COMMIT
 python benchmarks/speed/before.py ../before [--rounds 7] [--rows 100000]
@@ -93,7 +93,7 @@ def work(part: str, folder: Path) -> float:
 
 
 def seconds(checkout: Path, part: str, folder: Path) -> float:
-    """One part's seconds by a checkout."""
+    """Seconds of one part in a checkout."""
     command = [sys.executable, __file__, "--part", part, "--folder", str(folder), str(checkout)]
     env = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
@@ -119,7 +119,7 @@ def main() -> int:
         for part in ("read csv", "read tsv", "read jsonl", "fit", "predict"):
             pairs = []
             for i in range(args.rounds + 1):
-                # Who goes first changes from round to round, so that neither always finds warm caches.
+                # The order changes from round to round, so that neither always finds warm caches.
                 order = [ROOT, args.other.resolve()] if i % 2 else [args.other.resolve(), ROOT]
                 took = {checkout: seconds(checkout, part, folder) for checkout in order}
                 pairs.append((took[ROOT], took[args.other.resolve()]))
