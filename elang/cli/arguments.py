@@ -11,10 +11,8 @@ def checked_arguments(args: list[str]) -> list[str]:
     """Prepare the arguments of a verb for the parsers.
 
     The parsers take ``-5e-1`` and ``-inf`` for options, so a negative number is joined to the option before it. A
-    missing configuration under ``configs/`` is replaced by the one that the package brings.
-
-    Raises:
-        InputError: If a value is empty; the parsers would often use the default instead.
+    missing configuration under ``configs/`` is replaced by the package's own. An empty value is an InputError, because
+    the parsers would often use the default instead.
 
     >>> checked_arguments(["--threshold", "-5e-1"])
     ['--threshold=-5e-1']

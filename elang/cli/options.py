@@ -28,7 +28,7 @@ class Parser(ArgumentParser):
         verbs = [verb for action in self._actions for verb in getattr(action, "_name_parser_map", {}).values()]
         names = [name for each in (self, *verbs) for name in each._option_string_actions if name.startswith("--")]
         unknown = re.search(r"unrecognized arguments: .*?(--[^\s=]+)", message)
-        nearest = get_close_matches(unknown[1], names, 1, 0.75) if unknown else []
+        nearest = get_close_matches(unknown[1], names, n=1, cutoff=0.75) if unknown else []
         super().error(printable(message) + "".join(f". Did you mean '{name}'?" for name in nearest), ex)
 
 

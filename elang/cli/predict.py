@@ -127,7 +127,7 @@ def _submit(
     for start in range(0, len(examples), chunk):
         part = slice(start, start + chunk)
         answers += predictor.answer(examples.texts[part], examples.choices[part] if examples.choices else None)
-    write_submission(data.task, data.rows(split), [answer.label for answer in answers], output)
+    write_submission(data.task, data.rows(split), [answer.label for answer in answers], path=output)
     return answers
 
 

@@ -185,7 +185,7 @@ def _load_swift(
                 labels = Manifest.read(folder).label_names
                 align_labels(labels, predictor.label_names, f"'{super_model}'", whose=f"'{swift_model}'")
             predictor.manifest.warn_of_another_super(
-                threshold, predictor.score, super_model, lambda: folder_sha256(folder)
+                threshold, predictor.score, super_model, digest=lambda: folder_sha256(folder)
             )
     # Here, once: a worker has only one of the two models.
     warn_if_costly(predictor.manifest, predictor.score, threshold)

@@ -31,9 +31,9 @@ def read_plan(path: str) -> dict[str, Any]:
         raise InputError(f"The suite's file '{path}' cannot be read: {error}.") from error
     if not isinstance(plan, dict) or not {"swift_model", "super_model", "joint"} <= plan.keys():
         raise InputError(f"The suite's file '{path}' must have at least swift_model, super_model and joint.")
-    _checked(plan, path, "", _KEYS)
+    _checked(plan, path, "", known=_KEYS)
     tasks = _checked(plan.get("tasks"), path, "tasks: ").items()
-    plan["tasks"] = {str(name): _checked(part, path, f"{name}: ", ("all", *STAGES)) for name, part in tasks}
+    plan["tasks"] = {str(name): _checked(part, path, f"{name}: ", known=("all", *STAGES)) for name, part in tasks}
     for name, part in [("", plan), *plan["tasks"].items()]:
         if name.startswith(("glue/", "superglue/")):
             find_tasks(name)
@@ -100,12 +100,12 @@ def task_steps(name: str, plan: dict[str, Any], folder: str | None, *, root: Pat
     for stage, (inputs, output) in stages.items():
         if not needed[stage] or (trained_on != name and stage != "joint"):
             continue
-        options = _merged(plan, name, stage, trained_on)
+        options = _merged(plan, name, stage, trained_on=trained_on)
         model = {**inputs, **options.pop("model", {}), "output": output}
         if stage == "swift" and model.get("hidden_weight"):
             # The records do not have the hidden states that it learns.
             model.setdefault("super_model", used["super"])
-        options["data"] = _data(name, stage, folder, options.pop("data", {}))
+        options["data"] = _data(name, stage, options.pop("data", {}), folder=folder)
         if VERBS[stage] == "fit":
             options["trainer"] = {"default_root_dir": str(home / f"{stage}-run"), **options.get("trainer", {})}
         config = {"seed_everything": seed, **options, "model": {"class_path": _MODULES[stage], "init_args": model}}
@@ -113,7 +113,7 @@ def task_steps(name: str, plan: dict[str, Any], folder: str | None, *, root: Pat
         yield Step(name, stage, config=config, file=home / f"{stage}.yaml", made=Path(output) / made)
 
 
-def _data(name: str, stage: str, folder: str | None, options: dict[str, Any]) -> dict[str, Any]:
+def _data(name: str, stage: str, options: dict[str, Any], folder: str | None) -> dict[str, Any]:
     """The data module of a step, with the options of the suite's file."""
     # The Swift learns from answers to the training file; the pair answers the other files itself.
     if name in TASKS:

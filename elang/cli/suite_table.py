@@ -19,15 +19,9 @@ from elang.terminal import console
 _MODELS = ("swift", "super", "pair")
 _BATCHES = ("batch 1", "best batch")
 _COLUMNS = (
-    "Swift",
-    "Super",
-    "joint",
-    "GFLOPs\nSwift / Super / joint",
-    "ms, batch 1\nSwift / Super / joint",
-    "ms, best batch\nSwift / Super / joint",
-    "Swift\nratio",
-    "FLOPs\nspeed-up",
-    "time speed-up\nbatch 1 / best",
+    *("Swift", "Super", "joint"),
+    *(f"{name}\nSwift / Super / joint" for name in ("GFLOPs", "ms, batch 1", "ms, best batch")),
+    *("Swift\nratio", "FLOPs\nspeed-up", "time speed-up\nbatch 1 / best"),
 )
 _CAPTION = (
     "Qualities are the mean of a task's metrics, x 100. Milliseconds are for one input, on random tokens of the median "
@@ -76,7 +70,7 @@ def _row(task: str, summary: JointSummary, score: str | None) -> dict[str, Any]:
             "kept": 1 - share,
             "gflops": point.cost / 1e9,
             "speedup": point.speedup,
-            "ms": {batch: _pair_ms(milliseconds, score, share, batch) for batch in _BATCHES},
+            "ms": {batch: _pair_ms(milliseconds, score, share, batch=batch) for batch in _BATCHES},
         }
     return {
         "task": task,

@@ -68,14 +68,9 @@ _LEFT_OUT = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line on ``argv``, by default the arguments of the process, and return the exit code.
 
-    Args:
-        argv: Arguments without the program's name; by default those of the process.
-
-    Returns:
-        0; 2 after bad input, which is explained in one paragraph on standard error; 130 after Ctrl-C; and 141 if the
-        reader of an output has gone away, as other tools do.
+    It is 0; 2 after bad input, which is explained on standard error; 130 after Ctrl-C; 141 if a reader has gone away.
     """
     if argv is not None:
         return _exit_code(argv)
@@ -224,7 +219,7 @@ def _run_function(verb: str, args: list[str]) -> None:
         parser.add_argument("--config", action="config", help="YAML file with these options.")
     for name, help_text in lists.items():
         parser.add_argument(name, nargs="+", type=str, help=help_text)
-    groups = add_options(parser, function, positional, lists.keys())
+    groups = add_options(parser, function, positional, skip=lists.keys())
     classes = ("data",) if verb == "ask" else ()
     if classes:
         parser.set_defaults({"data": {"class_path": "elang.TextClassificationData"}})
