@@ -58,9 +58,6 @@ def calibrate(
         name: Of the threshold, for `elang predict --threshold NAME`; of several amounts each is added to it.
         output: Another ``elang.json``, or its folder, to add the threshold to, besides that of ``joint``: the Swift's.
         ledger: The file that counts attempts on each slice; by default ``slices.json`` beside ``joint``.
-
-    Raises:
-        InputError: If nothing can be promised, with how many examples would be needed.
     """
     promises = {"max_regret": max_regret, "max_drop": max_drop}
     promises |= {"super_share": super_share, "flops": flops, "latency": latency}

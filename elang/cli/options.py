@@ -113,22 +113,6 @@ def _dump(values: Any) -> str:
     return yaml.safe_dump(values, default_flow_style=False, allow_unicode=True, sort_keys=False, explicit_start=True)
 
 
-class _DiscardedOptions(logging.Handler):
-    """Collects jsonargparse's messages about options that it discards because another class is chosen after them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: list[InputError] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Turn such a message into an error."""
-        pattern = r"Due to class_path change from '(.+)' to '(.+)', discarding init_args: (.*?)\.?$"
-        if match := re.match(pattern, record.getMessage()):
-            old, new = (name.rsplit(".", 1)[-1] for name in match.groups()[:2])
-            message = f"The options {match[3]} were given for {old}, but {new}, named after them, does not have them."
-            self.errors.append(InputError(f"{message} Leave them out, or do not name {new}."))
-
-
 def given_options(parser: ArgumentParser, args: Any, parts: tuple[str, ...], verbs: dict[str, Any]) -> dict[str, Any]:
     """Find the arguments that were given for the class of each part, such as ``model``, and check that it has them.
 
@@ -136,21 +120,29 @@ def given_options(parser: ArgumentParser, args: Any, parts: tuple[str, ...], ver
     """
     if isinstance(args, list):
         args = [arg for arg in args if not arg.startswith("--print_config")]
-    # jsonargparse caches the parsers of classes together with the logger, so the logger stays and its handler goes.
-    logger, discarded = logging.getLogger(__name__), _DiscardedOptions()
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
-    logger.addHandler(logging.NullHandler())
+    errors: list[InputError] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        pattern = r"Due to class_path change from '(.+)' to '(.+)', discarding init_args: (.*?)\.?$"
+        if match := re.match(pattern, record.getMessage()):
+            old, new = (name.rsplit(".", 1)[-1] for name in match.groups()[:2])
+            message = f"The options {match[3]} were given for {old}, but {new}, named after them, does not have them."
+            errors.append(InputError(f"{message} Leave them out, or do not name {new}."))
+        return False
+
+    # jsonargparse caches the parsers of classes with this logger, and only logs which options it discards.
+    logger = logging.getLogger(__name__)
     for each in (parser, *verbs.values()):
         each.logger = logger
-    logger.addHandler(discarded)
+    logger.setLevel(logging.DEBUG)
+    logger.addFilter(collect)
     try:
         config: Any = parser.parse_args(args, defaults=False, _skip_validation=True)
     finally:
-        logger.removeHandler(discarded)
+        logger.removeFilter(collect)
         logger.setLevel(logging.CRITICAL)
-    if discarded.errors:
-        raise discarded.errors[0]
+    if errors:
+        raise errors[0]
     if verbs:
         parser, config = verbs[config.subcommand], config[config.subcommand]
     given: dict[str, Any] = {}
