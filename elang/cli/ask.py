@@ -44,8 +44,7 @@ def ask(
     """
     need("elang ask", "serve", "httpx")
     check_address(url, "--url")
-    limits = {"concurrent": concurrent, "batch": batch, "tries": tries, "timeout": timeout}
-    for name, value in limits.items():
+    for name, value in (("concurrent", concurrent), ("batch", batch), ("tries", tries), ("timeout", timeout)):
         if not value > 0:
             raise InputError(f"--{name} must be above 0, but it is {value}.")
     if not isinstance(data, TextData):

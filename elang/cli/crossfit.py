@@ -1,7 +1,4 @@
-"""Cross-fitting: each part of a training file is answered by a Swift that was trained on the other parts.
-
-To a Swift that knows them, few examples look hard. ``--model.out_of_fold`` reads the answers.
-"""
+"""Answers to a training file by Swifts that have not seen the example, for ``--model.out_of_fold``."""
 
 import json
 import os

@@ -26,16 +26,7 @@ _running: set[subprocess.Popen[bytes]] = set()
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a suite.
-
-    Attributes:
-        task: The name of its task.
-        stage: One of :data:`STAGES`.
-        config: The content of its configuration file.
-        file: The configuration file.
-        made: The file that exists once the step is done.
-        device: The GPU that it uses; ``None`` for any.
-    """
+    """One command of a suite, with its configuration and file; ``made`` exists once it is done."""
 
     task: str
     stage: str

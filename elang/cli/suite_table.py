@@ -31,11 +31,10 @@ _CAPTION = (
 
 
 def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
-    """Read the figures of one task from its ``summary.json``, for a score or, if it has not that, the Swift's own.
+    """Read the figures of one task from its ``summary.json``, as plain values.
 
-    Returns:
-        Plain values: the task score of Swift and Super (the mean of the metrics; for generated texts the first one,
-        BLEU / 100), their GFLOPs and milliseconds, and the pair's for each operating point.
+    The task score is the mean of the metrics; for generated texts the first one, BLEU / 100. The pair is routed by
+    ``score`` if the summary has it, else by the Swift's own score.
     """
     try:
         return _row(task, parse_summary(read_object(path)), score)
