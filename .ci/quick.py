@@ -1,7 +1,7 @@
-"""Runs the tests that are nearest to what differs from main, as long as there is time: `make quick`.
+"""Runs the tests closest to what differs from main, as long as there is time: `make quick`.
 
 tests/ mirrors elang/: a change in elang/method/scores.py is tested by tests/method/test_scores.py, then by other files
-of tests/method. Tests that are not begun in time are skipped, so `make test` has the last word.
+of tests/method. Tests that have not started in time are skipped, so `make test` has the last word.
 """
 
 import os
@@ -13,22 +13,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# From the first test on; lint, types and imports take 20 to 30 seconds more, and the last test some.
+# From the first test on. Lint, types and imports take another 20 to 30 seconds, and the last test its own time.
 SECONDS = 30
-MOST_FILES = 6
+MAX_FILES = 6
 ALWAYS = ["tests/test_structure.py"]
-# Where nothing has changed that a test mirrors.
-OTHERWISE = ["tests/method/test_scores.py", "tests/method/test_curve.py", "tests/test_metrics.py"]
-BEGUN = pytest.StashKey[float]()
+# If no test belongs to what has changed.
+DEFAULT = ["tests/method/test_scores.py", "tests/method/test_curve.py", "tests/test_metrics.py"]
+STARTED = pytest.StashKey[float]()
 
 
-# This file is a plugin of pytest, too, in each of its processes.
+# This file is also a pytest plugin, loaded in each of its processes.
 def pytest_collection_finish(session: pytest.Session) -> None:
-    session.config.stash[BEGUN] = time.monotonic()
+    session.config.stash[STARTED] = time.monotonic()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if time.monotonic() - item.config.stash[BEGUN] > SECONDS:
+    if time.monotonic() - item.config.stash[STARTED] > SECONDS:
         pytest.skip("out of time")
 
 
@@ -38,15 +38,15 @@ def git(*args: str) -> list[str]:
 
 
 def changed() -> list[str]:
-    """Files that are not as where this branch left main, the newest first."""
+    """Files that differ from where this branch left main, the newest first."""
     base = git("merge-base", "HEAD", "main") or git("merge-base", "HEAD", "origin/main") or ["HEAD"]
     names = {*git("diff", "--name-only", base[0]), *git("ls-files", "--others", "--exclude-standard")}
-    there = [name for name in names if (ROOT / name).is_file()]
-    return sorted(there, key=lambda name: (-(ROOT / name).stat().st_mtime, name))
+    existing = [name for name in names if (ROOT / name).is_file()]
+    return sorted(existing, key=lambda name: (-(ROOT / name).stat().st_mtime, name))
 
 
 def tests_of(names: list[str]) -> list[str]:
-    """Files of tests: those that changed or are called like what changed, then others of the packages by size."""
+    """Test files: those that changed or are named after what changed, then others of its package, small ones first."""
     near, far = [], []
     for path in map(Path, names):
         if path.parts[0] == "tests" and path.name.startswith("test_"):
@@ -54,11 +54,16 @@ def tests_of(names: list[str]) -> list[str]:
         elif path.parts[0] == "benchmarks":
             near.append("tests/test_benchmarks.py")
         elif path.parts[0] == "elang":
-            near += [one.relative_to(ROOT).as_posix() for one in ROOT.glob(f"tests/**/test_{path.stem}.py")]
+            # method/curve/exact.py is tested by test_curve.py, and cli/suite_plan.py by test_suite.py.
+            for word in (path.stem, *path.parts[2:-1], path.stem.partition("_")[0]):
+                near += [file.relative_to(ROOT).as_posix() for file in sorted(ROOT.glob(f"tests/**/test_{word}.py"))]
             if len(path.parts) > 2:
-                far += sorted((ROOT / "tests" / path.parts[1]).glob("test_*.py"), key=lambda one: one.stat().st_size)
-    found = [*dict.fromkeys([*near, *(one.relative_to(ROOT).as_posix() for one in far)])]
-    return [*dict.fromkeys([*ALWAYS, *(found or OTHERWISE)[:MOST_FILES]])]
+                files = (ROOT / "tests" / path.parts[1]).glob("test_*.py")
+                far += [
+                    file.relative_to(ROOT).as_posix() for file in sorted(files, key=lambda file: file.stat().st_size)
+                ]
+    tests = [*dict.fromkeys([*near, *far])] or DEFAULT
+    return [*dict.fromkeys([*ALWAYS, *tests[:MAX_FILES]])]
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What every benchmark writes down beside its figures."""
+"""What every benchmark records with its figures."""
 
 import json
 import os
@@ -23,11 +23,11 @@ def cpu_model() -> str:
 
 
 def git_commit() -> str:
-    """Commit of the code, marked where it was changed since; ELANG_COMMIT names it outside a checkout."""
+    """Commit of the code, marked if it was changed since; ELANG_COMMIT names it outside a checkout."""
     if named := os.environ.get("ELANG_COMMIT"):
         return named
     head = ["git", "rev-parse", "--short=12", "HEAD"]
-    # The results themselves are written by the runs and say nothing of the code.
+    # Runs write the results themselves, so these say nothing about the code.
     changed = ["git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results"]
     done, dirty = (
         subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
@@ -44,7 +44,7 @@ def gpu() -> str | None:
 
 
 def wait_for_gpu() -> None:
-    """Until all that was asked of it is done."""
+    """Wait until the GPU has done all its work."""
     import torch
 
     if torch.cuda.is_available():
@@ -67,7 +67,7 @@ def _on_a_line(found: re.Match[str]) -> str:
 
 
 def figures_of(name: str) -> dict[str, Any]:
-    """The figures of ``results/{name}.json``, nothing where there are none: what is not measured now is kept."""
+    """The figures of ``results/{name}.json``, or none; those that are not measured again are kept."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text("utf-8"))["figures"] if path.is_file() else {}  # type: ignore[no-any-return]
 
@@ -79,7 +79,7 @@ def write_result(
     result = about(libraries) | ({} if made is None else {"records": made}) | {"figures": figures}
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    # What holds no more of its kind takes one line.
+    # A value without nested ones takes one line.
     text = re.sub(r"([{[])\s+([^{}[\]]*?)\s+([}\]])", _on_a_line, json.dumps(result, indent=2))
     path.write_text(text + "\n", "utf-8")
     return path

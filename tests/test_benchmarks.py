@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 from importlib import import_module
 from pathlib import Path
 
@@ -37,3 +38,12 @@ def test_a_benchmark_imports_what_there_is(name):
         if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "elang":
             module = import_module(str(node.module))
             assert not [name.name for name in node.names if not hasattr(module, name.name)]
+
+
+def test_mutation_testing_names_what_there_is():
+    mutants = runpy.run_path(str(FILES["reliability/mutants.py"]))
+    root = BENCHMARKS.parent
+    assert all([*root.glob(f"elang/method/{name}.py")] for name in mutants["CORE"])
+    assert all((root / path).exists() for path in (*mutants["MODULES"], *mutants["TESTS"]))
+    calibration = (root / mutants["CALIBRATE"]).read_text("utf-8")
+    assert all(re.search(rf"def test_\w*{name}", calibration) for name in mutants["PAIR"])

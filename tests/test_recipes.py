@@ -459,7 +459,7 @@ def test_words_are_replaced_by_likely_ones(base_model, files, tmp_path, capsys):
     assert {len(text.split()) for text in made} <= lengths
     first = made[0].split()
     assert 0 < sum(a != b for a, b in zip(first, texts[0].split(), strict=True)) < len(first)
-    source = Replacements(str(folder), "auto", 5, torch.device("cpu"))
+    source = Replacements(str(folder), "auto", 5, device="cpu")
     import random
 
     changed = source.replace(["The, film!"], 1.0, random.Random(0))[0]
@@ -473,7 +473,7 @@ def test_words_are_replaced_by_likely_ones(base_model, files, tmp_path, capsys):
 
 
 def test_words_are_replaced_by_neighbours(base_model, tmp_path):
-    source = Replacements(str(base_model), "auto", 3, torch.device("cpu"))
+    source = Replacements(str(base_model), "auto", 3, device="cpu")
     assert not source.masked
     table = source.model.get_input_embeddings().weight.detach()
     names = source.tokenizer.convert_ids_to_tokens(list(range(len(table))))

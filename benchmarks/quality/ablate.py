@@ -6,9 +6,9 @@
 
 DATA holds glue/SST-2, glue/RTE, glue/CoLA, superglue/WiC-full, banking77 (the benchmarks' own files) and trec (the
 train.csv and validation.csv that `elang demo` writes); MODELS holds minilm-l3, minilm-l6 and mpnet-base, plain folders.
-Every run leaves its answers to the routing slice and the evaluation set in OUT; what is there is not run again, and
-after --minutes nothing new is begun. --table reads them all, prints the tables and writes
-benchmarks/results/ablate.json. Supers of another run are other Supers, and their tables are of their own.
+Every run leaves its answers to the routing slice and the evaluation set in OUT. Finished runs are not repeated, and
+after --minutes no run is started. --table reads all answers, prints the tables and writes
+benchmarks/results/ablate.json. Another run has other Supers, so it needs its own tables.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from ablate_jobs import run_scored, run_super, run_swift, run_texts
 from ablate_setups import RECIPES, SETUPS, SWIFTS, TRANSFER, Job, fold_jobs, needs_folds
 from common import about
 
-# Of the Super's size, at the same time: their memory adds up.
+# Jobs of the Super's size at the same time: their memory adds up.
 MOST_SUPERS = 10
 
 
 def start_worker(threads: int) -> None:
-    """What each process says and uses."""
+    """Configure the output and threads of a process."""
     import logging
 
     warnings.filterwarnings("ignore")
@@ -43,7 +43,7 @@ def start_worker(threads: int) -> None:
 
 
 def work(job: Job, args: argparse.Namespace) -> None:
-    """Run one job; what fails is said, and others go on."""
+    """Run one job; a failure is printed, and other jobs continue."""
     from lightning.pytorch import seed_everything
 
     device = "gpu" if torch.cuda.is_available() else "cpu"
@@ -59,7 +59,7 @@ def work(job: Job, args: argparse.Namespace) -> None:
 
 
 def needs(job: Job) -> list[Job]:
-    """What has to be there before."""
+    """The jobs that must be done before."""
     if job.kind in ("super", "texts"):
         return []
     first = [Job("super", job.task, job.seed)]
@@ -73,7 +73,7 @@ def needs(job: Job) -> list[Job]:
 
 
 def run_all(jobs: list[Job], args: argparse.Namespace) -> bool:
-    """Run what is not done, side by side, each as soon as what it needs is there; whether all is done now."""
+    """Run unfinished jobs in parallel, each as soon as the jobs it needs are done; return whether all are done."""
     until = time.time() + 60 * args.minutes
     waiting = [job for job in jobs if not job.path(args.out).exists()]
     running: dict[Any, Job] = {}
@@ -134,7 +134,7 @@ def main() -> None:
     todo: list[Job] = []
     for job in swifts:
         todo += [one for first in needs(job) for one in [*needs(first), first]] + [job]
-    # The Supers first: much waits for them.
+    # The Supers first, because many jobs wait for them.
     todo = sorted(dict.fromkeys(todo), key=lambda job: job.kind not in ("super", "texts"))
     made = args.out / "made.json"
     if not made.exists():

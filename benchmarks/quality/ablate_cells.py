@@ -25,7 +25,7 @@ from ablate_setups import SETUPS
 
 BASELINE = ("plain", "max_softmax")
 INTERVAL = (0.025, 0.975)
-# Of the other scores only areas are kept.
+# For the other scores only areas are written.
 MAIN = ("max_softmax", "free_energy", "softmax_energy", "router")
 # The paper's own speed-ups.
 PAPER = {"sst2": 3.5, "rte": 2.0, "cola": 2.2}
@@ -81,7 +81,7 @@ class Run:
 
 
 def runs_in(out: Path) -> Iterator[Run]:
-    """All pairs that are there."""
+    """All pairs that exist."""
     supers = {}
     for path in out.glob("super-*.npz"):
         _, task, seed = path.stem.split("-")
@@ -93,7 +93,7 @@ def runs_in(out: Path) -> Iterator[Run]:
 
 
 def areas(runs: list[Run], score: str, weights: Tensor) -> Tensor:
-    """The area of a score by the accuracy gained, of each seed and resample, ``(S, 1 + R)``; the first is the set's."""
+    """A score's area by the accuracy gained, by seed and resample, ``(S, 1 + R)``; the first column is the set's."""
     found = []
     for run in runs:
         if score not in run.areas:
@@ -104,7 +104,7 @@ def areas(runs: list[Run], score: str, weights: Tensor) -> Tensor:
 
 
 def difference(ours: Tensor, theirs: Tensor) -> dict[str, float]:
-    """Mean over seeds, and its interval: examples are drawn as they were for both, seeds with replacement."""
+    """Mean over seeds, and its interval: both use the same draws of examples; seeds are drawn with replacement."""
     each = ours - theirs
     generator = torch.Generator().manual_seed(1)
     drawn = torch.randint(len(each), (each.shape[1] - 1, len(each)), generator=generator)
@@ -172,7 +172,7 @@ def needed(runs: list[Run], area: float) -> dict[str, float]:
 
 
 def best_swifts(runs: list[Run], score: str, point: str) -> dict[str, Any]:
-    """For each task the Swift that saves most on the routing slice, by seed, and what it does on the evaluation set."""
+    """For each task and seed the Swift that saves most on the routing slice, with its figures on the evaluation set."""
     by_task: dict[str, dict[int, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if score in run.routing:

@@ -1,4 +1,4 @@
-"""One training of the ablation: a Super, a Swift, or text without labels, and the answers that it leaves."""
+"""One training of the ablation: a Super, a Swift, or text without labels, and the answers that it writes."""
 
 import argparse
 import json
@@ -86,7 +86,7 @@ def save(path: Path, **columns: Any) -> None:
 
 
 def run_super(job: Job, args: argparse.Namespace, device: str) -> None:
-    """Fine-tune a Super and keep it and its answers."""
+    """Fine-tune a Super and save it with its answers."""
     from elang.models.finetune import FinetuneModule
 
     setup, out = SETUPS[job.task], args.out
@@ -103,7 +103,7 @@ def run_super(job: Job, args: argparse.Namespace, device: str) -> None:
 
 
 def run_texts(job: Job, args: argparse.Namespace, device: str) -> None:
-    """Make text like a task's, by the backbone as it came: fine-tuning has moved its embeddings."""
+    """Make text like a task's with the backbone before fine-tuning, which moves the embeddings."""
     import pandas as pd
 
     from elang.cli.augment import augment
@@ -132,7 +132,7 @@ def run_scored(job: Job, args: argparse.Namespace, device: str) -> None:
 
 
 def run_swift(job: Job, args: argparse.Namespace, device: str) -> None:
-    """Train a Swift by a recipe and keep its answers."""
+    """Train a Swift by a recipe and save its answers."""
     from elang.models.swift import SwiftModule
 
     setup, out = SETUPS[job.task], args.out
@@ -150,7 +150,7 @@ def run_swift(job: Job, args: argparse.Namespace, device: str) -> None:
         options |= {"model": str(start_from.model(out)), "layers": None, "lr": lr / 3}
         epochs = max(1, epochs // 3)
     if job.recipe in TRANSFER:
-        # As many steps as twice the others.
+        # Twice as many steps as the others.
         rows = len(data.examples("train"))
         epochs = max(1, round(2 * epochs * rows / (rows + len(data.examples("transfer")))))
     if recipe.get("hidden_weight"):
@@ -169,7 +169,7 @@ def run_swift(job: Job, args: argparse.Namespace, device: str) -> None:
 
 
 def join_folds(job: Job, args: argparse.Namespace) -> None:
-    """Put the folds' answers together."""
+    """Join the folds' answers."""
     from elang.records.table import Records, join_records, write_records
 
     parts = []

@@ -11,13 +11,13 @@ from common import ROOT
 
 RECIPES = ROOT / "configs" / "recipes"
 FOLDS = 3
-# With text without labels.
+# Recipes that train on text without labels.
 TRANSFER = ("distil-transfer", "distil-hidden-transfer")
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A task: where its files are, its metric, and how long each model trains.
+    """A task: its files, its metric, and how long each model trains.
 
     A Super's batches are half as large, but on SST-2.
     """
@@ -104,7 +104,7 @@ def transfer_file(task: str, out: Path) -> Path:
 
 @cache
 def needs_folds(recipe: str) -> bool:
-    """Whether it reads what Swifts say that have not seen an example."""
+    """Whether it reads answers of Swifts that have not seen the example."""
     return "OUT_OF_FOLD" in (RECIPES / f"{recipe}.yaml").read_text("utf-8")
 
 

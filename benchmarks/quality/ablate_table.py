@@ -1,4 +1,4 @@
-"""Reads what ablate.py left and sets it into tables, with paired bootstrap intervals over examples and seeds."""
+"""Puts the answers of ablate.py into tables, with paired bootstrap intervals over examples and seeds."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from ablate_cells import BASELINE, MAIN, Run, best_swifts, cell_of, runs_in, tas
 from ablate_setups import SETUPS, SWIFTS, needs_folds
 from common import write_result
 
-# A task is set into a table where all Swifts have so many seeds in common.
+# A task is in a table if all Swifts have at least this many seeds in common.
 LEAST_SEEDS = 2
 
 
@@ -90,7 +90,7 @@ def cost_of(recipe: str, cells: dict[str, Any], every: dict[str, Any], out: Path
     seconds = {name.rpartition("/")[0]: cell["seconds"] for name, cell in cells.items()}
     plain = {name: every.get(f"{name}/plain", {}).get("seconds", math.nan) for name in seconds}
     for name in seconds:
-        # What has to be there before, too.
+        # Including the jobs that it needs.
         if recipe == "gatekeeper":
             seconds[name] += plain[name]
         if needs_folds(recipe):

@@ -45,7 +45,7 @@ def lines(path: Path) -> list[str]:
 
 
 def make_tokenizer(texts: list[str], size: int = 8_000) -> Any:
-    """Subwords that give back every text as it was."""
+    """Subwords that restore every text exactly."""
     found = Tokenizer(models.BPE(unk_token="<unk>"))
     found.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     found.decoder = decoders.Metaspace()
@@ -116,7 +116,7 @@ def main() -> int:
 
 
 def steps_of(args: argparse.Namespace, shapes: dict[str, dict[str, float]]) -> list[Any]:
-    """Make data, tokenizer and bases where they are not, and the steps from the shipped configuration."""
+    """Make data, tokenizer and bases if missing, and the steps of the shipped configuration."""
     folder = args.out / "data"
     folder.mkdir(parents=True, exist_ok=True)
     texts: list[str] = []
@@ -133,7 +133,7 @@ def steps_of(args: argparse.Namespace, shapes: dict[str, dict[str, float]]) -> l
         plan[f"{role}_model"] = write_base(args.out / f"{role}-base", tokenizer, shape)
         plan[role]["model"] |= {"lr": shape["lr"], "num_beams": int(shape["num_beams"])}
         plan[role]["data"] = {"batch_size": int(shape["batch_size"])}
-        # Texts are generated to validate, so not too often.
+        # Validation generates texts, so not too often.
         epochs = int(shape["epochs"])
         plan[role]["trainer"] |= {
             "max_epochs": epochs,
@@ -147,7 +147,7 @@ def steps_of(args: argparse.Namespace, shapes: dict[str, dict[str, float]]) -> l
         "all": {"data": files},
         "joint": {"data": {"validation": str(folder / "test_2016_flickr")}},
     }
-    return list(task_steps("multi30k", plan, None, args.out / f"seed{args.seed}", args.seed))
+    return list(task_steps("multi30k", plan, None, root=args.out / f"seed{args.seed}", seed=args.seed))
 
 
 def setting(text: str) -> tuple[str, float]:

@@ -3,8 +3,8 @@
     python benchmarks/quality/suite.py --config configs/suite/bert-small.yaml --swift MINILM --super MPNET \
         --folders glue=GLUE superglue=SUPERGLUE --tasks glue/sst2 glue/rte glue/cola superglue/wic [--seeds 0 1 2]
 
-The models are folders of transformers. All fits run beside each other (--jobs), the timed evaluations of the first seed
-one by one. Run it again to go on after a stop (--until stops it after a stage). Prints a table and writes
+The models are folders of transformers. Fits run in parallel (--jobs), the timed evaluations of the first seed one by
+one. Run it again to resume (--until stops it after a stage). Prints a table and writes
 benchmarks/results/suite.json.
 """
 
@@ -44,12 +44,12 @@ def main() -> None:
     folders = dict(part.split("=", 1) for part in args.folders)
     chains: dict[tuple[int, str], list[Step]] = {}
     for seed in args.seeds:
-        # One clock is enough, and a second would run beside other work.
+        # One timing is enough, and a second would run in parallel with other work.
         joint = plan["joint"].get("model", {}) | {"latency": seed == args.seeds[0]}
         for task in args.tasks:
             folder = folders.get(task) or folders[task.partition("/")[0]]
             own = plan | {"joint": plan["joint"] | {"model": joint}}
-            chains[seed, task] = list(task_steps(task, own, folder, args.out / f"seed{seed}", seed))
+            chains[seed, task] = list(task_steps(task, own, folder, root=args.out / f"seed{seed}", seed=seed))
     steps = [step for chain in chains.values() for step in chain]
     write_configs(steps, parse=False)
     forget_stale(steps)

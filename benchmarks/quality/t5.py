@@ -106,7 +106,9 @@ def main() -> None:
         "swift": {"model": plan["swift"]["model"] | model["swift"], "trainer": trainer["swift"]},
         "joint": {"model": {"latency": False}, "trainer": {"precision": "32-true"}},
     }
-    chains = [list(task_steps("glue/sst2", plan, str(args.out), args.out / f"seed{s}", s)) for s in args.seeds]
+    chains = [
+        list(task_steps("glue/sst2", plan, str(args.out), root=args.out / f"seed{s}", seed=s)) for s in args.seeds
+    ]
     steps = [step for chain in chains for step in chain]
     write_configs(steps, parse=False)
     forget_stale(steps)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 OTHERS, ATTACKERS, SECONDS = 6, 8, 5.0
-# More than the connections that a server keeps.
+# More than the connections that a server allows.
 HALF_SENT = 1300
 JSON = {"content-type": "application/json"}
 MEGABYTE = 980_000

@@ -18,7 +18,7 @@ DEADLINE, SLACK = 5.0, 0.5
 
 
 def tiny_pair(folder: Path) -> list[str]:
-    """Options of a server of two tiny models with random weights, of which the Super is asked for a part."""
+    """Options of a server with two tiny random models; the Super is asked for some of the inputs."""
     sys.path.insert(0, str(ROOT / "tests"))
     from conftest import write_model
 
@@ -61,7 +61,7 @@ def start(pair: list[str], port: int, log: Path) -> "subprocess.Popen[bytes]":
 
 @contextmanager
 def running(pair: list[str], folder: str) -> Any:
-    """A server with all of its processes: its address, process and log."""
+    """A running server: its address, process and log."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -108,7 +108,7 @@ def cpu(pid: int) -> float:
 
 
 def ended(process: "subprocess.Popen[bytes]", seconds: float) -> dict[str, Any]:
-    """How a process ends, and when."""
+    """Wait for a process to end: how it ended, and when."""
     begun = time.monotonic()
     try:
         process.wait(seconds)
@@ -118,7 +118,7 @@ def ended(process: "subprocess.Popen[bytes]", seconds: float) -> dict[str, Any]:
 
 
 def judge_end(name: str, figures: dict[str, Any], missed: list[str], log: Path, children: list[int]) -> None:
-    """Hold the end of a server to its bars."""
+    """Check the end of a server against its bars."""
     found = figures[name]
     killed = "KILL" in name
     if not killed and (found["exit"] != 0 or found["seconds"] >= 10):

@@ -1,12 +1,12 @@
-"""Promises in simulation: how often each is broken, on data of every kind and by users who try more than once.
+"""How often each promise is broken in simulation, on data of every kind and by users who try more than once.
 
     python benchmarks/reliability/certificate.py [--repeats 2000] [--quick]
 
-Each row draws slices from a population that is known, lets the tests of `elang calibrate` choose a threshold on each,
-and counts how often the regret or the drop on the population is above what was promised. A row states a share; it is
-missed where more are broken than that and three standard errors of the simulation. Beside it stands the naive choice,
-which just meets the target on the slice. Prints a table and writes benchmarks/results/certificate.json; exits with 1
-where anything is missed.
+Each row draws slices from a known population, lets the tests of `elang calibrate` choose a threshold on each, and
+counts how often the regret or the drop on the population exceeds the promise. A row is missed if the share of broken
+promises exceeds the stated share by more than three standard errors of the simulation. The naive choice, which just
+meets the target on the slice, is shown beside it. Prints a table and writes benchmarks/results/certificate.json; exits
+with 1 if anything is missed.
 """
 
 import argparse

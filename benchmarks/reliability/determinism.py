@@ -1,9 +1,9 @@
-"""How far two runs of `elang fit` with one seed are apart, and one with another seed, on this machine's accelerator.
+"""How much two runs of `elang fit` with one seed differ, and one with another seed, on this machine's accelerator.
 
     python benchmarks/reliability/determinism.py [--layers 6] [--width 384] [--rows 4000] [--precision 32-true 16-mixed]
 
-A Swift of random weights learns synthetic sentences, dropout included. Reported of weights: the largest difference;
-of the evaluation's answers and scores: how many differ, and by how much. Writes benchmarks/results/determinism.json.
+A Swift with random weights learns synthetic sentences, with dropout. Reported are the largest difference of weights,
+and how many of the evaluation's answers and scores differ, and by how much. Writes benchmarks/results/determinism.json.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def elang(home: Path, *args: str) -> None:
 
 
 def trained(home: Path, name: str, seed: int, precision: str) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Weights, and what they say of the evaluation set."""
+    """Weights, and their answers to the evaluation set."""
     from safetensors.torch import load_file
 
     swift = ["fit", "--model", "SwiftModule", "--model.model", "base", "--model.margin_weight", "0.1"]

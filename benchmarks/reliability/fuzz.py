@@ -1,10 +1,10 @@
-"""Every reader of files, configurations and requests, fuzzed: nothing but our own error may come out.
+"""Fuzzes every reader of files, configurations and requests: only our own error may come out.
 
     pip install atheris
     python benchmarks/reliability/fuzz.py [--runs 100000] [--targets csv records.parquet] [--name fuzz]
 
 Each target runs in a process of its own, guided by the coverage of `elang` (libFuzzer, through atheris), from small
-valid files. Counts what was refused, what was taken and what else came out; a case that takes more than 10 seconds or
+valid files. Counts refused cases, accepted cases and other outcomes; a case that takes more than 10 seconds or
 2 GB ends the target. Writes benchmarks/results/fuzz.json.
 """
 
@@ -50,7 +50,7 @@ def asked_data(folder: Path) -> Any:
 
 
 def journal_of(folder: Path, name: str) -> Any:
-    """What `elang ask` keeps of them."""
+    """The journal of `elang ask` about them."""
     from elang.backends.remote import RemoteBackend
     from elang.cli.ask import _Journal
 
@@ -63,8 +63,8 @@ def seed_of(target: str, folder: Path) -> bytes:
     if target in SEEDS:
         return SEEDS[target]
     if target == "asked.jsonl":
-        with journal_of(folder, target) as journal:
-            journal.keep(list(journal.left()), ["good", "good"], [])
+        journal = journal_of(folder, target)
+        journal.keep(list(journal.left()), ["good", "good"], [])
         return (folder / target).read_bytes()
     import io
 
@@ -94,7 +94,7 @@ def seed_of(target: str, folder: Path) -> bytes:
 
 
 def reader_of(target: str, folder: Path) -> tuple[Callable[[bytes], None], tuple[type[Exception], ...]]:
-    """What reads a case, and the errors that are ours."""
+    """The function that reads a case, and our own errors."""
     from elang.errors import InputError
 
     kind = target.rpartition(".")[2]
@@ -231,7 +231,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from common import figures_of, git_commit, write_result
 
-    # Readers that are not fuzzed now stay, with the commit that they were fuzzed at.
+    # Figures of readers that are not fuzzed now stay, with the commit of their run.
     figures = figures_of(args.name)
     for target in args.targets:
         with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:

@@ -1,11 +1,11 @@
-"""Runs that are killed at random moments, gone on with, and compared with one that was not.
+"""Kills runs at random moments, resumes them, and compares them with a run that was not killed.
 
     python benchmarks/reliability/kills.py [--kills 50] [--verbs fit score parts ask suite predict] [--processes 1 2]
         [--jobs 1]
 
 A tiny pair on the CPU. Every other kill is SIGKILL, the others SIGTERM, to the whole group of processes; a run is
-killed up to three times before it may end. `fit` is gone on with from the newest checkpoint, all else by the same
-command (`parts` is `score --model.parts 6`; what `ask` asks is a server of this script). Weights (of one process) must
+killed up to three times before it may end. `fit` resumes from the newest checkpoint, the others by the same command
+ (`parts` is `score --model.parts 6`; what `ask` asks is a server of this script). Weights (of one process) must
 be the same bit for bit, records, tables and answers row by row. Writes benchmarks/results/kills.json; ends with 1 if
 anything was lost.
 """
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="verbs at a time")
     args = parser.parse_args()
-    # Verbs that are not run now stay, with the commit that they were run at.
+    # Figures of verbs that are not run now stay, with the commit of their run.
     figures = figures_of("kills")
     with tempfile.TemporaryDirectory() as where:
         home = Path(where)

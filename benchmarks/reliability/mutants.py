@@ -1,11 +1,11 @@
-"""Whether the tests notice changes of the core: mutation testing by mutmut.
+"""Whether the tests notice changes to the core: mutation testing with mutmut.
 
     python benchmarks/reliability/mutants.py --work FOLDER            # hours; resumes; needs pip install mutmut
     python benchmarks/reliability/mutants.py --work FOLDER --collect  # only reads what a run in FOLDER found
 
-Modules are changed in a copy of the last commit, one place at a time, and their own tests are run: first those without
-a trained pair, and then, on what survived or was not reached, those with one. Writes benchmarks/results/mutants.json,
-with every change that no test notices. Changes of what is done at import (tables, partials) are not tried.
+Modules are changed in a copy of the last commit, one place at a time, and their tests run: first those that need no
+trained pair, then, for changes that survived or were not reached, those that need one. Writes
+benchmarks/results/mutants.json with every change that no test notices. Code that runs at import is not changed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import ROOT, write_result
 
-CORE = ("scores", "losses", "cost", "certificate", "bounds", "curve/*", "quality/*")
+CORE = ("scores", "losses", "certificate", "bounds", "curve/*", "quality/*")
 MODULES = [
     *(str(path.relative_to(ROOT)) for name in CORE for path in sorted(ROOT.glob(f"elang/method/{name}.py"))),
     "elang/evaluation/promises.py",
@@ -50,11 +50,11 @@ def configure(copy: Path, selection: list[str], chosen: str) -> None:
     for name, values in lists.items():
         lines += [f"{name}=", *(f"    {value}" for value in values)]
     (copy / "setup.cfg").write_text("\n".join(lines) + "\n")
-    # Which tests reach what is found out anew.
+    # mutmut finds out again which tests reach which code.
     (copy / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
 
 
-def found(copy: Path) -> dict[str, dict[str, int | None]]:
+def exit_codes(copy: Path) -> dict[str, dict[str, int | None]]:
     """Exit codes by module and mutant."""
     metas = {name: copy / "mutants" / f"{name}.meta" for name in MODULES}
     return {name: json.loads(path.read_text())["exit_code_by_key"] for name, path in metas.items() if path.is_file()}
@@ -72,7 +72,7 @@ def run(copy: Path, children: int) -> None:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], check=True)
     configure(copy, [*TESTS, *MODULES], f"{SLOW} and {' and '.join(f'not {name}' for name in PAIR)}")
     mutmut(copy, "run", "--max-children", str(children))
-    left = [key for codes in found(copy).values() for key, code in codes.items() if code in (SURVIVED, UNREACHED)]
+    left = [key for codes in exit_codes(copy).values() for key, code in codes.items() if code in (SURVIVED, UNREACHED)]
     configure(copy, [CALIBRATE], " or ".join(PAIR))
     mutmut(
         copy, "run", "--max-children", str(children), *(key for key in left if "evaluation" in key or "certif" in key)
@@ -80,7 +80,7 @@ def run(copy: Path, children: int) -> None:
 
 
 def change(copy: Path, key: str) -> list[str]:
-    """The lines of a mutant's difference."""
+    """The changed lines of a mutant."""
     return [line for line in mutmut(copy, "show", key).splitlines() if re.match(r"[-+] ", line)]
 
 
@@ -94,7 +94,7 @@ def main() -> None:
     if not args.collect:
         run(copy, args.children)
     figures: dict[str, Any] = {"modules": {}, "survivors": {}}
-    for name, codes in found(copy).items():
+    for name, codes in exit_codes(copy).items():
         kinds = Counter(codes.values())
         survived = sorted(key for key, code in codes.items() if code in (SURVIVED, UNREACHED, None))
         figures["modules"][name] = {

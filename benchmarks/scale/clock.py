@@ -13,7 +13,7 @@ from common import wait_for_gpu
 
 
 class Clock(Callback):
-    """Real tokens and seconds of this process, behind its first batches; written when all are done.
+    """Real tokens and seconds of this process after its first batches, written at the end.
 
     Args:
         path: Where; the process's number is added.

@@ -4,7 +4,7 @@
 
 A Swift without dropout is fitted on made-up sentences, by processes in step and by one that accumulates as many
 batches; 61 and 301 examples are scored and evaluated, in batches of 64 and 8, so that some processes have nothing.
-Seconds tell what starting costs, for the cores are shared. Writes benchmarks/results/cluster.json and exits with 1
+Seconds show the cost of starting, because the cores are shared. Writes benchmarks/results/cluster.json and exits with 1
 where something differs.
 """
 
@@ -45,7 +45,7 @@ def prepare(home: Path) -> None:
 
 @contextmanager
 def hosts() -> Any:
-    """Two network namespaces with addresses of their own, joined by a cable."""
+    """Two connected network namespaces with their own addresses."""
 
     def ip(*args: str) -> None:
         subprocess.run(["ip", *args], check=True, capture_output=True)
@@ -66,7 +66,7 @@ def hosts() -> Any:
 
 
 def elang(home: Path, *args: str, processes: int = 1, nodes: int = 1, strategy: str = "ddp") -> float:
-    """A verb; its seconds."""
+    """Run a verb and return its seconds."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "elang", *args, *QUIET, "--trainer.devices", str(processes)]

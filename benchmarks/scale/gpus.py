@@ -32,14 +32,14 @@ from speed.runtime import word_tokenizer
 from speed.shapes import shapes
 
 EFFICIENCY = 0.9
-# By how much bfloat16 moves a label's logit of T5-11B where batches are composed otherwise.
+# How much a label's logit of T5-11B in bfloat16 depends on the other inputs of the batch.
 NEAR_BF16 = 0.1
 PARTS = ["metrics", "fits", "scoring"]
 QUIET = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 
 
 def start(home: Path, name: str, processes: int, *args: str, gpu: int = 0, skip: int = 10) -> "subprocess.Popen[bytes]":
-    """A verb on so many GPUs, timed under a name."""
+    """Run a verb on some GPUs, timed under a name."""
     clock = {"class_path": "clock.Clock", "init_args": {"path": str(home / name), "skip": skip}}
     path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks" / "scale"), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "4"}
@@ -67,7 +67,7 @@ def timed(home: Path, name: str, processes: int, *args: str, skip: int = 10) -> 
 
 
 def of_twice(one: dict[str, float], two: dict[str, float]) -> float:
-    """The speed of two GPUs, in those of one taken twice."""
+    """The speed of two GPUs relative to twice the speed of one."""
     return two["tokens a second"] / (2 * one["tokens a second"])
 
 
@@ -104,7 +104,7 @@ def prepare(home: Path, args: argparse.Namespace) -> None:
             home / name
         )
         tokenizer.save_pretrained(home / name)
-    # A token each.
+    # One token each.
     draw, words = random.Random(0), [word for word in tokenizer.get_vocab() if word.isascii() and word.isalpha()][:2000]
     # In training one GPU and two have the same to do in every step only where all texts are as long.
     for name, count, shortest, longest in (("long", args.long, 160, 160), ("odd", args.odd, 60, 260)):
@@ -125,7 +125,7 @@ def metrics(home: Path, args: argparse.Namespace) -> dict[str, Any]:
     alone = side_by_side(home, {f"seed{seed}": swift(f"seed{seed}", 64, seed) for seed in range(6)})
     found = {name: one["accuracy"] for name, one in alone.items()}
     seeds = list(found.values())
-    # Of as few seeds the range says little.
+    # The range of so few seeds says little.
     spread = 3 * float(np.std(seeds, ddof=1))
     found["both"] = timed(home, "both", 2, *swift("both", 32, 0), "--trainer.strategy", "ddp")["accuracy"]
     return found | {"spread": spread, "met": abs(found["both"] - float(np.mean(seeds))) <= spread}
@@ -173,7 +173,7 @@ def scoring(home: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def validated(home: Path, times: dict[str, Any], count: int) -> dict[str, Any]:
-    """What two GPUs made of an odd number of examples in float32, beside one."""
+    """The answers of two GPUs to an odd number of examples in float32, compared with one."""
     one, two = (pd.read_parquet(home / f"joint-{n}" / "records.parquet") for n in (1, 2))
     answers = ["swift_prediction", "super_prediction"]
     scores = [column for column in one if column.startswith("score_")]
@@ -196,7 +196,7 @@ def validated(home: Path, times: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def answered(home: Path, times: dict[str, Any], count: int) -> dict[str, Any]:
-    """What T5-11B's shape answers in bfloat16 in parts, beside whole."""
+    """The answers of T5-11B's shape in bfloat16 in parts, compared with the whole."""
     one, both = (np.stack(pd.read_parquet(home / f"t5-{n}.parquet")["logits"]) for n in (1, 2))
     margin, differ = np.abs(one[:, 0] - one[:, 1]), one.argmax(1) != both.argmax(1)
     outside = int((differ & (margin > NEAR_BF16)).sum())
@@ -233,9 +233,9 @@ def main() -> None:
     if args.tiny:
         args.rows, args.batch, args.steps, args.odd, args.sharded = 400, 8, 16, 201, 401
         args.device, args.precision = ["--trainer.accelerator", "cpu"], "32-true"
-    # None comes twice on two GPUs.
+    # No example comes twice on two GPUs.
     args.long = 2 * 3 * args.batch * (args.steps + 1)
-    # What is not run now stays, with the commit that it was run at.
+    # Figures that are not measured now stay, with the commit of their run.
     figures = {} if args.tiny else figures_of("gpus")
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as where:

@@ -36,12 +36,12 @@ BARS = {"validate over predicted": 1.05, "fit": 1.0}
 
 
 def words_of(path: Path) -> list[int]:
-    """How many words each sentence of a file of SST-2's has."""
+    """The number of words of each sentence in a file of SST-2."""
     return [len(line.split("\t")[0].split()) for line in path.read_text("utf-8").splitlines()[1:]]
 
 
 def write_texts(path: Path, words: list[int], count: int, known: int, seed: int) -> None:
-    """Sentences of as many made-up words as real ones have."""
+    """Made-up sentences as long as the real ones."""
     draw = random.Random(seed)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
@@ -62,7 +62,7 @@ def save(config: Any, tokenizer: Any, folder: Path, device: torch.device) -> Non
 
 
 class _Clock(Callback):
-    """Seconds of the batches, the first few left out."""
+    """Seconds of the batches after the first few."""
 
     def __init__(self, skip: int) -> None:
         self.skip, self.seen, self.tokens, self.start, self.seconds = skip, 0, 0, 0.0, 0.0
@@ -92,7 +92,7 @@ class _Clock(Callback):
         self.stop()
 
     def on_train_batch_end(self, trainer: Any, module: Any, out: Any, batch: Any, i: int) -> None:
-        # On the host already: a batch is counted before it is sent.
+        # On the host: a batch is counted before it is sent.
         self.tick(self.lengths.pop(0))
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
@@ -125,7 +125,7 @@ def scoring(home: Path, args: argparse.Namespace) -> dict[str, Any]:
         loaded = time.perf_counter() - begun
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        # Once to warm up: kernels are loaded, and costs by length counted.
+        # Once to warm up: loads kernels and counts costs by length.
         for _ in range(2):
             clock = _Clock(args.skip)
             lightning(clock).validate(module, datamodule=data, verbose=False)
@@ -152,7 +152,7 @@ def fit_ours(home: Path, args: argparse.Namespace) -> float:
     clock = _Clock(args.skip)
     precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
     trainer = lightning(clock, max_epochs=1, precision=precision)
-    # Not what comes after: thresholds and the model's folder.
+    # Without what comes after: thresholds and the model's folder.
 
     def counted(batch: Any, loader: int) -> Any:
         clock.lengths.append(int(batch["model"]["attention_mask"].sum()))

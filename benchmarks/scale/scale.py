@@ -4,7 +4,7 @@
 
 Joint records are made up, scattered over the files at random, and swept by `elang sweep` in a process of its own: its
 wall-clock time and the most memory it held (what it spills to the disk aside). A hundredth as many are swept, too, and
-compared with the curve in memory. As many records of a model in parts are put together by `elang merge`. Writes
+compared with the curve in memory. As many records of a model in parts are joined by `elang merge`. Writes
 benchmarks/results/scale.json, of another number of examples scale_NUMBER.json, and exits with 1 where a bar is missed.
 """
 
@@ -57,7 +57,7 @@ def rows(ids: np.ndarray, seed: int) -> pa.Table:
 
 
 def write_joint(folder: Path, examples: int, files: int) -> None:
-    """Each file has ids of everywhere, in no order."""
+    """Each file has random ids, in no order."""
     folder.mkdir()
     for i in range(files):
         ids = np.arange(i, examples, files)
@@ -86,7 +86,7 @@ def write_parts(folder: Path, examples: int, files: int) -> None:
 
 
 def timed(*args: str) -> dict[str, float]:
-    """Seconds and the most memory of a verb in a process of its own."""
+    """Seconds and peak memory of a verb in a process of its own."""
     start = time.perf_counter()
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen([sys.executable, "-m", "elang", *args], env=os.environ | {"PYTHONPATH": path})
@@ -144,7 +144,7 @@ def sweeping(home: Path, examples: int, files: int) -> dict[str, Any]:
 
 
 def merging(home: Path, examples: int, files: int) -> dict[str, Any]:
-    """Records of a model in parts, put together."""
+    """Join records of a model in parts."""
     write_parts(home / "parts", examples, files)
     found = timed("merge", str(home / "parts"), "--output", str(home / "merged.parquet"))
     return found | {"in order": in_order(home / "merged.parquet", examples)}
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["sweep", "merge"], choices=["sweep", "merge"])
     args = parser.parse_args()
     result = "scale" if args.examples == BAR_EXAMPLES else f"scale_{args.examples}"
-    # What is not measured now stays, with the commit that it was measured at.
+    # Figures that are not measured now stay, with the commit of their run.
     figures = figures_of(result)
     for name, measure in (("sweep", sweeping), ("merge", merging)):
         if name not in args.only:

@@ -1,4 +1,4 @@
-"""Memory on a stream that does not end: so many generated inputs through a tiny pair.
+"""Memory on an endless stream: generated inputs through a tiny pair.
 
     python benchmarks/scale/stream.py [--inputs 10000000]
 
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def memory(count: int) -> dict[str, float]:
-    """Resident megabytes of a process that streams so many inputs through a tiny pair, early and at its most later."""
+    """Resident megabytes of a process that streams inputs through a tiny pair: early, and the peak afterwards."""
     sys.path.insert(0, str(ROOT / "tests"))
     from conftest import write_model
 

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     args = parser.parse_args()
     frame = pd.read_csv(args.data / "train.tsv", sep="\t", quoting=3)
-    # Words, and what a tokenizer adds.
+    # Words, and the tokens that a tokenizer adds.
     lengths = torch.tensor((frame["sentence"].str.split().map(len) + 2).to_numpy())
     alone = list(LengthBatches(lengths, BATCH, True))
     figures = {}

@@ -1,10 +1,10 @@
-"""Why a stream of inputs of many lengths leaves cuDNN's attention out, which is planned for each shape.
+"""Why a stream of inputs of many lengths does not use cuDNN's attention, which is planned for each shape.
 
 python benchmarks/speed/attention.py --sst2 SST-2/dev.tsv         # on a GPU; writes benchmarks/results/attention.json
 python benchmarks/speed/attention.py --sst2 SST-2/dev.tsv --tiny  # tiny shapes on the CPU; writes nothing
 
 Random weights in bf16, every input to both models. Each way is run by a process of its own, whose first stream plans
-what the second has ready: "cold" and "warm" seconds, the less of so many processes. In the same process, other inputs
+what the second has ready: "cold" and "warm" seconds, the minimum over the processes. In the same process, other inputs
 of the same lengths follow, as a service would get them: "more".
 """
 
@@ -40,7 +40,7 @@ def measure(home: Path, pair: str, texts: str, way: str) -> dict[str, float]:
     if way == "cuDNN":
         elang.inference.runner.any_shape = contextlib.nullcontext
     predictor = JointPredictor(str(home / f"{pair}-0"), str(home / f"{pair}-1"), "-inf", dtype="bfloat16")
-    # So that what every first call pays is not counted: one shape, planned.
+    # Plan one shape, so that the cost of the first call is not counted.
     list(predictor.map(["w1 w2 w3"]))
     found = {}
     for name, part in (("cold", 0), ("warm", 0), ("more", 1)):
@@ -54,7 +54,7 @@ def measure(home: Path, pair: str, texts: str, way: str) -> dict[str, float]:
 
 
 def prepare(home: Path, args: argparse.Namespace, texts: dict[str, tuple[int, list[int]]]) -> None:
-    """The two models of each pair, of one shape, and twice so many texts of each kind."""
+    """The two models of each pair, of one shape, and two sets of texts of each kind."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for pair, (_, configs) in shapes(args.tiny).items():
         # T5-Large and BERT-Base: two of them are beside each other in any GPU.
@@ -70,7 +70,7 @@ def prepare(home: Path, args: argparse.Namespace, texts: dict[str, tuple[int, li
 
 
 def once(command: list[str]) -> dict[str, float]:
-    """What :func:`measure` finds in a process of its own."""
+    """Run :func:`measure` in a process of its own."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-4000:])

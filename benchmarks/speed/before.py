@@ -107,7 +107,7 @@ def work(part: str, folder: Path) -> float:
 
 
 def seconds(checkout: Path, part: str, folder: Path) -> float:
-    """One part's seconds by a checkout."""
+    """Seconds of one part in a checkout."""
     command = [sys.executable, __file__, "--part", part, "--folder", str(folder), str(checkout)]
     env = {**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
@@ -133,7 +133,7 @@ def main() -> int:
         for part in PARTS:
             pairs = []
             for i in range(args.rounds + 1):
-                # Who goes first changes from round to round, so that neither always finds warm caches.
+                # The order changes from round to round, so that neither always finds warm caches.
                 order = [ROOT, args.other.resolve()] if i % 2 else [args.other.resolve(), ROOT]
                 took = {checkout: seconds(checkout, part, folder) for checkout in order}
                 pairs.append((took[ROOT], took[args.other.resolve()]))

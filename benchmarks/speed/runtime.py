@@ -4,8 +4,8 @@ python benchmarks/speed/runtime.py --sst2 SST-2/dev.tsv --tokenizer MINILM  # wr
 python benchmarks/speed/runtime.py --sst2 SST-2/dev.tsv --tokenizer MINILM --tiny  # tiny shapes, CPU; writes nothing
 
 T5-Large and T5-11B answer inputs of 128 tokens, TinyBERT-4L-312D and BERT-Base the sentences of SST-2's development
-set, which MINILM, any folder of a BERT, tokenises. Pair and Super run by the same way: the Super is as much optimised.
-T5's shapes also generate texts of 32 tokens for inputs of 128; how many end before is a matter of random weights.
+set, which MINILM, any folder of a BERT, tokenises. Pair and Super run in the same way: the Super is optimised as much.
+T5's shapes also generate texts of 32 tokens for inputs of 128; random weights decide how many end earlier.
 "From tokens" leaves reading and tokenising out, where the host cannot keep up with the GPU.
 """
 
@@ -46,7 +46,7 @@ WINDOW = 4096
 
 
 def word_tokenizer(words: int) -> Any:
-    """A tokenizer that knows so many words, w0 and on; every text ends as T5's do."""
+    """A tokenizer that knows the words w0, w1, ...; every text ends like T5's."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -59,7 +59,7 @@ def word_tokenizer(words: int) -> Any:
 
 
 def word_texts(tokenizer: Any, count: int, length: int, task: TextTask = TASK) -> list[str]:
-    """Texts of so many tokens each."""
+    """Texts with a number of tokens each."""
     draw = random.Random(0)
     around = len(tokenizer(task.prompt_text(("",)))["input_ids"])
     known = tokenizer.vocab_size - 5
@@ -95,7 +95,7 @@ def measure(
     args: argparse.Namespace,
     **options: Any,
 ) -> dict[str, Any]:
-    """One pair by one way."""
+    """Time one pair in one way."""
     print(f"\n{name}", flush=True)
     start = time.perf_counter()
     predictor = JointPredictor(*models, "inf", few=1, **options)

@@ -1,4 +1,4 @@
-"""A pair behind HTTP: 64 clients for a minute beside throughput mode, and the Super killed while they ask.
+"""A pair behind HTTP: 64 clients for a minute compared with throughput mode, and the Super killed while they ask.
 
     python benchmarks/speed/serve.py [--demo runs/demo] [--clients 64] [--seconds 60] [--texts 32]
 
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_result
 
 SHARE = "defer 30%"
-# So many clients keep so much waiting that a short one would turn some away.
+# With this many clients a shorter queue would turn some away.
 DEADLINE = 15.0
 # A clock, a socket and an event loop between the server's deadline and the client's.
 SLACK = 0.5
@@ -95,7 +95,7 @@ def by(answer: dict[str, Any]) -> bool:
 
 
 def stream_rate(predictor: JointPredictor, texts: list[str]) -> float:
-    """Texts a second of throughput mode, with all cores, the median of some passes."""
+    """Texts per second of throughput mode on all cores, the median of some passes."""
     times = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()
@@ -106,7 +106,7 @@ def stream_rate(predictor: JointPredictor, texts: list[str]) -> float:
 
 @contextmanager
 def running(options: list[str]) -> Any:
-    """A server in a process of its own, once all of its workers are there."""
+    """A server in a process of its own, once all its workers run."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -170,7 +170,7 @@ async def load(
 
 
 def judge(found: Any, expected: Any, scores: Any) -> dict[str, Any]:
-    """Count what is right, and how long it took."""
+    """Count right answers, and how long they took."""
     took = sorted(one[1] for one in found)
     seconds = max(one[0] + one[1] for one in found)
     failed = mixed = 0

@@ -39,7 +39,7 @@ Pairs = dict[str, tuple[tuple[float, ...], dict[str, Any]]]
 
 
 def shapes(tiny: bool) -> Pairs:
-    """By pair: the shares that its Swift keeps, and the configurations, the Swift's first."""
+    """For each pair the shares that its Swift answers, and the configurations, the Swift's first."""
     t5 = {"T5-Large": T5_LARGE, "T5-11B": T5_11B}
     bert: dict[str, dict[str, int]] = {"TinyBERT-4L-312": TINYBERT, "BERT-Base": {}}
     if tiny:
@@ -145,7 +145,7 @@ def main() -> int:
     for _, configs in asked.values():
         for name, config in configs.items():
             models.append(measure(name, config, device, sizes, seconds))
-            # The last model has to be gone before the next one comes.
+            # Free the last model before the next one is built.
             gc.collect()
             torch.cuda.empty_cache()
 

@@ -54,7 +54,7 @@ def measure(root: Path, layers: int, pairs: int) -> dict[str, Any]:
         inputs = {name: value.to(device) for name, value in encoded.batch(rows).items()}
         batch: dict[str, Any] = {"model": inputs, "label": examples.label[rows].to(device), "targets": {}}
         batch["id"] = examples.id[rows].to(device)
-        # Who goes first changes from pair to pair, so that neither always finds warm caches.
+        # The order changes from pair to pair, so that neither always finds warm caches.
         pair = [(swift, optimizers[1]), (plain, optimizers[0])]
         found = {id(m): step(m, o, batch) for m, o in (pair if i % 2 else reversed(pair))}
         if i >= 5:

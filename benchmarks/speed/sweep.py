@@ -1,4 +1,4 @@
-"""The exact sweep over all thresholds of a million examples, against scoring anew at a thousand of them.
+"""The exact sweep over all thresholds of a million examples, against scoring again at a thousand of them.
 
 Run ``python benchmarks/speed/sweep.py``. It fails where the sweep takes over a second or the process over 500 MB.
 """
@@ -28,7 +28,7 @@ def peak_megabytes() -> float:
 
 
 def example_answers() -> tuple[torch.Tensor, ...]:
-    """Scores, and answers of a Swift that is right less often where they are high, and of a Super."""
+    """Scores, and the answers of a Super and of a Swift that is right less often where scores are high."""
     torch.manual_seed(0)
     score = torch.randn(EXAMPLES)
     target = torch.randint(2, (EXAMPLES,), dtype=torch.int8)

@@ -23,7 +23,7 @@ MAX_SECONDS = 0.5
 
 
 def noisy(references: list[str], share: float, words: list[str], rng: random.Random) -> list[str]:
-    """References with so many of their words exchanged."""
+    """References with a share of their words replaced."""
     return [" ".join(rng.choice(words) if rng.random() < share else w for w in r.split()) for r in references]
 
 

@@ -32,7 +32,7 @@ SWITCHES: dict[str, list[str]] = {
 
 
 class Clock(pl.Callback):
-    """Seconds of each step, the device waited for, and the losses."""
+    """Seconds of each step, after waiting for the device, and the losses."""
 
     def __init__(self) -> None:
         self.times: list[float] = []

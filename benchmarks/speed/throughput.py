@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def against_a_loop(predictor: JointPredictor, texts: list[str]) -> dict[str, float]:
-    """The stream against asking for one input after the other, with a quarter deferred."""
+    """The stream compared with one input after the other, with a quarter deferred."""
     scores = torch.tensor([one.score for one in predictor.map(texts)])
     predictor.threshold = _threshold(scores, 0.25)
     times: dict[str, list[float]] = {"stream": [], "loop": []}
@@ -66,7 +66,7 @@ def against_a_loop(predictor: JointPredictor, texts: list[str]) -> dict[str, flo
 
 
 def engines(demo: Path, texts: list[str]) -> dict[str, Any]:
-    """Seconds an input, many at a time and one by one: torch as it is, compiled, and ONNX Runtime."""
+    """Seconds per input, many at a time and one by one: plain torch, compiled torch, and ONNX Runtime."""
     ways: dict[str, dict[str, Any]] = {"eager": {}, "compile": {"compile": True}, "onnx": {"onnx": True}}
     found = {}
     for name, options in ways.items():
@@ -86,7 +86,7 @@ def engines(demo: Path, texts: list[str]) -> dict[str, Any]:
 
 @torch.inference_mode()
 def router_share(demo: str, texts: list[str]) -> dict[str, float]:
-    """What the router, the decision and the bookkeeping take, over the Swift's own pass on the same batches."""
+    """Time of the router, the decision and the bookkeeping over the Swift's own pass on the same batches."""
     predictor = JointPredictor(f"{demo}/swift", f"{demo}/super", "inf", "router")
     rows = [(text,) for text in texts]
     window = predictor._prepare(rows, None)
@@ -108,7 +108,7 @@ def router_share(demo: str, texts: list[str]) -> dict[str, float]:
         if repeat:
             times["Swift"].append(middle - start)
             times["with router and bookkeeping"].append(time.perf_counter() - middle)
-    # The rest, once a window: the decision and the answers.
+    # Once per window: the decision and the answers.
     start = time.perf_counter()
     for _ in range(10):
         predictor._first(window)

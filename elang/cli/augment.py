@@ -1,8 +1,6 @@
-"""More texts like those of a task, by replacing words: without labels, for the Super to answer.
+"""More texts like those of a small training file, made by replacing words, for the Super to answer.
 
-A Swift learns from the Super's answers, and small training files have few texts to ask about. Words are replaced by
-what a masked language model finds likely in their place or, where the Super's checkpoint has lost that head, by words
-whose input embeddings are near. Source: the data augmentation of TinyBERT, Findings of EMNLP 2020.
+Source: the data augmentation of TinyBERT, Findings of EMNLP 2020.
 """
 
 import random
@@ -13,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from elang.cli.arguments import check_minimum
 from elang.data.columns import SOURCE_KEY, columns_of, read_frame, texts_of
 from elang.data.examples import content_key
 from elang.errors import InputError
@@ -42,91 +41,76 @@ def augment(
 ) -> None:
     """Make more texts like those of a training file, by replacing words.
 
+    New words are those that a masked language model finds likely or, if the model has no such head, those with similar
+    input embeddings.
+
     Args:
         model: The Super's backbone: a folder or a hub id, ``owner/name@revision``.
-        output: The table to write (.csv, .jsonl, .parquet), for `--data.transfer`: the text columns, and
-            ``source_key``, by which what was made from the routing slice is left out of training.
+        output: The table to write (.csv, .jsonl, .parquet), for `--data.transfer`: texts, and keys of their originals.
         input: The training file.
         text: Its text columns, by default ``text``.
         task: A task of GLUE or SuperGLUE instead (glue/rte).
         folder: The benchmark's own files; by default the hub's.
         copies: New texts for each one.
-        rate: Share of the words that are replaced; at least one is.
-        top_k: How many candidates one is drawn from.
-        candidates: ``masked``, ``neighbours``, or the first where the model can.
+        rate: Share of the words that are replaced, at least one.
+        top_k: Number of candidates that a replacement is drawn from.
+        candidates: ``masked``, ``neighbours``, or ``auto``: masked if the model has that head.
         seed: Of the draws.
         batch_size: Texts at a time.
         device: By default a GPU if there is one.
-
-    Raises:
-        InputError: If an option is wrong or nothing can be replaced.
     """
-    _check_numbers(rate, copies=copies, top_k=top_k, batch_size=batch_size)
+    check_minimum(1, copies=copies, top_k=top_k, batch_size=batch_size)
+    if not 0 < rate <= 1:
+        raise InputError(f"--rate must be above 0 and at most 1, but it is {rate}.")
     if Path(output).suffix.lower() not in (".csv", ".jsonl", ".parquet"):
         raise InputError(f"--output '{output}' must end in .csv, .jsonl or .parquet.")
     check_output_file(output, [input, model])
-    columns, texts, keys = _texts(input, columns_of(text), task, folder)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    source = Replacements(model, candidates, top_k, place)
-    made = _new_texts(source, [row for row in texts for _ in range(copies)], rate, random.Random(seed), batch_size)
-    known, kept = set(texts), dict[tuple[str, ...], int]()
-    for row, key in zip(made, (key for key in keys for _ in range(copies)), strict=True):
-        if row not in known:
-            kept.setdefault(row, key)
-    if not kept:
-        raise InputError(f"No word of the {len(texts)} texts could be replaced. Set another --model or --candidates.")
-    _write(kept, columns, output)
-    if left := len(made) - len(kept):
-        notice("augmented-left-out", f"{left} of {len(made)} new texts came twice or unchanged and were left out.")
-    say(f"{len(kept)} texts are in {output}, by {source.how}")
-
-
-def _check_numbers(rate: float, **counts: int) -> None:
-    """Refuse options out of their bounds."""
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"--{name} must be at least 1, but it is {value}.")
-    if not 0 < rate <= 1:
-        raise InputError(f"--rate must be above 0 and at most 1, but it is {rate}.")
-
-
-def _new_texts(
-    source: "Replacements", rows: list[tuple[str, ...]], rate: float, rng: random.Random, batch_size: int
-) -> list[tuple[str, ...]]:
-    """One new text for each row, side by side."""
-    made: list[tuple[str, ...]] = []
+    columns, texts = _read_texts(input, columns_of(text), task=task, folder=folder)
+    source = Replacements(model, candidates, top_k, device=device)
+    rows = [row for row in texts for _ in range(copies)]
+    rng = random.Random(seed)
+    originals = {row for row, _ in texts}
+    keys: dict[tuple[str, ...], int] = {}
     for start in range(0, len(rows), batch_size):
-        some = rows[start : start + batch_size]
-        sides = [source.replace(list(side), rate, rng) for side in zip(*some, strict=True)]
-        made += zip(*sides, strict=True)
-    return made
+        batch = rows[start : start + batch_size]
+        fields = zip(*(row for row, _ in batch), strict=True)
+        new_rows = zip(*(source.replace(list(field), rate, rng) for field in fields), strict=True)
+        for new_row, (_, key) in zip(new_rows, batch, strict=True):
+            if new_row not in originals:
+                keys.setdefault(new_row, key)
+    if not keys:
+        raise InputError(f"No word of the {len(texts)} texts could be replaced. Set another --model or --candidates.")
+    _write(keys, columns, output)
+    if dropped := len(rows) - len(keys):
+        notice("augmented-left-out", f"{dropped} of {len(rows)} new texts came twice or unchanged and were left out.")
+    say(f"{len(keys)} texts are in {output}, by {source.method}")
 
 
-def _texts(
-    path: str | None, text: list[str] | None, task: str | None, folder: str | None
-) -> tuple[list[str], list[tuple[str, ...]], list[int]]:
-    """Text columns, texts, and by what each is held out or not."""
-    from elang.data.benchmarks import TaskData
-
-    if (path is None) == (task is None):
-        raise InputError("Give either --input, a training file, or --task, a task of GLUE or SuperGLUE.")
-    if path is not None:
-        columns = text or ["text"]
+def _read_texts(
+    path: str | None, columns: list[str] | None, *, task: str | None, folder: str | None
+) -> tuple[list[str], list[tuple[tuple[str, ...], int]]]:
+    """The text columns, and each example's texts with the key that decides whether it is held out."""
+    if path is not None and task is None:
+        columns = columns or ["text"]
         texts = texts_of(read_frame(path), columns, f"'{path}'", option="--text")
-        return columns, texts, [content_key(row) for row in texts]
-    assert task is not None
+        return columns, [(row, content_key(row)) for row in texts]
+    if path is not None or task is None:
+        raise InputError("Give either --input, a training file, or --task, a task of GLUE or SuperGLUE.")
     if task in _ABOUT_WORDS:
         raise InputError(f"{task} asks about words of its texts; with others in their places it would be another task.")
+    from elang.data.benchmarks import TaskData
+
     data = TaskData(task, folder, ["train"], routing_fraction=0)
     examples = data.examples("train")
-    return data.text_task.fields, examples.texts, (examples.key if examples.unit is None else examples.unit).tolist()
+    keys = (examples.key if examples.unit is None else examples.unit).tolist()
+    return data.text_task.fields, list(zip(examples.texts, keys, strict=True))
 
 
-def _write(rows: dict[tuple[str, ...], int], columns: list[str], output: str) -> None:
+def _write(keys: dict[tuple[str, ...], int], columns: list[str], output: str) -> None:
     import pandas as pd
 
+    frame = pd.DataFrame(list(keys), columns=columns).assign(**{SOURCE_KEY: list(keys.values())})
     suffix = Path(output).suffix.lower()
-    frame = pd.DataFrame(list(rows), columns=columns).assign(**{SOURCE_KEY: list(rows.values())})
     with written_aside(output) as aside:
         if suffix == ".parquet":
             frame.to_parquet(aside, index=False)
@@ -137,108 +121,86 @@ def _write(rows: dict[tuple[str, ...], int], columns: list[str], output: str) ->
 
 
 class Replacements:
-    """Words that may stand in others' places.
+    """Replaces words of texts by one of ``top_k`` candidates of the model at ``path``."""
 
-    Args:
-        path: The model.
-        candidates: How they are found.
-        top_k: How many one is drawn from.
-        device: Where the model runs.
-    """
-
-    def __init__(self, path: str, candidates: Candidates, top_k: int, device: torch.device) -> None:
+    def __init__(self, path: str, candidates: Candidates, top_k: int, *, device: str | None = None) -> None:
         from elang.backends.loading.load import load_masked
 
-        self.model, self.tokenizer, has_head = load_masked(path)
+        model, self.tokenizer, has_head = load_masked(path)
         if candidates == "masked" and not has_head:
             raise InputError(
                 f"'{path}' has no head of a masked language model. Set --candidates neighbours, or give a --model that "
                 "has one."
             )
-        self.masked = has_head and candidates != "neighbours"
-        self.how = "masked words" if self.masked else "neighbours of the input embeddings"
         if candidates == "auto" and not has_head:
             notice(
                 "neighbours-for-masked-words",
                 f"'{path}' has no head of a masked language model: words are replaced by those whose input embeddings "
                 "are near. A --model that has one replaces them by likely words.",
             )
-        self.model = self.model.to(device).eval()
-        self.top_k, self.device = top_k, device
-        self.words = self._whole_words()
-        self._near: dict[str, list[str]] = {}
-
-    def _whole_words(self) -> Tensor:
-        """Which tokens are whole words of letters, bool ``(V,)``."""
-        size = self.model.get_input_embeddings().weight.shape[0]
-        tokens = self.tokenizer.convert_ids_to_tokens(list(range(min(size, len(self.tokenizer)))))
-        found = torch.zeros(size, dtype=torch.bool)
-        # A piece that goes on a word has "##" before it; where one that begins a word is marked, only that is whole.
-        mark = next(
-            (mark for mark in ("Ġ", "▁") if sum(str(t).startswith(mark) for t in tokens) > len(tokens) / 10), ""
-        )
-        for i, token in enumerate(map(str, tokens)):
-            found[i] = token.startswith(mark) and len(token) > len(mark) + 1 and token[len(mark) :].isalpha()
-        self.mark = mark
-        return found.to(self.device)
+        self.masked = has_head and candidates != "neighbours"
+        self.method = "masked words" if self.masked else "neighbours of the input embeddings"
+        self.model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        self.top_k = top_k
+        self.embeddings: Tensor = self.model.get_input_embeddings().weight.detach()
+        ids = list(range(min(len(self.embeddings), len(self.tokenizer))))
+        tokens = [str(token) for token in self.tokenizer.convert_ids_to_tokens(ids)]
+        # Some tokenizers mark a token that begins a word; in others, one that continues a word starts with "##".
+        marks = (mark for mark in ("Ġ", "▁") if sum(t.startswith(mark) for t in tokens) > len(tokens) / 10)
+        self.mark = next(marks, "")
+        words = [t.removeprefix(self.mark) if t.startswith(self.mark) else "" for t in tokens]
+        # Which tokens are whole words, bool (V,).
+        is_word = [len(word) > 1 and word.isalpha() for word in words]
+        is_word += [False] * (len(self.embeddings) - len(words))
+        self.is_word = torch.tensor(is_word, device=self.model.device)
+        self._neighbours: dict[str, list[str]] = {}
 
     def replace(self, texts: list[str], rate: float, rng: random.Random) -> list[str]:
-        """Replace some words of each text.
-
-        Args:
-            texts: ``B`` of them.
-            rate: Share of the words; at least one where there is any.
-            rng: Draws them.
-        """
+        """Replace the share ``rate`` of the words of each text, at least one; ``rng`` draws them and their places."""
         pieces = [_PIECES.findall(text) for text in texts]
         chosen = []
         for row in pieces:
-            places = [i for i, piece in enumerate(row) if piece.isalpha() and len(piece) > 1]
-            some = [i for i in places if rng.random() < rate]
-            chosen.append(some or ([rng.choice(places)] if places else []))
-        found = self._masked(pieces, chosen) if self.masked else self._neighbours(pieces, chosen)
-        for row, places, words in zip(pieces, chosen, found, strict=True):
-            for i, options in zip(places, words, strict=False):
+            words = [i for i, piece in enumerate(row) if piece.isalpha() and len(piece) > 1]
+            drawn = [i for i in words if rng.random() < rate]
+            chosen.append(drawn or ([rng.choice(words)] if words else []))
+        candidates = self._likely_words(pieces, chosen) if self.masked else self._similar_words(pieces, chosen)
+        for row, places, candidates_of_row in zip(pieces, chosen, candidates, strict=True):
+            for i, options in zip(places, candidates_of_row, strict=False):
                 others = [word for word in options if word.lower() != row[i].lower()]
                 if others:
-                    new = rng.choice(others)
-                    row[i] = new.capitalize() if row[i][0].isupper() else new
+                    word = rng.choice(others)
+                    row[i] = word.capitalize() if row[i][0].isupper() else word
         return ["".join(row) for row in pieces]
 
     @torch.no_grad()
-    def _masked(self, pieces: list[list[str]], chosen: list[list[int]]) -> list[list[list[str]]]:
-        """Likely words at the chosen places of each text."""
-        mask = self.tokenizer.mask_token
-        texts = [
-            "".join(mask if i in set(places) else piece for i, piece in enumerate(row))
-            for row, places in zip(pieces, chosen, strict=True)
+    def _likely_words(self, pieces: list[list[str]], chosen: list[list[int]]) -> list[list[list[str]]]:
+        """What the masked language model finds likely at the chosen places of each text."""
+        masked = [
+            "".join(self.tokenizer.mask_token if i in places else piece for i, piece in enumerate(row))
+            for row, places in zip(pieces, map(set, chosen), strict=True)
         ]
         limit = min(512, self.tokenizer.model_max_length)
-        inputs = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        inputs = inputs.to(self.device)
+        inputs = self.tokenizer(masked, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+        inputs = inputs.to(self.model.device)
         logits = self.model(**inputs).logits
-        logits = logits.masked_fill(~self.words[: logits.shape[-1]], -torch.inf)
-        found = []
-        for row in range(len(texts)):
-            places = (inputs["input_ids"][row] == self.tokenizer.mask_token_id).nonzero()[:, 0]
-            best = logits[row, places].topk(self.top_k, -1).indices
-            found.append([self._names(ids) for ids in best])
-        return found
+        logits = logits.masked_fill(~self.is_word[: logits.shape[-1]], -torch.inf)
+        is_mask = inputs["input_ids"] == self.tokenizer.mask_token_id
+        best = [row[places].topk(self.top_k, -1).indices for row, places in zip(logits, is_mask, strict=True)]
+        return [[self._words(ids) for ids in rows] for rows in best]
 
-    def _names(self, ids: Tensor) -> list[str]:
-        return [str(t)[len(self.mark) :] for t in self.tokenizer.convert_ids_to_tokens(ids.tolist())]
-
-    def _neighbours(self, pieces: list[list[str]], chosen: list[list[int]]) -> list[list[list[str]]]:
-        """Words whose input embeddings are near those of the chosen ones."""
-        wanted = {
-            row[i].lower() for row, places in zip(pieces, chosen, strict=True) for i in places
-        } - self._near.keys()
-        ids = {word: self.tokenizer.convert_tokens_to_ids(self.mark + word) for word in sorted(wanted)}
+    def _similar_words(self, pieces: list[list[str]], chosen: list[list[int]]) -> list[list[list[str]]]:
+        """Words whose input embeddings are near those of the chosen words."""
+        words = [[row[i].lower() for i in places] for row, places in zip(pieces, chosen, strict=True)]
+        new = sorted({word for row in words for word in row} - self._neighbours.keys())
+        ids = {word: self.tokenizer.convert_tokens_to_ids(self.mark + word) for word in new}
         known = {word: i for word, i in ids.items() if i not in (None, self.tokenizer.unk_token_id)}
-        self._near |= {word: [] for word in wanted}
+        self._neighbours |= {word: [] for word in new}
         if known:
-            table = torch.nn.functional.normalize(self.model.get_input_embeddings().weight.detach(), dim=-1)
-            near = table[list(known.values())] @ table.T
-            near = near.masked_fill(~self.words, -torch.inf).topk(self.top_k + 1, -1).indices
-            self._near |= {word: self._names(row[1:]) for word, row in zip(known, near, strict=True)}
-        return [[self._near[row[i].lower()] for i in places] for row, places in zip(pieces, chosen, strict=True)]
+            table = torch.nn.functional.normalize(self.embeddings, dim=-1)
+            closeness = (table[list(known.values())] @ table.T).masked_fill(~self.is_word, -torch.inf)
+            nearest = closeness.topk(self.top_k + 1, -1).indices
+            self._neighbours |= {word: self._words(row[1:]) for word, row in zip(known, nearest, strict=True)}
+        return [[self._neighbours[word] for word in row] for row in words]
+
+    def _words(self, ids: Tensor) -> list[str]:
+        return [str(token)[len(self.mark) :] for token in self.tokenizer.convert_ids_to_tokens(ids.tolist())]

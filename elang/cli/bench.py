@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from elang.cli.arguments import check_minimum
 from elang.errors import InputError
 from elang.files import check_output_file, written_aside
 from elang.inference.inputs import input_columns, read_inputs
@@ -15,6 +16,8 @@ from elang.inference.predictor import JointPredictor
 from elang.inference.speed import differences, time_pair
 from elang.notices import made, notice
 from elang.terminal import console
+
+_COLUMNS = ("deferred", "inputs a second", "speed-up", "by FLOPs", "ratio", "one by one, ms (95%)", "speed-up")
 
 
 def bench(
@@ -31,8 +34,8 @@ def bench(
 ) -> None:
     """Time Swift, Super and the pair on real inputs, and compare with what FLOPs predict.
 
-    The Super runs by the same way as the pair: the same batches, the same overlap. All are timed in turns. Where the
-    models run in another precision than float32, it is counted which answers that changes.
+    The Super runs in the same way as the pair: the same batches, the same overlap. All are timed in turns. If the
+    models run in another precision than float32, the answers that this changes are counted.
 
     Args:
         swift_model: The Swift's folder.
@@ -40,18 +43,17 @@ def bench(
         pair: How the pair routes and runs.
         input: A text file with one input a line, or a table (.csv, .tsv, .jsonl, .parquet) with --text.
         text: The text column of the table, or two for pairs.
-        shares: Deferred shares of the pair, each by the threshold that gives it on these inputs; by default 10%, 25%
-            and 50%.
-        examples: Inputs that are answered in each pass, taken from the beginning.
+        shares: Deferred shares, each by the threshold that gives it on these inputs; by default 0.1, 0.25 and 0.5.
+        examples: Inputs that are answered in each pass, the first ones.
         single: How many of them are also answered one by one; 0 leaves that out.
         repeats: Passes of each.
         output: A JSON file for all figures.
     """
-    wanted = [0.1, 0.25, 0.5] if shares is None else shares if isinstance(shares, list) else [shares]
-    for name, value, least in (("examples", examples, 2), ("single", single, 0), ("repeats", repeats, 1)):
-        if value < least:
-            raise InputError(f"--{name} must be at least {least}, but it is {value}.")
-    if wrong := [share for share in wanted if not 0 <= share <= 1]:
+    shares = [0.1, 0.25, 0.5] if shares is None else shares if isinstance(shares, list) else [shares]
+    check_minimum(2, examples=examples)
+    check_minimum(0, single=single)
+    check_minimum(1, repeats=repeats)
+    if wrong := [share for share in shares if not 0 <= share <= 1]:
         raise InputError(f"--shares must be from 0 to 1, but there is {wrong[0]}.")
     if output is not None:
         check_output_file(output, [input, swift_model, super_model])
@@ -60,17 +62,15 @@ def bench(
     rows = list(islice(read_inputs(input, columns, predictor.task.kind.generates), examples))
     if not rows:
         raise InputError(f"The input '{input}' is empty: there is nothing to time.")
-    figures = time_pair(predictor, rows, wanted, single=rows[:single], repeats=repeats)
+    figures = time_pair(predictor, rows, shares, single=rows[:single], repeats=repeats)
     if pair.dtype != "float32" or pair.super_int8:
-        plain = PairOptions("inf", pair.score, device=pair.device, tokens=pair.tokens, super_tokens=pair.super_tokens)
+        exact = PairOptions("inf", pair.score, device=pair.device, tokens=pair.tokens, super_tokens=pair.super_tokens)
         try:
-            exact = JointPredictor(swift_model, super_model, **vars(plain))
-            figures["differences"] = differences(predictor, exact, rows, wanted)
+            exact_predictor = JointPredictor(swift_model, super_model, **vars(exact))
+            figures["differences"] = differences(predictor, exact_predictor, rows, shares=shares)
         except torch.OutOfMemoryError:
-            notice(
-                "differences-not-counted",
-                "The pair in float32 does not fit beside this one: differences are not counted.",
-            )
+            message = "The pair in float32 does not fit beside this one: differences are not counted."
+            notice("differences-not-counted", message)
     figures |= {"made": made()} | {name: getattr(pair, name) for name in ("dtype", "compile", "super_int8", "onnx")}
     figures |= {"swift_model": swift_model, "super_model": super_model, "input": input}
     _print(figures)
@@ -79,35 +79,27 @@ def bench(
             aside.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
 
 
-def _print(found: dict[str, Any]) -> None:
+def _print(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(
-        title=f"{found['inputs']} inputs on {found['device']}",
-        caption="Speed-ups over the Super alone, which runs by the same way. Spread: least and most of the passes.",
+        title=f"{figures['inputs']} inputs on {figures['device']}",
+        caption="Speed-ups over the Super alone, which runs in the same way. Spread: slowest and fastest pass.",
     )
-    for column in (
-        "",
-        "deferred",
-        "inputs a second",
-        "speed-up",
-        "by FLOPs",
-        "ratio",
-        "one by one, ms (95%)",
-        "speed-up",
-    ):
-        table.add_column(column, justify="left" if not column else "right")
-    for name, entry in found["passes"].items():
+    table.add_column("")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right")
+    for name, entry in figures["passes"].items():
         row = [name, f"{entry['deferred']:.1%}"]
         row.append(f"{1 / entry['median']:,.0f} ({1 / entry['most']:,.0f} to {1 / entry['least']:,.0f})")
         row += [f"{entry['speedup']:.2f}x", f"{entry['predicted']:.2f}x", f"{entry['ratio']:.0%}"]
-        if one := entry.get("one by one"):
-            row += [f"{1e3 * one['median']:.2f} ({1e3 * one['95%']:.2f})", f"{one['speedup']:.2f}x"]
+        if single := entry.get("one by one"):
+            row += [f"{1e3 * single['median']:.2f} ({1e3 * single['95%']:.2f})", f"{single['speedup']:.2f}x"]
         table.add_row(*row)
     terminal = console(140)
     terminal.print(table)
-    for name, one in found.get("differences", {}).items():
+    for name, changed in figures.get("differences", {}).items():
         terminal.print(
-            f"{name}: of {found['inputs']} inputs {one['decisions']} are routed and {one['labels']} answered otherwise "
-            f"than in float32, at most {one['distance']:.3g} from the threshold"
+            f"{name}: of {figures['inputs']} inputs {changed['decisions']} are routed and {changed['labels']} answered "
+            f"otherwise than in float32, at most {changed['distance']:.3g} from the threshold"
         )

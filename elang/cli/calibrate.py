@@ -1,8 +1,9 @@
-"""`elang calibrate`: an operating point that is promised something, chosen on records that no model was trained on."""
+"""`elang calibrate`: a threshold with a promise for new inputs, chosen on records that no model was trained on."""
 
 from pathlib import Path
 from typing import Literal
 
+from elang.cli.arguments import is_number
 from elang.data.columns import columns_of
 from elang.errors import InputError
 from elang.evaluation.cautions import little_to_gain
@@ -17,8 +18,8 @@ from elang.notices import notice
 from elang.records.manifest import FILENAME, Manifest
 from elang.terminal import say
 
-# Less cannot be certified on any data that fits on a disk.
-_LEAST = 1e-9
+# A smaller amount cannot be certified on any data that fits on a disk.
+_SMALLEST = 1e-9
 
 
 def calibrate(
@@ -37,7 +38,7 @@ def calibrate(
 ) -> None:
     """Choose a threshold that keeps a promise on new inputs, and write it with its statement into ``elang.json``.
 
-    Say what is to be kept by exactly one of the first five options. Regret is the share of inputs for which the Swift's
+    Set the promise with exactly one of the first five options. Regret is the share of inputs for which the Swift's
     answer is used and wrong although the Super is right; the drop is how far the pair is below the Super. Bounds on
     these two are certificates that hold for any number of examples; shares and budgets promise nothing about quality.
     Several scores or amounts, as in ``--score max_softmax entropy``, are tested together as one attempt. Further
@@ -45,8 +46,8 @@ def calibrate(
 
     Args:
         joint: Folder that `elang validate` wrote: ``records.parquet`` and ``elang.json``.
-        max_regret: Regret that is allowed, as in 0.01.
-        max_drop: Drop below the Super's mean (accuracy, or whatever an answer is worth) that is allowed, as in 0.005.
+        max_regret: Largest regret, such as 0.01.
+        max_drop: Largest drop below the Super's mean (accuracy, or another value of an answer), such as 0.005.
         super_share: Share of inputs that the Super may answer.
         flops: FLOPs of the pair as a share of the Super's alone.
         latency: Mean seconds of an input at batch 1, by the latencies of `elang validate --model.latency true`.
@@ -55,107 +56,95 @@ def calibrate(
         split: Of the records. It must be held out from both models' training, and cannot be evaluated on afterwards. By
             default the routing slice or, for a router, which was fitted on that, the evaluation set.
         name: Of the threshold, for `elang predict --threshold NAME`; of several amounts each is added to it.
-        output: Another ``elang.json``, or its folder, that it is added to beside that of ``joint``: the Swift's.
-        ledger: The file in which attempts on each slice are counted; by default ``slices.json`` beside ``joint``.
-
-    Raises:
-        InputError: If nothing can be promised, with how many examples would be needed.
+        output: Another ``elang.json``, or its folder, to add the threshold to, besides that of ``joint``: the Swift's.
+        ledger: The file that counts attempts on each slice; by default ``slices.json`` beside ``joint``.
     """
-    asked = {"max_regret": max_regret, "max_drop": max_drop, "super_share": super_share, "flops": flops}
-    given = {key: value for key, value in (asked | {"latency": latency}).items() if value is not None}
+    promises = {"max_regret": max_regret, "max_drop": max_drop}
+    promises |= {"super_share": super_share, "flops": flops, "latency": latency}
+    given = {kind: amount for kind, amount in promises.items() if amount is not None}
     if len(given) != 1:
         raise InputError(
             f"Give one of --max_regret, --max_drop, --super_share, --flops and --latency, not {len(given)} of them."
         )
-    ((kind, wanted),) = given.items()
-    targets = [float(one) for one in dict.fromkeys(wanted if isinstance(wanted, list) else [wanted])]
-    _check_options(kind, targets, confidence, name)
+    ((kind, amounts),) = given.items()
+    targets = [float(amount) for amount in dict.fromkeys(amounts if isinstance(amounts, list) else [amounts])]
+    _check_options(kind, targets, confidence=confidence, name=name)
     folder = Path(joint)
     summary = read_summary(folder)
     scores = list(dict.fromkeys(columns_of(score) or [summary.score]))
-    part = split or (summary.evaluated_on if any("router" in one for one in scores) else "routing")
+    part = split or (summary.evaluated_on if any("router" in name for name in scores) else "routing")
     manifests = _manifests(joint, output, summary)
     request = Request(kind, targets, scores, confidence=confidence, part=part, name=name)
-    _add_thresholds(request, summary, folder, manifests, Path(ledger) if ledger else folder.resolve().parent / LEDGER)
+    file = Path(ledger) if ledger else folder.resolve().parent / LEDGER
+    _add_thresholds(request, summary, folder, manifests=manifests, ledger=file)
 
 
 def _check_options(kind: str, targets: list[float], confidence: float, name: str) -> None:
-    """Refuse a confidence, a target or a name that makes no sense."""
     if not 0 < confidence < 1:
         raise InputError(f"--confidence must be between 0 and 1, but it is {confidence}.")
     if not targets:
         raise InputError(f"--{kind} needs an amount.")
+    bounds = "above 0" if kind == "latency" else "above 0 and below 1"
     for target in targets:
         if not (target > 0 and (kind == "latency" or target < 1)):
+            raise InputError(f"--{kind} must be {bounds}, but it is {target}.")
+        if kind in PROMISES and target < _SMALLEST:
             raise InputError(
-                f"--{kind} must be above 0{'' if kind == 'latency' else ' and below 1'}, but it is {target}."
+                f"--{kind} must be at least {_SMALLEST:g}, but it is {target}: that takes too many examples."
             )
-        if kind in PROMISES and target < _LEAST:
-            raise InputError(f"--{kind} must be at least {_LEAST:g}, but it is {target}: that takes too many examples.")
-    try:
-        float(name)
-    except ValueError:
-        if name.strip() and name not in {*FRACTIONS, *SHARES}:
-            return
-    raise InputError(
-        f"--name cannot be '{name}': `elang predict --threshold` reads a number as a threshold, and the names of the "
-        f"thresholds that `elang validate` chooses are taken ({', '.join([*FRACTIONS, *SHARES])})."
-    )
+    if is_number(name) or not name.strip() or name in {*FRACTIONS, *SHARES}:
+        raise InputError(
+            f"--name cannot be '{name}': `elang predict --threshold` reads a number as a threshold, and the names of "
+            f"the thresholds that `elang validate` chooses are taken ({', '.join([*FRACTIONS, *SHARES])})."
+        )
 
 
 def _add_thresholds(
-    request: Request, summary: JointSummary, folder: Path, manifests: dict[Path, Manifest], ledger: Path
+    request: Request, summary: JointSummary, folder: Path, *, manifests: dict[Path, Manifest], ledger: Path
 ) -> None:
-    """Choose thresholds, say what they promise, and add them to the threshold files."""
+    """Choose thresholds, print what they promise, and add them to the threshold files."""
     read_made(folder / "made.json")
     slices = {score: read_slice(folder, request.part, score) for score in request.scores}
     fractions = [manifest.routing_fraction for manifest in manifests.values()]
     entries = choose_entries(request, slices, summary, folder=folder, ledger=ledger, fractions=fractions)
     first = slices[request.scores[0]]
-    if first.rows > len(first.key):
+    if repeated := first.rows - len(first.key):
         notice(
             "repeated-examples",
-            f"{first.rows - len(first.key)} of the {first.rows} rows of '{request.part}' repeat a text. Each text "
-            "counts once.",
+            f"{repeated} of the {first.rows} rows of '{request.part}' repeat a text. Each text counts once.",
         )
     for (score, name), entry in entries.items():
-        lead = f"{score}, '{name}': " if len(entries) > 1 else ""
-        say(f"{lead}{entry['statement']}")
+        say(f"{score}, '{name}': {entry['statement']}" if len(entries) > 1 else entry["statement"])
     say(f"Chosen on {first.units:,} {first.noun} of {request.part} of {folder}.")
     if caution := little_to_gain(first.gain):
         say(f"Caution: {caution}.")
     for path in manifests:
         with locked(path.parent):
-            # Another calibration may have added its own by now.
+            # Another calibration may have added its own in the meantime.
             manifest = Manifest.read(path)
-            add_entries(manifest, path, entries, summary.weights.get("swift", ""))
+            add_entries(manifest, path, entries, swift=summary.weights.get("swift", ""))
             manifest.write(path)
-            for score, name in entries:
-                say(f"It is the threshold '{name}' of '{score}' in {path}.")
+            say(*(f"It is the threshold '{name}' of '{score}' in {path}." for score, name in entries))
             if path == manifest_file(folder):
                 keep_made(folder / "made.json")
 
 
 def _manifests(joint: str, output: str | None, summary: JointSummary) -> dict[Path, Manifest]:
-    """The threshold files that are added to: the evaluation's own, if it has one, and another.
-
-    Raises:
-        InputError: If there is none, or one is of another Swift or temperature than the records.
-    """
+    """The threshold files to add to: the evaluation's own, if it has one, and the one given as ``output``."""
     paths = list(dict.fromkeys(manifest_file(path) for path in (joint, output) if path is not None))
-    found = {path: Manifest.read(path) for path in paths if path.is_file() or path != manifest_file(joint)}
-    if not found:
+    manifests = {path: Manifest.read(path) for path in paths if path.is_file() or path != manifest_file(joint)}
+    if not manifests:
         raise InputError(f"'{joint}' has no {FILENAME}. Name the Swift's with --output.")
-    own = summary.weights.get("swift", "")
-    for path, manifest in found.items():
-        if own and manifest.weights_sha256 not in ("", own):
+    weights = summary.weights.get("swift", "")
+    for path, manifest in manifests.items():
+        if weights and manifest.weights_sha256 not in ("", weights):
             raise InputError(
                 f"'{path}' is of another Swift (weights {manifest.weights_sha256[:12]}…) than the one of '{joint}', "
-                f"'{summary.swift_model}' (weights {own[:12]}…). Give that one's folder as --output."
+                f"'{summary.swift_model}' (weights {weights[:12]}…). Give that one's folder as --output."
             )
         if manifest.temperature != summary.temperature:
             raise InputError(
                 f"'{path}' is for the temperature {manifest.temperature}, and the records' scores are of "
                 f"{summary.temperature}. Run `elang validate` with --model.temperature {manifest.temperature}."
             )
-    return found
+    return manifests

@@ -1,4 +1,4 @@
-"""`elang merge`: parts of a data set's records put together."""
+"""`elang merge`: parts of a data set's records joined."""
 
 from pathlib import Path
 
@@ -8,20 +8,17 @@ from elang.records.table import check_output
 
 
 def merge(records: list[str], output: str = "records.parquet") -> None:
-    """Put the records of parts of a data set together, by id.
+    """Join the records of parts of a data set, by id.
 
     Args:
         records: Files that `elang score` wrote, in any order, or folders of such files.
         output: The parquet file to write.
-
-    Raises:
-        InputError: If a part is missing, two files have an example in common, or they are of different models.
     """
-    files = [
-        file for path in map(Path, records) for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])
-    ]
+    files: list[Path] = []
+    for path in map(Path, records):
+        files += sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if missing := [str(file) for file in files if not file.is_file()]:
-        raise InputError(f"There is no records file '{missing[0]}'. Mend the path.")
+        raise InputError(f"There is no records file '{missing[0]}'. Correct the path.")
     if not files:
         raise InputError(f"There are no records in {', '.join(records) or 'nothing'}. Give files of `elang score`.")
     check_output(output, "--output", files)

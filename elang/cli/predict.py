@@ -2,12 +2,14 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from io import TextIOWrapper
 from itertools import islice
 from typing import Any
 
+from elang.cli.arguments import check_minimum
 from elang.errors import InputError
 from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
@@ -33,8 +35,8 @@ def predict(
 ) -> None:
     """Answer the texts of a file or of standard input with a pair, one JSON object a line.
 
-    Memory is bounded, whatever comes in (tables are read whole). An interrupted run into a file resumes when it is
-    started again. With --task it answers a split of GLUE or SuperGLUE instead, in the form that the benchmark takes.
+    Inputs of any number take the same memory (but tables are read whole). An interrupted run into a file resumes when
+    it is started again. With --task it answers a split of GLUE or SuperGLUE, in the benchmark's submission format.
 
     Args:
         swift_model: The Swift's folder.
@@ -44,7 +46,7 @@ def predict(
         output: A JSONL file, or ``-`` for standard output.
         text: The text column of the table, or two for pairs.
         chunk: Inputs that are read, tokenised and answered by the Swift at a time.
-        task: A task of GLUE or SuperGLUE (glue/rte), to be answered in its submission format.
+        task: A task of GLUE or SuperGLUE (glue/rte).
         folder: The benchmark's own files; by default the hub's.
         split: Which split of the task.
     """
@@ -52,92 +54,84 @@ def predict(
         raise InputError("With --task the inputs are the benchmark's, so leave --input and --text; --output is a file.")
     if task is None and folder is not None:
         raise InputError(f"--folder '{folder}' is a benchmark's, but no --task is named.")
-    if chunk < 1:
-        raise InputError(f"--chunk must be at least 1, but it is {chunk}.")
+    check_minimum(1, chunk=chunk)
     files = [swift_model, super_model, pair.thresholds]
-    if task is not None:
-        files += files_of_task(task, folder) if folder is not None else []
-    else:
+    if task is None:
         files.append(input)
+    elif folder is not None:
+        files += files_of_task(task, folder)
     _check_output(output, input, files)
     columns = input_columns(input, text)
     predictor = JointPredictor(swift_model, super_model, **vars(pair))
     if task is not None:
         answers = _submit(predictor, task, folder, split=split, output=output, chunk=chunk)
-        _tell(predictor, len(answers), sum(one.answered_by == "super" for one in answers))
-        return
-    ways = [pair.dtype, pair.compile, pair.super_int8, pair.onnx]
-    about = partial(about_run, predictor, [swift_model, super_model], input, text=columns, ways=ways)
-    _tell(predictor, *_answer(predictor, input, columns, output=output, chunk=chunk, about=about))
+        total, deferred = len(answers), sum(answer.answered_by == "super" for answer in answers)
+    else:
+        ways = [pair.dtype, pair.compile, pair.super_int8, pair.onnx]
+        about = partial(about_run, predictor, [swift_model, super_model], input, text=columns, ways=ways)
+        inputs = read_inputs(input, columns, predictor.task.kind.generates)
+        with _opened(output, about) as (file, done, deferred):
+            if done:
+                sys.stderr.write(f"{done} inputs were answered before; resuming after them\n")
+            new, new_deferred = write_answer(predictor.map(islice(inputs, done, None), chunk, done), file)
+            total, deferred = done + new, deferred + new_deferred
+            if total == 0:
+                raise InputError(EMPTY.format(input))
+    _report(predictor, total, deferred)
 
 
 def _check_output(output: str, source: str, files: list[str | None]) -> None:
-    """Refuse an output that cannot be written, or would take what is read away."""
+    """Refuse an output that cannot be written, or in which an input would be lost."""
     check_output_file(output, files)
     if output == "-" and getattr(sys.stdout, "name", "") == os.devnull:
         raise InputError("Standard output is closed. Open it, or give a file as --output.")
     if output != "-" and not is_stream(output):
-        # An earlier run's answers would be taken away from under the reading.
+        # The input may be the file in which an earlier run kept its answers.
         check_output_file(aside_of(output), [source])
 
 
-def _answer(
-    predictor: JointPredictor,
-    source: str,
-    columns: list[str] | None,
-    *,
-    output: str,
-    chunk: int,
-    about: Callable[[], dict[str, Any]],
-) -> tuple[int, int]:
-    """Write the answers to all inputs; how many there are, and how many are the Super's."""
-    inputs = read_inputs(source, columns, predictor.task.kind.generates)
+@contextmanager
+def _opened(output: str, about: Callable[[], dict[str, Any]]) -> Iterator[tuple[Any, int, int]]:
+    """Open the output, and yield it with the number of answers it has already, and of those by the Super."""
     if output == "-":
         with ended_at_sigterm():
             if isinstance(sys.stdout, TextIOWrapper):
-                # JSON is UTF-8, whatever the locale.
+                # JSON is UTF-8 in any locale.
                 sys.stdout.reconfigure(encoding="utf-8")
-            total, deferred = write_answer(predictor.map(inputs, chunk), sys.stdout)
+            yield sys.stdout, 0, 0
     elif is_stream(output):
         with ended_at_sigterm(), written_through(output) as raw, TextIOWrapper(raw, "utf-8", ESCAPED) as file:
-            total, deferred = write_answer(predictor.map(inputs, chunk), file)
+            yield file, 0, 0
     else:
-        with resumed(output, about()) as (file, done, deferred):
-            if done:
-                sys.stderr.write(f"{done} inputs were answered before; going on behind them\n")
-            total, more = write_answer(predictor.map(islice(inputs, done, None), chunk, done), file)
-            total, deferred = done + total, deferred + more
-            if total == 0:
-                raise InputError(EMPTY.format(source))
-    if total == 0:
-        raise InputError(EMPTY.format(source))
-    return total, deferred
+        with resumed(output, about()) as opened:
+            yield opened
 
 
 def _submit(
     predictor: JointPredictor, task: str, folder: str | None, *, split: str, output: str, chunk: int
 ) -> list[Prediction]:
-    """Answer a benchmark's split, and write it in the benchmark's form."""
+    """Answer a benchmark's split, and write the answers in the benchmark's format."""
     from elang.data.benchmarks import TaskData
     from elang.data.glue.files import write_submission
 
     data = TaskData(task, folder, [split])
-    asked, own = data.text_task.plain(), predictor.task.plain()
-    if unlike := [name for name in asked if asked[name] != own.get(name)]:
+    expected, trained = data.text_task.plain(), predictor.task.plain()
+    if different := [name for name in expected if expected[name] != trained.get(name)]:
+        name = different[0]
         raise InputError(
-            f"The Swift was trained on another task than {task}: its {unlike[0]} is {own.get(unlike[0])!r}, not "
-            f"{asked[unlike[0]]!r}. Give the pair that was trained on it."
+            f"The Swift was trained on another task than {task}: its {name} is {trained.get(name)!r}, not "
+            f"{expected[name]!r}. Give the pair that was trained on it."
         )
     examples = data.read(split)
     answers: list[Prediction] = []
     for start in range(0, len(examples), chunk):
         part = slice(start, start + chunk)
         answers += predictor.answer(examples.texts[part], examples.choices[part] if examples.choices else None)
-    write_submission(data.task, data.rows(split), [one.label for one in answers], output)
+    write_submission(data.task, data.rows(split), [answer.label for answer in answers], path=output)
     return answers
 
 
-def _tell(predictor: JointPredictor, total: int, deferred: int) -> None:
+def _report(predictor: JointPredictor, total: int, deferred: int) -> None:
     for runner in predictor.runners.values():
         if runner.truncated:
             notice(

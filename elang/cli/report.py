@@ -11,20 +11,16 @@ from elang.terminal import say
 
 
 def report(joint: list[str], output: str = "report.html", threshold: str | None = None) -> None:
-    """Put evaluations onto one HTML page, with every figure beside it as PNG and SVG.
+    """Show evaluations on one HTML page, and write every figure as PNG and SVG beside it.
 
     The page needs no network and no other file: the curve with its interval, a slider over all thresholds, the scores
     of right and wrong answers, a reliability diagram, costs, breakdowns by class and length, and the inputs that are
-    deferred without need or kept without right.
+    deferred without need or that should have been deferred.
 
     Args:
-        joint: Folders that `elang validate` wrote; of several, a table of all comes first.
-        output: The page. Figures go into a folder beside it, named like it.
-        threshold: Name of the threshold that the page is about; by default ``certified`` where there is one, else
-            ``99%``, else the one that reaches the Super on the set itself.
-
-    Raises:
-        InputError: If a folder is not an evaluation.
+        joint: Folders that `elang validate` wrote; if several, a table of all comes first.
+        output: The page. Figures go into a folder beside it with a similar name.
+        threshold: Name of the threshold; by default ``certified``, else ``99%``, else that of parity on this set.
     """
     from jinja2 import Environment, PackageLoader
 
@@ -33,14 +29,14 @@ def report(joint: list[str], output: str = "report.html", threshold: str | None 
         raise InputError(f"The page must be an .html file, but --output is '{output}'.")
     check_output_file(path, [Path(folder) / name for folder in joint for name in EVALUATION_FILES])
     evaluations = [Evaluation(Path(folder)) for folder in joint]
-    names = [one.name for one in evaluations]
-    beside = path.with_name(f"{path.stem}_files")
+    names = [evaluation.name for evaluation in evaluations]
+    figures = path.with_name(f"{path.stem}_files")
     sections = []
-    for place, one in enumerate(evaluations):
-        label = one.name if names.count(one.name) == 1 else f"{one.name} {place + 1}"
-        sections.append(section(one, label, threshold, beside))
-    page = Environment(loader=PackageLoader("elang"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    html = page.get_template("report.html").render(sections=sections)
+    for number, evaluation in enumerate(evaluations, 1):
+        label = evaluation.name if names.count(evaluation.name) == 1 else f"{evaluation.name} {number}"
+        sections.append(section(evaluation, label, threshold, beside=figures))
+    environment = Environment(loader=PackageLoader("elang"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    html = environment.get_template("report.html").render(sections=sections)
     with written_aside(path) as aside:
         aside.write_text(html, "utf-8")
-    say(f"The report is {path}; its figures are in {beside}/ as PNG and SVG.")
+    say(f"The report is {path}; its figures are in {figures}/ as PNG and SVG.")

@@ -2,14 +2,13 @@
 
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from elang.backends.remote import TOKEN_VARIABLE, check_address, token_of_environment
+from elang.cli.arguments import check_minimum
 from elang.errors import InputError, need
 from elang.inference.options import PairOptions
 from elang.notices import notice
@@ -20,27 +19,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What the server listens on, and what it takes.
+    """Where the server listens, and how much it accepts.
 
     Args:
-        host: Address to listen on, or a name for it; the default is reached from this machine only, 0.0.0.0 and :: from
-            others, too.
+        host: Address or name to listen on; the default is reached from this machine only, 0.0.0.0 and :: from others.
         port: Its port, from 1024.
         deadline: Seconds in which a request is answered or refused.
         on_super_failure: What happens to a deferred text when the Super is slow, full or dead: `swift` answers with the
             Swift's own answer, flagged as `fallback`; `fail` refuses the request (503 or 504).
-        batch: Texts of requests that are answered together at most.
-        max_texts: Texts in a request at most.
-        max_bytes: Bytes of a request at most.
-        max_pending: Texts that wait for the Swift at most; more are refused with 503.
-        max_deferred: Texts that wait for the Super at most; with more it counts as failed.
+        batch: Most texts that are answered together, of all requests.
+        max_texts: Most texts in a request.
+        max_bytes: Most bytes of a request.
+        max_pending: Most texts that wait for the Swift; more are refused with 503.
+        max_deferred: Most texts that wait for the Super; with more, the Super counts as failed.
         accelerator: What the models run on.
         devices: How many of these.
         workers: Processes on each device, for each of the two models.
         threads: CPU threads of each of them; by default the cores are shared out.
-
-    Raises:
-        InputError: If a value is out of range.
     """
 
     host: str = "127.0.0.1"
@@ -58,14 +53,16 @@ class ServerOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_texts", "max_bytes", "max_pending", "max_deferred", "workers", "batch", "threads"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise InputError(f"--{name} must be at least 1, but it is {size}.")
+        names = ("max_texts", "max_bytes", "max_pending", "max_deferred", "workers", "batch", "threads")
+        check_minimum(1, **{name: getattr(self, name) for name in names})
         if not 1024 <= self.port <= 65535:
             raise InputError(f"--port must be from 1024 to 65535, but it is {self.port}.")
         if not 0 < self.deadline < float("inf"):
             raise InputError(f"--deadline must be above 0 seconds and finite, but it is {self.deadline}.")
+
+
+class _StopError(BaseException):
+    """A signal; before the server runs, nothing has been accepted yet."""
 
 
 def serve(
@@ -73,19 +70,16 @@ def serve(
 ) -> None:
     """Answer texts over HTTP with a pair, until it is stopped.
 
-    ``POST /predict`` takes ``{"texts": [...]}``; ``/docs`` shows the schema, ``/metrics`` counts for Prometheus,
-    ``/ready`` says whether requests can be answered, ``/health`` whether all workers are there. Requests that come
-    together are answered together, by each model on its own. If the environment has ELANG_SERVE_TOKEN, every request
-    must bring it as ``Authorization: Bearer TOKEN``.
+    ``POST /predict`` takes ``{"texts": [...]}``; ``/docs`` shows the schema, ``/metrics`` has counts for Prometheus,
+    ``/ready`` says whether requests can be answered, ``/health`` whether all workers run. Requests that arrive together
+    are answered together, by each model on its own. If the environment has ELANG_SERVE_TOKEN, every request must bring
+    it as ``Authorization: Bearer TOKEN``.
 
     Args:
         pair: How the pair routes and runs.
         server: What the server takes.
-        swift_model: The Swift's folder; left out, the Super alone is served, for a pair elsewhere.
+        swift_model: The Swift's folder; without it the Super alone is served, for a pair elsewhere.
         super_model: The Super's folder or hub id, or the address of a server of the Super alone (http://HOST:PORT).
-
-    Raises:
-        InputError: If an option is wrong, a model cannot be loaded, or the extra `serve` is not installed.
     """
     need("`elang serve`", "serve", "fastapi", "uvicorn", "httptools", "httpx", "prometheus_client")
     if pair.super_int8:
@@ -100,23 +94,38 @@ def serve(
     token = token_of_environment()
     from elang.inference.serving.workers import listen
 
-    with _stopped_quietly():
+    def stop(number: int, frame: Any) -> None:
+        raise _StopError
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    sockets: list[socket.socket] = []
+    try:
         # Before any model is loaded, so that a second server on the port ends at once.
-        sockets = listen(server.host, server.port)
-        try:
-            _warn_if_open(sockets, server.host, token)
-            _serve(sockets, (swift_model, super_model), pair, server=server, remote=remote, token=token)
-        finally:
-            for one in sockets:
-                one.close()
+        sockets += listen(server.host, server.port)
+        addresses = [ip_address(one.getsockname()[0].partition("%")[0]) for one in sockets]
+        if token is None and not all(address.is_loopback for address in addresses):
+            notice(
+                "open-server",
+                f"--host {server.host} is reached from other machines, and no token is needed: whoever reaches the "
+                f"port is answered. Set {TOKEN_VARIABLE}, or listen on 127.0.0.1.",
+            )
+        _serve(sockets, swift_model, super_model, pair=pair, server=server, remote=remote, token=token)
+    except _StopError:
+        pass
+    finally:
+        for one in sockets:
+            one.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     print("the server has ended", flush=True)  # noqa: T201
 
 
 def _serve(
     sockets: list[socket.socket],
-    models: tuple[str | None, str],
-    pair: PairOptions,
+    swift_model: str | None,
+    super_model: str,
     *,
+    pair: PairOptions,
     server: ServerOptions,
     remote: bool,
     token: str | None,
@@ -127,39 +136,34 @@ def _serve(
     from elang.inference.serving.schema import Limits
     from elang.inference.serving.server import build_server
 
-    swift_model, super_model = models
     devices = _devices(server)
-    predictor = _front(swift_model, super_model, pair, remote)
+    predictor = _load_swift(swift_model, super_model, pair=pair, remote=remote)
     options = {**vars(pair), "swift_model": swift_model, "super_model": super_model}
     if predictor is not None:
         options |= {"threshold": predictor.threshold, "score": predictor.score}
-    number = (swift_model is not None) + (not remote)
+    n_models = (swift_model is not None) + (not remote)
+    waiting = {"pending": server.max_pending, "deferred": server.max_deferred}
     built = build_server(
         options,
         predictor,
         remote=super_model if remote else None,
-        limits=Limits(
-            server.deadline,
-            server.max_texts,
-            pending=server.max_pending,
-            deferred=server.max_deferred,
-            batch=server.batch,
-            bytes=server.max_bytes,
-        ),
+        limits=Limits(server.deadline, server.max_texts, batch=server.batch, bytes=server.max_bytes, **waiting),
         on_super_failure=server.on_super_failure,
         token=token,
         devices=devices,
-        threads=server.threads or max(1, torch.get_num_threads() // (number * server.workers)),
+        threads=server.threads or max(1, torch.get_num_threads() // (n_models * server.workers)),
     )
     host, port = sockets[0].getsockname()[:2]
-    what = "the pair at /predict" if swift_model is not None else "the Super at /super"
-    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"serving {what} of {where} as soon as /health says so; its schema is at /docs", flush=True)  # noqa: T201
+    path = "the pair at /predict" if swift_model is not None else "the Super at /super"
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    print(f"serving {path} of {address} as soon as /health says so; its schema is at /docs", flush=True)  # noqa: T201
     built.run(sockets)
 
 
-def _front(swift_model: str | None, super_model: str, pair: PairOptions, remote: bool) -> "JointPredictor | None":
-    """The Swift by itself, which knows labels and texts, if there is one; bad models are refused now."""
+def _load_swift(
+    swift_model: str | None, super_model: str, *, pair: PairOptions, remote: bool
+) -> "JointPredictor | None":
+    """Load the Swift, if there is one, to read labels and texts, and refuse models that do not fit together."""
     from elang.backends.loading.load import check_model
     from elang.files import folder_sha256
     from elang.inference.loading import warn_if_costly
@@ -167,76 +171,41 @@ def _front(swift_model: str | None, super_model: str, pair: PairOptions, remote:
     from elang.records.manifest import FILENAME, Manifest
     from elang.tasks.text_task import align_labels
 
-    predictor = None
-    if swift_model is not None:
-        plain = PairOptions(pair.threshold, pair.score, pair.thresholds, device="cpu")
-        predictor = JointPredictor(swift_model, None, **vars(plain))
+    if swift_model is None:
+        check_model(super_model)
+        return None
+    routing = PairOptions(pair.threshold, pair.score, pair.thresholds, device="cpu")
+    predictor = JointPredictor(swift_model, None, **vars(routing))
+    threshold = str(pair.threshold)
     if not remote:
         check_model(super_model)
-        if predictor is not None and (folder := Path(super_model)).is_dir():
-            # What its worker would say much later, or not at all.
+        if (folder := Path(super_model)).is_dir():
+            # The Super's worker would report these much later, or not at all.
             if (folder / FILENAME).is_file():
-                own = Manifest.read(folder)
-                align_labels(own.label_names, predictor.label_names, f"'{super_model}'", f"'{swift_model}'")
+                labels = Manifest.read(folder).label_names
+                align_labels(labels, predictor.label_names, f"'{super_model}'", whose=f"'{swift_model}'")
             predictor.manifest.warn_of_another_super(
-                str(pair.threshold), predictor.score, super_model, lambda: folder_sha256(folder)
+                threshold, predictor.score, super_model, digest=lambda: folder_sha256(folder)
             )
-    if predictor is not None:
-        # Once, by the front: by itself no worker is a pair.
-        warn_if_costly(predictor.manifest, predictor.score, str(pair.threshold))
+    # Here, once: a worker has only one of the two models.
+    warn_if_costly(predictor.manifest, predictor.score, threshold)
     return predictor
 
 
-def _warn_if_open(sockets: list[socket.socket], host: str, token: str | None) -> None:
-    """Say it if the server can be reached from other machines by everyone."""
-    addresses = [ip_address(one.getsockname()[0].partition("%")[0]) for one in sockets]
-    if token is None and not all(address.is_loopback for address in addresses):
-        notice(
-            "open-server",
-            f"--host {host} is reached from other machines, and no token is needed: whoever reaches the port is "
-            f"answered. Set {TOKEN_VARIABLE}, or listen on 127.0.0.1.",
-        )
-
-
 def _devices(server: ServerOptions) -> list[str]:
-    """The device of each process of a model.
-
-    Raises:
-        InputError: If there are none of that kind, or not so many.
-    """
+    """The device of each process of a model."""
     import torch
 
     accelerator: str = server.accelerator
-    devices, workers = server.devices, server.workers
-    there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if accelerator == "auto":
-        accelerator = next(kind for kind, count in there.items() if count)
-    known = there[accelerator]
-    count = known if devices == "auto" else devices
+        accelerator = next(kind for kind, count in counts.items() if count)
+    known = counts[accelerator]
+    count = known if server.devices == "auto" else server.devices
     if not 1 <= count <= known:
-        more = " Give --workers for more processes." if accelerator == "cpu" else ""
-        raise InputError(f"--devices {devices} of --accelerator {accelerator} cannot be had: there are {known}.{more}")
-    if accelerator == "cpu":
-        return ["cpu"] * workers
-    return [f"{accelerator}:{number}" for number in range(count)] * workers
-
-
-class _StopError(BaseException):
-    """A signal before there is a server that could end by itself."""
-
-
-@contextmanager
-def _stopped_quietly() -> Iterator[None]:
-    """Take a signal for a wish to end; nothing has been accepted yet."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise _StopError
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except _StopError:
-        pass
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        hint = " Give --workers for more processes." if accelerator == "cpu" else ""
+        raise InputError(
+            f"--devices {server.devices} of --accelerator {accelerator} cannot be had: there are {known}.{hint}"
+        )
+    devices = ["cpu"] if accelerator == "cpu" else [f"{accelerator}:{number}" for number in range(count)]
+    return devices * server.workers

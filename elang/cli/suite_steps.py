@@ -1,4 +1,4 @@
-"""Steps that are run once, each in a process of its own."""
+"""The steps of a suite: each runs once, in a process of its own."""
 
 import os
 import shutil
@@ -15,26 +15,18 @@ from elang.errors import InputError
 from elang.notices import notice
 from elang.terminal import ended_at_sigterm, say
 
-STAGES = ("super", "score", "swift", "joint")
-_READS = ("model", "super_records", "swift_model", "super_model")
 VERBS = {"super": "fit", "score": "score", "swift": "fit", "joint": "validate"}
-# Seconds between looks at steps that are to end, and in which they have to.
-_GLANCE, _PATIENCE = 0.2, 30.0
+STAGES = tuple(VERBS)
+# Options of a step that name what an earlier step made.
+_INPUTS = ("model", "super_records", "swift_model", "super_model")
+# Seconds between two looks at processes that are to end, and until they are killed.
+_POLL, _GRACE = 0.2, 30.0
 _running: set[subprocess.Popen[bytes]] = set()
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a suite.
-
-    Attributes:
-        task: Its task's name.
-        stage: One of :data:`STAGES`.
-        config: What its configuration file says.
-        file: That file.
-        made: What is there once it is done.
-        device: The GPU that it is to use, where not any.
-    """
+    """One command of a suite, with its configuration and file; ``made`` exists once it is done."""
 
     task: str
     stage: str
@@ -50,16 +42,12 @@ class Step:
 
     @property
     def runs(self) -> Path:
-        """Where a training that is not finished keeps its checkpoints."""
+        """Where an unfinished training keeps its checkpoints."""
         return self.file.with_name(f"{self.stage}-run")
 
 
 def run_chains(chains: list[list[Step]], jobs: int = 1) -> None:
-    """Run the steps that are not done, each chain in its order, so many chains at a time.
-
-    Raises:
-        InputError: Of the first step that fails; no further one is begun.
-    """
+    """Run the steps that are not done, ``jobs`` chains at a time; after the first failure no step is started."""
     failed = Event()
 
     def work(chain: list[Step]) -> None:
@@ -79,51 +67,43 @@ def run_chains(chains: list[list[Step]], jobs: int = 1) -> None:
                 future.result()
         except (KeyboardInterrupt, SystemExit):
             failed.set()
-            _end_steps(futures)
+            _end_processes(futures)
             raise
 
 
-def _end_steps(futures: list[Future[None]]) -> None:
-    """End the steps that run, also one that is just beginning; their trainings go on from their checkpoints."""
-    end, told = time.monotonic() + _PATIENCE, set()
+def _end_processes(futures: list[Future[None]]) -> None:
+    """End the steps that run, also one that is just starting; trainings resume from their checkpoints later."""
+    deadline, terminated = time.monotonic() + _GRACE, set()
     while not all(future.done() for future in futures):
         for process in list(_running):
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 process.kill()
-            elif process not in told:
-                # Once, for a training ends by itself then, and a second time would cut off what it writes.
+            elif process not in terminated:
+                # Only once: a second signal would interrupt a training while it writes its checkpoint.
                 process.terminate()
-                told.add(process)
-        time.sleep(_GLANCE)
+                terminated.add(process)
+        time.sleep(_POLL)
 
 
 def forget_stale(steps: list[Step]) -> None:
-    """Unmark what was made from a model, or from answers, that will be made anew.
-
-    Args:
-        steps: All of them, those that make something before those that read it.
-    """
+    """Delete what was made from a model, or from answers, that will be made anew by an earlier one of the steps."""
     anew: set[str] = set()
     for step in steps:
         options = step.config["model"]["init_args"]
-        stale = anew & {options.get(name) for name in _READS}
+        stale = anew & {options.get(name) for name in _INPUTS}
         if stale and step.made.exists():
             notice(
                 "step-made-anew",
                 f"{step.task}: what the stage '{step.stage}' made is deleted and made anew, because '{min(stale)}' is.",
             )
-            # A model's folder is left whole or not at all.
+            # A model's folder is deleted as a whole.
             shutil.rmtree(step.made.parent) if VERBS[step.stage] == "fit" else step.made.unlink()
         if not step.made.exists():
             anew.add(options["output"])
 
 
 def run_step(step: Step) -> None:
-    """Run one step in a process of its own; training goes on from its last checkpoint.
-
-    Raises:
-        InputError: If it fails, with the end of its log.
-    """
+    """Run one step in a process of its own; a training resumes from its last checkpoint."""
     command = [sys.executable, "-m", "elang", *step.command]
     if checkpoints := sorted(step.runs.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime):
         command += ["--ckpt_path", str(checkpoints[-1])]
@@ -140,9 +120,9 @@ def run_step(step: Step) -> None:
             _running.discard(process)
     say(f"{step.task}: {step.stage} took {time.perf_counter() - start:.0f} s")
     if code:
-        said = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()][-5:]
+        lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
         raise InputError(
-            f"{step.task} stopped at its stage '{step.stage}' (its log is '{log}'): " + " | ".join(said) + ". Mend it "
+            f"{step.task} stopped at its stage '{step.stage}' (its log is '{log}'): {' | '.join(lines[-5:])}. Fix it "
             "and run the same again; what is done is kept."
         )
     # The model's folder has the same weights.

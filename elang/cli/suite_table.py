@@ -16,21 +16,25 @@ from elang.method.scores import BEFORE_DECODER
 from elang.notices import made
 from elang.terminal import console
 
+_MODELS = ("swift", "super", "pair")
+_BATCHES = ("batch 1", "best batch")
+_COLUMNS = (
+    *("Swift", "Super", "joint"),
+    *(f"{name}\nSwift / Super / joint" for name in ("GFLOPs", "ms, batch 1", "ms, best batch")),
+    *("Swift\nratio", "FLOPs\nspeed-up", "time speed-up\nbatch 1 / best"),
+)
+_CAPTION = (
+    "Qualities are the mean of a task's metrics, x 100. Milliseconds are for one input, on random tokens of the median "
+    "length. Swift ratio: share of inputs that it answers. =: the joint answers' worth is not shown to differ from the "
+    "Super's (95% interval, paired bootstrap)."
+)
+
 
 def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
-    """Read one task's figures off its ``summary.json``.
+    """Read the figures of one task from its ``summary.json``, as plain values.
 
-    Args:
-        task: Its name.
-        path: Of the summary.
-        score: The score that routes, if there is one of that name; by default the Swift's own.
-
-    Returns:
-        Plain values: the task score (the mean of its metrics; of generated texts the first one, BLEU / 100) of Swift
-        and Super, their GFLOPs and milliseconds, and for each operating point the pair's.
-
-    Raises:
-        InputError: If the summary is damaged.
+    The task score is the mean of the metrics; for generated texts the first one, BLEU / 100. The pair is routed by
+    ``score`` if the summary has it, else by the Swift's own score.
     """
     try:
         return _row(task, parse_summary(read_object(path)), score)
@@ -46,14 +50,14 @@ def _row(task: str, summary: JointSummary, score: str | None) -> dict[str, Any]:
         score = summary.score
     qualities = summary.qualities
     if summary.signatures is not None:
-        # BLEU and chrF have no mean.
+        # The mean of BLEU and chrF would mean nothing.
         qualities = dict([next(iter(qualities.items()))])
-    # These count to 100, the others to 1.
-    scale = 0.01 if next(iter(qualities)).startswith(("bleu", "chrf")) else 1.0
-    first = next(iter(qualities.values()))
+    name, first = next(iter(qualities.items()))
+    # BLEU and chrF range to 100, the other metrics to 1.
+    scale = 0.01 if name.startswith(("bleu", "chrf")) else 1.0
     milliseconds = {
-        what: {"batch 1": 1e3 * t["batch 1"], "best batch": 1e3 * t["at best batch"]}
-        for what, t in (summary.latency or {}).items()
+        model: {"batch 1": 1e3 * seconds["batch 1"], "best batch": 1e3 * seconds["at best batch"]}
+        for model, seconds in (summary.latency or {}).items()
     }
     points = {}
     for name, point in summary.operating_points[score].items():
@@ -65,7 +69,7 @@ def _row(task: str, summary: JointSummary, score: str | None) -> dict[str, Any]:
             "kept": 1 - share,
             "gflops": point.cost / 1e9,
             "speedup": point.speedup,
-            "ms": {batch: _pair_ms(milliseconds, score, share, batch) for batch in ("batch 1", "best batch")},
+            "ms": {batch: _pair_ms(milliseconds, score, share, batch=batch) for batch in _BATCHES},
         }
     return {
         "task": task,
@@ -89,7 +93,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _pair_ms(ms: dict[str, dict[str, float]], score: str, share: float, batch: str) -> float:
-    """Milliseconds of an input under the pair: ``c_swift + r c_super``, the Swift's decoder spared where it is."""
+    """The pair's milliseconds for an input, ``c_swift + r c_super``, without the Swift's decoder where it is spared."""
     if not {"swift", "super"} <= ms.keys():
         return math.nan
     swift, super_ = ms["swift"][batch], ms["super"][batch]
@@ -97,59 +101,52 @@ def _pair_ms(ms: dict[str, dict[str, float]], score: str, share: float, batch: s
     return (1 - share) * swift + share * (deferred + super_)
 
 
+def _figures(row: dict[str, Any], point: str) -> dict[str, float]:
+    """The numbers of one task at one operating point."""
+    pair = row["points"][point]
+    figures = {name: row[name] for name in ("swift", "super")} | {"joint": pair["quality"], "kept": pair["kept"]}
+    figures |= {name: row[name] for name in ("swift_gflops", "super_gflops")}
+    figures |= {"gflops": pair["gflops"], "speedup": pair["speedup"]}
+    for batch in _BATCHES:
+        for model in ("swift", "super"):
+            figures[f"{model}, {batch}"] = float(row["ms"].get(model, {}).get(batch, math.nan))
+        figures[f"pair, {batch}"] = pair["ms"][batch]
+        figures[f"time speedup at {batch}"] = figures[f"super, {batch}"] / figures[f"pair, {batch}"]
+    return figures
+
+
 def average(rows: list[dict[str, Any]], point: str) -> dict[str, float]:
-    """Averages over tasks, the two halves of MNLI counting as one.
-
-    Returns:
-        Means of the scores, of the kept share and of the costs; the speed-ups both as ``mean of ratios`` and as
-        ``ratio of means``.
-    """
-    tasks: dict[str, list[dict[str, Any]]] = {}
+    """Means over tasks, the two halves of MNLI counting as one; speed-ups as mean of ratios and as ratio of means."""
+    groups: dict[str, list[dict[str, float]]] = {}
     for row in rows:
-        own = TASKS.get(row["task"])
-        tasks.setdefault((own and own.trained_on) or row["task"], []).append(row)
-
-    def mean(of: Any) -> float:
-        return _mean(_mean(of(row) for row in part) for part in tasks.values())
-
-    found = {
-        "swift": mean(lambda r: r["swift"]),
-        "super": mean(lambda r: r["super"]),
-        "joint": mean(lambda r: r["points"][point]["quality"]),
-        "kept": mean(lambda r: r["points"][point]["kept"]),
-        "swift_gflops": mean(lambda r: r["swift_gflops"]),
-        "super_gflops": mean(lambda r: r["super_gflops"]),
-        "gflops": mean(lambda r: r["points"][point]["gflops"]),
-        "speedup, mean of ratios": mean(lambda r: r["points"][point]["speedup"]),
-    }
-    found["speedup, ratio of means"] = found["super_gflops"] / found["gflops"]
-    for batch in ("batch 1", "best batch"):
-        super_ms = mean(lambda r, b=batch: _ms(r, b))
-        pair_ms = mean(lambda r, b=batch: r["points"][point]["ms"][b])
-        found[f"time speedup at {batch}, mean of ratios"] = mean(
-            lambda r, b=batch: _ms(r, b) / r["points"][point]["ms"][b]
-        )
-        found[f"time speedup at {batch}, ratio of means"] = super_ms / pair_ms
-    return found
-
-
-def _ms(row: dict[str, Any], batch: str, who: str = "super") -> float:
-    return float(row["ms"].get(who, {}).get(batch, math.nan))
+        task = TASKS.get(row["task"])
+        groups.setdefault((task and task.trained_on) or row["task"], []).append(_figures(row, point))
+    tasks = [{name: _mean(row[name] for row in group) for name in group[0]} for group in groups.values()]
+    mean = {name: _mean(row[name] for row in tasks) for name in tasks[0]}
+    names = ("swift", "super", "joint", "kept", "swift_gflops", "super_gflops", "gflops")
+    averages = {name: mean[name] for name in names}
+    averages["speedup, mean of ratios"] = mean["speedup"]
+    averages["speedup, ratio of means"] = mean["super_gflops"] / mean["gflops"]
+    for batch in _BATCHES:
+        name = f"time speedup at {batch}"
+        averages[f"{name}, mean of ratios"] = mean[name]
+        averages[f"{name}, ratio of means"] = mean[f"super, {batch}"] / mean[f"pair, {batch}"]
+    return averages
 
 
 def write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write every figure as JSON."""
     points = [name for name in rows[0]["points"] if all(name in row["points"] for row in rows)]
+    table = {"tasks": rows, "averages": {point: average(rows, point) for point in points}, "made": made()}
     with written_aside(path) as aside:
-        found = {"tasks": rows, "averages": {point: average(rows, point) for point in points}, "made": made()}
-        aside.write_text(json.dumps(plain(found), indent=2) + "\n", "utf-8")
+        aside.write_text(json.dumps(plain(table), indent=2) + "\n", "utf-8")
 
 
 def print_tables(rows: list[dict[str, Any]], points: list[str]) -> None:
     """Print one table for each operating point."""
     from rich.table import Table
 
-    # A table takes what it needs of it; narrower, and its cells would break.
+    # The cells would break in a narrower one; the table takes only the width that it needs.
     terminal = console(220)
     for point in points:
         known = [row for row in rows if point in row["points"]]
@@ -162,55 +159,27 @@ def print_tables(rows: list[dict[str, Any]], points: list[str]) -> None:
         for title in _COLUMNS:
             table.add_column(title, justify="right")
         for row in known:
-            table.add_row(row["task"], row["score"], str(row["examples"]), *_cells(row, point))
+            cells = _cells(_figures(row, point))
+            to_super = row["points"][point].get("to_super")
+            if to_super and to_super["low"] <= 0 <= to_super["high"]:
+                cells[2] = f"= {cells[2]}"
+            table.add_row(row["task"], row["score"], str(row["examples"]), *cells)
         mean = average(known, point)
-        for how in ("mean of ratios", "ratio of means"):
-            table.add_row("average", how, "", *_average_cells(mean, how))
+        for method in ("mean of ratios", "ratio of means"):
+            table.add_row("average", method, "", *_cells(mean, f", {method}"))
         terminal.print(table)
 
 
-_COLUMNS = (
-    "Swift",
-    "Super",
-    "joint",
-    "GFLOPs\nSwift / Super / joint",
-    "ms, batch 1\nSwift / Super / joint",
-    "ms, best batch\nSwift / Super / joint",
-    "Swift\nratio",
-    "FLOPs\nspeed-up",
-    "time speed-up\nbatch 1 / best",
-)
-_CAPTION = (
-    "Qualities are the mean of a task's metrics, x 100. Milliseconds are for one input, on random tokens of the median "
-    "length. Swift ratio: share of inputs that it answers. =: the joint answers' worth is not shown to differ from the "
-    "Super's (95% interval, paired bootstrap)."
-)
+def _cells(figures: dict[str, float], method: str = "") -> list[str]:
+    """A row of the table; averages have no milliseconds, and two speed-ups, told apart by ``method``."""
+    cells = [f"{100 * figures[name]:.1f}" for name in ("swift", "super", "joint")]
+    cells.append(" / ".join(_short(figures[name]) for name in ("swift_gflops", "super_gflops", "gflops")))
+    for batch in _BATCHES:
+        names = [f"{model}, {batch}" for model in _MODELS]
+        cells.append(" / ".join(_short(figures[name]) for name in names if name in figures))
+    speedups = [_short(figures[f"time speedup at {batch}{method}"], "x") for batch in _BATCHES]
+    return [*cells, f"{figures['kept']:.0%}", _short(figures[f"speedup{method}"], "x"), " / ".join(speedups)]
 
 
-def _cells(row: dict[str, Any], point: str) -> list[str]:
-    found = row["points"][point]
-    cells = [f"{100 * q:.1f}" for q in (row["swift"], row["super"], found["quality"])]
-    if (to_super := found.get("to_super")) and to_super["low"] <= 0 <= to_super["high"]:
-        cells[-1] = f"= {cells[-1]}"
-    cells.append(" / ".join(_short(v) for v in (row["swift_gflops"], row["super_gflops"], found["gflops"])))
-    for batch in ("batch 1", "best batch"):
-        times = (_ms(row, batch, "swift"), _ms(row, batch), found["ms"][batch])
-        cells.append(" / ".join(_short(t) for t in times))
-    speed = [_ms(row, batch) / found["ms"][batch] for batch in ("batch 1", "best batch")]
-    return [*cells, f"{found['kept']:.0%}", _times(found["speedup"]), " / ".join(map(_times, speed))]
-
-
-def _average_cells(mean: dict[str, float], how: str) -> list[str]:
-    cells = [f"{100 * mean[who]:.1f}" for who in ("swift", "super", "joint")]
-    cells.append(" / ".join(_short(mean[name]) for name in ("swift_gflops", "super_gflops", "gflops")))
-    times = [mean[f"time speedup at {batch}, {how}"] for batch in ("batch 1", "best batch")]
-    speed = " / ".join(map(_times, times))
-    return [*cells, "", "", f"{mean['kept']:.0%}", _times(mean[f"speedup, {how}"]), speed]
-
-
-def _times(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g}x"
-
-
-def _short(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3g}"
+def _short(value: float, unit: str = "") -> str:
+    return "-" if math.isnan(value) else f"{value:.3g}{unit}"

@@ -28,65 +28,59 @@ def sweep(
     """The exact curve of a pair over joint records in many files, of any size.
 
     Args:
-        joint: Folders that `elang validate` wrote, or their records: each example in one of them.
-        output: Folder for ``curve.csv``, the grid, and ``summary.json``.
+        joint: Folders that `elang validate` wrote, or their records, with each example once.
+        output: Folder for ``summary.json`` and ``curve.csv``, the curve on a grid.
         score: Scores to sweep; by default max_softmax.
         quality: A metric of classes: accuracy, f1, f1_macro or matthews.
-        split: By default test where there is one, else validation.
-        memory: What sorting may take, beside the pieces that pass through; more goes to the disk.
-        points: Of the grid.
-
-    Raises:
-        InputError: If the records cannot be read, have no such score, or hold an example twice.
+        split: By default test, or validation if there is no test.
+        memory: How much sorting may use, besides the pieces that pass through; more goes to the disk.
+        points: Size of the grid.
     """
     folder = Path(output)
-    read = [each for path in joint for each in files_of(path)]
-    check_folder(folder, read, ("curve.csv", "summary.json", "made.json"))
+    inputs = [file for path in joint for file in files_of(path)]
+    check_folder(folder, inputs, ("curve.csv", "summary.json", "made.json"))
     records = Joint(joint, split, memory)
     metric = records.metric(quality)
-    found = {name: swept(records, name, metric, points) for name in columns_of(score) or [DEFAULT_SCORE]}
+    curves = {name: swept(records, name, metric, points=points) for name in columns_of(score) or [DEFAULT_SCORE]}
     folder.mkdir(parents=True, exist_ok=True)
     with written_aside(folder / "curve.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         out.writerow(["score", "threshold", "deferred", "deferred_share", quality, "flops", "speedup"])
-        for name, one in found.items():
-            grid = one.grid
+        for name, curve in curves.items():
+            grid = curve.grid
             columns = (grid.threshold, grid.deferred, grid.deferred_share, grid.quality, grid.cost, grid.speedup)
             out.writerows([name, *row] for row in zip(*(column.tolist() for column in columns), strict=True))
     summary = {
         "num_examples": records.count,
         "split": records.split,
         "quality_name": quality,
-        "swift": vars(next(iter(found.values())).grid[0]),
+        "swift": vars(next(iter(curves.values())).grid[0]),
         "super": {"quality": records.qualities(metric)[1], "cost": records.super_cost},
         "scores": {
-            name: {"area": one.area, "random": one.random, "points": {k: vars(p) for k, p in one.points.items()}}
-            for name, one in found.items()
+            name: {"area": c.area, "random": c.random, "points": {key: vars(p) for key, p in c.points.items()}}
+            for name, c in curves.items()
         },
     }
     write_made(folder)
     with written_aside(folder / "summary.json") as aside:
         aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
-    _show(summary, folder)
+    _print(summary, folder)
 
 
-def _show(summary: dict[str, Any], folder: Path) -> None:
+def _print(summary: dict[str, Any], folder: Path) -> None:
     from rich.table import Table
 
     table = Table(
         title=f"{summary['quality_name']} on {summary['num_examples']:,} examples of {summary['split']}: Swift "
         f"{summary['swift']['quality']:.4f}, Super {summary['super']['quality']:.4f}"
     )
-    chosen = [*FRACTIONS, *SHARES]
-    for name in ("score", "area (random)", *chosen):
-        table.add_column(name, justify="left" if name == "score" else "right")
-    for name, one in summary["scores"].items():
-        cells = [one["points"][key] for key in chosen]
-        table.add_row(
-            name,
-            f"{one['area']:.4f} ({one['random']:.4f})",
-            *(f"{c['quality']:.4f} {c['deferred_share']:.1%} {c['speedup']:.2f}x" for c in cells),
-        )
+    table.add_column("score")
+    for name in ("area (random)", *FRACTIONS, *SHARES):
+        table.add_column(name, justify="right")
+    for name, curve in summary["scores"].items():
+        points = [curve["points"][key] for key in (*FRACTIONS, *SHARES)]
+        cells = [f"{p['quality']:.4f} {p['deferred_share']:.1%} {p['speedup']:.2f}x" for p in points]
+        table.add_row(name, f"{curve['area']:.4f} ({curve['random']:.4f})", *cells)
     terminal = console(140)
     terminal.print(table)
     terminal.print(f"All points are read on these examples. Curve and summary are in {folder}/")

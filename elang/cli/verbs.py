@@ -1,4 +1,4 @@
-"""The entry of the command line and its verbs. Nothing heavy is imported before the verb is known."""
+"""The entry point of the command line, and the verbs. Heavy imports wait until the verb is known."""
 
 import atexit
 import json
@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from elang._version import __version__
-from elang.cli.arguments import checked_arguments, is_number, suggest
+from elang.cli.arguments import checked_arguments, is_number
 from elang.errors import InputError, input_error_behind, machine_error_behind, printable
 from elang.files import check_output_file
 from elang.notices import Notice, forget_notices
@@ -48,11 +48,12 @@ options:
   -h, --help  show this message; `elang <verb> --help` shows a verb's options
   --version   show the version
 """
-# As shells say it of a process that SIGINT or SIGPIPE ended.
+# Exit codes as shells report them: after a signal, and after SIGINT and SIGPIPE.
 _SIGNAL, _INTERRUPTED, _READER_LEFT = 128, 130, 141
-# Where the function of each verb is that Lightning does not run; it has the verb's name.
+# Verbs that are a function of the same name in a module of the same name; Lightning runs the others.
 _FUNCTIONS = ("ask", "augment", "bench", "calibrate", "demo", "merge", "predict", "report", "serve", "suite", "sweep")
-# Arguments of which there may be several.
+_POSITIONAL = ("suite", "calibrate", "report", "merge", "sweep")
+# Positional arguments that take several values.
 _LISTS = {
     "report": {"joint": "folders that `elang validate` wrote"},
     "sweep": {"joint": "folders that `elang validate` wrote, or their records"},
@@ -67,107 +68,82 @@ _LEFT_OUT = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line on ``argv``, by default the arguments of the process, and return the exit code.
 
-    Args:
-        argv: Arguments without the program's name; by default the process's own.
-
-    Returns:
-        0; 2 after bad input, which is explained in one paragraph on standard error; 130 after Ctrl-C, and 141 where the
-        reader of an output has gone away, as other tools do.
+    It is 0; 2 after bad input, which is explained on standard error; 130 after Ctrl-C; 141 if a reader has gone away.
     """
     if argv is not None:
-        return _answered(argv)
+        return _exit_code(argv)
     warnings.showwarning = _show_warning
-    _standard_streams()
+    _open_standard_streams()
     try:
-        code = _answered(sys.argv[1:])
+        code = _exit_code(sys.argv[1:])
     except SystemExit as end:
         if not isinstance(end.code, int) or end.code <= _SIGNAL:
             raise
         code = end.code
     if code:
-        _leave(code)
+        # End at once: Python's own end would wait for a thread that reads, or crash in a library's thread.
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
     return code
 
 
-def _answered(args: list[str]) -> int:
-    """Run a verb; the code of the process."""
+def _exit_code(args: list[str]) -> int:
+    """Run a verb, explain an error that its user can fix, and return the exit code of the process."""
     forget_notices()
     try:
         try:
-            code = _run(args)
-        except SystemExit:
+            _run(args)
+        finally:
+            # Only here can a reader that has left, or a full disk, be told from a fault.
             sys.stdout.flush()
-            raise
-        if not code:
-            # Here, where a reader that has gone away, or a full disk, is told from a fault.
-            sys.stdout.flush()
-        return code
     except KeyboardInterrupt:
         return _INTERRUPTED
     except (Exception, SystemExit) as error:
+        # Lightning exits with the code 1 after Ctrl-C.
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
-            # Lightning's own end after Ctrl-C has the code 1.
             return _INTERRUPTED
+        message = None if isinstance(error, SystemExit) else input_error_behind(error) or machine_error_behind(error)
+        if message is not None:
+            # One paragraph, even if a name contains line breaks.
+            print(f"elang: error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr)
+            return 2
         if reader_left(error):
             return _READER_LEFT
-        if isinstance(error, OSError) and (said := machine_error_behind(error)):
-            _tell(said)
-            return 2
         raise
-
-
-def _leave(code: int) -> None:
-    """End at once: a thread that reads, or is in a library's code, would wait or crash at Python's own end."""
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
-    os._exit(code)
-
-
-def _run(args: list[str]) -> int:
-    """Run a verb, and explain bad input."""
-    verb, rest = (args[0], args[1:]) if args else ("--help", [])
-    try:
-        if verb in ("-h", "--help"):
-            print(_HELP, end="")
-        elif verb == "--version":
-            print(f"elang {__version__}")
-        elif verb in ("fit", "validate", "test", "score"):
-            from elang.cli.lightning import run
-
-            run(verb, checked_arguments(rest))
-        elif verb == "crossfit":
-            _run_crossfit(checked_arguments(rest))
-        elif verb in _FUNCTIONS:
-            _run_function(verb, checked_arguments(rest))
-        else:
-            known = re.findall(r"^  (\w+) ", _HELP, re.MULTILINE)
-            near = "".join(f" Did you mean '{one}'?" for one in get_close_matches(verb, known, 1))
-            raise InputError(f"There is no verb '{verb}'.{near} Run `elang --help` for the list.")
-    except Exception as error:
-        bad_input = input_error_behind(error)
-        said = machine_error_behind(error) if bad_input is None else str(bad_input)
-        if said is None:
-            raise
-        _tell(said)
-        return 2
     return 0
 
 
-def _tell(error: str) -> None:
-    """Explain bad input: in one paragraph, also of names that hold line breaks."""
-    print(f"elang: error: {printable(' '.join(error.splitlines()))}", file=sys.stderr)
+def _run(args: list[str]) -> None:
+    verb, options = (args[0], args[1:]) if args else ("--help", [])
+    if verb in ("-h", "--help"):
+        print(_HELP, end="")
+    elif verb == "--version":
+        print(f"elang {__version__}")
+    elif verb in ("fit", "validate", "test", "score"):
+        from elang.cli.lightning import run
+
+        run(verb, checked_arguments(options))
+    elif verb == "crossfit":
+        _run_crossfit(checked_arguments(options))
+    elif verb in _FUNCTIONS:
+        _run_function(verb, checked_arguments(options))
+    else:
+        verbs = re.findall(r"^  (\w+) ", _HELP, re.MULTILINE)
+        nearest = "".join(f" Did you mean '{name}'?" for name in get_close_matches(verb, verbs, 1))
+        raise InputError(f"There is no verb '{verb}'.{nearest} Run `elang --help` for the list.")
 
 
-def _standard_streams() -> None:
-    """Make standard streams that never fail by what a name holds, also where they are closed."""
+def _open_standard_streams() -> None:
+    """Replace closed standard streams, and let no character of a name fail on standard output."""
     for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:
-            # Else a file that is opened later would have its number, and get what others write to that.
+            # Otherwise the next file that is opened would get this number, and what others write to the stream.
             handle = os.open(os.devnull, os.O_RDWR)
             if handle != number:
                 os.dup2(handle, number)
@@ -178,110 +154,98 @@ def _standard_streams() -> None:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-    """Print a warning in one line: a user of the command line has no use for the line of code that warns.
-
-    Libraries put formats of their own in place of the usual one as they are imported; this is not one of them.
-    """
-    who = "elang: note" if issubclass(category, Notice) else category.__name__
+    """Print a warning in one line, without the code that warns, whatever formats libraries set on import."""
+    source = "elang: note" if issubclass(category, Notice) else category.__name__
     with suppress(OSError, AttributeError):
-        sys.stderr.write(f"{who}: {printable(str(message))}\n")
+        sys.stderr.write(f"{source}: {printable(str(message))}\n")
 
 
 def with_lists(args: list[str]) -> list[str]:
-    """Join the values of options of `elang calibrate` that take several to lists.
+    """Join several values of an option of `elang calibrate` to a list.
 
     >>> with_lists(["joint", "--score", "entropy", "margin", "--max_regret", "0.02"])
     ['joint', '--score', '["entropy", "margin"]', '--max_regret', '0.02']
     """
-    found: list[str] = []
-    rest = list(args)
-    while rest:
-        option = rest.pop(0)
-        found.append(option)
+    joined: list[str] = []
+    remaining = list(args)
+    while remaining:
+        option = remaining.pop(0)
+        joined.append(option)
         if option not in ("--score", "--max_regret", "--max_drop"):
             continue
-        numbers, values = option != "--score", list[str]()
-        # Where the folder has not been named yet, it may follow a score.
-        while rest and not rest[0].startswith("--") and (is_number(rest[0]) if numbers else _named(found, values)):
-            values.append(rest.pop(0))
+        numbers = option != "--score"
+        # A second word after --score is the folder, if that was not named before.
+        has_folder = len(joined) > 1 and not joined[0].startswith("-")
+        values: list[str] = []
+        while remaining and not remaining[0].startswith("--"):
+            if not (is_number(remaining[0]) if numbers else has_folder or not values):
+                break
+            values.append(remaining.pop(0))
         if len(values) > 1:
-            found.append(json.dumps([float(value) for value in values] if numbers else values))
+            joined.append(json.dumps([float(value) for value in values] if numbers else values))
         else:
-            found += values
-    return found
-
-
-def _named(found: list[str], values: list[str]) -> bool:
-    return not values or (len(found) > 1 and not found[0].startswith("-"))
+            joined += values
+    return joined
 
 
 def _run_crossfit(args: list[str]) -> None:
-    """Take the options of `elang crossfit` out and leave the rest to `elang fit`."""
+    """Take the options of `elang crossfit` out and leave the others to `elang fit`."""
     from argparse import ArgumentParser
 
     parser = ArgumentParser(
         prog="elang crossfit",
-        description="Train a Swift without each part of the training file, and keep what each says of that part.",
+        description="Train a Swift without each part of the training file, and record its answers to that part.",
         epilog="All other options are those of `elang fit`.",
         allow_abbrev=False,
     )
     parser.add_argument("--output", default="out_of_fold.parquet", help="the parquet file to write")
     parser.add_argument("--folds", type=int, default=5, help="parts of the training file")
     parser.add_argument("--jobs", type=int, help="Swifts trained at a time; by default as many as there are GPUs")
-    own, fit = parser.parse_known_args(args)
+    options, fit = parser.parse_known_args(args)
     from elang.cli.crossfit import crossfit
 
-    crossfit(fit, own.output, own.folds, own.jobs)
+    crossfit(fit, **vars(options))
 
 
 def _run_function(verb: str, args: list[str]) -> None:
-    """Parse the arguments of a plain function and call it."""
-    from jsonargparse import ArgumentParser
-
-    from elang.cli.options import MODE, own_defaults, refuse_nulls
+    """Parse the arguments of a verb that is a function, and call it."""
+    from elang.cli.options import MODE, Parser, given_options, refuse_nulls
 
     function: Callable[..., None] = getattr(import_module(f"elang.cli.{verb}"), verb)
-    said = (function.__doc__ or "").split("\n", 1)[0]
-    parser = ArgumentParser(prog=f"elang {verb}", description=said, allow_abbrev=False, parser_mode=MODE)
-    suggest(parser)
-    positional = verb in ("suite", "calibrate", "report", "merge", "sweep")
+    summary = (function.__doc__ or "").split("\n", 1)[0]
+    parser = Parser(prog=f"elang {verb}", description=summary, allow_abbrev=False, parser_mode=MODE)
+    positional, lists = verb in _POSITIONAL, _LISTS.get(verb, {})
     if not positional:
         parser.add_argument("--config", action="config", help="YAML file with these options.")
-    several = _LISTS.get(verb, {})
-    for name, said in several.items():
-        parser.add_argument(name, nargs="+", type=str, help=said)
-    groups = add_options(parser, function, positional, set(several))
-    if verb == "ask":
+    for name, help_text in lists.items():
+        parser.add_argument(name, nargs="+", type=str, help=help_text)
+    groups = add_options(parser, function, positional, skip=lists.keys())
+    classes = ("data",) if verb == "ask" else ()
+    if classes:
         parser.set_defaults({"data": {"class_path": "elang.TextClassificationData"}})
-        own_defaults(parser, args, ("data",), {})
-    if verb == "calibrate":
-        args = with_lists(args)
-    found = parser.parse_args(args)
-    if verb == "ask":
-        refuse_nulls(found, ("data",))
-    options: dict[str, Any] = vars(parser.instantiate(found)) if verb == "ask" else found.as_dict()
-    configs = [] if positional else options.pop("config", None) or []
-    if configs and isinstance(options.get("output"), str):
-        check_output_file(options["output"], [one for one in map(str, configs) if os.path.isfile(one)])
+        given_options(parser, args, classes, verbs={})
+    config = parser.parse_args(with_lists(args) if verb == "calibrate" else args)
+    refuse_nulls(config, classes)
+    options: dict[str, Any] = vars(parser.instantiate(config))
+    files = [] if positional else options.pop("config", None) or []
+    if files and isinstance(options.get("output"), str):
+        check_output_file(options["output"], [path for path in map(str, files) if os.path.isfile(path)])
     if empty := [name for name, value in options.items() if isinstance(value, str) and not value]:
         raise InputError(f"--{empty[0]} has an empty value. Give one, or leave the option out.")
     for name, group in groups.items():
-        options[name] = group(**{one.name: options.pop(one.name) for one in fields(group) if one.name in options})
+        names = [field.name for field in fields(group) if field.name in options]
+        options[name] = group(**{name: options.pop(name) for name in names})
     function(**options)
 
 
 def add_options(
     parser: Any, function: Callable[..., None], positional: bool = False, skip: Set[str] = frozenset()
 ) -> dict[str, Any]:
-    """Add a verb's arguments to a parser, and the fields of those that are dataclasses in their place.
-
-    Returns:
-        The dataclasses, by the names of the arguments.
-    """
-    groups = {name: one.annotation for name, one in signature(function).parameters.items()}
-    groups = {name: group for name, group in groups.items() if is_dataclass(group)}
+    """Add a verb's arguments to a parser, a dataclass by its fields; return the dataclasses by argument name."""
+    annotations = {name: parameter.annotation for name, parameter in signature(function).parameters.items()}
+    groups = {name: annotation for name, annotation in annotations.items() if is_dataclass(annotation)}
     parser.add_function_arguments(function, as_positional=positional, skip={*skip, *groups})
     for group in groups.values():
-        left_out = _LEFT_OUT.get(function.__name__, set()) & {one.name for one in fields(group)}
+        left_out = _LEFT_OUT.get(function.__name__, set()) & {field.name for field in fields(group)}
         parser.add_class_arguments(group, skip=left_out)
     return groups

@@ -398,7 +398,7 @@ def test_several_tasks_at_a_time(plan, data, tmp_path, monkeypatch):
     monkeypatch.setattr(suites, "run_step", run_step)
     fails, names = None, ("glue/rte", "glue/sst2", "glue/cola")
     found = read_plan(str(written(plan, tmp_path / "plan.yaml")))
-    chains = [list(task_steps(name, found, None, tmp_path, 0)) for name in names]
+    chains = [list(task_steps(name, found, None, root=tmp_path, seed=0)) for name in names]
     suites.run_chains([[s for s in chain if s.stage != "joint"] for chain in chains], 2)
     for task in names:
         assert [stage for of, stage in seen if of == task] == ["super", "score", "swift"]
@@ -406,7 +406,7 @@ def test_several_tasks_at_a_time(plan, data, tmp_path, monkeypatch):
     assert seen[9:] == [(task, "joint") for task in names]
     seen.clear()
     fails = "glue/rte"
-    chains = [list(task_steps(name, found, None, tmp_path / "b", 0)) for name in names]
+    chains = [list(task_steps(name, found, None, root=tmp_path / "b", seed=0)) for name in names]
     with pytest.raises(InputError, match="no"):
         suites.run_chains(chains)
     assert seen == [("glue/rte", "super"), ("glue/rte", "score")]
@@ -439,7 +439,7 @@ def test_misspelt_options_are_found_before_anything_runs(plan, data, tmp_path, c
 
 def steps_of(plan, task, path, seed=0):
     found = read_plan(written(plan, path / "steps.yaml"))
-    return {step.stage: step for step in task_steps(task, found, "data", Path("out"), seed)}
+    return {step.stage: step for step in task_steps(task, found, "data", root=Path("out"), seed=seed)}
 
 
 def test_later_options_win(plan, tmp_path):
@@ -588,7 +588,9 @@ def again_args(out):
 
 
 def test_a_half_of_mnli_comes_anew_with_the_models(plan, tmp_path):
-    steps = [step for name in ("glue/mnli", "glue/mnli-mm") for step in task_steps(name, plan, "x", tmp_path, 0)]
+    steps = [
+        step for name in ("glue/mnli", "glue/mnli-mm") for step in task_steps(name, plan, "x", root=tmp_path, seed=0)
+    ]
     for step in steps[1:]:
         step.made.parent.mkdir(parents=True, exist_ok=True)
         step.made.write_text("")
@@ -772,7 +774,7 @@ def test_every_config_runs_on_every_task(name, task, tiny, data, tmp_path):
     plan["swift_model"], plan["super_model"] = tiny[name.partition("-")[0]]
     of = TASKS[task].trained_on or task
     folder = str(data / task.partition("/")[0])
-    steps = [step for one in dict.fromkeys([of, task]) for step in task_steps(one, plan, folder, tmp_path, 0)]
+    steps = [step for one in dict.fromkeys([of, task]) for step in task_steps(one, plan, folder, root=tmp_path, seed=0)]
     for step in steps:
         config = step.config
         config["trainer"] = {**config.get("trainer", {}), **QUIET, "precision": "32-true"}

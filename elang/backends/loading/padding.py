@@ -5,7 +5,7 @@ Answers must not depend on what else is in a batch. Three things see to that:
 - padding is on the right, but on the left for families that read their answer off the last place;
 - a classifier that looks for the last token before the padding (decoders do) gets the padding token that it looks for;
 - a family whose answers depend on the padding is refused by name. The families in :data:`CHECKED` are known to be
-  right (tests/test_families.py); of any other a model is tried when it is loaded.
+  right (tests/backends/test_families.py); of any other a model is tried when it is loaded.
 """
 
 import inspect

@@ -14,9 +14,6 @@ from elang.models.objectives.objective import Gain, LossOptions, Objective, Reco
 from elang.records.table import Records
 from elang.tasks.text_task import TextTask
 
-# In place of a label: no Swift that was trained without the example has answered it.
-_NOT_ANSWERED = -2
-
 
 class LabelObjective(Objective):
     """Distillation from logits, margins between easy and hard examples, and the loss of a head on the encoder.
@@ -58,7 +55,9 @@ class LabelObjective(Objective):
         if out_of_fold is not None:
             others = out_of_fold.records["train"]
             size = max(sum(sizes), int(others.id.max()) + 1)
-            self.columns["out_of_fold"] = _by_id(others.id, others.prediction, size, missing=_NOT_ANSWERED)
+            answered = torch.ones(len(others.id), dtype=torch.bool)
+            self.columns["answered_out_of_fold"] = _by_id(others.id, answered, size, missing=False)
+            self.columns["out_of_fold"] = _by_id(others.id, others.prediction, size, missing=0)
             if options.hard == "soft_gain":
                 if others.logits is None:
                     raise InputError("Records out of fold without logits cannot give --model.hard soft_gain.")
@@ -102,9 +101,8 @@ class LabelObjective(Objective):
         soft, logits = self.options.hard == "soft_gain", answer.logits.detach()
         prediction = self.kind.predict(logits)
         if "out_of_fold" in self.columns:
-            out_of_fold = self.columns["out_of_fold"][rows]
-            known = out_of_fold != _NOT_ANSWERED
-            prediction = torch.where(known, out_of_fold, prediction)
+            known = self.columns["answered_out_of_fold"][rows]
+            prediction = torch.where(known, self.columns["out_of_fold"][rows], prediction)
             if soft:
                 logits = torch.where(known[:, None], self.columns["out_of_fold_logits"][rows], logits)
         if soft:
