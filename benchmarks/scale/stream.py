@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from elang import JointPredictor
-from elang.inference.speed import _threshold
+from elang.inference.speed import share_threshold
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import ROOT, write_result
@@ -42,7 +42,7 @@ def memory(count: int) -> dict[str, float]:
         predictor = JointPredictor(f"{folder}/swift", f"{folder}/super", "inf")
         texts = [f"{a} {b} {c}" for a, b, c in itertools.product(["good film", "bad plot"], ["the", "a", "was"], "xyz")]
         scores = torch.tensor([one.score for one in predictor.map(texts)])
-        predictor.threshold = _threshold(scores, 0.25)
+        predictor.threshold = share_threshold(scores, 0.25)
         start, early, most, deferred = time.perf_counter(), 0.0, 0.0, 0
         for i, one in enumerate(predictor.map(itertools.islice(itertools.cycle(texts), count)), 1):
             deferred += one.answered_by == "super"

@@ -29,9 +29,8 @@ from elang.backends.seconds import best_batch, measure_throughput
 from elang.backends.text_model import TextModel
 from elang.cli.bench import _print
 from elang.inference.cascade import Cascade
-from elang.inference.prediction import Window
-from elang.inference.speed import _threshold, disagreement, time_pair
-from elang.inference.stream import stream, windows
+from elang.inference.speed import disagreement, share_threshold, time_pair
+from elang.inference.stream import Window, stream, windows
 from elang.records.manifest import Manifest
 from elang.tasks.text_task import TextTask
 
@@ -69,7 +68,7 @@ def word_texts(tokenizer: Any, count: int, length: int, task: TextTask = TASK) -
 def from_tokens(predictor: JointPredictor, texts: list[str], share: float, repeats: int) -> dict[str, float]:
     """Seconds an input of Super and pair without reading and tokenising, and the pair's speed-up."""
     scores = torch.tensor([one.score for one in predictor.map(texts)])
-    predictor.set_threshold(_threshold(scores, share))
+    predictor.set_threshold(share_threshold(scores, share))
     prepared = [predictor._prepare(predictor.rows(part), None) for _, part in windows(texts, WINDOW)]
     alone = Cascade(predictor.stages[-1:])
     supers = [alone._prepare(alone.rows(part), None) for _, part in windows(texts, WINDOW)]
@@ -113,7 +112,7 @@ def measure(
 def same_answers(few: JointPredictor, texts: list[str], share: float) -> dict[str, float]:
     """Where answers one by one, by graphs, differ from those of many at a time."""
     scores = torch.tensor([one.score for one in few.map(texts)])
-    few.threshold = _threshold(scores, share)
+    few.threshold = share_threshold(scores, share)
     return disagreement([few([text])[0] for text in texts], few.map(texts), few.threshold)
 
 

@@ -19,7 +19,7 @@ import torch
 from elang import JointPredictor
 from elang.cli.bench import _print
 from elang.data.batches import token_batches
-from elang.inference.speed import _threshold, time_pair
+from elang.inference.speed import share_threshold, time_pair
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_result
@@ -50,7 +50,7 @@ def main() -> None:
 def against_a_loop(predictor: JointPredictor, texts: list[str]) -> dict[str, float]:
     """The stream compared with one input after the other, with a quarter deferred."""
     scores = torch.tensor([one.score for one in predictor.map(texts)])
-    predictor.threshold = _threshold(scores, 0.25)
+    predictor.threshold = share_threshold(scores, 0.25)
     times: dict[str, list[float]] = {"stream": [], "loop": []}
     for _ in range(REPEATS):
         for name in times:

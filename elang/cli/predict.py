@@ -14,9 +14,9 @@ from elang.errors import InputError
 from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
-from elang.inference.prediction import Prediction
 from elang.inference.predictor import JointPredictor
 from elang.inference.resume import EMPTY, ESCAPED, about_run, aside_of, files_of_task, resumed, write_answer
+from elang.inference.stream import Prediction
 from elang.notices import notice
 from elang.terminal import ended_at_sigterm
 

@@ -1,4 +1,4 @@
-"""The models of a pair, loaded and made ready, and the threshold that routes between them."""
+"""Loads the models of a pair, makes them ready to answer, and reads the threshold that routes between them."""
 
 from __future__ import annotations
 
@@ -11,140 +11,137 @@ import torch
 from elang.backends.loading.load import load_model
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
-from elang.inference.inputs import kind_of_input
-from elang.inference.options import PairOptions, as_number, check_threshold
+from elang.inference.inputs import type_name
+from elang.inference.options import PairOptions, as_number
+from elang.inference.runner import BatchLimits, ModelRunner
 from elang.notices import notice
 from elang.records.manifest import Manifest
 from elang.tables import is_table
 from elang.tasks.text_task import TextTask
 
-# A FLOPs speed-up that is below 1 even as it is printed.
+# A FLOPs speed-up that is below 1 even when rounded to two digits.
 _COSTLY = 0.995
-Model = str | TextModel | None
+AnyModel = str | PathLike[str] | TextModel | None
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models that are ready to answer.
+    """The models of a pair that are here, ``swift``, ``super`` or both, and the manifest that routes between them.
 
-    Attributes:
-        swift: The Swift; without one the Super is here, too.
-        super_: The Super, if it is here.
-        manifest: The Swift's, or that of another threshold file.
-        order: For each of the Swift's classes its place among the Super's logits.
+    ``first`` is the Swift, or a Super without one; ``order`` the position of its classes among the Super's logits.
     """
 
-    swift: TextModel
-    super_: TextModel | None
+    models: dict[str, TextModel]
+    first: TextModel
     manifest: Manifest
     order: list[int]
 
 
-def load_pair(swift_model: Model, super_model: Model, options: PairOptions, device: torch.device) -> Pair:
-    """Load the models of a pair on their device, and check that they fit together.
-
-    Raises:
-        InputError: If neither is given, one cannot be loaded, or they answer different tasks.
-    """
-    first = swift_model if swift_model is not None else super_model
-    if first is None:
+def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions, *, device: torch.device) -> Pair:
+    """Load the models of a pair, at least one, on their device, and refuse two that answer different tasks."""
+    swift_model, super_model = _model_or_path(swift_model), _model_or_path(super_model)
+    first_model = swift_model if swift_model is not None else super_model
+    if first_model is None:
         raise InputError("Give a swift_model, a super_model, or both.")
-    swift = _ready(first, None, options, device, options.super_int8 and swift_model is None)
-    manifest = Manifest.read(options.thresholds) if options.thresholds else swift.manifest
+    alone = swift_model is None
+    first = _load(first_model, None, options, device=device, int8=alone and options.super_int8)
+    models = {"super" if alone else "swift": first}
+    manifest = Manifest.read(options.thresholds) if options.thresholds else first.manifest
     if manifest is None:
-        manifest = Manifest(swift.label_names)
-    elif swift.weights_sha256:
-        manifest.check_weights(swift.weights_sha256, f"'{swift_model}'")
-    order = list(range(len(swift.label_names)))
-    if swift_model is None or super_model is None:
-        return Pair(swift, swift if swift_model is None else None, manifest, order)
-    super_ = _ready(super_model, swift.task, options, device, options.super_int8)
-    weights = [sum(p.numel() for p in model.parameters()) for model in (swift, super_)]
-    if weights[0] > weights[1]:
-        notice(
-            "swapped-models",
-            f"The Swift '{swift_model}' has {weights[0]:,} weights and the Super '{super_model}' only "
-            f"{weights[1]:,}: are the two the other way round?",
-        )
-    trained = "" if swift.manifest is not None else ", which `elang fit` has not written,"
-    order = super_.class_order(swift.label_names, f"'{super_model}'", f"'{swift_model}'{trained}")
-    if super_.manifest is not None and super_.task.fields != swift.task.fields:
-        raise InputError(
-            f"'{super_model}' was trained on the texts {super_.task.fields}, '{swift_model}' on "
-            f"{swift.task.fields}. Train both on one task."
-        )
-    return Pair(swift, super_, manifest, order)
+        manifest = Manifest(first.label_names)
+    elif first.weights_sha256:
+        manifest.check_weights(first.weights_sha256, f"'{first_model}'")
+    order = list(range(len(first.label_names)))
+    if not alone and super_model is not None:
+        super_ = models["super"] = _load(super_model, first.task, options, device=device, int8=options.super_int8)
+        swift_size, super_size = (sum(p.numel() for p in model.parameters()) for model in (first, super_))
+        if swift_size > super_size:
+            sizes = f"'{swift_model}' has {swift_size:,} weights and the Super '{super_model}' only {super_size:,}"
+            notice("swapped-models", f"The Swift {sizes}: did you swap them?")
+        untrained = "" if first.manifest is not None else ", which `elang fit` has not written,"
+        order = super_.class_order(first.label_names, f"'{super_model}'", f"'{swift_model}'{untrained}")
+        if super_.manifest is not None and super_.task.fields != first.task.fields:
+            fields = f"on the texts {super_.task.fields}, '{swift_model}' on {first.task.fields}"
+            raise InputError(f"'{super_model}' was trained {fields}. Train both on one task.")
+    return Pair(models, first, manifest, order=order)
 
 
-def model_or_path(model: str | PathLike[str] | TextModel | None) -> Model:
-    """A model that is there already, or where it is.
-
-    Raises:
-        InputError: If it is neither, or records.
-    """
+def _model_or_path(model: AnyModel) -> str | TextModel | None:
+    """Refuse what is neither a model nor a path of one, and make text of a path."""
     path = fspath(model) if isinstance(model, PathLike) else model
     if not isinstance(path, str | torch.nn.Module | None):
-        raise InputError(f"A model is a folder, a hub id or a TextModel, but one of {kind_of_input(path)} was given.")
+        raise InputError(f"A model is a folder, a hub id or a TextModel, but this is of {type_name(path)}.")
     if isinstance(path, str) and is_table(path):
         raise InputError(f"Records such as '{path}' answer only the examples in them; give a model to predict.")
     return path
 
 
-def _ready(
-    model: str | TextModel, task: TextTask | None, options: PairOptions, device: torch.device, int8: bool
+def _load(
+    model: str | TextModel, task: TextTask | None, options: PairOptions, *, device: torch.device, int8: bool
 ) -> TextModel:
-    """A model on its device, to be asked; one that is to be compiled is so by the library's own passes."""
-    if not isinstance(model, str) and (options.dtype != "float32" or int8):
-        raise InputError(
-            f"{'super_int8' if int8 else f'dtype torch.{options.dtype}'} is for models that are loaded here; give this "
-            "one as it is to be used."
-        )
-    ready = load_model(model, task, dtype=getattr(torch, options.dtype)) if isinstance(model, str) else model
+    """A model on its device, ready for inference."""
+    if isinstance(model, str):
+        model = load_model(model, task, dtype=getattr(torch, options.dtype))
+    elif options.dtype != "float32" or int8:
+        option = "super_int8" if int8 else f"dtype torch.{options.dtype}"
+        raise InputError(f"{option} is for models that are loaded here; give this one as it is to be used.")
     if int8:
-        # Before it goes to the card, where the whole of it may find no room.
-        ready.quantize()
-    ready = ready.to(device).eval()
+        # Before the model moves to a GPU, which may be too small for it.
+        model.quantize()
+    model = model.to(device).eval()
+    # A model that is to be compiled runs by the library's own forward pass.
     if not options.compile and not int8:
-        ready.shorten()
-    return ready
+        model.shorten()
+    return model
 
 
-def routing_of(pair: Pair, options: PairOptions, super_model: Model) -> tuple[str, float]:
-    """The score that routes, and its threshold; both models are known to be there.
-
-    Raises:
-        InputError: If the Swift has no such score, or no such threshold.
-    """
-    swift, manifest, name = pair.swift, pair.manifest, str(options.threshold)
-    known = [*swift.task.kind.scores, *swift.head_scores]
-    if (options.score or manifest.score) not in known:
-        raise InputError(
-            f"The Swift has no score '{options.score or manifest.score}'; choose one of {', '.join(known)}."
-        )
+def routing_of(pair: Pair, options: PairOptions, super_model: AnyModel) -> tuple[str, float]:
+    """The score by which the Swift of a pair routes, and its threshold; refuses what the Swift does not have."""
+    manifest, name = pair.manifest, str(options.threshold)
     score, threshold = options.score or manifest.score, as_number(options.threshold)
+    known = [*pair.first.task.kind.scores, *pair.first.head_scores]
+    if score not in known:
+        raise InputError(f"The Swift has no score '{score}'; choose one of {', '.join(known)}.")
     if threshold is None:
         score, threshold = manifest.resolve(name, options.score)
-        if (super_ := pair.super_) is not None:
+        if (super_ := pair.models.get("super")) is not None:
             warn_if_costly(manifest, score, name)
             manifest.warn_of_another_super(name, score, str(super_model), lambda: super_.weights_sha256)
-    check_threshold(threshold)
+        as_number(threshold)
     return score, threshold
 
 
-def make_ready(pair: Pair, options: PairOptions, score: str) -> None:
-    """Set up both models for answering with a score: heads, generation, and how they run."""
-    if score not in pair.swift.head_scores:
-        # They would be fed for nothing.
-        pair.swift.drop_routers()
-    for model in dict.fromkeys(one for one in (pair.swift, pair.super_) if one is not None):
-        # Scores of texts with other beams would not be on the thresholds' scale.
-        beams = pair.manifest.num_beams if model is pair.swift and pair.manifest.thresholds else None
+def make_runners(pair: Pair, options: PairOptions, score: str, *, device: torch.device) -> dict[str, ModelRunner]:
+    """Set up the models of a pair for answering with a score, and what runs them, by the names of their stages."""
+    first, manifest = pair.first, pair.manifest
+    if score not in first.head_scores:
+        # Their inputs would be computed for nothing.
+        first.drop_routers()
+    for model in dict.fromkeys(pair.models.values()):
         if model.task.kind.generates:
-            model.configure_generation(pair.manifest.max_target_length, beams)
+            # With other beams the scores would not be on the scale of the thresholds.
+            beams = manifest.num_beams if model is first and manifest.thresholds else None
+            model.configure_generation(manifest.max_target_length, beams)
         for part in model.compiled_parts() if options.compile else []:
             part.compile(dynamic=True)
         if options.onnx:
             model.export()
+    budgets = dict(zip(("swift", "super"), options.budgets(device), strict=True))
+    runners = {}
+    for name, model in pair.models.items():
+        sizes = manifest.max_length, budgets[name], options.batch_size
+        option = "tokens" if name == "swift" else "super_tokens"
+        runners[name] = ModelRunner(
+            model,
+            name.capitalize(),
+            BatchLimits(*sizes, short_way=options.few, option=option),
+            device=device,
+            task=model.task if model.manifest is not None else first.task,
+            any_pairs=model.manifest is None and first.manifest is None,
+            scoring=(score, manifest.temperature) if name == "swift" else None,
+            order=pair.order if name == "super" else None,
+        )
+    return runners
 
 
 def warn_if_costly(manifest: Manifest, score: str, name: str) -> None:
@@ -152,11 +149,8 @@ def warn_if_costly(manifest: Manifest, score: str, name: str) -> None:
     speedups = {key: manifest.speedup(key, score) for key in manifest.thresholds.get(score, {})}
     if not speedups.get(name, math.nan) < _COSTLY:
         return
-    better = [repr(key) for key, speedup in speedups.items() if speedup > 1]
-    notice(
-        "costly-threshold",
-        f"At the threshold '{name}' the pair costs more than the Super alone: a FLOPs speed-up of "
-        f"{speedups[name]:.2f}x on the slice that it was chosen on. "
-        + (f"It is above 1 at {', '.join(better)}." if better else "Ask the Super alone."),
-        stacklevel=3,
-    )
+    better = ", ".join(repr(key) for key, speedup in speedups.items() if speedup > 1)
+    cost = f"a FLOPs speed-up of {speedups[name]:.2f}x on the slice that it was chosen on"
+    remedy = f"It is above 1 at {better}." if better else "Ask the Super alone."
+    text = f"At the threshold '{name}' the pair costs more than the Super alone: {cost}. {remedy}"
+    notice("costly-threshold", text, stacklevel=3)

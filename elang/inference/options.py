@@ -13,11 +13,12 @@ from elang.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-# Tokens in a batch of the Swift's and of the Super's: small models want large batches on a GPU.
+# Tokens in a batch of the Swift and of the Super on a GPU, where small models need large batches.
 _GPU_TOKENS = 65536, 16384
-# The caches of a CPU want small ones; large enough for its threads.
+# On a CPU, for its caches, and for each of its threads.
 _CPU_TOKENS, _THREAD_TOKENS = 512, 256
-_PLAIN = re.compile(r"[\s!-^a-~]*", re.ASCII)
+# Text with other characters, such as "1_0", is a name, though Python reads some as a number.
+_NUMBER_CHARACTERS = re.compile(r"[\s!-^a-~]*", re.ASCII)
 _YAML_INFINITY = re.compile(r"^([+-]?)\.(?:inf|Inf|INF)$")
 
 
@@ -28,22 +29,21 @@ class PairOptions:
     Args:
         threshold: Name of a threshold in ``elang.json`` (``parity``, ``99%``, ``defer 30%``) or a number: inputs that
             score above it go to the Super. Also ``inf`` and ``-inf``.
-        score: The score that routes; by default the one that the named threshold was calibrated for, else the Swift's
-            own.
+        score: The score that routes; by default the one that the named threshold was calibrated for, else the Swift's.
         thresholds: Another threshold file, as `elang validate` writes it.
         device: By default a GPU if there is one.
         batch_size: Inputs in a batch at most; by default only their tokens count.
-        tokens: Tokens in a batch of the Swift's, with padding; by default what suits the device.
+        tokens: Tokens in a batch of the Swift, with padding; by default what suits the device.
         super_tokens: The same for the Super.
-        few: Up to so many inputs at a time take the short way, for latency: captured graphs on a GPU, for which loading
-            takes longer. Of texts only those that a T5 or mT5 generates without beams; not for candidates of each
-            input's own.
+        few: Up to this many inputs at a time take the short way, for latency: captured graphs on a GPU, for which
+            loading takes longer. Of texts only those that a T5 or mT5 generates without beams; not where each input
+            has candidates of its own.
         dtype: Precision of both models' weights; scores are float32 in any, but thresholds that were chosen in float32
             are met only approximately.
         compile: Compile both models with ``torch.compile``, for any shapes, at the first inputs; T5 then runs by the
             library's own forward pass.
         super_int8: Keep the matrices of the Super's layers as int8 (torchao; the extra ``int8``), for a card that it is
-            too large for; what is computed with them stays in ``dtype``.
+            too large for; computations stay in ``dtype``.
         onnx: Run both encoders by ONNX Runtime (the extra ``onnx``), on a CPU, in float32.
 
     Raises:
@@ -64,22 +64,16 @@ class PairOptions:
     onnx: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "tokens", "super_tokens"):
+        for name, smallest in (("batch_size", 1), ("tokens", 1), ("super_tokens", 1), ("few", 0)):
             size = getattr(self, name)
-            if size is not None and size < 1:
-                raise InputError(f"{name} must be at least 1, but it is {size}.")
-        if self.few < 0:
-            raise InputError(f"few must be at least 0, but it is {self.few}.")
+            if size is not None and size < smallest:
+                raise InputError(f"{name} must be at least {smallest}, but it is {size}.")
         if self.dtype not in get_args(DType):
             raise InputError(f"dtype must be one of {', '.join(get_args(DType))}, but it is {self.dtype!r}.")
-        check_threshold(as_number(self.threshold))
+        as_number(self.threshold)
 
     def place(self) -> torch.device:
-        """The device of both models.
-
-        Raises:
-            InputError: If ONNX Runtime is asked for elsewhere than on a CPU in float32.
-        """
+        """The device of both models; refuses ``onnx`` where it does not go with it or with other options."""
         import torch
 
         device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -88,7 +82,7 @@ class PairOptions:
         return device
 
     def budgets(self, device: torch.device) -> tuple[int, int]:
-        """Tokens in a batch of the Swift's and of the Super's on a device."""
+        """Tokens in a batch of the Swift and of the Super on a device."""
         import torch
 
         swift, super_ = _GPU_TOKENS
@@ -98,21 +92,15 @@ class PairOptions:
 
 
 def as_number(threshold: str | float) -> float | None:
-    """A threshold given as a number or as its text; ``None`` where it is a name."""
+    """A threshold as a number, which must not be NaN; ``None`` if it is a name."""
     if isinstance(threshold, str):
         threshold = _YAML_INFINITY.sub(r"\1inf", threshold)
+        if not _NUMBER_CHARACTERS.fullmatch(threshold):
+            return None
     try:
-        # Of other scripts' digits, and of "1_0", a name.
-        return float(threshold) if not isinstance(threshold, str) or _PLAIN.fullmatch(threshold) else None
+        number = float(threshold)
     except ValueError:
         return None
-
-
-def check_threshold(threshold: float | None) -> None:
-    """Refuse a threshold that is NaN.
-
-    Raises:
-        InputError: Then.
-    """
-    if threshold is not None and math.isnan(threshold):
+    if math.isnan(number):
         raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as parity.")
+    return number

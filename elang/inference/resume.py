@@ -1,6 +1,5 @@
-"""A run of predictions that goes on where it was stopped."""
+"""An output of `elang predict`, which an interrupted run resumes."""
 
-import fcntl
 import json
 import os
 import sys
@@ -12,55 +11,49 @@ from typing import Any
 
 from elang.errors import InputError, printable
 from elang.files import plain, take_place
-from elang.inference.prediction import Prediction
 from elang.inference.predictor import JointPredictor
+from elang.inference.stream import Prediction
 from elang.json_files import read_object
+from elang.locks import lock_output, unlock_output
 from elang.notices import notice
 from elang.terminal import at_sigterm
 
-# Of a lone surrogate it makes what JSON has for it, too.
+# How files encode a lone surrogate: as its JSON escape.
 ESCAPED = "backslashreplace"
 EMPTY = "The input '{}' is empty: there is nothing to predict. Give one input a line."
 
 
 def write_answer(answers: Iterator[Prediction], file: Any) -> tuple[int, int]:
-    """Write answers as they come; how many there were, and how many were the Super's."""
+    """Write answers as they come; return how many there were, and how many were the Super's."""
     from tqdm import tqdm
 
     total = deferred = 0
-    for one in tqdm(answers, unit=" inputs", disable=not sys.stderr.isatty() or file is sys.stdout):
-        file.write(json.dumps(vars(one), ensure_ascii=False) + "\n")
-        total, deferred = total + 1, deferred + (one.answered_by == "super")
+    for answer in tqdm(answers, unit=" inputs", disable=not sys.stderr.isatty() or file is sys.stdout):
+        file.write(json.dumps(vars(answer), ensure_ascii=False) + "\n")
+        total, deferred = total + 1, deferred + (answer.answered_by == "super")
     return total, deferred
 
 
 def about_run(
     predictor: JointPredictor, models: list[str], source: str, *, text: list[str] | None, ways: list[Any]
 ) -> dict[str, Any]:
-    """What the answers depend on, with the ``ways`` in which the models run.
-
-    Nothing of standard input, which does not come again.
-    """
+    """What the answers depend on: the models, the ``ways`` in which they run, the routing and the input."""
     if source == "-":
+        # It cannot be read again.
         return {}
     try:
         status = os.stat(source)
     except OSError as error:
-        raise InputError(f"The input '{source}' cannot be read ({error.strerror}). Mend its path.") from error
+        raise InputError(f"The input '{source}' cannot be read ({error.strerror}). Correct its path.") from error
     return {
         "models": [_files(model) for model in models],
-        "routing": [
-            predictor.score,
-            *ways,
-            str(predictor.threshold),
-            plain(asdict(predictor.manifest)),
-        ],
+        "routing": [predictor.score, *ways, str(predictor.threshold), plain(asdict(predictor.manifest))],
         "input": [os.path.abspath(source), status.st_size, status.st_mtime_ns, text],
     }
 
 
 def _files(model: str) -> list[Any]:
-    """A model's files by name, size and time, or its name on the hub."""
+    """The name of a model, and for a local one its files by name, size and time."""
     path = Path(model)
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     return [model, *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files)]
@@ -68,91 +61,84 @@ def _files(model: str) -> list[Any]:
 
 @contextmanager
 def resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int]]:
-    """Yield a file beside ``output`` that takes its name at the end, and what it holds of an earlier run.
+    """Yield a file beside ``output`` that takes its name at the end, the number of its answers, and of the Super's.
 
-    A run that was killed leaves it behind, as does one that came upon bad input after some answers. It is gone on with
-    only if the answers depend on the same things: models, threshold, input.
+    A run that was killed, or stopped at a bad input, leaves the file behind. The next run continues it if the answers
+    depend on the same things (``about``), and otherwise starts again.
     """
     aside = aside_of(output)
     note = aside.with_name(f"{aside.name}.json")
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    done = deferred = 0
+    lock_output(output)
     try:
-        same = bool(about) and read_object(note) == about
-    except (OSError, ValueError):
-        same = False
-    with aside.open("a", encoding="utf-8", errors=ESCAPED) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"Another run is writing '{output}'. Wait for it, or give another --output.") from error
-        try:
-            if same:
-                done, deferred = _whole_lines(aside)
-            else:
-                if earlier := _whole_lines(aside)[0]:
-                    notice(
-                        "answers-begun-anew",
-                        f"Beginning anew: the {earlier:,} answers in '{aside}' are of another run, and are deleted.",
-                    )
+        with aside.open("a", encoding="utf-8", errors=ESCAPED) as file:
+            done, deferred = _whole_lines(aside)
+            try:
+                same = bool(about) and read_object(note) == about
+            except (OSError, ValueError):
+                same = False
+            if not same:
+                if done:
+                    of_another_run = f"the {done:,} answers in '{aside}' are of another run, and are deleted"
+                    notice("answers-begun-anew", f"Beginning anew: {of_another_run}.")
+                done = deferred = 0
                 file.truncate(0)
                 note.write_text(json.dumps(about), "utf-8")
-            goes_on = f"the same command goes on behind what is in '{aside}'" if about else f"see '{aside}'"
-            said = printable(f"stopped before the end; {goes_on}\n")
-            try:
-                with _told_at_sigterm(said):
-                    yield file, done, deferred
-            except KeyboardInterrupt:
-                sys.stderr.write(said)
-                raise
+            resume = f"the same command goes on behind what is in '{aside}'" if about else f"see '{aside}'"
+            with _announced(printable(f"stopped before the end; {resume}\n")):
+                yield file, done, deferred
             file.flush()
             os.fsync(file.fileno())
-            take_place(aside, Path(os.path.realpath(output)))
-            note.unlink(missing_ok=True)
-        except InputError as error:
-            file.flush()
-            if kept := _whole_lines(aside)[0]:
-                raise InputError(f"{error} The {kept:,} answers before it are in '{aside}'.") from error
-            aside.unlink(missing_ok=True)
-            note.unlink(missing_ok=True)
-            raise
+        take_place(aside, Path(os.path.realpath(output)))
+        note.unlink(missing_ok=True)
+    except InputError as error:
+        if done := _whole_lines(aside)[0]:
+            raise InputError(f"{error} The {done:,} answers before it are in '{aside}'.") from error
+        aside.unlink(missing_ok=True)
+        note.unlink(missing_ok=True)
+        raise
+    finally:
+        unlock_output(output)
 
 
 def aside_of(output: str) -> Path:
-    """Where answers are until all are there: beside the file, or what a link to it leads to."""
+    """The file of the answers until all are there: beside the output, or beside the file that it links to."""
     path = Path(os.path.realpath(output))
     return path.with_name(f".{path.name}.part")
 
 
 def files_of_task(task: str, folder: str) -> list[str]:
-    """The benchmark's own files of a task."""
+    """A benchmark's own files of a task."""
     from elang.data.glue.files import find_files
     from elang.data.glue.table import find_tasks
 
-    return [str(path) for one in find_tasks(task) for path in find_files(one, folder).values()]
+    return [str(path) for part in find_tasks(task) for path in find_files(part, folder).values()]
 
 
 @contextmanager
-def _told_at_sigterm(said: str) -> Iterator[None]:
-    """Say something on standard error when SIGTERM ends the process."""
+def _announced(message: str) -> Iterator[None]:
+    """Print a message on standard error when SIGTERM or Ctrl-C ends the process."""
 
     def end(number: int, frame: Any) -> None:
-        # Whatever was being written then is half written.
-        os.write(2, said.encode())
+        # Without clean-up: Python's buffers may be half written.
+        os.write(2, message.encode())
         os._exit(128 + number)
 
-    with at_sigterm(end):
-        yield
+    try:
+        with at_sigterm(end):
+            yield
+    except KeyboardInterrupt:
+        sys.stderr.write(message)
+        raise
 
 
 def _whole_lines(path: Path) -> tuple[int, int]:
-    """Cut a half line off; how many lines there are, and how many of them are the Super's answers."""
+    """Cut off a half-written line; return the number of lines, and how many of them are the Super's answers."""
     lines = deferred = end = 0
     with path.open("r+b") as file:
         for line in file:
             if line.endswith(b"\n"):
                 lines, end = lines + 1, end + len(line)
-                # Quotes within a text are escaped.
+                # Unambiguous, because quotes within a text are escaped.
                 deferred += b'"answered_by": "super"' in line
         file.truncate(end)
     return lines, deferred

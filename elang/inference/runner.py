@@ -1,4 +1,4 @@
-"""A model on its device that answers texts: in batches that fit into its memory, or few of them the short way."""
+"""Runs a model over windows of texts: in batches that fit into memory, or a few texts at a time by the short way."""
 
 from __future__ import annotations
 
@@ -17,25 +17,23 @@ from elang.backends.text_model import TextModel
 from elang.data.batches import EncodedExamples, token_batches
 from elang.data.encoding import encode_examples, pad_of, pads_left, same_tokens, token_lists
 from elang.errors import InputError
-from elang.inference.prediction import StageAnswers, Window
+from elang.inference.stream import Window
 from elang.method.scores import BEFORE_DECODER
 from elang.notices import notice
 from elang.tasks.text_task import TextTask
 
-# Logits over a vocabulary take as much memory as so many tokens.
-_DECODED = 8
+# The logits over a vocabulary take as much memory as this many tokens.
+_TOKENS_PER_LOGITS = 8
+ScoredAnswers = tuple[list[Any], list[float], list[bool]]
+"""For each input its answer (``None`` if deferred unanswered), its difficulty score, and whether it is deferred."""
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How much a model is given at a time.
+    """How much a model is given at a time: tokens of an input, tokens (with padding) and inputs of a batch.
 
-    Attributes:
-        max_length: Tokens that are kept of an input.
-        tokens: Tokens in a batch, with padding.
-        batch_size: Inputs in a batch at most; ``None``: only their tokens count.
-        short_way: Up to so many inputs take the short way of :mod:`elang.backends.fast.graphs`.
-        option: Names the tokens in messages.
+    Windows of up to ``short_way`` inputs take the short way of :mod:`elang.backends.fast.graphs`. ``option`` is the
+    option that sets ``tokens``, for messages.
     """
 
     max_length: int
@@ -46,21 +44,11 @@ class BatchLimits:
 
 
 class ModelRunner:
-    """Runs a model over the windows of a cascade: the backend of a stage.
+    """Runs a model, ``who`` in messages, over the windows of a cascade: the backend of a stage.
 
-    Args:
-        model: The model, on its device.
-        who: Its name in messages.
-        limits: How much it is given at a time.
-        device: Where it is.
-        task: What it is asked.
-        any_pairs: Whether it may be asked pairs of texts, too, because nothing says what it was trained on.
-        scoring: The score by which it routes and its temperature; ``None`` for the last stage.
-        order: For each of the answers' classes its place among the model's logits.
-
-    Attributes:
-        tokens: Tokens in a batch; fewer once a batch has not fitted into memory.
-        truncated: Inputs that were cut for it.
+    ``scoring`` is the score that routes and its temperature, ``None`` for the last stage. ``order`` is the position of
+    each answer's class among the model's logits, by default the same. With ``any_pairs`` it takes pairs of texts, too,
+    because nothing says what it was trained on.
     """
 
     def __init__(
@@ -77,130 +65,121 @@ class ModelRunner:
     ) -> None:
         self.model, self.who, self.device = model, who, device
         self.task, self._any_pairs = task, any_pairs
+        # Fewer tokens once a batch did not fit into memory.
         self.limits, self.tokens, self.max_length = limits, limits.tokens, limits.max_length
-        self.short_score = scoring[0] if scoring else None
+        self._short_score = scoring[0] if scoring else None
         self._temperature = scoring[1] if scoring else 1.0
         self._order = None if order is None or order == list(range(len(order))) else order
+        # Inputs that were truncated so far.
         self.truncated = 0
-        self.small_batches = self._small_batches() if limits.short_way else None
-
-    @torch.inference_mode()
-    def _small_batches(self) -> SmallBatches | None:
-        """What runs the model over few inputs, if it has a short way."""
-        passes = self.model.short_way(self.short_score, self._temperature, self._order)
-        if passes is None:
-            return None
-        return SmallBatches(
-            passes,
-            pad_of(self.model.tokenizer),
-            self.limits.short_way,
-            limit=self.limit,
-            device=self.device,
-            who=f"The {self.who}",
-            tokens=self.model.max_new_tokens,
-            left=pads_left(self.model.tokenizer),
-        )
+        self.small_batches: SmallBatches | None = None
+        with torch.inference_mode():
+            passes = model.short_way(self._short_score, self._temperature, self._order) if limits.short_way else None
+            if passes is not None:
+                self.small_batches = SmallBatches(
+                    passes,
+                    pad_of(model.tokenizer),
+                    limits.short_way,
+                    limit=self.limit,
+                    device=device,
+                    who=f"The {who}",
+                    tokens=model.max_new_tokens,
+                    left=pads_left(model.tokenizer),
+                )
 
     @property
     def limit(self) -> int:
-        """Tokens that are kept of an input."""
+        """Tokens of an input at which it is truncated."""
         return int(min(self.max_length, self.model.tokenizer.model_max_length))
 
     def task_for(self, num_texts: int) -> TextTask:
-        """The task of inputs of so many texts."""
+        """The task for inputs of this many texts."""
         if num_texts != 2 or not self._any_pairs:
             return self.task
         return replace(self.task, fields=["text", "text_pair"], segments=["{text}", "{text_pair}"])
 
-    def reads_like(self, other: ModelRunner) -> bool:
-        """Whether both models read a text as the same tokens."""
-        first, second = self.model.reader, other.model.reader
-        if first.text_to_text != second.text_to_text or self.task.plain() != other.task.plain():
+    def reads_like(self, other: Any) -> bool:
+        """Whether both runners turn a text into the same tokens."""
+        if not isinstance(other, ModelRunner) or self.task.plain() != other.task.plain():
             return False
-        return self.limit == other.limit and same_tokens(first.tokenizer, second.tokenizer)
+        first, second = self.model.reader, other.model.reader
+        same_format = first.text_to_text == second.text_to_text and self.limit == other.limit
+        return same_format and same_tokens(first.tokenizer, second.tokenizer)
 
     def encode(self, texts: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None) -> EncodedExamples:
-        """The tokens of texts, and of candidates."""
+        """The tokens of texts and of candidates."""
         return encode_examples(self.model.reader, self.task_for(len(texts[0])), texts, choices, self.limit)
 
     def token_lists(self, texts: list[tuple[str, ...]]) -> tuple[list[dict[str, list[int]]], int]:
-        """The same of few texts, as lists, and how many were cut."""
+        """The tokens of a few texts as lists, and how many texts were truncated."""
         return token_lists(self.model.reader, self.task_for(len(texts[0])), texts, self.limit)
 
     def batches(self, lengths: Tensor) -> list[Tensor]:
-        """Row numbers of the batches for inputs of these lengths, int64 ``(N,)``."""
-        return token_batches(self._room(lengths), self.tokens, self.limits.batch_size)
+        """The row numbers of each batch for inputs of these lengths, int64 ``(N,)``."""
+        return token_batches(self._memory(lengths), self.tokens, self.limits.batch_size)
 
-    def _room(self, lengths: Tensor) -> Tensor:
-        """Tokens that count against the budget."""
-        return lengths.clamp_min(max(1, _DECODED * self.model.decoded))
+    def _memory(self, lengths: Tensor) -> Tensor:
+        """What inputs of these lengths take of the budget, in tokens."""
+        return lengths.clamp_min(max(1, _TOKENS_PER_LOGITS * self.model.decoded))
 
     def inputs(self, encoded: EncodedExamples, rows: Tensor) -> dict[str, Tensor]:
         """A batch on the device."""
         inputs = encoded.batch(rows.tolist())
         if self.device.type == "cuda":
-            # So that the copy does not wait for what the device is doing.
+            # So that the copy does not wait for the device's queue.
             inputs = {name: value.pin_memory() for name, value in inputs.items()}
         return {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
 
     def read(self, window: Window, short: bool = True) -> None:
-        """Tokenise a window ahead of time, unless it may be ``short`` and takes the short way."""
+        """Tokenise a window ahead of time, unless ``short`` is allowed and it takes the short way."""
         if not (short and self._takes_short_way(window)):
             window.encoded = self.encode(window.texts, window.choices)
             self.truncated += window.encoded.texts.truncated
 
     def answer(self, window: Window) -> list[Any]:
         """The answers to a window, as :meth:`elang.tasks.kind.Kind.answer` takes them."""
-        return list(self.score(window, None, math.inf).answers)
+        return self.score(window, None, math.inf)[0]
 
     @torch.inference_mode()
-    def score(self, window: Window, score: str | None, threshold: float) -> StageAnswers:
-        """Answer and score a window.
-
-        Args:
-            window: Of any size.
-            score: The score that routes; ``None``: all are answered.
-            threshold: What scores above it is deferred, and not answered if the score is known before the decoder runs.
-        """
-        if window.encoded is None and score == self.short_score and self._takes_short_way(window):
-            answers, scores = self._few(window, threshold)
+    def score(self, window: Window, score: str | None, threshold: float) -> ScoredAnswers:
+        """Answer and score a window; inputs above the threshold are deferred, if possible before they are decoded."""
+        if window.encoded is None and score == self._short_score and self._takes_short_way(window):
+            answers, scores = self._score_short(window, threshold)
         else:
-            answers, scores = self._many(window, score, threshold)
-        deferred = [one > threshold for one in scores]
+            answers, scores = self._score_batches(window, score, threshold)
+        deferred = [value > threshold for value in scores]
         if score in BEFORE_DECODER:
             answers = [None if hard else answer for answer, hard in zip(answers, deferred, strict=True)]
-        return StageAnswers(answers, scores, deferred)
+        return answers, scores, deferred
 
     def _takes_short_way(self, window: Window) -> bool:
         return self.small_batches is not None and window.choices is None and len(window) <= self.limits.short_way
 
-    def _many(self, window: Window, score: str | None, threshold: float) -> tuple[list[Any], list[float]]:
-        """Answers and scores, batch by batch."""
+    def _score_batches(self, window: Window, score: str | None, threshold: float) -> tuple[list[Any], list[float]]:
         if window.encoded is None:
             self.read(window, short=False)
         assert window.encoded is not None
         order, tables, texts = [], [], list[str | None]([None]) * len(window)
-        for rows, batch in self._each_batch(window.encoded, score, threshold):
+        for rows, batch in self._answered_batches(window.encoded, score, threshold):
             order.append(rows)
             tables.append(batch.table)
             for place, text in zip(rows.tolist(), batch.texts or (), strict=False):
                 texts[place] = text
-        # One wait for the device in a window.
+        # Wait for the device once per window.
         table = torch.cat(tables).cpu()[torch.cat(order).argsort()]
         self._check_logits(table[:, 2].tolist(), window)
         return texts if self.task.kind.generates else table[:, 1].tolist(), table[:, 0].tolist()
 
-    def _few(self, window: Window, threshold: float) -> tuple[list[Any], list[float]]:
-        """The same by the short way."""
+    def _score_short(self, window: Window, threshold: float) -> tuple[list[Any], list[float]]:
         assert self.small_batches is not None
         tokens = window.token_lists
         if tokens is None:
-            tokens, cut = self.token_lists(window.texts)
-            self.truncated += cut
-            # The next model counts what it cuts itself.
-            window.token_lists = None if cut else tokens
+            tokens, truncated = self.token_lists(window.texts)
+            self.truncated += truncated
+            # The next model counts truncated texts itself.
+            window.token_lists = None if truncated else tokens
         scores, *rest = self.small_batches.first(tokens)
-        early = self.short_score in BEFORE_DECODER
+        early = self._short_score in BEFORE_DECODER
         kept = [not early or score <= threshold for score in scores]
         if not any(kept):
             return [None] * len(scores), scores
@@ -210,13 +189,13 @@ class ModelRunner:
         if early:
             rest = self.small_batches.second(len(scores))[1:]
         answers, checksums = rest
-        self._check_logits([one if keep else 0.0 for one, keep in zip(checksums, kept, strict=True)], window)
+        self._check_logits([value if keep else 0.0 for value, keep in zip(checksums, kept, strict=True)], window)
         return answers, scores
 
-    def _each_batch(
+    def _answered_batches(
         self, encoded: EncodedExamples, score: str | None, threshold: float
     ) -> Iterator[tuple[Tensor, BatchAnswers]]:
-        """The rows and the answers of each batch; for one that does not fit into memory the budget is halved."""
+        """The rows and the answers of each batch; the token budget is halved when one does not fit into memory."""
         batches = deque(self.batches(encoded.lengths))
         options: dict[str, Any] = {"temperature": self._temperature, "order": self._order}
         while batches:
@@ -225,35 +204,26 @@ class ModelRunner:
                 with any_shape():
                     answers = self.model.answer_batch(self.inputs(encoded, rows), score, threshold, **options)
             except torch.OutOfMemoryError as error:
+                failure = f"does not fit into the memory of {self.device}"
                 if len(rows) == 1:
-                    raise InputError(
-                        f"An input of {int(encoded.lengths[rows])} tokens does not fit into the memory of "
-                        f"{self.device}. Take a smaller dtype, or free memory."
-                    ) from error
+                    begin = f"An input of {int(encoded.lengths[rows])} tokens"
+                    raise InputError(f"{begin} {failure}. Use a smaller dtype, or free memory.") from error
             else:
                 yield rows, answers
                 continue
-            # Outside, where the error does not hold on to what was computed any more.
+            # Outside of the handler, where the error no longer holds on to what was computed.
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            self._halve(encoded.lengths[rows])
-            left = torch.cat([rows, *batches])
-            batches = deque(left[part] for part in self.batches(encoded.lengths[left]))
-
-    def _halve(self, lengths: Tensor) -> None:
-        """Make half of a batch with these lengths the budget, even if the number of inputs limited the batch."""
-        self.tokens = len(lengths) // 2 * int(self._room(lengths).max())
-        notice(
-            "batches-halved",
-            f"A batch of {len(lengths)} inputs does not fit into the memory of {self.device}: {self.limits.option} is "
-            f"{self.tokens} now.",
-        )
+            # Half of this batch, even if the number of inputs limited it.
+            self.tokens = len(rows) // 2 * int(self._memory(encoded.lengths[rows]).max())
+            now = f"{self.limits.option} is {self.tokens} now"
+            notice("batches-halved", f"A batch of {len(rows)} inputs {failure}: {now}.")
+            remaining = torch.cat([rows, *batches])
+            batches = deque(remaining[part] for part in self.batches(encoded.lengths[remaining]))
 
     def _check_logits(self, checksums: list[float], window: Window) -> None:
-        """Refuse inputs whose logits cannot be scored, naming the first."""
+        """Refuse inputs whose logits cannot be scored."""
         if not all(map(math.isfinite, checksums)):
-            wrong = [texts for texts, one in zip(window.texts, checksums, strict=True) if not math.isfinite(one)]
-            raise InputError(
-                f"{len(wrong)} of {len(window)} inputs have logits of the {self.who}'s that are NaN or infinite, first "
-                f"{wrong[0]!r}. Look for a diverged training run."
-            )
+            bad = [texts for texts, value in zip(window.texts, checksums, strict=True) if not math.isfinite(value)]
+            count = f"{len(bad)} of {len(window)} inputs, first for {bad[0]!r}"
+            raise InputError(f"The {self.who}'s logits are NaN or infinite for {count}. Did its training diverge?")

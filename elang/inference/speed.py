@@ -1,4 +1,4 @@
-"""A pair timed on real inputs, beside what it saves in FLOPs."""
+"""Times a pair on real inputs, beside what it saves in FLOPs."""
 
 import math
 import statistics
@@ -10,40 +10,31 @@ from typing import Any
 import torch
 
 from elang.backends.text_model import TextModel
-from elang.inference.prediction import Prediction
 from elang.inference.predictor import JointPredictor
+from elang.inference.stream import Prediction
 from elang.method.scores import BEFORE_DECODER
 
 
 def time_pair(
     predictor: JointPredictor, rows: list[Any], shares: list[float], single: list[Any], repeats: int
 ) -> dict[str, Any]:
-    """Time a pair.
-
-    Args:
-        predictor: The pair.
-        rows: Inputs for the passes over many.
-        shares: Deferred shares.
-        single: Inputs that are answered one by one.
-        repeats: Passes of each, in turns, after one that is not counted.
+    """Time Swift, Super, and the pair at deferred ``shares``, in turns, on ``rows`` together and ``single`` one by one.
 
     Returns:
-        For ``swift``, ``super`` and each share: seconds an input as ``median``, ``least`` and ``most`` of the passes,
-        ``one by one`` (median and 95th percentile), the ``deferred`` share, ``speedup`` over the Super as measured and
-        as FLOPs ``predict`` it, and their ``ratio``.
+        For ``swift``, ``super`` and each share: seconds an input as ``median``, ``least`` and ``most`` of the
+        ``repeats`` after an uncounted one, ``one by one`` (median and 95th percentile), the ``deferred`` share,
+        ``speedup`` over the Super as measured and as ``predicted`` from FLOPs, and their ``ratio``.
     """
-    scores = torch.tensor([one.score for one in predictor.map(rows)])
-    thresholds = {f"defer {share:.0%}": _threshold(scores, share) for share in shares}
-    # In the order in which they take turns.
-    limits = {"swift": math.inf} | thresholds
-    deferred = {name: scores > limit for name, limit in thresholds.items()}
-    deferred |= {name: torch.full((len(rows),), name == "super") for name in ("super", "swift")}
+    scores = torch.tensor([answer.score for answer in predictor.map(rows)])
+    thresholds = {"swift": math.inf} | {f"defer {share:.0%}": share_threshold(scores, share) for share in shares}
+    deferred = {name: scores > threshold for name, threshold in thresholds.items()}
+    deferred["super"] = torch.full((len(rows),), True)
     predicted = _predicted_speedups(predictor, rows, deferred)
-    many, ones = _seconds(predictor, limits, rows, single=single, repeats=repeats)
-    base = statistics.median(many["super"])
+    together, alone = _seconds(predictor, thresholds, rows, single=single, repeats=repeats)
+    super_median = statistics.median(together["super"])
     passes: dict[str, dict[str, Any]] = {}
-    for name, seconds in many.items():
-        speedup = base / statistics.median(seconds)
+    for name, seconds in together.items():
+        speedup = super_median / statistics.median(seconds)
         passes[name] = {
             "deferred": float(deferred[name].double().mean()),
             "median": statistics.median(seconds),
@@ -54,116 +45,103 @@ def time_pair(
             "ratio": speedup / predicted[name],
         }
         if single:
-            ordered = sorted(ones[name])
+            ordered = sorted(alone[name])
             passes[name]["one by one"] = {
                 "median": statistics.median(ordered),
                 "95%": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
-                "speedup": statistics.fmean(ones["super"]) / statistics.fmean(ordered),
+                "speedup": statistics.fmean(alone["super"]) / statistics.fmean(ordered),
             }
     return {"inputs": len(rows), "device": str(predictor.device), "passes": passes}
 
 
 def _seconds(
-    predictor: JointPredictor, limits: dict[str, float], rows: list[Any], *, single: list[Any], repeats: int
+    predictor: JointPredictor, thresholds: dict[str, float], rows: list[Any], *, single: list[Any], repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Seconds of an input at each threshold and of the Super alone: of many inputs in a pass, and one by one."""
+    """Seconds an input of the Super alone and at each threshold: answered together, and one by one."""
 
-    def stream(threshold: float, some: list[Any]) -> Any:
+    def routed(answer: Callable[[list[Any]], Any], threshold: float, texts: list[Any]) -> None:
         predictor.set_threshold(threshold)
-        return list(predictor.map(some))
+        answer(texts)
 
-    def one(threshold: float, some: list[Any]) -> Any:
-        predictor.set_threshold(threshold)
-        return predictor(some)
+    def measured(calls: dict[str, Callable[[list[Any]], Any]], inputs: list[list[Any]], warm_up: int) -> Any:
+        seconds: dict[str, list[float]] = {name: [] for name in calls}
+        for number, texts in enumerate(inputs):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                call(texts)
+                if predictor.device.type == "cuda":
+                    torch.cuda.synchronize(predictor.device)
+                if number >= warm_up:
+                    seconds[name].append((time.perf_counter() - start) / len(texts))
+        return seconds
 
-    streams: dict[str, Callable[[list[Any]], Any]] = {"super": lambda some: list(predictor.super_map(some))}
-    streams |= {name: partial(stream, threshold) for name, threshold in limits.items()}
-    many: dict[str, list[float]] = {name: [] for name in streams}
-    for repeat in range(repeats + 1):
-        for name, call in streams.items():
-            seconds = _timed(call, rows, predictor.device)
-            if repeat:
-                many[name].append(seconds / len(rows))
-    warm = min(10, len(single))
-    alone: dict[str, Callable[[list[Any]], Any]] = {name: partial(one, t) for name, t in limits.items()}
-    alone["super"] = lambda some: predictor.ask_super(predictor.rows(some))
-    ones: dict[str, list[float]] = {name: [] for name in alone}
-    for i, row in enumerate(single[:warm] + single):
-        for name, call in alone.items():
-            seconds = _timed(call, [row], predictor.device)
-            if i >= warm:
-                ones[name].append(seconds)
-    return many, ones
+    stream: dict[str, Any] = {"super": lambda texts: list(predictor.super_map(texts))}
+    alone: dict[str, Any] = {"super": lambda texts: predictor.ask_super(predictor.rows(texts))}
+    for name, threshold in thresholds.items():
+        stream[name] = partial(routed, lambda texts: list(predictor.map(texts)), threshold)
+        alone[name] = partial(routed, predictor, threshold)
+    warm_up = min(10, len(single))
+    together = measured(stream, [rows] * (repeats + 1), 1)
+    return together, measured(alone, [[row] for row in single[:warm_up] + single], warm_up)
 
 
 def _predicted_speedups(
     predictor: JointPredictor, rows: list[Any], deferred: dict[str, torch.Tensor]
 ) -> dict[str, float]:
-    """The FLOPs of the Super alone over those of each way, by which inputs it defers, bool ``(N,)``."""
+    """The FLOPs of the Super alone over those of each way; ``deferred``, bool ``(N,)``, are the inputs it defers."""
     swift, super_ = (flops_of(predictor, model, rows) for model in (predictor.swift, predictor.super_))
-    kept = away = swift["flops"] + swift["score_flops"]
+    kept_cost = deferred_cost = swift["flops"] + swift["score_flops"]
     if predictor.score in BEFORE_DECODER:
-        # Known before the decoder runs, and of a kept input nothing else is scored.
-        kept, away = swift["flops"], swift["early_flops"]
-    paid = {name: kept[~hard].sum() + (away + super_["flops"])[hard].sum() for name, hard in deferred.items()}
-    paid["super"] = super_["flops"].sum()
-    return {name: float(paid["super"] / cost) for name, cost in paid.items()}
+        # The score is known before the decoder runs, so a kept input takes no other score.
+        kept_cost, deferred_cost = swift["flops"], swift["early_flops"]
+    cost = {
+        name: kept_cost[~hard].sum() + (deferred_cost + super_["flops"])[hard].sum() for name, hard in deferred.items()
+    }
+    cost["super"] = super_["flops"].sum()
+    return {name: float(cost["super"] / flops) for name, flops in cost.items()}
 
 
 def differences(
-    predictor: JointPredictor, plain: JointPredictor, rows: list[Any], shares: list[float]
+    predictor: JointPredictor, reference: JointPredictor, rows: list[Any], shares: list[float]
 ) -> dict[str, dict[str, float]]:
-    """What two ways of the same pair say otherwise, at the thresholds that give these deferred shares.
-
-    Returns:
-        For each share ``labels`` and ``decisions``, how many inputs are answered, or routed, otherwise, and
-        ``distance``: how far from the threshold, in the plain way's score, such an input lies at most.
-    """
-    scores = torch.tensor([one.score for one in plain.map(rows)], dtype=torch.float64)
-    found = {}
+    """The :func:`disagreement` of two predictors, at the thresholds that give these shares in the reference."""
+    scores = torch.tensor([answer.score for answer in reference.map(rows)], dtype=torch.float64)
+    by_share = {}
     for share in shares:
-        threshold = _threshold(scores, share)
-        for one in (predictor, plain):
-            one.set_threshold(threshold)
-        found[f"defer {share:.0%}"] = disagreement(predictor.map(rows), plain.map(rows), threshold)
-    return found
+        threshold = share_threshold(scores, share)
+        predictor.set_threshold(threshold)
+        reference.set_threshold(threshold)
+        by_share[f"defer {share:.0%}"] = disagreement(predictor.map(rows), reference.map(rows), threshold)
+    return by_share
 
 
-def disagreement(found: Iterable[Prediction], plain: Iterable[Prediction], threshold: float) -> dict[str, float]:
-    """What two ways of a pair say otherwise at a threshold: an entry of :func:`differences`."""
-    both = list(zip(found, plain, strict=True))
-    return {
-        # A regression's values hardly ever agree to the last bit.
-        "labels": sum(a.label != b.label for a, b in both if isinstance(a.label, str)),
-        "decisions": sum(a.answered_by != b.answered_by for a, b in both),
-        "distance": max((abs(b.score - threshold) for a, b in both if a.answered_by != b.answered_by), default=0.0),
-    }
+def disagreement(
+    predictions: Iterable[Prediction], reference: Iterable[Prediction], threshold: float
+) -> dict[str, float]:
+    """How many ``labels`` and routing ``decisions`` of a pair differ from a reference, at a threshold.
+
+    ``distance`` is the largest from the threshold to the reference's score, of inputs whose decision differs.
+    """
+    pairs = list(zip(predictions, reference, strict=True))
+    distances = [abs(b.score - threshold) for a, b in pairs if a.answered_by != b.answered_by]
+    # Values of a regression hardly ever agree to the last bit.
+    labels = sum(a.label != b.label for a, b in pairs if isinstance(a.label, str))
+    return {"labels": labels, "decisions": len(distances), "distance": max(distances, default=0.0)}
 
 
-def _threshold(scores: torch.Tensor, share: float) -> float:
+def share_threshold(scores: torch.Tensor, share: float) -> float:
     """The threshold above which about this share of the scores lies."""
-    place = len(scores) - round(share * len(scores))
-    ordered = scores.double().sort().values
-    return -math.inf if place == 0 else float(ordered[place - 1])
-
-
-def _timed(call: Callable[[list[Any]], Any], rows: list[Any], device: torch.device) -> float:
-    start = time.perf_counter()
-    call(rows)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    num_kept = len(scores) - round(share * len(scores))
+    return -math.inf if num_kept == 0 else float(scores.double().sort().values[num_kept - 1])
 
 
 @torch.inference_mode()
 def flops_of(predictor: JointPredictor, model: TextModel, rows: list[Any]) -> dict[str, torch.Tensor]:
-    """What a model spends on each input by its true length, float64 ``(N,)`` each.
+    """A model's FLOPs for each input by its true length, float64 ``(N,)``.
 
-    ``flops``, ``early_flops`` (of one that is deferred before the decoder) and ``score_flops`` (of a score after it,
-    where that is not read off on the way).
+    ``flops``, ``early_flops`` (deferred before the decoder), ``score_flops`` (a score with a pass of its own after it).
     """
-    zero = torch.zeros(len(rows), dtype=torch.float64)
-    costs = {name: zero.clone() for name in ("flops", "early_flops", "score_flops")}
+    costs = {name: torch.zeros(len(rows), dtype=torch.float64) for name in ("flops", "early_flops", "score_flops")}
     for chosen, inputs in predictor.batches(model, rows):
         for name, cost in model.flops(inputs).items():
             costs[name][chosen] = cost.cpu()

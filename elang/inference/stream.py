@@ -1,67 +1,130 @@
-"""Many inputs through a pair, as fast as it goes: a stream in, a stream out, in the same order and in bounded memory.
+"""What moves through a cascade, and how: a stream of inputs in, of predictions out, in order and in bounded memory.
 
-Inputs are read and tokenised a window at a time, the next window while the models work on this one. The Swift answers
-batches of like lengths that hold so many tokens, not so many inputs; what it defers is collected over windows until the
-Super's batches are full.
+Inputs are read and tokenised a window at a time, the next window while the models work on this one. The first stage
+answers batches of similar lengths; what it defers is collected over windows until a later stage's batches are full.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass, field
+from functools import reduce
+from itertools import groupby, islice
+from operator import add
 from queue import Queue
 from threading import Event, Semaphore, Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from elang.data.batches import EncodedExamples
 from elang.errors import InputError
-from elang.inference.prediction import Deferred, Window
 
-if TYPE_CHECKING:
-    from elang.inference.prediction import Prediction
-
-# A window's part that the first one has.
+# The first window has this fraction of a full one's inputs.
 _FIRST = 8
-# Windows that wait for the Super at most.
+# At most this many windows wait for later stages.
 _WAITING = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one input.
+
+    Attributes:
+        label: Name of the class, the chosen candidate, the generated text, or the value of a regression.
+        score: The last difficulty score computed for the input; larger is harder.
+        answered_by: The stage that answered: of a pair ``swift`` or ``super``.
+    """
+
+    label: str | float
+    score: float
+    answered_by: str
+
+
+@dataclass(eq=False)
+class Window:
+    """Inputs that pass through the first stage of a cascade together, with their candidates where they have any."""
+
+    texts: list[tuple[str, ...]]
+    choices: list[tuple[str, ...]] | None = None
+    # The first stage's tokens if they were made ahead; the second form is that of inputs that take the short way.
+    encoded: EncodedExamples | None = None
+    token_lists: list[dict[str, list[int]]] | None = None
+    # None for an input that waits for a later stage.
+    answers: list[Prediction | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.answers = [None] * len(self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """An input that waits for the next stage: its window, its place there, its score."""
+
+    window: Window
+    place: int
+    score: float
+
+
+def gathered(deferred: list[Deferred], share_tokens: bool, same_model: bool) -> Window:
+    """Put deferred inputs, in the order of their windows, into one window.
+
+    ``share_tokens`` reuses the first stage's tokens, if the next stage reads texts in the same way. Truncated texts are
+    encoded anew, so that the next stage counts them, unless it is the ``same_model``.
+    """
+    window = Window([one.window.texts[one.place] for one in deferred])
+    choices = [one.window.choices[one.place] for one in deferred if one.window.choices is not None]
+    if choices:
+        window.choices = choices
+    elif share_tokens:
+        lists: list[dict[str, list[int]]] = []
+        parts = []
+        for source, group in groupby(deferred, lambda one: one.window):
+            places = [one.place for one in group]
+            if source.token_lists is not None:
+                lists += [source.token_lists[place] for place in places]
+            elif source.encoded is not None and (same_model or not source.encoded.texts.truncated):
+                parts.append(source.encoded.texts.take(torch.tensor(places)))
+        # Only if the tokens of all inputs are known.
+        if len(lists) == len(window):
+            window.token_lists = lists
+        elif parts and sum(len(part.lengths) for part in parts) == len(window):
+            window.encoded = EncodedExamples(reduce(add, parts))
+    return window
 
 
 def windows(inputs: Iterable[Any], size: int) -> Iterator[tuple[int, list[Any]]]:
     """Cut a stream into lists of ``size``, each with the number of its first input.
 
-    The first lists are smaller: until there is one, the models have nothing to do.
+    The first lists are smaller, because the models have nothing to do until there is one.
 
     >>> [(first, len(part)) for first, part in windows(range(100), 64)]
     [(0, 8), (8, 16), (24, 32), (56, 44)]
     """
     if size < 1:
         raise InputError(f"A window must hold at least 1 input, but it is {size}.")
-    stream, first = iter(inputs), 0
-    now = max(1, size // _FIRST)
-    while part := list(islice(stream, now)):
+    source, first = iter(inputs), 0
+    count = max(1, size // _FIRST)
+    while part := list(islice(source, count)):
         yield first, part
-        first, now = first + len(part), min(size, 2 * now)
+        first, count = first + len(part), min(size, 2 * count)
 
 
 def ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """Yield the items, the next of which is made in a thread meanwhile; its errors come in their turn.
-
-    Whoever stops taking them does not wait for a source that has nothing to say.
-    """
+    """Yield the items, or raise their error, while a thread makes the next one; stopping does not wait for it."""
     ready: Queue[tuple[Any, Exception | None]] = Queue(1)
-    wanted = Semaphore(1)
-    stopped = Event()
-    nothing = object()
+    requests, stopped, no_item = Semaphore(1), Event(), object()
 
     def work() -> None:
-        while wanted.acquire() and not stopped.is_set():
+        while requests.acquire() and not stopped.is_set():
             try:
-                item, failure = next(items, nothing), None
+                ready.put((next(items, no_item), None))
             except Exception as error:
-                item, failure = nothing, error
-            ready.put((item, failure))
-            if item is nothing:
-                return
+                ready.put((no_item, error))
 
     Thread(target=work, name="elang-ahead", daemon=True).start()
     try:
@@ -69,13 +132,13 @@ def ahead(items: Iterator[Any]) -> Iterator[Any]:
             item, failure = ready.get()
             if failure is not None:
                 raise failure
-            if item is nothing:
+            if item is no_item:
                 return
-            wanted.release()
+            requests.release()
             yield item
     finally:
         stopped.set()
-        wanted.release()
+        requests.release()
 
 
 def stream(
@@ -83,16 +146,11 @@ def stream(
     first: Callable[[Window], list[Deferred]],
     later: Sequence[tuple[Callable[[list[Deferred]], list[Deferred]], int]],
 ) -> Iterator[Prediction]:
-    """Run windows through the stages of a cascade.
+    """Run windows through the stages of a cascade; yield the answers in the order of the inputs.
 
-    Args:
-        prepared: The windows.
-        first: Answers a window and returns what it defers.
-        later: For each further stage what answers deferred inputs and returns those that it defers itself, and how many
-            of them are worth a pass.
-
-    Yields:
-        The answers, in the order of the inputs; an error follows those of the windows before it.
+    ``first`` answers a window and returns what it defers. ``later`` has for each further stage a function that answers
+    deferred inputs and returns what it defers itself, and how many inputs to collect before it is called. An error in a
+    window is raised after the answers to those before it.
     """
     waiting: deque[Window] = deque()
     queues: list[list[Deferred]] = [[] for _ in later]
@@ -114,7 +172,6 @@ def stream(
         except StopIteration:
             break
         except Exception as error:
-            # The windows before it are answered first.
             failure = error
             break
         waiting.append(window)

@@ -21,7 +21,6 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-import uvicorn
 import yaml
 from conftest import BAD, FILLER, GOOD
 from fastapi import FastAPI
@@ -29,12 +28,11 @@ from starlette.responses import PlainTextResponse
 
 from elang import InputError, JointPredictor
 from elang.files import folder_sha256
-from elang.inference.serving.batcher import Batcher, Said
+from elang.inference.serving.batcher import Batcher, ModelAnswers
 from elang.inference.serving.gate import Gate
-from elang.inference.serving.http import Server, connections_of
-from elang.inference.serving.routes import add_routes
+from elang.inference.serving.http import Server
 from elang.inference.serving.schema import Limits, Question, TimedQuestion
-from elang.inference.serving.server import _Client
+from elang.inference.serving.server import _Client, add_routes
 from elang.inference.serving.service import Metrics, PairService, score_edges
 from elang.inference.serving.workers import Workers, listen
 from elang.records.manifest import Manifest
@@ -70,8 +68,8 @@ class Models:
 
     def service(self, limits=None, ready=True, policy="swift"):
         lost = 2 * (limits or Limits()).deadline
-        swift, super_ = (Batcher(lambda q, until, m=m: self.ask(m, q), lost=lost) for m in ("swift", "super"))
-        return PairService(self.predictor, swift, super_, lambda: ready, limits, policy)
+        models = {m: Batcher(lambda q, until, m=m: self.ask(m, q), lost=lost) for m in ("swift", "super")}
+        return PairService(self.predictor, models, lambda: ready, limits=limits, on_super_failure=policy)
 
 
 def posted(service, *bodies, path="/predict", content=None, **options):
@@ -237,7 +235,7 @@ def test_what_waits_goes_together():
         if part == ("odd",):
             assert isinstance(said, InputError)
         else:
-            assert said == Said([text.upper() for text in part], set())
+            assert said == ModelAnswers([text.upper() for text in part], set())
     first, second, third, *rest = [texts for _, texts in sent]
     # Long ones and short ones take turns.
     assert (first, second, third) == (["a"], ["f" * 40], ["b", "c", "d", "e"])
@@ -315,7 +313,7 @@ def test_a_super_elsewhere_that_takes_less_gets_less():
         return httpx.Response(200, json={"answers": [text.upper() for text in texts]})
 
     async def all_of_them():
-        client = _Client({}, base_url="http://elsewhere", transport=httpx.MockTransport(super_))
+        client = _Client(base_url="http://elsewhere", transport=httpx.MockTransport(super_))
         batcher = Batcher(partial(client.ask, "/super"))
         until = time.monotonic() + 20
         parts = [["a", "b"], ["c"], ["odd"], ["d", "e"], ["f"]]
@@ -390,8 +388,7 @@ def talked(talk):
     async def all_of_it():
         (own,) = listen("127.0.0.1", 0)
         gate = Gate(app, None, 1000, lambda path, status: counted.append(status))
-        config = uvicorn.Config(gate, http=connections_of(gate), lifespan="off", log_level="error", ws="none")
-        server = Server(config, gate, [])
+        server = Server(gate, [])
         task = asyncio.ensure_future(server.serve([own]))
         try:
             return await asyncio.wait_for(talk(own.getsockname()[1], server), 20)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pandas as pd
@@ -22,9 +23,8 @@ from elang.backends.loading.load import load_model
 from elang.cli.verbs import main
 from elang.data.batches import token_batches
 from elang.data.encoding import encode
-from elang.inference.prediction import Deferred, Window
-from elang.inference.speed import _threshold, flops_of, time_pair
-from elang.inference.stream import ahead, stream, windows
+from elang.inference.speed import flops_of, share_threshold, time_pair
+from elang.inference.stream import Deferred, Window, ahead, stream, windows
 
 
 @pytest.mark.parametrize("budget", [1, 7, 64, 10**6])
@@ -165,6 +165,17 @@ def test_the_super_alone_answers_everything(pair, predictor, texts):
     assert {one.answered_by for one in found} == {"super"}
 
 
+def test_the_super_alone_answers_by_its_own_order_of_classes(pair, predictor, texts):
+    reversed_super = load_model(str(pair["super"]))
+    for parameter in reversed_super.backbone.classifier.parameters():
+        parameter.data = parameter.data.flip(0)
+    reversed_super.task = replace(reversed_super.task, label_names=reversed_super.task.label_names[::-1])
+    made = JointPredictor(str(pair["swift"]), reversed_super, "-inf")
+    expected = [one.label for one in predictor.super_map(texts)]
+    assert [one.label for one in made(texts)] == expected
+    assert [one.label for one in made.super_map(texts)] == expected
+
+
 def test_memory_is_bounded(predictor, texts):
     """However slowly answers are taken, only a few windows are read."""
     read = 0
@@ -268,7 +279,7 @@ def test_logits_that_are_no_numbers(pair, texts):
         with torch.no_grad():
             getattr(made, name).backbone.classifier.bias.fill_(math.nan)
         who = {"swift": "Swift", "super_": "Super"}[name]
-        with pytest.raises(InputError, match=f"of {len(texts)} inputs have logits of the {who}'s that are NaN"):
+        with pytest.raises(InputError, match=f"{who}.s logits are NaN or infinite for {len(texts)} of"):
             made(texts)
 
 
@@ -412,7 +423,7 @@ def test_bad_chunks(command, fails):
 
 def test_thresholds_of_shares():
     scores = torch.tensor([0.3, 0.1, 0.2, 0.5])
-    assert [int((scores > _threshold(scores, share)).sum()) for share in (0, 0.25, 0.5, 1)] == [0, 1, 2, 4]
+    assert [int((scores > share_threshold(scores, share)).sum()) for share in (0, 0.25, 0.5, 1)] == [0, 1, 2, 4]
 
 
 def test_what_is_timed(predictor, texts):
@@ -421,7 +432,7 @@ def test_what_is_timed(predictor, texts):
     assert list(found["passes"]) == ["super", "swift", "defer 25%"]
     swift, super_ = (flops_of(predictor, model, texts)["flops"] for model in (predictor.swift, predictor.super_))
     scores = torch.tensor([one.score for one in predictor.map(texts)])
-    hard = scores > _threshold(scores, 0.25)
+    hard = scores > share_threshold(scores, 0.25)
     assert int(hard.sum()) == 50
     entry = found["passes"]["defer 25%"]
     assert entry["deferred"] == pytest.approx(50 / len(texts), abs=0.002)
@@ -455,20 +466,22 @@ def test_what_is_timed_before_a_decoder(tmp_path, texts):
     found = time_pair(made, texts[:40], [0.5], [], repeats=1)["passes"]["defer 50%"]
     swift, super_ = (flops_of(made, model, texts[:40]) for model in (made.swift, made.super_))
     hard = torch.tensor([one.score for one in made.map(texts[:40])])
-    hard = hard > _threshold(hard, 0.5)
+    hard = hard > share_threshold(hard, 0.5)
     paid = torch.where(hard, swift["early_flops"] + super_["flops"], swift["flops"])
     assert (swift["early_flops"] < swift["flops"]).all()
     assert found["predicted"] == pytest.approx(float(super_["flops"].sum() / paid.sum()))
 
 
-def test_two_runs_into_one_file(command, tmp_path, fails):
+def test_two_runs_into_one_file(command, tmp_path, fails, monkeypatch):
     """The second one is refused, and the first one's answers stay whole."""
     from elang.inference.resume import resumed
 
     with resumed(str(tmp_path / "out.jsonl"), {}) as (file, done, _):
         file.write('{"label": "first"}\n')
         file.flush()
-        fails(command, "Another run is writing", "another --output")
+        with monkeypatch.context() as another_process:
+            another_process.setattr("elang.locks._held", {})
+            fails(command, "Another run is writing", "another output")
         assert done == 0
     assert lines_of(tmp_path / "out.jsonl") == [{"label": "first"}]
     (tmp_path / "folder").mkdir()

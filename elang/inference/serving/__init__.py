@@ -1,5 +1,1 @@
-"""A pair as a service.
-
-A request asks the Swift, then the Super, and never longer than its deadline. Whatever has come in while a model was
-busy is its next batch.
-"""
+"""A pair as a service: what comes in while a model is busy is its next batch, and no request outlasts its deadline."""

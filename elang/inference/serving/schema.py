@@ -1,7 +1,6 @@
-"""What a request to `elang serve` may hold, and how its body is read: bounded before it is looked at closely.
+"""What a request to `elang serve` may contain, how its body is read, and what is answered.
 
-A body is read as JSON by Python's own parser, with hooks that stop at the first thing no question holds. Errors name
-the place, never the input: what is sent back is short whatever was sent.
+Errors name the place, never the input, so what is sent back is short.
 """
 
 import asyncio
@@ -12,21 +11,21 @@ from typing import Annotated, Any, Literal
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-# Longer bodies are parsed in a thread, one at a time, so that short ones need not wait for them.
-_SHORT = 16_384
-# Long bodies that wait to be parsed at most.
-_QUEUED = 32
-# Digits of a number at most: no deadline has more.
-_DIGITS = 20
-_DETAIL = 400
-# The first wrong element is enough, and every further one would cost.
+RETRY = {"Retry-After": "1"}
+# Longer bodies are parsed in a thread, one at a time, so that short ones need not wait; this many of them may wait.
+_SHORT, _QUEUED = 16_384, 32
+# The most digits of a number, and characters of a refusal.
+_DIGITS, _DETAIL = 20, 400
+# Stop at the first wrong element, because each further one would cost time.
 _Strings = Annotated[list[str], Field(fail_fast=True)]
+Role = Literal["swift", "super"]
+Reason = Literal["timeout", "full", "failed", "unavailable"]
 
 
 class Question(BaseModel):
     """Texts to be answered."""
 
-    # A misspelt deadline would be none.
+    # A misspelt deadline would otherwise be none.
     model_config = ConfigDict(extra="forbid")
 
     texts: list[str | _Strings] = Field(
@@ -47,21 +46,40 @@ class TimedQuestion(Question):
     )
 
 
-BODY = {"required": True, "content": {"application/json": {"schema": TimedQuestion.model_json_schema()}}}
+_SCHEMA = {"schema": TimedQuestion.model_json_schema()}
+BODY = {"requestBody": {"required": True, "content": {"application/json": _SCHEMA}}}
 """The schema of a request's body, for /docs."""
+
+
+class Answer(BaseModel):
+    """The pair's answer to one input."""
+
+    label: str | float = Field(description="The class, the candidate, the generated text, or a regression's value.")
+    score: float = Field(description="The Swift's difficulty score; larger is harder.")
+    answered_by: Role
+    fallback: Reason | None = Field(None, description="Why the Swift answers what the Super should have.")
+    cut: list[Role] = Field([], description="Which models read only the beginning: the input is too long for them.")
+
+
+class Reply(BaseModel):
+    """The answers, in the order of the texts."""
+
+    answers: list[Answer]
+
+
+class Labels(BaseModel):
+    """The Super's answers, in the order of the texts."""
+
+    answers: list[str | float]
+    cut: list[int] = Field([], description="Numbers, from 0, of the texts of which only the beginning was read.")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes.
+    """What a server accepts: the seconds, texts and bytes of a request, and the texts of a batch.
 
-    Attributes:
-        deadline: Seconds that a request may take.
-        texts: Texts in a request.
-        pending: Texts that the Swift is asked at a time; more are refused.
-        deferred: Texts that the Super is asked at a time; more are answered as if it had failed.
-        batch: Texts of requests that are answered together.
-        bytes: Of a request.
+    With more than ``pending`` texts that wait for the Swift, requests are refused; with more than ``deferred`` texts
+    that wait for the Super, it counts as failed.
     """
 
     deadline: float = 10.0
@@ -73,11 +91,7 @@ class Limits:
 
 
 class QuestionReader:
-    """Reads the questions of requests.
-
-    Args:
-        limits: What is taken.
-    """
+    """Reads the questions of requests, within ``limits``."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -85,12 +99,7 @@ class QuestionReader:
         self._turn = asyncio.Semaphore(1)
 
     async def __call__(self, request: Request) -> TimedQuestion:
-        """The question of a request.
-
-        Raises:
-            HTTPException: 415 for another type than JSON, 422 for anything that is no question, 503 where too many
-                long bodies wait.
-        """
+        """The question of a request; 415 if it is not JSON, 422 if it is not a question, 503 if too many wait."""
         kind = request.headers.get("content-type", "").split(";", 1)[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
             raise HTTPException(415, "Send JSON, with the header 'Content-Type: application/json'.")
@@ -98,7 +107,7 @@ class QuestionReader:
         if len(body) <= _SHORT:
             return parse_question(body, self.limits)
         if self._waiting >= _QUEUED:
-            raise HTTPException(503, "Too many long requests wait to be read. Ask again later.", {"Retry-After": "1"})
+            raise busy("Too many long requests wait to be read.")
         self._waiting += 1
         try:
             async with self._turn:
@@ -108,47 +117,29 @@ class QuestionReader:
 
 
 def parse_question(body: bytes, limits: Limits) -> TimedQuestion:
-    """The question in a body of JSON.
-
-    Raises:
-        HTTPException: 422, with a short reason that does not repeat the input.
-    """
+    """The question in a body of JSON; an HTTPException with 422 if there is none."""
     try:
-        found = json.loads(
-            body.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer
-        )
+        # The hooks stop at the first thing that no question contains.
+        hooks: Any = {"object_pairs_hook": _object, "parse_constant": _constant, "parse_int": _integer}
+        content = json.loads(body.decode("utf-8-sig"), **hooks)
     except UnicodeDecodeError as error:
-        raise refused(f"The body is no UTF-8: byte {error.start} (counted from 0) cannot be read.") from None
+        raise refused(f"The body is not UTF-8: byte {error.start} (counted from 0) cannot be read.") from None
     except RecursionError:
         raise refused("The body is nested too deeply.") from None
     except json.JSONDecodeError as error:
-        raise refused(f"The body is no JSON: {error.msg} (character {error.pos}, counted from 0).") from None
-    except _OddError as error:
-        raise refused(str(error)) from None
-    if not isinstance(found, dict):
+        raise refused(f"The body is not JSON: {error.msg} (character {error.pos}, counted from 0).") from None
+    if not isinstance(content, dict):
         raise refused('The body must be an object such as {"texts": ["a text"]}.')
-    for name in ("texts", "choices"):
-        # Before anything looks at each of them.
-        if isinstance(given := found.get(name), list) and len(given) > limits.texts:
-            what = "texts" if name == "texts" else "lists of choices"
-            raise refused(f"A request has at most {limits.texts} {what}, but this one has {len(given)}.")
+    for name, what in (("texts", "texts"), ("choices", "lists of choices")):
+        # Before their elements are looked at.
+        if isinstance(values := content.get(name), list) and len(values) > limits.texts:
+            raise refused(f"A request has at most {limits.texts} {what}, but this one has {len(values)}.")
     try:
-        question = TimedQuestion.model_validate(found)
+        question = TimedQuestion.model_validate(content)
     except ValidationError as error:
-        raise refused(
-            "; ".join(_reason(one) for one in error.errors(include_url=False, include_input=False)[:3])
-        ) from None
-    check_question(question)
-    return question
-
-
-def check_question(question: Question) -> None:
-    """Refuse what would spoil others' answers in a common batch.
-
-    Raises:
-        HTTPException: 422, for candidates that are not one list for each text, or text that is no Unicode.
-    """
+        raise refused("; ".join(map(_reason, error.errors(include_url=False, include_input=False)[:3]))) from None
     texts, choices = question.texts, question.choices
+    # What would spoil the answers to other questions of a batch.
     if choices is not None and (len(choices) != len(texts) or not all(choices)):
         raise refused("Each input needs at least one candidate, in 'choices'.")
     for place, part in enumerate([*texts, *(choices or [])]):
@@ -156,41 +147,43 @@ def check_question(question: Question) -> None:
             "".join(part).encode("utf-8")
         except UnicodeEncodeError:
             raise refused(f"Input {place % len(texts)} (counted from 0) is no valid Unicode.") from None
+    return question
 
 
 def refused(detail: str) -> HTTPException:
-    """A refusal of bad input, whose reason is short and can be sent."""
+    """The refusal of bad input, with a short reason that can be encoded."""
     text = detail if len(detail) <= _DETAIL else f"{detail[: _DETAIL - 3]}..."
     return HTTPException(422, text.encode("utf-8", "backslashreplace").decode())
 
 
+def busy(reason: str) -> HTTPException:
+    """The refusal of a request that may succeed later."""
+    return HTTPException(503, f"{reason} Ask again later.", RETRY)
+
+
 def _reason(error: Any) -> str:
-    """One error of pydantic's, without the input."""
+    """One of pydantic's errors, without the input."""
     place = ".".join(str(part) for part in error["loc"] if isinstance(part, int) or part in TimedQuestion.model_fields)
     return f"{place or 'body'}: {error['msg'][:100]}"
 
 
-class _OddError(ValueError):
-    """Something in a body that no question holds."""
-
-
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    known = TimedQuestion.model_fields
-    found: dict[str, Any] = {}
+    fields = TimedQuestion.model_fields
+    content: dict[str, Any] = {}
     for name, value in pairs:
-        if name not in known:
-            raise _OddError(f"There is no field {name[:40]!a}; there are {', '.join(known)}.")
-        if name in found:
-            raise _OddError(f"The field '{name}' is there twice.")
-        found[name] = value
-    return found
+        if name not in fields:
+            raise refused(f"There is no field {name[:40]!a}; there are {', '.join(fields)}.")
+        if name in content:
+            raise refused(f"The field '{name}' is there twice.")
+        content[name] = value
+    return content
 
 
 def _constant(name: str) -> float:
-    raise _OddError(f"The body is no JSON: {name} is no number.")
+    raise refused(f"The body is not JSON: {name} is not a number.")
 
 
 def _integer(digits: str) -> int:
     if len(digits) > _DIGITS:
-        raise _OddError(f"The body holds a number of {len(digits)} digits; {_DIGITS} are the most.")
+        raise refused(f"The body has a number of {len(digits)} digits; the most is {_DIGITS}.")
     return int(digits)

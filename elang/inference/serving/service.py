@@ -1,4 +1,4 @@
-"""What happens to a request: the Swift is asked, then the Super, and never longer than the deadline."""
+"""Answers a request: asks the Swift, then the Super, and never takes longer than the deadline."""
 
 import asyncio
 import logging
@@ -9,33 +9,24 @@ from typing import Any, Literal
 
 from fastapi import HTTPException, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field
 
 from elang.backends.backend import check_choices
 from elang.errors import InputError
 from elang.inference.predictor import JointPredictor
-from elang.inference.serving.batcher import Batcher, Said
-from elang.inference.serving.schema import Limits, Question, TimedQuestion, refused
+from elang.inference.serving.batcher import Batcher, ModelAnswers
+from elang.inference.serving.schema import Answer, Limits, Question, Reason, Reply, Role, TimedQuestion, busy, refused
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 OnSuperFailure = Literal["swift", "fail"]
-Role = Literal["swift", "super"]
-Reason = Literal["timeout", "full", "failed", "unavailable"]
-# The part of a deadline that is kept for the Swift's decoder, where its score has decided before it ran.
-LATE = 0.25
-
-
-# What is asked to look in from outside, and what is then answered when all goes well or starts and ends.
+# The part of a deadline that is kept for the Swift's decoder, where its score decided before the decoder ran.
+_DECODER_SHARE = 0.25
+# Paths that look in from outside; counted apart if the server answers or is starting or ending.
 _VIEWS = ("/", "/health", "/ready", "/metrics", "/docs", "/redoc", "/openapi.json")
-_SEEN = (200, 503)
+_VIEW_STATUSES = (200, 503)
 
 
 class Metrics:
-    """Counters and histograms for Prometheus.
-
-    Args:
-        edges: Of the histogram of scores; ``None`` for a Super alone, which has none.
-    """
+    """Counters and histograms for Prometheus; ``edges`` are the histogram's of scores, which a Super alone has not."""
 
     def __init__(self, edges: list[float] | None) -> None:
         self.registry = CollectorRegistry()
@@ -53,7 +44,7 @@ class Metrics:
 
     def count(self, path: str, status: int) -> None:
         """Count a request."""
-        (self.views if path in _VIEWS and status in _SEEN else self.requests).labels(status).inc()
+        (self.views if path in _VIEWS and status in _VIEW_STATUSES else self.requests).labels(status).inc()
 
     def page(self) -> Response:
         """All of them in Prometheus' text format."""
@@ -62,134 +53,110 @@ class Metrics:
 
 def score_edges(predictor: JointPredictor) -> list[float]:
     """The scores above which half to a tenth of the routing slice lies (``defer 50%``, ...), and the threshold."""
-    known = predictor.manifest.thresholds.get(predictor.score, {})
-    edges = {float(entry["threshold"]) for name, entry in known.items() if name.startswith("defer ")}
+    thresholds = predictor.manifest.thresholds.get(predictor.score, {})
+    edges = {float(entry["threshold"]) for name, entry in thresholds.items() if name.startswith("defer ")}
     finite = sorted(edge for edge in edges | {predictor.threshold} if math.isfinite(edge))
-    # A histogram needs one beside infinity.
+    # A histogram needs an edge besides infinity.
     return [*(finite or [0.0]), math.inf]
 
 
-class Answer(BaseModel):
-    """The pair's answer to one input."""
+async def ask_model(
+    role: Role, model: Batcher, question: Question, *, until: float, room: float, metrics: Metrics
+) -> ModelAnswers:
+    """Ask a model, unless more texts than it has ``room`` for wait for it.
 
-    label: str | float = Field(description="The class, the candidate, the generated text, or a regression's value.")
-    score: float = Field(description="The Swift's difficulty score; larger is harder.")
-    answered_by: Literal["swift", "super"]
-    fallback: Reason | None = Field(None, description="Why the Swift answers what the Super should have.")
-    cut: list[Role] = Field([], description="Which models read only the beginning: the input is too long for them.")
-
-
-class Reply(BaseModel):
-    """The answers, in the order of the texts."""
-
-    answers: list[Answer]
-
-
-class Labels(BaseModel):
-    """The Super's answers, in the order of the texts."""
-
-    answers: list[str | float]
-    cut: list[int] = Field([], description="Numbers, from 0, of the texts of which only the beginning was read.")
+    An HTTPException has 422 if it refuses an input, 503 if too many texts wait or it fails, 504 past the deadline.
+    """
+    if model.waiting + len(question.texts) > room:
+        raise busy("Too many texts are waiting.")
+    start, who = time.monotonic(), role.capitalize()
+    try:
+        answers = await model.ask(question, until)
+    except asyncio.TimeoutError:
+        raise HTTPException(504, f"The {who} did not answer before the deadline.") from None
+    except InputError as error:
+        raise refused(str(error)) from None
+    except Exception as error:
+        _log.warning("The %s failed: %s: %s", who, type(error).__name__, error)
+        raise busy(f"The {who} is not there.") from None
+    metrics.seconds.labels(role).observe(time.monotonic() - start)
+    return answers
 
 
 class PairService:
-    """Answers requests with a Swift and a Super that are asked by message.
+    """Answers requests by asking the batchers of a Swift and a Super.
 
-    Args:
-        predictor: The Swift, which checks texts and knows the labels; it is not run.
-        swift: The Swift.
-        super_: The Super.
-        super_ready: Whether it is worth asking.
-        limits: What is taken.
-        on_super_failure: What becomes of a deferred text when the Super is slow, full or dead: ``swift`` answers with
-            the Swift's own answer and says so, ``fail`` refuses the request.
-        metrics: What counts; by default its own.
+    The predictor has the Swift, which checks texts and knows the labels here, but is not run. If the Super is slow,
+    full, dead or not ready, ``on_super_failure`` says whether the Swift's answer is given and marked (``swift``), or
+    the request is refused (``fail``).
     """
 
     def __init__(
         self,
         predictor: JointPredictor,
-        swift: "Batcher",
-        super_: "Batcher",
+        models: dict[Role, Batcher],
         super_ready: Callable[[], bool] = lambda: True,
+        *,
         limits: Limits | None = None,
         on_super_failure: OnSuperFailure = "swift",
         metrics: Metrics | None = None,
     ) -> None:
-        self.predictor, self.super_ready = predictor, super_ready
-        self.models: dict[Role, Batcher] = {"swift": swift, "super": super_}
+        self.predictor, self.models, self.super_ready = predictor, models, super_ready
         self.limits, self.on_super_failure = limits or Limits(), on_super_failure
         self.metrics = metrics or Metrics(score_edges(predictor))
-        for role, model in self.models.items():
+        for role, model in models.items():
             model.gauge = self.metrics.waiting.labels(role)
 
     async def answer(self, question: TimedQuestion) -> Reply:
-        """Answer a request.
+        """Answer a request; an HTTPException with 422 for bad input, 503 or 504 as of :func:`ask_model`."""
+        with self.metrics.seconds.labels("request").time():
+            return await self._answer(question)
 
-        Raises:
-            HTTPException: 422 for bad input, 503 where a model is full or not there, 504 past the deadline.
-        """
-        start = time.monotonic()
-        try:
-            return await self._answer(question, start)
-        finally:
-            self.metrics.seconds.labels("request").observe(time.monotonic() - start)
-
-    async def _answer(self, question: TimedQuestion, start: float) -> Reply:
-        until = start + min(question.deadline or self.limits.deadline, self.limits.deadline)
+    async def _answer(self, question: TimedQuestion) -> Reply:
+        seconds = min(question.deadline or self.limits.deadline, self.limits.deadline)
+        until = time.monotonic() + seconds
         self._check(question)
         if not question.texts:
             return Reply(answers=[])
-        if self.models["swift"].waiting + len(question.texts) > self.limits.pending:
-            raise HTTPException(503, "Too many texts are waiting. Ask again later.", {"Retry-After": "1"})
-        try:
-            said = await self._ask("swift", question, until)
-        except asyncio.TimeoutError:
-            raise HTTPException(504, "The Swift did not answer before the deadline.") from None
-        except InputError as error:
-            raise refused(str(error)) from None
-        except Exception as error:
-            log.warning("The Swift failed: %s: %s", type(error).__name__, error)
-            raise HTTPException(503, "The Swift is not there. Ask again later.", {"Retry-After": "1"}) from None
-        answers = [
-            Answer(
-                label="" if x is None else x,
-                score=s,
-                answered_by="swift",
-                fallback=None,
-                cut=["swift"] if i in said.cut else [],
-            )
-            for i, (x, s, _) in enumerate(said.answers)
-        ]
-        for answer in answers:
-            self.metrics.scores.observe(answer.score)
-        hard = [i for i, one in enumerate(said.answers) if one[2]]
+        swift = await self._ask("swift", question, until, room=self.limits.pending)
+        labels = [label for label, _, _ in swift.answers]
+        hard = [i for i, (_, _, deferred) in enumerate(swift.answers) if deferred]
+        for _, score, _ in swift.answers:
+            self.metrics.scores.observe(score)
+        supers, reason = ModelAnswers([], set()), None
         if hard:
             self.metrics.deferred.inc(len(hard))
-            part = _part(question, hard)
-            # What the Swift has not decoded yet would have to be, in time.
-            late = said.answers[hard[0]][0] is None and self.on_super_failure == "swift"
-            supers, reason = await self._ask_super(part, until - (until - start) * LATE * late)
-            labels = supers.answers
+            choices = None if question.choices is None else [question.choices[i] for i in hard]
+            part = Question(texts=[question.texts[i] for i in hard], choices=choices, keep=False)
+            # Keep time for the Swift's decoder if it has not run.
+            decode = labels[hard[0]] is None and self.on_super_failure == "swift"
+            supers, reason = await self._ask_super(part, until - seconds * _DECODER_SHARE * decode)
+            hard_labels = supers.answers
             if reason:
                 self.metrics.fallbacks.labels(reason).inc(len(hard))
-                labels = await self._without_super(part, [said.answers[i][0] for i in hard], reason, until)
-            by: Role = "swift" if reason else "super"
-            for place, (i, label) in enumerate(zip(hard, labels, strict=True)):
-                cut = [*answers[i].cut, *(["super"] if place in supers.cut else [])]
-                update = {"label": label, "answered_by": by, "fallback": reason, "cut": cut}
-                answers[i] = answers[i].model_copy(update=update)
-            self.metrics.cut.labels("super").inc(len(supers.cut))
-        self.metrics.cut.labels("swift").inc(len(said.cut))
-        for who in ("swift", "super"):
-            self.metrics.texts.labels(who).inc(sum(answer.answered_by == who for answer in answers))
+                hard_labels = await self._without_super(part, [labels[i] for i in hard], reason, until=until)
+            for i, label in zip(hard, hard_labels, strict=True):
+                labels[i] = label
+        deferred = set(hard)
+        cut_by_super = {i for place, i in enumerate(hard) if place in supers.cut}
+        cut: dict[Role, set[int]] = {"swift": swift.cut, "super": cut_by_super}
+        answers = [
+            Answer(
+                label=labels[i],
+                score=score,
+                answered_by="super" if i in deferred and not reason else "swift",
+                fallback=reason if i in deferred else None,
+                cut=[role for role, places in cut.items() if i in places],
+            )
+            for i, (_, score, _) in enumerate(swift.answers)
+        ]
+        for role, places in cut.items():
+            self.metrics.cut.labels(role).inc(len(places))
+            self.metrics.texts.labels(role).inc(sum(answer.answered_by == role for answer in answers))
         return Reply(answers=answers)
 
     def _check(self, question: Question) -> None:
-        texts, choices = question.texts, question.choices
-        if len(texts) > self.limits.texts:
-            raise refused(f"A request has at most {self.limits.texts} texts, but this one has {len(texts)}.")
-        task = self.predictor.task
+        texts, choices, task = question.texts, question.choices, self.predictor.task
         if (task.kind.has_candidates and not task.choice_fields) != (choices is not None):
             needed = "for each input its candidates" if choices is None else "no candidates"
             raise refused(f"This task takes {needed}, as 'choices'.")
@@ -199,57 +166,45 @@ class PairService:
         except InputError as error:
             raise refused(str(error)) from None
 
-    async def _ask_super(self, part: Question, until: float) -> tuple[Said, Reason | None]:
+    async def _ask(self, role: Role, question: Question, until: float, *, room: float) -> ModelAnswers:
+        return await ask_model(role, self.models[role], question, until=until, room=room, metrics=self.metrics)
+
+    async def _ask_super(self, part: Question, until: float) -> tuple[ModelAnswers, Reason | None]:
         """The Super's labels, or why there are none."""
-        none = Said([], set())
+        none = ModelAnswers([], set())
         if not self.super_ready():
             return none, "unavailable"
         if self.models["super"].waiting + len(part.texts) > self.limits.deferred:
             return none, "full"
         try:
-            said = await self._ask("super", part, until)
-        except asyncio.TimeoutError:
-            return none, "timeout"
-        except Exception as error:
-            log.warning("The Super failed: %s: %s", type(error).__name__, error)
+            answers = await self._ask("super", part, until, room=self.limits.deferred)
+        except HTTPException as error:
+            if error.status_code == 422:
+                _log.warning("The Super refused: %s", error.detail)
+            return none, "timeout" if error.status_code == 504 else "failed"
+        names = self.predictor.label_names if self.predictor.task.kind.has_classes else None
+        if others := [answer for answer in answers.answers if not _is_label(answer, names)]:
+            _log.error("The Super answers %.80r, which is no label of the Swift's: %s", others[0], names)
             return none, "failed"
-        known = self.predictor.label_names if self.predictor.task.kind.has_classes else None
-        if odd := [x for x in said.answers if not _is_label(x, known)]:
-            log.error("The Super answers %.80r, which is no label of the Swift's: %s", odd[0], known)
-            return none, "failed"
-        return said, None
+        return answers, None
 
-    async def _without_super(
-        self, part: Question, labels: list[str | float | None], reason: Reason, until: float
-    ) -> list[str | float]:
-        """The Swift's own answers, if it may give them."""
-        status = 504 if reason == "timeout" else 503
+    async def _without_super(self, part: Question, labels: list[Any], reason: Reason, *, until: float) -> list[Any]:
+        """The Swift's answers, if it may give them."""
         if self.on_super_failure == "fail":
             why = {"timeout": "did not answer before the deadline", "full": "has too many texts waiting"}
-            headers = {"Retry-After": "1"} if status == 503 else None
-            raise HTTPException(status, f"The Super {why.get(reason, 'is not there')}. Ask again later.", headers)
-        if all(label is not None for label in labels):
-            return [label for label in labels if label is not None]
+            refusal = busy(f"The Super {why.get(reason, 'is not there')}.")
+            raise HTTPException(504, refusal.detail) if reason == "timeout" else refusal
+        if None not in labels:
+            return labels
         try:
-            said = await self._ask("swift", part.model_copy(update={"keep": True}), until)
-        except Exception as error:
-            raise HTTPException(504, f"Neither model answered before the deadline ({type(error).__name__}).") from None
-        return [label for label, _, _ in said.answers]
-
-    async def _ask(self, role: Role, question: Question, until: float) -> Said:
-        start = time.monotonic()
-        found = await self.models[role].ask(question, until)
-        self.metrics.seconds.labels(role).observe(time.monotonic() - start)
-        return found
+            answers = await self._ask("swift", part.model_copy(update={"keep": True}), until, room=math.inf)
+        except HTTPException as error:
+            raise HTTPException(504, f"Neither model answered before the deadline. {error.detail}") from None
+        return [label for label, _, _ in answers.answers]
 
 
-def _part(question: Question, places: list[int]) -> Question:
-    choices = None if question.choices is None else [question.choices[i] for i in places]
-    return Question(texts=[question.texts[i] for i in places], choices=choices, keep=False)
-
-
-def _is_label(answer: Any, known: list[str] | None) -> bool:
-    """Whether an answer, perhaps of a server elsewhere, can be one of the pair's."""
-    if known is not None:
-        return isinstance(answer, str) and answer in known
+def _is_label(answer: Any, names: list[str] | None) -> bool:
+    """Whether an answer, perhaps from a server elsewhere, can be the pair's."""
+    if names is not None:
+        return isinstance(answer, str) and answer in names
     return isinstance(answer, str) or (isinstance(answer, int | float) and math.isfinite(answer))

@@ -1,7 +1,4 @@
-"""The processes of `elang serve` that hold the models: one model each, asked a batch at a time over a pipe.
-
-A process that dies or hangs is started again, and no process outlives the one that started it, however that one ends.
-"""
+"""The processes of `elang serve` that hold a model each; one that dies is restarted, and all end with the server."""
 
 import asyncio
 import ctypes
@@ -27,27 +24,24 @@ from elang.errors import InputError, first_line
 
 _log = logging.getLogger(__name__)
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
-# Seconds before a process is started again, doubled as long as it does not come up.
+# Seconds before a process is started again; doubled as long as it does not come up.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
-# Texts, candidates, and whether all are kept: what a model is asked.
+# What a model is asked: texts, candidates, and whether it defers none.
 Job = tuple[Any, Any, bool]
-# Loads a model and gives what answers a job.
+# Loads a model and returns what answers a job.
 Load = Callable[[], Callable[..., dict[str, Any]]]
 
 
 class Workers:
-    """The processes of one model.
+    """The processes of one model, ``who`` in messages; each begins with one of ``loads``, which are pickled.
 
-    Args:
-        who: The model's name in messages.
-        loads: What each process begins with; picklable.
-        longest: Seconds that a job may take; a process that takes longer hangs, and is started anew.
+    A process that works on a job for more than ``longest`` seconds is taken to hang, and is started again. ``there``
+    says which processes have loaded the model, ``failed`` why it could not be loaded, if it never was.
     """
 
     def __init__(self, who: str, loads: list[Load], longest: float) -> None:
         self.who, self.loads, self.longest = who, loads, longest
         self.there = [False] * len(loads)
-        # Why the model could not be loaded, where it never was.
         self.failed: str | None = None
         self._loaded = False
         self._jobs: asyncio.Queue[tuple[Job, asyncio.Future[dict[str, Any]]]] = asyncio.Queue()
@@ -56,7 +50,7 @@ class Workers:
 
     def start(self) -> None:
         """Start the processes, in the running event loop."""
-        # Of multiprocessing's; its start would let signals through.
+        # Started later, multiprocessing's own process would let signals through.
         resource_tracker.ensure_running()
         self._keepers = [asyncio.ensure_future(self._keep(place)) for place in range(len(self.loads))]
 
@@ -68,132 +62,112 @@ class Workers:
         self._threads.shutdown()
 
     async def ask(self, job: Job) -> dict[str, Any]:
-        """What a process says to a job.
-
-        Raises:
-            RuntimeError: If it dies or hangs over it.
-        """
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._jobs.put_nowait((job, answer))
-        return await answer
+        """A process's reply to a job; a RuntimeError if the process dies or hangs."""
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._jobs.put_nowait((job, reply))
+        return await reply
 
     async def _keep(self, place: int) -> None:
-        """Have one process, again and again."""
+        """Keep one process running: start it again whenever it ends."""
         seconds = _FIRST_WAIT
         while True:
             try:
-                process, here = self._begin(place)
+                process, connection = self._begin(place)
             except OSError as error:
-                came, what = False, f"no process can be started ({error})"
+                loaded, reason = False, f"no process can be started ({error})"
             else:
-                came, what = await self._live(place, process, here)
+                loaded, reason = await self._live(place, process, connection)
             if not self._loaded:
-                self.failed = f"The {self.who} was not loaded: {what}"
+                self.failed = f"The {self.who} was not loaded: {reason}"
                 return
-            seconds = _FIRST_WAIT if came else seconds
-            _log.warning("The %s is started again: %s", self.who, what)
+            seconds = _FIRST_WAIT if loaded else seconds
+            _log.warning("The %s is started again: %s", self.who, reason)
             await asyncio.sleep(seconds)
             seconds = min(2 * seconds, _LONGEST_WAIT)
 
     def _begin(self, place: int) -> "tuple[SpawnProcess, Connection[Any, Any]]":
-        """Start a process.
-
-        Raises:
-            OSError: If the system has no room for it.
-        """
+        """Start a process; an OSError says that the system has no room for it."""
         here, there = multiprocessing.Pipe()
         process = multiprocessing.get_context("spawn").Process(
             target=_work, args=(there, self.loads[place]), name=f"elang-{self.who}", daemon=True
         )
-        # It is ended by this one alone; a signal for all processes of a terminal or a service is for this one.
+        # A signal to all processes of a terminal or a service is for the server, which alone ends this one.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             process.start()
-        except OSError:
-            here.close()
-            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             there.close()
         return process, here
 
-    async def _live(self, place: int, process: SpawnProcess, here: "Connection[Any, Any]") -> tuple[bool, str]:
-        """Ask a process until it ends: whether it had loaded its model, and why it ended."""
-        came = False
+    async def _live(self, place: int, process: SpawnProcess, connection: "Connection[Any, Any]") -> tuple[bool, str]:
+        """Hand jobs to a process until it ends; return whether it loaded its model, and why it ended."""
+        loaded = False
         try:
-            what = await self._beside(here.recv)
-            if not what:
-                came = self.there[place] = self._loaded = True
-                await self._serve(process.sentinel, here)
+            reason = await self._in_thread(connection.recv)
+            if not reason:
+                loaded = self.there[place] = self._loaded = True
+                await self._serve(process.sentinel, connection)
         except asyncio.TimeoutError:
-            what = f"it has not answered within {self.longest:g} seconds"
+            reason = f"it has not answered within {self.longest:g} seconds"
         except (EOFError, OSError):
             self.there[place] = False
             await asyncio.to_thread(process.join, 5)
-            what = f"its process ended with {process.exitcode}"
+            reason = f"its process ended with {process.exitcode}"
         finally:
             self.there[place] = False
             process.kill()
             await asyncio.shield(asyncio.to_thread(process.join))
-            # Only now does no thread read from it any more.
-            here.close()
+            # Not before, because a thread may read from it.
+            connection.close()
             process.close()
-        return came, what
+        return loaded, reason
 
-    async def _serve(self, sentinel: int, here: "Connection[Any, Any]") -> None:
-        """Hand jobs to a process until it dies.
-
-        Raises:
-            EOFError: Then.
-            asyncio.TimeoutError: If it does not answer one.
-        """
+    async def _serve(self, sentinel: int, connection: "Connection[Any, Any]") -> None:
+        """Hand jobs to a process until it dies (EOFError, OSError) or hangs (asyncio.TimeoutError)."""
         loop = asyncio.get_running_loop()
-        dead = loop.create_future()
+        dead = asyncio.Event()
+        loop.add_reader(sentinel, dead.set)
+        death = asyncio.ensure_future(dead.wait())
 
-        def died() -> None:
-            if not dead.done():
-                dead.set_result(None)
+        def exchange(job: Job) -> Any:
+            connection.send(job)
+            return connection.recv()
 
-        loop.add_reader(sentinel, died)
         try:
             while True:
-                next_one = asyncio.ensure_future(self._jobs.get())
-                await asyncio.wait({next_one, dead}, return_when=asyncio.FIRST_COMPLETED)
-                if not next_one.done():
-                    next_one.cancel()
+                next_job = asyncio.ensure_future(self._jobs.get())
+                await asyncio.wait({next_job, death}, return_when=asyncio.FIRST_COMPLETED)
+                if not next_job.done():
+                    next_job.cancel()
                     raise EOFError
-                job, answer = next_one.result()
-                # Nobody waits for some any more.
-                if answer.done():
+                job, reply = next_job.result()
+                # The request may have been given up.
+                if reply.done():
                     continue
                 try:
-                    found = await asyncio.wait_for(self._beside(_exchange, here, job), self.longest)
+                    result = await asyncio.wait_for(self._in_thread(exchange, job), self.longest)
                 except (EOFError, OSError, asyncio.TimeoutError):
-                    if not answer.done():
-                        answer.set_exception(RuntimeError("its process died"))
+                    if not reply.done():
+                        reply.set_exception(RuntimeError("its process died"))
                     raise
-                if not answer.done():
-                    answer.set_result(found)
+                if not reply.done():
+                    reply.set_result(result)
         finally:
             loop.remove_reader(sentinel)
+            death.cancel()
 
-    def _beside(self, function: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":
-        """Wait for a process in a thread."""
+    def _in_thread(self, function: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":
         return asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
 
-def _exchange(connection: "Connection[Any, Any]", job: Job) -> dict[str, Any]:
-    connection.send(job)
-    found: dict[str, Any] = connection.recv()
-    return found
-
-
 def _work(connection: "Connection[Any, Any]", load: Load) -> None:
-    """A process: load a model, say so, and answer what comes."""
+    """The main function of a process: load a model, report that, and answer jobs until the server ends."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
+    # A broken pipe says that the server has ended.
+    with suppress(EOFError, OSError):
         try:
             answer = load()
         except InputError as error:
@@ -207,19 +181,16 @@ def _work(connection: "Connection[Any, Any]", load: Load) -> None:
         while True:
             job = connection.recv()
             try:
-                found = answer(*job)
+                result = answer(*job)
             except OSError:
-                # Not that the server has ended.
+                # The model's, not the pipe's.
                 traceback.print_exc()
                 raise
-            connection.send(found)
-    except (EOFError, OSError):
-        # The server has ended.
-        return
+            connection.send(result)
 
 
 def _end_with_parent() -> None:
-    """End when the server has ended, even where it was killed."""
+    """End when the server has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -227,45 +198,40 @@ def _end_with_parent() -> None:
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen at every address that a host name stands for.
-
-    They listen at once, for two that are only bound can share a port.
+    """Sockets that listen at every address of a host name, at once: two that are only bound can share a port.
 
     Raises:
-        InputError: If the host is none of this machine, or the port is taken.
+        InputError: If the host is not this machine, or the port is taken.
     """
     try:
         # An empty name would stand for every address.
-        found = socket.getaddrinfo(host.strip() or " ", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        infos = socket.getaddrinfo(host.strip() or " ", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise InputError(f"--host '{host}' cannot be resolved ({error}). Give an address of this machine.") from error
     sockets: list[socket.socket] = []
-    failed: OSError | None = None
-    for family, address in dict.fromkeys((one[0], one[4]) for one in found):
+    failure: OSError | None = None
+    for family, address in dict.fromkeys((info[0], info[4]) for info in infos):
         try:
             both = host == "::" and socket.has_dualstack_ipv6()
             sockets.append(socket.create_server(address, family=family, backlog=1024, dualstack_ipv6=both))
         except OSError as error:
-            failed = error
+            failure = error
             # A name may stand for an address of a family that is switched off.
             if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                 break
     else:
         if sockets:
             return sockets
-    for one in sockets:
-        one.close()
-    why = os.strerror(failed.errno) if failed and failed.errno else failed
-    raise InputError(f"--port {port} of {host} cannot be listened on ({why}). Give another.") from failed
+    for listening in sockets:
+        listening.close()
+    reason = os.strerror(failure.errno) if failure and failure.errno else failure
+    raise InputError(f"--port {port} of {host} cannot be listened on ({reason}). Give another.") from failure
 
 
 def take_no_more(listening: socket.socket) -> None:
-    """Let a socket take no further connections, while those that wait in it can still be accepted.
-
-    To close it would cut these off. Linux drops what a filter of one instruction (return 0) does not let through;
-    elsewhere they are cut off.
-    """
+    """Let a socket take no further connections on Linux, where those that wait in it can still be accepted."""
     if sys.platform == "linux":
+        # A filter of one instruction, return 0, drops new ones; closing the socket would cut off the others, too.
         program = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
         with suppress(OSError):
             # SO_ATTACH_FILTER
