@@ -12,7 +12,6 @@ from lightning.pytorch import LightningDataModule
 from elang.backends.remote import Question, RemoteBackend, check_address, questions
 from elang.data.module import TextData
 from elang.errors import InputError, need
-from elang.notices import notice
 from elang.records.table import Records, check_output, join_records, write_records
 from elang.terminal import say
 
@@ -59,11 +58,13 @@ def ask(
     asked = len(journal.answers)
     if asked:
         say(f"{asked} answers are in '{journal.path}' and are not asked for again")
-    with journal:
-        asyncio.run(server.ask(journal.left(), journal.keep))
+    try:
+        with journal:
+            asyncio.run(server.ask(journal.left(), journal.keep))
+    except InputError as error:
+        raise InputError(f"{error} The answers so far are kept: run the same command again to continue.") from error
     count = journal.finish(output)
-    if cut := len(journal.cut):
-        notice("cut-inputs", f"{cut} of {count} inputs were too long for the Super at {url}: the rest was not read.")
+    server.report_cut(len(journal.cut), count)
     say(f"{count} answers of {url}, {count - asked} of them asked for now, are in {output}")
 
 

@@ -230,7 +230,7 @@ def _score(backend: Any, window: Window, score: str, threshold: float) -> StageA
     if isinstance(backend, ModelRunner):
         return backend.score(window, score, threshold)
     scored = backend.score(_examples(window, backend), score, threshold)
-    return StageAnswers(_listed(scored.answers), scored.scores.tolist(), scored.deferred.tolist())
+    return StageAnswers(scored.answers, scored.scores, scored.deferred)
 
 
 def _listed(records: Records) -> Sequence[Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elang.backends.fast.graphs import SmallBatches, any_shape
-from elang.backends.inference import BatchAnswers
+from elang.backends.network import BatchAnswers, InferenceOptions
 from elang.backends.text_model import TextModel
 from elang.data.batches import EncodedExamples, token_batches
 from elang.data.encoding import encode_examples, pad_of, pads_left, same_tokens, token_lists
@@ -87,7 +87,8 @@ class ModelRunner:
     @torch.inference_mode()
     def _small_batches(self) -> SmallBatches | None:
         """What runs the model over few inputs, if it has a short way."""
-        passes = self.model.short_way(self.short_score, self._temperature, self._order)
+        options = InferenceOptions(self.short_score, temperature=self._temperature, order=self._order)
+        passes = self.model.short_way(options)
         if passes is None:
             return None
         return SmallBatches(
@@ -218,12 +219,12 @@ class ModelRunner:
     ) -> Iterator[tuple[Tensor, BatchAnswers]]:
         """The rows and the answers of each batch; for one that does not fit into memory the budget is halved."""
         batches = deque(self.batches(encoded.lengths))
-        options: dict[str, Any] = {"temperature": self._temperature, "order": self._order}
+        options = InferenceOptions(score, threshold, self._temperature, self._order)
         while batches:
             rows = batches.popleft()
             try:
                 with any_shape():
-                    answers = self.model.answer_batch(self.inputs(encoded, rows), score, threshold, **options)
+                    answers = self.model.answer_batch(self.inputs(encoded, rows), options)
             except torch.OutOfMemoryError as error:
                 if len(rows) == 1:
                     raise InputError(
