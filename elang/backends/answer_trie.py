@@ -48,7 +48,7 @@ class AnswerTrie:
 
     @property
     def decoder(self) -> tuple[int, int]:
-        """The number of paths that the decoder runs over, and of their tokens."""
+        """How many paths the decoder runs over, and how many tokens each has."""
         return self.paths.shape[0], self.paths.shape[1] + 1
 
     def label_logits(self, logits: Tensor) -> Tensor:

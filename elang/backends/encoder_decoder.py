@@ -109,7 +109,7 @@ class EncoderDecoder(TextModel):
         return scores
 
     def _early_score(self, encoded: Encoded, score: str | None, temperature: float = 1.0) -> Tensor:
-        """One of them, or zeros, as it stands in the table of answers."""
+        """One of :meth:`early_scores`, or zeros without a score, in the type of the table of answers."""
         exact_type = self.task.kind.exact_type
         if score is None:
             return encoded.hidden.new_zeros(len(encoded.mask), dtype=exact_type)

@@ -119,7 +119,7 @@ class Generation(EncoderDecoder):
 
     @torch.no_grad()
     def generate(self, encoded: Encoded, exactly: int | None = None, scored: bool = True) -> Generated:
-        """Generate texts, and score their tokens if ``scored``; for timing, in ``exactly`` so many steps."""
+        """Generate texts and, if ``scored``, score their tokens; ``exactly`` fixes the number of steps, for timing."""
         if (short := self.steps(scored, exactly)) is not None:
             return self.generated(encoded, short.all(encoded.hidden, encoded.mask))
         config = copy.deepcopy(self.settings)

@@ -23,7 +23,7 @@ class InferenceOptions:
     """How batches are answered and scored."""
 
     score: str | None = None  # None: nothing is scored or deferred
-    threshold: float = math.inf  # inputs above it are deferred, and not decoded if it can be known before
+    threshold: float = math.inf  # inputs that score above it are deferred, if possible before decoding
     temperature: float = 1.0
     order: list[int] | None = None  # for each class of the answers its place among the logits; None: the same
 
@@ -56,7 +56,7 @@ class Network(nn.Module, ABC):
     def prepare_training(
         self, label_smoothing: float, *, freeze_embeddings: bool, checkpointing: bool, compiled: bool
     ) -> None:
-        """Set the model up for training, with this share of probability on all other classes or tokens.
+        """Set the model up for training; smoothing gives this share of probability to all other classes or tokens.
 
         Checkpointing recomputes activations in the backward pass. Modules are compiled in place, so that weights keep
         their names.

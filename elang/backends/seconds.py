@@ -38,7 +38,7 @@ def measure_throughput(
     Args:
         make: Takes a batch size and returns the call to time; the previous call is freed first.
         sizes: Ascending. Stops after two in a row that each saved less than 2% of the best time per input so far, or at
-            one that does not fit into the device's memory; the first one has to.
+            one that does not fit into the device's memory; the first one must fit.
         min_seconds: Time to spend on each size, as for :func:`measure_latency`.
     """
     times: dict[int, float] = {}
@@ -74,7 +74,7 @@ def random_inputs(
 ) -> dict[str, Tensor]:
     """A batch of random tokens on a device: ``size`` examples, of ``length`` tokens each.
 
-    In a ``choice`` task an example has so many candidates, among which an encoder's tokens are divided.
+    In a ``choice`` task an example has ``candidates``, which share the tokens if each is an encoder's input.
     """
     choice, vocabulary = model.task.kind.has_candidates, int(model.backbone.config.vocab_size)
     rows = size

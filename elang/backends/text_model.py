@@ -153,7 +153,7 @@ class TextModel(Network):
     def set_origin(
         self, weights: Path | None, manifest: Manifest | None, *, new: Sequence[str] = (), names: Sequence[str] = ()
     ) -> None:
-        """Record where its weights come from, ``None`` for the hub, which are ``new``, and its original label names."""
+        """Record the source of its weights (``None``: the hub), which are ``new``, and its first label ``names``."""
         self.weights, self.manifest, self.new_weights = weights, manifest, list(new)
         self.original_names = list(names) or self.original_names
 
@@ -243,7 +243,7 @@ class TextModel(Network):
         return {}
 
     def timed_parts(self, steps: int, scored: bool) -> dict[str, Callable[[dict[str, Tensor]], object]]:
-        """Functions of a batch to be timed: the whole model (``""``), with these options, and the ``encoder``."""
+        """Functions of a batch to be timed: the whole model, ``""``, and its ``encoder`` if it has a decoder."""
         return {"": self}
 
     def _head_flops(self, *names: str) -> float:

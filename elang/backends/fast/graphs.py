@@ -141,10 +141,10 @@ class SmallBatches:
         passes: The first one takes the model's inputs.
         pad: The columns of tokens and what pads each (:attr:`elang.data.batches.EncodedTexts.pad`).
         size: The most inputs at a time.
-        limit: The most tokens of an input, as are ``tokens`` of a text that is generated.
+        limit: The most tokens of an input.
         device: The model's; on a GPU all shapes are captured here.
         who: Names the model in a notice.
-        tokens: See there.
+        tokens: The most tokens of a text that is generated.
         left: Pad texts on the left.
     """
 

@@ -175,7 +175,7 @@ class Texts:
 
 
 class T5Steps:
-    """Greedy generation by a T5 or mT5, of at most ``length`` tokens; ``pad`` follows one of the ``ends``."""
+    """Greedy generation by a T5 or mT5: at most ``length`` tokens, until one of ``ends``, then ``pad``."""
 
     def __init__(self, path: T5Path, length: int, *, start: int, ends: list[int], pad: int, scored: bool) -> None:
         self.path, self.length, self.start, self.ends, self.pad, self.scored = path, length, start, ends, pad, scored
@@ -185,8 +185,7 @@ class T5Steps:
     def begin(self, hidden: Tensor, mask: Tensor, wanted: Tensor | None = None, room: int | None = None) -> Texts:
         """Prepare the texts of a batch from the encoder's output, ``(B, L, D)``, and its mask, ``(B, L)``.
 
-        ``wanted``, int64 ``(B,)``, is 0 for texts that are not needed. The cache has ``room`` for so many tokens, by
-        default for all.
+        ``wanted``, int64 ``(B,)``, is 0 for texts that are not needed; ``room`` is that of the cache, in tokens.
         """
         config, stack = self.path.backbone.config, self.path.backbone.decoder
         batch, length, _ = hidden.shape

@@ -50,7 +50,7 @@ def loading(path: str) -> Any:
 
 
 def locate(path: str, weights: bool = True) -> tuple[str, dict[str, Any]]:
-    """The name of a folder or of a pinned hub id, and options for ``from_pretrained`` (without ``weights`` or with)."""
+    """Find a folder or a pinned hub id: its name, and options for ``from_pretrained``. Raises InputError for others."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     if Path(path).is_dir():

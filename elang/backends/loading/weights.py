@@ -25,8 +25,8 @@ def check_weights(model: Any, info: dict[str, Any], path: str, *, fine_tune: boo
     """Refuse a model whose files lack weights; in fine-tuning its head may be new or of another size, with a notice.
 
     Args:
-        model: From ``from_pretrained``, as ``info`` with ``output_loading_info`` and ``ignore_mismatched_sizes``.
-        info: See there.
+        model: The model that ``from_pretrained`` returned.
+        info: What it returned with ``output_loading_info`` and ``ignore_mismatched_sizes``.
         path: The model's, for messages.
         fine_tune: Also refuses weights that are not finite.
         cut: Layers were left out on request.
