@@ -210,9 +210,11 @@ def test_recorded_answers_can_be_scored(pair, files):
     backend = open_backend(str(pair["records"]), data.text_task)
     examples = data.examples("validation")
     scored = backend.score(examples, "max_softmax", -0.9)
-    assert torch.equal(scored.answers.id, examples.id)
-    assert torch.equal(scored.scores, SCORES["max_softmax"](scored.answers.logits))
-    assert torch.equal(scored.deferred, scored.scores > -0.9)
+    records = backend.answer(examples)
+    assert torch.equal(records.id, examples.id)
+    assert scored.answers == records.prediction.tolist()
+    assert scored.scores == SCORES["max_softmax"](records.logits).tolist()
+    assert scored.deferred == [score > -0.9 for score in scored.scores]
     assert open_backend(str(pair["swift"]), data.text_task) is None
 
 
@@ -231,7 +233,8 @@ class Counter:
         assert score == "words"
         words = torch.tensor([len(row[0].split()) for row in examples.texts])
         scores = words / self.reach
-        return SimpleNamespace(answers=self.answer(examples), scores=scores, deferred=scores > threshold)
+        answers = self.answer(examples).prediction.tolist()
+        return SimpleNamespace(answers=answers, scores=scores.tolist(), deferred=(scores > threshold).tolist())
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification, BertConfig, T5Config
 
-from elang.backends.flops import PAPER_LENGTH, FlopsPart, count_flops, flops_by_length
+from elang.backends.flops import PAPER_LENGTH, FlopsPart, flops_by_length
 from elang.backends.seconds import best_batch, measure_throughput
 from elang.method.curve.points import speedup
 
@@ -102,8 +102,9 @@ def measure(name: str, config: Any, device: torch.device, sizes: tuple[int, ...]
             raise RuntimeError(f"{name} ({part}) answers with NaN or infinity: its time would mean nothing")
         found = measure_throughput(make, sizes, seconds)
         batch, least = best_batch(found)
-        paper = flops_by_length(config, torch.tensor([PAPER_LENGTH]), "paper", part).item()
-        costs = (count_flops(config, PAPER_LENGTH, part) / 1e9, paper / 1e9, found[sizes[0]] * 1e3, least * 1e3)
+        length = torch.tensor([PAPER_LENGTH])
+        exact, paper = (flops_by_length(config, length, kind, part).item() / 1e9 for kind in ("exact", "paper"))
+        costs = (exact, paper, found[sizes[0]] * 1e3, least * 1e3)
         row["cost"][part] = dict(zip(COLUMNS, costs, strict=True))
         row["batch"][part] = batch
         row["ms"][part] = {size: value * 1e3 for size, value in found.items()}

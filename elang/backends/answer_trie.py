@@ -1,40 +1,25 @@
-"""The trie of the answers' tokens: where they branch, and what is forced."""
-
-from __future__ import annotations
+"""The trie of the answers' tokens: where they branch, and which tokens are forced."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from elang.errors import InputError
 
 
 @dataclass(frozen=True)
 class AnswerTrie:
-    """Where answers branch, as indices.
+    """Where answers branch, as indices."""
 
-    Attributes:
-        paths: Decoder inputs after the start token, int64 ``(P, T - 1)``, padded with any token.
-        node: Path and position of each branching node, int64 ``(M, 2)``; the first is the root.
-        branches: Tokens to choose from at each, int64 ``(M, K)``, padded with -1.
-        taken: Which ``(node, branch)`` lie on each answer's way, float32 ``(C, M * K)``.
-    """
-
-    paths: Tensor
-    node: Tensor
-    branches: Tensor
-    taken: Tensor
+    paths: Tensor  # decoder inputs after the start token, int64 (P, T - 1), padded with any token
+    node: Tensor  # path and position of each branching node, int64 (M, 2); the first is the root
+    branches: Tensor  # tokens to choose from at each node, int64 (M, K), padded with -1
+    taken: Tensor  # which (node, branch) lie on each answer's path, float32 (C, M * K)
 
     @classmethod
-    def of(cls, answers: list[list[int]]) -> AnswerTrie:
-        """Build it from the answers' tokens.
-
-        Raises:
-            InputError: If two answers are the same tokens, one is the beginning of another, or there is only one.
-        """
+    def of(cls, answers: list[list[int]]) -> "AnswerTrie":
+        """Build it; raises InputError for equal answers, one that begins with another, or a single one."""
         nodes: dict[tuple[int, ...], list[int]] = {}
         for answer in answers:
             for t, token in enumerate(answer):
@@ -43,27 +28,27 @@ class AnswerTrie:
                     branches.append(token)
         if len({tuple(a) for a in answers}) < len(answers) or any(tuple(a) in nodes for a in answers):
             raise InputError(
-                f"Two answers are the same to the tokenizer, or one begins another: their tokens are {answers}. Give "
+                f"Two answers have the same tokens, or one begins with another: their tokens are {answers}. Give "
                 "other answers (--data.answers)."
             )
         branching = sorted((prefix for prefix, b in nodes.items() if len(b) > 1), key=len)
         if not branching:
             raise InputError(f"There must be at least 2 answers to choose from, but their tokens are {answers}.")
-        ends = [p for p in branching if not any(q != p and q[: len(p)] == p for q in branching)]
-        width, most = max(map(len, ends)), max(len(nodes[p]) for p in branching)
-        padded = torch.tensor([[*p, *([0] * (width - len(p)))] for p in ends], dtype=torch.int64)
-        places = [[next(i for i, e in enumerate(ends) if e[: len(p)] == p), len(p)] for p in branching]
+        leaves = [p for p in branching if not any(q != p and q[: len(p)] == p for q in branching)]
+        width, most = max(map(len, leaves)), max(len(nodes[p]) for p in branching)
+        paths = torch.tensor([[*p, *([0] * (width - len(p)))] for p in leaves], dtype=torch.int64)
+        places = [[next(i for i, e in enumerate(leaves) if e[: len(p)] == p), len(p)] for p in branching]
         choices = torch.tensor([nodes[p] + [-1] * (most - len(nodes[p])) for p in branching])
         taken = torch.zeros(len(answers), len(branching), most)
         for c, tokens in enumerate(answers):
             for m, prefix in enumerate(branching):
                 if tuple(tokens[: len(prefix)]) == prefix:
                     taken[c, m, nodes[prefix].index(tokens[len(prefix)])] = 1
-        return cls(padded.reshape(len(ends), width), torch.tensor(places), choices, taken.flatten(1))
+        return cls(paths.reshape(len(leaves), width), torch.tensor(places), choices, taken.flatten(1))
 
     @property
     def decoder(self) -> tuple[int, int]:
-        """Paths, and tokens of each, that the decoder is run over."""
+        """How many paths the decoder runs over, and how many tokens each has."""
         return self.paths.shape[0], self.paths.shape[1] + 1
 
     def label_logits(self, logits: Tensor) -> Tensor:
@@ -72,27 +57,17 @@ class AnswerTrie:
         return self.answers(z.gather(-1, self.branches.clamp_min(0).expand(len(z), -1, -1)))
 
     def at_nodes(self, values: Tensor) -> Tensor:
-        """What there is at the branching nodes, ``(B, M, ...)``, of ``(B, P, T, ...)``."""
+        """Select the branching nodes, ``(B, M, ...)``, from ``(B, P, T, ...)``."""
         return values[:, self.node[:, 0], self.node[:, 1]]
 
     def answers(self, z: Tensor) -> Tensor:
         """One logit for each answer, ``(B, C)``, from the decoder's logits of each node's branches, ``(B, M, K)``."""
         z = z.masked_fill(self.branches < 0, -torch.inf)
         z = torch.cat([z[:, :1], z[:, 1:].log_softmax(-1)], 1)
-        # Autocast would round the product's factors and its result.
+        # Autocast would round the factors and the product.
         with torch.autocast(z.device.type, enabled=False):
             return z.masked_fill(self.branches < 0, 0.0).flatten(1) @ self.taken.T
 
-    def to(self, device: torch.device) -> AnswerTrie:
-        """The same on a device."""
+    def to(self, device: torch.device) -> "AnswerTrie":
+        """Copy it to a device."""
         return AnswerTrie(*(t.to(device) for t in (self.paths, self.node, self.branches, self.taken)))
-
-
-def generate_greedily(backbone: Any, tokenizer: Any) -> None:
-    """Leave out what else a checkpoint may ask for in generation: a least length, no repetition."""
-    backbone.generation_config = GenerationConfig(
-        decoder_start_token_id=backbone.config.decoder_start_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        forced_bos_token_id=backbone.generation_config.forced_bos_token_id,
-    )

@@ -1,7 +1,6 @@
-"""The protocols of whatever answers examples, and what its answers consist of."""
+"""The protocols of everything that answers examples, and the tensors that its answers consist of."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,124 +15,85 @@ from elang.tasks.text_task import TextTask
 
 
 class Backend(Protocol):
-    """Answers examples of a task.
+    """Answers the examples of a task, :attr:`task`.
 
-    One of your own is a class with a line in :data:`elang.backends.loading.load.SCHEMES`; it can then be the Super of
-    `elang validate`.
-
-    Attributes:
-        task: What it answers.
+    A class of your own needs one line in :data:`elang.backends.loading.load.SCHEMES` to be a Super.
     """
 
     task: TextTask
 
     def answer(self, examples: Examples) -> Records:
-        """Answer examples.
+        """Answer examples of one source (:attr:`elang.data.examples.Examples.source`), in their order, with their ids.
 
-        Args:
-            examples: Of one source (:attr:`elang.data.examples.Examples.source`).
-
-        Returns:
-            The answers, in the order of the examples, with their ids.
-
-        Raises:
-            InputError: If one cannot be answered.
+        Raises InputError if an example cannot be answered.
         """
 
 
 class ScoringBackend(Backend, Protocol):
-    """Also knows how hard an example is for it, so that another can stand behind it.
-
-    Attributes:
-        score_names: The difficulty scores that it has.
-    """
+    """Also scores how hard each example is (:attr:`score_names`), so that it can defer examples to another backend."""
 
     score_names: tuple[str, ...]
 
-    def score(self, examples: Examples, score: str, threshold: float) -> Scored:
-        """Answer examples, and defer those that score above a threshold.
-
-        Args:
-            examples: As in :meth:`Backend.answer`.
-            score: One of :attr:`score_names`.
-            threshold: Of the score; ``inf`` defers none.
-        """
+    def score(self, examples: Examples, score: str, threshold: float) -> "Scored":
+        """Answer examples, and defer those whose ``score``, one of :attr:`score_names`, is above the threshold."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Answers with their scores.
+    """Answers with their scores (larger is harder), one for each example, and whether another backend is to answer.
 
-    Attributes:
-        answers: One for each example; of a deferred one without meaning where the score is known before the answer.
-        scores: Larger is harder, ``(N,)``.
-        deferred: Which examples another backend is to answer, bool ``(N,)``.
+    The answers are as :meth:`elang.tasks.kind.Kind.answer` takes them; ``None`` for an example that was deferred before
+    it was answered.
     """
 
-    answers: Records
-    scores: Tensor
-    deferred: Tensor
+    answers: Sequence[str | float | None]
+    scores: Sequence[float]
+    deferred: Sequence[bool]
 
 
 Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]
-"""Columns of a table with one row an example: shape and type of a row's value, by name."""
+"""Columns of a table with one row per example: shape and type of a row's value, by name."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch that the encoder has read and the decoder has not."""
+
+    hidden: Tensor  # the encoder's output, (B, L, D)
+    mask: Tensor  # 1 on real tokens, (B, L)
+    pooled: Tensor | None = None  # mean over real tokens, detached, (B, D), if there are heads
+    early: Tensor | None = None  # logits of the head on it, (B, C), if there is that head
+
+    def __getitem__(self, rows: Tensor) -> "Encoded":
+        pooled, early = (None if part is None else part[rows] for part in (self.pooled, self.early))
+        return Encoded(self.hidden[rows], self.mask[rows], pooled, early)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says of a batch.
+    """A model's answer to a batch.
 
-    Attributes:
-        logits: float32 ``(B, C)``: one for each class or candidate, ``-inf`` for a candidate that an example does not
-            have; in a regression the value, ``(B, 1)``; of a ``sequence`` task the decoder's over the references'
-            tokens, ``(B, T, V)``, in their own precision.
-        prediction: int64 ``(B,)``, -1 for a generated answer that names no label; in a regression float64. Without
-            meaning in a ``sequence`` task.
-        loss: The task loss, a scalar, where a target was given.
-        pooled: Mean last hidden state of the (encoder's) real tokens, ``(B, D)``; ``None`` without heads.
-        early: Logits of the head on the encoder's output, ``(B, C)``; ``None`` but for an encoder-decoder's.
-        steps: Decoder steps of a generated answer, int64 ``(B,)``; ``None`` for any other.
-        source: What a ``sequence`` task's encoder made of the batch; ``None`` for any other.
-        states: An encoder's hidden states, embeddings first, each ``(B, L, D)``, where they were asked for.
+    Logits are float32 ``(B, C)``, one per class or candidate, ``-inf`` for a candidate that an example lacks; in a
+    regression the value, ``(B, 1)``; in a ``sequence`` task the decoder's logits over the references' tokens,
+    ``(B, T, V)``, in the model's precision, and the prediction means nothing.
     """
 
     logits: Tensor
-    prediction: Tensor
-    loss: Tensor | None = None
-    pooled: Tensor | None = None
-    early: Tensor | None = None
-    steps: Tensor | None = None
-    source: Any = None
-    states: tuple[Tensor, ...] | None = None
+    prediction: Tensor  # int64 (B,), -1 for a generated answer that names no label; in a regression float64
+    loss: Tensor | None = None  # the task loss, a scalar, if there was a target
+    pooled: Tensor | None = None  # mean last hidden state of the (encoder's) real tokens, (B, D), if there are heads
+    early: Tensor | None = None  # logits of the head on an encoder-decoder's encoder, (B, C)
+    steps: Tensor | None = None  # decoder steps of a generated answer, int64 (B,)
+    source: Any = None  # the Encoded batch, in a sequence task
+    states: tuple[Tensor, ...] | None = None  # an encoder's hidden states, embeddings first, each (B, L, D)
 
 
 # So that FSDP finds the tensors of an answer.
 register_dataclass(Answer)
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """What is known of a batch before the decoder runs.
-
-    Attributes:
-        hidden: The encoder's output, ``(B, L, D)``.
-        mask: 1 on real tokens, ``(B, L)``.
-        pooled: Its mean over them, detached, ``(B, D)``; ``None`` without heads.
-        early: Logits of the head on it, ``(B, C)``; ``None`` without heads.
-    """
-
-    hidden: Tensor
-    mask: Tensor
-    pooled: Tensor | None
-    early: Tensor | None
-
-    def __getitem__(self, rows: Tensor) -> Encoded:
-        pooled, early = (None if part is None else part[rows] for part in (self.pooled, self.early))
-        return Encoded(self.hidden[rows], self.mask[rows], pooled, early)
-
-
 def owner(counts: Tensor) -> Tensor:
-    """Which example each candidate is of: counts ``(B,)`` to indices ``(sum,)``."""
+    """The example that each candidate belongs to: counts ``(B,)`` to indices ``(sum,)``."""
     return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
 
@@ -143,13 +103,13 @@ def sum_by_example(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def spread(values: Tensor, counts: Tensor, width: int) -> Tensor:
-    """Candidates' values ``(sum,)`` as rows ``(B, width)``, ``-inf`` where an example has no such candidate."""
+    """Arrange candidates' values ``(sum,)`` as rows ``(B, width)``, ``-inf`` where an example has no such candidate."""
     row = owner(counts)
     column = torch.arange(len(values), device=values.device) - (counts.cumsum(0) - counts)[row]
     return values.new_full((len(counts), width), -torch.inf).index_put((row, column), values)
 
 
-def check_choices(most: int, width: int) -> None:
-    """Refuse an example with more candidates than a task allows for."""
-    if most > width:
-        raise InputError(f"An example has {most} candidates, but its task allows for {width}. Raise the task's limit.")
+def check_choices(count: int, limit: int) -> None:
+    """Refuse an example with more candidates than a task allows."""
+    if count > limit:
+        raise InputError(f"An example has {count} candidates, but its task allows {limit}. Raise the task's limit.")

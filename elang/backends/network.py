@@ -1,7 +1,8 @@
-"""A network of ``transformers`` with its tokenizer: precision, ways to run it, set-up of its training."""
+"""A network of ``transformers`` with its tokenizer: set-up of training and inference, and answers in batches."""
 
-from __future__ import annotations
-
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elang.backends.fast.t5 import FAMILIES, T5Path
+from elang.backends.fast.graphs import Pass
 from elang.backends.flops import check_cost
 from elang.errors import InputError, need
 from elang.files import file_sha256, folder_sha256
@@ -17,41 +18,48 @@ from elang.records.manifest import Manifest
 from elang.tasks.text_task import TextTask
 
 
-class Network(nn.Module):
-    """A backbone and its tokenizer, whatever it answers.
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How batches are answered and scored."""
 
-    Args:
-        backbone: The model of ``transformers``.
-        tokenizer: Its tokenizer.
-        task: What it answers.
-    """
+    score: str | None = None  # None: nothing is scored or deferred
+    threshold: float = math.inf  # inputs that score above it are deferred, if possible before decoding
+    temperature: float = 1.0
+    order: list[int] | None = None  # for each class of the answers its place among the logits; None: the same
 
-    # Whether it is trained on classes or tokens that a share of the probability can be given to.
+
+@dataclass(frozen=True)
+class BatchAnswers:
+    """The answers to a batch in inference: each input's score (0 without one), answer, and :meth:`Network.checksum`."""
+
+    table: Tensor  # (B, 3), on the device
+    texts: list[str | None] | None = None  # generated texts; None for an input that was deferred before the decoder
+
+
+class Network(nn.Module, ABC):
+    """A backbone of ``transformers``, its tokenizer, and the task that it answers."""
+
+    # Whether its targets are classes or tokens that can share probability with others.
     smooths_labels = True
+    # A faster forward pass of a family, for inference.
+    short_path: Any = None
 
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask) -> None:
         super().__init__()
         self.backbone, self.tokenizer, self.task = backbone, tokenizer, task
         self.manifest: Manifest | None = None
-        # The folder or checkpoint that the weights are from.
+        # The folder or checkpoint that the weights come from.
         self.weights: Path | None = None
-        self.short_path: T5Path | None = None
         self.label_smoothing = 0.0
         self.in_step = False
 
     def prepare_training(
         self, label_smoothing: float, *, freeze_embeddings: bool, checkpointing: bool, compiled: bool
     ) -> None:
-        """Set it up to be trained.
+        """Set the model up for training; smoothing gives this share of probability to all other classes or tokens.
 
-        Args:
-            label_smoothing: Share of the probability that the targets give to all other classes or tokens.
-            freeze_embeddings: Leave the embedding tables as they are.
-            checkpointing: Compute activations again in the backward pass.
-            compiled: Compile what is called from outside, in place, so that the weights keep their names.
-
-        Raises:
-            InputError: If its targets cannot be smoothed so.
+        Checkpointing recomputes activations in the backward pass. Modules are compiled in place, so that weights keep
+        their names.
         """
         if not 0 <= label_smoothing < 1 or (label_smoothing and not self.smooths_labels):
             raise InputError(
@@ -59,56 +67,44 @@ class Network(nn.Module):
                 "with labels."
             )
         self.label_smoothing = label_smoothing
-        # from_pretrained leaves evaluation mode on, Lightning keeps it, and training would run without dropout.
+        # from_pretrained leaves the model in evaluation mode, Lightning keeps that, and dropout would stay off.
         self.train()
-        # Scores of fine-tuned weights are not those that the loaded thresholds were chosen for.
+        # The loaded thresholds were chosen for the scores of other weights.
         self.manifest = None
         self.backbone.get_input_embeddings().requires_grad_(not freeze_embeddings)
         if checkpointing:
-            # transformers gave it a new name.
+            # transformers renamed it.
             name = ("gradient", "activation")[hasattr(self.backbone, "activation_checkpointing_enable")]
             getattr(self.backbone, f"{name}_checkpointing_enable")({"use_reentrant": False})
         for part in self.compiled_parts() if compiled else ():
-            # Shapes follow the batch.
             part.compile(dynamic=True)
 
     def keep_in_step(self) -> None:
-        """Take as many steps as other processes when it generates, for these hold parts of its weights."""
+        """Generate as many steps as the other processes, which hold parts of the weights."""
         self.in_step = True
 
     def check_cost(self) -> None:
-        """Find out how its FLOPs are counted (:func:`~elang.backends.flops.check_cost`) before they are needed."""
+        """Work out how FLOPs are counted (:func:`~elang.backends.flops.check_cost`) before they are needed."""
         check_cost(self.backbone.config, generates=self.task.kind.generates)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Bring the backbone's weights to a smaller precision, for inference.
-
-        Raises:
-            InputError: If the family overflows in it.
-        """
-        if dtype == torch.float16 and self.backbone.config.model_type in FAMILIES:
-            raise InputError(
-                f"A '{self.backbone.config.model_type}' model overflows in float16. Take bfloat16, or float32."
-            )
+        """Convert the backbone's weights to a lower precision, for inference."""
         self.short_path = None
         for weight in self.backbone.parameters():
             weight.data = weight.data.to(dtype)
 
     def quantize(self) -> None:
-        """Keep the matrices of the body's layers as int8 with a scale for each row, for inference.
+        """Store the matrices of the body's layers as int8 with one scale per row, for inference.
 
-        What is computed with them stays in the precision of the other weights. Embeddings and heads are left alone.
-
-        Raises:
-            InputError: If torchao is not installed.
+        Products are computed in the precision of the other weights. Embeddings and heads are not quantized.
         """
         need("super_int8", "int8", "torchao")
+        self.short_path = None
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-        body, words = self.backbone.base_model, self.backbone.get_output_embeddings()
+        body, lm_head = self.backbone.base_model, self.backbone.get_output_embeddings()
         heads = {module for module in self.backbone.children() if body is not self.backbone and module is not body}
-        outside = {part for head in heads for part in head.modules()} | {words}
-        self.short_path = None
+        outside = {part for head in heads for part in head.modules()} | {lm_head}
         quantize_(
             self.backbone,
             Int8WeightOnlyConfig(),
@@ -116,34 +112,13 @@ class Network(nn.Module):
         )
 
     def export(self) -> None:
-        """Run the backbone by ONNX Runtime from now on, for inference on the CPU; the answers stay the same.
-
-        Raises:
-            InputError: If it is an encoder-decoder, or as :class:`elang.backends.fast.onnx.OnnxPath` says.
-        """
+        """Run the backbone with ONNX Runtime from now on, for inference on the CPU; only for encoders."""
         raise InputError(
             f"onnx is for encoders, and this model is a '{self.backbone.config.model_type}'. Leave it out."
         )
 
     def shorten(self) -> None:
-        """Use the short forward pass where its family has one, for inference only; the answers stay the same."""
-        if self.backbone.config.model_type in FAMILIES and not (self.short_path and self.short_path.current):
-            self.short_path = T5Path(self.backbone)
-
-    @property
-    def inference_path(self) -> T5Path | None:
-        """The short forward pass, where it is there and no gradients are asked for."""
-        return None if self.training or torch.is_grad_enabled() else self.short_path
-
-    def encoder_output(self, inputs: dict[str, Tensor]) -> Tensor:
-        """The last hidden state of an encoder-decoder's encoder, ``(B, L, D)``."""
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        if (path := self.inference_path) is not None:
-            return path.encode(ids, mask)
-        hidden: Tensor = self.backbone.get_encoder()(
-            input_ids=ids, attention_mask=mask, return_dict=True
-        ).last_hidden_state
-        return hidden
+        """Use a faster forward pass if the family has one, for inference only; the answers stay the same."""
 
     def compiled_parts(self) -> list[nn.Module]:
         """The modules that are called from outside, for ``torch.compile``."""
@@ -151,7 +126,71 @@ class Network(nn.Module):
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of the folder or checkpoint that the weights are from; empty for those from the hub."""
+        """Hash of the folder or checkpoint that the weights come from; empty for a model from the hub."""
         if self.weights is None:
             return ""
         return folder_sha256(self.weights) if self.weights.is_dir() else file_sha256(self.weights)
+
+    @abstractmethod
+    def score_of(self, name: str, answer: Any, temperature: float = 1.0) -> Tensor:
+        """One difficulty score of an answer to a batch, ``(B,)``; larger is harder."""
+
+    def predict(self, logits: Tensor) -> Tensor:
+        """The answer that the logits give: the best class or candidate, int64, or the value, float64, ``(B,)``."""
+        return self.task.kind.predict(logits)
+
+    @property
+    def decoded(self) -> int:
+        """About how many tokens of an input get logits over the vocabulary; 0 where nothing is decoded."""
+        return 0
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The most tokens that are generated; 0 where no text is."""
+        return 0
+
+    def configure_generation(self, max_new_tokens: int, num_beams: int | None = None) -> None:
+        """Set how texts are generated; without ``num_beams`` the number of beams stays."""
+        raise NotImplementedError
+
+    def texts(self, ids: Tensor) -> list[str]:
+        """Generated tokens as text."""
+        filled = ids.masked_fill(ids < 0, self.tokenizer.pad_token_id)
+        return [text.strip() for text in self.tokenizer.batch_decode(filled, skip_special_tokens=True)]
+
+    def answer_batch(self, inputs: dict[str, Tensor], options: InferenceOptions) -> BatchAnswers:
+        """Answer and score a batch (:meth:`elang.data.batches.EncodedExamples.batch`)."""
+        return BatchAnswers(self.answer_table(inputs, options))
+
+    def short_way(self, options: InferenceOptions) -> list[Pass] | None:
+        """The same in passes of fixed shapes, which :class:`~elang.backends.fast.graphs.SmallBatches` can capture.
+
+        One pass, with the table of :class:`BatchAnswers`; two if the score is known before the decoder: its column,
+        then the table; four for a model that generates texts; ``None`` if there is no such way.
+        """
+        if self.task.kind.has_candidates:
+            return None
+        return [lambda inputs: (self.answer_table(inputs, options), None)]
+
+    def answer_table(self, inputs: dict[str, Tensor], options: InferenceOptions) -> Tensor:
+        """The table of :class:`BatchAnswers`, for a score that needs the logits."""
+        answer = self(inputs)
+        score = None if options.score is None else self.score_of(options.score, answer, options.temperature)
+        return self.table(score, answer.logits, options.order)
+
+    def table(self, score: Tensor | None, logits: Tensor, order: list[int] | None) -> Tensor:
+        """The table of :class:`BatchAnswers` from scores ``(B,)``, if there are any, and logits ``(B, C)``."""
+        if order is not None:
+            # An index tensor would be copied to the device, which no graph can capture.
+            logits = torch.stack([logits[:, place] for place in order], 1)
+        score = logits.new_zeros(len(logits)) if score is None else score
+        # A freely generated text may be none of the answers, so the logits decide.
+        columns = score, self.predict(logits), self.checksum(logits)
+        return torch.stack([column.to(self.task.kind.exact_type) for column in columns], 1)
+
+    def checksum(self, logits: Tensor) -> Tensor:
+        """A number that is finite if a row of logits ``(B, C)`` can be scored, float32 ``(B,)``; one kernel."""
+        if not self.task.kind.has_candidates:
+            return logits.float().sum(-1)
+        # Missing candidates have -inf, but an example with no candidate at all is an error.
+        return logits.masked_fill(logits == -math.inf, 0).float().sum(-1) + logits.amax(-1)

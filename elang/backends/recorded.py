@@ -1,6 +1,4 @@
-"""Answers that were recorded: by `elang score`, by `elang ask`, or by others."""
-
-from __future__ import annotations
+"""Recorded answers: from `elang score`, `elang ask`, or elsewhere."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,32 +13,16 @@ from elang.tasks.text_task import TextTask
 
 
 class RecordedBackend:
-    """Answers the examples of a table of records, and no others.
-
-    Args:
-        path: The file, as :mod:`elang.records.table` has it.
-        task: What it answers; the answers come in the order of its label names.
-
-    Attributes:
-        splits: The records by source.
-        about: What the file says of itself; empty for files that are not ours.
-
-    Raises:
-        InputError: As :func:`elang.records.reading.read_records` says.
-    """
+    """Answers the examples of a file of records (:mod:`elang.records.table`), in the order of the task's labels."""
 
     def __init__(self, path: str, task: TextTask) -> None:
         self.path, self.task = path, task
-        self.splits: dict[str, Records]
-        self.about: dict[str, Any]
+        self.splits: dict[str, Records]  # by source
+        self.about: dict[str, Any]  # the file's metadata; empty for files that elang has not written
         self.splits, self.about = read_records(path, task.label_names, task.problem)
 
     def answer(self, examples: Examples) -> Records:
-        """The answers that were recorded.
-
-        Raises:
-            InputError: If some are missing, or the records are of other data.
-        """
+        """Look up the answers. Raises InputError if some are missing, or the records are of other data."""
         if examples.source not in self.splits:
             raise InputError(
                 f"'{self.path}' has no answers to '{examples.source}', only to {', '.join(self.splits)}. "
@@ -54,13 +36,14 @@ class RecordedBackend:
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        """The scores that need no head; records must have logits for them, or scores of tokens."""
+        """The scores that need no head; the records must have logits or token scores for them."""
         return self.task.kind.scores
 
     def score(self, examples: Examples, score: str, threshold: float) -> Scored:
-        """The answers that were recorded, with one of :attr:`score_names`."""
+        """Look up the answers, and compute one of :attr:`score_names`."""
         records = self.answer(examples)
         if records.logits is None and records.scores is None:
-            raise InputError(f"'{self.path}' has answers alone, so there is no score '{score}'.")
+            raise InputError(f"'{self.path}' has neither logits nor token scores, so there is no score '{score}'.")
         scores = self.task.kind.scores_of(records.logits, records.scores, 1.0)[score]
-        return Scored(records, scores, route(scores, threshold))
+        answers = records.prediction.tolist() if records.texts is None else records.texts
+        return Scored(answers, scores.tolist(), route(scores, threshold).tolist())

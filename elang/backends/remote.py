@@ -1,4 +1,4 @@
-"""A Super that is served elsewhere: asked over HTTP as `elang serve` is, each example until it is answered."""
+"""A Super that runs elsewhere: asked over HTTP with the API of `elang serve`, with retries."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 import os
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from elang.errors import InputError, need
+from elang.notices import notice
 
 if TYPE_CHECKING:
     # `elang serve` checks its address and token before it loads torch.
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE = "ELANG_SERVE_TOKEN"
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
-# What a server answers that may answer later.
-_LATER = (408, 425, 429, 500, 502, 503, 504)
+# A server that returns one of these may answer later.
+_RETRIED = (408, 425, 429, 500, 502, 503, 504)
 
 
-@dataclass(frozen=True)
-class Question:
-    """An example as a server is asked: one text or several, candidates if it has any, and where it is from."""
+class Question(NamedTuple):
+    """An example as it is sent to a server: its text or texts, its candidates if it has any, and its identity."""
 
     source: str
     id: int
@@ -40,27 +39,25 @@ def questions(examples: Examples) -> Iterator[Question]:
     for row, (number, key) in enumerate(zip(examples.id.tolist(), examples.key.tolist(), strict=True)):
         texts = examples.texts[row]
         choices = None if examples.choices is None else list(examples.choices[row])
-        yield Question(examples.source, number, key, texts[0] if len(texts) == 1 else list(texts), choices)
+        text = texts[0] if len(texts) == 1 else list(texts)
+        yield Question(examples.source, number, key, text=text, choices=choices)
 
 
 class RemoteBackend:
-    """Asks a server for its answers.
+    """Gets its answers from a server.
 
-    ``POST URL/super`` takes ``{"texts": [...]}``, in a task with candidates also ``choices``, and gives
-    ``{"answers": [...]}`` in their order, with the places of texts that were cut in ``cut``. A token in the environment
-    is sent as a bearer token.
+    ``POST URL/super`` takes ``{"texts": [...]}``, in a task with candidates also ``choices``, and returns
+    ``{"answers": [...]}`` in their order; ``cut`` may list the places of texts that were too long. A token in the
+    environment is sent as a bearer token.
 
     Args:
         url: The server's address, http://HOST:PORT.
-        task: What it answers.
+        task: The task.
         batch: Texts in a request.
-        concurrent: Requests at a time at most.
-        tries: How often a request is made that fails for a reason which may pass (no connection, 429, 5xx), after
-            waits of 0.5 s that double up to a minute, or as long as the server says.
-        timeout: Seconds in which an answer has to come.
-
-    Raises:
-        InputError: If no request can be sent to the address, or the token is none.
+        concurrent: The most requests at a time.
+        tries: How often a request is sent that fails for a temporary reason (no connection, 429, 5xx). The waits
+            between them double from 0.5 s up to a minute, or follow the server's Retry-After.
+        timeout: Seconds to wait for an answer.
     """
 
     def __init__(
@@ -73,29 +70,30 @@ class RemoteBackend:
         self.token = token_of_environment()
 
     def answer(self, examples: Examples) -> Records:
-        """Ask for the answers to examples.
-
-        Raises:
-            InputError: If the server refuses a request, fails too often, or gives an answer that is none of the task's.
-        """
+        """Ask for the answers to examples; a notice counts the texts that were too long."""
         answers: dict[int, Any] = {}
+        too_long: set[int] = set()
 
-        def keep(batch: list[Question], given: list[Any], cut: list[Any]) -> None:
-            answers.update(zip([question.id for question in batch], given, strict=True))
+        def keep(batch: list[Question], batch_answers: list[Any], cut: list[Any]) -> None:
+            answers.update(zip([question.id for question in batch], batch_answers, strict=True))
+            too_long.update(question.id for place, question in enumerate(batch) if place in cut)
 
         asyncio.run(self.ask(questions(examples), keep))
+        self.report_cut(len(too_long), len(answers))
         return self.records(examples, [answers[number] for number in examples.id.tolist()])
 
-    def read(self, answer: Any) -> float | str:
-        """The prediction that is meant by an answer.
+    def report_cut(self, count: int, total: int) -> None:
+        """Give a notice about inputs that were too long, if there are any."""
+        if count:
+            too_long = f"{count} of {total} inputs were too long for the Super at {self.address}"
+            notice("cut-inputs", f"{too_long}: the rest was not read.")
 
-        Raises:
-            InputError: If the answer is none of the task's.
-        """
+    def read(self, answer: Any) -> float | str:
+        """The prediction that an answer means. Raises InputError if the answer is invalid for the task."""
         prediction = self.task.kind.read_answer(answer, self.task)
         if prediction is None:
-            wanted = self.task.kind.expects(self.task)
-            raise InputError(f"The server at {self.address} answers {answer!r}, where {wanted} is needed.")
+            expected = self.task.kind.expects(self.task)
+            raise InputError(f"The server at {self.address} answers {answer!r}, where {expected} is needed.")
         return prediction
 
     def records(self, examples: Examples, answers: list[Any]) -> Records:
@@ -111,13 +109,11 @@ class RemoteBackend:
         return Records(examples.id, prediction, key=examples.key)
 
     async def ask(
-        self, asked: Iterator[Question], keep: Callable[[list[Question], list[Any], list[Any]], None]
+        self, pending: Iterator[Question], keep: Callable[[list[Question], list[Any], list[Any]], None]
     ) -> None:
-        """Ask several questions at a time until there are none left.
+        """Ask all questions, several batches at a time; each batch is taken when it is sent.
 
-        Args:
-            asked: The questions; each batch of them is taken when it is sent.
-            keep: Gets each batch with its answers and the places of texts that were too long, as they come.
+        ``keep`` gets each batch, its answers and the places of texts that were too long, as they arrive.
         """
         import httpx
 
@@ -125,7 +121,7 @@ class RemoteBackend:
         async with httpx.AsyncClient(headers=headers, timeout=self.timeout) as client:
 
             async def work() -> None:
-                while batch := list(islice(asked, self.batch)):
+                while batch := list(islice(pending, self.batch)):
                     keep(batch, *await self._answers(client, batch))
 
             workers = [asyncio.ensure_future(work()) for _ in range(self.concurrent)]
@@ -136,97 +132,85 @@ class RemoteBackend:
                     worker.cancel()
 
     async def _answers(self, client: Any, batch: list[Question]) -> tuple[list[Any], list[Any]]:
-        """The answers to a batch, and the places of what was too long; see :meth:`ask`."""
+        """The answers to a batch, and the places of texts that were too long."""
         import httpx
 
         body: dict[str, Any] = {"texts": [question.text for question in batch]}
         if batch[0].choices is not None:
             body["choices"] = [question.choices for question in batch]
-        failure, after = "", 0.0
+        failure, retry_after = "", 0.0
         for number in range(self.tries):
             if number:
-                # Not all of them at once again.
+                # Random, so that the workers do not all retry at once.
                 wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (number - 1)) * random.uniform(0.5, 1)
-                await asyncio.sleep(max(wait, after))
-            after = 0.0
+                await asyncio.sleep(max(wait, retry_after))
+            retry_after = 0.0
             try:
                 response = await client.post(self.url, json=body)
             except httpx.RequestError as error:
                 failure = f"{type(error).__name__}: {error}"
                 continue
-            if response.status_code not in _LATER:
+            if response.status_code not in _RETRIED:
                 return self._read(response, batch)
             failure = f"{response.status_code}: {response.text[:200]}"
-            after = _seconds(response.headers.get("retry-after", ""))
+            retry_after = _seconds(response.headers.get("retry-after", ""))
         raise InputError(
-            f"The server at {self.url} did not answer in {self.tries} tries ({failure}). What `elang ask` was "
-            "answered is kept: run the same command again to go on."
+            f"The server at {self.url} did not answer in {self.tries} tries ({failure}). Check that it is running."
         )
 
     def _read(self, response: Any, batch: list[Question]) -> tuple[list[Any], list[Any]]:
-        """The answers in a response to a batch, and the places of what was too long.
-
-        Raises:
-            InputError: If the server refuses the batch, or gives something else.
-        """
+        """Parse the response to a batch."""
         status, url = response.status_code, self.url
         if status in (401, 403):
             raise InputError(f"The server at {url} wants a token ({status}): set {TOKEN_VARIABLE}.")
         if status in (404, 405) or response.is_redirect:
-            raise InputError(f"No Super answers at {url} ({status}). Give the server's address as --url.")
+            raise InputError(f"No Super answers at {url} ({status}). Check the server's address.")
         if status != 200:
             raise InputError(
                 f"The server at {url} refuses example {batch[0].id} of '{batch[0].source}' or one of the "
-                f"{len(batch) - 1} asked with it ({status}: {response.text[:300]}). Mend it, or lower --batch."
+                f"{len(batch) - 1} sent with it ({status}: {response.text[:300]}). Fix the example, or send smaller "
+                "batches with `elang ask --batch`."
             )
         try:
-            given = response.json()
-            answers, cut = given["answers"], given.get("cut")
+            reply = response.json()
+            answers, cut = reply["answers"], reply.get("cut")
             count = len(answers)
         except (ValueError, TypeError, KeyError, RecursionError):
-            raise InputError(f"The server at {url} gives no JSON with 'answers': {response.text[:200]!r}.") from None
+            raise InputError(f"The server at {url} returns no JSON with 'answers': {response.text[:200]!r}.") from None
         if not isinstance(answers, list) or count != len(batch):
-            raise InputError(f"The server at {url} gives {count} answers to {len(batch)} texts.")
+            raise InputError(f"The server at {url} returns {count} answers to {len(batch)} texts.")
         return answers, cut if isinstance(cut, list) else []
 
 
 def check_address(address: str, option: str) -> None:
-    """Refuse an address that no request can be sent to.
-
-    Raises:
-        InputError: Naming it.
-    """
+    """Refuse an invalid address of a server."""
     import httpx
 
     try:
         url = httpx.URL(address)
-        good = url.scheme in ("http", "https") and bool(url.host) and (url.port or 1) <= 65535
-        good &= not (url.query or url.fragment)
+        valid = url.scheme in ("http", "https") and bool(url.host) and (url.port or 1) <= 65535
+        valid &= not (url.query or url.fragment)
     except httpx.InvalidURL:
-        good = False
-    if not good:
-        raise InputError(f"{option} '{address}' is no address of a server; give http://HOST:PORT.")
+        valid = False
+    if not valid:
+        raise InputError(f"{option} '{address}' is not the address of a server; give http://HOST:PORT.")
 
 
 def token_of_environment() -> str | None:
-    """The token that requests must bring, if there is to be one.
-
-    Raises:
-        InputError: If it is one that no request can bring.
-    """
+    """The token that requests must carry, if there is one. Raises InputError if no request could carry it."""
     token = os.environ.get(TOKEN_VARIABLE)
     if token is None:
         return None
     if not token or not token.isascii() or not token.isprintable() or token != token.strip():
         raise InputError(
-            f"{TOKEN_VARIABLE} is set, but it is empty or has characters that no request can bring: line breaks, "
-            "spaces at its ends, or others than ASCII. Set another, or unset it to let everyone in."
+            f"{TOKEN_VARIABLE} is set, but it is empty or not fit for an HTTP header: it has line breaks, characters "
+            "outside ASCII, or spaces at its ends. Set another one, or unset it to let everyone in."
         )
     return token
 
 
 def _seconds(value: str) -> float:
-    """Of a Retry-After; dates are not waited for."""
+    """The seconds of a Retry-After; dates are ignored."""
     try:
         return min(_LONGEST_WAIT, max(0.0, float(value)))
     except ValueError:

@@ -12,7 +12,6 @@ from lightning.pytorch import LightningDataModule
 from elang.backends.remote import Question, RemoteBackend, check_address, questions
 from elang.data.module import TextData
 from elang.errors import InputError, need
-from elang.notices import notice
 from elang.records.table import Records, check_output, join_records, write_records
 from elang.terminal import say
 
@@ -52,17 +51,16 @@ def ask(
     check_output(output, "--output", map(str, data.files.values()))
     server = RemoteBackend(url, data.text_task, batch=batch, concurrent=concurrent, tries=tries, timeout=timeout)
     journal = _Journal(Path(f"{output}.asked.jsonl"), server, data)
-    earlier = len(journal.answers)
-    if earlier:
-        say(f"{earlier} answers are in '{journal.path}' and are not asked for again")
-    asyncio.run(server.ask(journal.left(), journal.keep))
+    asked = len(journal.answers)
+    if asked:
+        say(f"{asked} answers are in '{journal.path}' and are not asked for again")
+    try:
+        asyncio.run(server.ask(journal.left(), journal.keep))
+    except InputError as error:
+        raise InputError(f"{error} The answers so far are kept: run the same command again to continue.") from error
     count = journal.finish(output)
-    if journal.cut:
-        notice(
-            "cut-inputs",
-            f"{len(journal.cut)} of {count} inputs were too long for the Super at {url}: the rest was not read.",
-        )
-    say(f"{count} answers of {url}, {count - earlier} of them asked for now, are in {output}")
+    server.report_cut(len(journal.cut), count)
+    say(f"{count} answers of {url}, {count - asked} of them asked for now, are in {output}")
 
 
 class _Journal:

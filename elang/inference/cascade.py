@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from elang.backends.backend import Backend
+from elang.backends.backend import Backend, Scored
 from elang.data.examples import Examples, content_key
 from elang.errors import InputError
 from elang.inference.inputs import as_rows, checked_texts, each_text, window_of
-from elang.inference.runner import ModelRunner, ScoredAnswers
+from elang.inference.runner import ModelRunner
 from elang.inference.stream import Deferred, Prediction, Window, gathered, stream, windows
 from elang.method.deferral import check_finite
 from elang.records.table import Records
@@ -58,19 +58,15 @@ class BackendRunner:
         label = torch.full((count,), kind.unknown, dtype=kind.answer_type)
         return Examples(window.texts, torch.arange(count), key, label=label, choices=window.choices)
 
-    def answer(self, window: Window) -> list[Any]:
+    def answer(self, window: Window) -> Sequence[Any]:
         """The answers to a window."""
-        return self._listed(self.backend.answer(self._examples(window)))
+        records: Records = self.backend.answer(self._examples(window))
+        return list(records.prediction.tolist()) if records.texts is None else records.texts
 
-    def score(self, window: Window, score: str | None, threshold: float) -> ScoredAnswers:
+    def score(self, window: Window, score: str | None, threshold: float) -> Scored:
         """Answer and score a window; inputs that score above the threshold are deferred."""
-        scored = self.backend.score(self._examples(window), score, threshold)
-        deferred = scored.deferred.tolist()
-        answers = zip(self._listed(scored.answers), deferred, strict=True)
-        return [None if hard else answer for answer, hard in answers], scored.scores.tolist(), deferred
-
-    def _listed(self, records: Records) -> list[Any]:
-        return list(records.prediction.tolist() if records.texts is None else records.texts)
+        scored: Scored = self.backend.score(self._examples(window), score, threshold)
+        return scored
 
 
 class Cascade:
@@ -209,12 +205,12 @@ class Cascade:
 
     def _scored(self, stage: Stage, window: Window, threshold: float) -> list[tuple[Any, float, bool]]:
         """For each input its label (``None`` if it was deferred unanswered), its score, and whether it is deferred."""
-        answers, scores, deferred = self.runners[stage.name].score(window, stage.score, threshold)
-        if not all(map(math.isfinite, scores)):
-            check_finite(torch.tensor(scores), "score")
-        return list(zip(self._labels(stage, window, answers), scores, deferred, strict=True))
+        scored = self.runners[stage.name].score(window, stage.score, threshold)
+        if not all(map(math.isfinite, scored.scores)):
+            check_finite(torch.tensor(scored.scores), "score")
+        return list(zip(self._labels(stage, window, scored.answers), scored.scores, scored.deferred, strict=True))
 
-    def _labels(self, stage: Stage, window: Window, answers: list[Any]) -> list[Any]:
+    def _labels(self, stage: Stage, window: Window, answers: Sequence[Any]) -> list[Any]:
         """What a user reads of answers; ``None`` where there is none."""
         # A model answers in the order of the cascade's classes, any other backend in the order of its own.
         task = self.task if isinstance(stage.backend, ModelRunner) else stage.backend.task

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from elang.backends.backend import Scored
 from elang.backends.fast.graphs import SmallBatches, any_shape
-from elang.backends.inference import BatchAnswers
+from elang.backends.network import BatchAnswers, InferenceOptions
 from elang.backends.text_model import TextModel
 from elang.data.batches import EncodedExamples, token_batches
 from elang.data.encoding import encode_examples, pad_of, pads_left, same_tokens, token_lists
@@ -24,8 +25,6 @@ from elang.tasks.text_task import TextTask
 
 # The logits over a vocabulary take as much memory as this many tokens.
 _TOKENS_PER_LOGITS = 8
-ScoredAnswers = tuple[list[Any], list[float], list[bool]]
-"""For each input its answer (``None`` if deferred unanswered), its difficulty score, and whether it is deferred."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ class ModelRunner:
         self.truncated = 0
         self.small_batches: SmallBatches | None = None
         with torch.inference_mode():
-            passes = model.short_way(self._short_score, self._temperature, self._order) if limits.short_way else None
+            options = InferenceOptions(self._short_score, temperature=self._temperature, order=self._order)
+            passes = model.short_way(options) if limits.short_way else None
             if passes is not None:
                 self.small_batches = SmallBatches(
                     passes,
@@ -136,12 +136,12 @@ class ModelRunner:
             window.encoded = self.encode(window.texts, window.choices)
             self.truncated += window.encoded.texts.truncated
 
-    def answer(self, window: Window) -> list[Any]:
+    def answer(self, window: Window) -> Sequence[Any]:
         """The answers to a window, as :meth:`elang.tasks.kind.Kind.answer` takes them."""
-        return self.score(window, None, math.inf)[0]
+        return self.score(window, None, math.inf).answers
 
     @torch.inference_mode()
-    def score(self, window: Window, score: str | None, threshold: float) -> ScoredAnswers:
+    def score(self, window: Window, score: str | None, threshold: float) -> Scored:
         """Answer and score a window; inputs above the threshold are deferred, if possible before they are decoded."""
         if window.encoded is None and score == self._short_score and self._takes_short_way(window):
             answers, scores = self._score_short(window, threshold)
@@ -150,7 +150,7 @@ class ModelRunner:
         deferred = [value > threshold for value in scores]
         if score in BEFORE_DECODER:
             answers = [None if hard else answer for answer, hard in zip(answers, deferred, strict=True)]
-        return answers, scores, deferred
+        return Scored(answers, scores, deferred)
 
     def _takes_short_way(self, window: Window) -> bool:
         return self.small_batches is not None and window.choices is None and len(window) <= self.limits.short_way
@@ -197,12 +197,12 @@ class ModelRunner:
     ) -> Iterator[tuple[Tensor, BatchAnswers]]:
         """The rows and the answers of each batch; the token budget is halved when one does not fit into memory."""
         batches = deque(self.batches(encoded.lengths))
-        options: dict[str, Any] = {"temperature": self._temperature, "order": self._order}
+        options = InferenceOptions(score, threshold, self._temperature, self._order)
         while batches:
             rows = batches.popleft()
             try:
                 with any_shape():
-                    answers = self.model.answer_batch(self.inputs(encoded, rows), score, threshold, **options)
+                    answers = self.model.answer_batch(self.inputs(encoded, rows), options)
             except torch.OutOfMemoryError as error:
                 failure = f"does not fit into the memory of {self.device}"
                 if len(rows) == 1:

@@ -11,10 +11,10 @@ from transformers import AutoModelForSeq2SeqLM, MT5Config, T5Config
 from elang import InputError, JointPredictor
 from elang.backends.fast.graphs import _WARM_UP, SmallBatches, padded_length
 from elang.backends.fast.onnx import OnnxPath
-from elang.backends.fast.t5 import T5Path
-from elang.backends.fast.t5_decoding import T5Steps
+from elang.backends.fast.t5 import T5Path, T5Steps
 from elang.backends.loading.checkpoints import save_model
 from elang.backends.loading.load import load_model
+from elang.backends.network import InferenceOptions
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples, same_tokens, token_lists
 from elang.inference.speed import differences
@@ -87,14 +87,14 @@ def test_texts_by_the_short_path_of_t5_are_the_librarys(kind):
         hidden = path.encode(ids, mask)
         for most in (1, 20, 70):
             expected = model.generate(**plain, max_new_tokens=most, eos_token_id=ends)[:, 1:]
-            found = T5Steps(path, most, 0, ends, 0, False).all(hidden, mask)
+            found = T5Steps(path, most, start=0, ends=ends, pad=0, scored=False).all(hidden, mask)
             assert torch.equal(found.ids, expected)
             ended = torch.isin(expected, torch.tensor(ends))
             counts = torch.where(ended.any(1), ended.int().argmax(1) + 1, most)
             assert torch.equal(found.steps, counts)
         assert len(set(counts.tolist())) > 1
         # All of them end when none is wanted.
-        steps = T5Steps(path, 1, 0, ends, 0, True)
+        steps = T5Steps(path, 1, start=0, ends=ends, pad=0, scored=True)
         texts = steps.begin(hidden, mask, torch.zeros(12, dtype=torch.int64))
         # As often as it is tried before it is captured.
         for _ in range(_WARM_UP + 1):
@@ -256,7 +256,7 @@ def test_padded_rows_and_lengths_change_nothing(pair, texts):
         few.fill(filled.numpy(), tokens)
         names = [*few.pad, "attention_mask"]
         inputs = dict(zip(names, filled.to(predictor.device), strict=True))
-        table = predictor.swift.answer_batch(inputs, predictor.score).table
+        table = predictor.swift.answer_batch(inputs, InferenceOptions(predictor.score)).table
         assert table.isfinite().all()
         assert torch.allclose(table[:3].T.cpu(), torch.tensor(few.first(tokens)), atol=1e-5)
 
@@ -380,7 +380,7 @@ def test_an_export_that_says_otherwise_is_refused(pair, monkeypatch):
     model = load_model(str(pair["swift"])).eval()
     call = OnnxPath.__call__
     monkeypatch.setattr(OnnxPath, "__call__", lambda *given, **more: (call(*given, **more)[0] + 0.01, None))
-    with pytest.raises(InputError, match="'bert' model answers otherwise once exported"):
+    with pytest.raises(InputError, match="'bert' model gives other answers as ONNX"):
         model.export()
     monkeypatch.setattr(torch.onnx, "export", lambda *given, **more: 1 / 0)
     with pytest.raises(InputError, match=r"'bert' model cannot be exported to ONNX \(ZeroDivisionError"):

@@ -189,14 +189,14 @@ def test_the_cases_are_what_they_are_said_to_be(family):
 
 def test_answers_that_cannot_be_told_apart_are_refused(family, fails, t5, data_args):
     for answers in ([[5, 1], [5, 1]], [[5, 6], [7], [5]], [[5], []], [[5, 6], [5, 6, 1]]):
-        with pytest.raises(InputError, match="the same to the tokenizer, or one begins another"):
+        with pytest.raises(InputError, match="have the same tokens, or one begins with another"):
             AnswerTrie.of(answers)
     with pytest.raises(InputError, match="at least 2 answers"):
         AnswerTrie.of([[5, 6]])
-    with pytest.raises(InputError, match="the same to the tokenizer"):
+    with pytest.raises(InputError, match="have the same tokens"):
         family("bart", ["strange", "unknown"])
     fit = ["fit", "--model.model", t5, *data_args, *QUIET]
-    fails([*fit, "--data.answers", "[good, good]"], "--data.answers", "the same to the tokenizer")
+    fails([*fit, "--data.answers", "[good, good]"], "--data.answers", "have the same tokens")
     fails([*fit, "--data.answers", "[good]"], "2 classes", "--data.answers has 1")
 
 
@@ -890,7 +890,7 @@ def test_a_model_of_another_problem_is_refused(t5, base_model, tmp_path):
         model = load_model(str(base), numbers, fine_tune=True)
         save_model(model, tmp_path / kind, Manifest(["value"], task=numbers.plain()))
         assert load_model(str(tmp_path / kind)).task == numbers
-        with pytest.raises(InputError, match="trained for a regression, but a classification is asked"):
+        with pytest.raises(InputError, match="trained for a regression, but the data is a classification"):
             load_model(str(tmp_path / kind), TextTask.of(["bad", "good"]))
     other = TextTask(["value"], "regression", answers=["0.0", "2.0"])
     with pytest.raises(InputError, match="was trained with"):

@@ -110,6 +110,24 @@ def test_a_server_is_the_super_of_an_evaluation(service, files, data_args, tmp_p
     assert [["bad", "good"][place] for place in records["super_prediction"]] == answers
 
 
+def test_an_evaluation_counts_what_was_too_long_for_its_server(service, data_args, tmp_path, pair):
+    args = ["--model.swift_model", str(pair["swift"]), "--model.super_model", service.url, "--model.super_flops", "1e9"]
+    service.plan = [(200, {"answers": ["good"] * 16, "cut": [0, 7, 99, "x"]})]
+    with pytest.warns(Notice, match=rf"2 of \d+ inputs were too long for the Super at {service.url}"):
+        assert main(["validate", *args, *data_args, *QUIET, "--model.output", str(tmp_path / "joint")]) == 0
+    made = json.loads((tmp_path / "joint" / "made.json").read_text())
+    assert "cut-inputs" in {one["kind"] for one in made["notices"]}
+
+
+def test_an_evaluation_whose_server_does_not_answer(data_args, tmp_path, pair, fails, monkeypatch):
+    monkeypatch.setattr(elang.backends.remote, "_FIRST_WAIT", 0.0)
+    args = ["--model.swift_model", str(pair["swift"]), "--model.super_model", "http://127.0.0.1:9"]
+    args += ["--model.super_flops", "1e9", "--model.output", str(tmp_path / "joint")]
+    message = fails(["validate", *args, *data_args, *QUIET], "did not answer in 8 tries", "Check that it is running")
+    assert "elang ask" not in message
+    assert "kept" not in message
+
+
 def test_it_waits_as_long_as_the_server_says(service, files, tmp_path):
     service.plan = [(503, {})]
     args = ["--data.validation", str(files[1]), "--data.label_names", "[bad, good]", "--concurrent", "1"]
@@ -166,7 +184,7 @@ def test_a_token_is_sent(service, files, tmp_path, monkeypatch, fails):
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        ((404, {}), ["No Super answers", "/super (404)", "--url"]),
+        ((404, {}), ["No Super answers", "/super (404)", "Check the server's address"]),
         ((422, {"detail": "too long"}), ["refuses example", "too long", "--batch"]),
         ((200, {"answers": ["good"]}), ["1 answers to 10 texts"]),
         ((200, {"answers": ["awful"] * 10}), ["'awful'", "['bad', 'good']"]),

@@ -1,9 +1,7 @@
-"""Attention that is ready for a batch of any shape."""
-
-from __future__ import annotations
+"""Captured CUDA graphs for small batches, and attention for batches of many shapes."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -15,10 +13,9 @@ from elang.notices import notice
 
 @contextmanager
 def any_shape() -> Iterator[None]:
-    """Leave cuDNN's attention out.
+    """Disable cuDNN's attention, which plans anew for each shape of a batch, on the host, for up to seconds.
 
-    It is planned anew for each shape of a batch, on the host, for up to seconds, and batches of texts have hundreds of
-    shapes. Flash and memory-efficient attention, which stand in, need no plan.
+    Batches of texts have hundreds of shapes. Flash and memory-efficient attention need no plan.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -31,31 +28,31 @@ def any_shape() -> Iterator[None]:
 class AnyShape:
     """For a LightningModule: :func:`any_shape` from ``setup`` to ``teardown``, backward passes included."""
 
-    _cudnn_before: bool | None = None
+    _any_shape: ExitStack | None = None
 
     def setup(self, stage: str) -> None:
-        """Leave it out."""
-        if self._cudnn_before is None:
-            self._cudnn_before = torch.backends.cuda.cudnn_sdp_enabled()
-            torch.backends.cuda.enable_cudnn_sdp(False)
+        """Disable cuDNN's attention."""
+        if self._any_shape is None:
+            self._any_shape = ExitStack()
+            self._any_shape.enter_context(any_shape())
 
     def teardown(self, stage: str) -> None:
-        """Allow what was allowed before."""
-        if self._cudnn_before is not None:
-            torch.backends.cuda.enable_cudnn_sdp(self._cudnn_before)
-            self._cudnn_before = None
+        """Restore the setting from before."""
+        if self._any_shape is not None:
+            self._any_shape.close()
+            self._any_shape = None
 
 
-# What is wanted of a model, as a table ``(B, K)``, and what its next pass takes.
+# Takes what the pass before it left; returns a table of results, ``(B, K)``, and what the next pass takes.
 Pass = Callable[[Any], tuple[Tensor, Any]]
-# The inputs' column, int64 ``(B,)``, that is 0 where nobody waits for a text to be generated.
+# The inputs' column, int64 ``(B,)``, that is 0 for texts that need not be generated.
 WANTED = "wanted"
 _STEPS = (64, 16), (128, 32), (10**9, 64)
 _WARM_UP = 3
 
 
 def padded_length(length: int, limit: int) -> int:
-    """The next length that there is a graph for: every 16 tokens to 64, every 32 to 128, then every 64.
+    """The next length that has a graph: every 16 tokens to 64, every 32 to 128, then every 64.
 
     >>> [padded_length(n, 200) for n in (1, 17, 65, 129, 199)]
     [16, 32, 96, 192, 200]
@@ -65,73 +62,67 @@ def padded_length(length: int, limit: int) -> int:
 
 
 class Graph:
-    """The passes of a model over inputs of one shape.
+    """A model's passes over the columns of inputs of one shape (inputs, tokens of each), captured on a GPU.
 
-    Args:
-        passes: The model's; each takes what the one before it has left.
-        names: Of the columns of tokens.
-        rows: Inputs.
-        length: Tokens of each.
-        device: A GPU.
-        pool: Memory that all graphs share, for no two of them run at a time.
+    All graphs share a pool of memory, because only one runs at a time.
     """
 
     def __init__(
-        self, passes: list[Pass], names: list[str], rows: int, length: int, device: torch.device, pool: Any
+        self, passes: list[Pass], names: list[str], shape: tuple[int, int], *, device: torch.device, pool: Any
     ) -> None:
-        columns = [*names, "attention_mask"]
-        self.host = torch.zeros(len(columns), rows, length, dtype=torch.int64).pin_memory()
+        columns, generates = [*names, "attention_mask"], len(passes) > 2
+        self.host = torch.zeros(len(columns), *shape, dtype=torch.int64).pin_memory()
         self.host[-1] = 1
         self.array = self.host.numpy()
-        # Kept, for the graph knows its address alone.
-        self.given = self.host.to(device)
-        self.wanted_host = torch.ones(rows, dtype=torch.int64).pin_memory()
+        # An attribute, because the graph only knows its address.
+        self.inputs = self.host.to(device)
+        self.wanted_host = torch.ones(shape[0], dtype=torch.int64).pin_memory()
         self.wanted = self.wanted_host.to(device)
-        state: Any = dict(zip(columns, self.given, strict=True))
-        if len(passes) > 2:
+        state: Any = dict(zip(columns, self.inputs, strict=True))
+        if generates:
             state[WANTED] = self.wanted
         self.device, self.graphs, self.tables = device, [], []
-        for number, one in enumerate(passes):
+        for number, run in enumerate(passes):
             stream = torch.cuda.Stream(device)
             stream.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(stream):
                 for _ in range(_WARM_UP):
-                    said = one(state)[0]
+                    expected = run(state)[0]
             torch.cuda.current_stream(device).wait_stream(stream)
-            host = torch.zeros_like(said, device="cpu").pin_memory()
+            host = torch.zeros_like(expected, device="cpu").pin_memory()
             graph = torch.cuda.CUDAGraph()
-            # Both copies are a part of it, for each launch takes as long as a layer.
-            # The stream is named, for torch's own is of the first device that anything was captured on.
+            # Both copies are captured, too: a launch takes as long as a layer.
+            # The default stream would be of the first device that anything was captured on.
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 if number == 0:
-                    self.given.copy_(self.host, non_blocking=True)
-                if number == 1 and len(passes) > 2:
+                    self.inputs.copy_(self.host, non_blocking=True)
+                if number == 1 and generates:
                     self.wanted.copy_(self.wanted_host, non_blocking=True)
-                table, state = one(state)
+                table, state = run(state)
                 host.copy_(table, non_blocking=True)
             # The next pass is tried on what this one leaves.
             graph.replay()
-            # An empty graph is no error, and the first pass says the same each time.
-            if number == 0 and not torch.allclose(said, table, rtol=1e-2, atol=1e-2, equal_nan=True):
-                raise RuntimeError("its graph says otherwise than the model")
+            # An empty graph is no error. Only the first pass gives the same table each time.
+            if number == 0 and not torch.allclose(expected, table, rtol=1e-2, atol=1e-2, equal_nan=True):
+                raise RuntimeError("its graph and the model give different results")
             self.graphs.append(graph)
             self.tables.append(host.numpy())
 
     def replay(self, number: int, count: int) -> list[list[float]]:
-        """Run a pass, the first one on what :attr:`host` holds; the columns of its table."""
+        """Run a pass, the first one on :attr:`host`, and return the columns of its table."""
         with torch.cuda.device(self.device):
             self.graphs[number].replay()
             torch.cuda.current_stream().synchronize()
         return _columns(self.tables[number][:count])
 
-    def repeat(self, number: int, most: int) -> None:
-        """Run a pass again and again until its table, which only falls, is zero.
+    def repeat(self, number: int, limit: int) -> None:
+        """Run a pass repeatedly until its table, which only decreases, is zero.
 
-        Each is launched before it is known what the one before it has found, so one may be in vain.
+        Each run is launched before the result of the previous one is known, so the last one may be superfluous.
         """
         with torch.cuda.device(self.device):
             done = [torch.cuda.Event(), torch.cuda.Event()]
-            for count in range(most):
+            for count in range(limit):
                 self.graphs[number].replay()
                 done[count % 2].record()
                 if count:
@@ -141,26 +132,27 @@ class Graph:
 
 
 class SmallBatches:
-    """Runs a model's passes over small batches, one graph a shape where it is on a GPU.
+    """Runs a model's passes over small batches, on a GPU by one graph per shape.
+
+    A model that generates texts has four passes: up to the decoder, to the first token, one token (its table is 1 for
+    texts that have not ended), and the end; its inputs have the column :data:`WANTED`.
 
     Args:
-        passes: Each takes what the one before it has left, the first one the model's inputs. Of a model that generates
-            texts these are four: up to the decoder, to the first token, one token (its table tells which texts have not
-            ended), and the end; its inputs have the column :data:`WANTED`.
-        pad: The columns of tokens and what pads each, as :attr:`elang.data.batches.EncodedTexts.pad` has them.
-        most: Inputs at a time.
-        limit: Tokens of an input at most.
-        device: Where the model is; on a GPU all shapes are captured here.
-        who: The model, in a warning.
-        tokens: Of a text that it generates, at most.
-        left: Texts are padded on the left.
+        passes: The first one takes the model's inputs.
+        pad: The columns of tokens and what pads each (:attr:`elang.data.batches.EncodedTexts.pad`).
+        size: The most inputs at a time.
+        limit: The most tokens of an input.
+        device: The model's; on a GPU all shapes are captured here.
+        who: Names the model in a notice.
+        tokens: The most tokens of a text that is generated.
+        left: Pad texts on the left.
     """
 
     def __init__(
         self,
         passes: list[Pass],
         pad: dict[str, int],
-        most: int,
+        size: int,
         limit: int,
         device: torch.device,
         who: str,
@@ -174,22 +166,22 @@ class SmallBatches:
         if device.type != "cuda":
             return
         pool = torch.cuda.graph_pool_handle()
-        rows = [2**i for i in range((most - 1).bit_length() + 1)]
+        rows = [2**i for i in range((size - 1).bit_length() + 1)]
         lengths = sorted({padded_length(n, limit) for n in range(1, limit + 1)})
         try:
             for shape in [(r, length) for r in reversed(rows) for length in reversed(lengths)]:
                 with torch.cuda.device(device):
-                    self.graphs[shape] = Graph(passes, list(pad), *shape, device, pool)
+                    self.graphs[shape] = Graph(passes, list(pad), shape, device=device, pool=pool)
         except Exception as error:
-            # A model that asks the device something on its way cannot be captured.
+            # A model that reads values from the device while it runs cannot be captured.
             self.graphs.clear()
             torch.cuda.synchronize(device)
             reason = first_line(error)
             notice("graph-not-captured", f"{who} cannot be captured as a graph, and runs kernel by kernel: {reason}.")
 
     def first(self, tokens: list[dict[str, list[int]]]) -> list[list[float]]:
-        """The K columns of the first pass's table over B inputs."""
-        count, longest = len(tokens), max(len(one["input_ids"]) for one in tokens)
+        """Run the first pass over B inputs, and return the K columns of its table."""
+        count, longest = len(tokens), max(len(row["input_ids"]) for row in tokens)
         graph = self.graphs.get((1 << (count - 1).bit_length(), padded_length(max(1, longest), self.limit)))
         if graph is None:
             columns = torch.empty(len(self.pad) + 1, count, longest, dtype=torch.int64)
@@ -205,13 +197,13 @@ class SmallBatches:
         return graph.replay(0, count)
 
     def second(self, count: int) -> list[list[float]]:
-        """The same of the second pass, over the inputs that the first one was run over."""
+        """Run the second pass over the same inputs, and return the columns of its table."""
         if isinstance(self._last, Graph):
             return self._last.replay(1, count)
         return _columns(self.passes[1](self._last)[0])
 
     def generate(self, wanted: list[bool]) -> list[list[float]]:
-        """Generate a text for each wanted input; the columns of the last pass's table."""
+        """Generate a text for each wanted input, and return the columns of the last pass's table."""
         if isinstance(graph := self._last, Graph):
             graph.wanted_host.zero_()
             graph.wanted_host[: len(wanted)] = torch.tensor(wanted)
@@ -228,19 +220,18 @@ class SmallBatches:
     def fill(self, array: Any, tokens: list[dict[str, list[int]]]) -> None:
         """Write tokens and their mask, padded, into an int64 array ``(columns, rows, length)``."""
         mask, length = array[-1], array.shape[2]
-        for number, one in enumerate(tokens):
-            empty = length - len(one["input_ids"])
-            before, behind = (empty, 0) if self.left else (0, empty)
+        for number, row in enumerate(tokens):
+            empty = length - len(row["input_ids"])
+            before, after = (empty, 0) if self.left else (0, empty)
             for column, (name, pad) in zip(array, self.pad.items(), strict=False):
-                column[number] = [pad] * before + one[name] + [pad] * behind
+                column[number] = [pad] * before + row[name] + [pad] * after
             mask[number] = 0
-            mask[number, before : length - behind] = 1
-        # Rows that stand for nothing have a token, for attention to none is no number.
+            mask[number, before : length - after] = 1
+        # Unused rows get one token: attention to none is NaN.
         array[:, len(tokens) :] = 0
         mask[len(tokens) :, 0] = 1
 
 
 def _columns(table: Any) -> list[list[float]]:
-    """The columns of a table, a tensor or an array."""
     columns: list[list[float]] = table.T.tolist()
     return columns

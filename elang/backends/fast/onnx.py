@@ -1,6 +1,4 @@
-"""An encoder by ONNX Runtime: the same answers, and on a CPU sooner where inputs are few."""
-
-from __future__ import annotations
+"""An encoder run by ONNX Runtime: the same answers, faster on a CPU for few inputs."""
 
 import logging
 import tempfile
@@ -13,21 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elang.errors import InputError, need
+from elang.errors import InputError, first_line, need
 
-# Float32 sums in another order; far below what moves a decision that is not on the threshold itself.
+# Float32 sums in another order; far below what changes a decision, except exactly at the threshold.
 _TOLERANCE = 1e-3
 
 
 class OnnxPath:
-    """A classifier's backbone, exported when it is made, and run by ONNX Runtime on the CPU.
+    """A classifier's backbone, float32 in evaluation mode, exported and run by ONNX Runtime on the CPU.
 
-    Args:
-        backbone: A sequence classifier of ``transformers``, float32, on the CPU, in evaluation mode.
-        names: Its inputs, each int64 ``(B, L)``.
-
-    Raises:
-        InputError: If the extra ``onnx`` is not installed, the model cannot be exported, or the export says otherwise.
+    Its inputs, by name, are int64 ``(B, L)``. Raises InputError if the extra ``onnx`` is not installed, the export
+    fails, or its answers differ.
     """
 
     def __init__(self, backbone: Any, names: list[str]) -> None:
@@ -35,20 +29,20 @@ class OnnxPath:
         import onnxruntime
 
         self.names = names
-        given = _example(backbone, names)
+        example = _example(backbone, names)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        kind = backbone.config.model_type
+        family = backbone.config.model_type
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():
             path = Path(folder) / "model.onnx"
             body = _Body(backbone, names).eval()
-            expected = body(*given)
+            expected = body(*example)
             try:
                 with _quiet():
                     sizes = {0: torch.export.Dim("inputs", min=1), 1: torch.export.Dim("tokens", min=2)}
                     torch.onnx.export(
                         body,
-                        given,
+                        example,
                         path,
                         input_names=names,
                         output_names=["logits", "hidden"],
@@ -58,23 +52,24 @@ class OnnxPath:
                     )
                 self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             except Exception as error:
-                said = (str(error).strip().splitlines() or [""])[0]
                 raise InputError(
-                    f"A '{kind}' model cannot be exported to ONNX ({type(error).__name__}: {said}). Leave onnx out."
+                    f"A '{family}' model cannot be exported to ONNX ({type(error).__name__}: {first_line(error)}). "
+                    "Leave onnx out."
                 ) from error
-            # Two rows of other sizes, so that a size that was taken for fixed shows.
-            some = tuple(x[1:, :-3] for x in given)
-            for inputs, outputs in ((given, expected), (some, body(*some))):
+            # A second batch of another shape shows sizes that were taken as fixed.
+            other = tuple(x[1:, :-3] for x in example)
+            for inputs, outputs in ((example, expected), (other, body(*other))):
                 logits, hidden = self(dict(zip(names, inputs, strict=True)), hidden=True)
                 pairs = zip((logits, hidden), outputs, strict=True)
                 if any(a is None or not torch.allclose(a, b, atol=_TOLERANCE) for a, b in pairs):
-                    raise InputError(f"A '{kind}' model answers otherwise once exported to ONNX. Leave onnx out.")
+                    raise InputError(f"A '{family}' model gives other answers as ONNX. Leave onnx out.")
 
     def __call__(self, inputs: dict[str, Tensor], hidden: bool) -> tuple[Tensor, Tensor | None]:
-        """Logits, float32 ``(B, C)``, and, where it is wanted, the last hidden state, ``(B, L, D)``."""
-        given = {name: inputs[name].numpy() for name in self.names}
-        found = [torch.from_numpy(x) for x in self.session.run(["logits", "hidden"] if hidden else ["logits"], given)]
-        return found[0], found[1] if hidden else None
+        """Logits, float32 ``(B, C)``, and, if requested, the last hidden state, ``(B, L, D)``."""
+        arrays = {name: inputs[name].numpy() for name in self.names}
+        outputs = self.session.run(["logits", "hidden"] if hidden else ["logits"], arrays)
+        logits, *states = [torch.from_numpy(x) for x in outputs]
+        return logits, states[0] if hidden else None
 
 
 class _Body(nn.Module):
@@ -84,8 +79,8 @@ class _Body(nn.Module):
         super().__init__()
         self.backbone, self.names = backbone, names
 
-    def forward(self, *given: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.backbone(**dict(zip(self.names, given, strict=True)), output_hidden_states=True)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.backbone(**dict(zip(self.names, inputs, strict=True)), output_hidden_states=True)
         return out.logits, out.hidden_states[-1]
 
 
@@ -100,15 +95,12 @@ def _example(backbone: Any, names: list[str]) -> tuple[Tensor, ...]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter: it speaks of operators that no text model has, and of its own names."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir")
-    levels = {name: logging.getLogger(name).level for name in names}
+    """Silence the exporter's warnings, which are about operators that no text model has and its internals."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        logging.disable(disabled)

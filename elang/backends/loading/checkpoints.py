@@ -1,4 +1,4 @@
-"""Lightning checkpoints of ours, and saving a model as a folder."""
+"""Lightning checkpoints of elang, and saving a model as a folder."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from elang.backends.loading.families import family_of
-from elang.backends.loading.hub import locate, quiet
+from elang.backends.loading.hub import explained, locate, quiet
 from elang.backends.loading.padding import check_family, check_padding, settle_padding
 from elang.backends.loading.tokenizer import load_tokenizer
 from elang.backends.loading.weights import check_state
@@ -23,16 +23,13 @@ from elang.tasks.text_task import TextTask
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
 SHARDED_ABOUT = "meta.pt"
+_USE_FOLDER = "Use the folder that `elang fit` writes at its end."
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a Lightning checkpoint of ours; only tensors and plain values are ever loaded.
-
-    Raises:
-        InputError: If it is missing, truncated, or not one of ours.
-    """
+    """Read a Lightning checkpoint of elang; only tensors and plain values are ever loaded."""
     if (Path(path) / SHARDED_ABOUT).is_file():
-        # One in parts; what it says of itself is no part of the weights.
+        # A sharded checkpoint: a folder with everything but the weights in this file.
         path = Path(path) / SHARDED_ABOUT
     if not Path(path).is_file():
         raise InputError(f"There is no checkpoint '{path}'.")
@@ -49,7 +46,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def describe(model: TextModel, path: str) -> dict[str, Any]:
-    """What a checkpoint keeps besides the weights: enough to rebuild the model without the folder it came from."""
+    """What a checkpoint keeps besides the weights: enough to rebuild the model without its original folder."""
     return {
         "config": model.backbone.config.to_dict() | {"dtype": None},
         "generation": model.backbone.generation_config.to_diff_dict() if model.text_to_text else {},
@@ -61,36 +58,22 @@ def describe(model: TextModel, path: str) -> dict[str, Any]:
 
 
 def from_checkpoint(path: str, options: dict[str, Any]) -> TextModel:
-    """Load a model from a checkpoint; only its tokenizer has to be where it was.
-
-    Args:
-        path: The checkpoint.
-        options: Of families, by name (:class:`elang.backends.loading.families.Family`).
-
-    Raises:
-        InputError: If it is in parts, its tokenizer cannot be loaded, or its weights are not those of its model.
-    """
+    """Load a model from a checkpoint, with options of its family; its tokenizer must still be where it was."""
     checkpoint = read_checkpoint(path)
     if "state_dict" not in checkpoint:
         raise InputError(
-            f"'{path}' is a checkpoint in parts. Go on from it with --ckpt_path to the end of the training, which "
+            f"'{path}' is a checkpoint in parts. Continue from it with --ckpt_path to the end of the training, which "
             "writes a model folder."
         )
     about = checkpoint[CHECKPOINT_KEY]
     fields = dict(about["config"])
-    try:
+    problem = f"The tokenizer '{about['tokenizer']}' that the checkpoint '{path}' names cannot be loaded"
+    with explained(problem, _USE_FOLDER):
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         name, where = locate(about["tokenizer"], weights=False)
         tokenizer = load_tokenizer(name, where)
         check_family(config, path)
         settle_padding(config, tokenizer, path)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"The tokenizer '{about['tokenizer']}' that the checkpoint '{path}' names cannot be loaded ({error}). Use "
-            "the folder that `elang fit` writes at its end."
-        ) from error
     task = TextTask.of(about["label_names"], about["task"])
     family = family_of(config, task, path)
     backbone = family.backbone.from_config(config)
@@ -101,29 +84,23 @@ def from_checkpoint(path: str, options: dict[str, Any]) -> TextModel:
         model.add_heads()
     prefix = "classifier."
     state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    check_state(model, state, path, "Use the folder that `elang fit` writes at its end.")
+    check_state(model, state, path, _USE_FOLDER)
     model.load_state_dict(state)
-    # Router heads are fitted after training, so most checkpoints hold none.
+    # Router heads are fitted after training, so most checkpoints hold untrained ones.
     model.drop_routers(unfitted=True)
     check_padding(model.backbone.eval(), tokenizer, path)
-    model.set_origin(Path(path))
+    model.set_origin(Path(path), None)
     return model
 
 
 def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None:
-    """Write a folder that loads with plain ``transformers``: whole, or not at all.
-
-    Args:
-        model: What is written.
-        folder: Its path; a folder of ours that is there already is replaced.
-        manifest: Becomes ``elang.json``, with the hash of these weights.
-    """
+    """Write a folder that plain ``transformers`` can load, completely or not at all; the manifest gets its hash."""
     from safetensors.torch import save_file
 
-    # A link to a folder stays one.
+    # A link to a folder stays a link.
     folder = Path(os.path.realpath(folder))
     check_output_folder(folder)
-    aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("part", "old"))
+    aside, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("part", "old"))
     for path in (aside, old):
         shutil.rmtree(path, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -150,9 +127,9 @@ def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None
 
 
 def check_output_folder(folder: Path) -> None:
-    """Refuse to replace a folder that holds anything but a model of ours."""
-    ours = (folder / FILENAME).is_file() and (folder / "config.json").is_file()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not ours)):
+    """Refuse to replace a folder that holds anything but a model of elang."""
+    is_model = (folder / FILENAME).is_file() and (folder / "config.json").is_file()
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_model)):
         raise InputError(f"'{folder}' exists and is not a model folder of elang; choose another --model.output.")
-    if ours:
+    if is_model:
         notice("replaced-model", f"The model in '{folder}' is replaced by the new one when the training ends.")

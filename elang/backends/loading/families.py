@@ -1,6 +1,4 @@
-"""Which class answers with a model of ``transformers``: one line a family, chosen by configuration and task."""
-
-from __future__ import annotations
+"""The families of models: which class answers, by configuration and task, and which task a loaded model answers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,32 +13,25 @@ from elang.backends.loading.padding import has_decoder
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
 from elang.notices import notice
-from elang.records.manifest import FILENAME, Manifest
+from elang.records.manifest import FILENAME
 from elang.tasks.text_task import TextTask
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models.
+    """A family of models."""
 
-    Attributes:
-        model: The class that answers; it is made of a backbone, a tokenizer and a task.
-        backbone: The class of ``transformers`` that loads the weights.
-        takes: Whether a model is of it, by its configuration and by whether texts are to be generated.
-        options: What else ``model`` is made of, by the names of :func:`elang.backends.loading.load.load_model`.
-    """
+    model: Callable[..., TextModel]  # the class that answers; it takes a backbone, a tokenizer and a task
+    backbone: Any  # the class of transformers that loads the weights
+    takes: Callable[[Any, bool], bool]  # whether it takes a configuration, and whether texts are to be generated
+    options: tuple[str, ...] = ()  # options of load_model that `model` takes, too
 
-    model: Callable[..., TextModel]
-    backbone: Any
-    takes: Callable[[Any, bool], bool]
-    options: tuple[str, ...] = ()
-
-    def make(self, backbone: Any, tokenizer: Any, task: TextTask, options: dict[str, Any]) -> TextModel:
-        """A model of it, with those of the options that it knows."""
+    def make(self, backbone: Any, tokenizer: Any, task: TextTask, *, options: dict[str, Any]) -> TextModel:
+        """Make a model, with the options that it takes."""
         return self.model(backbone, tokenizer, task, **{name: options[name] for name in self.options})
 
 
-# The first one that takes a model answers with it.
+# The first family that takes a model is used.
 FAMILIES = [
     Family(Classifier, AutoModelForSequenceClassification, lambda config, texts: not has_decoder(config) and not texts),
     Family(Seq2Seq, AutoModelForSeq2SeqLM, lambda config, texts: has_decoder(config) and texts, ("num_beams",)),
@@ -49,11 +40,7 @@ FAMILIES = [
 
 
 def family_of(config: Any, task: TextTask | None, path: str) -> Family:
-    """The family that answers a task with a model; by default one with labels.
-
-    Raises:
-        InputError: If there is none.
-    """
+    """The family that answers a task with a model; without a task, one that answers with labels."""
     texts = task is not None and task.kind.generates
     for family in FAMILIES:
         if family.takes(config, texts):
@@ -69,75 +56,55 @@ def output_names(config: Any) -> list[str]:
     return [str(config.id2label[i]) for i in range(len(config.id2label))]
 
 
-def check_kind(own: TextTask | None, task: TextTask | None, path: str) -> None:
-    """Refuse to ask another kind of task of a finished model than it was trained for.
-
-    Raises:
-        InputError: Naming both.
-    """
-    if own and task and own.kind is not task.kind:
+def task_in_words(trained: TextTask | None, task: TextTask | None, path: str, *, fine_tune: bool) -> TextTask:
+    """The task that an encoder-decoder answers: the one it was trained for, or the data's."""
+    if trained and task and not fine_tune and not task.kind.generates:
+        check_words(trained, task, path)
+    answered = task if fine_tune or trained is None else trained
+    if answered is None:
         raise InputError(
-            f"'{path}' was trained for a {own.problem}, but a {task.problem} is asked of it. Give the model that "
-            "was trained on this task."
-        )
-
-
-def task_in_words(own: TextTask | None, task: TextTask | None, path: str, *, fine_tune: bool) -> TextTask:
-    """The task that an encoder-decoder answers: its own, or the data's where it has none or is trained anew.
-
-    Raises:
-        InputError: If there is none, or the data asks otherwise than it was trained to be asked.
-    """
-    if task is None and own is None:
-        raise InputError(
-            f"'{path}' is an encoder-decoder without {FILENAME}, so what it can answer is not known. Fine-tune "
+            f"'{path}' is an encoder-decoder without {FILENAME}, so its possible answers are not known. Fine-tune "
             "it with `elang fit`, or evaluate it on data that gives prompt and answers."
         )
-    if own and task and not fine_tune and not task.kind.generates:
-        check_words(own, task, path)
-    answered = own if own and not fine_tune else task
-    assert answered is not None
     return answered
 
 
-def check_words(own: TextTask, task: TextTask, path: str) -> None:
-    """Refuse to ask a text-to-text model otherwise than it was trained to be asked."""
-    if own.languages != task.languages:
+def check_words(trained: TextTask, task: TextTask, path: str) -> None:
+    """Refuse data whose languages, prompt or answers are not those that a text-to-text model was trained with."""
+    if trained.languages != task.languages:
         raise InputError(
-            f"'{path}' was trained for the languages {own.languages}, the data gives {task.languages}. Set "
-            "--data.source_language and --data.target_language to its own."
+            f"'{path}' was trained for the languages {trained.languages}, the data has {task.languages}. Set "
+            "--data.source_language and --data.target_language to those of the model."
         )
     ours, theirs = (
-        dict(zip(t.label_names, t.answers, strict=False)) if own.kind.chooses else t.answers for t in (own, task)
+        dict(zip(t.label_names, t.answers, strict=False)) if trained.kind.chooses else t.answers
+        for t in (trained, task)
     )
-    if own.prompt != task.prompt or ours != theirs:
+    if trained.prompt != task.prompt or ours != theirs:
         raise InputError(
-            f"'{path}' was trained with the prompt '{own.prompt}' and the answers {own.answers[:8]}, the data gives "
-            f"'{task.prompt}' and {task.answers[:8]}. Set --data.prompt and --data.answers to its own."
+            f"'{path}' was trained with the prompt '{trained.prompt}' and the answers {trained.answers[:8]}, the data "
+            f"has '{task.prompt}' and {task.answers[:8]}. Set --data.prompt and --data.answers to those of the model."
         )
 
 
 def task_of_outputs(
-    config: Any, own: TextTask | None, task: TextTask | None, *, manifest: Manifest | None, path: str, fine_tune: bool
+    config: Any, trained: TextTask | None, task: TextTask | None, path: str, *, fine_tune: bool
 ) -> TextTask:
-    """The task that a classifier answers: its own, or the data's where it is trained anew or has no classes.
+    """The task that a classifier answers: the one it was trained for, or the data's if it is trained or has no classes.
 
-    A configuration that is trained anew gets the outputs of the task.
-
-    Raises:
-        InputError: If a finished model's outputs are not those of the task.
+    In training the configuration gets the outputs of the task; a finished model's must be those of the task.
     """
     names = output_names(config)
-    if own and own.kind.has_classes and names != own.label_names:
+    if trained and trained.kind.has_classes and names != trained.label_names:
         notice(
             "labels-of-config",
-            f"'{path}' names its outputs {names[:8]} in config.json (id2label) and {own.label_names[:8]} in "
+            f"'{path}' names its outputs {names[:8]} in config.json (id2label) and {trained.label_names[:8]} in "
             f"{FILENAME} (label_names); those of config.json are used.",
         )
-    answered = task if fine_tune or (task and not task.kind.has_classes) else own
-    if answered is None or (answered is own and own.kind.has_classes):
-        # The names in config.json are those of the logits, whoever wrote them there.
-        answered = TextTask.of(names, manifest.task if manifest else None)
+    answered = task if fine_tune or (task and not task.kind.has_classes) else trained
+    if answered is None or (answered is trained and trained.kind.has_classes):
+        # The logits are in the order of config.json, whoever wrote it.
+        answered = TextTask.of(names, trained.plain() if trained else None)
     if fine_tune:
         config.id2label = dict(enumerate(answered.label_names[: answered.num_outputs]))
         config.label2id = {label: i for i, label in config.id2label.items()}
@@ -146,7 +113,7 @@ def task_of_outputs(
             f"'{path}' has {len(names)} outputs, {names[:8]}, and a {answered.problem} task needs "
             f"{answered.num_outputs}. Fine-tune it with `elang fit`."
         )
-    elif config.problem_type == "multi_label_classification" and manifest is None:
+    elif config.problem_type == "multi_label_classification" and trained is None:
         raise InputError(
             f"'{path}' gives any number of labels to a text (its config.json has the problem_type "
             "multi_label_classification), and elang needs exactly one. Fine-tune it with `elang fit`."
@@ -165,7 +132,7 @@ def keep_layers(config: Any, layers: int, path: str) -> None:
 
 
 def forget_training(config: Any, task: TextTask) -> None:
-    """Take out of a configuration what its base was trained for, before the new model is written with it."""
+    """Remove from a configuration what the base was trained for, before the new model is saved with it."""
     kinds = {"classification": "single_label_classification", "regression": "regression"}
     config.problem_type = None if has_decoder(config) else kinds.get(task.problem)
     for name in ("finetuning_task", "auto_map"):

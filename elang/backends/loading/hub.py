@@ -17,64 +17,67 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers: a new head and dropped layers are what was asked for, not news."""
-    previous, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    """Silence transformers: new heads and dropped layers are intended here."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(previous)
+        transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
 
 
-def not_loaded(path: str, error: Exception) -> InputError:
-    """The error of a model that cannot be loaded, with what lies behind it."""
-    return InputError(
-        f"The model '{path}' cannot be loaded ({type(error).__name__}: {first_line(error)}). It "
-        "must be a folder with config.json, model.safetensors and a tokenizer, a .ckpt, or a hub id that is reachable "
-        "or cached."
+@contextmanager
+def explained(problem: str, remedy: str) -> Iterator[None]:
+    """Turn any error of a library into an ``InputError`` that begins with the problem and ends with the remedy."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{problem} ({type(error).__name__}: {first_line(error)}). {remedy}") from error
+
+
+def loading(path: str) -> Any:
+    """:func:`explained` for whatever loads a model."""
+    return explained(
+        f"The model '{path}' cannot be loaded",
+        "It must be a folder with config.json, model.safetensors and a tokenizer, a .ckpt, or a hub id that is "
+        "reachable or cached.",
     )
 
 
 def locate(path: str, weights: bool = True) -> tuple[str, dict[str, Any]]:
-    """Tell a folder from a hub id: its name, and what else the library is to be told, whose ``weights`` are needed."""
-    from huggingface_hub import constants
+    """Find a folder or a pinned hub id: its name, and options for ``from_pretrained``. Raises InputError for others."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 
     if Path(path).is_dir():
         return path, {}
     name, _, revision = path.partition("@")
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_file():
-        raise InputError(f"There is no model folder '{path}'. Run `elang fit` to make it, or mend the path.")
+        raise InputError(f"There is no model folder '{path}'. Run `elang fit` to make it, or correct the path.")
     if not revision and Path(path).parent != Path() and Path(path).parent.is_dir():
         raise InputError(
             f"There is no model folder '{path}', only '{Path(path).parent}' above it. `elang fit` writes it at its "
-            "very end: run it (again), or mend the path."
+            "very end: run it (again), or correct the path."
         )
     if not revision:
         raise InputError(
-            f"There is no folder '{path}', and as a hub id it may change under you: pin it, as in "
+            f"There is no folder '{path}', and a hub id without a revision may change: pin it, as in "
             f"'{name}@<commit hash>'."
         )
     cached = _is_cached(name, revision, weights)
     if not cached and not constants.HF_HUB_OFFLINE:
-        _ask_hub(path, name, revision)
+        # Only once: the library would ask a silent hub for each file, again and again, for minutes.
+        with loading(path):
+            get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=HUB_PATIENCE)
     return name, {"revision": revision, "local_files_only": cached}
 
 
-def _ask_hub(path: str, name: str, revision: str) -> None:
-    """Ask the hub for one file once: the library asks a silent one for each file again and again, for minutes."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-
-    try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json", revision=revision), timeout=HUB_PATIENCE)
-    except Exception as error:
-        raise not_loaded(path, error) from error
-
-
 def _is_cached(name: str, revision: str, weights: bool) -> bool:
-    """Whether a model of the hub is here as a whole, so that a hub that is slow or silent need not be asked."""
+    """Whether all files of a model are cached, so that a slow or silent hub need not be asked."""
     from huggingface_hub import try_to_load_from_cache
 
     if not _COMMIT.fullmatch(revision):
@@ -82,19 +85,19 @@ def _is_cached(name: str, revision: str, weights: bool) -> bool:
         return False
 
     def find(file: str) -> Path | None:
-        found = try_to_load_from_cache(name, file, revision=revision)
-        return Path(found) if isinstance(found, str) else None
+        path = try_to_load_from_cache(name, file, revision=revision)
+        return Path(path) if isinstance(path, str) else None
 
     try:
         config = find("config.json")
         assert config is not None
         decoder = json.loads(config.read_text("utf-8")).get("is_encoder_decoder", False)
-        # It says how texts are generated, and may be missing as well as not fetched.
+        # The cache also records that a model has no such file; None means that nobody has asked yet.
         if decoder and try_to_load_from_cache(name, "generation_config.json", revision=revision) is None:
             return False
         index = find("model.safetensors.index.json")
         shards = json.loads(index.read_text("utf-8"))["weight_map"].values() if index else ["model.safetensors"]
-        # It may need files that only its own class knows.
+        # Only the tokenizer's class knows the files that it needs.
         load_tokenizer(name, {"revision": revision, "local_files_only": True})
     except Exception:
         return False

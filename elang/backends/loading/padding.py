@@ -1,23 +1,24 @@
-"""How a family of models pads and finds its answer in a padded batch: the one place that decides it.
+"""How a family of models pads, and finds its answer in a padded batch.
 
-Answers must not depend on what else is in a batch. Three things see to that:
+Answers must not depend on the rest of a batch:
 
-- padding is on the right, but on the left for families that read their answer off the last place;
-- a classifier that looks for the last token before the padding (decoders do) gets the padding token that it looks for;
-- a family whose answers depend on the padding is refused by name. The families in :data:`CHECKED` are known to be
-  right (tests/backends/test_families.py); of any other a model is tried when it is loaded.
+- padding is on the right, but on the left for families that answer at the last place;
+- a classifier that looks for the last token before the padding (decoders do) gets the padding token that it expects;
+- a family whose answers depend on the padding is refused. The families in :data:`CHECKED` are tested
+  (tests/backends/test_families.py); a model of any other is tried when it is loaded.
 """
 
 import inspect
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from elang.errors import InputError, first_line
 from elang.notices import notice
 
-# As docs/models.md lists them.
+# docs/models.md lists them, too.
 CHECKED = frozenset(
     {
         *("albert", "bert", "big_bird", "camembert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra"),
@@ -45,9 +46,9 @@ REFUSED = {
     "nllb-moe": "a mixture of experts with a decoder has outputs of its own",
     "switch_transformers": "a mixture of experts with a decoder has outputs of its own",
 }
-# They read their answer off the last place, and know no padding on the right.
+# They answer at the last place, and cannot be padded on the right.
 _LEFT = frozenset({"xlnet"})
-# Their positions begin behind that of the padding token, so that they have fewer than their table.
+# Their positions start after the padding token's, so they have fewer than their table.
 _OFFSET_POSITIONS = frozenset(
     {
         *("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text", "ibert"),
@@ -64,11 +65,7 @@ def has_decoder(config: Any) -> bool:
 
 
 def check_family(config: Any, path: str) -> None:
-    """Refuse a family whose answers would depend on the padding.
-
-    Raises:
-        InputError: With its name.
-    """
+    """Refuse a family whose answers would depend on the padding."""
     if why := REFUSED.get(config.model_type):
         raise InputError(
             f"'{path}' is a '{config.model_type}' model, which is not supported: {why}. docs/models.md lists the "
@@ -77,88 +74,83 @@ def check_family(config: Any, path: str) -> None:
 
 
 def settle_padding(config: Any, tokenizer: Any, path: str, fine_tune: bool = False) -> None:
-    """Make a configuration and a tokenizer agree on how to pad, in place, before the model is made.
+    """Make a configuration and a tokenizer agree on the padding, in place, before the model is built.
 
-    Args:
-        config: Of the model.
-        tokenizer: Its tokenizer.
-        path: The model's, for messages.
-        fine_tune: The model is to be trained, so that what it finds the last token by may change.
-
-    Raises:
-        InputError: If there is no token to pad with, the two that there are cannot be brought together, or the
-            tokenizer has tokens that the model has not.
+    In fine-tuning the token by which a classifier finds the last one may change.
     """
     tokenizer.padding_side = "left" if config.model_type in _LEFT else "right"
     if getattr(config, "attention_type", None) == "block_sparse":
-        # With fewer tokens than blocks are for the library takes full attention, too, and then goes on with it.
+        # For a batch shorter than its blocks the library switches to full attention, for good.
         config.attention_type = "original_full"
         notice(
             "full-attention",
             f"'{path}' attends to blocks of tokens, which would depend on the batch: full attention is used instead.",
         )
-    _limit_length(config, tokenizer)
+    if limit := positions(config):
+        # Some tokenizers do not know the size of the position table.
+        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
     inner = config if has_decoder(config) else config.get_text_config()
     size = inner.vocab_size
-    # Tokens that were added, perhaps for padding alone, do not count.
+    # Added tokens do not count: they may be there for padding alone.
     if tokenizer.vocab_size > size or max(tokenizer("a")["input_ids"], default=0) >= size:
         raise InputError(
             f"The tokenizer of '{path}' has {tokenizer.vocab_size} tokens, and its model has embeddings for {size}. "
             "Give the tokenizer that the model was trained with."
         )
     if _finds_last_by_padding(config):
-        pad = _pad_token(inner, tokenizer, path, fine_tune)
+        pad = _pad_token(inner, tokenizer, path, fine_tune=fine_tune)
         config.pad_token_id = inner.pad_token_id = pad
         if tokenizer.pad_token_id != pad:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
-    else:
-        _settle_masked(config, tokenizer, inner.pad_token_id, size)
+        return
+    # The model reads the mask, so any token will do.
+    pad = inner.pad_token_id
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
+        token = tokenizer.convert_ids_to_tokens(pad) if pad is not None and _is_special(pad, tokenizer) else None
+        if token := token or tokenizer.eos_token or tokenizer.unk_token:
+            tokenizer.pad_token = token
+    if pad is None and tokenizer.pad_token_id is not None:
+        config.pad_token_id = tokenizer.pad_token_id
 
 
-def _pad_token(config: Any, tokenizer: Any, path: str, fine_tune: bool) -> int:
-    """The padding token of a model that finds the last token by it; see :func:`settle_padding`."""
-    own, theirs, size = config.pad_token_id, tokenizer.pad_token_id, config.vocab_size
-    if own is None or not 0 <= own < size:
-        own = _choose(tokenizer, size, path)
-        token = tokenizer.convert_ids_to_tokens(own)
+def _is_special(token: int, tokenizer: Any) -> bool:
+    return token in tokenizer.all_special_ids or token in tokenizer.added_tokens_decoder
+
+
+def _pad_token(config: Any, tokenizer: Any, path: str, *, fine_tune: bool) -> int:
+    """The padding token of a model that finds the last token by it."""
+    ours, theirs, size = config.pad_token_id, tokenizer.pad_token_id, config.vocab_size
+    if ours is None or not 0 <= ours < size:
+        ours = _choose(tokenizer, size, path)
+        token = tokenizer.convert_ids_to_tokens(ours)
         notice(
             "padding-token",
-            f"The config.json of '{path}' names no padding token (pad_token_id): '{token}' ({own}) is used, and kept "
-            "in what is written of it.",
+            f"The config.json of '{path}' names no padding token (pad_token_id): '{token}' ({ours}) is used, and kept "
+            "in models that are made from it.",
         )
-    elif own != theirs:
-        special = own in tokenizer.all_special_ids or own in tokenizer.added_tokens_decoder
-        token = tokenizer.convert_ids_to_tokens(own)
-        both = f"config.json pads with {token!r} ({own}), its tokenizer with {tokenizer.pad_token!r} ({theirs})"
+    elif ours != theirs:
+        special = _is_special(ours, tokenizer)
+        token = tokenizer.convert_ids_to_tokens(ours)
+        both = f"config.json pads with {token!r} ({ours}), its tokenizer with {tokenizer.pad_token!r} ({theirs})"
         if special and theirs is not None:
-            notice("padding-token", f"Of '{path}' {both}: the former is used, for the model finds the end by it.")
+            notice("padding-token", f"Of '{path}' {both}: the former is used, by which the model finds the end.")
         elif not special and fine_tune and theirs is not None and theirs < size:
-            own = theirs
-            notice("padding-token", f"Of '{path}' {both}: the latter is used, and kept in what is written of it.")
+            ours = theirs
+            notice(
+                "padding-token", f"Of '{path}' {both}: the latter is used, and kept in models that are made from it."
+            )
         elif not special:
             raise InputError(
                 f"Of '{path}' {both}, and the former is no special token, so texts may end with it. Set pad_token_id "
                 "in config.json, or the tokenizer's pad_token, so that both name the same special token."
             )
-    return int(own)
-
-
-def _settle_masked(config: Any, tokenizer: Any, own: int | None, size: int) -> None:
-    """Of a family that goes by the mask any token will do, but there must be one."""
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= size:
-        token = None if own is None else tokenizer.convert_ids_to_tokens(own)
-        known = token is not None and (own in tokenizer.all_special_ids or own in tokenizer.added_tokens_decoder)
-        token = token if known else tokenizer.eos_token or tokenizer.unk_token
-        if token is not None:
-            tokenizer.pad_token = token
-    if own is None and tokenizer.pad_token_id is not None:
-        config.pad_token_id = tokenizer.pad_token_id
+    return int(ours)
 
 
 def _choose(tokenizer: Any, size: int, path: str) -> int:
-    """A token to pad with: the tokenizer's own, or another special one; rather none that texts end with.
+    """A special token to pad with, the tokenizer's if possible; preferably not the one that texts end with.
 
-    A classifier without one takes the last token of all, and is to take the same now.
+    A classifier without one takes the last token of all, which must stay the same.
     """
     named = [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id]
     known = [i for i in [*named, *tokenizer.all_special_ids] if i is not None and 0 <= i < size]
@@ -171,67 +163,56 @@ def _choose(tokenizer: Any, size: int, path: str) -> int:
 
 
 def _finds_last_by_padding(config: Any) -> bool:
-    """Whether a family's classifier looks for the last token by the padding token, as decoders do."""
+    """Whether a family's classifier finds the last token by the padding token, as decoders do."""
     from transformers import AutoModelForSequenceClassification
 
     if has_decoder(config):
         return False
-    mapping = AutoModelForSequenceClassification._model_mapping
-    kind = mapping.get(type(config), None)
-    return kind is not None and "pad_token_id" in inspect.unwrap(kind.forward).__code__.co_names
+    model = AutoModelForSequenceClassification._model_mapping.get(type(config), None)
+    return model is not None and "pad_token_id" in inspect.unwrap(model.forward).__code__.co_names
 
 
 def positions(config: Any) -> int | None:
-    """How many tokens a model has positions for; ``None`` where there is no limit."""
+    """How many tokens a model has positions for; ``None`` if there is no limit."""
     for name in _POSITIONS:
-        found = getattr(config, name, None) or getattr(config.get_text_config(), name, None)
-        if isinstance(found, int) and found > 0:
-            return found - (config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0)
+        size = getattr(config, name, None) or getattr(config.get_text_config(), name, None)
+        if isinstance(size, int) and size > 0:
+            return size - (config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0)
     return None
-
-
-def _limit_length(config: Any, tokenizer: Any) -> None:
-    """Keep texts within the position table, which some tokenizers do not know of."""
-    if limit := positions(config):
-        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
 
 
 @torch.no_grad()
 def check_padding(backbone: Any, tokenizer: Any, path: str) -> None:
-    """Try whether a model of a family that is not in :data:`CHECKED` answers alike in a batch and alone.
-
-    Raises:
-        InputError: With the family's name.
-    """
-    kind = backbone.config.model_type
-    if kind in CHECKED:
+    """Check that a model of a family outside :data:`CHECKED` answers alike in a batch and alone."""
+    family = backbone.config.model_type
+    if family in CHECKED:
         return
     length = int(min(21, tokenizer.model_max_length))
+    short = max(1, length // 3)
     size = getattr(backbone.config.get_text_config(), "vocab_size", 2 * length)
     ids = torch.arange(5, 5 + 2 * length).remainder(size).reshape(2, length)
-    mask, short = torch.ones_like(ids), max(1, length // 3)
-    left = tokenizer.padding_side == "left"
-    empty = slice(0, length - short) if left else slice(short, length)
-    real = slice(length - short, length) if left else slice(0, short)
-    ids[1, empty], mask[1, empty] = tokenizer.pad_token_id or 0, 0
+    mask, part = torch.ones_like(ids), ids[1:, :short]
+    padding = (length - short, 0) if tokenizer.padding_side == "left" else (0, length - short)
+    ids = torch.cat([ids[:1], F.pad(part, padding, value=tokenizer.pad_token_id or 0)])
+    mask = torch.cat([mask[:1], F.pad(mask[1:, :short], padding)])
     try:
-        alone = _logits(backbone, ids[1:, real], mask[1:, real])
+        alone = _logits(backbone, part, torch.ones_like(part))
         batch = _logits(backbone, ids, mask)[1:]
     except Exception as error:
         raise InputError(
-            f"'{path}' is a '{kind}' model, and it cannot be run on a batch of texts ({type(error).__name__}: "
+            f"'{path}' is a '{family}' model, and it cannot be run on a batch of texts ({type(error).__name__}: "
             f"{first_line(error)}). docs/models.md lists the families that are supported."
         ) from error
     if not torch.allclose(alone, batch, rtol=0, atol=_TOLERANCE * float(alone.abs().max())):
         raise InputError(
-            f"'{path}' is a '{kind}' model, whose answers depend on what else is in a batch, so that it is not "
+            f"'{path}' is a '{family}' model, whose answers depend on what else is in a batch, so it is not "
             "supported. docs/models.md lists the families that are."
         )
 
 
 def _logits(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    more = {}
+    decoder = {}
     if has_decoder(backbone.config):
-        more = {"decoder_input_ids": ids.new_full((len(ids), 1), backbone.config.decoder_start_token_id or 0)}
-    found: Tensor = backbone(input_ids=ids, attention_mask=mask, **more).logits
-    return found.flatten(1).float()
+        decoder = {"decoder_input_ids": ids.new_full((len(ids), 1), backbone.config.decoder_start_token_id or 0)}
+    logits: Tensor = backbone(input_ids=ids, attention_mask=mask, **decoder).logits
+    return logits.flatten(1).float()

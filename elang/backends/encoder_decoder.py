@@ -1,0 +1,116 @@
+"""What all encoder-decoders share: the encoder, the decoder over given tokens, the scores before the decoder runs."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from elang.backends.backend import Encoded
+from elang.backends.encoder import masked_mean
+from elang.backends.fast.t5 import FAMILIES, T5Path
+from elang.backends.text_model import TextModel
+from elang.errors import InputError
+from elang.method.scores import encoder_scores
+
+
+class EncoderDecoder(TextModel):
+    """Any ``AutoModelForSeq2SeqLM``."""
+
+    text_to_text = True
+    short_path: T5Path | None = None
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Convert the weights to a lower precision."""
+        if dtype == torch.float16 and self.backbone.config.model_type in FAMILIES:
+            raise InputError(
+                f"A '{self.backbone.config.model_type}' model overflows in float16. Take bfloat16, or float32."
+            )
+        super().cast(dtype)
+
+    def shorten(self) -> None:
+        """Use the short forward pass of T5."""
+        if self.backbone.config.model_type in FAMILIES and not (self.short_path and self.short_path.current):
+            self.short_path = T5Path(self.backbone)
+
+    @property
+    def inference_path(self) -> T5Path | None:
+        """The short forward pass, if there is one and no gradients are needed."""
+        return None if self.training or torch.is_grad_enabled() else self.short_path
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """The encoder runs by itself, and the whole model then takes its output."""
+        return [self.backbone.get_encoder(), self.backbone]
+
+    def check_start(self, start: int | None) -> None:
+        """Refuse a model whose decoder has no start token."""
+        if start is None:
+            raise InputError(
+                f"The decoder of a '{self.backbone.config.model_type}' model has no fixed start token (no "
+                "decoder_start_token_id in its config.json), so its answers cannot be scored."
+            )
+
+    def encode(self, inputs: dict[str, Tensor]) -> Encoded:
+        """Run the encoder and the head on its output."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        if (path := self.inference_path) is not None:
+            hidden = path.encode(ids, mask)
+        else:
+            encoder = self.backbone.get_encoder()
+            hidden = encoder(input_ids=ids, attention_mask=mask, return_dict=True).last_hidden_state
+        pooled = masked_mean(hidden, mask) if self.heads else None
+        early = None
+        if "encoder" in self.heads:
+            early = self.heads["encoder"](pooled, detach=self.detached)
+        return Encoded(hidden, mask, None if pooled is None else pooled.detach(), early)
+
+    def _decode(self, encoded: Encoded, **decoder: Tensor) -> Any:
+        return self.backbone(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.hidden),
+            attention_mask=encoded.mask,
+            use_cache=False,
+            **decoder,
+        )
+
+    def _generated(self, encoded: Encoded, **options: Any) -> tuple[Tensor, Tensor]:
+        """What the library generates, without the start token, int64 ``(B, T)``, and the steps of each, ``(B,)``."""
+        ids: Tensor = self.backbone.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.hidden),
+            attention_mask=encoded.mask,
+            synced_gpus=self.in_step,
+            **options,
+        )[:, 1:]
+        ends = torch.isin(ids, torch.tensor(self.end_tokens, device=ids.device))
+        return ids, torch.where(ends.any(-1), ends.int().argmax(-1) + 1, ids.shape[1])
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end a text."""
+        ids: int | list[int] | None = self.backbone.generation_config.eos_token_id
+        return [] if ids is None else [ids] if isinstance(ids, int) else ids
+
+    @property
+    def has_early_classes(self) -> bool:
+        """Whether the head on the encoder predicts the task's classes, so that its confidence is a score."""
+        return False
+
+    @abstractmethod
+    def early_features(self, encoded: Any) -> Tensor:
+        """What the router head before the decoder reads, float32 ``(B, F)``."""
+
+    def early_scores(self, encoded: Encoded, temperature: float = 1.0) -> dict[str, Tensor]:
+        """The scores that are known before the decoder runs, each ``(B,)``."""
+        scores: dict[str, Tensor] = {}
+        if self.has_early_classes and encoded.early is not None:
+            scores = encoder_scores(encoded.early, temperature)
+        if "encoder_router" in self.heads:
+            scores["encoder_router"] = self.routers["encoder_router"](self.early_features(encoded))
+        return scores
+
+    def _early_score(self, encoded: Encoded, score: str | None, temperature: float = 1.0) -> Tensor:
+        """One of :meth:`early_scores`, or zeros without a score, in the type of the table of answers."""
+        exact_type = self.task.kind.exact_type
+        if score is None:
+            return encoded.hidden.new_zeros(len(encoded.mask), dtype=exact_type)
+        return self.early_scores(encoded, temperature)[score].to(exact_type)
