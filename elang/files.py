@@ -1,6 +1,6 @@
 """Where a run writes: files whole or not at all, through links, pipes and devices, and never over an input.
 
-Every verb writes its files with :func:`written_aside`, or first asks :func:`is_stream` where it writes bit by bit.
+Every verb writes its files with :func:`write_atomically`, or first asks :func:`is_stream` where it writes bit by bit.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def written_through(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
+def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a path beside ``path``; the file written there takes its name only if no error occurs.
 
     Of a link the target is replaced, and a replaced file hands on its permissions. A pipe or a device is written to
@@ -176,14 +176,14 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield aside
-        settle(aside)
-        take_place(aside, path)
-        settle(path.parent)
+        sync_to_disk(aside)
+        replace_file(aside, path)
+        sync_to_disk(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
 
-def take_place(aside: Path, path: Path) -> None:
+def replace_file(aside: Path, path: Path) -> None:
     """Rename a file over another, whose owner and permissions it takes."""
     try:
         old = path.stat()
@@ -196,7 +196,7 @@ def take_place(aside: Path, path: Path) -> None:
     os.replace(aside, path)
 
 
-def settle(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Wait until a file, or a folder's names, are on the disk: a name must not get there before its file."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -58,7 +58,7 @@ def lock_output(path: str | Path) -> None:
         file.close()
 
 
-def lock_for_all(trainer: Any, path: str | Path) -> None:
+def lock_on_all_processes(trainer: Any, path: str | Path) -> None:
     """Lock an output for all processes of a trainer: the first one locks it, and if it cannot, all raise its error."""
     message = None
     if trainer.is_global_zero:

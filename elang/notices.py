@@ -64,9 +64,9 @@ def made() -> dict[str, Any]:
 
 def write_made(folder: Path) -> None:
     """Write ``made.json`` into a folder."""
-    from elang.files import written_aside
+    from elang.files import write_atomically
 
-    with written_aside(folder / "made.json") as aside:
+    with write_atomically(folder / "made.json") as aside:
         aside.write_text(json.dumps(made(), indent=2) + "\n", "utf-8")
 
 

@@ -22,9 +22,9 @@ import pandas as pd
 import torch
 
 from elang import JointPredictor
-from elang.backends.encoder import Classifier
-from elang.backends.generator import Seq2Seq
-from elang.backends.label_decoder import TextToText
+from elang.backends.encoder import SequenceClassifier
+from elang.backends.generator import TextGenerator
+from elang.backends.label_decoder import LabelDecoder
 from elang.backends.seconds import best_batch, measure_throughput
 from elang.backends.text_model import TextModel
 from elang.cli.bench import _print
@@ -163,7 +163,7 @@ def bert(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         made = []
         for config in shapes(args.tiny)["BERT"][1].values():
             config.vocab_size = max(config.vocab_size, len(tokenizer))
-            model = Classifier(build(config, device).float(), tokenizer, TASK)
+            model = SequenceClassifier(build(config, device).float(), tokenizer, TASK)
             if dtype is not None:
                 model.cast(dtype)
             made.append(model)
@@ -182,7 +182,7 @@ def t5(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     plain = plain_library(backbones[1], device, args.tiny)
     tokenizer = word_tokenizer(configs[0].vocab_size)
     texts = word_texts(tokenizer, args.t5_inputs, 16 if args.tiny else 128)
-    swift, super_ = (TextToText(backbone, tokenizer, TASK) for backbone in backbones)
+    swift, super_ = (LabelDecoder(backbone, tokenizer, TASK) for backbone in backbones)
     swift.add_heads()
     swift.heads.to(device)
     figures: dict[str, Any] = {}
@@ -203,7 +203,7 @@ def generated(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     models = []
     for config in configs:
         config.decoder_start_token_id, config.use_cache = config.pad_token_id, True
-        models.append(Seq2Seq(build(config, device), tokenizer, TEXTS))
+        models.append(TextGenerator(build(config, device), tokenizer, TEXTS))
     swift, super_ = models
     swift.manifest = Manifest([], TEXTS.plain(), score="nll_mean", max_target_length=4 if args.tiny else 32)
     texts = word_texts(tokenizer, args.t5_inputs // 4, 16 if args.tiny else 128, TEXTS)
@@ -227,7 +227,7 @@ def generated(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def library_alone(model: Seq2Seq, tokenizer: Any, texts: list[str]) -> float:
+def library_alone(model: TextGenerator, tokenizer: Any, texts: list[str]) -> float:
     """Seconds in which the library generates one text, the median."""
     took = []
     for text in texts:

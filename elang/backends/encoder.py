@@ -41,7 +41,7 @@ def in_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
 
 
-class Classifier(TextModel):
+class SequenceClassifier(TextModel):
     """Any ``AutoModelForSequenceClassification``: one output per class or candidate, or the value."""
 
     onnx_path: OnnxPath | None = None

@@ -14,7 +14,7 @@ from elang.backends.backend import Encoded
 from elang.backends.encoder_decoder import EncoderDecoder
 from elang.backends.fast.t5 import T5Steps, Texts
 from elang.backends.loading.tokenizer import set_languages
-from elang.data.batches import IGNORED
+from elang.data.batches import IGNORE_INDEX
 from elang.errors import InputError
 from elang.method.scores import SEQUENCE_SCORES, sequence_scores, token_scores
 from elang.tasks.text_task import TextTask
@@ -112,7 +112,7 @@ class Generation(EncoderDecoder):
 
     def logits(self, encoded: Encoded, labels: Tensor) -> Tensor:
         """The decoder's logits for each token of given texts, after the ones before it, ``(B, T, V)``."""
-        filled = labels.masked_fill(labels == IGNORED, self.backbone.config.pad_token_id)
+        filled = labels.masked_fill(labels == IGNORE_INDEX, self.backbone.config.pad_token_id)
         ids = F.pad(filled[:, :-1], (1, 0), value=self.settings.decoder_start_token_id)
         logits: Tensor = self._decode(encoded, decoder_input_ids=ids).logits
         return logits

@@ -13,13 +13,13 @@ from elang.backends.fast.t5 import Texts
 from elang.backends.flops import FlopsConvention, flops_by_length, generation_flops
 from elang.backends.generation import Generated, Generation
 from elang.backends.network import BatchAnswers, InferenceOptions
-from elang.data.batches import IGNORED
+from elang.data.batches import IGNORE_INDEX
 from elang.method.deferral import route
 from elang.method.router import RouterHead
 from elang.method.scores import BEFORE_DECODER, SEQUENCE_DEFAULT, SEQUENCE_SCORES
 
 
-class Seq2Seq(Generation):
+class TextGenerator(Generation):
     """Any ``AutoModelForSeq2SeqLM`` that generates a text from a text; its arguments are :class:`Generation`'s."""
 
     costs = ("flops", "early_flops", "score_flops")
@@ -44,7 +44,7 @@ class Seq2Seq(Generation):
         loss = F.cross_entropy(
             logits.float().flatten(0, 1),
             inputs["labels"].flatten(),
-            ignore_index=IGNORED,
+            ignore_index=IGNORE_INDEX,
             label_smoothing=self.label_smoothing,
         )
         return Answer(logits, inputs["labels"], loss, source=encoded)
@@ -98,11 +98,11 @@ class Seq2Seq(Generation):
 
         return [first, begin, step, last]
 
-    def plain_columns(self) -> Columns:
+    def metric_columns(self) -> Columns:
         """The tokens of its texts alone."""
         return {"ids": ((self.max_new_tokens,), torch.int32)}
 
-    def plain_answers(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def metric_answers(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Generate a batch's texts."""
         return {"ids": self.padded_ids(self.generate(self.encode(inputs), scored=False))}
 
@@ -128,10 +128,10 @@ class Seq2Seq(Generation):
     def _top_tokens(self, encoded: Encoded, inputs: dict[str, Tensor], top_k: int) -> dict[str, Tensor]:
         """The most probable tokens at each place of the references, for distillation."""
         # An example of a test file has no reference: one padded place.
-        labels = inputs.get("labels", inputs["input_ids"].new_full((len(encoded.mask), 1), IGNORED))
+        labels = inputs.get("labels", inputs["input_ids"].new_full((len(encoded.mask), 1), IGNORE_INDEX))
         best = self.logits(encoded, labels).float().log_softmax(-1).topk(top_k, -1)
         pad = (0, 0, 0, self.max_new_tokens - labels.shape[1])
-        ids = F.pad(best.indices.masked_fill(labels[..., None] == IGNORED, -1), pad, value=-1)
+        ids = F.pad(best.indices.masked_fill(labels[..., None] == IGNORE_INDEX, -1), pad, value=-1)
         return {"top_ids": ids, "top_log_probs": F.pad(best.values, pad)}
 
     def described_answers(self, top_k: int) -> dict[str, Any]:

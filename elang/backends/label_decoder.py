@@ -23,15 +23,15 @@ from elang.backends.encoder_decoder import EncoderDecoder
 from elang.backends.fast.graphs import Pass
 from elang.backends.flops import FlopsConvention, decoder_flops, flops_by_length
 from elang.backends.network import BatchAnswers, InferenceOptions
-from elang.data.batches import IGNORED
+from elang.data.batches import IGNORE_INDEX
 from elang.errors import InputError
 from elang.method.deferral import route
 from elang.method.scores import BEFORE_DECODER, encoder_scores
-from elang.tasks.kinds import answer_values, value_of
+from elang.tasks.kinds import answer_values, parse_value
 from elang.tasks.text_task import TextTask
 
 
-class TextToText(EncoderDecoder):
+class LabelDecoder(EncoderDecoder):
     """Any ``AutoModelForSeq2SeqLM`` as a model that answers in the words of a task.
 
     With ``generate`` it answers by free generation, matched with them; its logits are still the constrained decode's.
@@ -58,7 +58,7 @@ class TextToText(EncoderDecoder):
         if task.answers:
             tokens = tokenizer(text_target=task.answers, padding=False, truncation=False)["input_ids"]
             self.trie = AnswerTrie.of(tokens)
-            padded = pad_sequence(list(map(torch.tensor, tokens)), batch_first=True, padding_value=IGNORED)
+            padded = pad_sequence(list(map(torch.tensor, tokens)), batch_first=True, padding_value=IGNORE_INDEX)
             self.register_buffer("answer_ids", padded, persistent=False)
         elif task.problem != "choice":
             raise InputError("A text-to-text model needs to know its possible answers: set --data.answers.")
@@ -119,7 +119,7 @@ class TextToText(EncoderDecoder):
             counts, ids = inputs["num_choices"], inputs["answer_ids"]
             row = owner(counts)
             logits = self._decode(Encoded(hidden[row], mask[row]), labels=ids).logits.float()
-            log_prob = -F.cross_entropy(logits.transpose(1, 2), ids, ignore_index=IGNORED, reduction="none")
+            log_prob = -F.cross_entropy(logits.transpose(1, 2), ids, ignore_index=IGNORE_INDEX, reduction="none")
             return spread(log_prob.sum(-1), counts, len(self.label_names))
         if self.trie.paths.device != hidden.device:
             # Even if first needed in inference: a later training saves these tensors for its backward pass.
@@ -172,7 +172,7 @@ class TextToText(EncoderDecoder):
         ids, steps = self._generated(encoded, max_new_tokens=longest + 4)
         texts = self.texts(ids)
         if self.task.problem == "regression":
-            values = [value_of(text, float(self.values.min())) for text in texts]
+            values = [parse_value(text, float(self.values.min())) for text in texts]
             return torch.tensor(values, dtype=torch.float64, device=ids.device), steps
         if self.trie is not None:
             allowed = [[answer.strip() for answer in self.task.answers]] * len(texts)

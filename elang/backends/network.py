@@ -79,7 +79,7 @@ class Network(nn.Module, ABC):
         for part in self.compiled_parts() if compiled else ():
             part.compile(dynamic=True)
 
-    def keep_in_step(self) -> None:
+    def sync_generation(self) -> None:
         """Generate as many steps as the other processes, which hold parts of the weights."""
         self.in_step = True
 

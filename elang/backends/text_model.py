@@ -163,11 +163,11 @@ class TextModel(Network):
             return [0]
         return align_labels(self.label_names, label_names, who, whose)
 
-    def plain_columns(self) -> Columns:
-        """The columns of :meth:`plain_answers`."""
+    def metric_columns(self) -> Columns:
+        """The columns of :meth:`metric_answers`."""
         return {"prediction": ((), self.task.kind.answer_type), "logits": ((len(self.label_names),), torch.float32)}
 
-    def plain_answers(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def metric_answers(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Answer a batch, without scores and costs, for metrics."""
         answer = self(inputs)
         return {"prediction": answer.prediction, "logits": answer.logits}
@@ -175,7 +175,7 @@ class TextModel(Network):
     def columns(self, features: bool = False, top_k: int = 0) -> Columns:
         """The columns of :meth:`answer_columns`, for the same two options."""
         return (
-            self.plain_columns()
+            self.metric_columns()
             | {"tokens": ((), torch.int64)}
             | dict.fromkeys(self.costs, ((), torch.float64))
             | dict.fromkeys(self.head_scores, ((), torch.float32))

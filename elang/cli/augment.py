@@ -15,7 +15,7 @@ from elang.cli.arguments import check_minimum
 from elang.data.columns import SOURCE_KEY, columns_of, read_frame, texts_of
 from elang.data.examples import content_key
 from elang.errors import InputError
-from elang.files import check_output_file, written_aside
+from elang.files import check_output_file, write_atomically
 from elang.notices import notice
 from elang.terminal import say
 
@@ -111,7 +111,7 @@ def _write(keys: dict[tuple[str, ...], int], columns: list[str], output: str) ->
 
     frame = pd.DataFrame(list(keys), columns=columns).assign(**{SOURCE_KEY: list(keys.values())})
     suffix = Path(output).suffix.lower()
-    with written_aside(output) as aside:
+    with write_atomically(output) as aside:
         if suffix == ".parquet":
             frame.to_parquet(aside, index=False)
         elif suffix == ".jsonl":

@@ -9,7 +9,7 @@ import torch
 
 from elang.cli.arguments import check_minimum
 from elang.errors import InputError
-from elang.files import check_output_file, written_aside
+from elang.files import check_output_file, write_atomically
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
@@ -75,7 +75,7 @@ def bench(
     figures |= {"swift_model": swift_model, "super_model": super_model, "input": input}
     _print(figures)
     if output is not None:
-        with written_aside(output) as aside:
+        with write_atomically(output) as aside:
             aside.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
 
 

@@ -9,9 +9,9 @@ from elang.cli.arguments import check_minimum
 from elang.cli.suite_plan import write_configs
 from elang.cli.suite_steps import Step, forget_stale, run_chains
 from elang.errors import InputError
-from elang.files import written_aside
+from elang.files import write_atomically
 from elang.locks import lock_output, unlock_output
-from elang.records.merging import joined_made
+from elang.records.merging import merge_provenance
 from elang.records.table import check_output
 from elang.terminal import say
 
@@ -83,8 +83,8 @@ def _join(parts: list[Path], output: str) -> None:
     tables = [pq.read_table(part) for part in parts]
     metadata = [json.loads(table.schema.metadata[b"elang"]) for table in tables]
     joined_metadata = metadata[0] | {"model": "", "weights_sha256": "", "folds": len(parts)}
-    joined_metadata["made"] = joined_made(metadata)
+    joined_metadata["made"] = merge_provenance(metadata)
     joined = pa.concat_tables(table.replace_schema_metadata(None) for table in tables).sort_by("id")
-    with written_aside(output) as aside:
+    with write_atomically(output) as aside:
         pq.write_table(joined.replace_schema_metadata({b"elang": json.dumps(joined_metadata).encode()}), aside)
     say(f"{len(joined)} answers out of fold are in {output}")

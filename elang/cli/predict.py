@@ -15,7 +15,7 @@ from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
-from elang.inference.resume import EMPTY, ESCAPED, about_run, aside_of, files_of_task, resumed, write_answer
+from elang.inference.resume import EMPTY, ESCAPED, files_of_task, partial_file, resumed, run_fingerprint, write_answer
 from elang.inference.stream import Prediction
 from elang.notices import notice
 from elang.terminal import ended_at_sigterm
@@ -68,7 +68,7 @@ def predict(
         total, deferred = len(answers), sum(answer.answered_by == "super" for answer in answers)
     else:
         ways = [pair.dtype, pair.compile, pair.super_int8, pair.onnx]
-        about = partial(about_run, predictor, [swift_model, super_model], input, text=columns, ways=ways)
+        about = partial(run_fingerprint, predictor, [swift_model, super_model], input, text=columns, ways=ways)
         inputs = read_inputs(input, columns, predictor.task.kind.generates)
         with _opened(output, about) as (file, done, deferred):
             if done:
@@ -87,7 +87,7 @@ def _check_output(output: str, source: str, files: list[str | None]) -> None:
         raise InputError("Standard output is closed. Open it, or give a file as --output.")
     if output != "-" and not is_stream(output):
         # The input may be the file in which an earlier run kept its answers.
-        check_output_file(aside_of(output), [source])
+        check_output_file(partial_file(output), [source])
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from elang.errors import InputError
 from elang.evaluation.report.files import EVALUATION_FILES
 from elang.evaluation.report.folder import Evaluation
 from elang.evaluation.report.page import section
-from elang.files import check_output_file, written_aside
+from elang.files import check_output_file, write_atomically
 from elang.terminal import say
 
 
@@ -37,6 +37,6 @@ def report(joint: list[str], output: str = "report.html", threshold: str | None 
         sections.append(section(evaluation, label, threshold, beside=figures))
     environment = Environment(loader=PackageLoader("elang"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.get_template("report.html").render(sections=sections)
-    with written_aside(path) as aside:
+    with write_atomically(path) as aside:
         aside.write_text(html, "utf-8")
     say(f"The report is {path}; its figures are in {figures}/ as PNG and SVG.")

@@ -10,7 +10,7 @@ from elang.data.glue.table import TASKS
 from elang.errors import InputError
 from elang.evaluation.summary import JointSummary
 from elang.evaluation.summary_file import parse_summary
-from elang.files import plain, written_aside
+from elang.files import plain, write_atomically
 from elang.json_files import read_object
 from elang.method.scores import BEFORE_DECODER
 from elang.notices import made
@@ -138,7 +138,7 @@ def write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write every figure as JSON."""
     points = [name for name in rows[0]["points"] if all(name in row["points"] for row in rows)]
     table = {"tasks": rows, "averages": {point: average(rows, point) for point in points}, "made": made()}
-    with written_aside(path) as aside:
+    with write_atomically(path) as aside:
         aside.write_text(json.dumps(plain(table), indent=2) + "\n", "utf-8")
 
 

@@ -9,7 +9,7 @@ from elang.data.columns import columns_of
 from elang.evaluation.database import Joint
 from elang.evaluation.pair import FRACTIONS, SHARES
 from elang.evaluation.sweep import swept
-from elang.files import check_folder, files_of, plain, written_aside
+from elang.files import check_folder, files_of, plain, write_atomically
 from elang.method.quality.registry import QualityName
 from elang.method.scores import DEFAULT_SCORE
 from elang.notices import write_made
@@ -43,7 +43,7 @@ def sweep(
     metric = records.metric(quality)
     curves = {name: swept(records, name, metric, points=points) for name in columns_of(score) or [DEFAULT_SCORE]}
     folder.mkdir(parents=True, exist_ok=True)
-    with written_aside(folder / "curve.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with write_atomically(folder / "curve.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         out.writerow(["score", "threshold", "deferred", "deferred_share", quality, "flops", "speedup"])
         for name, curve in curves.items():
@@ -62,7 +62,7 @@ def sweep(
         },
     }
     write_made(folder)
-    with written_aside(folder / "summary.json") as aside:
+    with write_atomically(folder / "summary.json") as aside:
         aside.write_text(json.dumps(plain(summary), indent=2) + "\n", "utf-8")
     _print(summary, folder)
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from elang.data.examples import Examples
 from elang.tasks.text_task import TextTask
 
-IGNORED = -100
+IGNORE_INDEX = -100
 
 
 class Reader(NamedTuple):
@@ -135,7 +135,7 @@ class EncodedExamples:
 def padded_answers(answers: EncodedTexts, rows: list[int]) -> Tensor:
     """Tokens of some answers, int64 ``(B, T)``, padded with -100."""
     batch = answers.batch(rows)
-    return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+    return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
 
 
 class SplitBatches(Dataset[dict[str, Any]]):

@@ -15,7 +15,7 @@ from elang.errors import InputError, need
 from elang.evaluation.pair import swift_cost_columns
 from elang.method.quality.metric import Quality
 from elang.method.quality.registry import QUALITIES, QualityName
-from elang.records.reading import read_about
+from elang.records.reading import read_metadata
 
 # Folders named key=value would else become columns.
 _TABLE = "read_parquet(?, union_by_name = true, hive_partitioning = false)"
@@ -77,7 +77,7 @@ class Joint:
         # DuckDB would take these characters for patterns.
         self.files = [re.sub(r"([*?\[])", r"[\1]", str(path)) for path in files]
         try:
-            abouts = {path: read_about(path) for path in files}
+            abouts = {path: read_metadata(path) for path in files}
         except ValueError as error:
             raise _unreadable(error) from error
         self.label_names: list[str] = abouts[files[0]].get("label_names", [])

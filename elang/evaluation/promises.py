@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from elang.errors import InputError
-from elang.evaluation.slices import Slice, slice_of
+from elang.evaluation.slices import Slice, describe_slice
 from elang.evaluation.statements import PROMISES, attempt, percent, restate
 from elang.evaluation.summary import JointSummary
 from elang.method.bounds import effective_number, least_examples, quantiles_of
@@ -67,7 +67,7 @@ def choose_entries(
         InputError: If nothing can be promised, with how many examples would be needed.
     """
     swift, latency = summary.weights.get("swift", ""), summary.latency or {}
-    about, targets = slice_of(slices[request.scores[0]].key), list(product(request.scores, request.amounts))
+    about, targets = describe_slice(slices[request.scores[0]].key), list(product(request.scores, request.amounts))
     if request.kind in PROMISES:
         compared = _compared_sha256(slices, swift, summary.temperature)
         chosen = _promises(request, slices, ledger, about=about, compared=compared, fractions=fractions)

@@ -17,7 +17,7 @@ from elang.evaluation.pair import swift_cost_columns
 from elang.method.certificate import mixed
 from elang.method.curve.points import Costs
 from elang.records.columns import numbers
-from elang.records.reading import read_about
+from elang.records.reading import read_metadata
 from elang.tables import read_parquet
 
 # Hashes that a slice is recognized by, and the share of the smaller of two slices from which they count as one.
@@ -78,7 +78,7 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
     path = folder / "records.parquet"
     try:
         frame, _ = read_parquet(path)
-        worth = read_about(path).get("worth", {"unit": "", "largest": None})
+        worth = read_metadata(path).get("worth", {"unit": "", "largest": None})
         largest = float(worth["largest"] or 1.0)
         counted = frame.groupby("split")["unit" if "unit" in frame else "key"].nunique()
         splits = {str(name): int(n) for name, n in counted.items()}
@@ -145,18 +145,18 @@ def slice_sha256(key: Tensor) -> str:
     return hashlib.sha256(key.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def slice_of(key: Tensor) -> dict[str, Any]:
+def describe_slice(key: Tensor) -> dict[str, Any]:
     """What identifies examples: ``slice_sha256``, and ``slice_sketch``, the smallest hashes of their texts."""
     smallest = mixed(key).unique()[:_SKETCH].numpy().astype("<i8")
     return {"slice_sha256": slice_sha256(key), "slice_sketch": base64.b64encode(smallest.tobytes()).decode()}
 
 
 def share_of_slice(key: Tensor, about: dict[str, Any]) -> float:
-    """The share of examples, by ``key`` ``(N,)``, that belong to a slice, estimated by what :func:`slice_of` returned.
+    """The share of examples, by ``key`` ``(N,)``, that belong to a slice, estimated by what :func:`describe_slice` returned.
 
     If only the hash of the slice is known, it is 0 or 1.
 
-    >>> share_of_slice(torch.arange(8), slice_of(torch.arange(4)))
+    >>> share_of_slice(torch.arange(8), describe_slice(torch.arange(4)))
     0.5
     """
     if about.get("slice_sha256") == slice_sha256(key):
@@ -180,7 +180,7 @@ def sketch(about: dict[str, Any]) -> Tensor:
 
 
 def one_slice(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Whether two slices, from :func:`slice_of`, share a tenth or more of the smaller one's texts."""
+    """Whether two slices, from :func:`describe_slice`, share a tenth or more of the smaller one's texts."""
     if first.get("slice_sha256") == second.get("slice_sha256"):
         return True
     sketches = sketch(first), sketch(second)

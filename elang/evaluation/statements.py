@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elang.errors import InputError, listed
 from elang.evaluation.slices import FEW, SOME, independent_rows, one_slice, share_of_slice, sketch
-from elang.files import written_aside
+from elang.files import write_atomically
 from elang.json_files import check_fields, read_object
 from elang.locks import locked
 from elang.method.bounds import drift, effective_number, least_mean, upper_bound
@@ -49,7 +49,7 @@ def attempt(
 
     Args:
         path: The ledger.
-        about: The slice, from :func:`slice_of`.
+        about: The slice, from :func:`describe_slice`.
         asked: What is to be promised, as plain values.
         error: How often the promise may be broken.
         check: Takes the level of the attempt and its number, and raises if nothing can be certified at that level
@@ -107,7 +107,7 @@ def _read_ledger(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, values: dict[str, Any], indent: int) -> None:
-    with written_aside(path) as aside:
+    with write_atomically(path) as aside:
         aside.write_text(json.dumps(values, indent=indent) + "\n", "utf-8")
 
 

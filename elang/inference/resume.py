@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError, printable
-from elang.files import plain, take_place
+from elang.files import plain, replace_file
 from elang.inference.predictor import JointPredictor
 from elang.inference.stream import Prediction
 from elang.json_files import read_object
@@ -34,7 +34,7 @@ def write_answer(answers: Iterator[Prediction], file: Any) -> tuple[int, int]:
     return total, deferred
 
 
-def about_run(
+def run_fingerprint(
     predictor: JointPredictor, models: list[str], source: str, *, text: list[str] | None, ways: list[Any]
 ) -> dict[str, Any]:
     """What the answers depend on: the models, the ``ways`` in which they run, the routing and the input."""
@@ -66,7 +66,7 @@ def resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int]
     A run that was killed, or stopped at a bad input, leaves the file behind. The next run continues it if the answers
     depend on the same things (``about``), and otherwise starts again.
     """
-    aside = aside_of(output)
+    aside = partial_file(output)
     note = aside.with_name(f"{aside.name}.json")
     lock_output(output)
     try:
@@ -88,7 +88,7 @@ def resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int]
                 yield file, done, deferred
             file.flush()
             os.fsync(file.fileno())
-        take_place(aside, Path(os.path.realpath(output)))
+        replace_file(aside, Path(os.path.realpath(output)))
         note.unlink(missing_ok=True)
     except InputError as error:
         if done := _whole_lines(aside)[0]:
@@ -100,7 +100,7 @@ def resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int]
         unlock_output(output)
 
 
-def aside_of(output: str) -> Path:
+def partial_file(output: str) -> Path:
     """The file of the answers until all are there: beside the output, or beside the file that it links to."""
     path = Path(os.path.realpath(output))
     return path.with_name(f".{path.name}.part")

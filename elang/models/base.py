@@ -11,7 +11,7 @@ from elang.backends.fast.graphs import AnyShape
 from elang.backends.text_model import TextModel
 from elang.data.batches import Reader
 from elang.errors import InputError
-from elang.locks import lock_for_all, unlock_output
+from elang.locks import lock_on_all_processes, unlock_output
 from elang.method.quality.registry import QUALITIES
 from elang.metrics import ExampleTable
 from elang.models.sharding import Sharded, check_strategy
@@ -80,7 +80,7 @@ class TaskModule(AnyShape, LightningModule):
 
     def lock(self, output: Path) -> None:
         """Keep other runs from writing an output until :meth:`teardown`. All processes must call it."""
-        lock_for_all(self.trainer, output)
+        lock_on_all_processes(self.trainer, output)
         self._locked = output
 
     def teardown(self, stage: str) -> None:

@@ -161,11 +161,11 @@ class FinetuneModule(TaskModule):
 
     def table_columns(self) -> Columns:
         """``label`` and the model's answers."""
-        return {"label": ((), self.task.kind.answer_type), **self.classifier.plain_columns()}
+        return {"label": ((), self.task.kind.answer_type), **self.classifier.metric_columns()}
 
     def answer_batch(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
         """Answer a batch."""
-        return {"id": batch["id"], "label": batch["label"], **self.classifier.plain_answers(batch["model"])}
+        return {"id": batch["id"], "label": batch["label"], **self.classifier.metric_answers(batch["model"])}
 
     def on_validation_epoch_end(self) -> None:
         """Log the task metric of each split over all processes."""

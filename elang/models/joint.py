@@ -18,7 +18,7 @@ from elang.evaluation.cautions import check_apart, check_manifest_apart
 from elang.evaluation.pair import ROUTING_SLICE, Heads, PairAnswers, Thresholds, choose_thresholds, pair_answers
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
-from elang.evaluation.slices import slice_of
+from elang.evaluation.slices import describe_slice
 from elang.evaluation.statements import report_dropped
 from elang.evaluation.summary import EvaluatedPair, JointSummary, summarize_pair
 from elang.method.quality.registry import QUALITIES, QualityName
@@ -254,7 +254,7 @@ class JointModule(EvaluationModule):
                 num_beams=swift.num_beams if swift else 1,
                 router=self.manifest.router if swift and self.manifest else {},
                 thresholds=choose_thresholds(held_out, self.qualities[0], ROUTING_SLICE),
-                chosen_on=slice_of(held_out.key.cpu()),
+                chosen_on=describe_slice(held_out.key.cpu()),
             )
             return self.thresholds_manifest.thresholds, f"the {ROUTING_SLICE}: {len(held_out)} examples"
         if self.manifest is not None and self.manifest.thresholds and self.temperature == self.manifest.temperature:

@@ -84,7 +84,7 @@ class Sharded:
         if hasattr(model, "encode"):
             # Generation calls this without calling the whole model.
             register_fsdp_forward_method(model, "encode")
-        model.keep_in_step()
+        model.sync_generation()
 
     def gather(self, everywhere: bool) -> TextModel | None:
         """The whole model: on every process's device, or only in the first process's memory (the others get None)."""

@@ -6,11 +6,11 @@ from typing import Any, cast
 from torch import Tensor
 
 from elang.backends.backend import Answer
-from elang.backends.generator import Seq2Seq
+from elang.backends.generator import TextGenerator
 from elang.backends.loading.load import load_model
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
-from elang.evaluation.slices import slice_of
+from elang.evaluation.slices import describe_slice
 from elang.method.losses import MarginKind
 from elang.method.quality.registry import QualityName
 from elang.method.scores import BEFORE_DECODER, DEFAULT_SCORE, SEQUENCE_DEFAULT
@@ -181,7 +181,7 @@ class SwiftModule(FinetuneModule):
         answers, folds = self.super_records, self.out_of_fold
         super_ = RecordedAnswers.read(answers, self.task, data) if answers is not None else None
         if self.task.kind.generates:
-            generator = cast(Seq2Seq, self.classifier)
+            generator = cast(TextGenerator, self.classifier)
             max_length = getattr(data, "max_target_length", generator.max_new_tokens)
             self.objective = TextObjective(generator, self.loss_options, super_, max_target_length=max_length)
         else:
@@ -257,5 +257,5 @@ class SwiftModule(FinetuneModule):
             score=self.score,
             router=self.router_report,
             thresholds=slice_.thresholds(super_, self.quality, targets),
-            chosen_on=slice_of(slice_.table["key"].cpu()),
+            chosen_on=describe_slice(slice_.table["key"].cpu()),
         )

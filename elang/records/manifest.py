@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
-from elang.files import plain, written_aside
+from elang.files import plain, write_atomically
 from elang.json_files import (
     MEASURED,
     OBJECT,
@@ -90,7 +90,7 @@ class Manifest:
         router: What each router head reads, and why: :meth:`elang.method.router.RouterHead.fit`.
         thresholds: ``{score: {name: entry}}``; an entry has ``threshold`` and how it was chosen.
         chosen_on: The examples on which entries without their own were chosen,
-            :func:`elang.evaluation.slices.slice_of`.
+            :func:`elang.evaluation.slices.describe_slice`.
         versions: Versions of the libraries that made it.
     """
 
@@ -111,7 +111,7 @@ class Manifest:
     def write(self, path: str | Path) -> None:
         """Write to the file ``path``; infinities become strings, because JSON has none."""
         self.versions = versions()
-        with written_aside(path) as aside:
+        with write_atomically(path) as aside:
             aside.write_text(json.dumps({"format": _FORMAT, **plain(asdict(self))}, indent=2) + "\n", "utf-8")
 
     @classmethod

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from elang.errors import InputError
-from elang.files import written_aside
+from elang.files import write_atomically
 from elang.notices import made, notices
-from elang.records.reading import read_about
+from elang.records.reading import read_metadata
 from elang.records.table import FORMAT, METADATA
 from elang.terminal import say
 
@@ -24,7 +24,7 @@ _OF_PART = ("format", "part", "examples", "made")
 def check_same(path: Path, about: dict[str, Any]) -> None:
     """Raise an ``InputError`` for a part whose metadata differ from ``about``."""
     try:
-        part = read_about(path)
+        part = read_metadata(path)
     except ValueError as error:
         raise InputError(f"The records '{path}' cannot be read ({error}). Delete the file.") from error
     for name in dict.fromkeys([*about, *(name for name in part if name not in _OF_PART)]):
@@ -35,7 +35,7 @@ def check_same(path: Path, about: dict[str, Any]) -> None:
             )
 
 
-def joined_made(abouts: list[dict[str, Any]]) -> dict[str, Any]:
+def merge_provenance(abouts: list[dict[str, Any]]) -> dict[str, Any]:
     """How a result was made from parts with these metadata: :func:`elang.notices.made` with the notices of all."""
     every = [*notices(), *chain.from_iterable(about.get("made", {}).get("notices", []) for about in abouts)]
     return made() | {"notices": [one for i, one in enumerate(every) if one not in every[:i]]}
@@ -56,7 +56,7 @@ def merge_files(files: list[Path], output: str) -> None:
     metadata = {METADATA: json.dumps(about).encode()}
     writing: Future[None] | None = None
     with (
-        written_aside(output) as aside,
+        write_atomically(output) as aside,
         pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer,
         # Reads the files, and meanwhile writes the previous table.
         ThreadPoolExecutor() as pool,
@@ -77,7 +77,7 @@ def _check_files(files: list[Path]) -> tuple[Any, list[str], dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        abouts = [read_about(file) for file in files]
+        abouts = [read_metadata(file) for file in files]
         schemas = [pq.read_schema(file).remove_metadata() for file in files]
         for file, schema in zip(files, schemas, strict=True):
             if not {"split", "id", "prediction"} <= {*schema.names} or not pa.types.is_integer(schema.field("id").type):
@@ -97,7 +97,7 @@ def _check_files(files: list[Path]) -> tuple[Any, list[str], dict[str, Any]]:
     for file in files[1:]:
         check_same(file, common)
     _check_parts([about["part"] for about in abouts if "part" in about], len(files))
-    return schema, splits, common | {"made": joined_made(abouts)}
+    return schema, splits, common | {"made": merge_provenance(abouts)}
 
 
 def _check_parts(parts: list[Any], files: int) -> None:

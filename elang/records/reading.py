@@ -42,7 +42,7 @@ _METADATA = {
 }
 
 
-def read_about(path: str | Path) -> dict[str, Any]:
+def read_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata of a parquet file of elang, empty for other files; a ``ValueError`` if it is damaged."""
     import pyarrow.parquet as pq
 
@@ -84,7 +84,7 @@ def read_records(
     if not path.is_file():
         raise InputError(f"There is no records file '{path}'. Make it with `elang score`.")
     try:
-        about = read_about(path) if path.suffix.lower() == ".parquet" else {}
+        about = read_metadata(path) if path.suffix.lower() == ".parquet" else {}
         frame, names = read_columns(path, _COLUMNS)
     except InputError:
         raise

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.files import check_output_file, written_aside
+from elang.files import check_output_file, write_atomically
 
 METADATA = b"elang"
 # Small, because merging holds one page of each column of each file in memory.
@@ -155,5 +155,5 @@ def write_records(path: str | Path, splits: dict[str, Records], label_names: lis
                 columns[name] = pa.array(rows, pa.list_(kind))
         tables.append(pa.table(columns))
     metadata = {METADATA: json.dumps({"format": FORMAT, "label_names": label_names, **about}).encode()}
-    with written_aside(path) as aside:
+    with write_atomically(path) as aside:
         pq.write_table(pa.concat_tables(tables).replace_schema_metadata(metadata), aside, **PAGES)

@@ -102,7 +102,7 @@ def answer_values(answers: list[str]) -> list[float]:
         ) from error
 
 
-def value_of(text: str, default: float) -> float:
+def parse_value(text: str, default: float) -> float:
     """The number in a text, or the default if it is no finite number."""
     try:
         value = float(text)

@@ -27,7 +27,7 @@ from transformers import (
 
 from elang import InputError, JointPredictor, Seq2SeqData, SwiftModule
 from elang.backends.flops import flops_by_length, generation_flops
-from elang.backends.generator import Seq2Seq
+from elang.backends.generator import TextGenerator
 from elang.backends.loading.checkpoints import save_model
 from elang.backends.loading.load import load_model
 from elang.backends.loading.padding import REFUSED
@@ -538,13 +538,13 @@ def test_the_predictor_answers_as_evaluated(mt_data, mt_pair, joint, score):
 
 def test_deferred_inputs_are_not_decoded_by_the_swift(mt_pair, monkeypatch):
     decoded = []
-    generate = Seq2Seq.generate
+    generate = TextGenerator.generate
 
     def spied(self, source, *args, **options):
         decoded.append((self, len(source.hidden)))
         return generate(self, source, *args, **options)
 
-    monkeypatch.setattr(Seq2Seq, "generate", spied)
+    monkeypatch.setattr(TextGenerator, "generate", spied)
     predictor = JointPredictor(mt_pair["swift"], mt_pair["super"], "-inf", "encoder_router")
     assert [one.answered_by for one in predictor(["the dog ."] * 3)] == ["super"] * 3
     assert [model is predictor.super_ for model, _ in decoded] == [True]
@@ -665,14 +665,14 @@ def test_all_metrics_of_texts(mt_pair, mt_args, mt_data, tmp_path):
 def test_latency_is_of_texts_of_the_usual_length(mt_pair, mt_args, tmp_path, monkeypatch):
     monkeypatch.setattr("elang.backends.seconds.measure_latency", lambda call, *_: (call() and 0.0) or 0.5)
     timed = set()
-    generate = Seq2Seq.generate
+    generate = TextGenerator.generate
 
     def spied(self, source, exactly=None, scored=True):
         if exactly is not None:
             timed.add((exactly, scored))
         return generate(self, source, exactly, scored)
 
-    monkeypatch.setattr(Seq2Seq, "generate", spied)
+    monkeypatch.setattr(TextGenerator, "generate", spied)
     pair = ["--model.swift_model", mt_pair["swift"], "--model.super_model", mt_pair["super"]]
     args = [*pair, "--model.latency", "true", "--model.output", str(tmp_path / "j")]
     assert main(["validate", *args, *mt_args, *QUIET]) == 0
@@ -842,13 +842,13 @@ def test_thresholds_are_for_the_beams_that_they_were_chosen_with(mt_pair, mt_arg
 
 def test_the_limit_is_the_datas_without_validation(mt_pair, swift_args, tmp_path, monkeypatch):
     widths = set()
-    generate = Seq2Seq.generate
+    generate = TextGenerator.generate
 
     def spied(self, source, *args, **options):
         widths.add(self.max_new_tokens)
         return generate(self, source, *args, **options)
 
-    monkeypatch.setattr(Seq2Seq, "generate", spied)
+    monkeypatch.setattr(TextGenerator, "generate", spied)
     records = ["--model.super_records", mt_pair["super.parquet"], "--trainer.max_steps", "1"]
     args = [*swift_args, *records, "--trainer.limit_val_batches", "0", "--model.output", str(tmp_path / "swift")]
     assert main(["fit", *args]) == 0

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from elang import FinetuneModule, InputError, JointPredictor, SwiftModule
 from elang.backends.answer_trie import AnswerTrie
-from elang.backends.label_decoder import TextToText
+from elang.backends.label_decoder import LabelDecoder
 from elang.backends.loading.load import load_model
 from elang.cli.verbs import main
 from elang.data.batches import Reader
@@ -90,7 +90,7 @@ def family(t5):
             # Byte by byte, "bad" and "b" differ late; the end of an answer is a branch, too.
             tokenizer = ByT5Tokenizer()
             config = (MT5Config if kind == "mt5" else T5Config)(**small)
-        return TextToText(AutoModelForSeq2SeqLM.from_config(config), tokenizer, task, **options).eval()
+        return LabelDecoder(AutoModelForSeq2SeqLM.from_config(config), tokenizer, task, **options).eval()
 
     return make
 
@@ -595,7 +595,7 @@ def test_a_decoder_without_a_first_token_is_refused(family):
     model = family("byt5", ["good", "bad"])
     model.backbone.config.decoder_start_token_id = None
     with pytest.raises(InputError, match="decoder_start_token_id"):
-        TextToText(model.backbone, model.tokenizer, model.task)
+        LabelDecoder(model.backbone, model.tokenizer, model.task)
 
 
 # A whole pair.

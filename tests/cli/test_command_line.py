@@ -18,7 +18,7 @@ from conftest import FAST, QUIET
 from elang.cli.arguments import checked_arguments
 from elang.cli.verbs import main
 from elang.errors import InputError
-from elang.files import check_folder, check_output_file, written_aside
+from elang.files import check_folder, check_output_file, write_atomically
 from elang.inference.inputs import each_text
 from elang.inference.predictor import JointPredictor
 from elang.notices import notices
@@ -203,7 +203,7 @@ def test_a_device_stays_one(made, models, monkeypatch, capfd):
         assert len([line for line in lines if "answered_by" in line]) == 2 * (output not in ("/dev/null", "null"))
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     assert Path("null").is_symlink()
-    with written_aside("/dev/null") as aside:
+    with write_atomically("/dev/null") as aside:
         aside.write_text("x")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
@@ -234,7 +234,7 @@ def test_a_link_stays_one(there, made, models, monkeypatch):
     os.umask(umask)
     assert stat.S_IMODE(target.stat().st_mode) == (0o640 if there else 0o666 & ~umask)
     assert [path.name for path in (made / "far").iterdir()] == ["target.jsonl"]
-    with written_aside("link.jsonl") as aside:
+    with write_atomically("link.jsonl") as aside:
         assert aside.parent == target.parent
         aside.write_text("new")
     assert Path("link.jsonl").is_symlink()
@@ -691,7 +691,7 @@ def test_read_only_files_are_not_replaced(made, monkeypatch, fails):
     before = Path("joint/elang.json").read_bytes()
     fails(["calibrate", "joint", "--super_share", "0.5"], "'joint/elang.json'", "read-only")
     assert Path("joint/elang.json").read_bytes() == before
-    with pytest.raises(InputError, match="'joint' is a folder"), written_aside("joint"):
+    with pytest.raises(InputError, match="'joint' is a folder"), write_atomically("joint"):
         pass
 
 

@@ -21,11 +21,11 @@ from elang.data.examples import content_key, in_slice
 from elang.evaluation.promises import _promise, _too_few, by_budget
 from elang.evaluation.slices import (
     Slice,
+    describe_slice,
     independent_rows,
     one_slice,
     read_slice,
     share_of_slice,
-    slice_of,
     slice_sha256,
 )
 from elang.evaluation.statements import attempt, check_statements, next_level
@@ -320,11 +320,11 @@ def test_copies_are_taken_once_whatever_their_order():
 def test_a_slice_is_known_again():
     generator = torch.Generator().manual_seed(0)
     key = torch.randint(-(2**62), 2**62, (6000,), generator=generator)
-    a, b = slice_of(key[:3000]), slice_of(key[3000:])
-    assert one_slice(a, slice_of(key[:3000].flip(0)))
-    assert all(one_slice(a, slice_of(part)) for part in (key[:2900], key[:300], key))
+    a, b = describe_slice(key[:3000]), describe_slice(key[3000:])
+    assert one_slice(a, describe_slice(key[:3000].flip(0)))
+    assert all(one_slice(a, describe_slice(part)) for part in (key[:2900], key[:300], key))
     assert not one_slice(a, b)
-    assert not one_slice(slice_of(key[:40]), slice_of(key[40:90]))
+    assert not one_slice(describe_slice(key[:40]), describe_slice(key[40:90]))
     assert share_of_slice(key[:3000], a) == 1
     assert share_of_slice(key[1500:4500], a) == pytest.approx(0.5, abs=0.1)
     assert share_of_slice(key[3000:], a) == share_of_slice(key, {}) == 0
@@ -337,7 +337,7 @@ def test_each_attempt_on_a_slice_costs(tmp_path, fails):
     enough = []
 
     def ask(what, key=key, error=0.05):
-        return attempt(ledger, slice_of(key), {"what": what}, error=error, check=lambda *one: enough.append(one))
+        return attempt(ledger, describe_slice(key), {"what": what}, error=error, check=lambda *one: enough.append(one))
 
     assert ask("a") == (0.05, 1, 0.05)
     assert ask("a") == (0.05, 1, 0.05)
@@ -353,7 +353,7 @@ def test_each_attempt_on_a_slice_costs(tmp_path, fails):
 
     before = ledger.read_bytes()
     with pytest.raises(InputError, match="too few"):
-        attempt(ledger, slice_of(key), {"what": "new"}, error=0.05, check=too_few)
+        attempt(ledger, describe_slice(key), {"what": "new"}, error=0.05, check=too_few)
     assert ledger.read_bytes() == before
     with pytest.raises(InputError, match="No confidence is left"):
         ask("d", error=0.99) and ask("e", error=0.99)
@@ -362,7 +362,7 @@ def test_each_attempt_on_a_slice_costs(tmp_path, fails):
         ask("a")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="--ledger"):
-        attempt(tmp_path / "file" / "x.json", slice_of(key), {"what": 1}, error=0.05, check=too_few)
+        attempt(tmp_path / "file" / "x.json", describe_slice(key), {"what": 1}, error=0.05, check=too_few)
     # However many come, twice the first is never spent.
     levels = [next_level(k, 0.05 * (2 - 0.5 ** (k - 1)) if k else 0.0, 0.05) for k in range(50)]
     assert sum(levels) < 0.1

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from elang.cli.verbs import main
 from elang.models.answering import EvaluationModule
-from elang.records.reading import read_about
+from elang.records.reading import read_metadata
 from elang.records.table import Records, write_records
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -218,7 +218,7 @@ def test_parts_make_the_whole(score_args, tmp_path, capsys, caplog):
         np.testing.assert_allclose(np.stack(found["logits"]), np.stack(one["logits"]), atol=1e-5)
         columns = [column for column in one.columns if column != "logits"]
         pd.testing.assert_frame_equal(found[columns], one[columns], check_exact=True)
-        assert read_about(tmp_path / f"{name}.parquet") == read_about(tmp_path / "one.parquet")
+        assert read_metadata(tmp_path / f"{name}.parquet") == read_metadata(tmp_path / "one.parquet")
 
 
 def test_parts_on_two_processes(score_args, tmp_path):

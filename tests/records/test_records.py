@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from elang.errors import InputError
-from elang.files import file_sha256, plain, written_aside
+from elang.files import file_sha256, plain, write_atomically
 from elang.method.curve.points import Point
 from elang.notices import Notice
 from elang.records.columns import read_columns
@@ -266,7 +266,7 @@ def test_written_aside_is_all_or_nothing(tmp_path, before):
         path.write_text(before)
 
     def write_half():
-        with written_aside(path) as aside:
+        with write_atomically(path) as aside:
             assert aside.parent == path.parent
             aside.write_text("half")
             raise KeyboardInterrupt
@@ -275,7 +275,7 @@ def test_written_aside_is_all_or_nothing(tmp_path, before):
         write_half()
     assert (path.read_text() if path.exists() else None) == before
     assert [p.name for p in path.parent.iterdir()] == ([] if before is None else ["file.txt"])
-    with written_aside(path) as aside:
+    with write_atomically(path) as aside:
         aside.write_text("whole")
         assert (path.read_text() if path.exists() else None) == before
     assert path.read_text() == "whole"

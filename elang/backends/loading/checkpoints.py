@@ -15,7 +15,7 @@ from elang.backends.loading.tokenizer import load_tokenizer
 from elang.backends.loading.weights import check_state
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
-from elang.files import folder_sha256, settle
+from elang.files import folder_sha256, sync_to_disk
 from elang.notices import notice, write_made
 from elang.records.manifest import FILENAME, Manifest
 from elang.tasks.text_task import TextTask
@@ -114,7 +114,7 @@ def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None
         manifest.write(aside / FILENAME)
         write_made(aside)
         for path in (*aside.iterdir(), aside):
-            settle(path)
+            sync_to_disk(path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -122,7 +122,7 @@ def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None
         shutil.copymode(folder, aside)
         folder.rename(old)
     aside.rename(folder)
-    settle(folder.parent)
+    sync_to_disk(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

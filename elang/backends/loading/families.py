@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-from elang.backends.encoder import Classifier
-from elang.backends.generator import Seq2Seq
-from elang.backends.label_decoder import TextToText
+from elang.backends.encoder import SequenceClassifier
+from elang.backends.generator import TextGenerator
+from elang.backends.label_decoder import LabelDecoder
 from elang.backends.loading.padding import has_decoder
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
@@ -33,9 +33,13 @@ class Family:
 
 # The first family that takes a model is used.
 FAMILIES = [
-    Family(Classifier, AutoModelForSequenceClassification, lambda config, texts: not has_decoder(config) and not texts),
-    Family(Seq2Seq, AutoModelForSeq2SeqLM, lambda config, texts: has_decoder(config) and texts, ("num_beams",)),
-    Family(TextToText, AutoModelForSeq2SeqLM, lambda config, texts: has_decoder(config), ("generate",)),
+    Family(
+        SequenceClassifier,
+        AutoModelForSequenceClassification,
+        lambda config, texts: not has_decoder(config) and not texts,
+    ),
+    Family(TextGenerator, AutoModelForSeq2SeqLM, lambda config, texts: has_decoder(config) and texts, ("num_beams",)),
+    Family(LabelDecoder, AutoModelForSeq2SeqLM, lambda config, texts: has_decoder(config), ("generate",)),
 ]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from elang.data.columns import read_lines
 from elang.data.glue.task import MAX_CANDIDATES, Row, Task
 from elang.errors import InputError
-from elang.files import written_aside
+from elang.files import write_atomically
 from elang.notices import notice
 
 STEMS = {"train": ("train",), "validation": ("dev", "val", "validation"), "test": ("test",)}
@@ -193,7 +193,7 @@ def write_submission(task: Task, rows: list[Row], answers: list[str | float], pa
         values = [str(answer).lower() for answer in answers]
     elif task.submitted == "values":
         values = [f"{min(5.0, max(0.0, float(answer))):.3f}" for answer in answers]
-    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+    with write_atomically(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
         if task.benchmark == "glue":
             file.write("index\tprediction\n")
             for i, (row, value) in enumerate(zip(rows, values, strict=True)):

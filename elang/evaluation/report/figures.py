@@ -12,7 +12,7 @@ import torch
 from elang.evaluation.pair import PairAnswers
 from elang.evaluation.report.folder import Evaluation
 from elang.evaluation.summary import QualitySummary
-from elang.files import written_aside
+from elang.files import write_atomically
 from elang.method.bootstrap import curve_interval
 from elang.method.curve.points import OperatingCurve
 from elang.method.scores import BEFORE_DECODER, TOKEN_SCORES
@@ -142,7 +142,7 @@ def plot_lengths(path: Path, answers: PairAnswers, routing: str, bins: int = 10)
 
 
 def _save(figure: Any, path: Path) -> None:
-    with written_aside(path) as aside:
+    with write_atomically(path) as aside:
         figure.savefig(aside, dpi=130, format="png")
 
 
@@ -256,6 +256,6 @@ def keep(drawn: dict[str, Any], beside: Path, stem: str) -> dict[str, Any]:
     for kind in ("png", "svg"):
         data = io.BytesIO()
         figure.savefig(data, format=kind, dpi=130, metadata={"Date": None} if kind == "svg" else None)
-        with written_aside(beside / f"{stem}.{kind}") as aside:
+        with write_atomically(beside / f"{stem}.{kind}") as aside:
             aside.write_bytes(data.getvalue())
     return drawn | {"image": "data:image/svg+xml;base64," + base64.b64encode(data.getvalue()).decode()}

@@ -11,7 +11,7 @@ import torch
 from elang.evaluation.pair import PairAnswers, pair_curves
 from elang.evaluation.report.figures import plain_texts, plot_curves, plot_lengths
 from elang.evaluation.summary import JointSummary
-from elang.files import plain, written_aside
+from elang.files import plain, write_atomically
 from elang.method.curve.points import OperatingCurve
 from elang.method.quality.metric import Quality
 from elang.notices import notice
@@ -51,7 +51,7 @@ def write_report(
         if summary.lengths is not None:
             plot_lengths(folder / "lengths.png", pairs[evaluated], summary.score)
     # The last one: a folder that has it has all the others.
-    with written_aside(folder / "summary.json") as aside:
+    with write_atomically(folder / "summary.json") as aside:
         aside.write_text(json.dumps(plain(summary.as_dict()), indent=2) + "\n", "utf-8")
 
 
@@ -77,7 +77,7 @@ def _write_pair_records(path: Path, pairs: dict[str, PairAnswers], about: dict[s
                 arrays[name] = pa.array(list(values.numpy()), pa.list_(pa.float32())) if vectors else values.numpy()
         parts.append(pa.table(arrays))
     metadata = {"elang": json.dumps(plain(about))}
-    with written_aside(path) as aside:
+    with write_atomically(path) as aside:
         pq.write_table(pa.concat_tables(parts).replace_schema_metadata(metadata), aside)
 
 
@@ -85,7 +85,7 @@ def _write_curves(path: Path, curves: dict[str, dict[str, OperatingCurve]]) -> d
     """Write the curves by metric and score, very long ones thinned evenly, and return how many points were written."""
     names = list(curves)
     written = total = 0
-    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with write_atomically(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         out.writerow(["score", "threshold", "deferred", "deferred_share", *names, "flops", "speedup"])
         for score, curve in curves[names[0]].items():

@@ -16,7 +16,7 @@ from elang.method.quality.metric import Quality
 from elang.method.quality.registry import QUALITIES
 from elang.records.columns import exact_floats, numbers, vectors
 from elang.records.manifest import FILENAME, Manifest
-from elang.records.reading import read_about
+from elang.records.reading import read_metadata
 from elang.tables import read_parquet
 
 _MADE: dict[str, Check] = {
@@ -57,7 +57,7 @@ class Evaluation:
 
     def _read_records(self, path: Path) -> None:
         frame, _ = read_parquet(path)
-        self.label_names: list[str] = read_about(path).get("label_names", [])
+        self.label_names: list[str] = read_metadata(path).get("label_names", [])
         self.frame = frame[frame["split"] == self.summary.evaluated_on].reset_index(drop=True)
         if len(self.frame) != (expected := self.first.num_examples):
             raise ValueError(f"it has {len(self.frame)} rows of '{self.summary.evaluated_on}', not {expected}")

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elang.backends.backend import Answer
-from elang.backends.generator import Seq2Seq
-from elang.data.batches import IGNORED, EncodedTexts, padded_answers
+from elang.backends.generator import TextGenerator
+from elang.data.batches import IGNORE_INDEX, EncodedTexts, padded_answers
 from elang.data.encoding import encode
 from elang.errors import InputError
 from elang.method.losses import MARGINS, token_distillation
@@ -32,7 +32,7 @@ class TextObjective(Objective):
     """
 
     def __init__(
-        self, model: Seq2Seq, options: LossOptions, answers: RecordedAnswers | None, max_target_length: int
+        self, model: TextGenerator, options: LossOptions, answers: RecordedAnswers | None, max_target_length: int
     ) -> None:
         super().__init__(options, answers)
         self.model = model
@@ -65,7 +65,7 @@ class TextObjective(Objective):
         from_tokens = self.with_tokens and options.distill == "token" and options.distill_weight > 0
         if not (from_tokens or self.texts is not None or options.margin_weight > 0):
             return terms
-        real = labels != IGNORED
+        real = labels != IGNORE_INDEX
         logits, target = answer.logits[real], labels[real]
         best: Tensor | None = None
         if self.records is not None:
@@ -79,7 +79,9 @@ class TextObjective(Objective):
                 texts = padded_answers(self.texts, rows.tolist()).to(labels.device)
                 super_logits = self.model.logits(answer.source, texts).float().flatten(0, 1)
                 smoothing = self.model.label_smoothing
-                loss = F.cross_entropy(super_logits, texts.flatten(), ignore_index=IGNORED, label_smoothing=smoothing)
+                loss = F.cross_entropy(
+                    super_logits, texts.flatten(), ignore_index=IGNORE_INDEX, label_smoothing=smoothing
+                )
                 terms["distill"] = options.distill_weight * loss
         if options.margin_weight > 0:
             some = slice(None, None, -(-len(target) // _MARGIN_TOKENS))
