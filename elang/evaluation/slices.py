@@ -152,7 +152,7 @@ def describe_slice(key: Tensor) -> dict[str, Any]:
 
 
 def share_of_slice(key: Tensor, about: dict[str, Any]) -> float:
-    """The share of examples, by ``key`` ``(N,)``, that belong to a slice, estimated by what :func:`describe_slice` returned.
+    """The share of examples, by ``key`` ``(N,)``, that belong to a slice, from its :func:`describe_slice`.
 
     If only the hash of the slice is known, it is 0 or 1.
 
