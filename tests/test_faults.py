@@ -89,7 +89,7 @@ def test_a_flipped_bit_is_seen(pair, joint_args, data_args, tmp_path, fails):
         weights.write_bytes(content)
         args = [str(copy) if a == str(pair[name]) else a for a in joint_args]
         said = fails(["validate", *args, "--model.output", tmp_path / "joint"], str(copy), "damaged")
-        assert "Make the model anew" in said
+        assert "Make the model again" in said
         output = tmp_path / "r.parquet"
         fails(["score", "--model.model", copy, "--model.output", output, *data_args, *QUIET], "damaged")
         assert not output.exists()
