@@ -311,7 +311,7 @@ def test_differences_to_the_super_are_told_with_their_intervals(joint, joint_arg
     points = summary["operating_points"]["max_softmax"]
     differs = any("p" in points[f"{where}, parity"]["to_super"] for where in ("held out", "read here"))
     assert ("McNemar: p = " in said) == differs
-    assert "less that of *" in said
+    assert "area minus *" in said
 
 
 def test_validate_one_model(pair, data_args, capsys):

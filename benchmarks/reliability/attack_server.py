@@ -126,7 +126,7 @@ def judge_end(name: str, figures: dict[str, Any], missed: list[str], log: Path, 
     if found.get("lost"):
         missed.append(f"{name}: accepted requests lost: {found['lost']}")
     text = log.read_text("utf-8")
-    after = text.partition("as soon as /health says so")[2]
+    after = text.partition("as soon as /ready says so")[2]
     if "Traceback" in text or (not killed and "the server has ended" not in after):
         missed.append(f"{name}: the log holds {after[-500:]!r}")
     until = time.monotonic() + 5

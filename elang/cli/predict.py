@@ -35,8 +35,9 @@ def predict(
 ) -> None:
     """Answer the texts of a file or of standard input with a pair, one JSON object a line.
 
-    Inputs of any number take the same memory (but tables are read whole). An interrupted run into a file resumes when
-    it is started again. With --task it answers a split of GLUE or SuperGLUE, in the benchmark's submission format.
+    Memory does not grow with the number of inputs, except that tables are read whole. An interrupted run into a file
+    resumes when it is started again. With --task it answers a split of GLUE or SuperGLUE, in the format of its
+    submissions.
 
     Args:
         swift_model: The Swift's folder.
@@ -51,26 +52,28 @@ def predict(
         split: Which split of the task.
     """
     if task is not None and (input != "-" or text or output == "-"):
-        raise InputError("With --task the inputs are the benchmark's, so leave --input and --text; --output is a file.")
+        raise InputError(
+            "With --task the inputs are the benchmark's: leave out --input and --text, and name a file as --output."
+        )
     if task is None and folder is not None:
-        raise InputError(f"--folder '{folder}' is a benchmark's, but no --task is named.")
+        raise InputError(f"--folder '{folder}' is used only with --task: name one.")
     check_minimum(1, chunk=chunk)
-    files = [swift_model, super_model, pair.thresholds]
+    protected = [swift_model, super_model, pair.thresholds]
     if task is None:
-        files.append(input)
+        protected.append(input)
     elif folder is not None:
-        files += files_of_task(task, folder)
-    _check_output(output, input, files)
+        protected += files_of_task(task, folder)
+    _check_output(output, input, protected)
     columns = input_columns(input, text)
     predictor = JointPredictor(swift_model, super_model, **vars(pair))
     if task is not None:
         answers = _submit(predictor, task, folder, split=split, output=output, chunk=chunk)
         total, deferred = len(answers), sum(answer.answered_by == "super" for answer in answers)
     else:
-        ways = [pair.dtype, pair.compile, pair.super_int8, pair.onnx]
-        about = partial(run_fingerprint, predictor, [swift_model, super_model], input, text=columns, ways=ways)
+        options = [pair.dtype, pair.compile, pair.super_int8, pair.onnx]
+        fingerprint = partial(run_fingerprint, predictor, [swift_model, super_model], input, text=columns, ways=options)
         inputs = read_inputs(input, columns, predictor.task.kind.generates)
-        with _opened(output, about) as (file, done, deferred):
+        with _opened(output, fingerprint) as (file, done, deferred):
             if done:
                 sys.stderr.write(f"{done} inputs were answered before; resuming after them\n")
             new, new_deferred = write_answer(predictor.map(islice(inputs, done, None), chunk, done), file)
@@ -81,7 +84,7 @@ def predict(
 
 
 def _check_output(output: str, source: str, files: list[str | None]) -> None:
-    """Refuse an output that cannot be written, or in which an input would be lost."""
+    """Refuse an output that cannot be written, or that would overwrite an input."""
     check_output_file(output, files)
     if output == "-" and getattr(sys.stdout, "name", "") == os.devnull:
         raise InputError("Standard output is closed. Open it, or give a file as --output.")
@@ -91,8 +94,8 @@ def _check_output(output: str, source: str, files: list[str | None]) -> None:
 
 
 @contextmanager
-def _opened(output: str, about: Callable[[], dict[str, Any]]) -> Iterator[tuple[Any, int, int]]:
-    """Open the output, and yield it with the number of answers it has already, and of those by the Super."""
+def _opened(output: str, fingerprint: Callable[[], dict[str, Any]]) -> Iterator[tuple[Any, int, int]]:
+    """Open the output, and yield it with the number of answers it has already, and how many of them the Super gave."""
     if output == "-":
         with ended_at_sigterm():
             if isinstance(sys.stdout, TextIOWrapper):
@@ -103,7 +106,7 @@ def _opened(output: str, about: Callable[[], dict[str, Any]]) -> Iterator[tuple[
         with ended_at_sigterm(), written_through(output) as raw, TextIOWrapper(raw, "utf-8", ESCAPED) as file:
             yield file, 0, 0
     else:
-        with resumed(output, about()) as opened:
+        with resumed(output, fingerprint()) as opened:
             yield opened
 
 
@@ -136,7 +139,7 @@ def _report(predictor: JointPredictor, total: int, deferred: int) -> None:
         if runner.truncated:
             notice(
                 "cut-inputs",
-                f"{runner.truncated} of {total} inputs were longer than the {runner.who}'s {runner.limit} tokens: the "
-                "rest was not read.",
+                f"{runner.truncated} of {total} inputs were longer than the {runner.who}'s limit of {runner.limit} "
+                "tokens: the rest was not read.",
             )
     sys.stderr.write(f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super\n")

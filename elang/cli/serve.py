@@ -156,7 +156,7 @@ def _serve(
     host, port = sockets[0].getsockname()[:2]
     path = "the pair at /predict" if swift_model is not None else "the Super at /super"
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(f"serving {path} of {address} as soon as /health says so; its schema is at /docs", flush=True)  # noqa: T201
+    print(f"serving {path} of {address} as soon as /ready says so; its schema is at /docs", flush=True)  # noqa: T201
     built.run(sockets)
 
 

@@ -173,22 +173,24 @@ class Cascade:
         """Answer a window by the first stage; a single stage answers several windows together, as a last one does."""
         if len(self.stages) == 1:
             return [Deferred(window, place, math.inf) for place in range(len(window))]
-        return self._pass(0, window)
+        return self._run_stage(0, window)
 
     def _later(self) -> list[tuple[Callable[[list[Deferred]], list[Deferred]], int]]:
         """What answers deferred inputs at each further stage, and how many to collect for it."""
         start = min(1, len(self.stages) - 1)
-        return [(partial(self._answer, start + i), stage.collect) for i, stage in enumerate(self.stages[start:])]
+        return [
+            (partial(self._answer_deferred, start + i), stage.collect) for i, stage in enumerate(self.stages[start:])
+        ]
 
-    def _answer(self, number: int, deferred: list[Deferred]) -> list[Deferred]:
+    def _answer_deferred(self, number: int, deferred: list[Deferred]) -> list[Deferred]:
         """Answer deferred inputs of any windows at a later stage; return what it defers."""
         window = gathered(deferred, self._shares_tokens[number], number == 0)
-        further = self._pass(number, window, [item.score for item in deferred])
+        further = self._run_stage(number, window, [item.score for item in deferred])
         for item, answer in zip(deferred, window.answers, strict=True):
             item.window.answers[item.place] = answer
         return [replace(deferred[hard.place], score=hard.score) for hard in further]
 
-    def _pass(self, number: int, window: Window, scores: Sequence[float] = ()) -> list[Deferred]:
+    def _run_stage(self, number: int, window: Window, scores: Sequence[float] = ()) -> list[Deferred]:
         """Answer a window at a stage; return what it defers. At the last stage the scores stay as they are."""
         stage, further = self.stages[number], []
         if number < len(self.stages) - 1:

@@ -32,7 +32,7 @@ class Classification(Kind):
         return task.label_names.index(answer) if isinstance(answer, str) and answer in task.label_names else None
 
     def expects(self, task: TextTask) -> str:
-        """The first label names."""
+        """One of the label names, of which it shows the first 8."""
         return f"one of {task.label_names[:8]}"
 
 
@@ -43,14 +43,14 @@ class Choice(Classification):
     has_classes, has_candidates = False, True
 
     def answer(self, prediction: float | str, task: TextTask, choices: tuple[str, ...] | None) -> str | float:
-        """The candidate, where each example has its own; otherwise its name."""
+        """The candidate, where each example has its own; otherwise the name of the class."""
         if choices and not task.answers:
             return choices[int(prediction)]
         return super().answer(prediction, task, choices)
 
 
 class Regression(Kind):
-    """A value, the single output of an encoder. Scores of logits mean nothing, so a router's score is needed."""
+    """A value, the single output of an encoder. Scores of logits mean nothing for it: a router's score is needed."""
 
     name = "regression"
     answer_type = torch.float64
@@ -79,7 +79,7 @@ class Regression(Kind):
         return -(prediction - label).abs().double()
 
     def worth(self, quality: str, targets: dict[str, Tensor]) -> dict[str, Any]:
-        """No bounds."""
+        """Unbounded, in negative absolute error."""
         return {"largest": None, "unit": "negative absolute error"}
 
     def read_answer(self, answer: Any, task: TextTask) -> float | str | None:
@@ -98,7 +98,7 @@ def answer_values(answers: list[str]) -> list[float]:
         return [float(answer) for answer in answers]
     except ValueError as error:
         raise InputError(
-            f"In a regression the answers are numbers, but --data.answers has {answers[:8]} ({error})."
+            f"In a regression the answers must be numbers, but --data.answers has {answers[:8]} ({error})."
         ) from error
 
 
@@ -112,7 +112,7 @@ def parse_value(text: str, default: float) -> float:
 
 
 class Generation(Kind):
-    """A generated text, worth its sentence metric. There are references instead of labels."""
+    """A generated text, rewarded by its sentence-level metric. There are references instead of labels."""
 
     name = "sequence"
     chooses, generates = False, True
@@ -132,7 +132,7 @@ class Generation(Kind):
         return dict(zip(SEQUENCE_SCORES, token_scores.unbind(1), strict=True))
 
     def worth(self, quality: str, targets: dict[str, Tensor]) -> dict[str, Any]:
-        """Those of the sentence metric."""
+        """The largest value, by which reports divide, and the unit of the sentence metric."""
         unit = worth_metric(quality)
         return {"largest": 100.0 if unit == "chrf" else 1.0, "unit": f"{unit}, from 0 to 1"}
 
@@ -158,16 +158,16 @@ def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[s
 def check_qualities(names: list[str], task: TextTask) -> None:
     """Raise an :class:`InputError` for metrics of texts in a task with labels, or of labels in a task of texts."""
     if wrong := [name for name in names if (name in TEXT_METRICS) != task.kind.generates]:
-        raise InputError(f"'{wrong[0]}' is no metric of a {task.problem} task; its own are {task.qualities}.")
+        raise InputError(f"'{wrong[0]}' is not a metric for a {task.problem} task; it has {task.qualities}.")
 
 
 def text_targets(
     qualities: list[str], references: list[str], swift: list[str], super_: list[str] | None = None
 ) -> dict[str, Tensor]:
-    """The targets of metrics of texts, for one or two (``K``) texts to choose from for each of ``N`` references.
+    """The targets of text metrics for ``N`` references with ``K`` texts each: the Swift's, or both models'.
 
-    These are the statistics of each metric in ``qualities``, ``(N, K, S)``, and each text's ``worth`` by the first of
-    them, float64 ``(N, K)``, with the statistics of the metric for it.
+    These are the statistics of each metric in ``qualities``, ``(N, K, S)``; each text's ``worth`` by the first of them,
+    float64 ``(N, K)``; and the statistics of the metric that defines the worth.
     """
     choices = [swift] if super_ is None else [swift, super_]
     worth = worth_metric(qualities[0])

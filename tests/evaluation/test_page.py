@@ -144,7 +144,7 @@ def test_breakdowns_are_the_records(joint, tmp_path):
 def test_differences_of_areas_are_said(joint, tmp_path):
     plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page_of(joint, out=tmp_path / "report.html")))
     areas = json.loads((joint / "summary.json").read_text())["areas"]
-    assert "less that of max_softmax" in plain
+    assert "area minus max_softmax" in plain
     for name in set(areas) - {"max_softmax"}:
         assert area_difference(areas[name]) in plain
         assert area_difference(areas[name]).startswith("= ") == (

@@ -19,7 +19,7 @@ class Task:
     """One task of a benchmark.
 
     Attributes:
-        name: ``glue/rte``.
+        name: Such as ``glue/rte``.
         folder: The folder of the task in the benchmark's own download.
         fields: The columns that are an example's texts.
         label_names: In the order of the hub's class indices.
@@ -31,7 +31,7 @@ class Task:
         problem: See :class:`elang.tasks.text_task.TextTask`.
         choice_fields: See :class:`elang.tasks.text_task.TextTask`.
         columns: Columns of the benchmark's own files whose name differs from the hub's: ``{theirs: hub's}``.
-        header: The columns of training and development files that have no header line.
+        header: Column names of training and development files without a header line.
         stems: Names of the benchmark's own files, by split, where they are unusual.
         splits: Names of the hub's splits where they are unusual.
         prepare: Computes the fields from a row whose columns are not the fields.
@@ -39,8 +39,8 @@ class Task:
         grouped_by: Examples with equal values in these fields (all questions about one passage) stay on one side of the
             routing slice.
         submitted: What a submission has for each example: the label's name, its number, its name in lower case, a
-            value, the text of ReCoRD's chosen candidate, or numbers nested as MultiRC's passages and questions.
-        trained_on: The task whose models answer this one.
+            value, the text of ReCoRD's chosen candidate, or numbers nested by passage and question (MultiRC).
+        trained_on: The task whose models answer this one; empty if its own do.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Task:
 
     @property
     def text_task(self) -> TextTask:
-        """What the task asks."""
+        """The task as a :class:`elang.tasks.text_task.TextTask`."""
         return TextTask(
             list(self.label_names),
             self.problem,

@@ -1,6 +1,7 @@
 """The table of an evaluation in the terminal."""
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from elang.terminal import console
 
 _POINTS = ("held out, parity", "held out, 99%", "read here, parity", "read here, 99%")
 _CAPTION = """area: between random (0) and oracle (1). Held out: threshold chosen on {}.
-Read here: least deferral that reaches the Super on this very set, which is optimistic and no promise."""
-_AREAS = "less that of *: with its 95% interval (paired bootstrap); = where that includes 0: it may be chance."
+Read here: threshold chosen on this same set, which is optimistic and promises nothing."""
+_AREAS = "area minus *: with its 95% interval (paired bootstrap); = if that includes 0, so it may be chance."
 
 
 def print_summary(summary: JointSummary, folder: Path) -> None:
@@ -55,7 +56,7 @@ def print_summary(summary: JointSummary, folder: Path) -> None:
 
 
 def _table(summary: JointSummary, name: str, first: bool) -> Any:
-    """One metric's table, a row for each score; differences of areas are by the first metric."""
+    """One metric's table, a row for each score; area differences are shown for the first metric only."""
     from rich.table import Table
 
     quality, lengths = summary.qualities[name], summary.lengths or {}
@@ -77,7 +78,7 @@ def _table(summary: JointSummary, name: str, first: bool) -> Any:
     table.add_column("score")
     table.add_column("area", justify="right")
     if areas:
-        table.add_column("less that of *", justify="right", no_wrap=True)
+        table.add_column("area minus *", justify="right", no_wrap=True)
     if by_length:
         table.add_column("by length", justify="right")
     for point in _POINTS:
@@ -110,7 +111,7 @@ def area_difference(area: dict[str, float]) -> str:
         return ""
     low, high = area["difference_low"], area["difference_high"]
     text = f"{'= ' * (low <= 0 <= high)}{area['difference']:+.3f} ({low:+.2f}, {high:+.2f})"
-    return text.replace("0.", ".")
+    return re.sub(r"(?<!\d)0\.", ".", text)
 
 
 def _bottom_line(summary: JointSummary, name: str, first: bool) -> str:
@@ -118,7 +119,7 @@ def _bottom_line(summary: JointSummary, name: str, first: bool) -> str:
     score, quality, lines = summary.score, summary.qualities[name], []
     for key, how in (
         ("held out, parity", "with the threshold chosen on held-out data"),
-        ("read here, parity", "with the threshold chosen on this very set"),
+        ("read here, parity", "with the threshold chosen on this same set"),
     ):
         if (point := quality.scores[score].point(key)) is None:
             continue
@@ -133,13 +134,13 @@ def _bottom_line(summary: JointSummary, name: str, first: bool) -> str:
 
 
 def _to_super(difference: dict[str, float], worth: Worth) -> str:
-    """A pair's difference to the Super, and whether it may be chance."""
+    """A pair's difference from the Super, and whether it may be chance."""
     unit, points = worth.unit.split(",")[0], " points" if worth.largest else ""
     scale = 100 / worth.largest if worth.largest else 1.0
     mean, low, high = (scale * difference[name] for name in ("difference", "low", "high"))
     if low == high == 0:
-        return f"{unit}: none differ from the Super's"
-    text = f"{unit}: {mean:+.2f}{points} to the Super's, 95% interval {low:+.2f} to {high:+.2f}"
+        return f"{unit}: no answer differs in worth from the Super's"
+    text = f"{unit}: {mean:+.2f}{points} from the Super's, 95% interval {low:+.2f} to {high:+.2f}"
     if low <= 0 <= high:
         text += ", which includes 0: neither is shown to be better"
     return text + (f" (McNemar: p = {difference['p']:.2g})" if "p" in difference else "")

@@ -26,7 +26,7 @@ _VIEW_STATUSES = (200, 503)
 
 
 class Metrics:
-    """Counters and histograms for Prometheus; ``edges`` are the histogram's of scores, which a Super alone has not."""
+    """Counters and histograms for Prometheus; ``edges`` are those of the scores, which a Super alone does not have."""
 
     def __init__(self, edges: list[float] | None) -> None:
         self.registry = CollectorRegistry()

@@ -11,13 +11,13 @@ from elang.errors import InputError
 
 @dataclass(frozen=True)
 class Quality:
-    """A metric that depends on the examples only through a sum, unless it has ``whole``.
+    """A metric that depends on the examples only through sums of per-example statistics, unless it has ``whole``.
 
     Attributes:
         name: Its name, as in :data:`QUALITIES`.
         statistics: Maps predictions ``(N,)`` and targets ``(N,)`` or ``(N, K)`` to per-example statistics ``(N, S)``.
         value: Maps sums of statistics ``(..., S)``, float64, to the metric ``(...)``; larger is better.
-        by_group: For a metric over groups: maps the sums of a group's examples ``(..., S)`` to its own statistics
+        by_group: For a metric over groups: maps the sums of a group's examples ``(..., S)`` to the group's statistics
             ``(..., S')``, float64; ``value`` then takes the sums of these over all groups.
         target: The column of targets that the metric reads.
         whole: Maps all predictions and targets to the metric, if it is no function of sums; ``statistics`` and
@@ -53,8 +53,8 @@ def group_sums(statistics: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor
     """
     if group is None or group.shape != statistics.shape[:1]:
         raise InputError(
-            f"The metric is one over groups and needs the group of each of {len(statistics)} examples, shape (N,), but "
-            f"was given {'none' if group is None else tuple(group.shape)}; name the column that tells the groups apart."
+            f"This metric is computed over groups and needs the group of each of {len(statistics)} examples, shape (N,), "
+            f"but was given {'none' if group is None else tuple(group.shape)}; name the column that tells the groups apart."
         )
     groups, row = group.unique(return_inverse=True)
     sums = torch.zeros(len(groups), statistics.shape[1], dtype=torch.float64, device=statistics.device)
@@ -67,12 +67,12 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def mean_of_sums(sums: Tensor) -> Tensor:
-    """The mean, float64 ``(...)``, of sums ``(..., 2)`` of amounts and their number; 0 of nothing."""
+    """The mean, float64 ``(...)``, of sums ``(..., 2)`` of a total and a count; 0 if the count is 0."""
     return ratio(sums[..., 0].double(), sums[..., 1].double())
 
 
 class Correlation:
-    """Pearson's correlation of sums of ``(1, x, y, x², y², xy)``, one set of columns for each of several row sets.
+    """Pearson's correlation of sums of ``(1, x, y, x², y², xy)``, six columns for each set of predictions (a row set).
 
     Where values are large relative to their spread, such sums cancel to nothing. :func:`centred` therefore subtracts
     the median of each row set's ``x``, and that of ``y``, before anything is summed; this changes no correlation.
@@ -110,7 +110,7 @@ def moments(x: Tensor, y: Tensor) -> Tensor:
 
 
 def centred(value: Callable[[Tensor], Tensor], *statistics: Tensor) -> tuple[Callable[[Tensor], Tensor], list[Tensor]]:
-    """A quality's value and statistics ``(N, S)``, changed so that sums do not lose the metric in rounding.
+    """A quality's value and statistics ``(N, S)``, changed so that rounding in the sums does not destroy the metric.
 
     Each of the statistics belongs to a set of predictions for the same examples; sums may mix their rows.
     """
