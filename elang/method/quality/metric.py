@@ -53,8 +53,9 @@ def group_sums(statistics: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor
     """
     if group is None or group.shape != statistics.shape[:1]:
         raise InputError(
-            f"This metric is computed over groups and needs the group of each of {len(statistics)} examples, shape (N,), "
-            f"but was given {'none' if group is None else tuple(group.shape)}; name the column that tells the groups apart."
+            f"This metric is computed over groups and needs the group of each of {len(statistics)} examples, shape "
+            f"(N,), but was given {'none' if group is None else tuple(group.shape)}; name the column that tells the "
+            "groups apart."
         )
     groups, row = group.unique(return_inverse=True)
     sums = torch.zeros(len(groups), statistics.shape[1], dtype=torch.float64, device=statistics.device)
