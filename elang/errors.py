@@ -56,7 +56,7 @@ def listed(names: list[str]) -> str:
 def need(what: str, extra: str, *packages: str) -> None:
     """Raise an :class:`InputError` with the command that installs an extra, unless its packages are installed."""
     if missing := [name for name in packages if find_spec(name) is None]:
-        raise InputError(f"{what} needs {', '.join(missing)}: pip install 'elang[{extra}]'.")
+        raise InputError(f"{what} needs {', '.join(missing)}: pip install 'elang-joint[{extra}]'.")
 
 
 def error_chain(error: BaseException | None) -> Iterator[BaseException]:

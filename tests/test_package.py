@@ -1,6 +1,7 @@
 """What is built holds what the README names and the tests need; versions are bounded and tried at both ends."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -48,7 +49,7 @@ def test_the_wheel_has_the_configurations(built, tmp_path):
         names = set(wheel.namelist())
         wheel.extractall(tmp_path)
     assert {*files_of("elang"), *(f"elang/{name}" for name in files_of("configs"))} <= names
-    assert not [name for name in names if not name.startswith(("elang/", "elang-"))]
+    assert not [name for name in names if not name.startswith(("elang/", "elang_joint-"))]
     script = (
         "from elang.cli import arguments as a; print(a.checked_arguments(['--config', 'configs/trainer/ddp.yaml'])[1])"
     )
@@ -65,6 +66,16 @@ def test_the_source_has_what_its_tests_read(built):
     single = ["Makefile", "mkdocs.yml", "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"]
     folders = ["elang", "tests", "configs", "docs", "notebooks", "benchmarks", ".ci"]
     assert {*single, *files_of(*folders)} <= names
+
+
+def test_nobody_is_told_to_install_another_project():
+    """At the package index, elang is somebody else's."""
+    folders = ["elang", "configs", "docs", "notebooks", "benchmarks", ".ci"]
+    single = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "pyproject.toml"]
+    texts = (ROOT / name for name in [*single, *files_of(*folders)] if not name.endswith((".png", ".parquet")))
+    asked = re.findall(r"pip3? install[^\n`&|;]*\b(elang[-\w]*)", "\n".join(path.read_text("utf-8") for path in texts))
+    assert len(asked) > 5
+    assert {PROJECT["name"], *asked} == {"elang-joint"}
 
 
 def pinned(name):

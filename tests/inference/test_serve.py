@@ -549,7 +549,7 @@ def test_options_that_cannot_be(pair, fails, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     fails(["serve", *swift, "--super_model", tmp_path / "empty"], "cannot be loaded")
     monkeypatch.setattr("elang.errors.find_spec", lambda name: None if name == "fastapi" else 1)
-    fails(["serve", *swift, *super_], "pip install 'elang[serve]'")
+    fails(["serve", *swift, *super_], "pip install 'elang-joint[serve]'")
 
 
 def free_port():
