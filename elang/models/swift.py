@@ -40,8 +40,8 @@ class SwiftModule(FinetuneModule):
         task_weight: Weight of the task's own loss.
         distill_weight: Weight of the distillation from the Super's logits: by default 10, of generated texts 1.
         distill_temperature: Temperature of the logits (tokens and texts are learned as they are).
-        margin_weight: Weight of the margin between easy and hard examples. By default it is off: beside distillation
-            no margin made a better pair (``benchmarks/quality/ablate.py``). Without a Super, start with 0.1.
+        margin_weight: Weight of the margin between easy and hard examples: by default 0.1, of generated texts and in a
+            regression 0. Beside distillation it makes the pair neither better nor worse (docs/recipes.md).
         margin: Its form. Of energies: ``pairwise`` or ``ranking`` (of means, COSEE) with a gap of 0.3, ``hinge``
             (squared); of confidences: ``confidence`` (pairwise, CascadeBERT); or ``gatekeeper``.
         router: Whether it gets router heads.
@@ -77,7 +77,7 @@ class SwiftModule(FinetuneModule):
         task_weight: float = 1.0,
         distill_weight: float | None = None,
         distill_temperature: float = 2.0,
-        margin_weight: float = 0.0,
+        margin_weight: float | None = None,
         margin: MarginKind = "pairwise",
         router: bool = True,
         hard: Hard = "gain",
@@ -102,6 +102,7 @@ class SwiftModule(FinetuneModule):
     ) -> None:
         kind = TextTask.of(label_names, task).kind
         weight = kind.distill_weight if distill_weight is None else distill_weight
+        margin_weight = kind.margin_weight if margin_weight is None else margin_weight
         losses: dict[str, Any] = {"task_weight": task_weight, "margin_weight": margin_weight, "margin": margin}
         losses |= {"distill_weight": weight, "distill_temperature": distill_temperature, "distill": distill}
         losses |= {"hidden_weight": hidden_weight, "hard": hard, "temperature": temperature}

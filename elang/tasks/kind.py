@@ -31,6 +31,7 @@ class Kind(ABC):
         generates: An answer is a generated text.
         default_score: Routes unless a router has proved better.
         distill_weight: Default weight of distillation.
+        margin_weight: Default weight of the margin between easy and hard examples.
         rounding: How far half precision and other batches move a score.
     """
 
@@ -43,6 +44,7 @@ class Kind(ABC):
     generates: ClassVar[bool] = False
     default_score: ClassVar[str] = DEFAULT_SCORE
     distill_weight: ClassVar[float] = 10.0
+    margin_weight: ClassVar[float] = 0.1
     rounding: ClassVar[float] = 4e-3
 
     @property
