@@ -12,7 +12,7 @@ import numpy as np
 from elang.method.bootstrap import resamples
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from ablate_cells import BASELINE, MAIN, Run, best_swifts, cell_of, runs_in, task_of
+from ablate_cells import BASELINE, MAIN, Run, areas, best_swifts, cell_of, difference, runs_in, task_of
 from ablate_setups import SETUPS, SWIFTS, needs_folds
 from common import write_result
 
@@ -64,8 +64,28 @@ def write_table(out: Path, result: str) -> None:
             )
             print(f"{recipe}, {name}: mean of ratios {best['mean of ratios']:.2f}: {said}")
     print_tasks(figures["tasks"])
+    figures["margin"] = margin_gain(groups, draws)
     made = json.loads((out / "made.json").read_text("utf-8")) if (out / "made.json").exists() else None
     write_result(result, rounded(figures), ("torch", "lightning", "transformers"), made)
+
+
+def margin_gain(groups: dict[tuple[str, str, str], list[Run]], draws: dict[str, Any]) -> dict[str, Any]:
+    """What the margin adds to distillation, task by task: areas of `distil-margin` minus those of `distil`."""
+    gains: dict[str, Any] = {}
+    for task, weights in draws.items():
+        runs = {
+            recipe: {
+                (run.swift, run.seed): run for key, some in groups.items() if key[::2] == (task, recipe) for run in some
+            }
+            for recipe in ("distil", "distil-margin")
+        }
+        both = sorted(runs["distil"].keys() & runs["distil-margin"].keys())
+        for score in ("router", "free_energy") if both else ():
+            theirs, ours = (areas([some[key] for key in both], score, weights) for some in runs.values())
+            gain = difference(ours, theirs)
+            gains[f"{task}, {score}"] = {"without": float(theirs[:, 0].mean()), "with": float(ours[:, 0].mean())} | gain
+            print(f"margin, {task}, {score}: {gain['mean']:+.3f} ({gain['low']:+.3f}, {gain['high']:+.3f})")
+    return gains
 
 
 def print_tasks(tasks: dict[str, Any]) -> None:
