@@ -31,7 +31,6 @@ class Kind(ABC):
         generates: An answer is a generated text.
         default_score: Routes unless a router has proved better.
         distill_weight: Default weight of distillation.
-        margin_weight: Default weight of the margin between easy and hard examples.
         rounding: How far half precision and other batches move a score.
     """
 
@@ -44,8 +43,12 @@ class Kind(ABC):
     generates: ClassVar[bool] = False
     default_score: ClassVar[str] = DEFAULT_SCORE
     distill_weight: ClassVar[float] = 10.0
-    margin_weight: ClassVar[float] = 0.1
     rounding: ClassVar[float] = 4e-3
+
+    @property
+    def margin_weight(self) -> float:
+        """Default weight of the margin between easy and hard examples."""
+        return 0.1 if self.chooses else 0.0
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -60,6 +63,10 @@ class Kind(ABC):
     def exact_type(self) -> torch.dtype:
         """A type that holds both a score and an answer exactly."""
         return self.answer_type if self.answer_type.is_floating_point else torch.float32
+
+    def num_outputs(self, label_names: list[str]) -> int:
+        """Number of outputs of an encoder's head for an input: one per class, otherwise one."""
+        return len(label_names) if self.has_classes else 1
 
     def predict(self, logits: Tensor) -> Tensor:
         """The answers that logits ``(B, C)`` give, :attr:`answer_type` ``(B,)``."""

@@ -54,7 +54,7 @@ class Regression(Kind):
 
     name = "regression"
     answer_type = torch.float64
-    chooses, margin_weight = False, 0.0
+    chooses = False
     default_score = "router"
     unknown = math.nan
 
@@ -117,7 +117,7 @@ class Generation(Kind):
     name = "sequence"
     chooses, generates = False, True
     default_score = SEQUENCE_DEFAULT
-    distill_weight, margin_weight = 1.0, 0.0
+    distill_weight = 1.0
     # Half precision rounds the logits of tokens, which are large.
     rounding = 6.3e-2
 

@@ -70,8 +70,8 @@ class TextTask:
 
     @property
     def num_outputs(self) -> int:
-        """Number of outputs of an encoder's head for an input: one per class, otherwise one."""
-        return len(self.label_names) if self.kind.has_classes else 1
+        """Number of outputs of an encoder's head for an input."""
+        return self.kind.num_outputs(self.label_names)
 
     def choices_of(self, texts: list[tuple[str, ...]]) -> list[tuple[str, ...]] | None:
         """Each example's candidates from the fields; ``None`` if no fields are candidates."""

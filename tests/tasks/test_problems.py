@@ -275,6 +275,23 @@ def test_curves_of_correlations(pairs, swift, super_):
             assert row.spearman == pytest.approx(mixed.corr(frame["label"], method="spearman"), abs=1e-9)
 
 
+def test_metrics_of_few_points_beside_those_of_all(pairs, tmp_path):
+    """Spearman has at most 201 points; elsewhere it is left out, not taken from another point."""
+    found, data = pairs("bert", "bert", "numbers"), write_numbers(tmp_path / "many.csv", 301, seed=5)
+    args = ["validate", "--model.swift_model", found["swift"], "--model.super_model", found["super"], *QUIET]
+    args += ["--data.validation", str(data), "--data.label", "worth", "--data.problem", "regression"]
+    assert main([*args, "--data.routing_fraction", "0", "--model.output", str(tmp_path / "joint")]) == 0
+    frame, curve = joint_records(tmp_path / "joint"), read_curve(tmp_path / "joint")
+    points = curve[curve["score"] == "router"]
+    assert len(points) == frame["score_router"].nunique() + 1 > 201
+    assert points["pearson"].notna().all()
+    assert 100 < points["spearman"].notna().sum() <= 201
+    for row in points[points["spearman"].notna()].iloc[::20].itertuples():
+        mixed = frame["super_prediction"].where(frame["score_router"] > row.threshold, frame["swift_prediction"])
+        assert row.spearman == pytest.approx(mixed.corr(frame["label"], method="spearman"), abs=1e-9)
+    assert main(["report", str(tmp_path / "joint"), "--output", str(tmp_path / "report.html")]) == 0
+
+
 def test_thresholds_for_numbers_are_held_out(pairs):
     """`fit` knows the Super by its records and `validate` runs it; recomputed from the slice."""
     found = pairs("t5", "t5", "numbers")
@@ -393,7 +410,7 @@ def test_a_number_is_the_mean_of_what_can_be_said(bases):
     assert torch.equal(model._answer_ids(inputs, target), classes._answer_ids(inputs, torch.tensor([1, 1])))
     target = torch.tensor([-3.0, 2.3], dtype=torch.float64)
     assert float(model(inputs, target).loss) == pytest.approx(float(classes(inputs, torch.tensor([0, 2])).loss))
-    with pytest.raises(InputError, match="the answers are numbers"):
+    with pytest.raises(InputError, match="the answers must be numbers"):
         load_model(bases["t5"], TextTask(["worth"], "regression", answers=["1.0", "many"]))
 
 

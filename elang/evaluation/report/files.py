@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elang.evaluation.pair import PairAnswers, pair_curves
 from elang.evaluation.report.figures import plain_texts, plot_curves, plot_lengths
@@ -81,8 +82,17 @@ def _write_pair_records(path: Path, pairs: dict[str, PairAnswers], about: dict[s
         pq.write_table(pa.concat_tables(parts).replace_schema_metadata(metadata), aside)
 
 
+def _quality_at(deferred: Tensor, curve: OperatingCurve) -> Tensor:
+    """The quality of a curve at these numbers of deferred examples, NaN where it has no point."""
+    places = torch.searchsorted(curve.deferred, deferred).clamp(max=len(curve) - 1)
+    return torch.where(curve.deferred[places] == deferred, curve.quality[places].double(), torch.nan)
+
+
 def _write_curves(path: Path, curves: dict[str, dict[str, OperatingCurve]]) -> dict[str, int]:
-    """Write the curves by metric and score, very long ones thinned evenly, and return how many points were written."""
+    """Write the curves by metric and score, very long ones thinned evenly, and return how many points were written.
+
+    The points are those of the first metric. A metric that is computed anew at some points only is NaN at the others.
+    """
     names = list(curves)
     written = total = 0
     with write_atomically(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
@@ -91,7 +101,7 @@ def _write_curves(path: Path, curves: dict[str, dict[str, OperatingCurve]]) -> d
         for score, curve in curves[names[0]].items():
             rows = torch.linspace(0, len(curve) - 1, min(len(curve), _MAX_CURVE_POINTS)).round().long()
             written, total = written + len(rows), total + len(curve)
-            qualities = [curves[name][score].quality for name in names]
+            qualities = [_quality_at(curve.deferred, curves[name][score]) for name in names]
             columns = [curve.threshold, curve.deferred, curve.deferred_share, *qualities, curve.cost, curve.speedup]
             out.writerows([score, *row] for row in zip(*(column[rows].tolist() for column in columns), strict=True))
     if written < total:
