@@ -3,7 +3,7 @@
 import base64
 import hashlib
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,12 @@ class Slice:
     unit: Tensor | None = None
     rows: int = 0
 
-    @property
+    @cached_property
     def units(self) -> int:
         """How many independent examples, or groups, there are."""
         return independent_units(self.key, self.unit)[0]
 
-    @property
+    @cached_property
     def noun(self) -> str:
         """What the units are."""
         return independent_units(self.key, self.unit)[1]
