@@ -122,14 +122,20 @@ class LabelledLines(TextData):
         return Examples.of(texts, label)
 
 
-def test_a_data_module_of_ones_own(pair, files, tmp_path):
+def labelled_lines(files: dict[str, str]) -> LabelledLines:
+    """A function may make the data module, too."""
+    return LabelledLines(files)
+
+
+@pytest.mark.parametrize("made_by", ["LabelledLines", "labelled_lines"])
+def test_a_data_module_of_ones_own(pair, files, tmp_path, made_by):
     sources = {}
     for name, file in zip(("train", "validation"), files, strict=True):
         frame = pd.read_csv(file)
         sources[name] = str(tmp_path / f"{name}.txt")
         Path(sources[name]).write_text("\n".join(frame["label"] + ": " + frame["text"]) + "\n", "utf-8")
     score = ["score", "--model.model", str(pair["super"]), "--model.output", str(tmp_path / "records.parquet")]
-    score += ["--data", f"{__name__}.LabelledLines", "--data.files", json.dumps(sources)]
+    score += ["--data", f"{__name__}.{made_by}", "--data.files", json.dumps(sources)]
     assert main([*score, *QUIET]) == 0
     wanted = ["split", "id", "prediction", "key"]
     records = pd.read_parquet(tmp_path / "records.parquet")[wanted]

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from importlib import import_module
-from inspect import Parameter, signature
+from inspect import Parameter, isclass, signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -33,7 +33,7 @@ class Parser(ArgumentParser):
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, reads null in a list as a name, and notices templates."""
+    """Refuses a key that a mapping has twice, and notices templates."""
 
     has_template = False
 
@@ -52,6 +52,15 @@ class _Loader(yaml.SafeLoader):
                 self.has_template = True
         return node
 
+
+class _AsWritten(_Loader):
+    """Reads every unquoted scalar but null as text, and null in a list, too."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
     def compose_sequence_node(self, anchor: Any) -> Any:
         """Compose a list, in which null is text; as the value of an option it means that there is none."""
         node = super().compose_sequence_node(anchor)
@@ -59,15 +68,6 @@ class _Loader(yaml.SafeLoader):
             if element.tag == _NULL and element.value:
                 element.tag = _TEXT
         return node
-
-
-class _AsWritten(_Loader):
-    """Reads every unquoted scalar but null as text."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - as the base class has it
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
 
 class _AsDumped(_Loader):
@@ -158,8 +158,11 @@ def refuse_nulls(config: Any, parts: Iterable[str]) -> None:
     """Read null as the word "null" where an option of a class is text, and refuse it where a value is needed."""
     for part in parts:
         module, _, name = config[part]["class_path"].rpartition(".")
-        bases = reversed(getattr(import_module(module), name).__mro__)
-        parameters = {key: value for base in bases for key, value in signature(base.__init__).parameters.items()}
+        made_by = getattr(import_module(module), name)
+        # A class hands options on to its bases; a function may make the object, too.
+        classes = reversed(made_by.__mro__) if isclass(made_by) else ()
+        calls = [vars(base)["__init__"] for base in classes if "__init__" in vars(base)] or [made_by]
+        parameters = {key: value for call in calls for key, value in signature(call).parameters.items()}
         values = config[part].get("init_args") or {}
         for option, value in values.items():
             default = parameters[option].default if option in parameters else None

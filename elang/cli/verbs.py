@@ -110,12 +110,21 @@ def _exit_code(args: list[str]) -> int:
         message = None if isinstance(error, SystemExit) else input_error_behind(error) or machine_error_behind(error)
         if message is not None:
             # One paragraph, even if a name contains line breaks.
-            print(f"elang: error: {printable(' '.join(str(message).splitlines()))}", file=sys.stderr)
-            return 2
+            return _print_error(str(message))
         if reader_left(error):
             return _READER_LEFT
         raise
     return 0
+
+
+def _print_error(message: str) -> int:
+    try:
+        print(f"elang: error: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
+    except OSError as error:
+        if reader_left(error):
+            return _READER_LEFT
+        raise
+    return 2
 
 
 def _run(args: list[str]) -> None:

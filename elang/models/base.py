@@ -131,7 +131,7 @@ class TaskModule(AnyShape, LightningModule):
         if self.data is None or self.trainer.sanity_checking:
             return tables
         counts = {split: (len(table["id"]), self.num_examples(split)) for split, table in tables.items()}
-        partial = [f"{n} of {total} examples of '{split}'" for split, (n, total) in counts.items() if n < total]
+        partial = [f"{n} of {total} examples of '{split}'" for split, (n, total) in counts.items() if n != total]
         if partial and self.runs_all_batches:
             raise RuntimeError(f"Only {', '.join(partial)} came back.")
         if partial:

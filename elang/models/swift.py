@@ -102,15 +102,15 @@ class SwiftModule(FinetuneModule):
     ) -> None:
         kind = TextTask.of(label_names, task).kind
         weight = kind.distill_weight if distill_weight is None else distill_weight
-        margin_weight = kind.margin_weight if margin_weight is None else margin_weight
-        losses: dict[str, Any] = {"task_weight": task_weight, "margin_weight": margin_weight, "margin": margin}
+        gap_weight = kind.margin_weight if margin_weight is None else margin_weight
+        losses: dict[str, Any] = {"task_weight": task_weight, "margin_weight": gap_weight, "margin": margin}
         losses |= {"distill_weight": weight, "distill_temperature": distill_temperature, "distill": distill}
         losses |= {"hidden_weight": hidden_weight, "hard": hard, "temperature": temperature}
         self.loss_options = LossOptions(**losses)
         self.loss_options.check(super_records, super_model)
         self._has_router = router
         # An encoder's head may learn whether the answer is good enough, for which it needs the answer.
-        self._needs_logits = (router and kind.has_candidates) or weight > 0 or margin_weight > 0
+        self._needs_logits = (router and kind.has_candidates) or weight > 0 or gap_weight > 0
         shared: dict[str, Any] = {"layers": layers, "lr": lr, "weight_decay": weight_decay, "warmup": warmup}
         shared |= {"freeze_embeddings": freeze_embeddings, "quality": quality, "output": output, "compile": compile}
         shared |= {"gradient_checkpointing": gradient_checkpointing, "label_smoothing": label_smoothing}

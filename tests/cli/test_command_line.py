@@ -284,6 +284,17 @@ def test_a_reader_that_goes_away(made, models):
     assert "BrokenPipe" not in said
 
 
+def test_an_error_that_nobody_reads(monkeypatch):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w", buffering=1) as broken:
+        monkeypatch.setattr(sys, "stderr", broken)
+        monkeypatch.setattr("elang.terminal._is_broken", lambda number: number == 2)
+        assert main(["nosuch"]) == 141
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), write)
+
+
 def test_a_table_that_nobody_reads(joint, monkeypatch):
     """A console of rich ends by itself where its pipe is broken, with another code; so would what Python flushes."""
     read, write = os.pipe()
