@@ -3,7 +3,6 @@
 import json
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -13,6 +12,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from elang import FinetuneModule, InputError, JointModule, JointPredictor, TextClassificationData, operating_curve
+from elang.backends.backend import Scored
 from elang.backends.loading.load import SCHEMES, open_backend
 from elang.cli.verbs import main
 from elang.data.examples import Examples
@@ -239,8 +239,10 @@ class Counter:
         assert score == "words"
         words = torch.tensor([len(row[0].split()) for row in examples.texts])
         scores = words / self.reach
-        answers = self.answer(examples).prediction.tolist()
-        return SimpleNamespace(answers=answers, scores=scores.tolist(), deferred=(scores > threshold).tolist())
+        deferred = scores > threshold
+        # Whatever is deferred has no answer here.
+        answers = torch.where(deferred, 99, self.answer(examples).prediction).tolist()
+        return Scored(answers, scores.tolist(), deferred.tolist())
 
 
 @pytest.fixture

@@ -66,7 +66,9 @@ class BackendRunner:
     def score(self, window: Window, score: str | None, threshold: float) -> Scored:
         """Answer and score a window; inputs that score above the threshold are deferred."""
         scored: Scored = self.backend.score(self._examples(window), score, threshold)
-        return scored
+        # The answer to a deferred input may be a placeholder.
+        answers = zip(scored.answers, scored.deferred, strict=True)
+        return replace(scored, answers=[None if hard else answer for answer, hard in answers])
 
 
 class Cascade:

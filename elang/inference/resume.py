@@ -84,7 +84,7 @@ def resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int]
                 file.truncate(0)
                 note.write_text(json.dumps(about), "utf-8")
             resume = f"the same command goes on behind what is in '{aside}'" if about else f"see '{aside}'"
-            with _announced(printable(f"stopped before the end; {resume}\n")):
+            with _announced(printable(f"stopped before the end; {resume}\n"), output):
                 yield file, done, deferred
             file.flush()
             os.fsync(file.fileno())
@@ -115,12 +115,13 @@ def files_of_task(task: str, folder: str) -> list[str]:
 
 
 @contextmanager
-def _announced(message: str) -> Iterator[None]:
-    """Print a message on standard error when SIGTERM or Ctrl-C ends the process."""
+def _announced(message: str, output: str) -> Iterator[None]:
+    """Print a message on standard error, and unlock the output, when SIGTERM or Ctrl-C ends the process."""
 
     def end(number: int, frame: Any) -> None:
         # Without clean-up: Python's buffers may be half written.
         os.write(2, message.encode())
+        unlock_output(output)
         os._exit(128 + number)
 
     try:

@@ -1,7 +1,7 @@
 """Captured CUDA graphs for small batches, and attention for batches of many shapes."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,19 +28,19 @@ def any_shape() -> Iterator[None]:
 class AnyShape:
     """For a LightningModule: :func:`any_shape` from ``setup`` to ``teardown``, backward passes included."""
 
-    _any_shape: ExitStack | None = None
+    _cudnn_before: bool | None = None
 
     def setup(self, stage: str) -> None:
         """Disable cuDNN's attention."""
-        if self._any_shape is None:
-            self._any_shape = ExitStack()
-            self._any_shape.enter_context(any_shape())
+        if self._cudnn_before is None:
+            self._cudnn_before = torch.backends.cuda.cudnn_sdp_enabled()
+            torch.backends.cuda.enable_cudnn_sdp(False)
 
     def teardown(self, stage: str) -> None:
         """Restore the setting from before."""
-        if self._any_shape is not None:
-            self._any_shape.close()
-            self._any_shape = None
+        if self._cudnn_before is not None:
+            torch.backends.cuda.enable_cudnn_sdp(self._cudnn_before)
+            self._cudnn_before = None
 
 
 # Takes what the pass before it left; returns a table of results, ``(B, K)``, and what the next pass takes.

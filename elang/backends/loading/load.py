@@ -124,7 +124,12 @@ def _from_folder(
     if (folder / ROUTER_FILE).is_file() and (not fine_tune or (router and layers is None and same_task)):
         model.add_heads()
         with explained(f"The router heads '{folder / ROUTER_FILE}' cannot be read", "Run `elang fit` again."):
-            model.heads.load_state_dict(load_file(folder / ROUTER_FILE))
+            heads = load_file(folder / ROUTER_FILE)
+            try:
+                model.heads.load_state_dict(heads)
+            except RuntimeError as error:
+                # What is wrong is in the lines after the first.
+                raise ValueError(" ".join(str(error).split())) from error
     elif router:
         model.add_heads()
     return model

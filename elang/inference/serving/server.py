@@ -165,9 +165,9 @@ def _add_super_route(app: FastAPI, model: Batcher, limits: Limits, *, metrics: M
     async def ask_super(request: Request) -> Labels:
         question, answers = await read(request), ModelAnswers([], set())
         until = time.monotonic() + min(question.deadline or limits.deadline, limits.deadline)
-        with metrics.seconds.labels("request").time():
+        with metrics.seconds.labels("request").time(), metrics.seconds.labels("super").time():
             if question.texts:
-                answers = await ask_model("super", model, question, until=until, room=limits.deferred, metrics=metrics)
+                answers = await ask_model("super", model, question, until=until, room=limits.deferred)
         metrics.texts.labels("super").inc(len(answers.answers))
         metrics.cut.labels("super").inc(len(answers.cut))
         return Labels(answers=answers.answers, cut=sorted(answers.cut))

@@ -60,18 +60,16 @@ def score_edges(predictor: JointPredictor) -> list[float]:
     return [*(finite or [0.0]), math.inf]
 
 
-async def ask_model(
-    role: Role, model: Batcher, question: Question, *, until: float, room: float, metrics: Metrics
-) -> ModelAnswers:
+async def ask_model(role: Role, model: Batcher, question: Question, *, until: float, room: float) -> ModelAnswers:
     """Ask a model, unless more texts than it has ``room`` for wait for it.
 
     An HTTPException has 422 if it refuses an input, 503 if too many texts wait or it fails, 504 past the deadline.
     """
     if model.waiting + len(question.texts) > room:
         raise busy("Too many texts are waiting.")
-    start, who = time.monotonic(), role.capitalize()
+    who = role.capitalize()
     try:
-        answers = await model.ask(question, until)
+        return await model.ask(question, until)
     except asyncio.TimeoutError:
         raise HTTPException(504, f"The {who} did not answer before the deadline.") from None
     except InputError as error:
@@ -79,8 +77,6 @@ async def ask_model(
     except Exception as error:
         _log.warning("The %s failed: %s: %s", who, type(error).__name__, error)
         raise busy(f"The {who} is not there.") from None
-    metrics.seconds.labels(role).observe(time.monotonic() - start)
-    return answers
 
 
 class PairService:
@@ -167,7 +163,10 @@ class PairService:
             raise refused(str(error)) from None
 
     async def _ask(self, role: Role, question: Question, until: float, *, room: float) -> ModelAnswers:
-        return await ask_model(role, self.models[role], question, until=until, room=room, metrics=self.metrics)
+        start = time.monotonic()
+        answers = await ask_model(role, self.models[role], question, until=until, room=room)
+        self.metrics.seconds.labels(role).observe(time.monotonic() - start)
+        return answers
 
     async def _ask_super(self, part: Question, until: float) -> tuple[ModelAnswers, Reason | None]:
         """The Super's labels, or why there are none."""
