@@ -191,7 +191,9 @@ def summarize_pair(
         rounding: How far a score may be off in the precision of the evaluation.
     """
     worth = Worth(**answers.kind.worth(qualities[0].name, answers.targets))
-    warnings = cautions(answers, label_names, worth.largest) + repeated(answers.key, answers.unit)
+    named = thresholds.get(about.score, {})
+    warnings = saves_nothing(named, about.score) + cautions(answers, label_names, worth.largest)
+    warnings += repeated(answers.key, answers.unit)
     if about.weights["swift"] == about.weights["super"] != "":
         warnings.insert(0, "Swift and Super are the same model")
     if len(answers) < expected:
@@ -208,9 +210,7 @@ def summarize_pair(
             unit=answers.unit,
             conditions=about.conditions,
         )
-    near, named = None, thresholds.get(about.score, {})
-    warnings += saves_nothing(named, about.score)
-    threshold = float(named.get(known_name(named), {}).get("threshold", math.nan))
+    near, threshold = None, float(named.get(known_name(named), {}).get("threshold", math.nan))
     if math.isfinite(threshold):
         # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
         within = (answers.scores[about.score] - threshold).abs() <= rounding

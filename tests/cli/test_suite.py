@@ -17,7 +17,7 @@ from benchmark_files import ALL_TASKS, write_benchmarks
 from conftest import write_data, write_model, write_t5
 
 from elang.cli import suite_steps as suites
-from elang.cli.suite import suite
+from elang.cli.suite import _usual_points, suite
 from elang.cli.suite_plan import chosen_tasks, read_plan, task_steps
 from elang.cli.suite_steps import STAGES
 from elang.cli.suite_table import _pair_ms, average, print_tables, read_row
@@ -714,6 +714,13 @@ def test_averages_by_hand(tmp_path, capsys):
     assert [cells[2].strip() for cells in averages] == ["mean of ratios", "ratio of means"]
     assert [cells[11].strip() for cells in averages] == ["2.33x", "1.9x"]
     assert averages[0][6].strip() == "70.0"
+
+
+def test_points_of_earlier_evaluations_are_shown_by_their_own_default(tmp_path):
+    row = row_of("x", tmp_path / "summary.json", {"accuracy": 0.8}, 0.5, 5e9, 10e9)
+    assert _usual_points([row]) == ["held out, 1-SE", "read here, parity"]
+    row["points"]["read here, 1-SE"] = row["points"]["read here, parity"]
+    assert _usual_points([row]) == ["held out, 1-SE", "read here, 1-SE"]
 
 
 def test_what_is_not_known_is_a_dash(tmp_path, capsys):
