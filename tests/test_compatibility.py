@@ -65,6 +65,14 @@ def test_an_old_evaluation_is_certified_and_reported(old):
     assert "parity" in (old / "page.html").read_text("utf-8")
 
 
+def test_an_old_swift_has_another_default_threshold(old):
+    manifest = json.loads((old / "swift" / "elang.json").read_text())
+    kept = manifest["thresholds"]["max_softmax"]["parity"]
+    with pytest.warns(UserWarning, match=r"no '1-SE', so 'parity' is used\. `elang validate`"):
+        predictor = JointPredictor("swift", None, score="max_softmax")
+    assert predictor.threshold == float(kept["threshold"])
+
+
 @pytest.mark.parametrize("threshold", ["parity", "99%", "defer 30%", "certified"])
 def test_an_old_swift_predictions_by_its_thresholds(old, threshold):
     kept = json.loads((old / "joint" / "elang.json").read_text())["thresholds"]["max_softmax"][threshold]

@@ -309,7 +309,7 @@ def test_differences_to_the_super_are_told_with_their_intervals(joint, joint_arg
     assert "right answers: " in said
     # Where any answer differs.
     points = summary["operating_points"]["max_softmax"]
-    differs = any("p" in points[f"{where}, parity"]["to_super"] for where in ("held out", "read here"))
+    differs = any("p" in points[f"{where}, 1-SE"]["to_super"] for where in ("held out", "read here"))
     assert ("McNemar: p = " in said) == differs
     assert "area minus *" in said
 

@@ -7,7 +7,7 @@ from elang.cli.arguments import is_number
 from elang.data.columns import columns_of
 from elang.errors import InputError
 from elang.evaluation.cautions import little_to_gain
-from elang.evaluation.pair import FRACTIONS, SHARES
+from elang.evaluation.pair import BY_QUALITY, SHARES
 from elang.evaluation.promises import Request, choose_entries, manifest_file
 from elang.evaluation.slices import read_slice
 from elang.evaluation.statements import LEDGER, PROMISES, add_entries, keep_made, read_made
@@ -92,10 +92,10 @@ def _check_options(kind: str, targets: list[float], confidence: float, name: str
             raise InputError(
                 f"--{kind} must be at least {_SMALLEST:g}, but it is {target}: that takes too many examples."
             )
-    if is_number(name) or not name.strip() or name in {*FRACTIONS, *SHARES}:
+    if is_number(name) or not name.strip() or name in {*BY_QUALITY, *SHARES}:
         raise InputError(
             f"--name cannot be '{name}': `elang predict --threshold` reads a number as a threshold, and the names of "
-            f"the thresholds that `elang validate` chooses are taken ({', '.join([*FRACTIONS, *SHARES])})."
+            f"the thresholds that `elang validate` chooses are taken ({', '.join([*BY_QUALITY, *SHARES])})."
         )
 
 

@@ -20,7 +20,8 @@ def report(joint: list[str], output: str = "report.html", threshold: str | None 
     Args:
         joint: Folders that `elang validate` wrote; if several, a table of all comes first.
         output: The page. Figures go into a folder beside it with a similar name.
-        threshold: Name of the threshold; by default ``certified``, else ``99%``, else that of parity on this set.
+        threshold: Name of the threshold; by default ``certified``, else ``1-SE``, else ``99%``, else ``1-SE`` on this
+            set.
     """
     from jinja2 import Environment, PackageLoader
 

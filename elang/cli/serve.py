@@ -168,7 +168,7 @@ def _load_swift(
     from elang.files import folder_sha256
     from elang.inference.loading import warn_if_costly
     from elang.inference.predictor import JointPredictor
-    from elang.records.manifest import FILENAME, Manifest
+    from elang.records.manifest import FILENAME, Manifest, known_name
     from elang.tasks.text_task import align_labels
 
     if swift_model is None:
@@ -176,7 +176,7 @@ def _load_swift(
         return None
     routing = PairOptions(pair.threshold, pair.score, pair.thresholds, device="cpu")
     predictor = JointPredictor(swift_model, None, **vars(routing))
-    threshold = str(pair.threshold)
+    threshold = known_name(predictor.manifest.thresholds.get(predictor.score, {}), str(pair.threshold))
     if not remote:
         check_model(super_model)
         if (folder := Path(super_model)).is_dir():

@@ -7,11 +7,12 @@ from elang.cli.suite_plan import chosen_tasks, read_plan, task_steps, write_conf
 from elang.cli.suite_steps import Step, forget_stale, run_chains
 from elang.cli.suite_table import print_tables, read_row, write_tables
 from elang.errors import InputError
-from elang.evaluation.pair import FRACTIONS
+from elang.evaluation.pair import BY_QUALITY
 from elang.files import check_folder
 from elang.locks import lock_output, unlock_output
 from elang.method.scores import BEFORE_DECODER, SCORES, SEQUENCE_SCORES
 from elang.notices import notice
+from elang.records.manifest import known_name
 from elang.terminal import say
 
 
@@ -36,14 +37,14 @@ def suite(
         folder: The benchmark's own files; by default the data is the hub's.
         output: Folder for everything, one folder a task. Give it again to resume.
         seed: Of all training.
-        points: Operating points to show, a table each; by default `held out, parity` and `read here, parity`.
+        points: Operating points to show, a table each; by default `held out, 1-SE` and `read here, 1-SE`.
         score: The score that routes, where a task's Swift has it; by default each Swift's own.
         jobs: Tasks that are fitted at a time, on one device; evaluations, which are timed, follow one by one.
         dry_run: Only check the configuration and the data's files, and print the commands.
     """
-    known = [f"{where}, {name}" for where in ("held out", "read here") for name in FRACTIONS]
-    points = [points] if isinstance(points, str) else points or ["held out, parity", "read here, parity"]
-    if unknown := [point for point in points if point not in known]:
+    known = [f"{where}, {name}" for where in ("held out", "read here") for name in BY_QUALITY]
+    points = [points] if isinstance(points, str) else points
+    if unknown := [point for point in points or () if point not in known]:
         raise InputError(f"There is no operating point '{unknown[0]}'; there are {', '.join(map(repr, known))}.")
     scores = (*SCORES, *SEQUENCE_SCORES, "router", *BEFORE_DECODER)
     if score is not None and score not in scores:
@@ -64,9 +65,16 @@ def suite(
         write_tables(root / "suite.json", rows)
     finally:
         unlock_output(root)
-    print_tables(rows, points)
+    print_tables(rows, points or _usual_points(rows))
     say(*(f"{row['task']}: caution: {caution}." for row in rows for caution in row["cautions"]))
     say(f"everything is in {root}/, the table in suite.json")
+
+
+def _usual_points(rows: list[dict[str, Any]]) -> list[str]:
+    """The points at the default threshold; evaluations of an earlier version have those of another one."""
+    names = {name for row in rows for name in row["points"]}
+    wheres = ("held out", "read here")
+    return [f"{where}, {known_name([name.removeprefix(f'{where}, ') for name in names])}" for where in wheres]
 
 
 def _run(chains: list[list[Step]], score: str | None, jobs: int) -> list[dict[str, Any]]:

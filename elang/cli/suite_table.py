@@ -12,6 +12,7 @@ from elang.evaluation.summary import JointSummary
 from elang.evaluation.summary_file import parse_summary
 from elang.files import plain, write_atomically
 from elang.json_files import read_object
+from elang.method.quality.texts import full_mark
 from elang.method.scores import BEFORE_DECODER
 from elang.notices import made
 from elang.terminal import console
@@ -53,8 +54,7 @@ def _row(task: str, summary: JointSummary, score: str | None) -> dict[str, Any]:
         # The mean of BLEU and chrF would mean nothing.
         qualities = dict([next(iter(qualities.items()))])
     name, first = next(iter(qualities.items()))
-    # BLEU and chrF range to 100, the other metrics to 1.
-    scale = 0.01 if name.startswith(("bleu", "chrf")) else 1.0
+    scale = 1 / full_mark(name)
     milliseconds = {
         model: {"batch 1": 1e3 * seconds["batch 1"], "best batch": 1e3 * seconds["at best batch"]}
         for model, seconds in (summary.latency or {}).items()

@@ -7,7 +7,7 @@ from typing import Any
 
 from elang.data.columns import columns_of
 from elang.evaluation.database import Joint
-from elang.evaluation.pair import FRACTIONS, SHARES
+from elang.evaluation.pair import BY_QUALITY, SHARES
 from elang.evaluation.sweep import swept
 from elang.files import check_folder, files_of, plain, write_atomically
 from elang.method.quality.registry import QualityName
@@ -75,10 +75,10 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
         f"{summary['swift']['quality']:.4f}, Super {summary['super']['quality']:.4f}"
     )
     table.add_column("score")
-    for name in ("area (random)", *FRACTIONS, *SHARES):
+    for name in ("area (random)", *BY_QUALITY, *SHARES):
         table.add_column(name, justify="right")
     for name, curve in summary["scores"].items():
-        points = [curve["points"][key] for key in (*FRACTIONS, *SHARES)]
+        points = [curve["points"][key] for key in (*BY_QUALITY, *SHARES)]
         cells = [f"{p['quality']:.4f} {p['deferred_share']:.1%} {p['speedup']:.2f}x" for p in points]
         table.add_row(name, f"{curve['area']:.4f} ({curve['random']:.4f})", *cells)
     terminal = console(140)

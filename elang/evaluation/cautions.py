@@ -1,5 +1,6 @@
 """What limits an evaluation: nothing to gain, repeated texts, examples that training or a threshold has seen."""
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from elang.evaluation.slices import FEW, MOSTLY, SOME, independent_units, share_
 from elang.method.bootstrap import mean_intervals
 from elang.method.quality.labels import spearman
 from elang.notices import notice
-from elang.records.manifest import Manifest
+from elang.records.manifest import Manifest, known_name
 
 # With fewer examples, chance alone explains why none of a class is right, or why some are known.
 _ENOUGH = 5
@@ -40,6 +41,19 @@ def little_to_gain(gain: Tensor) -> str:
         f"{float(gain.mean()):+.4f}, 95% interval from {low:+.4f}): deferring has little to gain, and areas, "
         "thresholds and certificates mean little. Train the Super longer, or use the Swift alone"
     )
+
+
+def saves_nothing(named: dict[str, dict[str, Any]], score: str) -> list[str]:
+    """A caution if the default one of a score's thresholds defers everything, at a higher cost than the Super's."""
+    name = known_name(named)
+    entry = named.get(name, {})
+    if float(entry.get("threshold", math.nan)) > -math.inf or not float(entry.get("speedup") or math.nan) < 1:
+        return []
+    return [
+        f"this pair saves nothing at the Super's quality: by {score}, no threshold that costs less than the Super "
+        f"alone is good enough on the slice, so '{name}' defers everything. Train a better or a smaller Swift, or "
+        "accept less quality ('99%', 'defer 30%')"
+    ]
 
 
 def cautions(answers: PairAnswers, label_names: list[str], largest: float | None) -> list[str]:

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elang.method.bootstrap import difference_errors
 from elang.method.curve.exact import operating_curve, rescored_curve
 from elang.method.curve.points import Costs, Groups, OperatingCurve
-from elang.method.curve.reading import at_parity, at_share, random_curve, random_rescored_curve
+from elang.method.curve.reading import at_drop, at_parity, at_share, random_curve, random_rescored_curve
 from elang.method.deferral import oracle_score, route
 from elang.method.quality.metric import Quality
+from elang.method.quality.texts import full_mark
 from elang.method.scores import BEFORE_DECODER
+from elang.records import DEFAULT_THRESHOLD
 from elang.records.manifest import threshold_entry
 from elang.records.table import Records
 from elang.tasks.kind import KINDS, Kind
@@ -80,6 +83,12 @@ class PairAnswers:
         elif score in self.scores and self.score_flops is not None:
             kept = deferred = self.swift_flops + self.score_flops
         return Costs(kept, self.super_flops, deferred)
+
+    def statistics(self, quality: Quality) -> tuple[Tensor, Tensor, Groups | None]:
+        """A metric's statistics of both models' answers, ``(N, S)``, and its groups, if it has any."""
+        target = self.label if quality.target == "label" else self.targets[quality.target]
+        swift, super_ = (quality.statistics(prediction, target) for prediction in (self.swift, self.super_))
+        return swift, super_, quality.by_group and Groups(self.targets.get("group"), quality.by_group)
 
     def quality_at(self, quality: Quality, score: str, threshold: float) -> float:
         """A metric of the pair's answers at one threshold, computed without the curve."""
@@ -157,9 +166,7 @@ def pair_curves(answers: PairAnswers, quality: Quality) -> dict[str, OperatingCu
         curves = {name: rescored_curve(score, *rows, answers.costs(name)) for name, score in scores.items()}
         random = random_rescored_curve(*rows, costs)
     else:
-        target = answers.label if quality.target == "label" else answers.targets[quality.target]
-        swift, super_ = (quality.statistics(prediction, target) for prediction in (answers.swift, answers.super_))
-        groups = None if quality.by_group is None else Groups(answers.targets.get("group"), quality.by_group)
+        swift, super_, groups = answers.statistics(quality)
         curves = {
             name: operating_curve(score, swift, super_, value=quality.value, costs=answers.costs(name), groups=groups)
             for name, score in scores.items()
@@ -201,15 +208,52 @@ def check_curves(answers: PairAnswers, quality: Quality, curves: dict[str, Opera
 ROUTING_SLICE = "routing slice, held out from training"
 FRACTIONS = {"parity": 1.0, "99.5%": 0.995, "99%": 0.99}
 """Thresholds by the share of the Super's quality that they reach."""
+BY_QUALITY = (DEFAULT_THRESHOLD, *FRACTIONS)
+"""Names of all thresholds that are chosen by quality."""
+HALF_POINT = 0.005
+"""A drop in a metric from 0 to 1 that is always allowed at the default threshold."""
 SHARES = {"defer 10%": 0.1, "defer 20%": 0.2, "defer 30%": 0.3, "defer 50%": 0.5}
 """Thresholds by the share of the inputs that they defer."""
 Thresholds = dict[str, dict[str, dict[str, Any]]]
 """For each score its thresholds by name, each an entry of :attr:`elang.records.manifest.Manifest.thresholds`."""
 
 
-def named_points(curve: OperatingCurve, quality: str | None = None) -> dict[str, tuple[int, str]]:
-    """For each named threshold its index and its rule; without the name of the metric only those by deferred share."""
+def allowed_drops(answers: PairAnswers, quality: Quality, curves: dict[str, OperatingCurve]) -> dict[str, Tensor]:
+    """How far below the Super's quality each point of some curves may lie at the default threshold, each ``(M,)``.
+
+    Half a point, or one standard error of the pair's quality minus the Super's where that is larger
+    (:func:`elang.method.bootstrap.difference_errors`; between its points the error at the next one, where more is
+    deferred). Half a point alone for metrics that are no function of sums, which are too slow to resample.
+    """
+    half = HALF_POINT * full_mark(quality.name)
+    allowed = {name: torch.full_like(curve.quality, half) for name, curve in curves.items()}
+    if quality.whole is not None:
+        return allowed
+    swift, super_, groups = answers.statistics(quality)
+    # One random order stands for all: the error depends little on it.
+    others = {"random": torch.randperm(len(answers), generator=torch.Generator().manual_seed(0))}
+    scores = answers.scores | others | {"oracle": oracle_score(answers.gain)}
+    scores = {name: scores[name] for name in curves}
+    for name, (deferred, error) in difference_errors(scores, swift, super_, quality.value, groups).items():
+        allowed[name] = error[torch.searchsorted(deferred, curves[name].deferred)].clamp_min(half)
+    return allowed
+
+
+def named_points(
+    curve: OperatingCurve, quality: str | None = None, allowed: Tensor | None = None
+) -> dict[str, tuple[int, str]]:
+    """For each named threshold its index and its rule; without the name of the metric only those by deferred share.
+
+    ``allowed`` is the curve's part of :func:`allowed_drops`.
+    """
     points = {}
+    if quality and allowed is not None:
+        index = at_drop(curve, allowed)
+        within = f"at most half a point or one standard error, whichever is larger, below the Super's {quality}"
+        rule = f"least deferral that costs less than the Super alone and is {within}"
+        if float(curve.cost[index]) >= curve.super_cost:
+            rule = f"everything is deferred: no threshold that costs less than the Super alone is {within}"
+        points[DEFAULT_THRESHOLD] = index, rule
     for name, fraction in FRACTIONS.items() if quality else ():
         points[name] = (
             at_parity(curve, fraction),
@@ -222,8 +266,10 @@ def named_points(curve: OperatingCurve, quality: str | None = None) -> dict[str,
 
 def choose_thresholds(answers: PairAnswers, quality: Quality, chosen_on: str) -> Thresholds:
     """Choose each score's named thresholds on a held-out slice."""
-    curves = pair_curves(answers, quality)
-    return {score: _entries(curves[score], chosen_on, quality.name) for score in answers.scores}
+    found = pair_curves(answers, quality)
+    curves = {score: found[score] for score in answers.scores}
+    allowed = allowed_drops(answers, quality, curves)
+    return {score: _entries(curve, chosen_on, quality.name, allowed[score]) for score, curve in curves.items()}
 
 
 def share_thresholds(scores: dict[str, Tensor], chosen_on: str) -> Thresholds:
@@ -236,8 +282,10 @@ def share_thresholds(scores: dict[str, Tensor], chosen_on: str) -> Thresholds:
     return chosen
 
 
-def _entries(curve: OperatingCurve, chosen_on: str, quality: str | None = None) -> dict[str, dict[str, Any]]:
+def _entries(
+    curve: OperatingCurve, chosen_on: str, quality: str | None = None, allowed: Tensor | None = None
+) -> dict[str, dict[str, Any]]:
     return {
         name: threshold_entry(curve[index], rule, chosen_on, num_examples=curve.num_examples)
-        for name, (index, rule) in named_points(curve, quality).items()
+        for name, (index, rule) in named_points(curve, quality, allowed).items()
     }

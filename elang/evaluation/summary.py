@@ -6,8 +6,16 @@ from typing import Any
 
 import torch
 
-from elang.evaluation.cautions import cautions, length_bias, repeated
-from elang.evaluation.pair import FRACTIONS, PairAnswers, Thresholds, check_curves, named_points, pair_curves
+from elang.evaluation.cautions import cautions, length_bias, repeated, saves_nothing
+from elang.evaluation.pair import (
+    BY_QUALITY,
+    PairAnswers,
+    Thresholds,
+    allowed_drops,
+    check_curves,
+    named_points,
+    pair_curves,
+)
 from elang.evaluation.statements import check_statements
 from elang.method.bootstrap import compare_areas, lost_to_super
 from elang.method.curve.points import Point
@@ -15,7 +23,7 @@ from elang.method.curve.reading import at_best, at_budget, at_threshold, relativ
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
 from elang.method.quality.texts import signature
-from elang.records.manifest import Manifest
+from elang.records.manifest import Manifest, known_name
 from elang.records.table import FORMAT
 
 BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs": 0.75}
@@ -61,6 +69,10 @@ class ScoreSummary:
         """The point ``held out, <name>`` or ``read here, <name>``, if there is one."""
         where, _, threshold = name.partition(", ")
         return (self.held_out if where == "held out" else self.on_this_set).get(threshold)
+
+    def usual(self, where: str) -> str:
+        """The name of the point at the default threshold, ``held out`` or ``read here``."""
+        return f"{where}, {known_name(self.held_out if where == 'held out' else self.on_this_set)}"
 
 
 @dataclass(frozen=True)
@@ -128,8 +140,8 @@ class JointSummary(EvaluatedPair):
         statements: From :func:`elang.evaluation.statements.check_statements`.
         signatures: Of metrics of texts, by name.
         lengths: Of generated texts, from :func:`elang.evaluation.cautions.length_bias`.
-        within_rounding_of_threshold: ``share`` of examples whose score is within ``distance`` of the threshold for
-            parity, so another precision may decide otherwise.
+        within_rounding_of_threshold: ``share`` of examples whose score is within ``distance`` of the default
+            threshold, so another precision may decide otherwise.
         latency: Seconds of each model, from :func:`elang.backends.seconds.pair_latency`.
         curve_points: How many points of the curves were ``written`` to ``curve.csv``, ``of`` how many.
     """
@@ -179,7 +191,9 @@ def summarize_pair(
         rounding: How far a score may be off in the precision of the evaluation.
     """
     worth = Worth(**answers.kind.worth(qualities[0].name, answers.targets))
-    warnings = cautions(answers, label_names, worth.largest) + repeated(answers.key, answers.unit)
+    named = thresholds.get(about.score, {})
+    warnings = saves_nothing(named, about.score) + cautions(answers, label_names, worth.largest)
+    warnings += repeated(answers.key, answers.unit)
     if about.weights["swift"] == about.weights["super"] != "":
         warnings.insert(0, "Swift and Super are the same model")
     if len(answers) < expected:
@@ -196,8 +210,7 @@ def summarize_pair(
             unit=answers.unit,
             conditions=about.conditions,
         )
-    near = None
-    threshold = float(thresholds.get(about.score, {}).get("parity", {"threshold": math.nan})["threshold"])
+    near, threshold = None, float(named.get(known_name(named), {}).get("threshold", math.nan))
     if math.isfinite(threshold):
         # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
         within = (answers.scores[about.score] - threshold).abs() <= rounding
@@ -222,9 +235,9 @@ def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) ->
     curves = pair_curves(answers, quality)
     check_curves(answers, quality, curves)
     random, gain = curves["random"], answers.gain
-    scores = {}
+    scores, allowed = {}, allowed_drops(answers, quality, curves)
     for name, curve in curves.items():
-        here = {key: curve[index] for key, (index, _) in named_points(curve, quality.name).items()}
+        here = {key: curve[index] for key, (index, _) in named_points(curve, quality.name, allowed[name]).items()}
         here["best"] = curve[at_best(curve)]
         for key, share in BUDGETS.items():
             if float(curve.cost[0]) <= share * curve.super_cost:
@@ -252,8 +265,8 @@ def operating_points(
     points: dict[tuple[str, str], Point] = {}
     for score in answers.scores:
         row = first.scores[score]
-        points |= {(score, f"held out, {name}"): point for name, point in row.held_out.items() if name in FRACTIONS}
-        points |= {(score, f"read here, {name}"): row.on_this_set[name] for name in FRACTIONS}
+        points |= {(score, f"held out, {name}"): point for name, point in row.held_out.items() if name in BY_QUALITY}
+        points |= {(score, f"read here, {name}"): row.on_this_set[name] for name in BY_QUALITY}
     lost = [answers.gain * ~route(answers.scores[score], point.threshold) for (score, _), point in points.items()]
     result: dict[str, dict[str, OperatingPoint]] = {score: {} for score in answers.scores}
     for ((score, name), point), difference in zip(points.items(), lost_to_super(torch.stack(lost, 1)), strict=True):

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from elang.errors import InputError
 from elang.evaluation.database import ROWS, Joint
-from elang.evaluation.pair import FRACTIONS, SHARES
+from elang.evaluation.pair import FRACTIONS, HALF_POINT, SHARES
 from elang.method.curve.points import OperatingCurve, Point
-from elang.method.curve.reading import at_best, at_parity, at_share
+from elang.method.curve.reading import at_best, at_drop, at_parity, at_share
 from elang.method.quality.metric import Quality
+from elang.records import DEFAULT_THRESHOLD
 
 
 @dataclass
@@ -36,10 +37,13 @@ class Swept:
     random: float
 
 
-def _curve_pieces(records: Joint, score: str, metric: Quality, total: Tensor) -> Iterator[OperatingCurve]:
+def _curve_pieces(
+    records: Joint, score: str, metric: Quality, total: Tensor
+) -> Iterator[tuple[OperatingCurve, Tensor]]:
     """All points of a curve, some at a time; equal scores are one point, even if they are in two pieces.
 
-    ``total`` are the sums of the Swift's statistics, ``(S,)``.
+    With each piece come standard errors of the pair's mean of right answers minus the Super's, ``(M,)``: of other
+    metrics of classes they are an approximation. ``total`` are the sums of the Swift's statistics, ``(S,)``.
     """
     size = len(records.label_names)
     label = torch.arange(size).repeat(size + 1)
@@ -47,6 +51,7 @@ def _curve_pieces(records: Joint, score: str, metric: Quality, total: Tensor) ->
     # By answer (from -1) and label.
     table = metric.statistics(answer, label).double().unflatten(0, (size + 1, size))
     cost = torch.tensor([records.kept_cost(score)], dtype=torch.float64)
+    left = _gains(*records.combined.unbind(1)).double().T @ records.counts.double()
     done, last, hardest = 0, torch.tensor([math.inf], dtype=torch.float64), math.nan
 
     def curve(threshold: Tensor, deferred: Tensor, sums: Tensor, costs: Tensor) -> OperatingCurve:
@@ -69,17 +74,31 @@ def _curve_pieces(records: Joint, score: str, metric: Quality, total: Tensor) ->
         # Sums and costs before each example of the piece, and after the last one.
         sums = torch.cat([total[None], table[super_ + 1, label] - table[swift + 1, label]]).cumsum(0)
         costs = torch.cat([cost, torch.from_numpy(piece["deferred"] - piece["kept"])]).cumsum(0)
+        gains = torch.cat([left[None], -_gains(label, swift, super_).double()]).cumsum(0)
         before = torch.cat([last, scores.double()])
         if (before[1:] > before[:-1]).any():
             raise RuntimeError("The scores came out of order. This is a bug in elang; please report it.")
         # A point lies before each new score: all harder examples are deferred.
         new = (before[1:] != before[:-1]).nonzero().squeeze(1)
         if len(new):
-            yield curve(before[new + 1], new + done, sums=sums[new], costs=costs[new])
-        total, cost, last = sums[-1], costs[-1:], before[-1:]
+            points = curve(before[new + 1], new + done, sums=sums[new], costs=costs[new])
+            yield points, _error(gains[new] / records.count, records.count)
+        total, cost, left, last = sums[-1], costs[-1:], gains[-1], before[-1:]
         done += len(scores)
     lowest = torch.tensor([-math.inf], dtype=torch.float64)
-    yield curve(lowest, torch.tensor([done]), sums=total[None], costs=cost)
+    yield curve(lowest, torch.tensor([done]), sums=total[None], costs=cost), torch.zeros(1)
+
+
+def _gains(label: Tensor, swift: Tensor, super_: Tensor) -> Tensor:
+    """What deferring each example gains in right answers, and its square: ``(N, 2)``."""
+    gain = (super_ == label).long() - (swift == label).long()
+    return torch.stack([gain, gain.square()], 1)
+
+
+def _error(means: Tensor, n: int) -> Tensor:
+    """The standard error of a mean of ``n`` values, from means of the values and of their squares ``(M, 2)``."""
+    mean, square = means.unbind(1)
+    return ((square - mean.square()).clamp_min(0) / n).sqrt()
 
 
 def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Swept:
@@ -94,7 +113,7 @@ def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Sw
     grid = torch.zeros(4, len(steps), dtype=torch.float64)
     named: dict[str, Point] = {}
     area, end = 0.0, (torch.zeros(0), torch.zeros(0))
-    for curve in _curve_pieces(records, score, metric, total=sums[0]):
+    for curve, error in _curve_pieces(records, score, metric, total=sums[0]):
         # A later piece has the points of the same share that lie nearer.
         place = torch.searchsorted(curve.deferred, steps, right=True) - 1
         columns = torch.stack([curve.threshold, curve.deferred.double(), curve.quality, curve.cost])
@@ -103,7 +122,11 @@ def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Sw
             if int(curve.deferred[0]) <= largest * records.count:
                 named[name] = curve[at_share(curve, largest)]
         # Parity is measured by the Super's quality, with which a complete curve ends.
-        to_super = replace(curve, quality=torch.cat([curve.quality, super_quality]))
+        ends = torch.cat([curve.quality, super_quality]), torch.nn.functional.pad(curve.cost, (0, 1), value=math.nan)
+        to_super = replace(curve, quality=ends[0], cost=ends[1])
+        allowed = torch.nn.functional.pad(error, (0, 1)).clamp_min(HALF_POINT)
+        if DEFAULT_THRESHOLD not in named and (index := at_drop(to_super, allowed)) < len(curve):
+            named[DEFAULT_THRESHOLD] = curve[index]
         for name, fraction in FRACTIONS.items():
             if name not in named and (index := at_parity(to_super, fraction)) < len(curve):
                 named[name] = curve[index]
@@ -113,6 +136,7 @@ def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Sw
         along, quality = (torch.cat(pair) for pair in zip(end, (curve.deferred_share, curve.quality), strict=True))
         area += float(torch.trapezoid(quality, along))
         end = along[-1:], quality[-1:]
+    named.setdefault(DEFAULT_THRESHOLD, curve[-1])
     threshold, deferred, quality, cost = grid[:, grid[1].diff(prepend=torch.tensor([-1.0])) > 0]
     even = replace(curve, threshold=threshold, deferred=deferred.long(), quality=quality, cost=cost)
     return Swept(points=named, grid=even, area=area, random=random)

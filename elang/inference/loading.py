@@ -15,7 +15,7 @@ from elang.inference.inputs import type_name
 from elang.inference.options import PairOptions, as_number
 from elang.inference.runner import BatchLimits, ModelRunner
 from elang.notices import notice
-from elang.records.manifest import Manifest
+from elang.records.manifest import Manifest, known_name
 from elang.tables import is_table
 from elang.tasks.text_task import TextTask
 
@@ -97,12 +97,19 @@ def _load(
 
 def routing_of(pair: Pair, options: PairOptions, super_model: AnyModel) -> tuple[str, float]:
     """The score by which the Swift of a pair routes, and its threshold; refuses what the Swift does not have."""
-    manifest, name = pair.manifest, str(options.threshold)
+    manifest, asked = pair.manifest, str(options.threshold)
     score, threshold = options.score or manifest.score, as_number(options.threshold)
     known = [*pair.first.task.kind.scores, *pair.first.head_scores]
     if score not in known:
         raise InputError(f"The Swift has no score '{score}'; choose one of {', '.join(known)}.")
     if threshold is None:
+        name = known_name(manifest.thresholds.get(score, {}), asked)
+        if name != asked:
+            notice(
+                "earlier-thresholds",
+                f"An earlier version chose the thresholds of this Swift: it has no '{asked}', so '{name}' is used. "
+                f"`elang validate` with the held-out slice chooses '{asked}' anew, for --thresholds.",
+            )
         score, threshold = manifest.resolve(name, options.score)
         if (super_ := pair.models.get("super")) is not None:
             warn_if_costly(manifest, score, name)
@@ -153,4 +160,6 @@ def warn_if_costly(manifest: Manifest, score: str, name: str) -> None:
     cost = f"a FLOPs speed-up of {speedups[name]:.2f}x on the slice that it was chosen on"
     remedy = f"It is above 1 at {better}." if better else "Ask the Super alone."
     text = f"At the threshold '{name}' the pair costs more than the Super alone: {cost}. {remedy}"
+    if manifest.threshold(name, score) == -math.inf:
+        text = f"This pair saves nothing at the quality of '{name}', which sends every input to the Super. {text}"
     notice("costly-threshold", text, stacklevel=3)

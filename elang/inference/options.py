@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from elang.backends import DType
 from elang.errors import InputError
+from elang.records import DEFAULT_THRESHOLD
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +28,9 @@ class PairOptions:
     """How a pair routes, and how its models run.
 
     Args:
-        threshold: Name of a threshold in ``elang.json`` (``parity``, ``99%``, ``defer 30%``) or a number: inputs that
-            score above it go to the Super. Also ``inf`` and ``-inf``.
+        threshold: Name of a threshold in ``elang.json`` (``1-SE``, ``99%``, ``defer 30%``) or a number: inputs that
+            score above it go to the Super. Also ``inf`` and ``-inf``. A Swift of an earlier version has no ``1-SE``,
+            and ``parity`` is used.
         score: The score that routes; by default the one that the named threshold was calibrated for, else the Swift's.
         thresholds: Another threshold file, as `elang validate` writes it.
         device: By default a GPU if there is one.
@@ -50,7 +52,7 @@ class PairOptions:
         InputError: If a value is out of range, or ``onnx`` does not go with the others.
     """
 
-    threshold: str | float = "parity"
+    threshold: str | float = DEFAULT_THRESHOLD
     score: str | None = None
     thresholds: str | None = None
     device: str | None = None
@@ -102,5 +104,5 @@ def as_number(threshold: str | float) -> float | None:
     except ValueError:
         return None
     if math.isnan(number):
-        raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as parity.")
+        raise InputError("The threshold is NaN; give a number, inf, -inf, or a name such as 1-SE.")
     return number

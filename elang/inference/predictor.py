@@ -14,6 +14,7 @@ from elang.inference.loading import AnyModel, load_pair, make_runners, routing_o
 from elang.inference.options import PairOptions
 from elang.inference.runner import ModelRunner
 from elang.inference.stream import Prediction
+from elang.records import DEFAULT_THRESHOLD
 from elang.tasks.text_task import TextTask
 
 # In a stream the Super runs once this many of its batches are full, so that the last, partly filled one matters little.
@@ -48,7 +49,7 @@ class JointPredictor(Cascade):
         self,
         swift_model: AnyModel,
         super_model: AnyModel,
-        threshold: str | float = "parity",
+        threshold: str | float = DEFAULT_THRESHOLD,
         score: str | None = None,
         thresholds: str | None = None,
         device: str | None = None,

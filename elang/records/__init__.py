@@ -1,1 +1,4 @@
 """What is stored of a model: its answers to a data set, and a Swift's thresholds."""
+
+DEFAULT_THRESHOLD = "1-SE"
+"""The name of the threshold that routes by default."""

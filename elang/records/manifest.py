@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from elang.json_files import (
 from elang.method.curve.points import Point
 from elang.method.scores import DEFAULT_SCORE
 from elang.notices import notice, versions
+from elang.records import DEFAULT_THRESHOLD
 from elang.tasks.kind import KINDS
 
 FILENAME = "elang.json"
@@ -144,7 +145,7 @@ class Manifest:
             ) from error
 
     def threshold(self, name: str, score: str | None = None) -> float:
-        """The threshold called ``name`` (``parity``, ``99%``, ``defer 30%``) of a score, or an ``InputError``."""
+        """The threshold called ``name`` (``1-SE``, ``99%``, ``defer 30%``) of a score, or an ``InputError``."""
         score = score or self.score
         known = self.thresholds.get(score, {})
         if name not in known:
@@ -157,7 +158,7 @@ class Manifest:
         return float(known[name]["threshold"])
 
     def resolve(self, name: str, score: str | None = None) -> tuple[str, float]:
-        """The score and threshold that a name (``certified``, ``parity``, ``99%``) stands for.
+        """The score and threshold that a name (``certified``, ``1-SE``, ``99%``) stands for.
 
         Without ``score`` it is the one that the name was calibrated for, else the Swift's own.
 
@@ -230,6 +231,15 @@ class Manifest:
                 f"(weights {digest[:12]}…), and scores of two models are not on one scale. Choose them again with "
                 "`elang validate`."
             )
+
+
+def known_name(named: Container[str], name: str = DEFAULT_THRESHOLD) -> str:
+    """The name of a threshold; instead of the default ``parity``, where an earlier version chose these ``named`` ones.
+
+    >>> known_name({"parity": {}, "99%": {}})
+    'parity'
+    """
+    return "parity" if name == DEFAULT_THRESHOLD and name not in named and "parity" in named else name
 
 
 def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a newcomer runs into: untrained models, a slice too small, a run that was stopped, a table taken for text."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -14,9 +15,11 @@ import pytest
 import torch
 from conftest import FAST, read_curve, write_data, write_model
 
+from elang.cli.serve import _load_swift
 from elang.cli.verbs import main
 from elang.evaluation.cautions import cautions, little_to_gain
 from elang.evaluation.slices import read_slice
+from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
 from elang.records.manifest import Manifest
 from elang.tasks.kind import KINDS
@@ -213,12 +216,34 @@ def test_a_slice_that_the_swift_allows_to_be_wider(pair, joint_args, tmp_path, f
 def test_a_pair_that_is_dearer_than_its_super_is_warned_of(pair, tmp_path, recwarn, speedup, warned):
     manifest = Manifest.read(pair["swift"])
     for name, entry in manifest.thresholds["max_softmax"].items():
-        entry["speedup"] = {"parity": speedup, "defer 10%": 1.5}.get(name, 0.9)
+        entry["speedup"] = {"1-SE": speedup, "defer 10%": 1.5}.get(name, 0.9)
     manifest.write(tmp_path / "elang.json")
     JointPredictor(str(pair["swift"]), str(pair["super"]), thresholds=str(tmp_path / "elang.json"))
     assert any("costs more than the Super alone" in str(w.message) for w in recwarn) == warned
     if warned:
         assert any("0.83x" in str(w.message) and "at 'defer 10%'" in str(w.message) for w in recwarn)
+
+
+def test_a_pair_that_saves_nothing_sends_all_to_the_super_and_says_so(pair, tmp_path, recwarn):
+    manifest = Manifest.read(pair["swift"])
+    manifest.thresholds["max_softmax"]["1-SE"].update(threshold=-math.inf, speedup=0.83)
+    manifest.write(tmp_path / "elang.json")
+    found = JointPredictor(str(pair["swift"]), str(pair["super"]), thresholds=str(tmp_path / "elang.json"))
+    assert {answer.answered_by for answer in found(["good bad", "very good"])} == {"super"}
+    assert any("saves nothing at the quality of '1-SE'" in str(w.message) for w in recwarn)
+
+
+def test_a_swift_of_an_earlier_version_is_served_by_parity(pair, tmp_path, recwarn):
+    manifest = Manifest.read(pair["swift"])
+    del manifest.thresholds["max_softmax"]["1-SE"]
+    manifest.thresholds["max_softmax"]["parity"]["speedup"] = 0.83
+    manifest.write(tmp_path / "elang.json")
+    options = PairOptions(thresholds=str(tmp_path / "elang.json"))
+    found = _load_swift(str(pair["swift"]), str(pair["super"]), pair=options, remote=False)
+    assert found.threshold == manifest.threshold("parity")
+    said = [str(w.message) for w in recwarn]
+    assert any("no '1-SE', so 'parity' is used" in text for text in said)
+    assert any("At the threshold 'parity' the pair costs more" in text for text in said)
 
 
 def test_thresholds_know_their_speedup(joint, pair):

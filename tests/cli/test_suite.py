@@ -17,7 +17,7 @@ from benchmark_files import ALL_TASKS, write_benchmarks
 from conftest import write_data, write_model, write_t5
 
 from elang.cli import suite_steps as suites
-from elang.cli.suite import suite
+from elang.cli.suite import _usual_points, suite
 from elang.cli.suite_plan import chosen_tasks, read_plan, task_steps
 from elang.cli.suite_steps import STAGES
 from elang.cli.suite_table import _pair_ms, average, print_tables, read_row
@@ -140,14 +140,14 @@ def test_table_is_printed(whole):
     for i, (task, stage) in enumerate(steps):
         assert re.fullmatch(rf"{task}: elang \w+ --config {out}/{task}/{stage}.yaml", told[2 * i])
         assert re.fullmatch(rf"{task}: {stage} took \d+ s", told[2 * i + 1])
-    assert [t in said for t in ("threshold: held out, parity", "threshold: read here, parity")] == [True, True]
+    assert [t in said for t in ("threshold: held out, 1-SE", "threshold: read here, 1-SE")] == [True, True]
     assert said.count("glue/rte ") >= 2
     assert said.count("mean of ratios") == said.count("ratio of means") == 2
     assert f"everything is in {out}/, the table in suite.json" in said
     row = next(re.split("[│┃]", line) for line in said.splitlines() if re.match("[│┃] glue/rte", line))
     cells = [cell.strip() for cell in row[1:-1]]
     first = json.loads((out / "suite.json").read_text())["tasks"][0]
-    point = first["points"]["held out, parity"]
+    point = first["points"]["held out, 1-SE"]
     assert cells[:3] == ["glue/rte", "free_energy", "12"]
     qualities = [f"{100 * q:.1f}" for q in (first["swift"], first["super"], point["quality"])]
     same = "= " * (point["to_super"]["low"] <= 0 <= point["to_super"]["high"])
@@ -180,7 +180,9 @@ def test_figures_are_those_of_the_records(whole):
     found = json.loads((out / "suite.json").read_text())
     assert [row["task"] for row in found["tasks"]] == ["glue/rte", "superglue/copa"]
     points = set(found["averages"])
-    assert points == {f"{where}, {p}" for where in ("held out", "read here") for p in ("parity", "99.5%", "99%")}
+    assert points == {
+        f"{where}, {p}" for where in ("held out", "read here") for p in ("1-SE", "parity", "99.5%", "99%")
+    }
     for point in points:
         rows = []
         for row in found["tasks"]:
@@ -712,6 +714,13 @@ def test_averages_by_hand(tmp_path, capsys):
     assert [cells[2].strip() for cells in averages] == ["mean of ratios", "ratio of means"]
     assert [cells[11].strip() for cells in averages] == ["2.33x", "1.9x"]
     assert averages[0][6].strip() == "70.0"
+
+
+def test_points_of_earlier_evaluations_are_shown_by_their_own_default(tmp_path):
+    row = row_of("x", tmp_path / "summary.json", {"accuracy": 0.8}, 0.5, 5e9, 10e9)
+    assert _usual_points([row]) == ["held out, 1-SE", "read here, parity"]
+    row["points"]["read here, 1-SE"] = row["points"]["read here, parity"]
+    assert _usual_points([row]) == ["held out, 1-SE", "read here, 1-SE"]
 
 
 def test_what_is_not_known_is_a_dash(tmp_path, capsys):

@@ -66,7 +66,7 @@ class Page(HTMLParser):
 
 
 def test_the_slider_has_the_curve(joint, tmp_path):
-    page = Page(page_of(joint, out=tmp_path / "report.html"))
+    page = Page(page_of(joint, out=tmp_path / "report.html", threshold="99%"))
     (section,) = page.all("section")
     slider = json.loads(section["data-curve"])
     curve = read_curve(joint).query("score == 'max_softmax'").reset_index(drop=True)
@@ -120,7 +120,7 @@ def test_the_page_needs_nothing_beside_it(joint, tmp_path):
 
 
 def test_breakdowns_are_the_records(joint, tmp_path):
-    text = page_of(joint, out=tmp_path / "report.html")
+    text = page_of(joint, out=tmp_path / "report.html", threshold="99%")
     frame = pd.read_parquet(joint / "records.parquet").query("split == 'validation'")
     entry = json.loads((joint / "elang.json").read_text())["thresholds"]["max_softmax"]["99%"]
     deferred = frame["score_max_softmax"] > float(entry["threshold"])
@@ -189,6 +189,10 @@ def test_several_tasks_and_a_certificate(joint, tmp_path, capfd):
     assert plain.count(statement) == 1
     assert "Here: held" in plain
     assert "The chosen threshold: certified" in plain
+    # Without a certificate the default threshold is.
+    assert "The chosen threshold: 1-SE" in plain
+    heads = ("held out, 1-SE", "held out, 99%", "read here, 1-SE")
+    assert "".join(f'<th scope="col">{head}</th>' for head in heads) in text
 
 
 def test_bad_reports(joint, tmp_path, fails):
@@ -250,7 +254,7 @@ def test_the_page_in_a_browser(joint, tmp_path, screen):
     from selenium.webdriver.common.keys import Keys
 
     out = tmp_path / "report.html"
-    page_of(joint, out=out)
+    page_of(joint, out=out, threshold="99%")
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"):

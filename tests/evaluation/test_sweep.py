@@ -13,11 +13,11 @@ from conftest import read_curve
 from elang.cli.verbs import main
 from elang.evaluation import sweep as pieces
 from elang.evaluation.database import Joint
-from elang.evaluation.pair import FRACTIONS, SHARES
+from elang.evaluation.pair import FRACTIONS, HALF_POINT, SHARES
 from elang.evaluation.sweep import swept
 from elang.method.curve.exact import operating_curve
 from elang.method.curve.points import Costs
-from elang.method.curve.reading import area, at_best, at_parity, at_share, random_curve
+from elang.method.curve.reading import area, at_best, at_drop, at_parity, at_share, random_curve
 from elang.method.quality.registry import QUALITIES
 
 pytest.importorskip("duckdb")
@@ -72,6 +72,16 @@ def in_memory(frame, name, metric):
     return operating_curve(score, *statistics, metric.value, costs), random_curve(*statistics, metric.value, costs)
 
 
+def mean_errors(frame, curve):
+    """Standard errors of the share of right answers minus the Super's, at every point of the curve."""
+    frame = frame.sort_values("score_max_softmax", ascending=False, kind="stable")
+    right = [frame[f"{model}_prediction"].to_numpy() == frame["label"].to_numpy() for model in ("swift", "super")]
+    gain, n = right[1].astype(float) - right[0], len(frame)
+    left = np.append(gain[::-1].cumsum()[::-1], 0.0)[curve.deferred] / n
+    square = np.append((gain**2)[::-1].cumsum()[::-1], 0.0)[curve.deferred] / n
+    return torch.tensor(np.sqrt((square - left**2) / n))
+
+
 @pytest.mark.parametrize("quality", ["accuracy", "f1_macro", "matthews"])
 @pytest.mark.parametrize(
     ("n", "levels", "rows"),
@@ -98,6 +108,7 @@ def test_it_is_the_curve_in_memory(quality, n, levels, rows, tmp_path, monkeypat
     expected = {name: curve[at_parity(curve, fraction)] for name, fraction in FRACTIONS.items()}
     expected |= {name: curve[at_share(curve, share)] for name, share in SHARES.items()}
     expected["best"] = curve[at_best(curve)]
+    expected["1-SE"] = curve[at_drop(curve, mean_errors(frame, curve).clamp_min(HALF_POINT))]
     assert found.points.keys() == expected.keys()
     for name, point in expected.items():
         assert vars(found.points[name]) == pytest.approx(vars(point), rel=1e-9), name

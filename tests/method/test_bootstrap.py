@@ -5,11 +5,21 @@ import pytest
 import torch
 from scipy.stats import bootstrap
 
-from elang.method.bootstrap import compare_areas, gain_area, lost_to_super, mcnemar, mean_intervals, resamples
+from elang.method.bootstrap import (
+    compare_areas,
+    difference_errors,
+    gain_area,
+    lost_to_super,
+    mcnemar,
+    mean_intervals,
+    resamples,
+)
 from elang.method.curve.exact import operating_curve
+from elang.method.curve.points import Groups
 from elang.method.curve.reading import random_curve, relative_area
 from elang.method.deferral import oracle_score
-from elang.method.quality.labels import accuracy
+from elang.method.quality.labels import accuracy, exact_match
+from elang.method.quality.registry import QUALITIES
 
 
 def answers(n=200, seed=0, ties=False):
@@ -128,3 +138,51 @@ def test_areas_against_one_another():
     assert "difference" not in found["a"]
     assert found["noise"]["difference"] == pytest.approx(float(gain_area(noise, gain) - gain_area(score, gain)))
     assert compare_areas({"a": score}, gain * 0, "a") == {}
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1_macro", "matthews", "pearson"])
+def test_errors_of_the_difference_are_those_of_resampled_sets(name):
+    """Each resample's metric at each threshold, computed from its examples one by one."""
+    score, swift, super_, label = answers(60, ties=True)
+    quality, score = QUALITIES[name](3), score.double()
+    a, b = (quality.statistics(p, label) for p in (swift, super_))
+    deferred, errors = difference_errors({"s": score}, a, b, quality.value, times=150)["s"]
+    assert (int(deferred[0]), int(deferred[-1]), float(errors[-1])) == (0, 60, 0.0)
+    rows = [torch.arange(60).repeat_interleave(counts.long()) for counts in resamples(60, 150)]
+    for count, error in zip(deferred.tolist(), errors.tolist(), strict=True):
+        hard = score.argsort(descending=True, stable=True)[:count]
+        pair = swift.clone()
+        pair[hard] = super_[hard]
+        differences = [quality(pair[some], label[some]) - quality(super_[some], label[some]) for some in rows]
+        assert error == pytest.approx(float(np.std(differences, ddof=1)), abs=1e-9)
+
+
+def test_whole_groups_are_resampled():
+    score, swift, super_, label = answers(60)
+    swift, super_, label = (x.clamp_max(1) for x in (swift, super_, label))
+    group = torch.arange(60) // 4
+    quality = exact_match(2)
+    a, b = (quality.statistics(p, label) for p in (swift, super_))
+    groups = Groups(group, quality.by_group)
+    deferred, errors = difference_errors({"s": score}, a, b, quality.value, groups, times=150)["s"]
+    rows = [torch.arange(15).repeat_interleave(counts.long()) for counts in resamples(15, 150)]
+    for count, error in zip(deferred.tolist(), errors.tolist(), strict=True):
+        hard = score.argsort(descending=True, stable=True)[:count]
+        pair = swift.clone()
+        pair[hard] = super_[hard]
+        right = [(p == label).view(15, 4).all(1).double() for p in (pair, super_)]
+        differences = [float((right[0] - right[1])[some].mean()) for some in rows]
+        assert error == pytest.approx(float(np.std(differences, ddof=1)), abs=1e-9)
+
+
+def test_errors_of_a_mean_are_the_textbooks_and_none_of_very_many_examples():
+    score, swift, super_, label = answers(2000)
+    quality = accuracy(3)
+    a, b = (quality.statistics(p, label) for p in (swift, super_))
+    deferred, errors = difference_errors({"s": score, "t": -score}, a, b, quality.value)["s"]
+    assert len(deferred) == len(errors) == 101
+    kept = score.argsort(descending=True)[int(deferred[30]) :]
+    lost = torch.zeros(2000).double().index_add_(0, kept, (a - b)[kept, 0].double())
+    assert float(errors[30]) == pytest.approx(float(lost.std() / 2000**0.5), rel=0.12)
+    many = torch.zeros(200_001, 2)
+    assert difference_errors({"s": torch.zeros(200_001)}, many, many, quality.value) == {}

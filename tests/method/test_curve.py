@@ -14,6 +14,7 @@ from elang.method.curve.reading import (
     area,
     at_best,
     at_budget,
+    at_drop,
     at_parity,
     at_share,
     at_threshold,
@@ -292,6 +293,18 @@ def test_at_parity_by_hand():
     assert at_parity(drawn([math.nan, math.nan])) == 1
     assert target_quality(drawn([-0.5, -0.2]), 0.5) == pytest.approx(-0.3)
     assert at_parity(drawn([-0.5, -0.3, -0.2]), 0.5) == 1
+
+
+def test_at_drop_by_hand():
+    allowed, cheap = torch.tensor([0.1, 0.1, 0.05, 0.0]), [1.0, 1.5, 2.0, 4.0]
+    assert at_drop(drawn([0.5, 0.81, 0.85, 0.9], cheap), allowed) == 1
+    assert at_drop(drawn([0.5, 0.79, 0.86, 0.9], cheap), allowed) == 2
+    assert at_drop(drawn([0.5, 0.79, 0.84, 0.9], cheap), allowed) == 3
+    assert at_drop(drawn([0.5, 0.9 - 0.1, 0.85, 0.9], cheap), allowed) == 1  # equal but for the last bit
+    # Points that cost as much as the Super alone, or more, save nothing; unknown costs are no reason.
+    assert at_drop(drawn([0.5, 0.81, 0.85, 0.9], [1.0, 3.0, 4.0, 5.0]), allowed) == 3
+    assert at_drop(drawn([0.5, 0.81, 0.85, 0.9], [math.nan] * 4), allowed) == 1
+    assert at_drop(drawn([math.nan, math.nan]), allowed[:2]) == 1
 
 
 def test_at_share():

@@ -12,9 +12,9 @@ from elang.method.curve.points import Point
 from elang.method.scores import BEFORE_DECODER
 from elang.terminal import console
 
-_POINTS = ("held out, parity", "held out, 99%", "read here, parity", "read here, 99%")
 _CAPTION = """area: between random (0) and oracle (1). Held out: threshold chosen on {}.
-Read here: threshold chosen on this same set, which is optimistic and promises nothing."""
+Read here: threshold chosen on this same set, which is optimistic and promises nothing.
+1-SE: least deferral within half a point of the Super, or one standard error if that is larger."""
 _AREAS = "area minus *: with its 95% interval (paired bootstrap); = if that includes 0, so it may be chance."
 
 
@@ -81,7 +81,9 @@ def _table(summary: JointSummary, name: str, first: bool) -> Any:
         table.add_column("area minus *", justify="right", no_wrap=True)
     if by_length:
         table.add_column("by length", justify="right")
-    for point in _POINTS:
+    chosen = quality.scores[summary.score]
+    points = [chosen.usual("held out"), "held out, 99%", chosen.usual("read here"), "read here, 99%"]
+    for point in points:
         table.add_column(f"{point}\n{name} / deferred / speed-up", justify="right")
     for score, row in quality.scores.items():
         cells = [score + "*" * (score == summary.score), _known(row.area, "{:.3f}")]
@@ -89,7 +91,7 @@ def _table(summary: JointSummary, name: str, first: bool) -> Any:
             cells.append(area_difference(areas.get(score, {})))
         if by_length:
             cells.append(_known(by_length.get(score, math.nan), "{:.2f}"))
-        table.add_row(*cells, *(_cell(row.point(point)) for point in _POINTS))
+        table.add_row(*cells, *(_cell(row.point(point)) for point in points))
     return table
 
 
@@ -117,15 +119,14 @@ def area_difference(area: dict[str, float]) -> str:
 def _bottom_line(summary: JointSummary, name: str, first: bool) -> str:
     """What the pair does with the score that routes by default; by the first metric also against the Super."""
     score, quality, lines = summary.score, summary.qualities[name], []
-    for key, how in (
-        ("held out, parity", "with the threshold chosen on held-out data"),
-        ("read here, parity", "with the threshold chosen on this same set"),
-    ):
+    for where, how in (("held out", "chosen on held-out data"), ("read here", "chosen on this same set")):
+        key = quality.scores[score].usual(where)
         if (point := quality.scores[score].point(key)) is None:
             continue
         lines.append(
-            f"{score}, {how}: {name} {point.quality:.4f} (Super {quality.super.quality:.4f}), "
-            f"{point.deferred_share:.1%} deferred, FLOPs speed-up {_known(point.speedup, '{:.2f}x')}"
+            f"{score} at '{key.partition(', ')[2]}', {how}: {name} {point.quality:.4f} "
+            f"(Super {quality.super.quality:.4f}), {point.deferred_share:.1%} deferred, "
+            f"FLOPs speed-up {_known(point.speedup, '{:.2f}x')}"
         )
         compared = summary.operating_points.get(score, {}).get(key)
         if first and compared is not None and compared.to_super is not None:

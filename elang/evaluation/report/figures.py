@@ -80,9 +80,9 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], *, summary: Quali
             axis.plot(x.numpy(), curve.quality.numpy(), label=label, **_style(name, routing))
         axis.axhline(summary.super.quality, color="black", linewidth=0.8)
         axis.annotate("Super", (1, summary.super.quality), xytext=(-4, 4), textcoords="offset points", ha="right")
-        if point := summary.scores[routing].point("held out, parity"):
+        if point := summary.scores[routing].point(usual := summary.scores[routing].usual("held out")):
             place = (point.cost / summary.super.cost if by_cost else point.deferred_share, point.quality)
-            axis.plot(*place, "o", color="black", zorder=6, label=f"{routing}: threshold for parity")
+            axis.plot(*place, "o", color="black", zorder=6, label=f"{routing}: {usual}")
         axis.set_xlabel(_COST if by_cost else _SHARE)
     axes[0].set_ylabel(summary.quality_name)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)

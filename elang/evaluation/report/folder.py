@@ -14,8 +14,9 @@ from elang.evaluation.summary_file import read_summary
 from elang.json_files import OBJECT, TEXT, Check, check_fields, read_object
 from elang.method.quality.metric import Quality
 from elang.method.quality.registry import QUALITIES
+from elang.records import DEFAULT_THRESHOLD
 from elang.records.columns import exact_floats, numbers, vectors
-from elang.records.manifest import FILENAME, Manifest
+from elang.records.manifest import FILENAME, Manifest, known_name
 from elang.records.reading import read_metadata
 from elang.tables import read_parquet
 
@@ -178,7 +179,8 @@ class Evaluation:
                 f"'{self.folder}' has no threshold '{name}' for '{self.score}', which routes; there are "
                 f"{', '.join(known) or 'none'}." + (f" '{name}' is one of {', '.join(others)}." if others else "")
             )
-        name = name or next((usual for usual in ("certified", "99%") if usual in known), None)
+        name = name or next((usual for usual in ("certified", DEFAULT_THRESHOLD, "99%") if usual in known), None)
         if name is not None:
             return name, known[name]
-        return "parity, read here", row.on_this_set["parity"].threshold
+        usual = known_name(row.on_this_set)
+        return f"{usual}, read here", row.on_this_set[usual].threshold

@@ -17,7 +17,6 @@ from elang.method.deferral import route
 
 _MAX_TEXTS, _MAX_CHARACTERS, _MAX_CLASSES = 15, 400, 200
 _STEPS = 400  # of the slider
-_POINTS = ("held out, 99%", "read here, parity")
 
 
 def section(evaluation: Evaluation, label: str, threshold_name: str | None, beside: Path) -> dict[str, Any]:
@@ -30,9 +29,10 @@ def section(evaluation: Evaluation, label: str, threshold_name: str | None, besi
         if (reliability := reliability_figure(evaluation)) is not None:
             figures.append(reliability)
     drawn = [keep(figure, beside, f"{label}-{figure['name']}") for figure in figures]
-    scores = []
+    chosen = first.scores[score]
+    shown, scores = (chosen.usual("held out"), "held out, 99%", chosen.usual("read here")), []
     for other, row in first.scores.items():
-        points = {key: row.point(key) for key in _POINTS}
+        points = {key: row.point(key) for key in shown}
         against = area_difference(summary.areas.get(other, {}))
         scores.append({"name": other, "area": row.area, "against": against, "points": points, "chosen": other == score})
     return {
@@ -45,6 +45,7 @@ def section(evaluation: Evaluation, label: str, threshold_name: str | None, besi
         "point": _point(evaluation, name, at=at, deferred=deferred),
         "figures": drawn,
         "slider": _slider(evaluation, at) | {key: drawn[0][key] for key in ("x", "y", "by")},
+        "points": shown,
         "scores": scores,
         "times": [{"name": model, **times} for model, times in (summary.latency or {}).items()],
         "classes": _classes(evaluation, deferred),

@@ -129,7 +129,7 @@ def sums_at(order: Tensor, deferred: Tensor, swift: Tensor, super_: Tensor, grou
         total, last = (
             groups.statistics(group_sums(x, groups.index)[0]).sum(0, dtype=torch.float64) for x in (swift, super_)
         )
-        super_ = _group_changes(order, swift, super_, groups)
+        super_ = group_changes(order, swift, super_, groups)
         swift = torch.zeros_like(super_[:1]).expand_as(super_)
     sums = torch.empty(len(deferred), swift.shape[1], dtype=torch.float64, device=swift.device)
     sums[0] = total
@@ -146,7 +146,7 @@ def sums_at(order: Tensor, deferred: Tensor, swift: Tensor, super_: Tensor, grou
     return sums
 
 
-def _group_changes(order: Tensor, swift: Tensor, super_: Tensor, groups: Groups) -> Tensor:
+def group_changes(order: Tensor, swift: Tensor, super_: Tensor, groups: Groups) -> Tensor:
     """What deferring each example, in this order, adds to its group's statistics: float64 ``(N, S')`` by example."""
     swift_sums, row = group_sums(swift, groups.index)
     # Group after group, and in the order of deferral within each.

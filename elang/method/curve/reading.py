@@ -43,6 +43,19 @@ def at_parity(curve: OperatingCurve, fraction: float = 1.0) -> int:
     return int(reached.nonzero()[0])
 
 
+def at_drop(curve: OperatingCurve, allowed: Tensor) -> int:
+    """Index of the least deferral whose quality is at most ``allowed``, ``(M,)``, below the Super's.
+
+    Only points that cost less than the Super alone count, if costs are known. Where there is none, everything is
+    deferred.
+    """
+    reached = curve.quality >= curve.quality[-1] - allowed.to(curve.quality) - 1e-12
+    # An unknown cost, NaN, is no reason against a point.
+    reached &= ~(curve.cost >= curve.super_cost)
+    reached[-1] = True
+    return int(reached.nonzero()[0])
+
+
 def at_share(curve: OperatingCurve, share: float) -> int:
     """Index of the most deferral that is at most ``share`` (0 to 1) of the examples."""
     if not 0 <= share <= 1:

@@ -128,6 +128,11 @@ def signature(name: str) -> str:
     return str(metric.get_signature())
 
 
+def full_mark(name: str) -> float:
+    """The best value of a metric: 100 for BLEU and chrF, 1 for all others."""
+    return 100.0 if name.startswith(("bleu", "chrf")) else 1.0
+
+
 def worth_metric(name: str) -> str:
     """The metric for the worth of one text: chrF in place of BLEU, which is mostly smoothing there."""
     return "chrf" if name.startswith("bleu") else name

@@ -1,0 +1,89 @@
+"""Which point of a curve each name stands for."""
+
+import math
+
+import pytest
+import torch
+
+from elang.evaluation.pair import PairAnswers, allowed_drops, choose_thresholds, named_points, pair_curves
+from elang.evaluation.summary import EvaluatedPair, summarize, summarize_pair
+from elang.method.bootstrap import difference_errors
+from elang.method.quality.registry import QUALITIES
+
+
+def made(n=400, swift_cost=1.0, super_cost=8.0, seed=0, problem="classification"):
+    """A Swift that is right on 80% and a Super that is right on 92%, with a score that tells a little."""
+    draw = torch.Generator().manual_seed(seed)
+    label = torch.randint(3, (n,), generator=draw)
+    right = [torch.rand(n, generator=draw) < share for share in (0.8, 0.92)]
+    swift, super_ = (torch.where(r, label, (label + 1) % 3) for r in right)
+    score = torch.rand(n, generator=draw) + 0.5 * ~right[0]
+    if problem == "regression":
+        label, swift, super_ = label.double(), swift.double(), super_.double()
+    costs = [torch.full((n,), cost, dtype=torch.float64) for cost in (swift_cost, super_cost)]
+    return PairAnswers(
+        torch.arange(n), torch.arange(n), label, swift, super_, {"s": score}, *costs, {}, problem=problem
+    )
+
+
+@pytest.mark.parametrize("name", ["accuracy", "matthews"])
+@pytest.mark.parametrize("n", [60, 400, 20_000])
+def test_the_default_is_the_least_deferral_within_half_a_point_or_one_error(name, n):
+    answers, quality = made(n), QUALITIES[name](3)
+    curve = pair_curves(answers, quality)["s"]
+    swift, super_, _ = answers.statistics(quality)
+    deferred, errors = difference_errors(answers.scores, swift, super_, quality.value)["s"]
+    expected = None
+    for i in range(len(curve)):
+        error = float(errors[int((deferred < curve.deferred[i]).sum())])
+        if curve[i].quality >= curve[-1].quality - max(0.005, error) - 1e-12 and curve[i].speedup > 1:
+            expected = curve[i]
+            break
+    entry = choose_thresholds(answers, quality, "here")["s"]["1-SE"]
+    assert (entry["threshold"], entry["quality"]) == (expected.threshold, expected.quality)
+    assert entry["rule"].startswith("least deferral that costs less than the Super alone")
+    assert summarize(answers, quality, {}).scores["s"].on_this_set["1-SE"] == expected
+    # With few examples an error is more than half a point, and with many it is less.
+    allowed = allowed_drops(answers, quality, {"s": curve})["s"]
+    assert (float(allowed.max()) > 0.006) == (n < 20_000)
+    assert float(allowed.min()) == 0.005
+    assert named_points(curve)["defer 10%"] == named_points(curve, name, allowed)["defer 10%"]
+    assert "1-SE" not in named_points(curve)
+
+
+def test_half_a_point_of_metrics_to_100():
+    answers = made(60, problem="sequence")
+    texts = torch.zeros(60, 2, 10, dtype=torch.int32)
+    texts[:, :] = torch.tensor([5, 5, 5, 4, 3, 2, 5, 4, 3, 2], dtype=torch.int32)
+    answers.targets["bleu"] = texts
+    answers.targets["worth"] = torch.full((60, 2), 100.0)
+    answers.swift, answers.super_ = torch.zeros(60, dtype=torch.long), torch.ones(60, dtype=torch.long)
+    quality = QUALITIES["bleu"](2)
+    # All texts are alike, so nothing differs in any resample.
+    assert allowed_drops(answers, quality, pair_curves(answers, quality))["s"].unique().tolist() == [0.5]
+
+
+def test_half_a_point_where_a_metric_is_no_function_of_sums():
+    answers, quality = made(60, problem="regression"), QUALITIES["spearman"](1)
+    curves = pair_curves(answers, quality)
+    for name, allowed in allowed_drops(answers, quality, curves).items():
+        assert allowed.tolist() == [0.005] * len(curves[name])
+
+
+def test_a_pair_that_saves_nothing_defers_everything_and_is_a_caution():
+    quality = QUALITIES["accuracy"](3)
+    about = {"evaluated_on": "validation", "swift_model": "a", "super_model": "b", "score": "s", "temperature": 1.0}
+    about |= {"num_examples": 400, "thresholds_from": "x", "weights": {"swift": "1", "super": "2"}}
+    for swift_cost, super_cost, saves in ((1.0, 8.0, True), (7.9, 8.0, False), (7.9, math.nan, True)):
+        answers = made(swift_cost=swift_cost, super_cost=super_cost)
+        thresholds = choose_thresholds(answers, quality, "here")
+        entry = thresholds["s"]["1-SE"]
+        assert (entry["threshold"] > -math.inf) == saves
+        assert entry["rule"].startswith("everything is deferred: no threshold that costs less") != saves
+        summary = summarize_pair(
+            EvaluatedPair(**about), answers, [quality], thresholds, ["a", "b", "c"], 400, None, 4e-7
+        )
+        assert any("this pair saves nothing" in caution for caution in summary.cautions) != saves
+        if not saves:
+            assert summary.operating_points["s"]["held out, 1-SE"].quality == summary.first.super.quality
+            assert entry["speedup"] < 1
