@@ -190,18 +190,24 @@ def with_lists(args: list[str]) -> list[str]:
 
 def _run_crossfit(args: list[str]) -> None:
     """Take the options of `elang crossfit` out and leave the others to `elang fit`."""
-    from argparse import ArgumentParser
+    from argparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(
         prog="elang crossfit",
         description="Train a Swift without each part of the training file, and record its answers to that part.",
         epilog="All other options are those of `elang fit`.",
         allow_abbrev=False,
+        exit_on_error=False,
     )
     parser.add_argument("--output", default="out_of_fold.parquet", help="the parquet file to write")
     parser.add_argument("--folds", type=int, default=5, help="parts of the training file")
     parser.add_argument("--jobs", type=int, help="Swifts trained at a time; by default as many as there are GPUs")
-    options, fit = parser.parse_known_args(args)
+    try:
+        options, fit = parser.parse_known_args(args)
+    except ArgumentError as error:
+        raise InputError(
+            f"{error.argument_name}: {error.message}. `elang crossfit --help` lists the options."
+        ) from error
     from elang.cli.crossfit import crossfit
 
     crossfit(fit, **vars(options))
