@@ -1,13 +1,52 @@
 """What a run shows on the terminal, and how it ends when its reader leaves or SIGTERM comes."""
 
+import logging
+import os
+import re
 import select
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
 from typing import Any
 
 from elang.errors import ReaderLeftError, error_chain, printable
+
+# What libraries log that no user could act on: their loggers, and how the messages begin.
+_NOISE = {
+    "torchao": "Failed to load .*torchao",
+    "torchao.kernel.intmm": ".*Detected no triton",
+    "torch.utils._pytree": ".* is an Enum subclass and is now natively supported",
+    "lightning.fabric.utilities.seed": "Seed set to",
+    "lightning.fabric.utilities.rank_zero": "Seed set to",
+    "lightning.pytorch.accelerators.cuda": "LOCAL_RANK: ",
+    "lightning.pytorch.utilities.rank_zero": (
+        r"Seed set to|[GTH]PU available: |.*Tip: |`Trainer\.fit` stopped: `max_(epochs|steps)="
+    ),
+}
+# Warnings about how Lightning uses torch and its own loaders, and about empty parts.
+_IRRELEVANT = (
+    *(".*LeafSpec.*", ".*does not have many workers.*"),
+    *("LightningCLI's args parameter", "Total length of `list` across ranks is zero"),
+)
+
+
+def quiet_libraries() -> None:
+    """Drop what other libraries print that no user could act on, unless the environment has ELANG_VERBOSE.
+
+    Each process does it before it imports them.
+    """
+    if os.environ.get("ELANG_VERBOSE", "0") not in ("", "0"):
+        return
+    for name in _NOISE:
+        logging.getLogger(name).addFilter(_is_no_noise)
+    for message in _IRRELEVANT:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not re.match(_NOISE[record.name], record.getMessage())
 
 
 def _is_broken(descriptor: int) -> bool:

@@ -3,7 +3,6 @@
 import logging
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,11 +38,6 @@ _LOGGERS = [
     {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": "runs", "name": None}}
     for name in ("CSVLogger", "TensorBoardLogger")
 ]
-# Warnings about how Lightning uses torch and its own loaders, and about empty parts; no user could act on them.
-_IRRELEVANT = (
-    *(".*LeafSpec.*", ".*does not have many workers.*"),
-    *("LightningCLI's args parameter", "Total length of `list` across ranks is zero"),
-)
 
 
 class Trainer(pl.Trainer):
@@ -226,9 +220,7 @@ class ElangCLI(LightningCLI):
 
 def run(verb: str, args: list[str], parse_only: bool = False, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
     """Parse the arguments of a verb, run it unless ``parse_only``, and return the arguments."""
-    for message in _IRRELEVANT:
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_make_printable)
     cli = ElangCLI(verb, parse_only, callbacks=callbacks, args=args)
     config: dict[str, Any] = cli.config[verb].as_dict()
     return config
@@ -250,11 +242,10 @@ def _with_classes(verb: str, args: list[str]) -> list[str]:
     return args
 
 
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    """Drop Lightning's advertisements, and escape control characters, which names and paths may contain."""
-    message = record.getMessage()
-    record.msg, record.args = printable(message), ()
-    return "Tip:" not in message
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Escape control characters, which names and paths may contain."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 @rank_zero_only

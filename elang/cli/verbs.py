@@ -20,7 +20,7 @@ from elang.cli.arguments import checked_arguments, is_number
 from elang.errors import InputError, input_error_behind, machine_error_behind, printable
 from elang.files import check_output_file
 from elang.notices import Notice, forget_notices
-from elang.terminal import reader_left
+from elang.terminal import quiet_libraries, reader_left
 
 _HELP = """usage: elang <verb> [options]
 
@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
 def _exit_code(args: list[str]) -> int:
     """Run a verb, explain an error that its user can fix, and return the exit code of the process."""
     forget_notices()
+    quiet_libraries()
     try:
         try:
             _run(args)

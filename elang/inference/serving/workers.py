@@ -21,6 +21,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from elang.errors import InputError, first_line
+from elang.terminal import quiet_libraries
 
 _log = logging.getLogger(__name__)
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -165,6 +166,7 @@ def _work(connection: "Connection[Any, Any]", load: Load) -> None:
     """The main function of a process: load a model, report that, and answer jobs until the server ends."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    quiet_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # A broken pipe says that the server has ended.
     with suppress(EOFError, OSError):
