@@ -17,7 +17,7 @@ from elang.data.examples import content_key
 from elang.errors import InputError
 from elang.files import check_output_file, write_atomically
 from elang.notices import notice
-from elang.terminal import say
+from elang.terminal import Progress, say
 
 Candidates = Literal["auto", "masked", "neighbours"]
 _ABOUT_WORDS = ("superglue/wic", "superglue/wsc", "superglue/record", "glue/wnli")
@@ -71,13 +71,15 @@ def augment(
     rng = random.Random(seed)
     originals = {row for row, _ in texts}
     keys: dict[tuple[str, ...], int] = {}
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        fields = zip(*(row for row, _ in batch), strict=True)
-        new_rows = zip(*(source.replace(list(field), rate, rng) for field in fields), strict=True)
-        for new_row, (_, key) in zip(new_rows, batch, strict=True):
-            if new_row not in originals:
-                keys.setdefault(new_row, key)
+    with Progress(len(rows), "texts") as progress:
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            fields = zip(*(row for row, _ in batch), strict=True)
+            new_rows = zip(*(source.replace(list(field), rate, rng) for field in fields), strict=True)
+            for new_row, (_, key) in zip(new_rows, batch, strict=True):
+                if new_row not in originals:
+                    keys.setdefault(new_row, key)
+            progress.add(len(batch))
     if not keys:
         raise InputError(f"No word of the {len(texts)} texts could be replaced. Set another --model or --candidates.")
     _write(keys, columns, output)

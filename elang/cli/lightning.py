@@ -2,7 +2,6 @@
 
 import logging
 import signal
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from typing_extensions import override
 
 from elang.backends.loading.checkpoints import CHECKPOINT_KEY, read_checkpoint
 from elang.cli.options import MODE, Parser, given_options, refuse_nulls, texts_in
+from elang.cli.progress import ProgressLines
 from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
@@ -26,6 +26,7 @@ from elang.models.joint import JointModule
 from elang.models.scoring import ScoreModule
 from elang.models.swift import SwiftModule
 from elang.notices import notice
+from elang.terminal import tell
 
 __all__ = ["FinetuneModule", "JointModule", "ScoreModule", "Seq2SeqData", "SwiftModule", "TaskData", "run"]
 
@@ -77,7 +78,7 @@ class ElangCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": list(callbacks)} if callbacks else None,
+            trainer_defaults={"callbacks": [ProgressLines(), *callbacks]},
             parser_class=_LightningParser,
             parser_kwargs={"prog": "elang", "allow_abbrev": False, "parser_mode": MODE, verb: verb_parser},
             args=[verb, *_with_classes(verb, args)],
@@ -118,7 +119,7 @@ class ElangCLI(LightningCLI):
         saver: Any = self.trainer.checkpoint_callback if self._verb == "fit" else None
         if path := getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", ""):
             message += f" Go on with --ckpt_path {path}"
-        _print_note(message)
+        _tell(message)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -187,7 +188,7 @@ class ElangCLI(LightningCLI):
             raise InputError("How long that training was to go on is not known. Set --trainer.max_epochs as it had it.")
         # Lightning's default is 1,000, and the learning rate would decay over all of them.
         trainer["max_epochs"] = _EPOCHS if saved_epochs is None else saved_epochs
-        _print_note(f"training for {trainer['max_epochs']} epochs; --trainer.max_epochs sets others")
+        _tell(f"training for {trainer['max_epochs']} epochs; --trainer.max_epochs sets others")
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -248,6 +249,4 @@ def _make_printable(record: logging.LogRecord) -> bool:
     return True
 
 
-@rank_zero_only
-def _print_note(text: str) -> None:
-    sys.stderr.write(f"elang: {printable(text)}\n")
+_tell = rank_zero_only(tell)
