@@ -1,8 +1,10 @@
 """The verbs that Lightning runs: ``fit``, ``validate``, ``test`` and ``score``."""
 
 import logging
+import os
 import signal
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -21,6 +23,7 @@ from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError, printable
 from elang.evaluation.report.files import EVALUATION_FILES
 from elang.files import check_folder, check_output_file
+from elang.locks import output_lock
 from elang.models.finetune import FinetuneModule
 from elang.models.joint import JointModule
 from elang.models.scoring import ScoreModule
@@ -66,8 +69,10 @@ class _SaveConfig(SaveConfigCallback):
 class ElangCLI(LightningCLI):
     """A LightningCLI that builds only the parser of the verb that is run, or only checks its arguments."""
 
-    def __init__(self, verb: str, parse_only: bool, callbacks: Sequence[pl.Callback], args: list[str]) -> None:
-        self._verb, self._parse_only = verb, parse_only
+    def __init__(
+        self, verb: str, parse_only: bool, callbacks: Sequence[pl.Callback], args: list[str], until_end: ExitStack
+    ) -> None:
+        self._verb, self._parse_only, self._until_end = verb, parse_only, until_end
         verb_parser = {"prog": f"elang {verb}", "parser_mode": MODE}
         super().__init__(
             pl.LightningModule,
@@ -217,14 +222,28 @@ class ElangCLI(LightningCLI):
         else:
             names = None if self._verb == "fit" else EVALUATION_FILES
             check_folder(output, inputs, names, option="--model.output")
+        writes = self._verb == "fit" or self._model_name in ("JointModule", "ScoreModule")
+        # The parts of one output are written at the same time.
+        if writes and options["model"]["init_args"].get("part") is None and not options["trainer"]["fast_dev_run"]:
+            self._lock(output)
+
+    def _lock(self, output: str) -> None:
+        """Keep other runs from the output before data are read and models loaded.
+
+        The modules lock it, too: of several processes, of which all must end if the first one cannot lock it, they are
+        the first that can tell the others.
+        """
+        if not self._parse_only and not {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys():
+            self._until_end.enter_context(output_lock(output))
 
 
 def run(verb: str, args: list[str], parse_only: bool = False, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
     """Parse the arguments of a verb, run it unless ``parse_only``, and return the arguments."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_make_printable)
-    cli = ElangCLI(verb, parse_only, callbacks=callbacks, args=args)
-    config: dict[str, Any] = cli.config[verb].as_dict()
-    return config
+    with ExitStack() as until_end:
+        cli = ElangCLI(verb, parse_only, callbacks=callbacks, args=args, until_end=until_end)
+        config: dict[str, Any] = cli.config[verb].as_dict()
+        return config
 
 
 def _class_path(cls: type) -> str:

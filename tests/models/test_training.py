@@ -214,7 +214,7 @@ def locked(path):
     return file
 
 
-def test_two_runs_do_not_write_one_output(fit_args, pair, joint_args, data_args, tmp_path, fails):
+def test_two_runs_do_not_write_one_output(fit_args, pair, joint_args, data_args, tmp_path, fails, monkeypatch):
     score = ["score", "--model.model", pair["super"], *data_args, *QUIET]
     plan = tmp_path / "plan.yaml"
     plan.write_text("swift_model: a\nsuper_model: b\njoint: {}\n")
@@ -226,7 +226,9 @@ def test_two_runs_do_not_write_one_output(fit_args, pair, joint_args, data_args,
         ("folds", [*crossfit, tmp_path / "folds.parquet"]),
         ("suite", ["suite", "glue/rte", "--config", plan, "--output", tmp_path / "suite"]),
     ):
-        with locked(tmp_path / name):
+        with locked(tmp_path / name), monkeypatch.context() as before:
+            # No data are read and no model is loaded before.
+            before.setattr("lightning.pytorch.cli.LightningCLI.instantiate_classes", None)
             fails(command, "Another run is writing", tmp_path / name)
         assert not (tmp_path / name).exists()
 
