@@ -193,7 +193,8 @@ class ElangCLI(LightningCLI):
             raise InputError("How long that training was to go on is not known. Set --trainer.max_epochs as it had it.")
         # Lightning's default is 1,000, and the learning rate would decay over all of them.
         trainer["max_epochs"] = _EPOCHS if saved_epochs is None else saved_epochs
-        _tell(f"training for {trainer['max_epochs']} epochs; --trainer.max_epochs sets others")
+        if not self._parse_only:
+            _tell(f"training for {trainer['max_epochs']} epochs; --trainer.max_epochs sets others")
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
