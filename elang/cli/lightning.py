@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,7 +21,7 @@ from elang.cli.progress import ProgressLines
 from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
-from elang.errors import InputError, printable
+from elang.errors import InputError, first_line, printable
 from elang.evaluation.report.files import EVALUATION_FILES
 from elang.files import check_folder, check_output_file
 from elang.locks import output_lock
@@ -198,7 +199,10 @@ class ElangCLI(LightningCLI):
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise InputError(f"Lightning's trainer refuses an option of --trainer: {first_line(error)}") from error
         for logger in trainer.loggers:
             if isinstance(logger, (CSVLogger, TensorBoardLogger)):
                 # The version is chosen when first read: read before either makes its folder, both get the same.
