@@ -1,13 +1,57 @@
 """What a run shows on the terminal, and how it ends when its reader leaves or SIGTERM comes."""
 
+import logging
+import os
+import re
 import select
 import signal
+import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
 from typing import Any
 
 from elang.errors import ReaderLeftError, error_chain, printable
+
+# What libraries log that no user could act on: their loggers, and how the messages begin.
+_NOISE = {
+    "torchao": "Failed to load .*torchao",
+    "torchao.kernel.intmm": ".*Detected no triton",
+    "torch.utils._pytree": ".* is an Enum subclass and is now natively supported",
+    "lightning.fabric.utilities.seed": "Seed set to",
+    "lightning.fabric.utilities.rank_zero": "Seed set to",
+    "lightning.pytorch.accelerators.cuda": "LOCAL_RANK: ",
+    "lightning.pytorch.utilities.rank_zero": (
+        r"Seed set to|[GTH]PU available: |.*Tip: |`Trainer\.fit` stopped: `max_(epochs|steps)="
+    ),
+}
+# Warnings about how Lightning uses torch and its own loaders, and about empty parts.
+_IRRELEVANT = (
+    *(".*LeafSpec.*", ".*does not have many workers.*"),
+    *("LightningCLI's args parameter", "Total length of `list` across ranks is zero"),
+)
+
+# Seconds between two lines about how far a step is.
+_EVERY = 60.0
+
+
+def quiet_libraries() -> None:
+    """Drop what other libraries print that no user could act on, unless the environment has ELANG_VERBOSE.
+
+    Each process does it before it imports them.
+    """
+    if os.environ.get("ELANG_VERBOSE", "0") not in ("", "0"):
+        return
+    for name in _NOISE:
+        logging.getLogger(name).addFilter(_is_no_noise)
+    for message in _IRRELEVANT:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _is_no_noise(record: logging.LogRecord) -> bool:
+    return not re.match(_NOISE[record.name], record.getMessage())
 
 
 def _is_broken(descriptor: int) -> bool:
@@ -54,6 +98,59 @@ def at_sigterm(end: Callable[[int, Any], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Progress:
+    """How far a long step is: a bar if standard error is a terminal, else a line about once a minute.
+
+    ``total`` is the number of ``unit`` there are, if it is known, of which ``done`` are done already. Without ``bar``
+    there are lines on a terminal as well.
+    """
+
+    def __init__(self, total: int | None, unit: str, done: int = 0, bar: bool = True) -> None:
+        self.total, self.unit, self.done, self.before = total, unit, done, done
+        self.start = self.told = time.monotonic()
+        self.bar: Any = None
+        if bar and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=done, unit=f" {unit}")
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def add(self, count: int = 1) -> None:
+        """Count what is done."""
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+            return
+        now = time.monotonic()
+        if now - self.told >= _EVERY:
+            self.told = now
+            tell(self.line(now - self.start))
+
+    def line(self, seconds: float) -> str:
+        """How far it is after so many seconds."""
+        if self.total is None or self.done >= self.total:
+            return f"{self.done:,} {self.unit}"
+        line = f"{self.done:,} of {self.total:,} {self.unit}"
+        if self.done == self.before:
+            return line
+        minutes = round((self.total - self.done) * seconds / (self.done - self.before) / 60)
+        left = f"{minutes // 60} h {minutes % 60} min" if minutes >= 120 else f"{minutes} minutes"
+        return f"{line}, about {left} left" if minutes > 1 else f"{line}, about a minute left"
+
+
+def tell(text: str) -> None:
+    """Print a line about the course of a run on standard error."""
+    with suppress(OSError, AttributeError):
+        sys.stderr.write(f"elang: {printable(text)}\n")
+        sys.stderr.flush()
 
 
 def say(*lines: str) -> None:

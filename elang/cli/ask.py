@@ -13,7 +13,7 @@ from elang.backends.remote import Question, RemoteBackend, check_address, questi
 from elang.data.module import TextData
 from elang.errors import InputError, need
 from elang.records.table import Records, check_output, join_records, write_records
-from elang.terminal import say
+from elang.terminal import Progress, say
 
 
 def ask(
@@ -55,7 +55,9 @@ def ask(
     if asked:
         say(f"{asked} answers are in '{journal.path}' and are not asked for again")
     try:
-        asyncio.run(server.ask(journal.left(), journal.keep))
+        with Progress(sum(len(data.examples(split)) for split in journal.splits), "inputs", asked) as progress:
+            journal.progress = progress
+            asyncio.run(server.ask(journal.left(), journal.keep))
     except InputError as error:
         raise InputError(f"{error} The answers so far are kept for when the same command is run again.") from error
     count = journal.finish(output)
@@ -74,6 +76,7 @@ class _Journal:
         self.answers: dict[tuple[str, int], Any] = {}
         # Examples of which the Super read only the beginning.
         self.cut: set[tuple[str, int]] = set()
+        self.progress: Progress | None = None
         if path.is_file():
             self._read()
         else:
@@ -123,6 +126,8 @@ class _Journal:
             rows.append(row | ({"cut": True} if place in cut else {}))
         self._write(rows)
         self._add(rows)
+        if self.progress is not None:
+            self.progress.add(len(rows))
 
     def left(self) -> Iterator[Question]:
         """The questions without an answer so far."""

@@ -5,6 +5,7 @@ Source: the data augmentation of TinyBERT, Findings of EMNLP 2020.
 
 import random
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from elang.data.examples import content_key
 from elang.errors import InputError
 from elang.files import check_output_file, write_atomically
 from elang.notices import notice
-from elang.terminal import say
+from elang.terminal import Progress, say
 
 Candidates = Literal["auto", "masked", "neighbours"]
 _ABOUT_WORDS = ("superglue/wic", "superglue/wsc", "superglue/record", "glue/wnli")
@@ -68,22 +69,30 @@ def augment(
     columns, texts = _read_texts(input, columns_of(text), task=task, folder=folder)
     source = Replacements(model, candidates, top_k, device=device)
     rows = [row for row in texts for _ in range(copies)]
-    rng = random.Random(seed)
     originals = {row for row, _ in texts}
     keys: dict[tuple[str, ...], int] = {}
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        fields = zip(*(row for row, _ in batch), strict=True)
-        new_rows = zip(*(source.replace(list(field), rate, rng) for field in fields), strict=True)
-        for new_row, (_, key) in zip(new_rows, batch, strict=True):
-            if new_row not in originals:
-                keys.setdefault(new_row, key)
+    for new_row, key in _replaced(source, rows, rate, random.Random(seed), batch_size=batch_size):
+        if new_row not in originals:
+            keys.setdefault(new_row, key)
     if not keys:
         raise InputError(f"No word of the {len(texts)} texts could be replaced. Set another --model or --candidates.")
     _write(keys, columns, output)
     if dropped := len(rows) - len(keys):
         notice("augmented-left-out", f"{dropped} of {len(rows)} new texts came twice or unchanged and were left out.")
     say(f"{len(keys)} texts are in {output}, by {source.method}")
+
+
+def _replaced(
+    source: "Replacements", rows: list[tuple[tuple[str, ...], int]], rate: float, rng: random.Random, *, batch_size: int
+) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Each row with some of its words replaced, and its key."""
+    with Progress(len(rows), "texts") as progress:
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            fields = zip(*(row for row, _ in batch), strict=True)
+            new_rows = zip(*(source.replace(list(field), rate, rng) for field in fields), strict=True)
+            yield from zip(new_rows, (key for _, key in batch), strict=True)
+            progress.add(len(batch))
 
 
 def _read_texts(

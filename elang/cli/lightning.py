@@ -1,13 +1,14 @@
 """The verbs that Lightning runs: ``fit``, ``validate``, ``test`` and ``score``."""
 
 import logging
+import os
 import signal
-import sys
-import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -16,17 +17,20 @@ from typing_extensions import override
 
 from elang.backends.loading.checkpoints import CHECKPOINT_KEY, read_checkpoint
 from elang.cli.options import MODE, Parser, given_options, refuse_nulls, texts_in
+from elang.cli.progress import ProgressLines
 from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
-from elang.errors import InputError, printable
+from elang.errors import InputError, first_line, printable
 from elang.evaluation.report.files import EVALUATION_FILES
 from elang.files import check_folder, check_output_file
+from elang.locks import output_lock
 from elang.models.finetune import FinetuneModule
 from elang.models.joint import JointModule
 from elang.models.scoring import ScoreModule
 from elang.models.swift import SwiftModule
 from elang.notices import notice
+from elang.terminal import tell
 
 __all__ = ["FinetuneModule", "JointModule", "ScoreModule", "Seq2SeqData", "SwiftModule", "TaskData", "run"]
 
@@ -39,11 +43,6 @@ _LOGGERS = [
     {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": "runs", "name": None}}
     for name in ("CSVLogger", "TensorBoardLogger")
 ]
-# Warnings about how Lightning uses torch and its own loaders, and about empty parts; no user could act on them.
-_IRRELEVANT = (
-    *(".*LeafSpec.*", ".*does not have many workers.*"),
-    *("LightningCLI's args parameter", "Total length of `list` across ranks is zero"),
-)
 
 
 class Trainer(pl.Trainer):
@@ -71,8 +70,10 @@ class _SaveConfig(SaveConfigCallback):
 class ElangCLI(LightningCLI):
     """A LightningCLI that builds only the parser of the verb that is run, or only checks its arguments."""
 
-    def __init__(self, verb: str, parse_only: bool, callbacks: Sequence[pl.Callback], args: list[str]) -> None:
-        self._verb, self._parse_only = verb, parse_only
+    def __init__(
+        self, verb: str, parse_only: bool, callbacks: Sequence[pl.Callback], args: list[str], until_end: ExitStack
+    ) -> None:
+        self._verb, self._parse_only, self._until_end = verb, parse_only, until_end
         verb_parser = {"prog": f"elang {verb}", "parser_mode": MODE}
         super().__init__(
             pl.LightningModule,
@@ -83,7 +84,7 @@ class ElangCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": list(callbacks)} if callbacks else None,
+            trainer_defaults={"callbacks": [ProgressLines(), *callbacks]},
             parser_class=_LightningParser,
             parser_kwargs={"prog": "elang", "allow_abbrev": False, "parser_mode": MODE, verb: verb_parser},
             args=[verb, *_with_classes(verb, args)],
@@ -124,7 +125,7 @@ class ElangCLI(LightningCLI):
         saver: Any = self.trainer.checkpoint_callback if self._verb == "fit" else None
         if path := getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", ""):
             message += f" Go on with --ckpt_path {path}"
-        _print_note(message)
+        _tell(message)
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -193,11 +194,15 @@ class ElangCLI(LightningCLI):
             raise InputError("How long that training was to go on is not known. Set --trainer.max_epochs as it had it.")
         # Lightning's default is 1,000, and the learning rate would decay over all of them.
         trainer["max_epochs"] = _EPOCHS if saved_epochs is None else saved_epochs
-        _print_note(f"training for {trainer['max_epochs']} epochs; --trainer.max_epochs sets others")
+        if not self._parse_only:
+            _tell(f"training for {trainer['max_epochs']} epochs; --trainer.max_epochs sets others")
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise InputError(f"Lightning's trainer refuses an option of --trainer: {first_line(error)}") from error
         for logger in trainer.loggers:
             if isinstance(logger, (CSVLogger, TensorBoardLogger)):
                 # The version is chosen when first read: read before either makes its folder, both get the same.
@@ -222,16 +227,28 @@ class ElangCLI(LightningCLI):
         else:
             names = None if self._verb == "fit" else EVALUATION_FILES
             check_folder(output, inputs, names, option="--model.output")
+        writes = self._verb == "fit" or self._model_name in ("JointModule", "ScoreModule")
+        # The parts of one output are written at the same time.
+        if writes and options["model"]["init_args"].get("part") is None and not options["trainer"]["fast_dev_run"]:
+            self._lock(output)
+
+    def _lock(self, output: str) -> None:
+        """Keep other runs from the output before data are read and models loaded.
+
+        The modules lock it, too: of several processes, of which all must end if the first one cannot lock it, they are
+        the first that can tell the others.
+        """
+        if not self._parse_only and not {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & os.environ.keys():
+            self._until_end.enter_context(output_lock(output))
 
 
 def run(verb: str, args: list[str], parse_only: bool = False, callbacks: Sequence[pl.Callback] = ()) -> dict[str, Any]:
     """Parse the arguments of a verb, run it unless ``parse_only``, and return the arguments."""
-    for message in _IRRELEVANT:
-        warnings.filterwarnings("ignore", message=message)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_tip)
-    cli = ElangCLI(verb, parse_only, callbacks=callbacks, args=args)
-    config: dict[str, Any] = cli.config[verb].as_dict()
-    return config
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_make_printable)
+    with ExitStack() as until_end:
+        cli = ElangCLI(verb, parse_only, callbacks=callbacks, args=args, until_end=until_end)
+        config: dict[str, Any] = cli.config[verb].as_dict()
+        return config
 
 
 def _class_path(cls: type) -> str:
@@ -250,13 +267,10 @@ def _with_classes(verb: str, args: list[str]) -> list[str]:
     return args
 
 
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    """Drop Lightning's advertisements, and escape control characters, which names and paths may contain."""
-    message = record.getMessage()
-    record.msg, record.args = printable(message), ()
-    return "Tip:" not in message
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Escape control characters, which names and paths may contain."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
-@rank_zero_only
-def _print_note(text: str) -> None:
-    sys.stderr.write(f"elang: {printable(text)}\n")
+_tell = rank_zero_only(tell)

@@ -3,16 +3,16 @@
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from importlib import import_module
-from inspect import Parameter, isclass, signature
+from inspect import Parameter
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_dumper, set_loader
 
-from elang.errors import InputError, printable
+from elang.cli.messages import explained, parameters_of, refuse_tables
+from elang.errors import InputError, input_error_behind
 
 MODE = "elang"
 """The ``parser_mode`` of our parsers."""
@@ -21,15 +21,19 @@ _NULL, _TEXT = (f"tag:yaml.org,2002:{name}" for name in ("null", "str"))
 
 
 class Parser(ArgumentParser):
-    """A parser that suggests the nearest option for an unknown one."""
+    """A parser that explains what is wrong in two sentences."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print usage and message, and exit."""
-        verbs = [verb for action in self._actions for verb in getattr(action, "_name_parser_map", {}).values()]
-        names = [name for each in (self, *verbs) for name in each._option_string_actions if name.startswith("--")]
-        unknown = re.search(r"unrecognized arguments: .*?(--[^\s=]+)", message)
-        nearest = get_close_matches(unknown[1], names, n=1, cutoff=0.75) if unknown else []
-        super().error(printable(message) + "".join(f". Did you mean '{name}'?" for name in nearest), ex)
+        """Raise an InputError; in the parser of a class, whose error is a part of another one, jsonargparse's."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        if ex is not None and (cause := input_error_behind(ex)):
+            raise cause
+        verbs = [verb for action in self._actions for verb in getattr(action, "_name_parser_map", {}).items()]
+        names = [name for each in (self, *(parser for _, parser in verbs)) for name in each._option_string_actions]
+        raise InputError(
+            explained(message, " ".join([self.prog.replace(" [options]", ""), *(verb for verb, _ in verbs)]), names)
+        ) from ex
 
 
 class _Loader(yaml.SafeLoader):
@@ -119,6 +123,7 @@ def given_options(parser: ArgumentParser, args: Any, parts: tuple[str, ...], ver
     The defaults of the parser, or of the one in ``verbs`` that is asked for, become those of the chosen classes.
     """
     if isinstance(args, list):
+        refuse_tables(args)
         args = [arg for arg in args if not arg.startswith("--print_config")]
     errors: list[InputError] = []
 
@@ -158,11 +163,7 @@ def refuse_nulls(config: Any, parts: Iterable[str]) -> None:
     """Read null as the word "null" where an option of a class is text, and refuse it where a value is needed."""
     for part in parts:
         module, _, name = config[part]["class_path"].rpartition(".")
-        made_by = getattr(import_module(module), name)
-        # A class hands options on to its bases; a function may make the object, too.
-        classes = reversed(made_by.__mro__) if isclass(made_by) else ()
-        calls = [vars(base)["__init__"] for base in classes if "__init__" in vars(base)] or [made_by]
-        parameters = {key: value for call in calls for key, value in signature(call).parameters.items()}
+        parameters = parameters_of(getattr(import_module(module), name))
         values = config[part].get("init_args") or {}
         for option, value in values.items():
             default = parameters[option].default if option in parameters else None

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import TextIOWrapper
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from elang.cli.arguments import check_minimum
@@ -17,6 +18,7 @@ from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
 from elang.inference.resume import EMPTY, ESCAPED, files_of_task, partial_file, resumed, run_fingerprint, write_answer
 from elang.inference.stream import Prediction
+from elang.locks import output_lock
 from elang.notices import notice
 from elang.terminal import ended_at_sigterm
 
@@ -91,6 +93,10 @@ def _check_output(output: str, source: str, files: list[str | None]) -> None:
     if output != "-" and not is_stream(output):
         # The input may be the file in which an earlier run kept its answers.
         check_output_file(partial_file(output), [source])
+        if Path(output).parent.is_dir():
+            # Another run that writes it is told of before models are loaded.
+            with output_lock(output):
+                pass
 
 
 @contextmanager

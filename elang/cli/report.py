@@ -30,11 +30,11 @@ def report(joint: list[str], output: str = "report.html", threshold: str | None 
         raise InputError(f"The page must be an .html file, but --output is '{output}'.")
     check_output_file(path, [Path(folder) / name for folder in joint for name in EVALUATION_FILES])
     evaluations = [Evaluation(Path(folder)) for folder in joint]
-    names = [evaluation.name for evaluation in evaluations]
+    names = [evaluation.name or path.stem for evaluation in evaluations]
     figures = path.with_name(f"{path.stem}_files")
     sections = []
-    for number, evaluation in enumerate(evaluations, 1):
-        label = evaluation.name if names.count(evaluation.name) == 1 else f"{evaluation.name} {number}"
+    for number, (evaluation, name) in enumerate(zip(evaluations, names, strict=True), 1):
+        label = name if names.count(name) == 1 else f"{name} {number}"
         sections.append(section(evaluation, label, threshold, beside=figures))
     environment = Environment(loader=PackageLoader("elang"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.get_template("report.html").render(sections=sections)

@@ -12,6 +12,7 @@ from elang.cli.arguments import check_minimum
 from elang.errors import InputError, need
 from elang.inference.options import PairOptions
 from elang.notices import notice
+from elang.terminal import tell
 
 if TYPE_CHECKING:
     from elang.inference.predictor import JointPredictor
@@ -137,6 +138,7 @@ def _serve(
     from elang.inference.serving.server import build_server
 
     devices = _devices(server)
+    tell("loading the models")
     predictor = _load_swift(swift_model, super_model, pair=pair, remote=remote)
     options = {**vars(pair), "swift_model": swift_model, "super_model": super_model}
     if predictor is not None:

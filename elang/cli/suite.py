@@ -50,6 +50,8 @@ def suite(
     if score is not None and score not in scores:
         raise InputError(f"There is no score '{score}'; there are {', '.join(scores)}.")
     if config is None:
+        if tasks.lower().endswith((".yaml", ".yml")):
+            raise InputError(f"'{tasks}' is where the tasks stand. Give their names, then the file: --config {tasks}.")
         raise InputError("A suite needs its YAML file: set --config, as to one of configs/suite.")
     plan, root = read_plan(config), Path(output)
     chains = [list(task_steps(name, plan, folder, root=root, seed=seed)) for name in chosen_tasks(tasks, plan)]

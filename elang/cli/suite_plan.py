@@ -1,5 +1,6 @@
 """A suite's file, and the steps that it asks for."""
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from reprlib import Repr
@@ -27,7 +28,13 @@ def read_plan(path: str) -> dict[str, Any]:
     """Read a suite's file; each of its parts must be known, and each task known or with data of its own."""
     try:
         plan = read_yaml(path)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            copy = "Correct its path, or copy configs/suite/own-task.yaml and set its models and data."
+            raise InputError(f"There is no suite's file '{path}' (--config). {copy}") from error
+        folder = "it is a folder; give one of the files in it" if Path(path).is_dir() else error.strerror
+        raise InputError(f"The suite's file '{path}' (--config) cannot be read: {folder}.") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"The suite's file '{path}' cannot be read: {error}.") from error
     if not isinstance(plan, dict) or not {"swift_model", "super_model", "joint"} <= plan.keys():
         raise InputError(f"The suite's file '{path}' must have at least swift_model, super_model and joint.")

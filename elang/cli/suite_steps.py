@@ -121,9 +121,11 @@ def run_step(step: Step) -> None:
     say(f"{step.task}: {step.stage} took {time.perf_counter() - start:.0f} s")
     if code:
         lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+        _, is_error, reason = lines[-1].partition("elang: error: ") if lines else ("", "", "")
+        reason = reason if is_error else f"{' | '.join(lines[-5:])}."
         raise InputError(
-            f"{step.task} stopped at its stage '{step.stage}' (its log is '{log}'): {' | '.join(lines[-5:])}. Fix it "
-            "and run the same again; what is done is kept."
+            f"{step.task} stopped at its stage '{step.stage}' (its log is '{log}'): {reason} Fix it and run the "
+            "same again; what is done is kept."
         )
     # The model's folder has the same weights.
     shutil.rmtree(step.runs, ignore_errors=True)

@@ -20,7 +20,7 @@ from elang.cli.arguments import checked_arguments, is_number
 from elang.errors import InputError, input_error_behind, machine_error_behind, printable
 from elang.files import check_output_file
 from elang.notices import Notice, forget_notices
-from elang.terminal import reader_left
+from elang.terminal import quiet_libraries, reader_left
 
 _HELP = """usage: elang <verb> [options]
 
@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
 def _exit_code(args: list[str]) -> int:
     """Run a verb, explain an error that its user can fix, and return the exit code of the process."""
     forget_notices()
+    quiet_libraries()
     try:
         try:
             _run(args)
@@ -199,18 +200,24 @@ def with_lists(args: list[str]) -> list[str]:
 
 def _run_crossfit(args: list[str]) -> None:
     """Take the options of `elang crossfit` out and leave the others to `elang fit`."""
-    from argparse import ArgumentParser
+    from argparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(
         prog="elang crossfit",
         description="Train a Swift without each part of the training file, and record its answers to that part.",
         epilog="All other options are those of `elang fit`.",
         allow_abbrev=False,
+        exit_on_error=False,
     )
     parser.add_argument("--output", default="out_of_fold.parquet", help="the parquet file to write")
     parser.add_argument("--folds", type=int, default=5, help="parts of the training file")
     parser.add_argument("--jobs", type=int, help="Swifts trained at a time; by default as many as there are GPUs")
-    options, fit = parser.parse_known_args(args)
+    try:
+        options, fit = parser.parse_known_args(args)
+    except ArgumentError as error:
+        raise InputError(
+            f"{error.argument_name}: {error.message}. `elang crossfit --help` lists the options."
+        ) from error
     from elang.cli.crossfit import crossfit
 
     crossfit(fit, **vars(options))

@@ -65,7 +65,7 @@ def read_summary(folder: Path) -> JointSummary:
         return parse_summary(check.read_object(path))
     except FileNotFoundError as error:
         raise InputError(
-            f"'{folder}' is no folder that `elang validate` wrote ({error}). Give its --model.output."
+            f"'{folder}' is no folder that `elang validate` wrote: it has no {FILENAME}. Give its --model.output."
         ) from error
     except (OSError, ValueError) as error:
         raise InputError(

@@ -16,7 +16,7 @@ from elang.inference.stream import Prediction
 from elang.json_files import read_object
 from elang.locks import lock_output, unlock_output
 from elang.notices import notice
-from elang.terminal import at_sigterm
+from elang.terminal import Progress, at_sigterm
 
 # How files encode a lone surrogate: as its JSON escape.
 ESCAPED = "backslashreplace"
@@ -25,12 +25,15 @@ EMPTY = "The input '{}' is empty: there is nothing to predict. Give one input a 
 
 def write_answer(answers: Iterator[Prediction], file: Any) -> tuple[int, int]:
     """Write answers as they come; return how many there were, and how many were the Super's."""
-    from tqdm import tqdm
-
     total = deferred = 0
-    for answer in tqdm(answers, unit=" inputs", disable=not sys.stderr.isatty() or file is sys.stdout):
-        file.write(json.dumps(vars(answer), ensure_ascii=False) + "\n")
-        total, deferred = total + 1, deferred + (answer.answered_by == "super")
+    # Answers on a terminal show by themselves how far it is.
+    shown = file is sys.stdout and sys.stdout.isatty()
+    with Progress(None, "inputs", bar=file is not sys.stdout) as progress:
+        for answer in answers:
+            file.write(json.dumps(vars(answer), ensure_ascii=False) + "\n")
+            total, deferred = total + 1, deferred + (answer.answered_by == "super")
+            if not shown:
+                progress.add()
     return total, deferred
 
 

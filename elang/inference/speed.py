@@ -13,6 +13,7 @@ from elang.backends.text_model import TextModel
 from elang.inference.predictor import JointPredictor
 from elang.inference.stream import Prediction
 from elang.method.scores import BEFORE_DECODER
+from elang.terminal import Progress
 
 
 def time_pair(
@@ -73,6 +74,8 @@ def _seconds(
                     torch.cuda.synchronize(predictor.device)
                 if number >= warm_up:
                     seconds[name].append((time.perf_counter() - start) / len(texts))
+                # Between two passes, so that no time is taken of it.
+                progress.add(len(texts))
         return seconds
 
     stream: dict[str, Any] = {"super": lambda texts: list(predictor.super_map(texts))}
@@ -81,8 +84,10 @@ def _seconds(
         stream[name] = partial(routed, lambda texts: list(predictor.map(texts)), threshold)
         alone[name] = partial(routed, predictor, threshold)
     warm_up = min(10, len(single))
-    together = measured(stream, [rows] * (repeats + 1), 1)
-    return together, measured(alone, [[row] for row in single[:warm_up] + single], warm_up)
+    passes = len(stream) * ((repeats + 1) * len(rows) + warm_up + len(single))
+    with Progress(passes, "answers") as progress:
+        together = measured(stream, [rows] * (repeats + 1), 1)
+        return together, measured(alone, [[row] for row in single[:warm_up] + single], warm_up)
 
 
 def _predicted_speedups(

@@ -480,11 +480,8 @@ def test_negative_numbers_reach_our_own_messages(joint, models, joint_args, fail
         (["merge", "a", "--outpu", "b.parquet"], "--output"),
     ],
 )
-def test_options_are_not_guessed(args, meant, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(args)
-    assert end.value.code == 2
-    assert f"Did you mean '{meant}'?" in capsys.readouterr().err
+def test_options_are_not_guessed(args, meant, fails):
+    fails(args, f"Did you mean '{meant}'?", "--help")
 
 
 def test_an_option_that_is_given_twice_is_told(recwarn):

@@ -290,6 +290,7 @@ def test_a_process_that_ends_or_hangs_is_started_again(monkeypatch, capfd):
             with pytest.raises(RuntimeError, match="its process died"):
                 await ask(wrong)
         pids.append(await ask("os').getpid()"))
+        assert await ask("logging').getLogger('torchao').filters"), "libraries are not silenced in its process"
         await workers.end()
 
     workers, pids = Workers("Super", [partial(partial, eval)], longest=1.5), []

@@ -214,19 +214,24 @@ def locked(path):
     return file
 
 
-def test_two_runs_do_not_write_one_output(fit_args, pair, joint_args, data_args, tmp_path, fails):
+def test_two_runs_do_not_write_one_output(fit_args, pair, joint_args, data_args, tmp_path, fails, monkeypatch):
     score = ["score", "--model.model", pair["super"], *data_args, *QUIET]
     plan = tmp_path / "plan.yaml"
     plan.write_text("swift_model: a\nsuper_model: b\njoint: {}\n")
+    models = ["--swift_model", pair["swift"], "--super_model", pair["super"]]
     crossfit = ["crossfit", *fit_args[:2], *fit_args[4:], "--output"]
     for name, command in (
         ("model", ["fit", *fit_args]),
         ("joint", ["validate", *joint_args, "--model.output", tmp_path / "joint"]),
         ("r.parquet", [*score, "--model.output", tmp_path / "r.parquet"]),
+        ("p.jsonl", ["predict", *models, "--input", plan, "--output", tmp_path / "p.jsonl"]),
         ("folds", [*crossfit, tmp_path / "folds.parquet"]),
         ("suite", ["suite", "glue/rte", "--config", plan, "--output", tmp_path / "suite"]),
     ):
-        with locked(tmp_path / name):
+        with locked(tmp_path / name), monkeypatch.context() as before:
+            # No data are read and no model is loaded before.
+            before.setattr("lightning.pytorch.cli.LightningCLI.instantiate_classes", None)
+            before.setattr("elang.inference.predictor.JointPredictor.__init__", None)
             fails(command, "Another run is writing", tmp_path / name)
         assert not (tmp_path / name).exists()
 

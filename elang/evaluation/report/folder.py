@@ -98,9 +98,13 @@ class Evaluation:
 
     @property
     def name(self) -> str:
-        """The name of the folder, or of the first one above it that is not a generic ``joint`` or ``runs``."""
-        names = reversed(self.folder.resolve().parts[1:])
-        return next((name for name in names if name not in ("joint", "runs")), self.folder.name)
+        """The name of the folder, or of the first one above it that is not a generic ``joint`` or ``runs``.
+
+        It is empty if there is none below the working directory, whose name says nothing of the task.
+        """
+        folder, here = self.folder.resolve(), Path.cwd().resolve()
+        parts = folder.relative_to(here).parts if folder.is_relative_to(here) else folder.parts[1:]
+        return next((name for name in reversed(parts) if name not in ("joint", "runs")), "")
 
     def column(self, name: str) -> Tensor:
         """A column of the records."""

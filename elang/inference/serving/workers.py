@@ -15,12 +15,14 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import count
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from elang.errors import InputError, first_line
+from elang.terminal import quiet_libraries, tell
 
 _log = logging.getLogger(__name__)
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -103,9 +105,13 @@ class Workers:
     async def _live(self, place: int, process: SpawnProcess, connection: "Connection[Any, Any]") -> tuple[bool, str]:
         """Hand jobs to a process until it ends; return whether it loaded its model, and why it ended."""
         loaded = False
+        loading = asyncio.ensure_future(self._tell_loading())
         try:
             reason = await self._in_thread(connection.recv)
+            loading.cancel()
             if not reason:
+                if not self._loaded:
+                    tell(f"the {self.who} is loaded")
                 loaded = self.there[place] = self._loaded = True
                 await self._serve(process.sentinel, connection)
         except asyncio.TimeoutError:
@@ -115,6 +121,7 @@ class Workers:
             await asyncio.to_thread(process.join, 5)
             reason = f"its process ended with {process.exitcode}"
         finally:
+            loading.cancel()
             self.there[place] = False
             process.kill()
             await asyncio.shield(asyncio.to_thread(process.join))
@@ -122,6 +129,11 @@ class Workers:
             connection.close()
             process.close()
         return loaded, reason
+
+    async def _tell_loading(self) -> None:
+        for minutes in count(1):
+            await asyncio.sleep(60)
+            tell(f"the {self.who} is still being loaded, for {minutes} min so far")
 
     async def _serve(self, sentinel: int, connection: "Connection[Any, Any]") -> None:
         """Hand jobs to a process until it dies (EOFError, OSError) or hangs (asyncio.TimeoutError)."""
@@ -165,6 +177,7 @@ def _work(connection: "Connection[Any, Any]", load: Load) -> None:
     """The main function of a process: load a model, report that, and answer jobs until the server ends."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    quiet_libraries()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # A broken pipe says that the server has ended.
     with suppress(EOFError, OSError):

@@ -1,0 +1,64 @@
+"""How far a verb of Lightning is, where standard output is no terminal that shows its bar."""
+
+import sys
+from typing import Any
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from elang.terminal import Progress
+
+
+class ProgressLines(pl.Callback):
+    """Tells the batches that are done and the time that is left, in a line a minute instead of a bar."""
+
+    def __init__(self) -> None:
+        self._training: Progress | None = None
+        self._validation: Progress | None = None
+        self._active = False
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        bar = trainer.progress_bar_callback
+        if bar is not None and not sys.stdout.isatty():
+            # Without a terminal it would print only its last state.
+            bar.disable()
+            self._active = trainer.is_global_zero
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # In epochs of -1 the training ends by steps or time.
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
+        total = epochs and epochs * trainer.num_training_batches
+        if trainer.max_steps > 0:
+            steps = trainer.max_steps * trainer.accumulate_grad_batches
+            total = min(total or steps, steps)
+        self._training = self._begun(total, trainer.fit_loop.epoch_loop.total_batch_idx + 1)
+
+    @override
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+        if self._training is not None:
+            self._training.add()
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validation = self._begun(sum(trainer.num_val_batches))
+
+    @override
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+        if self._validation is not None:
+            self._validation.add()
+
+    @override
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validation = self._begun(sum(trainer.num_test_batches))
+
+    @override
+    def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+        if self._validation is not None:
+            self._validation.add()
+
+    def _begun(self, total: float | None, done: int = 0) -> Progress | None:
+        # The number of batches of a stream is infinite.
+        known = None if total in (None, float("inf")) else int(total or 0)
+        return Progress(known, "batches", done, bar=False) if self._active else None

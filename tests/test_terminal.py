@@ -1,0 +1,108 @@
+"""What a run shows: other libraries' noise is left out, and long steps tell how far they are."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+
+import elang.terminal
+from elang.cli.verbs import main
+from elang.terminal import _NOISE, Progress, quiet_libraries
+
+SAID = [
+    ("torchao", "Failed to load /x/torchao/_C_mxfp8.so: Could not load this library", False),
+    ("torch.utils._pytree", "<enum 'K'> is an Enum subclass and is now natively supported by torch.compile", False),
+    ("lightning.fabric.utilities.rank_zero", "Seed set to 0", False),
+    ("lightning.pytorch.utilities.rank_zero", "GPU available: True (cuda), used: True", False),
+    ("lightning.pytorch.utilities.rank_zero", "TPU available: False, using: 0 TPU cores", False),
+    ("lightning.pytorch.utilities.rank_zero", "💡 Tip: For seamless cloud logging", False),
+    ("lightning.pytorch.utilities.rank_zero", "`Trainer.fit` stopped: `max_epochs=3` reached.", False),
+    ("lightning.pytorch.utilities.rank_zero", "`Trainer.fit` stopped: `max_time` reached.", True),
+    ("lightning.pytorch.utilities.rank_zero", "the model is in super", True),
+    ("lightning.pytorch.accelerators.cuda", "LOCAL_RANK: 0 - CUDA_VISIBLE_DEVICES: [0]", False),
+    ("torch.utils._pytree", "another warning", True),
+]
+
+
+@pytest.mark.parametrize("verbose", ["", "1"])
+def test_noise_of_libraries_is_left_out(verbose, monkeypatch):
+    monkeypatch.setenv("ELANG_VERBOSE", verbose)
+    loggers = [logging.getLogger(name) for name in _NOISE]
+    before = [list(logger.filters) for logger in loggers]
+    for logger in loggers:
+        logger.filters = []
+    try:
+        quiet_libraries()
+        for name, text, kept in SAID:
+            record = logging.LogRecord(name, logging.WARNING, "", 0, "%s", (text,), None)
+            assert bool(logging.getLogger(name).filter(record)) == (kept or bool(verbose)), text
+    finally:
+        for logger, filters in zip(loggers, before, strict=True):
+            logger.filters = filters
+
+
+def test_a_run_leaves_out_the_noise_of_libraries(base_model, data_args, tmp_path):
+    """Also what they say as they are imported, so in a process of its own."""
+    args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "model"), *data_args]
+    args += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "elang", *args], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert not done.returncode, done.stderr
+    for noise in ("Failed to load", "Enum", "Seed set", "PU available", "Tip:", "Writing model shards", "many workers"):
+        assert noise not in done.stdout + done.stderr
+    assert "examples: " in done.stderr
+
+
+def test_a_long_step_tells_how_far_it_is(capfd, monkeypatch):
+    now = iter([0, 30, 61, 90, 122, 130])
+    monkeypatch.setattr("elang.terminal.time.monotonic", lambda: next(now))
+    with Progress(12_000, "texts") as progress:
+        for _ in range(4):
+            progress.add(600)
+    assert capfd.readouterr().err == (
+        "elang: 1,200 of 12,000 texts, about 9 minutes left\nelang: 2,400 of 12,000 texts, about 8 minutes left\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("total", "done", "before", "line"),
+    [
+        (None, 1200, 0, "1,200 texts"),
+        (100, 100, 0, "100 texts"),
+        (100, 99, 0, "99 of 100 texts, about a minute left"),
+        (100, 50, 50, "50 of 100 texts"),
+        (100_000, 200, 100, "200 of 100,000 texts, about 16 h 38 min left"),
+    ],
+)
+def test_how_far_a_step_is(total, done, before, line):
+    progress = Progress(total, "texts", before)
+    progress.done = done
+    assert progress.line(60) == line
+
+
+def test_a_bar_on_a_terminal(capfd, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Progress(10, "texts") as progress:
+        progress.add(10)
+    assert "10/10" in capfd.readouterr().err
+
+
+def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_path, capfd, monkeypatch):
+    """The lines that come once a minute, all at once; the bars of Lightning would fill logs."""
+    monkeypatch.setattr(elang.terminal, "_EVERY", 0)
+    model = ["--trainer.accelerator", "cpu", "--model.model"]
+    both = ["--swift_model", pair["swift"], "--super_model", pair["super"], "--input", files[1], "--text", "text"]
+    for args, line in (
+        (["fit", *model, base_model, "--model.output", "m", *data_args, "--trainer.max_steps", 2], "1 of 2 batches"),
+        (["score", *model, pair["super"], "--model.output", "s.parquet", *data_args], "batches, about a minute left"),
+        (["augment", "--model", base_model, "--input", files[0], "--output", "a.csv", "--batch_size", 8], "8 of "),
+        (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 50 answers"),
+        (["predict", *both, "--output", "p.jsonl"], "elang: 1 inputs"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert main(list(map(str, args))) == 0
+        said = capfd.readouterr()
+        assert line in said.err, args
+        assert "it/s" not in said.out, args
