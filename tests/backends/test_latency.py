@@ -353,7 +353,7 @@ def test_int8_needs_torchao_and_a_folder(pair, monkeypatch):
     with pytest.raises(InputError, match="super_int8 is for models that are loaded here"):
         JointPredictor(models[0], load_model(models[1]), "inf", super_int8=True)
     monkeypatch.setattr("elang.errors.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"elang\[int8\]"):
+    with pytest.raises(InputError, match=r"elang-joint\[int8\]"):
         JointPredictor(*models, "inf", super_int8=True)
 
 
@@ -395,7 +395,7 @@ def test_onnx_is_for_encoders_on_a_cpu(pair, t5_models, monkeypatch):
     with pytest.raises(InputError, match="onnx is for encoders, and this model is a 't5'"):
         JointPredictor(*t5_models, "inf", device="cpu", onnx=True)
     monkeypatch.setattr("elang.errors.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"elang\[onnx\]"):
+    with pytest.raises(InputError, match=r"elang-joint\[onnx\]"):
         JointPredictor(*models, "inf", device="cpu", onnx=True)
 
 
