@@ -20,8 +20,8 @@ _NOISE = {
     "torchao": "Failed to load .*torchao",
     "torchao.kernel.intmm": ".*Detected no triton",
     "torch.utils._pytree": ".* is an Enum subclass and is now natively supported",
-    "lightning.fabric.utilities.seed": "Seed set to",
-    "lightning.fabric.utilities.rank_zero": "Seed set to",
+    "lightning.fabric.utilities.seed": r"(\[rank: \d+\] )?Seed set to",
+    "lightning.fabric.utilities.rank_zero": r"(\[rank: \d+\] )?Seed set to",
     "lightning.pytorch.accelerators.cuda": "LOCAL_RANK: ",
     "lightning.pytorch.utilities.rank_zero": (
         r"Seed set to|[GTH]PU available: |.*Tip: |`Trainer\.fit` stopped: `max_(epochs|steps)="

@@ -297,14 +297,19 @@ def test_pairs_of_texts_are_told_apart(base_model):
 
 
 def test_decisions_that_rounding_could_flip_are_counted(pair, joint_args, tmp_path):
+    # A Super of such a cost that not all is deferred to it.
+    answers = pd.read_parquet(pair["records"])[["split", "id", "prediction"]]
+    answers.to_csv(tmp_path / "super.csv", index=False)
+    recorded = [str(tmp_path / "super.csv") if arg == str(pair["super"]) else arg for arg in joint_args]
+    recorded += ["--model.super_flops", "1e12"]
     for precision, distance in (("32-true", 4e-7), ("bf16-mixed", 4e-3)):
-        args = [*joint_args, "--trainer.precision", precision, "--model.output", str(tmp_path)]
+        args = [*recorded, "--trainer.precision", precision, "--model.output", str(tmp_path / "joint")]
         assert main(["validate", *args]) == 0
-        said = json.loads((tmp_path / "summary.json").read_text())["within_rounding_of_threshold"]
+        said = json.loads((tmp_path / "joint" / "summary.json").read_text())["within_rounding_of_threshold"]
         assert said["distance"] == distance
-        frame = pd.read_parquet(tmp_path / "records.parquet")
+        frame = pd.read_parquet(tmp_path / "joint" / "records.parquet")
         frame = frame[frame["split"] == "validation"]
-        threshold = json.loads((tmp_path / "elang.json").read_text())["thresholds"]["max_softmax"]["parity"][
+        threshold = json.loads((tmp_path / "joint" / "elang.json").read_text())["thresholds"]["max_softmax"]["1-SE"][
             "threshold"
         ]
         near = ((frame["score_max_softmax"] - float(threshold)).abs() <= distance).mean()

@@ -210,9 +210,9 @@ def test_what_was_made_from_the_slice_is_left_out(pair, base_model, files, tmp_p
 
 def test_default_weights_and_scores(base_model):
     labels = SwiftModule(str(base_model), NAMES, super_records="super.parquet")
-    assert labels.loss_options == LossOptions(distill_weight=10)
+    assert labels.loss_options == LossOptions(distill_weight=10, margin_weight=0.1)
     assert labels.score == "max_softmax"
-    assert labels.hparams["distill_weight"] is None
+    assert labels.hparams["distill_weight"] is labels.hparams["margin_weight"] is None
 
 
 def test_a_single_text_column_needs_no_list(tmp_path, base_model):

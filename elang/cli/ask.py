@@ -59,7 +59,9 @@ def ask(
             journal.progress = progress
             asyncio.run(server.ask(journal.left(), journal.keep))
     except InputError as error:
-        raise InputError(f"{error} The answers so far are kept for when the same command is run again.") from error
+        raise InputError(
+            f"{error} The answers so far are kept: once this is fixed, run the same command again to continue."
+        ) from error
     count = journal.finish(output)
     server.report_cut(len(journal.cut), count)
     say(f"{count} answers of {url}, {count - asked} of them asked for now, are in {output}")

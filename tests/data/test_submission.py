@@ -92,8 +92,8 @@ def test_a_pair_of_another_task_is_refused(trained, folders, fails, tmp_path):
     # The same columns and labels are not yet the same task.
     fails([*args, "--task", "glue/wnli", "--folder", folders / "glue", *output], "another task than glue/wnli")
     fails([*args, "--task", "glue/rtee", "--folder", folders / "glue", *output], "glue/rte")
-    fails([*args, "--task", "glue/rte", "--folder", folders / "glue"], "--output is a file")
-    fails([*args, "--folder", folders / "glue", *output], "no --task")
+    fails([*args, "--task", "glue/rte", "--folder", folders / "glue"], "name a file as --output")
+    fails([*args, "--folder", folders / "glue", *output], "only with --task")
     assert not (tmp_path / "out.tsv").exists()
 
 
