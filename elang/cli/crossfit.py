@@ -10,7 +10,7 @@ from elang.cli.suite_plan import write_configs
 from elang.cli.suite_steps import Step, forget_stale, run_chains
 from elang.errors import InputError
 from elang.files import write_atomically
-from elang.locks import lock_output, unlock_output
+from elang.locks import output_lock
 from elang.records.merging import merge_provenance
 from elang.records.table import check_output
 from elang.terminal import say
@@ -44,14 +44,11 @@ def crossfit(fit: list[str], output: str = "out_of_fold.parquet", folds: int = 5
         for k in range(folds)
     ]
     steps = [step for chain in chains for step in chain]
-    lock_output(root)
-    try:
+    with output_lock(root):
         write_configs(steps)
         forget_stale(steps)
         run_chains(chains, jobs or max(1, count))
         _join([chain[-1].made for chain in chains], output)
-    finally:
-        unlock_output(root)
 
 
 def _chain(config: dict[str, Any], fold: str, home: Path, device: str | None) -> list[Step]:

@@ -105,7 +105,8 @@ def _found(pattern: str, text: str) -> str:
     return next(filter(None, match.groups()), "") if match else ""
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names as a question, or nothing."""
     return "".join(f" Did you mean '{match}'?" for match in get_close_matches(name, list(known), n=1, cutoff=0.6))
 
 
@@ -117,7 +118,7 @@ def _short(value: str) -> str:
 def _no_option(unknown: str, names: list[str]) -> str:
     """Of a verb: ``unknown`` is an argument and what follows, or a name in a file of options."""
     word = unknown.split()[0].partition("=")[0]
-    meant = _meant(word if word.startswith("--") else f"--{word}", names)
+    meant = did_you_mean(word if word.startswith("--") else f"--{word}", names)
     if word.startswith("--") or meant or "." in word:
         return f"There is no option {word}.{meant}"
     return f"{_short(unknown)} belongs to no option: a value with spaces needs quotes."
@@ -148,7 +149,7 @@ def _no_class(verb: str, option: str, name: str, *, message: str) -> str:
         lists = f"It takes the name of a class, or its path. `{verb} --help` lists the options."
     elif option == "--model":
         lists += " A model's name or folder is --model.model."
-    return f"There is no class {_short(name)} for {option}.{_meant(name.rsplit('.', 1)[-1], classes)} {lists}"
+    return f"There is no class {_short(name)} for {option}.{did_you_mean(name.rsplit('.', 1)[-1], classes)} {lists}"
 
 
 def _class_at(path: str) -> type | None:
@@ -170,4 +171,4 @@ def _wrong_type(option: str, value: str, types: list[str]) -> str:
     plain = [re.sub(r"<class '(.*)'>", r"\1", each).split("[")[0].rsplit(".", 1)[-1] for each in types]
     names = dict.fromkeys(_TYPES.get(each, f"a {each}") for each in plain if each not in ("NoneType", "Literal"))
     wanted = [*([f"one of {', '.join(map(repr, words))}"] if words else []), *names]
-    return f"{option} must be {' or '.join(wanted)}, but it is {_short(value)}.{_meant(value, words)}"
+    return f"{option} must be {' or '.join(wanted)}, but it is {_short(value)}.{did_you_mean(value, words)}"

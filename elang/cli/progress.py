@@ -55,8 +55,7 @@ class ProgressLines(pl.Callback):
 
     @override
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
-        if self._validation is not None:
-            self._validation.add()
+        self.on_validation_batch_end(trainer, pl_module, *batch)
 
     def _begun(self, total: float | None, done: int = 0) -> Progress | None:
         # The number of batches of a stream is infinite.

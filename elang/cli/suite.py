@@ -9,7 +9,7 @@ from elang.cli.suite_table import print_tables, read_row, write_tables
 from elang.errors import InputError
 from elang.evaluation.pair import BY_QUALITY
 from elang.files import check_folder
-from elang.locks import lock_output, unlock_output
+from elang.locks import output_lock
 from elang.method.scores import BEFORE_DECODER, SCORES, SEQUENCE_SCORES
 from elang.notices import notice
 from elang.records.manifest import known_name
@@ -57,16 +57,13 @@ def suite(
     chains = [list(task_steps(name, plan, folder, root=root, seed=seed)) for name in chosen_tasks(tasks, plan)]
     steps = [step for chain in chains for step in chain]
     check_folder(root, [config], ["suite.json", *(str(step.file.relative_to(root)) for step in steps)])
-    lock_output(root)
-    try:
+    with output_lock(root):
         write_configs(steps)
         if dry_run:
             say(*(f"elang {' '.join(step.command)}" for step in steps))
             return
         rows = _run(chains, score, jobs)
         write_tables(root / "suite.json", rows)
-    finally:
-        unlock_output(root)
     print_tables(rows, points or _usual_points(rows))
     say(*(f"{row['task']}: caution: {caution}." for row in rows for caution in row["cautions"]))
     say(f"everything is in {root}/, the table in suite.json")

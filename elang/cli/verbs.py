@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Set
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from inspect import signature
 from io import TextIOWrapper
@@ -143,8 +142,9 @@ def _run(args: list[str]) -> None:
     elif verb in _FUNCTIONS:
         _run_function(verb, checked_arguments(options))
     else:
-        verbs = re.findall(r"^  (\w+) ", _HELP, re.MULTILINE)
-        nearest = "".join(f" Did you mean '{name}'?" for name in get_close_matches(verb, verbs, 1))
+        from elang.cli.messages import did_you_mean
+
+        nearest = did_you_mean(verb, re.findall(r"^  (\w+) ", _HELP, re.MULTILINE))
         raise InputError(f"There is no verb '{verb}'.{nearest} Run `elang --help` for the list.")
 
 

@@ -14,7 +14,7 @@ from elang.files import plain, replace_file
 from elang.inference.predictor import JointPredictor
 from elang.inference.stream import Prediction
 from elang.json_files import read_object
-from elang.locks import lock_output, unlock_output
+from elang.locks import output_lock, unlock_output
 from elang.notices import notice
 from elang.terminal import Progress, at_sigterm
 
@@ -71,36 +71,34 @@ def resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int]
     """
     aside = partial_file(output)
     note = aside.with_name(f"{aside.name}.json")
-    lock_output(output)
-    try:
-        with aside.open("a", encoding="utf-8", errors=ESCAPED) as file:
-            done, deferred = _whole_lines(aside)
-            try:
-                same = bool(about) and read_object(note) == about
-            except (OSError, ValueError):
-                same = False
-            if not same:
-                if done:
-                    of_another_run = f"the {done:,} answers in '{aside}' are of another run, and are deleted"
-                    notice("answers-begun-anew", f"Beginning anew: {of_another_run}.")
-                done = deferred = 0
-                file.truncate(0)
-                note.write_text(json.dumps(about), "utf-8")
-            resume = f"the same command goes on behind what is in '{aside}'" if about else f"see '{aside}'"
-            with _announced(printable(f"stopped before the end; {resume}\n"), output):
-                yield file, done, deferred
-            file.flush()
-            os.fsync(file.fileno())
-        replace_file(aside, Path(os.path.realpath(output)))
-        note.unlink(missing_ok=True)
-    except InputError as error:
-        if done := _whole_lines(aside)[0]:
-            raise InputError(f"{error} The {done:,} answers before it are in '{aside}'.") from error
-        aside.unlink(missing_ok=True)
-        note.unlink(missing_ok=True)
-        raise
-    finally:
-        unlock_output(output)
+    with output_lock(output):
+        try:
+            with aside.open("a", encoding="utf-8", errors=ESCAPED) as file:
+                done, deferred = _whole_lines(aside)
+                try:
+                    same = bool(about) and read_object(note) == about
+                except (OSError, ValueError):
+                    same = False
+                if not same:
+                    if done:
+                        of_another_run = f"the {done:,} answers in '{aside}' are of another run, and are deleted"
+                        notice("answers-begun-anew", f"Beginning anew: {of_another_run}.")
+                    done = deferred = 0
+                    file.truncate(0)
+                    note.write_text(json.dumps(about), "utf-8")
+                resume = f"the same command goes on behind what is in '{aside}'" if about else f"see '{aside}'"
+                with _announced(printable(f"stopped before the end; {resume}\n"), output):
+                    yield file, done, deferred
+                file.flush()
+                os.fsync(file.fileno())
+            replace_file(aside, Path(os.path.realpath(output)))
+            note.unlink(missing_ok=True)
+        except InputError as error:
+            if done := _whole_lines(aside)[0]:
+                raise InputError(f"{error} The {done:,} answers before it are in '{aside}'.") from error
+            aside.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
+            raise
 
 
 def partial_file(output: str) -> Path:
