@@ -198,6 +198,20 @@ def with_lists(args: list[str]) -> list[str]:
     return joined
 
 
+def with_values(args: list[str], switches: Set[str]) -> list[str]:
+    """Switch an option on that is named without a value.
+
+    >>> with_values(["--verbose", "--output", "x"], {"--verbose"})
+    ['--verbose', 'true', '--output', 'x']
+    """
+    following = [*args[1:], "--"]
+    return [
+        part
+        for word, after in zip(args, following, strict=False)
+        for part in ([word, "true"] if word in switches and after.startswith("--") else [word])
+    ]
+
+
 def _run_crossfit(args: list[str]) -> None:
     """Take the options of `elang crossfit` out and leave the others to `elang fit`."""
     from argparse import ArgumentError, ArgumentParser
@@ -240,6 +254,8 @@ def _run_function(verb: str, args: list[str]) -> None:
     if classes:
         parser.set_defaults({"data": {"class_path": "elang.TextClassificationData"}})
         given_options(parser, args, classes, verbs={})
+    switches = {f"--{action.dest}" for action in parser._actions if getattr(action, "_typehint", None) is bool}
+    args = with_values(args, switches)
     config = parser.parse_args(with_lists(args) if verb == "calibrate" else args)
     refuse_nulls(config, classes)
     options: dict[str, Any] = vars(parser.instantiate(config))
