@@ -47,8 +47,10 @@ TINY = {
     "score": [*QUIET, "--data.routing_fraction", "0.4"],
     "validate": [*QUIET, "--data.routing_fraction", "0.4"],
 }
+# Without the extras, which `pip install .` leaves out.
 STEPS = """
 import json, sys
+sys.modules.update(dict.fromkeys(["duckdb", "fastapi", "onnxruntime", "pytest", "sklearn", "torchao", "uvicorn"]))
 import elang
 from elang.cli import main
 where, commands, blocks = json.load(sys.stdin)
