@@ -18,7 +18,8 @@ DATA = ("TextClassificationData", "TaskData", "Seq2SeqData")
 
 
 def on_config(config: Any) -> Any:
-    """Show ```math blocks as MathML, which browsers draw without a script."""
+    """Show ```math blocks as MathML, which browsers draw without a script. The versions come last."""
+    config["nav"].append({"Versions": "changelog.md"})
     fence = {"name": "math", "class": "math", "format": _equation}
     config["mdx_configs"].setdefault("pymdownx.superfences", {})["custom_fences"] = [fence]
     return config
