@@ -228,6 +228,19 @@ def test_versions_that_are_tried_are_those_that_are_allowed():
         assert name not in wanted or version in wanted[name], (name, version)
 
 
+def test_the_changelog_has_this_version_and_begins_each_with_a_few_lines():
+    first, *versions = re.split("^## ", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE)[1:]
+    assert first.startswith("Unreleased\n")
+    titles = [re.fullmatch(r"(\d+\.\d+\.\d+) - (\d{4}-\d\d-\d\d)", one.partition("\n")[0]).groups() for one in versions]
+    assert titles[0][0] == elang.__version__
+    assert [date for _, date in titles] == sorted((date for _, date in titles), reverse=True)
+    for one in versions:
+        summary, *groups = re.split("^### ", one, flags=re.MULTILINE)
+        assert len(re.findall("^- ", summary, re.MULTILINE)) == len(summary.strip().splitlines()) - 2 <= 10
+        names = [group.partition("\n")[0] for group in groups]
+        assert names == [name for name in ("Added", "Changed", "Fixed") if name in names]
+
+
 def test_the_badges_are_true():
     words = re.findall(r"<text[^>]*>([^<]*)", (ROOT / "docs" / "images" / "badges.svg").read_text("utf-8"))
     strict = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]["strict"]
