@@ -3,6 +3,7 @@
 # make test: lint, types, tests and doctests, on all cores; make lint: the first two
 # make coverage: the tests again, with the lines and branches of elang/ that they reach
 # make oldest: some tests with the oldest versions that are allowed, in VENV; make audit: known vulnerabilities of what CI installs
+# make dist: the wheel and the source distribution, in dist/
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -13,7 +14,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-.PHONY: demo quick test lint oldest audit coverage
+.PHONY: demo quick test lint oldest audit coverage dist
 demo: $(VENV)/installed
 	$(BIN)/elang demo
 
@@ -46,3 +47,7 @@ coverage: $(VENV)/installed
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+
+dist: $(VENV)/installed
+	rm -rf dist
+	$(BIN)/python -m hatchling build

@@ -1,9 +1,11 @@
 """Tiny models, tokenizers and data, made afresh; nothing is downloaded."""
 
 import csv
+import json
 import logging
 import os
 import random
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -310,3 +312,30 @@ def real_data():
     if os.environ.get("CI"):
         pytest.fail("ELANG_TEST_DATA must name the folder of real data in CI")
     pytest.skip("ELANG_TEST_DATA does not name the folder of real data")
+
+
+@pytest.fixture
+def chrome(tmp_path):
+    """A browser without a window, which logs what it says and what it asks for; skipped without Chromium."""
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if browser is None or driver is None:
+        pytest.skip("needs chromium and chromedriver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--disable-background-networking")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+def asked_for(chrome, page):
+    """The addresses that a page has asked for. The browser opens one of its own first, which asks for what it likes."""
+    sent = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
+    requests = [m["params"] for m in sent if m["method"] == "Network.requestWillBeSent"]
+    return {r["request"]["url"] for r in requests if r["documentURL"] == page}

@@ -1,22 +1,29 @@
-"""The documentation's site: it builds without a warning, has every option and every public name."""
+"""The documentation's site: it builds without a warning, has every option and every public name, and is searched."""
 
+import functools
+import http.server
+import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from conftest import asked_for
 
 import elang
 
 ROOT = Path(__file__).parent.parent
+REPOSITORY = "https://github.com/example/elang"
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={"NO_MKDOCS_2_WARNING": "1"})
+    variables = {"NO_MKDOCS_2_WARNING": "1", "ELANG_REPOSITORY": REPOSITORY}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -59,6 +66,52 @@ def test_nothing_is_loaded_from_elsewhere(site):
     found = [a or b for page in site.rglob("*.html") for a, b in source.findall(page.read_text("utf-8"))]
     assert found
     assert not [url for url in found if url.startswith(("http", "//"))]
+
+
+def test_every_page_links_to_the_repository(site):
+    """If its address is given, and without asking it how many stars it has."""
+    for page in site.rglob("index.html"):
+        text = page.read_text("utf-8")
+        assert f'<a href="{REPOSITORY}"' in text
+        assert 'data-md-component="source"' not in text
+
+
+def test_without_an_address_there_is_no_link(monkeypatch):
+    from mkdocs.config import load_config
+
+    monkeypatch.delenv("ELANG_REPOSITORY", raising=False)
+    assert load_config(str(ROOT / "mkdocs.yml")).repo_url is None
+
+
+def test_all_pages_are_searched(site):
+    entries = json.loads((site / "search" / "search_index.json").read_text("utf-8"))["docs"]
+    pages = {entry["location"].partition("#")[0] for entry in entries}
+    assert pages >= {"", "changelog/", "reference/cli/", *(f"{page.stem}/" for page in (ROOT / "docs").glob("*.md"))}
+    options = "".join(entry["text"] for entry in entries if entry["location"].startswith("reference/cli/"))
+    assert "--max_regret" in options
+
+
+def test_searching_in_a_browser(site, chrome):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    class Files(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        home = f"http://127.0.0.1:{server.server_port}/"
+        try:
+            chrome.get(home)
+            chrome.find_element(By.CSS_SELECTOR, "input.md-search__input").send_keys("calibrate")
+            links = (By.CSS_SELECTOR, "a.md-search-result__link")
+            WebDriverWait(chrome, 30).until(lambda _: chrome.find_elements(*links))
+            found = {link.get_attribute("href") for link in chrome.find_elements(*links)}
+        finally:
+            server.shutdown()
+    assert [url for url in found if url.startswith((f"{home}certificates/", f"{home}reference/cli/"))]
+    assert [url for url in asked_for(chrome, home) if not url.startswith((home, "data:", "blob:"))] == []
 
 
 def test_a_page_for_each_file(site):
