@@ -44,15 +44,15 @@ LATE = (
     "uvicorn",
     "fastapi",
 )
-# Variables that are read while something is imported, by how they begin, and those of them that a fork can still obey.
+# How variables begin that are read while something is imported, and those of them that a fork can still obey.
 AT_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH", "PYTORCH", "TOKENIZERS_", "MPL", "TQDM_", "LC_", "LANG", "PYTHON")
-OBEYED = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
+OBEYED = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "TORCHELASTIC_", "TORCH_NCCL_")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def read_at_import(environment):
-    return frozenset((k, v) for k, v in environment.items() if k.startswith(AT_IMPORT) and k not in OBEYED)
+    return frozenset((k, v) for k, v in environment.items() if k.startswith(AT_IMPORT) and not k.startswith(OBEYED))
 
 
 def python_command(args):
@@ -340,7 +340,7 @@ def main(number):
     # Before anything imports the name.
     subprocess.Popen = Popen
     requests = socket.socket(fileno=number)
-    key, before = read_at_import(os.environ), {*os.environ}
+    before = {*os.environ}
     import_all()
     set_by_libraries = {name: value for name, value in os.environ.items() if name not in before}
     # What outlives those that started it is reaped here, for PID 1 of a container may be slow to.
@@ -356,8 +356,8 @@ def main(number):
         here, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork():
             requests.close()
-            Popen.servers[key] = here
             become(request, given, set_by_libraries)
+            Popen.servers[read_at_import(os.environ)] = here
             run(request)
         here.close()
         for descriptor in given:
