@@ -31,8 +31,7 @@ def elang(*args, processes, forked=None):
         assert f"MEMBER: {processes}/{processes}" in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.parametrize("batch_size", [8, 64])
+@pytest.mark.parametrize(("processes", "batch_size"), [(2, 8), (3, 64)])
 def test_validate_is_the_same_on_any_number_of_processes(joint_args, tmp_path, processes, batch_size):
     """61 examples; in batches of 64 there is one batch, so every other process has none."""
     args = ["validate", *joint_args, "--data.eval_batch_size", batch_size]
