@@ -7,10 +7,15 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import forking
 import pytest
+
+# Before anything else imports the name.
+subprocess.Popen = forking.Popen
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")

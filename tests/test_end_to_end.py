@@ -200,6 +200,7 @@ def test_predict_verb_from_file_table_and_standard_input(pair, files, tmp_path):
         assert (x["label"], x["answered_by"]) == (y["label"], y["answered_by"])
     done = subprocess.run(
         [sys.executable, "-m", "elang", "predict", *models],
+        forked=False,
         input="great film\n",
         capture_output=True,
         text=True,
@@ -321,7 +322,9 @@ def test_validate_one_model(pair, data_args, capsys):
 
 
 def test_python_m_and_version():
-    done = subprocess.run([sys.executable, "-m", "elang", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "elang", "--version"], forked=False, capture_output=True, text=True, check=True
+    )
     import elang
 
     assert done.stdout.strip() == f"elang {elang.__version__}"

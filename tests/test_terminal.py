@@ -47,7 +47,12 @@ def test_a_run_leaves_out_the_noise_of_libraries(base_model, data_args, tmp_path
     args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "model"), *data_args]
     args += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", "elang", *args], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "elang", *args],
+        forked=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert not done.returncode, done.stderr
     for noise in ("Failed to load", "Enum", "Seed set", "PU available", "Tip:", "Writing model shards", "many workers"):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -408,16 +409,13 @@ def test_steps_end_with_what_began_them(number, tmp_path, monkeypatch):
 
 def test_closed_standard_streams(made, models):
     """A file that is opened then must not get what others print; answers that nobody can take are refused."""
-
-    def close():
-        for number in (0, 1, 2):
-            os.close(number)
-
     args = [sys.executable, "-m", "elang", "predict", *models, "--input", "lines.txt"]
-    done = subprocess.run([*args, "--output", "out.jsonl"], cwd=made, preexec_fn=close)
+    done = subprocess.run(
+        [*args, "--output", "out.jsonl"], forked=False, cwd=made, preexec_fn=partial(os.closerange, 0, 3)
+    )
     assert done.returncode == 0
     assert all(json.loads(line)["answered_by"] for line in (made / "out.jsonl").read_text().splitlines())
-    done = subprocess.run(args, cwd=made, preexec_fn=lambda: os.close(1), stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(args, cwd=made, preexec_fn=partial(os.close, 1), stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert "elang: error: Standard output is closed" in done.stderr
 

@@ -160,7 +160,7 @@ def test_a_stopped_fit_is_no_success(base_model, data_args, tmp_path):
     args += ["--trainer.accelerator", "cpu", "--trainer.max_epochs", "100000", "--trainer.enable_progress_bar", "false"]
     with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "elang", *args], cwd=tmp_path, stdout=said, stderr=said, env=os.environ
+            [sys.executable, "-m", "elang", *args], forked=False, cwd=tmp_path, stdout=said, stderr=said, env=os.environ
         )
         try:
             end = time.monotonic() + 240

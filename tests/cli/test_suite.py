@@ -779,9 +779,12 @@ def test_every_config_is_parsed_for_every_task(name, tmp_path, capsys):
         assert fractions == {joint["data"]["init_args"]["routing_fraction"]}
 
 
-@pytest.mark.parametrize("task", ALL_TASKS)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_config_runs_on_every_task(name, task, tiny, data, tmp_path):
+# Every task by an encoder and by a T5, and every configuration; all of them are parsed for all tasks above.
+RUNS = [(name, task) for place, task in enumerate(ALL_TASKS) for name in NAMES[place % 2 :: 2]]
+
+
+@pytest.mark.parametrize(("name", "task"), RUNS)
+def test_every_task_runs_as_configured(name, task, tiny, data, tmp_path):
     """Two training steps of tiny models with the options that are shipped, and the whole evaluation."""
     plan = read_plan(str(CONFIGS / f"{name}.yaml"))
     plan["swift_model"], plan["super_model"] = tiny[name.partition("-")[0]]

@@ -322,7 +322,7 @@ def kill(command, folder, after, how="os._exit(9)", code=9):
         "sys.exit(main(sys.argv[1:]))\n"
     )
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    done = subprocess.run([sys.executable, "-c", slow, *command], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", slow, *command], forked=True, env=env, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     return folder / ".out.jsonl.part", folder / ".out.jsonl.part.json", done.stderr
 
