@@ -66,6 +66,17 @@ def test_a_page_for_each_file(site):
         assert (site / page.stem / "index.html").is_file()
 
 
+def test_scripts_and_results_that_are_named_exist():
+    """Each figure has its script."""
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text("utf-8")
+        scripts = re.findall(r"`(?:benchmarks/)?((?:quality|speed|scale|reliability)/\w+\.py)`", text)
+        results = re.findall(r"results/(\w+\.json)`" if page.stem != "performance" else r"`(\w+\.json)`", text)
+        named = [*scripts, *(f"results/{name}" for name in results)]
+        assert not [name for name in named if not (ROOT / "benchmarks" / name).is_file()], page
+        assert named or page.stem not in ("performance", "results", "reliability")
+
+
 def test_what_is_said_of_faults_is_tested():
     said = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text("utf-8")))
     texts = [path.read_text("utf-8") for path in ROOT.glob("tests/**/test_*.py")]
