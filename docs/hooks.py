@@ -65,7 +65,8 @@ def _first_page() -> str:
 
 def _command_line() -> str:
     """Every verb's options as its parser prints them."""
-    parts = ["# The command line", "As `elang <verb> --help` and `--model.help CLASS`, `--data.help CLASS` print it."]
+    use = "This page lists every verb and option, as `elang VERB --help` prints them"
+    parts = ["# The command line", f"**Reference.** {use}, and `elang fit --model.help CLASS` and `--data.help CLASS`."]
     parts += ["## elang", _printed("--help")]
     verbs = re.findall(r"^  (\w+) +\S", _help("--help").split("verbs:")[1].split("options:")[0], re.MULTILINE)
     for verb in verbs:
@@ -99,7 +100,8 @@ def _python() -> str:
     """The public names, and the modules behind them."""
     import elang
 
-    parts = ["# Python", "Names that `import elang` gives, then the modules that hold the equations."]
+    use = "This page lists the names that `import elang` gives, and then the modules that hold the equations."
+    parts = ["# Python", f"**Reference.** {use}"]
     names = [name for name in elang.__all__ if name not in ("SCORES", "__version__")]
     parts += [f"::: {elang._HOME[name]}.{name}" for name in names]
     for path in sorted((ROOT / "elang" / "method").rglob("*.py")):

@@ -1,4 +1,4 @@
-"""The extension points, used as docs/architecture.md says: from outside, with no file of elang changed."""
+"""The extension points, used as docs/extending.md says: from outside, with no file of elang changed."""
 
 import json
 import random

@@ -1,6 +1,8 @@
 """The curve of records on disk, against the one in memory."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import torch
 from conftest import read_curve
 
 from elang.cli.verbs import main
+from elang.errors import InputError
 from elang.evaluation import sweep as pieces
 from elang.evaluation.database import Joint
 from elang.evaluation.pair import FRACTIONS, HALF_POINT, SHARES
@@ -170,6 +173,24 @@ def test_the_command_line(joint_args, tmp_path, capsys):
     curve = read_curve(tmp_path / "swept")
     assert list(curve) == ["score", "threshold", "deferred", "deferred_share", "accuracy", "flops", "speedup"]
     assert curve.query("score == 'free_energy'")["accuracy"].iloc[-1] == pytest.approx(whole["super"]["quality"])
+
+
+def test_evaluations_of_separate_files(tmp_path, monkeypatch):
+    """Each counts its examples from 0; docs/scale.md gives them ids of their own."""
+    monkeypatch.chdir(tmp_path)
+    parts = [made(300, seed=seed) for seed in (1, 2)]
+    for number, part in enumerate(parts, 1):
+        Path(f"joint-{number}").mkdir()
+        written(part, f"joint-{number}/records.parquet", temperature=1.0)
+    with pytest.raises(InputError, match="each example one id over all files"):
+        Joint(["joint-1", "joint-2"])
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text("utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(snippet, {})
+    whole = pd.concat(parts, ignore_index=True).assign(id=range(600))
+    found = swept(Joint(["joint-1.parquet", "joint-2.parquet"]), "max_softmax", QUALITIES["accuracy"](3))
+    expected = swept(Joint([written(whole, "whole.parquet")]), "max_softmax", QUALITIES["accuracy"](3))
+    assert found.points == expected.points
 
 
 def test_names_of_files_say_nothing_of_their_rows(tmp_path):
