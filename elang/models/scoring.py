@@ -99,6 +99,13 @@ class ScoreModule(EvaluationModule):
         if stage == "test":
             raise InputError("`elang test` writes no records. Run `elang score`, which answers all splits.")
         super().setup(stage)
+        if stage == "predict":
+            return
+        if self.data is None:
+            raise InputError(
+                "Records are of the rows of a file: give ScoreModule one of elang's data modules. Trainer.predict of a "
+                "FinetuneModule gives the logits of a loader's examples."
+            )
         self.lock(Path(self.output) if self.part is None else self._path(self.part))
         parts = list(range(self.parts)) if self.part is None else [self.part]
         if self.parts > 1:
