@@ -165,10 +165,10 @@ def given_options(parser: ArgumentParser, args: Any, parts: tuple[str, ...], ver
 def last_value(args: list[str], *options: str) -> str | None:
     """The value of an option, the last one if it is given several times; ``None`` if it is not given.
 
-    >>> last_value(["--ckpt_path", "a.ckpt", "--ckpt_path=b.ckpt"], "--ckpt_path")
-    'b.ckpt'
+    >>> last_value(["--ckpt_path=a.ckpt", "--ckpt_path", "epoch=1.ckpt"], "--ckpt_path")
+    'epoch=1.ckpt'
     """
-    words = [word for arg in args for word in arg.split("=", 1)]
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("-") else [arg])]
     return next((value for option, value in reversed([*pairwise(words)]) if option in options), None)
 
 
