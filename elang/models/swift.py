@@ -134,7 +134,7 @@ class SwiftModule(FinetuneModule):
         """Refuse options that this kind of task does not have."""
         kind, hard = self.task.kind, self.loss_options.hard
         if not kind.scores and hard != "gain":
-            raise InputError("In a regression the router learns where the Super is nearer: leave out --model.hard.")
+            raise InputError("A regression's router learns where the Super is nearer: it needs --model.hard gain.")
         known = [*kind.scores, *self.classifier.head_scores]
         if self.score not in known:
             why = "Energy means nothing for a regression's single output. " if not kind.scores else ""
