@@ -212,6 +212,11 @@ class TaskModule(AnyShape, LightningModule):
         return tables
 
     @property
+    def writes(self) -> bool:
+        """Whether this process writes results: the first one does, except in a ``fast_dev_run``."""
+        return self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False)
+
+    @property
     def runs_all_batches(self) -> bool:
         """Whether the trainer evaluates all batches."""
         limits = (self.trainer.limit_val_batches, self.trainer.limit_test_batches)

@@ -156,7 +156,7 @@ class JointModule(EvaluationModule):
         for name, quality in self.summary.qualities.items():
             self.log(f"swift/{name}", quality.swift.quality, sync_dist=True)
             self.log(f"super/{name}", quality.super.quality, sync_dist=True)
-        if self.trainer.is_global_zero:
+        if self.writes:
             if self.thresholds_manifest is not None:
                 report_dropped(self.output / "elang.json")
                 self.thresholds_manifest.write(self.output / "elang.json")

@@ -159,7 +159,7 @@ class ScoreModule(EvaluationModule):
     def on_validation_epoch_end(self) -> None:
         """Gather the current part from all processes, and write it."""
         tables = self.gather_tables()
-        if not self.trainer.is_global_zero:
+        if not self.writes:
             return
         records: dict[str, list[Records]] = {}
         for split, table in tables.items():

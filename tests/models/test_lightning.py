@@ -201,6 +201,7 @@ def test_a_pair_on_loaders(pair, rows, loader, tmp_path):
     chosen = torch.where(found["deferred"], found["super_prediction"], found["swift_prediction"])
     assert torch.equal(found["prediction"], chosen)
     assert set(predicting(**next(iter(loader(rows[1]))))) == {"swift", "super"}
+    trainer(tmp_path, fast_dev_run=True).validate(predicting, loader(rows[1]))
     assert not (tmp_path / "none").exists()
     with pytest.raises(InputError, match="evaluated examples are in the training file"):
         trainer(tmp_path).validate(joint, [held_out, held_out], verbose=False)
@@ -393,6 +394,13 @@ def test_a_checkpoint_alone_is_evaluated_and_resumed(checkpoint, files, tmp_path
     assert main(["fit", "--ckpt_path", str(checkpoint), *QUIET, "--model.output", str(tmp_path / "again")]) == 0
     again, first = (Manifest.read(folder) for folder in (tmp_path / "again", checkpoint.parent / "model"))
     assert again.thresholds == first.thresholds
+
+
+def test_a_trial_writes_nothing(joint_args, pair, data_args, tmp_path):
+    trial = [*QUIET, "--trainer.fast_dev_run", "true", "--model.output"]
+    assert main(["validate", *joint_args, *trial, str(tmp_path / "joint")]) == 0
+    assert main(["score", "--model.model", str(pair["super"]), *data_args, *trial, str(tmp_path / "r.parquet")]) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_without_data_says_what_to_add(checkpoint, data_args, fails, tmp_path):
