@@ -16,7 +16,7 @@ from elang.evaluation.summary_file import read_summary
 from elang.locks import locked
 from elang.notices import notice
 from elang.records.manifest import FILENAME, Manifest
-from elang.terminal import say
+from elang.terminal import say, say_wrapped
 
 # A smaller amount cannot be certified on any data that fits on a disk.
 _SMALLEST = 1e-9
@@ -114,10 +114,10 @@ def _add_thresholds(
             f"{repeated} of the {first.rows} rows of '{request.part}' repeat a text. Each text counts once.",
         )
     for (score, name), entry in entries.items():
-        say(f"{score}, '{name}': {entry['statement']}" if len(entries) > 1 else entry["statement"])
-    say(f"Chosen on {first.units:,} {first.noun} of {request.part} of {folder}.")
+        say_wrapped(f"{score}, '{name}': {entry['statement']}" if len(entries) > 1 else entry["statement"])
+    say_wrapped(f"Chosen on {first.units:,} {first.noun} of {request.part} of {folder}.")
     if caution := little_to_gain(first.gain):
-        say(f"Caution: {caution}.")
+        say_wrapped(f"Caution: {caution}.")
     for path in manifests:
         with locked(path.parent):
             # Another calibration may have added its own in the meantime.

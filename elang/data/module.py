@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -102,6 +103,10 @@ class TextData(LightningDataModule):
     def where(self, source: str) -> str:
         """A source's name in messages."""
         return f"'{self.files[source]}'" + (f" of '{self.hub}'" if self.hub else "")
+
+    def title(self, source: str) -> str:
+        """What is asked of a source, as the title of its results: by default the data set or the file."""
+        return self.hub or Path(self.files[source]).name
 
     @property
     def splits(self) -> list[SplitName]:

@@ -18,8 +18,8 @@ from conftest import QUIET, read_curve, write_data
 from scipy import stats
 
 from elang.cli.verbs import main
-from elang.evaluation.report.console import area_difference
 from elang.evaluation.report.folder import Evaluation
+from elang.evaluation.report.words import area_difference
 from elang.method.bootstrap import curve_interval, mcnemar
 from elang.method.curve.exact import operating_curve
 from elang.method.quality.registry import QUALITIES
@@ -147,10 +147,10 @@ def test_differences_of_areas_are_said(joint, tmp_path):
     assert "area minus max_softmax" in plain
     for name in set(areas) - {"max_softmax"}:
         assert area_difference(areas[name]) in plain
-        assert area_difference(areas[name]).startswith("= ") == (
+        assert area_difference(areas[name]).startswith("=") == (
             areas[name]["difference_low"] <= 0 <= areas[name]["difference_high"]
         )
-    assert area_difference(areas["max_softmax"]) == ""
+    assert area_difference(areas["max_softmax"]) == "="
 
 
 def test_what_a_text_says_is_only_text(pair, joint_args, tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from elang.evaluation.pair import PairAnswers
 from elang.evaluation.report.folder import Evaluation
-from elang.evaluation.summary import QualitySummary
+from elang.evaluation.summary import JointSummary, QualitySummary
 from elang.files import write_atomically
 from elang.method.bootstrap import curve_interval
 from elang.method.curve.points import OperatingCurve
@@ -68,8 +68,12 @@ def _style(score: str, routing: str) -> dict[str, Any]:
     return style | ({"linewidth": 2.6, "zorder": 5} if score == routing else {})
 
 
-def plot_curves(path: Path, curves: dict[str, OperatingCurve], *, summary: QualitySummary, routing: str) -> None:
-    """Draw quality over deferred share and over compute for all scores, with random, oracle and both models."""
+def plot_curves(path: Path, curves: dict[str, OperatingCurve], about: JointSummary) -> None:
+    """Draw quality over deferred share and over compute for all scores, with random, oracle and both models.
+
+    The curves are of the first metric of ``about``.
+    """
+    summary, routing = about.first, about.score
     labels = _drawn(curves, summary, routing)
     known = bool(torch.isfinite(curves["random"].cost).all())
     figure, axes = new_axes(12, 5, columns=2 if known else 1)
@@ -86,7 +90,8 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], *, summary: Quali
         axis.set_xlabel(_COST if by_cost else _SHARE)
     axes[0].set_ylabel(summary.quality_name)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    figure.suptitle(f"Joint inference on {summary.num_examples:,} examples")
+    title = f"{about.task}: " if about.task else ""
+    figure.suptitle(f"{title}{summary.quality_name} on {summary.num_examples:,} examples of {about.evaluated_on}")
     _save(figure, path)
 
 
