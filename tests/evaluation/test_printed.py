@@ -52,7 +52,7 @@ def test_the_answer_comes_first_and_everything_fits_80_columns(capsys):
     print_summary(replace(summary_of(), latency={"swift": latency, "super": latency}), Path("runs/joint"))
     said = capsys.readouterr().out
     lines = said.splitlines()
-    assert lines[0].startswith("On dev.csv (intent), the pair answers ")
+    assert lines[0].startswith("On dev.csv (intent), the pair ")
     assert max(map(len, lines)) <= 80
     words = " ".join(said.split())
     assert words.index("x fewer FLOPs.") < words.index("dev.csv (intent): accuracy on 400 examples of validation")

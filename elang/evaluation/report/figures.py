@@ -222,7 +222,7 @@ def score_figure(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
     caption = alt
     if math.isfinite(threshold):
         axis.axvline(threshold, color="black", linewidth=1.2, label="threshold")
-        caption += "; the line is the threshold"
+        caption += "; the line is the threshold, and inputs to the right of it go to the Super"
     axis.set_yscale("symlog", linthresh=10)
     locator: Any = SymmetricalLogLocator(base=10, linthresh=10, subs=(1, 2, 5))
     if axis.get_ylim()[1] < 10:
@@ -256,7 +256,10 @@ def reliability_figure(evaluation: Evaluation) -> dict[str, Any] | None:
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1)
     alt = f"Reliability diagram of the Swift; expected calibration error {float(((x - y).abs() * weight).sum()):.3f}"
-    caption = f"{alt}, in ten bins of equal width; larger dots have more inputs."
+    caption = (
+        f"{alt}, in ten bins of equal width; larger dots have more inputs. On the dotted line the Swift would be right "
+        "as often as its probability says."
+    )
     return {"figure": figure, "name": "reliability", "alt": alt, "caption": caption}
 
 

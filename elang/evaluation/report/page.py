@@ -76,8 +76,10 @@ def _scores(evaluation: Evaluation) -> tuple[list[str], dict[str, list[str]], li
     for name in sorted(first.scores, key=lambda name: name != evaluation.score):
         score = first.scores[name]
         cells = ["-" if math.isnan(score.area) else f"{score.area:.3f}"]
-        cells += [area_difference(summary.areas.get(name, {}))] * bool(summary.areas)
-        rows.append([name, *cells, *(", ".join(point_cells(score.point(point), metric)) for point in shown)])
+        if summary.areas:
+            cells.append(area_difference(summary.areas[name]) if name in summary.areas else "-")
+        points = (score.point(point) for point in shown)
+        rows.append([name, *cells, *(", ".join(point_cells(point, metric)) if point else "-" for point in points)])
     kept, notes = without_repeats(rows)
     heads = ["score", "area", *[f"area minus {evaluation.score}"] * bool(summary.areas), *shown]
     return heads, {name: cells for name, *cells in kept}, notes

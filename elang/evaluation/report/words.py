@@ -19,7 +19,8 @@ _MEANINGS = {
     "error if that is larger",
     "parity": "the cheapest threshold with all of the Super's {metric}",
     "99.5%, 99%": "the cheapest threshold with this share of the Super's {metric}",
-    "at random, oracle": "for comparison: deferring by chance, and by a score that knows both models' answers",
+    "random": "for comparison, deferring by chance",
+    "oracle": "for comparison, a score that knows both models' answers",
     "deferred": "share of the inputs that the Swift passes on to the Super; 'defer 10%' aims at 10%",
     "speed-up": "FLOPs of the Super alone divided by FLOPs of the pair; below 1x the pair costs more",
     "area": "how well a score finds the inputs that the Super answers better, 0 (as by chance) to 1 (all of them); "
