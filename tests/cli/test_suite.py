@@ -133,7 +133,7 @@ def test_table_is_printed(whole):
     out, _, said = whole
     steps = [(task, stage) for task in ("glue/rte", "superglue/copa") for stage in STAGES]
     lines = [line for line in said.splitlines() if ": caution: " not in line]
-    told = [line for line in lines if re.match(r"\S+: ", line) and "threshold" not in line]
+    told = [line for line in lines if re.match(r"\S+/\S+: ", line) and "threshold" not in line]
     cautions = [row["cautions"] for row in json.loads((out / "suite.json").read_text())["tasks"]]
     assert said.count(": caution: ") == sum(map(len, cautions)) > 0
     assert len(told) == 2 * len(steps)
