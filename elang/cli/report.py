@@ -7,7 +7,7 @@ from elang.evaluation.report.files import EVALUATION_FILES
 from elang.evaluation.report.folder import Evaluation
 from elang.evaluation.report.page import section
 from elang.files import check_output_file, write_atomically
-from elang.terminal import say
+from elang.terminal import say, say_wrapped
 
 
 def report(joint: list[str], output: str = "report.html", threshold: str | None = None) -> None:
@@ -43,4 +43,5 @@ def report(joint: list[str], output: str = "report.html", threshold: str | None 
     html = environment.get_template("report.html").render(sections=sections)
     with write_atomically(path) as aside:
         aside.write_text(html, "utf-8")
+    say_wrapped(*(part["answer"] for part in sections))
     say(f"The report is {path}; its figures are in {figures}/ as PNG and SVG.")

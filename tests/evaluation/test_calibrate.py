@@ -656,13 +656,16 @@ def test_other_points(joint, capsys):
             assert float(frame["gain"][~deferred.numpy()].sum()) / len(frame) <= 0.2
 
 
-def test_several_attempts_on_a_slice(pair, joint, tmp_path, fails):
+def test_several_attempts_on_a_slice(pair, joint, tmp_path, capfd, fails):
     """Each costs confidence, also of another score or folder; a list is one attempt; the name says which score."""
     base = ["calibrate", str(joint), "--max_regret", "0.3"]
     assert main(base) == 0
     first = entry_of(joint)
     assert (first["confidence"], first["attempts"], first["level"]) == (0.95, 1, pytest.approx(0.05))
+    capfd.readouterr()
     assert main([*base, "--score", "entropy", "margin"]) == 0
+    # Of two classes these are one order, so their rows are equal.
+    assert "Left out, equal to 'entropy: certified': 'margin: certified'." in capfd.readouterr().out
     assert [one["kind"] for one in notices()] == ["spent-confidence"]
     assert "92.5% confidence, not 95%" in notices()[0]["text"]
     found = entry_of(joint, "margin")

@@ -181,7 +181,12 @@ def test_several_tasks_and_a_certificate(joint, tmp_path, capfd):
     other = tmp_path / "task" / "joint"
     shutil.copytree(joint, other)
     assert main(["calibrate", str(other), "--max_regret", "0.2", "--confidence", "0.8"]) == 0
+    capfd.readouterr()
     text = page_of(joint, other, out=tmp_path / "report.html")
+    said = " ".join(capfd.readouterr().out.split())
+    answers = re.findall(r'<p class="answer">(.*)</p>', text)
+    assert len(answers) == 2
+    assert said.startswith(html.unescape(" ".join(answers)))
     page = Page(text)
     assert [s["id"] for s in page.all("section")] == [link["href"].removeprefix("#") for link in page.all("a")]
     statement = json.loads((other / "elang.json").read_text())["thresholds"]["max_softmax"]["certified"]["statement"]

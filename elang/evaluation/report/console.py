@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from elang.evaluation.pair import BY_QUALITY
-from elang.evaluation.report.words import area_difference, meanings, outcome, point_cells, quality_text, statement_lines
+from elang.evaluation.report.words import (
+    area_difference,
+    meanings,
+    outcome,
+    point_cells,
+    quality_text,
+    speedup_text,
+    statement_lines,
+)
 from elang.evaluation.summary import JointSummary
 from elang.terminal import say, say_table, say_wrapped, without_repeats
 
@@ -44,7 +52,7 @@ def _print_thresholds(summary: JointSummary) -> list[str]:
 
     def row(name: str, values: dict[str, float], share: float, speedup: float) -> list[str]:
         cells = [quality_text(metric, values.get(metric, math.nan)) for metric in metrics]
-        return [name, *cells, f"{share:.1%}", "-" if math.isnan(speedup) else f"{speedup:.2f}x"]
+        return [name, *cells, f"{share:.1%}", speedup_text(speedup)]
 
     rows = []
     for name, point in first.scores[score].held_out.items():

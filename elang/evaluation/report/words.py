@@ -129,12 +129,16 @@ def quality_text(metric: str, value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.{2 if full_mark(metric) > 1 else 4}f}"
 
 
+def speedup_text(speedup: float) -> str:
+    """A speed-up, or a dash if it is unknown."""
+    return "-" if math.isnan(speedup) else f"{speedup:.2f}x"
+
+
 def point_cells(point: Point | None, metric: str) -> list[str]:
     """Quality, deferred share and speed-up at a point, dashes where they are unknown."""
     if point is None:
         return ["-"] * 3
-    speedup = "-" if math.isnan(point.speedup) else f"{point.speedup:.2f}x"
-    return [quality_text(metric, point.quality), f"{point.deferred_share:.1%}", speedup]
+    return [quality_text(metric, point.quality), f"{point.deferred_share:.1%}", speedup_text(point.speedup)]
 
 
 def area_difference(area: dict[str, float], interval: bool = True) -> str:
