@@ -1,13 +1,11 @@
 """An evaluation's summary: what is read off the curves of one evaluation set, as it is written to ``summary.json``."""
 
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from elang.evaluation.cautions import cautions, length_bias, repeated, saves_nothing
+from elang.evaluation.cautions import cautions, length_bias, near_threshold, repeated, saves_nothing
 from elang.evaluation.pair import (
     BY_QUALITY,
     PairAnswers,
@@ -228,16 +226,8 @@ def summarize_pair(
         statements=statements,
         signatures={q.name: signature(q.name) for q in qualities} if generates else None,
         lengths=length_bias(answers) if generates else None,
-        within_rounding_of_threshold=_near(answers.scores[about.score], named, rounding),
+        within_rounding_of_threshold=near_threshold(answers.scores[about.score], named, rounding),
     )
-
-
-def _near(score: Tensor, named: dict[str, dict[str, Any]], rounding: float) -> dict[str, float] | None:
-    """The share of scores within rounding of the default one of the ``named`` thresholds, unless that is infinite."""
-    threshold = float(named.get(known_name(named), {}).get("threshold", math.nan))
-    # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
-    within = (score - threshold).abs() <= rounding
-    return {"distance": rounding, "share": float(within.double().mean())} if math.isfinite(threshold) else None
 
 
 def all_curves(answers: PairAnswers, qualities: list[Quality]) -> Curves:
