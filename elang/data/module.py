@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,17 +105,14 @@ class TextData(LightningDataModule):
 
     def title(self, source: str) -> str:
         """What is asked of a source, as the title of its results: by default the data set or the file."""
-        return self.hub or Path(self.files[source]).name
+        return self.hub or self.files[source].rpartition("/")[2]
 
     @property
     def splits(self) -> list[SplitName]:
         """The splits there are; ``routing``, ``fold`` and ``train`` are parts of the training file."""
         order: list[SplitName] = ["validation", "routing", "test", "fold", "train", "transfer"]
-        present = {
-            "routing": "train" in self.files and self.routing_fraction > 0,
-            "fold": "train" in self.files and self.fold is not None,
-            "transfer": bool(self.transfer),
-        }
+        file = "train" in self.files
+        present = {"routing": file and self.routing_fraction > 0, "fold": file and self.fold, "transfer": self.transfer}
         return [split for split in order if split in self.files or present.get(split)]
 
     @property

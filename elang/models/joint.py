@@ -231,15 +231,10 @@ class JointModule(EvaluationModule):
             weights={name: str(value or "") for name, value in hashes.items()},
             task="" if data is None else data.title(evaluated),
         )
+        expected = len(answers) if data is None else self.num_examples(evaluated)
+        rounding = 4e-7 if float32 else self.task.kind.rounding
         summary = summarize_pair(
-            about,
-            answers,
-            curves,
-            thresholds=thresholds,
-            label_names=self.label_names,
-            expected=len(answers) if data is None else self.num_examples(evaluated),
-            manifest=self.manifest,
-            rounding=4e-7 if float32 else self.task.kind.rounding,
+            about, answers, curves, thresholds, self.label_names, expected, manifest=self.manifest, rounding=rounding
         )
         return replace(summary, latency=self._latency(answers))
 
