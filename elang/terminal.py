@@ -6,6 +6,7 @@ import re
 import select
 import signal
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ _IRRELEVANT = (
 
 # Seconds between two lines about how far a step is.
 _EVERY = 60.0
+# Columns of tables and texts where standard output is no terminal, and of texts on a wide one.
+_WIDTH, _READABLE = 80, 100
 
 
 def quiet_libraries() -> None:
@@ -161,7 +164,47 @@ def say(*lines: str) -> None:
         print(printable(line), flush=True)  # noqa: T201
 
 
-def console(width: int) -> Any:
+def say_wrapped(*paragraphs: str, indent: str = "") -> None:
+    """Print paragraphs broken between words, at 80 columns or the terminal's width; ``indent`` is for further lines."""
+    width = min(console().width, _READABLE)
+    for text in paragraphs:
+        say(*textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
+
+
+def say_table(title: str, head: list[str], rows: list[list[str]], notes: list[str], texts: int = 1) -> None:
+    """Print a table that fits into 80 columns: the first ``texts`` columns are texts, the others numbers.
+
+    ``notes`` below it say what its words mean, and what was left out.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for place, name in enumerate(head):
+        table.add_column(name, justify="left" if place < texts else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    say("")
+    say_wrapped(title)
+    console().print(table)
+    say_wrapped(*notes, indent="  ")
+
+
+def without_repeats(rows: list[list[str]]) -> tuple[list[list[str]], list[str]]:
+    """Rows without those that differ from an earlier one by their name alone, the first cell; and a note of these.
+
+    >>> without_repeats([["a", "1"], ["b", "2"], ["c", "1"]])
+    ([['a', '1'], ['b', '2']], ["Left out, equal to 'a': 'c'."])
+    """
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, *cells in rows:
+        names.setdefault(tuple(cells), []).append(name)
+    equal = [(first, ", ".join(map(repr, others))) for first, *others in names.values() if others]
+    notes = [f"Left out, equal to '{first}': {others}." for first, others in equal]
+    return [[first, *cells] for cells, (first, *_) in names.items()], notes
+
+
+def console(width: int = _WIDTH) -> Any:
     """A rich console for tables that prints names literally, without markup, emoji or control characters.
 
     ``width`` applies if standard output is no terminal.

@@ -9,6 +9,7 @@ from elang.errors import InputError
 from elang.evaluation.cautions import little_to_gain
 from elang.evaluation.pair import BY_QUALITY, SHARES
 from elang.evaluation.promises import Request, choose_entries, manifest_file
+from elang.evaluation.report.words import meanings, speedup_text
 from elang.evaluation.slices import read_slice
 from elang.evaluation.statements import LEDGER, PROMISES, add_entries, keep_made, read_made
 from elang.evaluation.summary import JointSummary
@@ -16,7 +17,7 @@ from elang.evaluation.summary_file import read_summary
 from elang.locks import locked
 from elang.notices import notice
 from elang.records.manifest import FILENAME, Manifest
-from elang.terminal import say
+from elang.terminal import say, say_table, say_wrapped, without_repeats
 
 # A smaller amount cannot be certified on any data that fits on a disk.
 _SMALLEST = 1e-9
@@ -114,10 +115,19 @@ def _add_thresholds(
             f"{repeated} of the {first.rows} rows of '{request.part}' repeat a text. Each text counts once.",
         )
     for (score, name), entry in entries.items():
-        say(f"{score}, '{name}': {entry['statement']}" if len(entries) > 1 else entry["statement"])
-    say(f"Chosen on {first.units:,} {first.noun} of {request.part} of {folder}.")
+        say_wrapped(f"{score}, '{name}': {entry['statement']}" if len(entries) > 1 else entry["statement"])
+    if len(entries) > 1:
+        rows, notes = without_repeats(
+            [
+                [f"{score}: {name}", f"{entry['deferred_share']:.1%}", speedup_text(entry["speedup"])]
+                for (score, name), entry in entries.items()
+            ]
+        )
+        head = ["threshold", "deferred", "speed-up"]
+        say_table("What they do on these examples", head, rows, [*notes, *meanings(head)])
+    say_wrapped(f"Chosen on {first.units:,} {first.noun} of the split '{request.part}' of {folder}/.")
     if caution := little_to_gain(first.gain):
-        say(f"Caution: {caution}.")
+        say_wrapped(f"Caution: {caution}.")
     for path in manifests:
         with locked(path.parent):
             # Another calibration may have added its own in the meantime.

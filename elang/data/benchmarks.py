@@ -47,6 +47,10 @@ class TaskData(TextData):
         """What the task asks."""
         return self.task.text_task
 
+    def title(self, source: str) -> str:
+        """The task's name."""
+        return self.task.name
+
     def rows(self, source: str) -> list[Row]:
         """The rows of one source, with the columns of the hub."""
         if self.hub is None:

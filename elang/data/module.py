@@ -105,15 +105,16 @@ class TextData(LightningDataModule):
         """A source's name in messages."""
         return f"'{self.files[source]}'" + (f" of '{self.hub}'" if self.hub else "")
 
+    def title(self, source: str) -> str:
+        """What is asked of a source, as the title of its results: by default the data set or the file."""
+        return self.hub or self.files[source].rpartition("/")[2]
+
     @property
     def splits(self) -> list[SplitName]:
         """The splits there are; ``routing``, ``fold`` and ``train`` are parts of the training file."""
         order: list[SplitName] = ["validation", "routing", "test", "fold", "train", "transfer"]
-        present = {
-            "routing": "train" in self.files and self.routing_fraction > 0,
-            "fold": "train" in self.files and self.fold is not None,
-            "transfer": bool(self.transfer),
-        }
+        file = "train" in self.files
+        present = {"routing": file and self.routing_fraction > 0, "fold": file and self.fold, "transfer": self.transfer}
         return [split for split in order if split in self.files or present.get(split)]
 
     @property

@@ -89,6 +89,14 @@ def repeated(key: Tensor, unit: Tensor | None) -> list[str]:
     ]
 
 
+def near_threshold(score: Tensor, named: dict[str, dict[str, Any]], rounding: float) -> dict[str, float] | None:
+    """The share of scores within rounding of the default one of the ``named`` thresholds, unless that is infinite."""
+    threshold = float(named.get(known_name(named), {}).get("threshold", math.nan))
+    # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
+    within = (score - threshold).abs() <= rounding
+    return {"distance": rounding, "share": float(within.double().mean())} if math.isfinite(threshold) else None
+
+
 def check_apart(evaluated: Tensor, train: Tensor, chosen_on: Tensor) -> None:
     """Refuse to evaluate on the training file, and warn about examples that thresholds are also chosen on.
 

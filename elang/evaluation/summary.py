@@ -1,12 +1,11 @@
 """An evaluation's summary: what is read off the curves of one evaluation set, as it is written to ``summary.json``."""
 
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
-from elang.evaluation.cautions import cautions, length_bias, repeated, saves_nothing
+from elang.evaluation.cautions import cautions, length_bias, near_threshold, repeated, saves_nothing
 from elang.evaluation.pair import (
     BY_QUALITY,
     PairAnswers,
@@ -18,7 +17,7 @@ from elang.evaluation.pair import (
 )
 from elang.evaluation.statements import check_statements
 from elang.method.bootstrap import compare_areas, lost_to_super
-from elang.method.curve.points import Point
+from elang.method.curve.points import OperatingCurve, Point
 from elang.method.curve.reading import at_best, at_budget, at_threshold, relative_area
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
@@ -26,6 +25,8 @@ from elang.method.quality.texts import signature
 from elang.records.manifest import Manifest, known_name
 from elang.records.table import FORMAT
 
+Curves = dict[Quality, dict[str, OperatingCurve]]
+"""By metric the curve of every score, then ``random`` and ``oracle``."""
 BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs": 0.75}
 """Points by the share of the Super's cost that they stay within."""
 
@@ -106,6 +107,7 @@ class EvaluatedPair:
         thresholds: Where they come from; empty if there are none.
         thresholds_from: The same in words, also if there are none.
         weights: Hash of each model's weights, empty if unknown.
+        task: What was asked, for titles: the task's name, or the file and its label column; empty if unknown.
     """
 
     evaluated_on: str
@@ -119,6 +121,7 @@ class EvaluatedPair:
     thresholds: str = ""
     thresholds_from: str
     weights: dict[str, str] = field(default_factory=dict)
+    task: str = ""
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -171,7 +174,7 @@ class JointSummary(EvaluatedPair):
 def summarize_pair(
     about: EvaluatedPair,
     answers: PairAnswers,
-    qualities: list[Quality],
+    curves: Curves,
     thresholds: Thresholds,
     label_names: list[str],
     expected: int,
@@ -183,13 +186,14 @@ def summarize_pair(
     Args:
         about: The pair, and how it is evaluated.
         answers: Of the pair.
-        qualities: The task's metrics; the first one chose the thresholds.
+        curves: Of the answers; the first metric chose the thresholds.
         thresholds: Chosen elsewhere; reported on this set.
         label_names: The classes.
         expected: Size of the evaluation set; fewer examples may have been answered.
         manifest: Its statements are checked.
         rounding: How far a score may be off in the precision of the evaluation.
     """
+    qualities = list(curves)
     worth = Worth(**answers.kind.worth(qualities[0].name, answers.targets))
     named = thresholds.get(about.score, {})
     warnings = saves_nothing(named, about.score) + cautions(answers, label_names, worth.largest)
@@ -210,12 +214,8 @@ def summarize_pair(
             unit=answers.unit,
             conditions=about.conditions,
         )
-    near, threshold = None, float(named.get(known_name(named), {}).get("threshold", math.nan))
-    if math.isfinite(threshold):
-        # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
-        within = (answers.scores[about.score] - threshold).abs() <= rounding
-        near = {"distance": rounding, "share": float(within.double().mean())}
-    generates, summaries = answers.kind.generates, {q.name: summarize(answers, q, thresholds) for q in qualities}
+    generates = answers.kind.generates
+    summaries = {q.name: summarize(answers, q, thresholds, found) for q, found in curves.items()}
     return JointSummary(
         **vars(about),
         worth=worth,
@@ -226,14 +226,23 @@ def summarize_pair(
         statements=statements,
         signatures={q.name: signature(q.name) for q in qualities} if generates else None,
         lengths=length_bias(answers) if generates else None,
-        within_rounding_of_threshold=near,
+        within_rounding_of_threshold=near_threshold(answers.scores[about.score], named, rounding),
     )
 
 
-def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) -> QualitySummary:
+def all_curves(answers: PairAnswers, qualities: list[Quality]) -> Curves:
+    """The curves of all scores by all metrics, checked."""
+    curves = {quality: pair_curves(answers, quality) for quality in qualities}
+    for quality, found in curves.items():
+        check_curves(answers, quality, found)
+    return curves
+
+
+def summarize(
+    answers: PairAnswers, quality: Quality, thresholds: Thresholds, curves: dict[str, OperatingCurve] | None = None
+) -> QualitySummary:
     """Read the points and areas of one metric's curves, with thresholds chosen elsewhere beside the set's own."""
-    curves = pair_curves(answers, quality)
-    check_curves(answers, quality, curves)
+    curves = curves or all_curves(answers, [quality])[quality]
     random, gain = curves["random"], answers.gain
     scores, allowed = {}, allowed_drops(answers, quality, curves)
     for name, curve in curves.items():

@@ -20,7 +20,7 @@ from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import describe_slice
 from elang.evaluation.statements import report_dropped
-from elang.evaluation.summary import EvaluatedPair, JointSummary, summarize_pair
+from elang.evaluation.summary import Curves, EvaluatedPair, JointSummary, all_curves, summarize_pair
 from elang.method.deferral import route
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT
@@ -83,7 +83,7 @@ class JointModule(EvaluationModule):
         if unknown or not names:
             raise InputError(f"Unknown quality {unknown or names}; choose from {', '.join(QUALITIES)}.")
         check_qualities(names, self.task)
-        self.qualities = [QUALITIES[name](len(label_names)) for name in names]
+        self.qualities = [QUALITIES[name](len(label_names)) for name in dict.fromkeys(names)]
         self.output = Path(output)
         if self.output.exists() and not self.output.is_dir():
             raise InputError(f"'{output}' is a file; --model.output must be a folder.")
@@ -152,7 +152,8 @@ class JointModule(EvaluationModule):
                 "thresholds are chosen on it.",
             )
         pairs = {split: self.pair(split, table) for split, table in tables.items() if len(table["id"])}
-        self.summary = self._summarize(pairs, evaluated)
+        curves = all_curves(pairs[evaluated], self.qualities)
+        self.summary = self._summarize(pairs, evaluated, curves)
         for name, quality in self.summary.qualities.items():
             self.log(f"swift/{name}", quality.swift.quality, sync_dist=True)
             self.log(f"super/{name}", quality.super.quality, sync_dist=True)
@@ -161,7 +162,7 @@ class JointModule(EvaluationModule):
                 report_dropped(self.output / "elang.json")
                 self.thresholds_manifest.write(self.output / "elang.json")
             write_made(self.output)
-            write_report(self.output, pairs, evaluated, self.qualities, self.summary, self.label_names)
+            write_report(self.output, pairs, evaluated, curves, self.summary, self.label_names)
             print_summary(self.summary, self.output)
         self.trainer.strategy.barrier()
 
@@ -225,7 +226,7 @@ class JointModule(EvaluationModule):
             answers.more["input"] = ["\n".join(examples.texts[row]) for row in rows.tolist()]
         return answers if examples.unit is None else replace(answers, unit=examples.unit[rows])
 
-    def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str) -> JointSummary:
+    def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str, curves: Curves) -> JointSummary:
         thresholds, source = self._thresholds(pairs)
         answers, data = pairs[evaluated], self.data
         float32 = str(self.trainer.precision).startswith(("32", "64")) and self.hparams["dtype"] == "float32"
@@ -244,16 +245,12 @@ class JointModule(EvaluationModule):
             thresholds=source if thresholds else "",
             thresholds_from=source,
             weights={name: str(value or "") for name, value in hashes.items()},
+            task="" if data is None else data.title(evaluated),
         )
+        expected = len(answers) if data is None else self.num_examples(evaluated)
+        rounding = 4e-7 if float32 else self.task.kind.rounding
         summary = summarize_pair(
-            about,
-            answers,
-            self.qualities,
-            thresholds=thresholds,
-            label_names=self.label_names,
-            expected=len(answers) if data is None else self.num_examples(evaluated),
-            manifest=self.manifest,
-            rounding=4e-7 if float32 else self.task.kind.rounding,
+            about, answers, curves, thresholds, self.label_names, expected, manifest=self.manifest, rounding=rounding
         )
         return replace(summary, latency=self._latency(answers))
 

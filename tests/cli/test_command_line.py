@@ -506,7 +506,7 @@ def odd_pair(folder, pair, joint_args):
     for option in ("--data.train", "--data.validation"):
         place = args.index(option) + 1
         frame = pd.read_csv(args[place]).replace({"label": {"good": ODD}})
-        args[place] = str(folder / Path(args[place]).name)
+        args[place] = str(folder / f"[bold]{Path(args[place]).name}")
         frame.to_csv(args[place], index=False)
     return args
 
@@ -532,7 +532,8 @@ def test_names_are_only_names(tmp_path, pair, joint_args, capfd, fails):
         assert "\nelang: x" not in part
     assert r"my [bold]task[red]" in said.out.replace("\n", "")
     html = page.read_text("utf-8")
-    assert "my [bold]task[red]" in html
+    assert "<h1>Joint inference: [bold]validation.csv (label)</h1>" in html
+    assert "[bold]validation.csv (label): accuracy on 61 examples" in " ".join(said.out.split())
     assert ODD in html.replace("&#39;", "'")
 
 

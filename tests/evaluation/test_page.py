@@ -18,8 +18,8 @@ from conftest import QUIET, asked_for, read_curve, write_data
 from scipy import stats
 
 from elang.cli.verbs import main
-from elang.evaluation.report.console import area_difference
 from elang.evaluation.report.folder import Evaluation
+from elang.evaluation.report.words import area_difference
 from elang.method.bootstrap import curve_interval, mcnemar
 from elang.method.curve.exact import operating_curve
 from elang.method.quality.registry import QUALITIES
@@ -147,10 +147,10 @@ def test_differences_of_areas_are_said(joint, tmp_path):
     assert "area minus max_softmax" in plain
     for name in set(areas) - {"max_softmax"}:
         assert area_difference(areas[name]) in plain
-        assert area_difference(areas[name]).startswith("= ") == (
+        assert area_difference(areas[name]).startswith("=") == (
             areas[name]["difference_low"] <= 0 <= areas[name]["difference_high"]
         )
-    assert area_difference(areas["max_softmax"]) == ""
+    assert area_difference(areas["max_softmax"]) == "="
 
 
 def test_what_a_text_says_is_only_text(pair, joint_args, tmp_path):
@@ -181,7 +181,12 @@ def test_several_tasks_and_a_certificate(joint, tmp_path, capfd):
     other = tmp_path / "task" / "joint"
     shutil.copytree(joint, other)
     assert main(["calibrate", str(other), "--max_regret", "0.2", "--confidence", "0.8"]) == 0
+    capfd.readouterr()
     text = page_of(joint, other, out=tmp_path / "report.html")
+    said = " ".join(capfd.readouterr().out.split())
+    answers = re.findall(r'<p class="answer">(.*)</p>', text)
+    assert len(answers) == 2
+    assert said.startswith(html.unescape(" ".join(answers)))
     page = Page(text)
     assert [s["id"] for s in page.all("section")] == [link["href"].removeprefix("#") for link in page.all("a")]
     statement = json.loads((other / "elang.json").read_text())["thresholds"]["max_softmax"]["certified"]["statement"]
