@@ -185,11 +185,13 @@ def check_curves(answers: PairAnswers, quality: Quality, curves: dict[str, Opera
     label, targets = answers.label, answers.targets
     alone = [measure(quality, answer, label, targets=targets) for answer in (answers.swift, answers.super_)]
     for name, curve in curves.items():
-        kept, deferred = answers.costs(name).kept_and_deferred
+        costs = answers.costs(name)
+        kept, deferred = costs.kept_and_deferred
         checks = [(quality.name, 0, curve.quality, alone[0]), (quality.name, -1, curve.quality, alone[1])]
         if not (kept + deferred).isnan().any():
             checks.append(("mean cost", 0, curve.cost, float(kept.mean())))
-            checks.append(("mean cost", -1, curve.cost, float(deferred.mean())))
+            checks.append(("mean cost", -1, curve.cost, float(costs.super_.double().mean())))
+            checks.append(("mean cost", -1, torch.tensor([curve.scored_cost]), float(deferred.mean())))
         # Metrics that are rescored at each point have only some points.
         if name in answers.scores and quality.whole is None:
             middle = len(curve) // 2

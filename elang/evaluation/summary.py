@@ -1,7 +1,7 @@
 """An evaluation's summary: what is read off the curves of one evaluation set, as it is written to ``summary.json``."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from elang.evaluation.pair import (
 from elang.evaluation.statements import check_statements
 from elang.method.bootstrap import compare_areas, lost_to_super
 from elang.method.curve.points import Point
-from elang.method.curve.reading import at_best, at_budget, at_threshold, relative_area
+from elang.method.curve.reading import at_best, at_budget, point_at, relative_area
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
 from elang.method.quality.texts import signature
@@ -244,8 +244,7 @@ def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) ->
                 here[key] = curve[at_budget(curve, share * curve.super_cost)]
         held_out = {}
         for key, entry in thresholds.get(name, {}).items():
-            threshold = float(entry["threshold"])
-            held_out[key] = replace(curve[at_threshold(curve, threshold)], threshold=threshold)
+            held_out[key] = point_at(curve, float(entry["threshold"]))
         scores[name] = ScoreSummary(relative_area(curve, random, curves["oracle"]), here, held_out)
     return QualitySummary(
         num_examples=len(answers),
