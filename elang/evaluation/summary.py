@@ -17,7 +17,7 @@ from elang.evaluation.pair import (
     pair_curves,
 )
 from elang.evaluation.statements import check_statements
-from elang.method.bootstrap import compare_areas, lost_to_super
+from elang.method.bootstrap import Each, compare_areas, lost_to_super
 from elang.method.curve.points import Point
 from elang.method.curve.reading import at_best, at_budget, point_at, relative_area
 from elang.method.deferral import route
@@ -25,6 +25,7 @@ from elang.method.quality.metric import Quality
 from elang.method.quality.texts import signature
 from elang.records.manifest import Manifest, known_name
 from elang.records.table import FORMAT
+from elang.terminal import Progress
 
 BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs": 0.75}
 """Points by the share of the Super's cost that they stay within."""
@@ -215,14 +216,19 @@ def summarize_pair(
         # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
         within = (answers.scores[about.score] - threshold).abs() <= rounding
         near = {"distance": rounding, "share": float(within.double().mean())}
-    generates, summaries = answers.kind.generates, {q.name: summarize(answers, q, thresholds) for q in qualities}
+    generates = answers.kind.generates
+    # Those of random and oracle are resampled, too.
+    curves = (len(answers.scores) + 2) * sum(q.whole is None for q in qualities) + len(answers.scores)
+    with Progress(curves, "curves", late=True) as progress:
+        summaries = {q.name: summarize(answers, q, thresholds, progress.each) for q in qualities}
+        areas = compare_areas(answers.scores, answers.gain, about.score, each=progress.each)
     return JointSummary(
         **vars(about),
         worth=worth,
         qualities=summaries,
         operating_points=operating_points(answers, qualities, summaries[qualities[0].name]),
         cautions=warnings,
-        areas=compare_areas(answers.scores, answers.gain, about.score),
+        areas=areas,
         statements=statements,
         signatures={q.name: signature(q.name) for q in qualities} if generates else None,
         lengths=length_bias(answers) if generates else None,
@@ -230,12 +236,12 @@ def summarize_pair(
     )
 
 
-def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) -> QualitySummary:
+def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds, each: Each = iter) -> QualitySummary:
     """Read the points and areas of one metric's curves, with thresholds chosen elsewhere beside the set's own."""
     curves = pair_curves(answers, quality)
     check_curves(answers, quality, curves)
     random, gain = curves["random"], answers.gain
-    scores, allowed = {}, allowed_drops(answers, quality, curves)
+    scores, allowed = {}, allowed_drops(answers, quality, curves, each)
     for name, curve in curves.items():
         here = {key: curve[index] for key, (index, _) in named_points(curve, quality.name, allowed[name]).items()}
         here["best"] = curve[at_best(curve)]
