@@ -12,7 +12,6 @@ from elang.evaluation.summary import JointSummary
 from elang.evaluation.summary_file import parse_summary
 from elang.files import plain, write_atomically
 from elang.json_files import read_object
-from elang.method.curve.points import Point
 from elang.method.quality.texts import full_mark
 from elang.method.scores import BEFORE_DECODER
 from elang.notices import made
@@ -69,7 +68,10 @@ def _row(task: str, summary: JointSummary, score: str | None) -> dict[str, Any]:
             "kept": 1 - point.deferred_share,
             "gflops": point.cost / 1e9,
             "speedup": point.speedup,
-            "ms": {batch: _pair_ms(milliseconds, score, point, batch=batch) for batch in _BATCHES},
+            "ms": {
+                batch: _pair_ms(milliseconds, score, point.deferred_share, batch, alone=point.threshold == -math.inf)
+                for batch in _BATCHES
+            },
         }
     return {
         "task": task,
@@ -92,12 +94,17 @@ def _mean(values: Iterable[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else math.nan
 
 
-def _pair_ms(ms: dict[str, dict[str, float]], score: str, point: Point, batch: str) -> float:
-    """The pair's milliseconds for an input, ``c_swift + r c_super``, without what of the Swift is spared."""
+def _pair_ms(
+    ms: dict[str, dict[str, float]], score: str, share: float, batch: str, *, alone: bool = False
+) -> float:
+    """The pair's milliseconds for an input, ``c_swift + r c_super``, without the Swift's decoder where it is spared.
+
+    Where the Super is asked ``alone``, the Swift does not run.
+    """
     if not {"swift", "super"} <= ms.keys():
         return math.nan
-    swift, super_, share = ms["swift"][batch], ms["super"][batch], point.deferred_share
-    if point.threshold == -math.inf:
+    swift, super_ = ms["swift"][batch], ms["super"][batch]
+    if alone:
         return super_
     deferred = ms["swift encoder"][batch] if score in BEFORE_DECODER and "swift encoder" in ms else swift
     return (1 - share) * swift + share * (deferred + super_)
