@@ -94,9 +94,7 @@ def _mean(values: Iterable[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else math.nan
 
 
-def _pair_ms(
-    ms: dict[str, dict[str, float]], score: str, share: float, batch: str, *, alone: bool = False
-) -> float:
+def _pair_ms(ms: dict[str, dict[str, float]], score: str, share: float, batch: str, *, alone: bool = False) -> float:
     """The pair's milliseconds for an input, ``c_swift + r c_super``, without the Swift's decoder where it is spared.
 
     Where the Super is asked ``alone``, the Swift does not run.

@@ -566,6 +566,32 @@ def test_data_is_looked_for_before_anything_runs(plan, data, tmp_path, fails):
     fails(["suite", "intents", *args, str(data)], "intents: There is no data file", "nowhere.csv")
 
 
+def test_models_are_looked_for_before_anything_runs(plan, data, tmp_path, fails, monkeypatch):
+    """Of every task and stage; those that the suite makes are not there yet."""
+    args = ["--output", str(tmp_path / "out"), "--folder", str(data / "glue")]
+    gone, hub = str(tmp_path / "gone"), "owner/name@" + "0" * 40
+    ready = {"swift_model": f"{tmp_path}/{{task}}/swift", "super_model": plan["super_model"], "joint": {}}
+    write_model(tmp_path / "glue" / "rte" / "swift", 1)
+    plans = {
+        "swift": ({**plan, "swift_model": gone}, gone),
+        "super": ({**plan, "super_model": gone, "tasks": {}}, gone),
+        # The Super's answers, which one task lacks, and a Swift of another task.
+        "records": ({**ready, "super_model": f"{tmp_path}/{{task}}.csv"}, "glue/rte.csv"),
+        "task": (ready, "glue/mrpc/swift"),
+        "option": ({**plan, "swift": {"model": {"out_of_fold": f"{gone}.parquet"}}}, "gone.parquet"),
+        "hub": ({**plan, "swift_model": hub}, hub),
+    }
+    monkeypatch.setattr(suites, "run_step", None)
+    for name, (wrong, word) in plans.items():
+        config = written(wrong, tmp_path / f"{name}.yaml")
+        said = fails(["suite", "glue/rte,glue/mrpc", "--config", config, *args], word)
+        assert ("glue/mrpc: " if name == "task" else "glue/rte: ") in said
+        if name == "hub":
+            # A dry run asks no server.
+            assert main(["suite", "glue/rte", "--config", config, *args, "--dry_run", "true"]) == 0
+        shutil.rmtree(tmp_path / "out")
+
+
 def test_what_an_old_model_made_comes_anew(again, recwarn):
     out, run = again
     shutil.rmtree(out / "glue" / "rte" / "super")
