@@ -19,7 +19,9 @@ from elang.method.scores import BEFORE_DECODER
 from elang.terminal import Progress
 
 PILOT = 32
-"""Inputs that are answered first, to see how long a pass takes."""
+"""Inputs that are answered first, at most, to see how long a pass takes."""
+# In this share of the time.
+_PILOT_TIME = 0.1
 # One by one, so many inputs at most, after so many uncounted ones, in this share of the time.
 _SINGLE, _WARM_UP, _SINGLE_TIME = 100, 10, 0.25
 # Inputs of a pass: with fewer there are fewer passes instead; and at most, for each second of the time.
@@ -76,16 +78,18 @@ def _fitting(
             start = time.perf_counter()
             call(rows)
             taken.append((time.perf_counter() - start) / len(rows))
+            progress.add(len(rows))
         return min(taken[1:])
 
     answers: list[Prediction] = []
     predictor.set_threshold(math.inf)
-    ones = [[row] for row in (pilot * 4)[:4]]
-    swift = least(lambda rows: answers.extend(predictor.map(rows)), [pilot] * 2), least(predictor, ones)
-    super_ = (
-        least(lambda rows: list(predictor.super_map(rows)), [pilot] * 2),
-        least(lambda rows: predictor.ask_super(predictor.rows(rows)), ones),
-    )
+    with Progress(None, "answers to see how long one takes", late=True) as progress:
+        ones = [[row] for row in (pilot * 4)[:4]]
+        one_by_one = least(predictor, ones), least(lambda rows: predictor.ask_super(predictor.rows(rows)), ones)
+        # Of slow models fewer.
+        pilot = pilot[: max(4, int(_PILOT_TIME * seconds / max(one_by_one)))]
+        swift = least(lambda rows: answers.extend(predictor.map(rows)), [pilot] * 2), one_by_one[0]
+        super_ = least(lambda rows: list(predictor.super_map(rows)), [pilot] * 2), one_by_one[1]
     scores = [float(answer.score or 0) for answer in answers[: len(pilot)]]
     # The Swift runs once for each way but -inf and the Super alone, the Super for what is deferred.
     ways = sum(threshold > -math.inf for threshold in named.values()) + len(shares) + 1
