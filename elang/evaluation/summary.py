@@ -216,12 +216,7 @@ def summarize_pair(
         # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
         within = (answers.scores[about.score] - threshold).abs() <= rounding
         near = {"distance": rounding, "share": float(within.double().mean())}
-    generates = answers.kind.generates
-    # Those of random and oracle are resampled, too.
-    curves = (len(answers.scores) + 2) * sum(q.whole is None for q in qualities) + len(answers.scores)
-    with Progress(curves, "curves", late=True) as progress:
-        summaries = {q.name: summarize(answers, q, thresholds, progress.each) for q in qualities}
-        areas = compare_areas(answers.scores, answers.gain, about.score, each=progress.each)
+    generates, (summaries, areas) = answers.kind.generates, _resampled(answers, qualities, thresholds, about.score)
     return JointSummary(
         **vars(about),
         worth=worth,
@@ -234,6 +229,17 @@ def summarize_pair(
         lengths=length_bias(answers) if generates else None,
         within_rounding_of_threshold=near,
     )
+
+
+def _resampled(
+    answers: PairAnswers, qualities: list[Quality], thresholds: Thresholds, chosen: str
+) -> tuple[dict[str, QualitySummary], dict[str, dict[str, float]]]:
+    """The summary of each metric, and the areas compared with the ``chosen`` score's: what takes long is resampling."""
+    # Those of random and oracle are resampled, too.
+    curves = (len(answers.scores) + 2) * sum(q.whole is None for q in qualities) + len(answers.scores)
+    with Progress(curves, "curves", late=True) as progress:
+        summaries = {q.name: summarize(answers, q, thresholds, progress.each) for q in qualities}
+        return summaries, compare_areas(answers.scores, answers.gain, chosen, each=progress.each)
 
 
 def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds, each: Each = iter) -> QualitySummary:
