@@ -652,11 +652,11 @@ def test_sizes_fit_into_the_time(predictor, texts, monkeypatch):
     for given, seconds, examples, single, repeats in (
         (Sizes(), 40, (40 - 110 * 0.015) // (6 * 0.015 + 0.001), 100, 5),
         (Sizes(), 400, 4377, 100, 5),
-        (Sizes(), 6, (6 - 100 * 0.015) // (4 * 0.015 + 0.001), 90, 3),
-        (Sizes(), 1, (1 - 12 * 0.015) // (2 * 0.015 + 0.001), 6, 1),
+        (Sizes(), 6.01, (6.01 - 100 * 0.015) // (4 * 0.015 + 0.001), 90, 3),
+        (Sizes(), 1.01, (1.01 - 12 * 0.015) // (2 * 0.015 + 0.001), 6, 1),
         (Sizes(single=0), 40, 439, 0, 5),
         (Sizes(examples=1000), 40, 1000, 100, 1),
-        (Sizes(examples=7, repeats=9), 1, 7, 6, 9),
+        (Sizes(examples=7, repeats=9), 1.01, 7, 6, 9),
     ):
         found = _fitting(given, predictor, texts[:32], shares, named=named, seconds=seconds)
         assert (found.single, found.repeats) == (single, repeats), given
