@@ -99,7 +99,7 @@ def test_a_pair_of_another_task_is_refused(trained, folders, fails, tmp_path):
 
 def test_what_is_cut_is_counted_for_both(trained):
     root = trained("glue/rte")
-    predictor = JointPredictor(str(root / "swift"), str(root / "super"), -math.inf)
+    predictor = JointPredictor(str(root / "swift"), str(root / "super"), -1e9)
     for runner in predictor.runners.values():
         runner.max_length = 8
     predictor([("good " * 20, "bad"), ("good", "bad"), ("bad " * 9, "good")])
