@@ -687,7 +687,9 @@ def test_other_points(joint, capsys):
             # One more would be too many.
             assert 0.3 - 1 / len(frame) < entry["deferred_share"] <= 0.3
         if option == "latency":
-            assert 0.4 - 1 / len(frame) < entry["deferred_share"] <= 0.4
+            # Where the Super alone is fast enough, nothing has to be kept.
+            allowed = 1.0 if target >= seconds[1] else 0.4
+            assert allowed - 1 / len(frame) < entry["deferred_share"] <= allowed
         if option == "flops":
             cost = frame["swift_flops"] + frame["super_flops"] * deferred.numpy()
             assert cost.mean() <= 0.8 * frame["super_flops"].mean()
