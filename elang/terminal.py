@@ -9,10 +9,10 @@ import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
-from typing import Any
+from typing import Any, TypeVar
 
 from elang.errors import ReaderLeftError, error_chain, printable
 
@@ -40,6 +40,9 @@ _IRRELEVANT = (
 _EVERY = 60.0
 # Columns of tables and texts where standard output is no terminal, and of texts on a wide one.
 _WIDTH, _READABLE = 80, 100
+# Seconds after which a bar is shown that need not be there for a short step.
+_LATE = 10.0
+_Item = TypeVar("_Item")
 
 
 def quiet_libraries() -> None:
@@ -105,21 +108,31 @@ def at_sigterm(end: Callable[[int, Any], None]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def process_rank() -> int:
+    """The number of this process among those of a run."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return int(torch.distributed.get_rank())
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0)
+
+
 class Progress:
     """How far a long step is: a bar if standard error is a terminal, else a line about once a minute.
 
     ``total`` is the number of ``unit`` there are, if it is known, of which ``done`` are done already. Without ``bar``
-    there are lines on a terminal as well.
+    there are lines on a terminal as well. A bar that is ``late`` comes after ten seconds, for steps that usually end
+    before. Of several processes only the first one shows it.
     """
 
-    def __init__(self, total: int | None, unit: str, done: int = 0, bar: bool = True) -> None:
+    def __init__(self, total: int | None, unit: str, done: int = 0, bar: bool = True, late: bool = False) -> None:
         self.total, self.unit, self.done, self.before = total, unit, done, done
         self.start = self.told = time.monotonic()
         self.bar: Any = None
-        if bar and sys.stderr.isatty():
+        self.silent = process_rank() > 0
+        if bar and sys.stderr.isatty() and not self.silent:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, initial=done, unit=f" {unit}")
+            self.bar = tqdm(total=total, initial=done, unit=f" {unit}", delay=_LATE if late else 0)
 
     def __enter__(self) -> "Progress":
         return self
@@ -135,9 +148,15 @@ class Progress:
             self.bar.update(count)
             return
         now = time.monotonic()
-        if now - self.told >= _EVERY:
+        if now - self.told >= _EVERY and not self.silent:
             self.told = now
             tell(self.line(now - self.start))
+
+    def each(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Go through items, and count each one that is done."""
+        for item in items:
+            yield item
+            self.add()
 
     def line(self, seconds: float) -> str:
         """How far it is after so many seconds."""

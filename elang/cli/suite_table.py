@@ -60,15 +60,17 @@ def _row(task: str, summary: JointSummary, score: str | None) -> dict[str, Any]:
     }
     points = {}
     for name, point in summary.operating_points[score].items():
-        share = point.deferred_share
         points[name] = {
             "quality": scale * _mean(point.qualities[metric] for metric in qualities),
             "qualities": point.qualities,
             "to_super": point.to_super,
-            "kept": 1 - share,
+            "kept": 1 - point.deferred_share,
             "gflops": point.cost / 1e9,
             "speedup": point.speedup,
-            "ms": {batch: _pair_ms(milliseconds, score, share, batch=batch) for batch in _BATCHES},
+            "ms": {
+                batch: _pair_ms(milliseconds, score, point.deferred_share, batch, alone=point.threshold == -math.inf)
+                for batch in _BATCHES
+            },
         }
     return {
         "task": task,
@@ -91,11 +93,16 @@ def _mean(values: Iterable[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else math.nan
 
 
-def _pair_ms(ms: dict[str, dict[str, float]], score: str, share: float, batch: str) -> float:
-    """The pair's milliseconds for an input, ``c_swift + r c_super``, without the Swift's decoder where it is spared."""
+def _pair_ms(ms: dict[str, dict[str, float]], score: str, share: float, batch: str, *, alone: bool = False) -> float:
+    """The pair's milliseconds for an input, ``c_swift + r c_super``, without the Swift's decoder where it is spared.
+
+    Where the Super is asked ``alone``, the Swift does not run.
+    """
     if not {"swift", "super"} <= ms.keys():
         return math.nan
     swift, super_ = ms["swift"][batch], ms["super"][batch]
+    if alone:
+        return super_
     deferred = ms["swift encoder"][batch] if score in BEFORE_DECODER and "swift encoder" in ms else swift
     return (1 - share) * swift + share * (deferred + super_)
 

@@ -44,10 +44,11 @@ def little_to_gain(gain: Tensor) -> str:
 
 
 def saves_nothing(named: dict[str, dict[str, Any]], score: str) -> list[str]:
-    """A caution if the default one of a score's thresholds defers everything, at a higher cost than the Super's."""
+    """A caution if the default one of a score's thresholds defers everything, because no other one saves anything."""
     name = known_name(named)
     entry = named.get(name, {})
-    if float(entry.get("threshold", math.nan)) > -math.inf or not float(entry.get("speedup") or math.nan) < 1:
+    # Without costs nothing is known to be saved or not.
+    if float(entry.get("threshold", math.nan)) != -math.inf or math.isnan(float(entry.get("speedup") or math.nan)):
         return []
     return [
         f"this pair saves nothing at the Super's quality: by {score}, no threshold that costs less than the Super "

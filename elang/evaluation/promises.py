@@ -152,8 +152,8 @@ def _entry(examples: Slice, threshold: float, *, rule: str, statement: str, **mo
     """An entry of ``elang.json``, whose statement also says what the threshold does on these examples."""
     hard = route(examples.score, threshold)
     share = float(hard.double().mean())
-    kept, deferred = examples.costs.kept_and_deferred
-    speedup = float(examples.costs.super_.mean() / torch.where(hard, deferred, kept).mean())
+    paid = examples.costs.of(hard, threshold)
+    speedup = float(examples.costs.super_.double().mean() / paid.mean())
     statement += f" In calibration, {share:.1%} of the inputs were deferred"
     statement += "." if math.isnan(speedup) else f", which makes a FLOPs speed-up of {speedup:.2f}x."
     if speedup < 1:
@@ -266,7 +266,8 @@ def by_budget(examples: Slice, kind: str, target: float, *, latency: dict[str, A
         swift, super_ = (float(latency[name]["batch 1"]) for name in ("swift", "super"))
         if target < swift:
             raise InputError(f"The Swift alone takes {swift:.4g} s an input, more than --latency {target:g}.")
-        index = at_share(curve, min(1.0, (target - swift) / super_))
+        # The Super alone, where everything is deferred, does not wait for the Swift.
+        index = at_share(curve, 1.0 if target >= super_ else (target - swift) / super_)
         rule = f"most deferral within {target:g} s an input at batch 1"
         statement = f"An input takes at most {target:.4g} s at batch 1 on average, measured one by one."
     elif kind == "flops":

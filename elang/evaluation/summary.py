@@ -1,6 +1,6 @@
 """An evaluation's summary: what is read off the curves of one evaluation set, as it is written to ``summary.json``."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -16,14 +16,15 @@ from elang.evaluation.pair import (
     pair_curves,
 )
 from elang.evaluation.statements import check_statements
-from elang.method.bootstrap import compare_areas, lost_to_super
+from elang.method.bootstrap import Each, compare_areas, lost_to_super
 from elang.method.curve.points import OperatingCurve, Point
-from elang.method.curve.reading import at_best, at_budget, at_threshold, relative_area
+from elang.method.curve.reading import at_best, at_budget, point_at, relative_area
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
 from elang.method.quality.texts import signature
 from elang.records.manifest import Manifest, known_name
 from elang.records.table import FORMAT
+from elang.terminal import Progress
 
 Curves = dict[Quality, dict[str, OperatingCurve]]
 """By metric the curve of every score, then ``random`` and ``oracle``."""
@@ -214,15 +215,14 @@ def summarize_pair(
             unit=answers.unit,
             conditions=about.conditions,
         )
-    generates = answers.kind.generates
-    summaries = {q.name: summarize(answers, q, thresholds, found) for q, found in curves.items()}
+    generates, (summaries, areas) = answers.kind.generates, _resampled(answers, curves, thresholds, about.score)
     return JointSummary(
         **vars(about),
         worth=worth,
         qualities=summaries,
         operating_points=operating_points(answers, qualities, summaries[qualities[0].name]),
         cautions=warnings,
-        areas=compare_areas(answers.scores, answers.gain, about.score),
+        areas=areas,
         statements=statements,
         signatures={q.name: signature(q.name) for q in qualities} if generates else None,
         lengths=length_bias(answers) if generates else None,
@@ -238,13 +238,28 @@ def all_curves(answers: PairAnswers, qualities: list[Quality]) -> Curves:
     return curves
 
 
+def _resampled(
+    answers: PairAnswers, curves: Curves, thresholds: Thresholds, chosen: str
+) -> tuple[dict[str, QualitySummary], dict[str, dict[str, float]]]:
+    """The summary of each metric, and the areas compared with the ``chosen`` score's: what takes long is resampling."""
+    # Those of random and oracle are resampled, too.
+    number = sum(len(found) for quality, found in curves.items() if quality.whole is None) + len(answers.scores)
+    with Progress(number, "curves", late=True) as progress:
+        summaries = {q.name: summarize(answers, q, thresholds, found, progress.each) for q, found in curves.items()}
+        return summaries, compare_areas(answers.scores, answers.gain, chosen, each=progress.each)
+
+
 def summarize(
-    answers: PairAnswers, quality: Quality, thresholds: Thresholds, curves: dict[str, OperatingCurve] | None = None
+    answers: PairAnswers,
+    quality: Quality,
+    thresholds: Thresholds,
+    curves: dict[str, OperatingCurve] | None = None,
+    each: Each = iter,
 ) -> QualitySummary:
     """Read the points and areas of one metric's curves, with thresholds chosen elsewhere beside the set's own."""
     curves = curves or all_curves(answers, [quality])[quality]
     random, gain = curves["random"], answers.gain
-    scores, allowed = {}, allowed_drops(answers, quality, curves)
+    scores, allowed = {}, allowed_drops(answers, quality, curves, each)
     for name, curve in curves.items():
         here = {key: curve[index] for key, (index, _) in named_points(curve, quality.name, allowed[name]).items()}
         here["best"] = curve[at_best(curve)]
@@ -253,8 +268,7 @@ def summarize(
                 here[key] = curve[at_budget(curve, share * curve.super_cost)]
         held_out = {}
         for key, entry in thresholds.get(name, {}).items():
-            threshold = float(entry["threshold"])
-            held_out[key] = replace(curve[at_threshold(curve, threshold)], threshold=threshold)
+            held_out[key] = point_at(curve, float(entry["threshold"]))
         scores[name] = ScoreSummary(relative_area(curve, random, curves["oracle"]), here, held_out)
     return QualitySummary(
         num_examples=len(answers),

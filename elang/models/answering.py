@@ -153,7 +153,22 @@ class EvaluationModule(TaskModule):
             examples = Examples(no_texts, table["id"], table["key"], label=table["label"], source=source_of(split))
         elif len(examples := self.data.examples(split)) > len(table["id"]):
             examples = examples.take(torch.isin(examples.id, table["id"]))
-        return self.backends[name].answer(examples)
+        if name in self.recorded:
+            return self.recorded[name].answer(examples)
+        return self._asked_once(self.backends[name], examples)
+
+    def _asked_once(self, backend: Backend, examples: Examples) -> Records:
+        """A backend's answers; of several processes the first one asks, so that a server is not asked by each."""
+        records, message = None, None
+        if self.trainer.is_global_zero:
+            try:
+                records = backend.answer(examples)
+            except InputError as error:
+                message = str(error)
+        records, message = self.trainer.strategy.broadcast((records, message))
+        if records is None:
+            raise InputError(str(message))
+        return records
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint: this module has no weights of its own."""

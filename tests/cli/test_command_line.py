@@ -10,13 +10,16 @@ import sys
 import threading
 import time
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import FAST, QUIET
+from jsonargparse import ArgumentParser
 
-from elang.cli.arguments import checked_arguments
+from elang.cli import verbs
+from elang.cli.arguments import checked_arguments, renamed
 from elang.cli.verbs import main
 from elang.errors import InputError
 from elang.files import check_folder, check_output_file, write_atomically
@@ -656,6 +659,34 @@ def test_tables_and_what_is_no_text_are_refused(way, predictor):
         assert name.strip() in str(error.value), name
 
 
+def test_options_of_one_meaning_have_one_name():
+    """Of all verbs that are functions; those of Lightning have theirs behind --model, --data and --trainer."""
+    by_name = {}
+    for verb in verbs._FUNCTIONS:
+        function = getattr(import_module(f"elang.cli.{verb}"), verb)
+        parser = ArgumentParser()
+        verbs.add_options(parser, function)
+        for name in parser.get_defaults(skip_validation=True).as_dict():
+            by_name.setdefault(name, set()).add(verb)
+    other_names = {"batch": "batch_size", "accelerator": "device", "out": "output", "data_file": "input", "quiet": ""}
+    assert not other_names.keys() & by_name.keys()
+    assert by_name["batch_size"] == {"ask", "augment", "bench", "predict", "serve"}
+    assert by_name["device"] == {"augment", "bench", "predict", "serve"}
+    assert by_name["threshold"] == {"bench", "predict", "report", "serve"}
+    assert by_name["thresholds"] == by_name["super_int8"] == {"bench", "predict", "serve"}
+    assert by_name["output"] == {*verbs._FUNCTIONS} - {"serve"}
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_earlier_names_of_options(joined, recwarn):
+    old, new = [["--accelerator", "cpu", "--batch", "4"], ["--device", "cpu", "--batch_size", "4"]]
+    if joined:
+        old, new = (["=".join(args[:2]), "=".join(args[2:])] for args in (old, new))
+    assert renamed("serve", old) == new
+    assert renamed("predict", old) == old
+    assert [str(one.message).split()[0] for one in recwarn] == ["--accelerator", "--batch"]
+
+
 def test_candidates_that_are_a_text_alone(predictor):
     for choices in (["yes", "no"], "ab"):
         with pytest.raises(InputError, match="choices"):
@@ -676,7 +707,7 @@ def test_what_predict_cuts_is_told(made, models, monkeypatch):
     monkeypatch.chdir(made)
     Path("long.txt").write_text("the film was good\n" + "film " * 100 + "\n")
     with pytest.warns(UserWarning, match="longer than the Swift's"):
-        assert main(["predict", *models, "--input", "long.txt", "--threshold", "-inf", "--output", "out.jsonl"]) == 0
+        assert main(["predict", *models, "--input", "long.txt", "--threshold", "-1e9", "--output", "out.jsonl"]) == 0
     assert [one["kind"] for one in notices()] == ["cut-inputs", "cut-inputs"]
 
 

@@ -565,6 +565,32 @@ def test_data_is_looked_for_before_anything_runs(plan, data, tmp_path, fails):
     fails(["suite", "intents", *args, str(data)], "intents: There is no data file", "nowhere.csv")
 
 
+def test_models_are_looked_for_before_anything_runs(plan, data, tmp_path, fails, monkeypatch):
+    """Of every task and stage; those that the suite makes are not there yet."""
+    args = ["--output", str(tmp_path / "out"), "--folder", str(data / "glue")]
+    gone, hub = str(tmp_path / "gone"), "owner/name@" + "0" * 40
+    ready = {"swift_model": f"{tmp_path}/{{task}}/swift", "super_model": plan["super_model"], "joint": {}}
+    write_model(tmp_path / "glue" / "rte" / "swift", 1)
+    plans = {
+        "swift": ({**plan, "swift_model": gone}, gone),
+        "super": ({**plan, "super_model": gone, "tasks": {}}, gone),
+        # The Super's answers, which one task lacks, and a Swift of another task.
+        "records": ({**ready, "super_model": f"{tmp_path}/{{task}}.csv"}, "glue/rte.csv"),
+        "task": (ready, "glue/mrpc/swift"),
+        "option": ({**plan, "swift": {"model": {"out_of_fold": f"{gone}.parquet"}}}, "gone.parquet"),
+        "hub": ({**plan, "swift_model": hub}, hub),
+    }
+    monkeypatch.setattr(suites, "run_step", None)
+    for name, (wrong, word) in plans.items():
+        config = written(wrong, tmp_path / f"{name}.yaml")
+        said = fails(["suite", "glue/rte,glue/mrpc", "--config", config, *args], word)
+        assert ("glue/mrpc: " if name == "task" else "glue/rte: ") in said
+        if name == "hub":
+            # A dry run asks no server.
+            assert main(["suite", "glue/rte", "--config", config, *args, "--dry_run", "true"]) == 0
+        shutil.rmtree(tmp_path / "out")
+
+
 def test_what_an_old_model_made_comes_anew(again, recwarn):
     out, run = again
     shutil.rmtree(out / "glue" / "rte" / "super")
@@ -677,6 +703,7 @@ def test_a_decision_before_the_decoder_saves_it():
     assert _pair_ms(ms, "encoder_router", 1.0, "b") == 54.0
     assert _pair_ms(ms, "free_energy", 0.25, "b") == 10 + 0.25 * 50
     assert _pair_ms(ms, "router", 0.0, "b") == 10.0
+    assert _pair_ms(ms, "router", 1.0, "b", alone=True) == 50.0
     # An encoder has no decoder to save.
     assert _pair_ms({"swift": {"b": 10.0}, "super": {"b": 50.0}}, "encoder_energy", 0.5, "b") == 35.0
     assert math.isnan(_pair_ms({"swift": {"b": 10.0}}, "free_energy", 0.5, "b"))

@@ -124,10 +124,13 @@ def test_an_encoders_score_spares_the_decoder(tmp_path):
     frame["swift_early_flops"] = frame["swift_flops"] / 2
     records = Joint([written(frame, tmp_path / "r.parquet")])
     metric = QUALITIES["accuracy"](3)
-    last = swept(records, "encoder_energy", metric).grid.cost[-1]
-    assert float(last) == pytest.approx((frame["swift_early_flops"] + frame["super_flops"]).mean())
-    late = swept(records, "max_softmax", metric).grid.cost[-1]
-    assert float(late) == pytest.approx((frame["swift_flops"] + frame["super_flops"]).mean())
+    early = swept(records, "encoder_energy", metric).grid
+    assert early.scored_cost == pytest.approx((frame["swift_early_flops"] + frame["super_flops"]).mean())
+    late = swept(records, "max_softmax", metric).grid
+    assert late.scored_cost == pytest.approx((frame["swift_flops"] + frame["super_flops"]).mean())
+    # The Super alone.
+    assert float(early.cost[-1]) == float(late.cost[-1]) == pytest.approx(frame["super_flops"].mean())
+    assert early[len(early) - 1].speedup == 1
 
 
 def test_scores_of_generated_answers_cost_beside_them(tmp_path):
@@ -136,13 +139,13 @@ def test_scores_of_generated_answers_cost_beside_them(tmp_path):
     frame["swift_early_flops"], frame["swift_score_flops"] = frame["swift_flops"] / 2, frame["swift_flops"] / 4
     records = Joint([written(frame, tmp_path / "r.parquet")])
     metric = QUALITIES["accuracy"](3)
-    late = swept(records, "max_softmax", metric).grid.cost
+    late = swept(records, "max_softmax", metric).grid
     swift = frame["swift_flops"] * 1.25
-    assert float(late[0]) == pytest.approx(swift.mean())
-    assert float(late[-1]) == pytest.approx((swift + frame["super_flops"]).mean())
-    early = swept(records, "encoder_energy", metric).grid.cost
-    assert float(early[0]) == pytest.approx(frame["swift_flops"].mean())
-    assert float(early[-1]) == pytest.approx((frame["swift_early_flops"] + frame["super_flops"]).mean())
+    assert float(late.cost[0]) == pytest.approx(swift.mean())
+    assert late.scored_cost == pytest.approx((swift + frame["super_flops"]).mean())
+    early = swept(records, "encoder_energy", metric).grid
+    assert float(early.cost[0]) == pytest.approx(frame["swift_flops"].mean())
+    assert early.scored_cost == pytest.approx((frame["swift_early_flops"] + frame["super_flops"]).mean())
 
 
 def test_the_command_line(joint_args, tmp_path, capsys):
