@@ -218,22 +218,24 @@ def _promise(examples: Slice, kind: str, allowed: float, *, level: float, togeth
     score, gain = examples.score, examples.gain
     certificate = certify(score, gain, allowed, confidence=1 - level, exact=exact, unit=examples.unit)
     assert certificate is not None, "that there are enough examples was checked before"
-    evidence = f"{examples.units:,} {examples.noun} (p = {certificate.p_value:.2g})."
+    evidence = f"the {examples.units:,} {examples.noun} that chose it (p = {certificate.p_value:.2g})."
     if kind == "max_drop":
         unit = "share of right answers" if exact else examples.worth
         claim = f"On new inputs like these, the pair's mean worth ({unit}) is at most {allowed:.3g} below the Super's"
-        evidence = f"by {certificate.regretted / examples.units:.4f} on {evidence}"
+        evidence = f"it was {certificate.regretted / examples.units:.4f} on {evidence}"
     else:
         claim = (
             f"On new inputs like these, at most {100 * allowed:.3g}% of an answer's worth ({examples.worth}) is lost "
             "to the Super on an input"
         )
+        lost = "{:.4g} was lost on "
         if exact:
             claim = (
                 f"For at most {100 * allowed:.3g}% of new inputs like these the Swift's answer is used and wrong "
                 "although the Super's is right"
             )
-        evidence = f"{certificate.regretted:.4g} of {evidence}"
+            lost = "so it was for {:.4g} of "
+        evidence = lost.format(certificate.regretted) + evidence
     if examples.unit is not None:
         claim += ", each group counting once"
     if together > 1:

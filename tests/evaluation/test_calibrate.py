@@ -375,7 +375,7 @@ def test_a_promise_in_words():
         "For at most 10% of new inputs like these the Swift's answer is used and wrong although the Super's is right"
     )
     assert entry["evidence"].startswith(
-        "6 of 100 distinct texts (p = 0.12). In calibration, 4.0% of the inputs were deferred"
+        "so it was for 6 of the 100 distinct texts that chose it (p = 0.12). In calibration, 4.0% of the inputs"
     )
     assert (entry["max_regret"], entry["level"], entry["num_examples"]) == (0.1, 0.2, 100)
     entry = _promise(
@@ -388,7 +388,7 @@ def test_a_promise_in_words():
     assert entry["claim"].endswith(
         "(share of right answers) is at most 0.1 below the Super's, each group counting once"
     )
-    assert "on 50 groups of texts" in entry["evidence"]
+    assert "on the 50 groups of texts" in entry["evidence"]
     assert entry["threshold"] == math.inf
 
 
@@ -545,7 +545,7 @@ def test_a_certificate_from_records_to_prediction(pair, joint, joint_args, tmp_p
     assert entry["regretted"] == found.regretted
     assert entry["slice_sha256"] == slice_sha256(torch.tensor(frame["key"].to_numpy()))
     assert entry["statement"] in said
-    for part in ("at most 20%", "80% confidence", f"of {len(frame)} distinct texts", "certified"):
+    for part in ("at most 20%", "80% confidence", f"of the {len(frame)} distinct texts", "certified"):
         assert part in said
     weights = json.loads((joint / "summary.json").read_text())["weights"]
     assert (entry["swift_sha256"], entry["super_sha256"]) == (weights["swift"], weights["super"])
