@@ -41,7 +41,7 @@ class SwiftModule(FinetuneModule):
         distill_weight: Weight of the distillation from the Super's logits: by default 10, of generated texts 1.
         distill_temperature: Temperature of the logits (tokens and texts are learned as they are).
         margin_weight: Weight of the margin between easy and hard examples: by default 0.1, of generated texts and in a
-            regression 0. Beside distillation it makes the pair neither better nor worse (docs/recipes.md).
+            regression 0. Beside distillation it makes the pair neither better nor worse (docs/results.md).
         margin: Its form. Of energies: ``pairwise`` or ``ranking`` (of means, COSEE) with a gap of 0.3, ``hinge``
             (squared); of confidences: ``confidence`` (pairwise, CascadeBERT); or ``gatekeeper``.
         router: Whether it gets router heads.
