@@ -79,3 +79,28 @@ def test_a_page_says_first_what_it_is_for(page):
     _, blank, first, *_ = page.read_text("utf-8").split("\n")
     assert not blank
     assert re.match(r"\*\*(Tutorial|How-to|Reference|Explanation)\.\*\* \S", first)
+
+
+def commands_on(page: Path):
+    """The commands of `elang` in a page's blocks, with their options."""
+    for block in re.findall(r"^```\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            if command := re.search(r"(?<!\S)elang (\w+)( .*)?", line.partition(" # ")[0]):
+                yield command[1], re.findall(r"(?<!\S)--([\w.]+)", command[2] or "")
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.stem
+)
+def test_options_of_the_commands_on_a_page_exist(site, page):
+    reference = (site / "reference" / "cli" / "index.html").read_text("utf-8")
+    parts = {part.partition('"')[0]: part for part in reference.split('<h2 id="')[1:]}
+    of_classes = "".join(part for name, part in parts.items() if name.startswith(("-model", "-data", "model", "data")))
+    for verb, options in commands_on(page):
+        known = parts[verb] + (
+            of_classes + parts["fit"] if verb in ("fit", "validate", "test", "score", "crossfit") else ""
+        )
+        for option in options:
+            # What `--trainer.callbacks+=CLASS` adds has options of its own.
+            if not option.startswith("trainer.callbacks."):
+                assert re.search(rf"--{re.escape(option)}\b", known), f"elang {verb} --{option}"
