@@ -39,14 +39,17 @@ audit: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --no-deps --disable-pip --requirement .ci/lock.txt
 
+# In the order of tests/conftest.py.
+SPREAD = -n logical --dist loadfile --no-loadscope-reorder
+
 coverage: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet 'coverage>=7.10'
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest $(SPREAD)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --show-missing
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
 
 dist: $(VENV)/installed
 	rm -rf dist

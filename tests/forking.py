@@ -29,6 +29,8 @@ import threading
 import types
 
 EXECUTABLE = sys.executable
+# Windows cannot, and on macOS libraries start threads as they are imported.
+CAN_FORK = sys.platform.startswith("linux")
 MODULES = ("elang", "elang.__main__", "torch.distributed.run")
 # Imported beside the modules of elang: what these import late.
 LATE = (
@@ -85,7 +87,7 @@ class Popen(subprocess.Popen):
             command = None
         server = None if command is None or self._asked is False else server_of(environment, self._asked)
         if server is None:
-            if self._asked:
+            if self._asked and CAN_FORK:
                 raise RuntimeError(f"cannot be forked: {args}")
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more)
             return
@@ -150,8 +152,7 @@ def server_of(environment, asked):
 
     The first one is started when it is needed, one of another environment only if a test has asked for it.
     """
-    # Windows has no fork, and on macOS libraries start threads as they are imported.
-    if not sys.platform.startswith("linux"):
+    if not CAN_FORK:
         return None
     key = read_at_import(environment)
     with Popen.starting:

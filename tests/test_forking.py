@@ -9,7 +9,10 @@ import time
 from contextlib import suppress
 from functools import partial
 
+import forking
 import pytest
+
+pytestmark = pytest.mark.skipif(not forking.CAN_FORK, reason="needs Linux")
 
 SAYS_ALL = """
 import os, signal, sys, threading
