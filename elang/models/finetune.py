@@ -26,7 +26,6 @@ from elang.models.resuming import (
     RANDOM_KEY,
     Plan,
     check_checkpoint,
-    data_options,
     random_state,
     restore_random,
     stop_together,
@@ -236,7 +235,7 @@ class FinetuneModule(TaskModule):
             "class": type(self).__name__,
             "max_epochs": self.trainer.max_epochs,
             "plan": None if self._plan is None else asdict(self._plan),
-            "data": data_options(self.data),
+            "data": None if self.data is None else self.data.made_with(),
             **describe(self.classifier, self.hparams["model"]),
         }
         checkpoint[RANDOM_KEY] = random_state(self.device)

@@ -1,5 +1,6 @@
 """Lightning's own way: a plain trainer, and loaders that are not elang's."""
 
+import inspect
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from elang import FinetuneModule, InputError, JointModule, ScoreModule, Seq2SeqData, SwiftModule, TextClassificationData
+from elang.backends.loading.checkpoints import read_checkpoint
 from elang.cli.verbs import main
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
@@ -394,6 +396,29 @@ def test_a_checkpoint_alone_is_evaluated_and_resumed(checkpoint, files, tmp_path
     assert main(["fit", "--ckpt_path", str(checkpoint), *QUIET, "--model.output", str(tmp_path / "again")]) == 0
     again, first = (Manifest.read(folder) for folder in (tmp_path / "again", checkpoint.parent / "model"))
     assert again.thresholds == first.thresholds
+
+
+class OwnData(TextClassificationData):
+    """Has an argument that no file can keep."""
+
+    def __init__(self, clean, **options):
+        super().__init__(**options)
+        self.clean = clean
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_arguments_of_data_do_not_spoil_a_checkpoint(base_model, files, tmp_path, own):
+    """A path is kept as text; a function cannot be, so the checkpoint has no data."""
+    options = {"validation": files[1], "routing_fraction": 0.25}
+    data = OwnData(str.strip, train=files[0], **options) if own else TextClassificationData(files[0], **options)
+    for epochs, checkpoint in ((1, None), (2, tmp_path / "last.ckpt")):
+        module = FinetuneModule(str(base_model), NAMES, data.task_fields, output=str(tmp_path / "model"))
+        run = trainer(tmp_path, max_epochs=epochs, callbacks=[ModelCheckpoint(tmp_path, save_last=True)])
+        run.fit(module, datamodule=data, ckpt_path=checkpoint)
+    kept = read_checkpoint(tmp_path / "last.ckpt")["elang"]["data"]
+    assert kept is None if own else kept["init_args"]["train"] == str(files[0])
+    assert data.title("validation") == f"{files[1].name} (label)"
+    assert next(iter(inspect.signature(OwnData).parameters)) == "clean"
 
 
 def test_a_trial_writes_nothing(joint_args, pair, data_args, tmp_path):
