@@ -260,6 +260,7 @@ class FinetuneModule(TaskModule):
 
     def on_train_start(self) -> None:
         """Continue with this run's learning rate; a checkpoint brings its own run's."""
+        self._batches.begin()
         if self._resumed and self._schedule is not None:
             self._schedule.resume(self.lr, self.weight_decay)
 

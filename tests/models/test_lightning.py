@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pandas as pd
@@ -23,9 +25,13 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWith
 from elang import FinetuneModule, InputError, JointModule, ScoreModule, Seq2SeqData, SwiftModule, TextClassificationData
 from elang.backends.loading.checkpoints import read_checkpoint
 from elang.cli.verbs import main
+from elang.models import answering
+from elang.models.answering import EvaluationModule
+from elang.models.loaders import LoaderBatches
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
+from elang.tasks.text_task import TextTask
 
 NAMES = ["bad", "good"]
 
@@ -211,6 +217,94 @@ def test_a_pair_on_loaders(pair, rows, loader, tmp_path):
         trainer(tmp_path).validate(joint, [held_out] * 3, verbose=False)
     with pytest.raises(InputError, match="give ScoreModule one of elang's data modules"):
         trainer(tmp_path).validate(ScoreModule(models[1], NAMES, output=str(tmp_path / "r.parquet")), held_out)
+
+
+def test_answers_of_a_pair_have_the_classes_in_its_order(pair, rows, loader):
+    """Of models that have another one; the loss is that of the right class."""
+    batch = next(iter(loader(rows[1])))
+    answers = [
+        JointModule(str(pair["swift"]), str(pair["super"]), names)(**{**batch, "labels": labels})
+        for names, labels in ((NAMES, batch["labels"]), (NAMES[::-1], 1 - batch["labels"]))
+    ]
+    for name in ("swift", "super"):
+        ours, turned = (answer[name] for answer in answers)
+        assert torch.equal(ours.logits, turned.logits[:, [1, 0]])
+        assert torch.equal(ours.prediction, 1 - turned.prediction)
+        torch.testing.assert_close(ours.loss, turned.loss)
+
+
+def test_a_swift_on_loaders_has_a_score_without_a_router(base_model, pair, rows, loader, files, tmp_path):
+    """A regression has none; that a router routed in an earlier training counts no more."""
+    task = {**SwiftModule(str(base_model), NAMES).task.plain(), "problem": "regression"}
+    values = [{**row, "labels": float(row["labels"])} for row in rows[0]]
+    with pytest.raises(InputError, match="in one of elang's data modules"):
+        trainer(tmp_path, max_steps=1).fit(SwiftModule(str(base_model), ["worth"], task), loader(values))
+    swift = SwiftModule(str(base_model), NAMES, layers=1, output=str(tmp_path / "swift"))
+    swift.score = "router"
+    trainer(tmp_path, max_steps=1).fit(swift, loader(rows[0]))
+    assert Manifest.read(tmp_path / "swift").score == "max_softmax"
+
+
+def test_answers_out_of_fold_need_a_file(base_model, pair, rows, loader, tmp_path):
+    swift = SwiftModule(str(base_model), NAMES, out_of_fold=str(pair["records"]), output=str(tmp_path / "swift"))
+    with pytest.raises(InputError, match="is about the rows of a training file"):
+        trainer(tmp_path, max_steps=1).fit(swift, loader(rows[0]))
+
+
+class ElsewhereTensor(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+def test_labels_on_a_gpu_are_looked_at_in_the_first_batch():
+    """Of each training and evaluation, also after the Super's answers have replaced some."""
+    batches = LoaderBatches(TextTask.of(NAMES, None))
+    labels = torch.tensor([0, -1]).as_subclass(ElsewhereTensor)
+    for _ in range(2):
+        batches.begin()
+        batches.check_labels(labels, labelled=False)
+        with pytest.raises(InputError, match="without 'labels'"):
+            batches.check_labels(labels, labelled=True)
+        batches.check_labels(labels, labelled=True)
+
+
+@pytest.mark.parametrize("error", [None, InputError("No answer."), ValueError("Broken.")])
+def test_the_other_processes_hear_that_a_server_is_still_asked(monkeypatch, error):
+    """Without a word for some ten minutes torch gives them up."""
+    monkeypatch.setattr(answering, "_MINUTE", 0.05)
+    words = []
+
+    class Slow:
+        def answer(self, examples):
+            time.sleep(0.3)
+            if error:
+                raise error
+            return examples
+
+    def module(first, broadcast):
+        strategy = SimpleNamespace(broadcast=broadcast)
+        return SimpleNamespace(trainer=SimpleNamespace(world_size=2, is_global_zero=first, strategy=strategy))
+
+    def ask(first, broadcast):
+        return EvaluationModule._asked_once(module(first, broadcast), Slow(), "answers")
+
+    def told(word):
+        words.append(word)
+        return word
+
+    if error is None:
+        assert ask(True, told) == "answers"
+    else:
+        with pytest.raises(type(error), match=str(error)):
+            ask(True, told)
+    assert words[:2] == [None, None]
+    heard = iter(words)
+    if error is None:
+        assert ask(False, lambda _: next(heard)) == "answers"
+    else:
+        with pytest.raises(InputError, match=str(error)):
+            ask(False, lambda _: next(heard))
 
 
 def test_several_loaders_are_told_apart(base_model, rows, loader, tmp_path):
