@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from elang.backends.backend import Answer, Columns
-from elang.backends.loading.checkpoints import CHECKPOINT_KEY, check_output_folder, describe
+from elang.backends.loading.checkpoints import CHECKPOINT_KEY, check_output_folder, describe, note_replaced
 from elang.backends.loading.families import check_words
 from elang.backends.loading.load import load_model
 from elang.backends.loading.weights import check_state
@@ -125,6 +125,7 @@ class FinetuneModule(TaskModule):
         # log_dir is a collective: every process has to ask.
         self._folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
         if not getattr(self.trainer, "fast_dev_run", False):
+            note_replaced(self._folder)
             self.lock(self._folder)
 
     @property

@@ -481,6 +481,7 @@ def test_a_checkpoint_alone_is_evaluated_and_resumed(checkpoint, files, tmp_path
     output = capfd.readouterr().out
     assert "accuracy on 61 examples of validation" in output
     told = " ".join(one["text"] for one in notices() if one["kind"] == "checkpoint-options")
+    assert "replaced-model" not in kinds()
     assert f"--data.train={files[0]}" in told
     assert "--data.batch_size=16" in told
     shown = ["validate", f"--ckpt_path={checkpoint}", *QUIET, "--data.validation", str(files[1])]
