@@ -74,9 +74,10 @@ def loader(tokenizer):
 def trained(base_model, rows, loader, tmp_path_factory):
     """A module that was trained on plain loaders, its trainer and its last checkpoint."""
     folder = tmp_path_factory.mktemp("trained")
-    module = FinetuneModule(str(base_model), NAMES, lr=5e-3, output=str(folder / "model"))
+    pl.seed_everything(3)
+    module = FinetuneModule(str(base_model), NAMES, lr=3e-3, output=str(folder / "model"))
     best = ModelCheckpoint(folder, filename="best", monitor="validation/loss", save_last=True)
-    run = trainer(folder, max_epochs=2, callbacks=[best, EarlyStopping("validation/loss")])
+    run = trainer(folder, max_epochs=6, callbacks=[best, EarlyStopping("validation/loss")])
     run.fit(module, loader(rows[0], shuffle=True), loader(rows[1]))
     return module, run, folder
 
@@ -142,8 +143,9 @@ def test_a_swift_learns_from_the_supers_logits_in_the_batch(trained, base_model,
     logits = torch.cat([answer["logits"] for answer in trainer(tmp_path).predict(trained[0], loader(rows[0]))])
     # Without labels, the Super's answer is learned.
     taught = [{**row, "labels": -1, "super_logits": x.tolist()} for row, x in zip(rows[0], logits, strict=True)]
-    swift = SwiftModule(str(base_model), NAMES, layers=1, lr=5e-3, output=str(tmp_path / "swift"))
-    run = trainer(tmp_path, max_epochs=6, log_every_n_steps=1)
+    pl.seed_everything(3)
+    swift = SwiftModule(str(base_model), NAMES, layers=1, lr=3e-3, output=str(tmp_path / "swift"))
+    run = trainer(tmp_path, max_epochs=8, log_every_n_steps=1)
     forget_notices()
     run.fit(swift, datamodule=Own(loader(taught, shuffle=True), loader(rows[1])))
     assert {"train/distill", "train/margin", "validation/loss"} <= run.callback_metrics.keys()
@@ -176,7 +178,7 @@ def test_a_swift_learns_from_records_by_id(pair, base_model, rows, loader, tmp_p
 
 def test_without_a_super_a_swift_learns_from_labels(base_model, rows, loader, files, tmp_path):
     forget_notices()
-    swift = SwiftModule(str(base_model), NAMES, layers=1, lr=5e-3, output=str(tmp_path / "swift"))
+    swift = SwiftModule(str(base_model), NAMES, layers=1, lr=3e-3, output=str(tmp_path / "swift"))
     run = trainer(tmp_path, max_epochs=1, log_every_n_steps=1)
     run.fit(swift, loader(rows[0], shuffle=True), loader(rows[1]))
     assert set(kinds()) - {"never-right"} == {"no-super-answers", "no-routing-slice"}
@@ -429,7 +431,7 @@ def test_texts_are_trained_and_predicted(tmp_path):
     }
     data = Seq2SeqData(files["train"], files["val"], source="en", target="de", max_target_length=16, batch_size=16)
     base = write_seq2seq(tmp_path / "base")
-    module = FinetuneModule(str(base), [], data.task_fields, output=str(tmp_path / "model"), lr=5e-3)
+    module = FinetuneModule(str(base), [], data.task_fields, output=str(tmp_path / "model"), lr=3e-3)
     run = trainer(tmp_path, max_epochs=1)
     run.fit(module, datamodule=data)
     theirs = {name: float(value) for name, value in run.callback_metrics.items()}
