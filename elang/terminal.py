@@ -117,7 +117,7 @@ def process_rank() -> int:
 
 
 class Progress:
-    """How far a long step is: a bar if standard error is a terminal, else a line about once a minute.
+    """How far a long step is: a bar on a terminal, else a line after ten seconds and then once a minute.
 
     ``total`` is the number of ``unit`` there are, if it is known, of which ``done`` are done already. Without ``bar``
     there are lines on a terminal as well. A bar that is ``late`` comes after ten seconds, for steps that usually end
@@ -126,7 +126,9 @@ class Progress:
 
     def __init__(self, total: int | None, unit: str, done: int = 0, bar: bool = True, late: bool = False) -> None:
         self.total, self.unit, self.done, self.before = total, unit, done, done
-        self.start = self.told = time.monotonic()
+        self.start = time.monotonic()
+        # The first line comes earlier than after a minute.
+        self.told = self.start - max(0.0, _EVERY - _LATE)
         self.bar: Any = None
         self.silent = process_rank() > 0
         if bar and sys.stderr.isatty() and not self.silent:

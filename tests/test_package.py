@@ -158,14 +158,15 @@ def expanded(block, **models):
     """The arguments of each `elang` in a block of commands, as bash makes them."""
     for name, folder in models.items():
         block = re.sub(rf"\b{name}\b", str(folder), block)
-    script = 'elang() { printf "%s\\0" "$@"; echo; }\n' + block
+    # What is installed here is the wheel.
+    script = 'elang() { printf "%s\\0" "$@"; echo; }\npip() { :; }\n' + block
     done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
     return [line.split("\0")[:-1] for line in done.stdout.splitlines()]
 
 
 def written_out():
     """Commands with their options in the README's sentences."""
-    words = [text.split() for text in PROSE if text.startswith("elang ") and "--" in text]
+    words = [text.split() for text in PROSE if text.startswith("elang ") and " --" in text]
     return [args for _, *args in words if f"elang {args[0]}" not in RUN_BY]
 
 

@@ -67,7 +67,7 @@ def test_a_long_step_tells_how_far_it_is(capfd, monkeypatch):
         for _ in range(4):
             progress.add(600)
     assert capfd.readouterr().err == (
-        "elang: 1,200 of 12,000 texts, about 9 minutes left\nelang: 2,400 of 12,000 texts, about 8 minutes left\n"
+        "elang: 600 of 12,000 texts, about 10 minutes left\nelang: 1,800 of 12,000 texts, about 8 minutes left\n"
     )
 
 
@@ -127,6 +127,7 @@ def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_pat
     swift += ["--model.output", "swift", "--trainer.logger", "false"]
     for args, line in (
         (["fit", *model, base_model, "--model.output", "m", *data_args, "--trainer.max_steps", 2], "1 of 2 batches"),
+        (["fit", *model, base_model, "--model.output", "n", *data_args, "--trainer.max_epochs", 1], "elang: epoch 1: "),
         (["score", *model, pair["super"], "--model.output", "s.parquet", *data_args], "batches, about a minute left"),
         (["augment", "--model", base_model, "--input", files[0], "--output", "a.csv", "--batch_size", 8], "8 of "),
         (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 60 answers"),

@@ -198,4 +198,7 @@ def _report(predictor: JointPredictor, total: int, deferred: int) -> None:
                 f"{runner.truncated} of {total} inputs were longer than the {runner.who}'s limit of {runner.limit} "
                 "tokens: the rest was not read.",
             )
-    sys.stderr.write(f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super\n")
+    sys.stderr.write(
+        f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super, at the threshold "
+        f"{predictor.threshold:.4g} of {predictor.score}\n"
+    )

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from elang.data.module import TextData
-from elang.terminal import Progress
+from elang.terminal import Progress, tell
 
 
 class LogsEachEpoch(pl.Callback):
@@ -62,6 +62,17 @@ class ProgressLines(pl.Callback):
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
         if self._validation is not None:
             self._validation.add()
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._training is not None and not trainer.sanity_checking:
+            metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+            values = (f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("validation/"))
+            tell(f"epoch {trainer.current_epoch + 1}: {', '.join(values)}")
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._training = None
 
     @override
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

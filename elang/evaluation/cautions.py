@@ -16,6 +16,8 @@ from elang.records.manifest import Manifest, known_name
 
 # With fewer examples, chance alone explains why none of a class is right, or why some are known.
 _ENOUGH = 5
+# A speed-up from which a threshold is worth naming.
+_SAVES = 1.05
 
 
 def never_right(prediction: Tensor, label: Tensor, label_names: list[str]) -> list[str]:
@@ -39,22 +41,33 @@ def little_to_gain(gain: Tensor) -> str:
     return (
         f"the Super is not shown to be better than the Swift on these {len(gain):,} examples (mean gain "
         f"{float(gain.mean()):+.4f}, 95% interval from {low:+.4f}): deferring has little to gain, and areas, "
-        "thresholds and certificates mean little. Train the Super longer, or use the Swift alone"
+        "thresholds and certificates mean little. Evaluate on more examples; if it stays so, use the Swift alone or a "
+        "better Super"
     )
 
 
-def saves_nothing(named: dict[str, dict[str, Any]], score: str) -> list[str]:
-    """A caution if the default one of a score's thresholds defers everything, because no other one saves anything."""
+def saves_nothing(thresholds: dict[str, dict[str, dict[str, Any]]], score: str) -> list[str]:
+    """A caution if the default threshold of ``score`` defers everything, because no other one saves anything.
+
+    ``thresholds`` are the named ones of each score; those that do save something are named.
+    """
+    named = thresholds.get(score, {})
     name = known_name(named)
     entry = named.get(name, {})
     # Without costs nothing is known to be saved or not.
     if float(entry.get("threshold", math.nan)) != -math.inf or math.isnan(float(entry.get("speedup") or math.nan)):
         return []
+    saving = [f"--threshold '{other}'" for other, each in named.items() if _speedup(each) > _SAVES]
+    saving += [f"--score {other}" for other, each in thresholds.items() if _speedup(each.get(name, {})) > _SAVES]
+    remedy = f"On the slice these save something: {', '.join(saving)}" if saving else "Or ask the Super alone"
     return [
         f"this pair saves nothing at the Super's quality: by {score}, no threshold that costs less than the Super "
-        f"alone is good enough on the slice, so '{name}' defers everything. Train a better or a smaller Swift, or "
-        "accept less quality ('99%', 'defer 30%')"
+        f"alone is good enough on the slice, so '{name}' defers everything. Train a better or a smaller Swift. {remedy}"
     ]
+
+
+def _speedup(entry: dict[str, Any]) -> float:
+    return float(entry.get("speedup") or math.nan)
 
 
 def cautions(answers: PairAnswers, label_names: list[str], largest: float | None) -> list[str]:

@@ -197,7 +197,7 @@ def summarize_pair(
     qualities = list(curves)
     worth = Worth(**answers.kind.worth(qualities[0].name, answers.targets))
     named = thresholds.get(about.score, {})
-    warnings = saves_nothing(named, about.score) + cautions(answers, label_names, worth.largest)
+    warnings = saves_nothing(thresholds, about.score) + cautions(answers, label_names, worth.largest)
     warnings += repeated(answers.key, answers.unit)
     if about.weights["swift"] == about.weights["super"] != "":
         warnings.insert(0, "Swift and Super are the same model")

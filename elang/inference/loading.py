@@ -158,10 +158,10 @@ def warn_if_costly(manifest: Manifest, score: str, name: str) -> None:
     everything = not math.isnan(speedup) and manifest.threshold(name, score) == -math.inf
     if not (speedup < _COSTLY or everything):
         return
-    better = ", ".join(repr(key) for key, speedup in speedups.items() if speedup > 1)
+    better = ", ".join(repr(key) for key, speedup in speedups.items() if speedup > 1.05)
     cost = f"a FLOPs speed-up of {speedup:.2f}x on the slice that it was chosen on"
     text = f"At the threshold '{name}' the pair costs more than the Super alone: {cost}."
     if everything:
         text = f"This pair saves nothing at the quality of '{name}': every input goes to the Super, without the Swift."
-    remedy = f"The FLOPs speed-up is above 1 at {better}." if better else "Ask the Super alone."
+    remedy = f"The FLOPs speed-up there is above 1.05x at {better}." if better else "Ask the Super alone."
     notice("costly-threshold", f"{text} {remedy}", stacklevel=3)

@@ -121,7 +121,7 @@ def note_training(trainer: Trainer, step: int, never_right: dict[int, list[str]]
             "never-right",
             f"After {step:,} steps the model is never right on 'validation' where the label is "
             f"{listed(never_right[last])}: it has not learned that yet. Train longer (--trainer.max_epochs), or raise "
-            "--model.lr.",
+            f"--model.lr, which was {trainer.optimizers[0].defaults['lr']:g}.",
         )
     data: Any = getattr(trainer, "datamodule", None)
     progress = trainer.fit_loop.epoch_loop.batch_progress.total.ready

@@ -85,7 +85,8 @@ def test_equal_thresholds_are_one_row(capsys):
 @pytest.mark.parametrize(
     ("low", "high", "speedup", "share", "expected"),
     [
-        (-0.015, 0.01, 1.79, 0.2, "The pair answers as well as the Super (accuracy 0.9000, the Super's 0."),
+        (-0.015, 0.011, 1.79, 0.2, "The pair answers as well as the Super (accuracy 0.9000, the Super's 0."),
+        (-0.015, 0.001, 1.79, 0.0, "The pair answers nearly as well as the Super (accuracy 0.9000, the Super's 0."),
         (
             -0.3,
             0.1,

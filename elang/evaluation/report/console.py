@@ -34,8 +34,9 @@ def print_summary(summary: JointSummary, folder: Path) -> None:
     if where == "read here":
         chosen_on = "these same examples, which is optimistic: there is no held-out one"
     details.append(
-        f"This is at the threshold '{usual.partition(', ')[2]}': inputs whose score {summary.score} is higher go to "
-        f"the Super. It was chosen on {chosen_on}."
+        f"This is at the threshold '{usual.partition(', ')[2]}' ({point.threshold:.4g}): inputs that are harder, by "
+        f"the difficulty score {summary.score}, go to the Super. It was chosen on {chosen_on}. `elang predict` takes a "
+        "number or any name of the table below as --threshold."
     )
     say_wrapped(answer, " ".join(details))
     say_wrapped(*(f"Caution: {caution}." for caution in summary.cautions))

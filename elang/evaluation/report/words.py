@@ -11,6 +11,8 @@ from elang.method.quality.texts import full_mark
 
 # If the pair may be this much worse than the Super, a share of an answer's worth, the examples are too few to tell.
 _TOO_MUCH = 0.02
+# By how much the pair may be worse and still answer as well as the Super.
+_NO_MATTER = 0.0025
 # By the words that are explained, which are looked for as they are written.
 _MEANINGS = {
     "held out": "chosen on {chosen_on}, and tried here",
@@ -68,6 +70,8 @@ def outcome(summary: JointSummary, point: Point, to_super: dict[str, Any] | None
     lines[0] = task + (lines[0] if task else "T" + lines[0][1:])
     if share < 1:
         lines.append(f"The Swift answers {1 - share:.1%} of the inputs by itself, and the Super the other {share:.1%}.")
+        if share == 0:
+            lines.append("The Super is never asked: where that is not good enough, take a threshold that asks it.")
         lines += [] if to_super is None else [_difference(to_super, summary.worth)]
     lines.append(f"The Swift alone has {metric} {swift}.")
     if math.isnan(first.super.cost):
@@ -89,6 +93,8 @@ def _compared(to_super: dict[str, Any] | None, values: str, examples: int) -> st
         how = "answers better than" if low > 0 else "answers worse than"
     elif low < -_TOO_MUCH:
         how, values = "may answer worse than", f"{values}; {examples:,} examples are too few to tell"
+    elif to_super["difference"] < -_NO_MATTER:
+        how = "answers nearly as well as"
     return f"{how} the Super ({values})"
 
 
