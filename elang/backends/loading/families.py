@@ -114,7 +114,7 @@ def task_in_words(trained: TextTask | None, task: TextTask | None, path: str, *,
     answered = task if fine_tune or trained is None else trained
     if answered is None:
         raise InputError(
-            f"'{path}' answers in words and has no {FILENAME}, so its possible answers are not known. Fine-tune "
+            f"'{path}' answers in words and is without {FILENAME}, so its possible answers are not known. Fine-tune "
             "it with `elang fit`, or evaluate it on data that gives prompt and answers."
         )
     return answered
