@@ -184,6 +184,12 @@ def keep_layers(config: Any, layers: int, path: str) -> None:
     """Cut a configuration to its first layers; an encoder-decoder's decoder keeps as many, if it has them."""
     if not 1 <= layers <= config.num_hidden_layers:
         raise InputError(f"'{path}' has {config.num_hidden_layers} layers; its first {layers} cannot be kept.")
+    # Qwen, Gemma and GPT-Neo list what each layer is.
+    for name in ("layer_types", "attention_layers"):
+        if getattr(config, name, None):
+            setattr(config, name, getattr(config, name)[:layers])
+            if name == "attention_layers":
+                config.attention_types = [[config.attention_layers, 1]]
     config.num_hidden_layers = layers
     for name in ("num_decoder_layers", "decoder_layers"):
         if getattr(config, name, None):
