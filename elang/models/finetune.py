@@ -29,13 +29,14 @@ from elang.tasks.text_task import TaskFields, TextTask
 
 
 class FinetuneModule(TaskModule):
-    """Fine-tunes an encoder (cross-entropy, or squared error in a regression) or an encoder-decoder with AdamW.
+    """Fine-tunes an encoder (cross-entropy, squared error in a regression) or a model that answers in words with AdamW.
 
     After training it writes a folder that loads with plain ``transformers`` and into every ``elang`` module.
 
     Args:
         model: A folder or a hub id (``owner/name@revision``) of a pretrained model: anything that
-            ``AutoModelForSequenceClassification`` loads, or an encoder-decoder (``AutoModelForSeq2SeqLM``).
+            ``AutoModelForSequenceClassification`` loads, an encoder-decoder (``AutoModelForSeq2SeqLM``), or, to answer
+            in label words, a decoder-only language model (``AutoModelForCausalLM``).
         label_names: Class names in order; the command line takes them from the data.
         task: :meth:`elang.tasks.text_task.TextTask.plain`; the command line takes it from the data.
         layers: Keep only the first so many layers (of an encoder-decoder, of both stacks).
