@@ -158,7 +158,8 @@ class FinetuneModule(TaskModule):
                 "evaluated. Fine-tune it first; if only the order differs, `elang score` aligns it."
             )
         if model.text_to_text and self.trained_on is not None:
-            check_words(TextTask.of(self.trained_on.label_names, self.trained_on.task), self.task, path)
+            trained = TextTask.of(self.trained_on.label_names, self.trained_on.task)
+            check_words(trained, self.task, path, after_prompt=model.reader.prompt is not None)
 
     def table_columns(self) -> Columns:
         """``label`` and the model's answers."""

@@ -19,6 +19,7 @@ from elang.backends.causal import CausalLabelDecoder
 from elang.backends.causal_passes import Shape, label_words_flops
 from elang.backends.encoder import SequenceClassifier
 from elang.backends.loading.checkpoints import save_model
+from elang.backends.loading.families import check_words
 from elang.backends.loading.load import load_model
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples
@@ -472,6 +473,14 @@ def test_which_way_a_model_answers(base, causal_pair, data_args, words_args, tmp
     assert main([*score, "--model.model", str(head), *words_args]) == 0
     assert isinstance(load_model(str(head), task_of(["a", "b"]), fine_tune=True), SequenceClassifier)
     assert "is a classifier by its config.json" in told()[0]
+
+
+def test_an_encoder_decoder_is_asked_without_a_chat(tmp_path):
+    """It may be the partner of a model that is asked in one."""
+    trained, asked = task_of(["a", "b"]), task_of(["a", "b"], label_words="chat", system="short")
+    check_words(trained, asked, "a T5", after_prompt=False)
+    with pytest.raises(InputError, match=r"trained with --data.chat false .* the data has true and 'short'"):
+        check_words(trained, asked, "a Llama", after_prompt=True)
 
 
 def test_a_chat_is_trained_and_answered_as_one(base, words_args, tmp_path, files):

@@ -107,10 +107,12 @@ def output_names(config: Any) -> list[str]:
     return [str(config.id2label[i]) for i in range(len(config.id2label))]
 
 
-def task_in_words(trained: TextTask | None, task: TextTask | None, path: str, *, fine_tune: bool) -> TextTask:
-    """The task that a model answers in words: the one it was trained for, or the data's."""
+def task_in_words(
+    trained: TextTask | None, task: TextTask | None, path: str, *, fine_tune: bool, after_prompt: bool
+) -> TextTask:
+    """The task that a model answers in words (``after_prompt``: is decoder-only): its own, or the data's."""
     if trained and task and not fine_tune and not task.kind.generates:
-        check_words(trained, task, path)
+        check_words(trained, task, path, after_prompt=after_prompt)
     answered = task if fine_tune or trained is None else trained
     if answered is None:
         raise InputError(
@@ -120,8 +122,11 @@ def task_in_words(trained: TextTask | None, task: TextTask | None, path: str, *,
     return answered
 
 
-def check_words(trained: TextTask, task: TextTask, path: str) -> None:
-    """Refuse data whose languages, prompt or answers are not those that a text-to-text model was trained with."""
+def check_words(trained: TextTask, task: TextTask, path: str, *, after_prompt: bool) -> None:
+    """Refuse data whose languages, prompt or answers are not those that a model was trained with.
+
+    A model that answers ``after_prompt`` may also be asked in a chat; to a text-to-text model that is of no matter.
+    """
     if trained.languages != task.languages:
         raise InputError(
             f"'{path}' was trained for the languages {trained.languages}, the data has {task.languages}. Set "
@@ -136,9 +141,8 @@ def check_words(trained: TextTask, task: TextTask, path: str) -> None:
             f"'{path}' was trained with the prompt '{trained.prompt}' and the answers {trained.answers[:8]}, the data "
             f"has '{task.prompt}' and {task.answers[:8]}. Set --data.prompt and --data.answers to those of the model."
         )
-    # For a text-to-text model it is of no matter whether label words were asked for.
     chats = [(t.label_words == "chat", t.system) for t in (trained, task)]
-    if chats[0] != chats[1]:
+    if after_prompt and chats[0] != chats[1]:
         raise InputError(
             f"'{path}' was trained with --data.chat {str(chats[0][0]).lower()} and the system text '{chats[0][1]}', "
             f"the data has {str(chats[1][0]).lower()} and '{chats[1][1]}'. Set --data.chat and --data.system as in "

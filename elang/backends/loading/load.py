@@ -103,13 +103,13 @@ def _from_folder(
         # A finished model answers as it was trained to, however the data asks.
         family = families.family_of(config, task if fine_tune or trained is None else trained, path)
         names: list[str] = []
+        after_prompt = family.in_words and not has_decoder(config)
         if family.in_words:
-            answered = families.task_in_words(trained, task, path, fine_tune=fine_tune)
+            answered = families.task_in_words(trained, task, path, fine_tune=fine_tune, after_prompt=after_prompt)
         else:
             names = families.output_names(config)
             answered = families.task_of_outputs(config, trained, task, path, fine_tune=fine_tune)
         tokenizer = load_tokenizer(name, where)
-        after_prompt = family.in_words and not has_decoder(config)
         settle_padding(config, tokenizer, path, fine_tune=fine_tune, after_prompt=after_prompt)
         # Large models must not be in memory twice; a classifier's head stays in float32.
         dtype = options["dtype"] if family.in_words else torch.float32
