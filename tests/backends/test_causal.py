@@ -27,8 +27,8 @@ from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
 from elang.tasks.text_task import TextTask
 
-# Letters are tokens. Two levels of branches, a forced token, and an answer of one token; in the second set one each.
-WORDS_OF = {"tree": ["abc", "abd", "xyz", "xya", "xb", "q"], "single": ["a", "b", "c"]}
+# Letters are tokens. Two levels of branches, a forced token, and an answer of one token; one token each; one beginning.
+WORDS_OF = {"tree": ["abc", "abd", "xyz", "xya", "xb", "q"], "single": ["a", "b", "c"], "shared": ["xab", "xac", "xb"]}
 MORE = {"falcon with alibi": {**DECODERS["falcon"], "alibi": True}, "granite": LLAMA}
 MORE |= {"mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}}
 FAMILIES = {**DECODERS, **MORE}
@@ -85,10 +85,10 @@ def by_hand(folder, given, tokens):
     return torch.stack(rows)
 
 
-FEW = ["bloom", "falcon", "gemma2", "gpt2", "llama", "opt", "granite"]
+FEW, SHARED = ["bloom", "falcon", "gemma2", "gpt2", "llama", "opt"], [("llama", "shared"), ("granite", "shared")]
 
 
-@pytest.mark.parametrize(("name", "words"), [(n, "tree") for n in FAMILIES] + [(n, "single") for n in FEW])
+@pytest.mark.parametrize(("name", "words"), [(n, "tree") for n in FAMILIES] + [(n, "single") for n in FEW] + SHARED)
 def test_a_family(tmp_path, name, words):
     """A batch, padded on either side, answers as each text alone, and as the library does word by word."""
     folder = write_causal(tmp_path / "model", name)
