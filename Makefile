@@ -3,6 +3,7 @@
 # make test: lint, types, tests and doctests, on all cores; make lint: the first two
 # make coverage: the tests again, with the lines and branches of elang/ that they reach
 # make oldest: some tests with the oldest versions that are allowed, in VENV; make audit: known vulnerabilities of what CI installs
+# make dist: the wheel and the source distribution, in dist/
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -13,7 +14,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-.PHONY: demo quick test lint oldest audit coverage
+.PHONY: demo quick test lint oldest audit coverage dist
 demo: $(VENV)/installed
 	$(BIN)/elang demo
 
@@ -38,11 +39,18 @@ audit: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --no-deps --disable-pip --requirement .ci/lock.txt
 
+# In the order of tests/conftest.py.
+SPREAD = -n logical --dist loadfile --no-loadscope-reorder
+
 coverage: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet 'coverage>=7.10'
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest $(SPREAD)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --show-missing
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
+
+dist: $(VENV)/installed
+	rm -rf dist
+	$(BIN)/python -m hatchling build

@@ -18,7 +18,8 @@ DATA = ("TextClassificationData", "TaskData", "Seq2SeqData")
 
 
 def on_config(config: Any) -> Any:
-    """Show ```math blocks as MathML, which browsers draw without a script."""
+    """Show ```math blocks as MathML, which browsers draw without a script. The versions come last."""
+    config["nav"].append({"Versions": "changelog.md"})
     fence = {"name": "math", "class": "math", "format": _equation}
     config["mdx_configs"].setdefault("pymdownx.superfences", {})["custom_fences"] = [fence]
     return config
@@ -26,7 +27,12 @@ def on_config(config: Any) -> Any:
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages that are made."""
-    made = {"index.md": _first_page(), "reference/cli.md": _command_line(), "reference/python.md": _python()}
+    made = {
+        "index.md": _first_page(),
+        "changelog.md": (ROOT / "CHANGELOG.md").read_text("utf-8"),
+        "reference/cli.md": _command_line(),
+        "reference/python.md": _python(),
+    }
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     return files
@@ -42,19 +48,25 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
     return re.sub(r":(?:class|meth|func|mod|data|attr):(<code[^>]*>)~?", r"\1", content)
 
 
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Link to the repository without its numbers of stars, which the theme would fetch from its host."""
+    return output.replace(' data-md-component="source"', "")
+
+
 def _equation(source: str, *_: Any, **__: Any) -> str:
     return f'<p class="equation">{convert(source.strip(), display="block")}</p>'
 
 
 def _first_page() -> str:
     """The README, with its links as seen from the pages."""
-    text = (ROOT / "README.md").read_text("utf-8").replace("](docs/", "](")
+    text = (ROOT / "README.md").read_text("utf-8").replace("](docs/", "](").replace("(CHANGELOG.md)", "(changelog.md)")
     return re.sub(r"\[([^\]]*)\]\((?![a-z]+://)([^)]*\.(?:ipynb|yaml)|[A-Z]+\.md)\)", r"`\2`", text)
 
 
 def _command_line() -> str:
     """Every verb's options as its parser prints them."""
-    parts = ["# The command line", "As `elang <verb> --help` and `--model.help CLASS`, `--data.help CLASS` print it."]
+    use = "This page lists every verb and option, as `elang VERB --help` prints them"
+    parts = ["# The command line", f"**Reference.** {use}, and `elang fit --model.help CLASS` and `--data.help CLASS`."]
     parts += ["## elang", _printed("--help")]
     verbs = re.findall(r"^  (\w+) +\S", _help("--help").split("verbs:")[1].split("options:")[0], re.MULTILINE)
     for verb in verbs:
@@ -88,7 +100,8 @@ def _python() -> str:
     """The public names, and the modules behind them."""
     import elang
 
-    parts = ["# Python", "Names that `import elang` gives, then the modules that hold the equations."]
+    use = "This page lists the names that `import elang` gives, and then the modules that hold the equations."
+    parts = ["# Python", f"**Reference.** {use}"]
     names = [name for name in elang.__all__ if name not in ("SCORES", "__version__")]
     parts += [f"::: {elang._HOME[name]}.{name}" for name in names]
     for path in sorted((ROOT / "elang" / "method").rglob("*.py")):

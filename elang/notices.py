@@ -13,6 +13,7 @@ from typing import Any
 
 from elang._version import __version__
 from elang.errors import printable
+from elang.terminal import process_rank
 
 
 class Notice(UserWarning):
@@ -27,7 +28,7 @@ def notice(kind: str, text: str, stacklevel: int = 2) -> None:
 
     ``kind`` is one of docs/reliability.md; ``text`` is one or two sentences with the numbers and the remedy.
     """
-    if _rank():
+    if process_rank():
         return
     text = " ".join(printable(text).split())
     _notices[kind, text] = None
@@ -68,11 +69,3 @@ def write_made(folder: Path) -> None:
 
     with write_atomically(folder / "made.json") as aside:
         aside.write_text(json.dumps(made(), indent=2) + "\n", "utf-8")
-
-
-def _rank() -> int:
-    """The number of this process among those of a run."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        return int(torch.distributed.get_rank())
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0)

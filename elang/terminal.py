@@ -6,12 +6,13 @@ import re
 import select
 import signal
 import sys
+import textwrap
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
-from typing import Any
+from typing import Any, TypeVar
 
 from elang.errors import ReaderLeftError, error_chain, printable
 
@@ -27,14 +28,21 @@ _NOISE = {
         r"Seed set to|[GTH]PU available: |.*Tip: |`Trainer\.fit` stopped: `max_(epochs|steps)="
     ),
 }
-# Warnings about how Lightning uses torch and its own loaders, and about empty parts.
+# Warnings about how Lightning uses torch and its own loaders, about empty parts, and about epochs without logged steps,
+# which they have by default.
 _IRRELEVANT = (
     *(".*LeafSpec.*", ".*does not have many workers.*"),
     *("LightningCLI's args parameter", "Total length of `list` across ranks is zero"),
+    ".*is smaller than the logging interval",
 )
 
 # Seconds between two lines about how far a step is.
 _EVERY = 60.0
+# Columns of tables and texts where standard output is no terminal, and of texts on a wide one.
+_WIDTH, _READABLE = 80, 100
+# Seconds after which a bar is shown that need not be there for a short step.
+_LATE = 10.0
+_Item = TypeVar("_Item")
 
 
 def quiet_libraries() -> None:
@@ -100,21 +108,31 @@ def at_sigterm(end: Callable[[int, Any], None]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def process_rank() -> int:
+    """The number of this process among those of a run."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return int(torch.distributed.get_rank())
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0)
+
+
 class Progress:
     """How far a long step is: a bar if standard error is a terminal, else a line about once a minute.
 
     ``total`` is the number of ``unit`` there are, if it is known, of which ``done`` are done already. Without ``bar``
-    there are lines on a terminal as well.
+    there are lines on a terminal as well. A bar that is ``late`` comes after ten seconds, for steps that usually end
+    before. Of several processes only the first one shows it.
     """
 
-    def __init__(self, total: int | None, unit: str, done: int = 0, bar: bool = True) -> None:
+    def __init__(self, total: int | None, unit: str, done: int = 0, bar: bool = True, late: bool = False) -> None:
         self.total, self.unit, self.done, self.before = total, unit, done, done
         self.start = self.told = time.monotonic()
         self.bar: Any = None
-        if bar and sys.stderr.isatty():
+        self.silent = process_rank() > 0
+        if bar and sys.stderr.isatty() and not self.silent:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, initial=done, unit=f" {unit}")
+            self.bar = tqdm(total=total, initial=done, unit=f" {unit}", delay=_LATE if late else 0)
 
     def __enter__(self) -> "Progress":
         return self
@@ -130,9 +148,15 @@ class Progress:
             self.bar.update(count)
             return
         now = time.monotonic()
-        if now - self.told >= _EVERY:
+        if now - self.told >= _EVERY and not self.silent:
             self.told = now
             tell(self.line(now - self.start))
+
+    def each(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Go through items, and count each one that is done."""
+        for item in items:
+            yield item
+            self.add()
 
     def line(self, seconds: float) -> str:
         """How far it is after so many seconds."""
@@ -159,7 +183,47 @@ def say(*lines: str) -> None:
         print(printable(line), flush=True)  # noqa: T201
 
 
-def console(width: int) -> Any:
+def say_wrapped(*paragraphs: str, indent: str = "") -> None:
+    """Print paragraphs broken between words, at 80 columns or the terminal's width; ``indent`` is for further lines."""
+    width = min(console().width, _READABLE)
+    for text in paragraphs:
+        say(*textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
+
+
+def say_table(title: str, head: list[str], rows: list[list[str]], notes: list[str], texts: int = 1) -> None:
+    """Print a table that fits into 80 columns: the first ``texts`` columns are texts, the others numbers.
+
+    ``notes`` below it say what its words mean, and what was left out.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for place, name in enumerate(head):
+        table.add_column(name, justify="left" if place < texts else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    say("")
+    say_wrapped(title)
+    console().print(table)
+    say_wrapped(*notes, indent="  ")
+
+
+def without_repeats(rows: list[list[str]]) -> tuple[list[list[str]], list[str]]:
+    """Rows without those that differ from an earlier one by their name alone, the first cell; and a note of these.
+
+    >>> without_repeats([["a", "1"], ["b", "2"], ["c", "1"]])
+    ([['a', '1'], ['b', '2']], ["Left out, equal to 'a': 'c'."])
+    """
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, *cells in rows:
+        names.setdefault(tuple(cells), []).append(name)
+    equal = [(first, ", ".join(map(repr, others))) for first, *others in names.values() if others]
+    notes = [f"Left out, equal to '{first}': {others}." for first, others in equal]
+    return [[first, *cells] for cells, (first, *_) in names.items()], notes
+
+
+def console(width: int = _WIDTH) -> Any:
     """A rich console for tables that prints names literally, without markup, emoji or control characters.
 
     ``width`` applies if standard output is no terminal.

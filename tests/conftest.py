@@ -1,14 +1,21 @@
 """Tiny models, tokenizers and data, made afresh; nothing is downloaded."""
 
 import csv
+import json
 import logging
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
+import forking
 import pytest
+
+# Before anything else imports the name.
+subprocess.Popen = forking.Popen
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -182,6 +189,21 @@ def write_data(path: Path, rows: int, seed: int, names=("bad", "good"), noise: f
     return path
 
 
+# From two minutes of a processor to twenty seconds, as measured on 2026-11-30.
+LONGEST = (
+    *("test_suite.py", "test_seq2seq.py", "test_problems.py", "test_serve.py", "test_families.py", "test_clusters.py"),
+    *("test_real_data.py", "test_text_to_text.py", "test_latency.py", "test_distributed.py", "test_training.py"),
+    *("test_end_to_end.py", "test_recipes.py", "test_command_line.py", "test_hub.py", "test_calibrate.py"),
+    "test_first_steps.py",
+)
+
+
+def pytest_collection_modifyitems(config, items):
+    """What takes longest comes first where several processes share the files, so that all of them end together."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LONGEST.index(name) if (name := item.path.name) in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def no_process_group_left():
     """Lightning leaves the group of a run with ``ddp`` behind; the next test of the process would be a part of it."""
@@ -310,3 +332,30 @@ def real_data():
     if os.environ.get("CI"):
         pytest.fail("ELANG_TEST_DATA must name the folder of real data in CI")
     pytest.skip("ELANG_TEST_DATA does not name the folder of real data")
+
+
+@pytest.fixture
+def chrome(tmp_path):
+    """A browser without a window, which logs what it says and what it asks for; skipped without Chromium."""
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if browser is None or driver is None:
+        pytest.skip("needs chromium and chromedriver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--disable-background-networking")
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+def asked_for(chrome, page):
+    """The addresses that a page has asked for. The browser opens one of its own first, which asks for what it likes."""
+    sent = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
+    requests = [m["params"] for m in sent if m["method"] == "Network.requestWillBeSent"]
+    return {r["request"]["url"] for r in requests if r["documentURL"] == page}

@@ -78,7 +78,9 @@ def test_curve_and_summary_agree_with_the_records(joint):
             deferred = frame[f"score_{score}"] > row.threshold
             answer = frame["super_prediction"].where(deferred, frame["swift_prediction"])
             assert row.accuracy == pytest.approx((answer == frame["label"]).mean(), abs=1e-9)
-            cost = (frame["swift_flops"] + deferred * frame["super_flops"]).mean()
+            # Where everything is deferred unseen, the Swift does not run.
+            scored = row.threshold > -float("inf")
+            cost = (scored * frame["swift_flops"] + deferred * frame["super_flops"]).mean()
             assert row.flops == pytest.approx(cost, rel=1e-9)
     assert summary["qualities"].keys() == {"accuracy", "f1", "matthews"}
     assert summary["curve_points"]["written"] == summary["curve_points"]["of"] == len(curve)
@@ -161,7 +163,13 @@ def test_predictor_routes_as_the_thresholds_say(pair, files):
     middle = sorted(p.score for p in swift_only)[30]
     mixed = JointPredictor(str(pair["swift"]), str(pair["super"]), threshold=middle)(texts)
     for kept, deferred, found in zip(swift_only, super_only, mixed, strict=True):
-        assert found == (deferred if found.score > middle else kept)
+        by = deferred if found.score > middle else kept
+        assert (found.id, found.label, found.answered_by) == (by.id, by.label, by.answered_by)
+        # In batches of other inputs.
+        assert found.probability == pytest.approx(by.probability, abs=1e-5)
+        # Where nothing is kept, the Swift does not run, and there is no score.
+        assert (found.score, deferred.score) == (kept.score, None)
+    assert [one.id for one in mixed] == list(range(61))
     assert sum(p.answered_by == "super" for p in mixed) == 30
 
 
@@ -195,11 +203,14 @@ def test_predict_verb_from_file_table_and_standard_input(pair, files, tmp_path):
     assert main(["predict", *models, "--input", lines, "--output", str(tmp_path / "b"), "--chunk", "7"]) == 0
     a, b = ([json.loads(x) for x in (tmp_path / n).read_text().splitlines()] for n in "ab")
     assert len(a) == 61
-    assert a[0].keys() == {"label", "score", "answered_by"}
+    assert list(a[0]) == ["id", "label", "probability", "score", "answered_by"]
+    assert [x["id"] for x in a] == list(range(61))
+    assert all(0.5 <= x["probability"] <= 1 for x in a)
     for x, y in zip(a, b, strict=True):
         assert (x["label"], x["answered_by"]) == (y["label"], y["answered_by"])
     done = subprocess.run(
         [sys.executable, "-m", "elang", "predict", *models],
+        forked=False,
         input="great film\n",
         capture_output=True,
         text=True,
@@ -305,13 +316,12 @@ def test_differences_to_the_super_are_told_with_their_intervals(joint, joint_arg
             super_ = summary["qualities"]["accuracy"]["super"]["quality"]
             assert point["qualities"]["accuracy"] == pytest.approx(super_ + found["difference"])
     assert main(["validate", *joint_args, "--model.output", str(tmp_path / "again")]) == 0
-    said = capsys.readouterr().out
-    assert "right answers: " in said
-    # Where any answer differs.
-    points = summary["operating_points"]["max_softmax"]
-    differs = any("p" in points[f"{where}, 1-SE"]["to_super"] for where in ("held out", "read here"))
-    assert ("McNemar: p = " in said) == differs
-    assert "area minus *" in said
+    said = " ".join(capsys.readouterr().out.split())
+    # Where everything is deferred, no answer differs.
+    at = summary["operating_points"]["max_softmax"]["held out, 1-SE"]
+    assert ("(right answers)" in said) == (at["deferred_share"] < 1)
+    assert ("(McNemar's test: p = " in said) == ("p" in at["to_super"])
+    assert "difference: the area minus that of max_softmax" in said
 
 
 def test_validate_one_model(pair, data_args, capsys):
@@ -321,7 +331,9 @@ def test_validate_one_model(pair, data_args, capsys):
 
 
 def test_python_m_and_version():
-    done = subprocess.run([sys.executable, "-m", "elang", "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "elang", "--version"], forked=False, capture_output=True, text=True, check=True
+    )
     import elang
 
     assert done.stdout.strip() == f"elang {elang.__version__}"

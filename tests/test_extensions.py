@@ -1,7 +1,8 @@
-"""The extension points, used as docs/architecture.md says: from outside, with no file of elang changed."""
+"""The extension points, used as docs/extending.md says: from outside, with no file of elang changed."""
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -261,10 +262,42 @@ def test_three_stages_of_toy_backends(three_stages):
     assert [one.score for one in found] == [0.5, 1.25, 0.75, 1.0, 1.0, 1.5]
     # Each is asked for what reaches it.
     assert [len(stage.backend.asked[0]) for stage in three_stages] == [6, 4, 2]
-    assert list(cascade.map(iter(texts * 20), 8)) == found * 20
+    again = list(cascade.map(iter(texts * 20), 8))
+    assert [one.id for one in again] == list(range(120))
+    assert [replace(one, id=one.id % 6) for one in again] == found * 20
     cascade.set_threshold(-torch.inf)
     cascade.set_threshold(torch.inf, stage=1)
     assert {one.answered_by for one in cascade(texts)} == {"middle"}
+    # What would defer everything is not asked: the first stage, a later one, and all but the last.
+    for skipped, by in ([0], {"middle", "large"}), ([1], {"small", "large"}), ([0, 1], {"large"}):
+        for number, stage in enumerate(three_stages[:2]):
+            cascade.set_threshold(-torch.inf if number in skipped else 1.0, stage=number)
+            stage.backend.asked.clear()
+        found = cascade(texts)
+        assert {one.answered_by for one in found} == by
+        assert [bool(stage.backend.asked) for stage in three_stages[:2]] == [n not in skipped for n in (0, 1)]
+        assert list(cascade.map(iter(texts), 2)) == found
+    # No stage has scored anything.
+    assert {one.score for one in found} == {None}
+
+
+class Doubtful(Counter):
+    """It has logits, but no answer to texts of three words."""
+
+    def answer(self, examples):
+        records = super().answer(examples)
+        logits = torch.stack([3.0 - 2 * records.prediction, records.prediction.float()], 1)
+        three = [len(row[0].split()) == 3 for row in examples.texts]
+        return replace(records, prediction=records.prediction.masked_fill(torch.tensor(three), -1), logits=logits)
+
+
+def test_a_backend_may_have_probabilities_and_no_answer(three_stages):
+    found = Cascade([three_stages[0], Stage("large", Doubtful())])(["word", "word word word", "word word word word"])
+    assert [one.label for one in found] == ["short", None, "long"]
+    assert [one.answered_by for one in found] == ["small", "large", "large"]
+    # The first stage says nothing of its own.
+    long = float(torch.tensor([1.0, 1.0]).softmax(0)[1])
+    assert [one.probability for one in found] == [None, None, pytest.approx(long)]
 
 
 def test_a_trained_pair_before_a_third_model(pair, files):

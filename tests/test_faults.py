@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import warnings
+from functools import partial
 from multiprocessing import resource_sharer
 
 import pytest
@@ -21,13 +22,10 @@ from elang.method.quality.registry import QUALITIES
 def limited(args, folder, size):
     """Run a command that may write no file larger than ``size``, as on a full disk."""
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
     done = subprocess.run(
         [sys.executable, "-m", "elang", *map(str, args)],
         cwd=folder,
-        preexec_fn=limit,
+        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size)),
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},

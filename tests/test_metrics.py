@@ -1,11 +1,14 @@
 """Metrics with state: over batches, over processes, and the trap that they avoid."""
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 from torchmetrics.classification import BinaryAUROC
 
 from elang.errors import InputError
@@ -186,10 +189,18 @@ def on_one_process(rank, sizes, folder):
         check_curve(curve.compute(), answers(total), name)
     assert sum(len(batch) for batch in table.column_id) == sizes[rank]  # only its own rows are kept
     dist.destroy_process_group()
-    (folder / f"done-{rank}").touch()
+    Path(folder, f"done-{rank}").touch()
 
 
 @pytest.mark.parametrize("sizes", [(7, 4), (0, 5, 8)])
 def test_over_processes(sizes, tmp_path):
-    spawn(on_one_process, (sizes, tmp_path), nprocs=len(sizes))
+    code = "import sys, test_metrics as t; t.on_one_process(int(sys.argv[1]), [*map(int, sys.argv[3:])], sys.argv[2])"
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, (rank, tmp_path, *sizes))], env=environment, forked=True
+        )
+        for rank in range(len(sizes))
+    ]
+    assert [process.wait(120) for process in started] == [0] * len(sizes)
     assert sorted(p.name for p in tmp_path.glob("done-*")) == [f"done-{rank}" for rank in range(len(sizes))]

@@ -47,7 +47,12 @@ def test_a_run_leaves_out_the_noise_of_libraries(base_model, data_args, tmp_path
     args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "model"), *data_args]
     args += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", "elang", *args], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "elang", *args],
+        forked=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert not done.returncode, done.stderr
     for noise in ("Failed to load", "Enum", "Seed set", "PU available", "Tip:", "Writing model shards", "many workers"):
@@ -82,6 +87,28 @@ def test_how_far_a_step_is(total, done, before, line):
     assert progress.line(60) == line
 
 
+def test_a_late_bar_leaves_short_steps_alone(capfd, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Progress(3, "curves", late=True) as progress:
+        assert list(progress.each("abc")) == ["a", "b", "c"]
+    assert progress.done == 3
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(elang.terminal, "_LATE", 0)
+    with Progress(3, "curves", late=True) as progress:
+        list(progress.each("abc"))
+    assert "3/3" in capfd.readouterr().err
+
+
+def test_of_several_processes_one_tells(capfd, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(elang.terminal, "_EVERY", 0)
+    for terminal in (True, False):
+        monkeypatch.setattr("sys.stderr.isatty", lambda shown=terminal: shown, raising=False)
+        with Progress(3, "curves") as progress:
+            list(progress.each("abc"))
+    assert capfd.readouterr().err == ""
+
+
 def test_a_bar_on_a_terminal(capfd, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with Progress(10, "texts") as progress:
@@ -94,12 +121,18 @@ def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_pat
     monkeypatch.setattr(elang.terminal, "_EVERY", 0)
     model = ["--trainer.accelerator", "cpu", "--model.model"]
     both = ["--swift_model", pair["swift"], "--super_model", pair["super"], "--input", files[1], "--text", "text"]
+    evaluated = ["--model.swift_model", pair["swift"], "--model.super_model", pair["super"], "--model.output", "j"]
+    evaluated += ["--trainer.accelerator", "cpu"]
+    swift = ["--model", "SwiftModule", *model, base_model, "--model.super_records", pair["records"]]
+    swift += ["--model.output", "swift", "--trainer.logger", "false"]
     for args, line in (
         (["fit", *model, base_model, "--model.output", "m", *data_args, "--trainer.max_steps", 2], "1 of 2 batches"),
         (["score", *model, pair["super"], "--model.output", "s.parquet", *data_args], "batches, about a minute left"),
         (["augment", "--model", base_model, "--input", files[0], "--output", "a.csv", "--batch_size", 8], "8 of "),
-        (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 50 answers"),
+        (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 60 answers"),
         (["predict", *both, "--output", "p.jsonl"], "elang: 1 inputs"),
+        (["validate", *evaluated, *data_args], " curves of the held-out slice"),
+        (["fit", *swift, *data_args, "--trainer.max_steps", 1], " steps of fitting 'router'"),
     ):
         monkeypatch.chdir(tmp_path)
         assert main(list(map(str, args))) == 0

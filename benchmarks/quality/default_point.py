@@ -23,8 +23,8 @@ from ablate_setups import SETUPS
 from common import write_result
 
 from elang.evaluation.pair import BY_QUALITY, HALF_POINT, choose_thresholds, pair_curves
-from elang.method.curve.points import OperatingCurve
-from elang.method.curve.reading import at_drop, at_threshold
+from elang.method.curve.points import OperatingCurve, Point
+from elang.method.curve.reading import at_drop, point_at
 from elang.method.quality.registry import QUALITIES
 
 SCORE = "router"
@@ -63,15 +63,14 @@ def points_of(run: Run) -> list[dict[str, Any]]:
     quality = QUALITIES[SETUPS[run.task].metric](run.own["routing_logits"].shape[1])  # type: ignore[index]
     chosen = choose_thresholds(run.answers("routing"), quality, "routing slice")[SCORE]
     curve = pair_curves(run.dev, quality)[SCORE]
-    indices = {rule: at_threshold(curve, float(chosen[rule]["threshold"])) for rule in BY_QUALITY}
-    indices[ORACLE] = at_drop(curve, torch.full_like(curve.quality, HALF_POINT))
-    return [{"task": run.task, "rule": rule} | point(curve, index) for rule, index in indices.items()]
+    found = {rule: point_at(curve, float(chosen[rule]["threshold"])) for rule in BY_QUALITY}
+    found[ORACLE] = curve[at_drop(curve, torch.full_like(curve.quality, HALF_POINT))]
+    return [{"task": run.task, "rule": rule} | figures_of(point, curve) for rule, point in found.items()]
 
 
-def point(curve: OperatingCurve, index: int) -> dict[str, float]:
-    found = curve[index]
-    points = 100 * (found.quality - float(curve.quality[-1]))
-    return {"speedup": found.speedup, "points": points, "deferred": found.deferred_share}
+def figures_of(point: Point, curve: OperatingCurve) -> dict[str, float]:
+    points = 100 * (point.quality - float(curve.quality[-1]))
+    return {"speedup": point.speedup, "points": points, "deferred": point.deferred_share}
 
 
 def figures_of_rule(rows: list[dict[str, Any]]) -> dict[str, float]:

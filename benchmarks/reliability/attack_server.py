@@ -56,7 +56,7 @@ def some_texts(count: int) -> list[str]:
 def start(pair: list[str], port: int, log: Path) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "elang", "serve", *pair, "--port", str(port), "--deadline", str(DEADLINE)]
     with log.open("wb") as file:
-        return subprocess.Popen([*command, "--accelerator", "cpu"], stdout=file, stderr=subprocess.STDOUT)
+        return subprocess.Popen([*command, "--device", "cpu"], stdout=file, stderr=subprocess.STDOUT)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def command_of(verb: str, folder: Path, processes: int) -> list[str]:
         return ["score", *given, *data(processes), *QUIET]
     if verb == "ask":
         given = ["--url", f"http://127.0.0.1:{PORT}", "--output", f"{folder}/r.parquet", *FILES]
-        return ["ask", *given, "--concurrent", "2", "--batch", "4"]
+        return ["ask", *given, "--concurrent", "2", "--batch_size", "4"]
     if verb == "predict":
         models = ["--swift_model", "swift", "--super_model", "super", "--threshold", "defer 30%", "--chunk", "64"]
         return ["predict", *models, "--input", "many.txt", "--output", f"{folder}/out.jsonl"]

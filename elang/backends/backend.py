@@ -43,12 +43,13 @@ class Scored:
     """Answers with their scores (larger is harder), one for each example, and whether another backend is to answer.
 
     The answers are as :meth:`elang.tasks.kind.Kind.answer` takes them; ``None`` for an example that was deferred before
-    it was answered.
+    it was answered, or that the backend has no answer to. The probabilities are those of the answers, where known.
     """
 
     answers: Sequence[str | float | None]
     scores: Sequence[float]
     deferred: Sequence[bool]
+    probabilities: Sequence[float | None] | None = None
 
 
 Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]

@@ -39,15 +39,13 @@ class TextGenerator(Generation):
 
     def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
         """Read the references, ``inputs["labels"]``: the loss over their tokens, and all logits, ``(B, T, V)``."""
-        encoded = self.encode(inputs)
-        logits = self.logits(encoded, inputs["labels"])
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1),
-            inputs["labels"].flatten(),
-            ignore_index=IGNORE_INDEX,
-            label_smoothing=self.label_smoothing,
-        )
-        return Answer(logits, inputs["labels"], loss, source=encoded)
+        return self._read(self.encode(inputs), inputs["labels"])
+
+    def _read(self, encoded: Encoded, labels: Tensor) -> Answer:
+        logits, smoothing = self.logits(encoded, labels), self.label_smoothing
+        flat = logits.float().flatten(0, 1), labels.flatten()
+        loss = F.cross_entropy(*flat, ignore_index=IGNORE_INDEX, label_smoothing=smoothing)
+        return Answer(logits, labels, loss, source=encoded)
 
     def answer_batch(self, inputs: dict[str, Tensor], options: InferenceOptions) -> BatchAnswers:
         """Generate and score texts; the decoder does not run for inputs that are deferred before it."""
@@ -102,9 +100,12 @@ class TextGenerator(Generation):
         """The tokens of its texts alone."""
         return {"ids": ((self.max_new_tokens,), torch.int32)}
 
-    def metric_answers(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Generate a batch's texts."""
-        return {"ids": self.padded_ids(self.generate(self.encode(inputs), scored=False))}
+    def metric_answers(self, inputs: dict[str, Tensor], target: Tensor | None = None) -> dict[str, Tensor]:
+        """Generate a batch's texts; with a target, also the ``loss`` over the references."""
+        encoded = self.encode(inputs)
+        answers = {"ids": self.padded_ids(self.generate(encoded, scored=False))}
+        loss = None if target is None else self._read(encoded, inputs["labels"]).loss
+        return answers if loss is None else answers | {"loss": loss.expand(len(answers["ids"]))}
 
     def columns(self, features: bool = False, top_k: int = 0) -> Columns:
         """The columns of :meth:`answer_columns`."""

@@ -206,7 +206,7 @@ class LabelDecoder(EncoderDecoder):
             return super().answer_batch(inputs, options)
         encoded = self.encode(inputs)
         scores = self._early_score(encoded, options.score, options.temperature)
-        table = F.pad(scores[:, None], (0, 2))
+        table = F.pad(scores[:, None], (0, 3))
         kept = (~route(scores, options.threshold)).nonzero().squeeze(1)
         if len(kept):
             logits = self.label_logits(*self.take(encoded, inputs, kept))

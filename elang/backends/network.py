@@ -30,9 +30,13 @@ class InferenceOptions:
 
 @dataclass(frozen=True)
 class BatchAnswers:
-    """The answers to a batch in inference: each input's score (0 without one), answer, and :meth:`Network.checksum`."""
+    """The answers to a batch in inference.
 
-    table: Tensor  # (B, 3), on the device
+    The table, on the device, has each input's score (0 without one), answer, :meth:`Network.checksum`, and the answer's
+    :meth:`~elang.tasks.kind.Kind.probability`.
+    """
+
+    table: Tensor  # (B, 4)
     texts: list[str | None] | None = None  # generated texts; None for an input that was deferred before the decoder
 
 
@@ -185,7 +189,8 @@ class Network(nn.Module, ABC):
             logits = torch.stack([logits[:, place] for place in order], 1)
         score = logits.new_zeros(len(logits)) if score is None else score
         # A freely generated text may be none of the answers, so the logits decide.
-        columns = score, self.predict(logits), self.checksum(logits)
+        prediction = self.predict(logits)
+        columns = score, prediction, self.checksum(logits), self.task.kind.probability(logits, prediction)
         return torch.stack([column.to(self.task.kind.exact_type) for column in columns], 1)
 
     def checksum(self, logits: Tensor) -> Tensor:

@@ -46,4 +46,5 @@ class RecordedBackend:
             raise InputError(f"'{self.path}' has neither logits nor token scores, so there is no score '{score}'.")
         scores = self.task.kind.scores_of(records.logits, records.scores, 1.0)[score]
         answers = records.prediction.tolist() if records.texts is None else records.texts
-        return Scored(answers, scores.tolist(), route(scores, threshold).tolist())
+        probabilities = self.task.kind.probabilities(records.logits, records.prediction)
+        return Scored(answers, scores.tolist(), route(scores, threshold).tolist(), probabilities)

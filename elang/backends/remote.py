@@ -169,7 +169,7 @@ class RemoteBackend:
             raise InputError(
                 f"The server at {url} refuses example {batch[0].id} of '{batch[0].source}' or one of the "
                 f"{len(batch) - 1} sent with it ({status}: {response.text[:300]}). Fix the example, or send smaller "
-                "batches with `elang ask --batch`."
+                "batches with `elang ask --batch_size`."
             )
         try:
             reply = response.json()

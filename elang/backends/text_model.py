@@ -167,10 +167,11 @@ class TextModel(Network):
         """The columns of :meth:`metric_answers`."""
         return {"prediction": ((), self.task.kind.answer_type), "logits": ((len(self.label_names),), torch.float32)}
 
-    def metric_answers(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Answer a batch, without scores and costs, for metrics."""
-        answer = self(inputs)
-        return {"prediction": answer.prediction, "logits": answer.logits}
+    def metric_answers(self, inputs: dict[str, Tensor], target: Tensor | None = None) -> dict[str, Tensor]:
+        """Answer a batch, without scores and costs, for metrics; a target adds each example's share of the ``loss``."""
+        answer = self(inputs, target)
+        answers = {"prediction": answer.prediction, "logits": answer.logits}
+        return answers if target is None else answers | {"loss": answer.loss.expand(len(answer.prediction))}
 
     def columns(self, features: bool = False, top_k: int = 0) -> Columns:
         """The columns of :meth:`answer_columns`, for the same two options."""

@@ -6,6 +6,24 @@ from pathlib import Path, PurePath
 from elang.errors import InputError
 from elang.notices import notice
 
+# Options by an earlier name, of single verbs.
+_RENAMED = {"ask": {"--batch": "--batch_size"}, "serve": {"--batch": "--batch_size", "--accelerator": "--device"}}
+
+
+def renamed(verb: str, args: list[str]) -> list[str]:
+    """Take an option by its earlier name, with a notice.
+
+    >>> renamed("ask", ["--batch_size", "4"])
+    ['--batch_size', '4']
+    """
+    known, taken = _RENAMED.get(verb, {}), []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        if name in known:
+            notice("renamed-option", f"{name} of `elang {verb}` is called {known[name]} now, as in the other verbs.")
+        taken.append(known.get(name, name) + equals + value)
+    return taken
+
 
 def checked_arguments(args: list[str]) -> list[str]:
     """Prepare the arguments of a verb for the parsers.

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from elang.backends.remote import Question, RemoteBackend, check_address, questions
 from elang.data.module import TextData
 from elang.errors import InputError, need
+from elang.locks import output_lock
 from elang.records.table import Records, check_output, join_records, write_records
 from elang.terminal import Progress, say
 
@@ -21,7 +22,7 @@ def ask(
     data: LightningDataModule,
     output: str = "records.parquet",
     concurrent: int = 8,
-    batch: int = 16,
+    batch_size: int = 16,
     tries: int = 8,
     timeout: float = 60.0,
 ) -> None:
@@ -36,33 +37,36 @@ def ask(
         data: As for `elang score`.
         output: The parquet file to write.
         concurrent: Most requests at a time.
-        batch: Texts in a request.
+        batch_size: Texts in a request.
         tries: Attempts at a request if the failure may pass (no connection, 429, 5xx), after waits of 0.5 s that double
             up to a minute, or as long as the server says.
         timeout: Seconds to wait for an answer.
     """
     need("elang ask", "serve", "httpx")
     check_address(url, "--url")
-    for name, value in (("concurrent", concurrent), ("batch", batch), ("tries", tries), ("timeout", timeout)):
+    for name, value in (("concurrent", concurrent), ("batch_size", batch_size), ("tries", tries), ("timeout", timeout)):
         if not value > 0:
             raise InputError(f"--{name} must be above 0, but it is {value}.")
     if not isinstance(data, TextData):
         raise InputError(f"--data {type(data).__name__} is none of elang's data modules.")
     check_output(output, "--output", map(str, data.files.values()))
-    server = RemoteBackend(url, data.text_task, batch=batch, concurrent=concurrent, tries=tries, timeout=timeout)
-    journal = _Journal(Path(f"{output}.asked.jsonl"), server, data)
-    asked = len(journal.answers)
-    if asked:
-        say(f"{asked} answers are in '{journal.path}' and are not asked for again")
-    try:
-        with Progress(sum(len(data.examples(split)) for split in journal.splits), "inputs", asked) as progress:
-            journal.progress = progress
-            asyncio.run(server.ask(journal.left(), journal.keep))
-    except InputError as error:
-        raise InputError(
-            f"{error} The answers so far are kept: once this is fixed, run the same command again to continue."
-        ) from error
-    count = journal.finish(output)
+    ways: dict[str, Any] = {"concurrent": concurrent, "tries": tries, "timeout": timeout}
+    server = RemoteBackend(url, data.text_task, batch=batch_size, **ways)
+    # A second run would ask for the same answers, and both would write the journal.
+    with output_lock(output):
+        journal = _Journal(Path(f"{output}.asked.jsonl"), server, data)
+        asked = len(journal.answers)
+        if asked:
+            say(f"{asked} answers are in '{journal.path}' and are not asked for again")
+        try:
+            with Progress(sum(len(data.examples(split)) for split in journal.splits), "inputs", asked) as progress:
+                journal.progress = progress
+                asyncio.run(server.ask(journal.left(), journal.keep))
+        except InputError as error:
+            raise InputError(
+                f"{error} The answers so far are kept: once this is fixed, run the same command again to continue."
+            ) from error
+        count = journal.finish(output)
     server.report_cut(len(journal.cut), count)
     say(f"{count} answers of {url}, {count - asked} of them asked for now, are in {output}")
 

@@ -1,8 +1,8 @@
 """`elang bench`: what a pair saves in time, beside what it saves in FLOPs, in one run on real inputs."""
 
 import json
+import math
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from elang.files import check_output_file, write_atomically
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
-from elang.inference.speed import differences, time_pair
+from elang.inference.speed import Sizes, differences, time_inputs
 from elang.notices import made, notice
+from elang.records import DEFAULT_THRESHOLD
+from elang.records.manifest import Manifest
 from elang.terminal import console
 
 _COLUMNS = ("deferred", "inputs a second", "speed-up", "by FLOPs", "ratio", "one by one, ms (95%)", "speed-up")
@@ -27,15 +29,17 @@ def bench(
     input: str,  # noqa: A002 - the option's name
     text: list[str] | str | None = None,
     shares: list[float] | float | None = None,
-    examples: int = 2000,
-    single: int = 100,
-    repeats: int = 5,
+    seconds: float = 40.0,
+    examples: int | None = None,
+    single: int | None = None,
+    repeats: int | None = None,
     output: str | None = None,
 ) -> None:
     """Time Swift, Super and the pair on real inputs, and compare with what FLOPs predict.
 
-    The Super runs in the same way as the pair: the same batches, the same overlap. All are timed in turns. If the
-    models run in another precision than float32, the answers that this changes are counted.
+    The Super runs in the same way as the pair: the same batches, the same overlap. All are timed in turns, the pair at
+    --threshold and at some deferred shares. If the models run in another precision than float32, the answers that this
+    changes are counted.
 
     Args:
         swift_model: The Swift's folder.
@@ -44,27 +48,28 @@ def bench(
         input: A text file with one input a line, or a table (.csv, .tsv, .jsonl, .parquet) with --text.
         text: The text column of the table, or two for pairs.
         shares: Deferred shares, each by the threshold that gives it on these inputs; by default 0.1, 0.25 and 0.5.
+        seconds: Of measuring, about: the sizes below are chosen to fit. More time gives steadier figures.
         examples: Inputs that are answered in each pass, the first ones.
         single: How many of them are also answered one by one; 0 leaves that out.
-        repeats: Passes of each.
+        repeats: Passes of each, by default 5 if the time allows it.
         output: A JSON file for all figures.
     """
     shares = [0.1, 0.25, 0.5] if shares is None else shares if isinstance(shares, list) else [shares]
-    check_minimum(2, examples=examples)
-    check_minimum(0, single=single)
-    check_minimum(1, repeats=repeats)
-    if wrong := [share for share in shares if not 0 <= share <= 1]:
-        raise InputError(f"--shares must be from 0 to 1, but there is {wrong[0]}.")
+    _check_sizes(sizes := Sizes(examples, single, repeats), shares, seconds)
     if output is not None:
         check_output_file(output, [input, swift_model, super_model])
     columns = input_columns(input, text)
-    predictor = JointPredictor(swift_model, super_model, **vars(replace(pair, threshold="inf")))
-    rows = list(islice(read_inputs(input, columns, predictor.task.kind.generates), examples))
+    if pair.threshold == DEFAULT_THRESHOLD and not _has_thresholds(pair.thresholds or swift_model):
+        pair = replace(pair, threshold="inf")
+    predictor = JointPredictor(swift_model, super_model, **vars(pair))
+    named = {f"at {pair.threshold}": predictor.threshold} if predictor.threshold < math.inf else {}
+    inputs = read_inputs(input, columns, predictor.task.kind.generates)
+    rows, figures = time_inputs(predictor, inputs, shares, named, sizes, seconds)
     if not rows:
         raise InputError(f"The input '{input}' is empty: there is nothing to time.")
-    figures = time_pair(predictor, rows, shares, single=rows[:single], repeats=repeats)
     if pair.dtype != "float32" or pair.super_int8:
-        exact = PairOptions("inf", pair.score, device=pair.device, tokens=pair.tokens, super_tokens=pair.super_tokens)
+        as_here = replace(pair, threshold="inf", score=predictor.score)
+        exact = replace(as_here, few=0, dtype="float32", compile=False, super_int8=False)
         try:
             exact_predictor = JointPredictor(swift_model, super_model, **vars(exact))
             figures["differences"] = differences(predictor, exact_predictor, rows, shares=shares)
@@ -79,11 +84,29 @@ def bench(
             aside.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
 
 
+def _check_sizes(sizes: Sizes, shares: list[float], seconds: float) -> None:
+    check_minimum(2, examples=sizes.examples)
+    check_minimum(0, single=sizes.single)
+    check_minimum(1, repeats=sizes.repeats)
+    if not 0 < seconds < math.inf:
+        raise InputError(f"--seconds must be above 0 and finite, but it is {seconds}.")
+    if wrong := [share for share in shares if not 0 <= share <= 1]:
+        raise InputError(f"--shares must be from 0 to 1, but there is {wrong[0]}.")
+
+
+def _has_thresholds(path: str) -> bool:
+    """Whether a Swift's folder, or a threshold file, has any thresholds."""
+    try:
+        return any(Manifest.read(path).thresholds.values())
+    except InputError:  # told when the models are loaded
+        return False
+
+
 def _print(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(
-        title=f"{figures['inputs']} inputs on {figures['device']}",
+        title=f"{figures['inputs']} inputs on {figures['device']}, {figures['repeats']} passes",
         caption="Speed-ups over the Super alone, which runs in the same way. Spread: slowest and fastest pass.",
     )
     table.add_column("")

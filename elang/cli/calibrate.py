@@ -9,14 +9,16 @@ from elang.errors import InputError
 from elang.evaluation.cautions import little_to_gain
 from elang.evaluation.pair import BY_QUALITY, SHARES
 from elang.evaluation.promises import Request, choose_entries, manifest_file
+from elang.evaluation.report.words import meanings, speedup_text
 from elang.evaluation.slices import read_slice
 from elang.evaluation.statements import LEDGER, PROMISES, add_entries, keep_made, read_made
 from elang.evaluation.summary import JointSummary
 from elang.evaluation.summary_file import read_summary
+from elang.files import check_output_file
 from elang.locks import locked
 from elang.notices import notice
 from elang.records.manifest import FILENAME, Manifest
-from elang.terminal import say
+from elang.terminal import say, say_table, say_wrapped, without_repeats
 
 # A smaller amount cannot be certified on any data that fits on a disk.
 _SMALLEST = 1e-9
@@ -57,6 +59,7 @@ def calibrate(
             default the routing slice or, for a router, which was fitted on that, the evaluation set.
         name: Of the threshold, for `elang predict --threshold NAME`; of several amounts each is added to it.
         output: Another ``elang.json``, or its folder, to add the threshold to, besides that of ``joint``: the Swift's.
+            A .json file or a folder that does not exist is made, with the other thresholds of ``joint``.
         ledger: The file that counts attempts on each slice; by default ``slices.json`` beside ``joint``.
     """
     promises = {"max_regret": max_regret, "max_drop": max_drop}
@@ -114,14 +117,26 @@ def _add_thresholds(
             f"{repeated} of the {first.rows} rows of '{request.part}' repeat a text. Each text counts once.",
         )
     for (score, name), entry in entries.items():
-        say(f"{score}, '{name}': {entry['statement']}" if len(entries) > 1 else entry["statement"])
-    say(f"Chosen on {first.units:,} {first.noun} of {request.part} of {folder}.")
+        say_wrapped(f"{score}, '{name}': {entry['statement']}" if len(entries) > 1 else entry["statement"])
+    if len(entries) > 1:
+        rows, notes = without_repeats(
+            [
+                [f"{score}: {name}", f"{entry['deferred_share']:.1%}", speedup_text(entry["speedup"])]
+                for (score, name), entry in entries.items()
+            ]
+        )
+        head = ["threshold", "deferred", "speed-up"]
+        say_table("What they do on these examples", head, rows, [*notes, *meanings(head)])
+    say_wrapped(f"Chosen on {first.units:,} {first.noun} of the split '{request.part}' of {folder}/.")
     if caution := little_to_gain(first.gain):
-        say(f"Caution: {caution}.")
-    for path in manifests:
+        say_wrapped(f"Caution: {caution}.")
+    for path, known in manifests.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent):
+            if not path.is_file():
+                say(f"{path} is a new file.")
             # Another calibration may have added its own in the meantime.
-            manifest = Manifest.read(path)
+            manifest = Manifest.read(path) if path.is_file() else known
             add_entries(manifest, path, entries, swift=summary.weights.get("swift", ""))
             manifest.write(path)
             say(*(f"It is the threshold '{name}' of '{score}' in {path}." for score, name in entries))
@@ -129,10 +144,36 @@ def _add_thresholds(
                 keep_made(folder / "made.json")
 
 
+def _output_file(output: str) -> Path:
+    """The threshold file that an output names, which may be a folder; neither has to be there."""
+    path = Path(output)
+    if path.exists():
+        return manifest_file(path)
+    if path.suffix not in ("", ".json"):
+        raise InputError(
+            f"There is no --output '{output}', and it would be made only if it ended in .json, a file, or had no "
+            "ending, a folder. Correct it, or make the folder."
+        )
+    return path if path.suffix else path / FILENAME
+
+
 def _manifests(joint: str, output: str | None, summary: JointSummary) -> dict[Path, Manifest]:
-    """The threshold files to add to: the evaluation's own, if it has one, and the one given as ``output``."""
-    paths = list(dict.fromkeys(manifest_file(path) for path in (joint, output) if path is not None))
-    manifests = {path: Manifest.read(path) for path in paths if path.is_file() or path != manifest_file(joint)}
+    """The threshold files to add to: the evaluation's own, if it has one, and the one given as ``output``.
+
+    An output that is not there begins as the evaluation's own, or as the Swift's.
+    """
+    own = manifest_file(joint)
+    paths = [own] if own.is_file() else []
+    manifests = {path: Manifest.read(path) for path in paths}
+    if output is not None and (path := _output_file(output)) not in manifests:
+        source = next((one for one in (path, own, Path(summary.swift_model) / FILENAME) if one.is_file()), None)
+        if source is None:
+            raise InputError(
+                f"There is no threshold file '{path}', and none to begin it with: neither '{joint}' nor the Swift, "
+                f"'{summary.swift_model}', has one. Give the Swift's folder as --output."
+            )
+        check_output_file(path, [joint] if source != path else [])
+        manifests[path] = Manifest.read(source)
     if not manifests:
         raise InputError(f"'{joint}' has no {FILENAME}. Name the Swift's with --output.")
     weights = summary.weights.get("swift", "")

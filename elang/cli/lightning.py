@@ -16,8 +16,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from elang.backends.loading.checkpoints import CHECKPOINT_KEY, read_checkpoint
-from elang.cli.options import MODE, Parser, given_options, refuse_nulls, texts_in
-from elang.cli.progress import ProgressLines
+from elang.cli.options import MODE, Parser, given_options, last_value, refuse_nulls, texts_in, with_checkpoint
+from elang.cli.progress import LogsEachEpoch, ProgressLines
 from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
@@ -36,6 +36,8 @@ __all__ = ["FinetuneModule", "JointModule", "ScoreModule", "Seq2SeqData", "Swift
 
 _MODELS: dict[str, type] = {"fit": FinetuneModule, "validate": JointModule, "test": JointModule, "score": ScoreModule}
 _EPOCHS = 3
+# Values of --ckpt_path that Lightning finds itself.
+_KEYWORDS = ("best", "last", "hpc")
 # Arguments of a model that come from the data.
 LINKED = {"label_names": "label_names", "task": "task_fields"}
 _NOT_OPTIONS = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
@@ -74,6 +76,12 @@ class ElangCLI(LightningCLI):
         self, verb: str, parse_only: bool, callbacks: Sequence[pl.Callback], args: list[str], until_end: ExitStack
     ) -> None:
         self._verb, self._parse_only, self._until_end = verb, parse_only, until_end
+        self._checkpoint: dict[str, Any] | None = None
+        path = last_value(args, "--ckpt_path")
+        if verb != "score" and path and path not in _KEYWORDS:
+            self._checkpoint = read_checkpoint(path)
+            model = self._checkpoint.get("hyper_parameters", {}).get("model")
+            args = with_checkpoint(args, self._checkpoint[CHECKPOINT_KEY], model)
         verb_parser = {"prog": f"elang {verb}", "parser_mode": MODE}
         super().__init__(
             pl.LightningModule,
@@ -161,10 +169,10 @@ class ElangCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Take options that were not given from the checkpoint, and report every difference."""
         ckpt_path = self._options.get("ckpt_path")
-        if not ckpt_path or ckpt_path in ("best", "last", "hpc"):
+        if not ckpt_path or ckpt_path in _KEYWORDS:
             self._set_epochs(bool(ckpt_path), None)
             return
-        checkpoint = read_checkpoint(ckpt_path)
+        checkpoint, self._checkpoint = self._checkpoint or read_checkpoint(ckpt_path), None
         saved_class, options = checkpoint[CHECKPOINT_KEY]["class"], self._options["model"]["init_args"]
         if saved_class != self._model_name:
             raise InputError(
@@ -203,6 +211,8 @@ class ElangCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
             raise InputError(f"Lightning's trainer refuses an option of --trainer: {first_line(error)}") from error
+        if self._options["trainer"]["log_every_n_steps"] is None:
+            trainer.callbacks.insert(0, LogsEachEpoch())  # type: ignore[attr-defined]
         for logger in trainer.loggers:
             if isinstance(logger, (CSVLogger, TensorBoardLogger)):
                 # The version is chosen when first read: read before either makes its folder, both get the same.

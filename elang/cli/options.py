@@ -1,18 +1,21 @@
 """How options and YAML files are parsed: ``no``, ``12:30`` and ``review: {text}`` stay text unless the type differs."""
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from inspect import Parameter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_dumper, set_loader
 
-from elang.cli.messages import explained, parameters_of, refuse_tables
+from elang.cli.messages import CLASSES, explained, parameters_of, refuse_tables
 from elang.errors import InputError, input_error_behind
+from elang.notices import notice
 
 MODE = "elang"
 """The ``parser_mode`` of our parsers."""
@@ -157,6 +160,42 @@ def given_options(parser: ArgumentParser, args: Any, parts: tuple[str, ...], ver
         if "class_path" in chosen:
             parser.set_defaults({part: {"class_path": chosen["class_path"]}})
     return given
+
+
+def last_value(args: list[str], *options: str) -> str | None:
+    """The value of an option, the last one if it is given several times; ``None`` if it is not given.
+
+    >>> last_value(["--ckpt_path=a.ckpt", "--ckpt_path", "epoch=1.ckpt"], "--ckpt_path")
+    'epoch=1.ckpt'
+    """
+    words = [word for arg in args for word in (arg.split("=", 1) if arg.startswith("-") else [arg])]
+    return next((value for option, value in reversed([*pairwise(words)]) if option in options), None)
+
+
+def with_checkpoint(args: list[str], about: dict[str, Any], model: str | None) -> list[str]:
+    """Put the class, model and data of a checkpoint before the arguments of a verb that name none of their own.
+
+    ``about`` is what the checkpoint tells of them, ``model`` what its training began with.
+    """
+    path = last_value(args, "--config", "-c")
+    config = Path(path).read_text("utf-8", "replace") if path and Path(path).is_file() else ""
+    given: dict[str, set[str]] = {}
+    for part in CLASSES:
+        given[part] = {arg.partition("=")[0] for arg in args if re.match(rf"--{part}\b", arg)}
+        given[part] |= {"--config"} if re.search(rf"^ *{part} *:", config, re.MULTILINE) else set()
+    before: list[str] = []
+    name, data = about["class"], about.get("data")
+    chosen = (last_value(args, "--model") or name).rsplit(".", 1)[-1]
+    if model and chosen == name and name in CLASSES["model"]:
+        known = {f"--model.{option}" for option in parameters_of(getattr(import_module("elang"), name))}
+        if given["model"] <= {"--model", *known}:
+            before += [f"--model={name}", f"--model.model={model}"]
+    if data and not given["data"]:
+        options = {option: v if isinstance(v, str) else json.dumps(v) for option, v in data["init_args"].items()}
+        values = [f"--data.{option}={value}" for option, value in options.items()]
+        before += [f"--data={data['class_path']}", *values]
+        notice("checkpoint-options", f"No data are given, so they are those of the checkpoint: {' '.join(values)}")
+    return [*before, *args]
 
 
 def refuse_nulls(config: Any, parts: Iterable[str]) -> None:

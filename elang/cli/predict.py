@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +17,7 @@ from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
-from elang.inference.resume import EMPTY, ESCAPED, files_of_task, partial_file, resumed, run_fingerprint, write_answer
+from elang.inference.resume import EMPTY, ESCAPED, files_of_task, partial_file, resumed, run_fingerprint, write_answers
 from elang.inference.stream import Prediction
 from elang.locks import output_lock
 from elang.notices import notice
@@ -30,12 +31,17 @@ def predict(
     input: str = "-",  # noqa: A002 - the option's name
     output: str = "-",
     text: list[str] | str | None = None,
+    id: str | None = None,  # noqa: A002 - the option's name
+    texts: bool = False,
     chunk: int = 4096,
     task: str | None = None,
     folder: str | None = None,
     split: str = "test",
 ) -> None:
     """Answer the texts of a file or of standard input with a pair, one JSON object a line.
+
+    Each has ``id``, ``label``, ``probability`` (of the label, by the model that answered; null for generated texts and
+    in a regression), ``score`` (larger is harder; null if the threshold is -inf) and ``answered_by``.
 
     Memory does not grow with the number of inputs, except that tables are read whole. An interrupted run into a file
     resumes when it is started again. With --task it answers a split of GLUE or SuperGLUE, in the format of its
@@ -48,17 +54,15 @@ def predict(
         input: A text file with one input a line, a table (.csv, .tsv, .jsonl, .parquet) with --text, or ``-``.
         output: A JSONL file, or ``-`` for standard output.
         text: The text column of the table, or two for pairs.
+        id: The column of the table that names its rows; by default ``id`` is the number of the row or line, from 0.
+        texts: Also write the input, as ``text``; of pairs it is a list.
         chunk: Inputs that are read, tokenised and answered by the Swift at a time.
         task: A task of GLUE or SuperGLUE (glue/rte).
         folder: The benchmark's own files; by default the hub's.
         split: Which split of the task.
     """
-    if task is not None and (input != "-" or text or output == "-"):
-        raise InputError(
-            "With --task the inputs are the benchmark's: leave out --input and --text, and name a file as --output."
-        )
-    if task is None and folder is not None:
-        raise InputError(f"--folder '{folder}' is used only with --task: name one.")
+    of_a_file = input != "-" or text is not None or id is not None or texts
+    _check_task(task, folder, others=of_a_file or output == "-")
     check_minimum(1, chunk=chunk)
     protected = [swift_model, super_model, pair.thresholds]
     if task is None:
@@ -67,22 +71,66 @@ def predict(
         protected += files_of_task(task, folder)
     _check_output(output, input, protected)
     columns = input_columns(input, text)
+    if id is not None and not columns:
+        raise InputError(f"--id names a column of a table, and '{input}' is read line by line. Leave it out.")
     predictor = JointPredictor(swift_model, super_model, **vars(pair))
     if task is not None:
         answers = _submit(predictor, task, folder, split=split, output=output, chunk=chunk)
         total, deferred = len(answers), sum(answer.answered_by == "super" for answer in answers)
     else:
-        options = [pair.dtype, pair.compile, pair.super_int8, pair.onnx]
+        options = [pair.dtype, pair.compile, pair.super_int8, pair.onnx, id, texts]
         fingerprint = partial(run_fingerprint, predictor, [swift_model, super_model], input, text=columns, ways=options)
-        inputs = read_inputs(input, columns, predictor.task.kind.generates)
-        with _opened(output, fingerprint) as (file, done, deferred):
-            if done:
-                sys.stderr.write(f"{done} inputs were answered before; resuming after them\n")
-            new, new_deferred = write_answer(predictor.map(islice(inputs, done, None), chunk, done), file)
-            total, deferred = done + new, deferred + new_deferred
-            if total == 0:
-                raise InputError(EMPTY.format(input))
+        with _opened(output, fingerprint) as opened:
+            total, deferred = _answer(predictor, input, columns, opened, id_column=id, texts=texts, chunk=chunk)
     _report(predictor, total, deferred)
+
+
+def _check_task(task: str | None, folder: str | None, others: bool) -> None:
+    """Refuse options that do not go with a benchmark's task: ``others`` says whether there are any."""
+    if task is not None and others:
+        raise InputError(
+            "With --task the inputs are the benchmark's: leave out --input, --text, --id and --texts, and name a file "
+            "as --output."
+        )
+    if task is None and folder is not None:
+        raise InputError(f"--folder '{folder}' is used only with --task: name one.")
+
+
+def _answer(
+    predictor: JointPredictor,
+    source: str,
+    columns: list[str] | None,
+    opened: tuple[Any, int, int],
+    *,
+    id_column: str | None,
+    texts: bool,
+    chunk: int,
+) -> tuple[int, int]:
+    """Answer the inputs without an answer so far; return how many have one now, and how many of them the Super gave."""
+    file, done, deferred = opened
+    if done:
+        sys.stderr.write(f"{done} inputs were answered before; resuming after them\n")
+    ids: list[Any] | None = None if id_column is None else []
+    inputs = read_inputs(source, columns, predictor.task.kind.generates, ids, id_column or "")
+    # Inputs that have been read and not been answered yet.
+    waiting: deque[Any] = deque()
+
+    def kept() -> Iterator[Any]:
+        for one in islice(inputs, done, None):
+            waiting.append(one[0] if isinstance(one, tuple) and len(one) == 1 else one)
+            yield one
+
+    def fields(answer: Prediction) -> dict[str, Any]:
+        values = vars(answer)
+        if ids is not None:
+            values = {**values, "id": ids[answer.id]}
+        return {**values, "text": waiting.popleft()} if texts else values
+
+    answers = predictor.map(kept() if texts else islice(inputs, done, None), chunk, done)
+    new, new_deferred = write_answers(answers, file, fields)
+    if done + new == 0:
+        raise InputError(EMPTY.format(source))
+    return done + new, deferred + new_deferred
 
 
 def _check_output(output: str, source: str, files: list[str | None]) -> None:
@@ -136,7 +184,9 @@ def _submit(
     for start in range(0, len(examples), chunk):
         part = slice(start, start + chunk)
         answers += predictor.answer(examples.texts[part], examples.choices[part] if examples.choices else None)
-    write_submission(data.task, data.rows(split), [answer.label for answer in answers], path=output)
+    # Models have a label for every input.
+    labels = [answer.label for answer in answers if answer.label is not None]
+    write_submission(data.task, data.rows(split), labels, path=output)
     return answers
 
 

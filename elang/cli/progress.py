@@ -6,7 +6,21 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from elang.data.module import TextData
 from elang.terminal import Progress
+
+
+class LogsEachEpoch(pl.Callback):
+    """Logs a training at least once an epoch, also where an epoch has fewer steps than Lightning logs after."""
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data: Any = getattr(trainer, "datamodule", None)
+        if isinstance(data, TextData):
+            limit, batches = trainer.limit_train_batches, len(data.train_dataloader())
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+            steps = max(1, batches // trainer.accumulate_grad_batches)
+            trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # type: ignore[attr-defined]
 
 
 class ProgressLines(pl.Callback):

@@ -7,7 +7,7 @@ from elang.evaluation.report.files import EVALUATION_FILES
 from elang.evaluation.report.folder import Evaluation
 from elang.evaluation.report.page import section
 from elang.files import check_output_file, write_atomically
-from elang.terminal import say
+from elang.terminal import say, say_wrapped
 
 
 def report(joint: list[str], output: str = "report.html", threshold: str | None = None) -> None:
@@ -30,14 +30,18 @@ def report(joint: list[str], output: str = "report.html", threshold: str | None 
         raise InputError(f"The page must be an .html file, but --output is '{output}'.")
     check_output_file(path, [Path(folder) / name for folder in joint for name in EVALUATION_FILES])
     evaluations = [Evaluation(Path(folder)) for folder in joint]
-    names = [evaluation.name or path.stem for evaluation in evaluations]
     figures = path.with_name(f"{path.stem}_files")
+    stems = [evaluation.name or path.stem for evaluation in evaluations]
+    stems = [name if stems.count(name) == 1 else f"{name} {number}" for number, name in enumerate(stems, 1)]
+    # The task is the title; of several pairs on one task, or of an earlier version's, the folder tells which it is.
+    tasks = [evaluation.summary.task for evaluation in evaluations]
     sections = []
-    for number, (evaluation, name) in enumerate(zip(evaluations, names, strict=True), 1):
-        label = name if names.count(name) == 1 else f"{name} {number}"
-        sections.append(section(evaluation, label, threshold, beside=figures))
+    for evaluation, task, stem in zip(evaluations, tasks, stems, strict=True):
+        label = stem if not task else task if tasks.count(task) == 1 else f"{task}, {stem}"
+        sections.append(section(evaluation, label, threshold, beside=figures, stem=stem))
     environment = Environment(loader=PackageLoader("elang"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.get_template("report.html").render(sections=sections)
     with write_atomically(path) as aside:
         aside.write_text(html, "utf-8")
+    say_wrapped(*(part["answer"] for part in sections))
     say(f"The report is {path}; its figures are in {figures}/ as PNG and SVG.")

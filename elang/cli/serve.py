@@ -28,13 +28,13 @@ class ServerOptions:
         deadline: Seconds in which a request is answered or refused.
         on_super_failure: What happens to a deferred text when the Super is slow, full or dead: `swift` answers with the
             Swift's own answer, flagged as `fallback`; `fail` refuses the request (503 or 504).
-        batch: Most texts that are answered together, of all requests.
+        batch_size: Most texts that are answered together, of all requests.
         max_texts: Most texts in a request.
         max_bytes: Most bytes of a request.
         max_pending: Most texts that wait for the Swift; more are refused with 503.
         max_deferred: Most texts that wait for the Super; with more, the Super counts as failed.
-        accelerator: What the models run on.
-        devices: How many of these.
+        device: cpu, cuda, mps or one of several, as cuda:1; by default GPUs if there are any.
+        devices: How many of its kind; by default all.
         workers: Processes on each device, for each of the two models.
         threads: CPU threads of each of them; by default the cores are shared out.
     """
@@ -43,18 +43,18 @@ class ServerOptions:
     port: int = 8000
     deadline: float = 10.0
     on_super_failure: Literal["swift", "fail"] = "swift"
-    batch: int = 512
+    batch_size: int = 512
     max_texts: int = 256
     max_bytes: int = 1_000_000
     max_pending: int = 4096
     max_deferred: int = 4096
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: str | None = None
     devices: int | Literal["auto"] = "auto"
     workers: int = 1
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        names = ("max_texts", "max_bytes", "max_pending", "max_deferred", "workers", "batch", "threads")
+        names = ("max_texts", "max_bytes", "max_pending", "max_deferred", "workers", "batch_size", "threads")
         check_minimum(1, **{name: getattr(self, name) for name in names})
         if not 1024 <= self.port <= 65535:
             raise InputError(f"--port must be from 1024 to 65535, but it is {self.port}.")
@@ -149,7 +149,7 @@ def _serve(
         options,
         predictor,
         remote=super_model if remote else None,
-        limits=Limits(server.deadline, server.max_texts, batch=server.batch, bytes=server.max_bytes, **waiting),
+        limits=Limits(server.deadline, server.max_texts, batch=server.batch_size, bytes=server.max_bytes, **waiting),
         on_super_failure=server.on_super_failure,
         token=token,
         devices=devices,
@@ -198,16 +198,19 @@ def _devices(server: ServerOptions) -> list[str]:
     """The device of each process of a model."""
     import torch
 
-    accelerator: str = server.accelerator
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
-    if accelerator == "auto":
-        accelerator = next(kind for kind, count in counts.items() if count)
-    known = counts[accelerator]
-    count = known if server.devices == "auto" else server.devices
-    if not 1 <= count <= known:
-        hint = " Give --workers for more processes." if accelerator == "cpu" else ""
+    device = server.device
+    if device in (None, "auto"):
+        device = next(kind for kind, count in counts.items() if count)
+    kind, _, number = str(device).partition(":")
+    if kind not in counts or (number and not number.isdecimal()):
+        raise InputError(f"--device must be cpu, cuda, mps or one of several, as cuda:1, but it is '{device}'.")
+    every = ["cpu"] if kind == "cpu" else [f"{kind}:{place}" for place in range(counts[kind])]
+    known = [one for one in every if not number or one in (kind, device)]
+    count = len(known) if server.devices == "auto" else server.devices
+    if not 1 <= count <= len(known):
+        hint = " Give --workers for more processes." if kind == "cpu" else ""
         raise InputError(
-            f"--devices {server.devices} of --accelerator {accelerator} cannot be had: there are {known}.{hint}"
+            f"--devices {server.devices} of --device {device} cannot be had: there are {len(known)}.{hint}"
         )
-    devices = ["cpu"] if accelerator == "cpu" else [f"{accelerator}:{number}" for number in range(count)]
-    return devices * server.workers
+    return known[:count] * server.workers

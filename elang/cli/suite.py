@@ -40,7 +40,7 @@ def suite(
         points: Operating points to show, a table each; by default `held out, 1-SE` and `read here, 1-SE`.
         score: The score that routes, where a task's Swift has it; by default each Swift's own.
         jobs: Tasks that are fitted at a time, on one device; evaluations, which are timed, follow one by one.
-        dry_run: Only check the configuration and the data's files, and print the commands.
+        dry_run: Only check the configuration and the files of models and data, and print the commands.
     """
     known = [f"{where}, {name}" for where in ("held out", "read here") for name in BY_QUALITY]
     points = [points] if isinstance(points, str) else points
@@ -58,7 +58,7 @@ def suite(
     steps = [step for chain in chains for step in chain]
     check_folder(root, [config], ["suite.json", *(str(step.file.relative_to(root)) for step in steps)])
     with output_lock(root):
-        write_configs(steps)
+        write_configs(steps, hub=not dry_run)
         if dry_run:
             say(*(f"elang {' '.join(step.command)}" for step in steps))
             return

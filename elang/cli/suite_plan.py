@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from elang.cli.options import read_yaml
-from elang.cli.suite_steps import STAGES, VERBS, Step
+from elang.cli.suite_steps import INPUTS, STAGES, VERBS, Step
 from elang.data.glue.table import TASKS, find_tasks
 from elang.errors import InputError
 from elang.tables import is_table
@@ -147,10 +147,15 @@ def _merged(plan: dict[str, Any], name: str, stage: str, trained_on: str = "") -
     return merged
 
 
-def write_configs(steps: list[Step], parse: bool = True) -> None:
-    """Write every step's file and, by default, check it and its data, before any step runs."""
+def write_configs(steps: list[Step], parse: bool = True, hub: bool = True) -> None:
+    """Write every step's file and, by default, check it, its models and its data, before any step runs.
+
+    Without ``hub`` only local models are looked for.
+    """
     from elang.cli.lightning import run
 
+    # What the steps make, or what is known to be there.
+    found = {step.config["model"]["init_args"]["output"] for step in steps}
     for step in steps:
         text = yaml.safe_dump(step.config, sort_keys=False)
         existing = [path for path in (step.made, step.runs) if path.exists()]
@@ -164,7 +169,30 @@ def write_configs(steps: list[Step], parse: bool = True) -> None:
         step.file.write_text(text, "utf-8")
         if parse:
             run(VERBS[step.stage], ["--config", str(step.file)], parse_only=True)
-            _check_data(step)
+            try:
+                if not step.made.exists():
+                    _check_models(step, found, hub)
+                _check_data(step)
+            except InputError as error:
+                raise InputError(f"{step.task}: {error}") from error
+
+
+def _check_models(step: Step, found: set[str], hub: bool) -> None:
+    """Refuse models and records that are not there; those that are ``found`` need no look."""
+    # Imported here, because it imports torch.
+    from elang.backends.loading.load import check_model
+
+    options = step.config["model"]["init_args"]
+    for name in (*INPUTS, "out_of_fold"):
+        path = options.get(name)
+        if not isinstance(path, str) or path in found or "://" in path or ("@" in path and not hub):
+            continue
+        if is_table(path):
+            if not Path(path).is_file():
+                raise InputError(f"There is no file '{path}' ({step.stage}: model: {name}). Correct its path.")
+        else:
+            check_model(path)
+        found.add(path)
 
 
 def _check_data(step: Step) -> None:
@@ -177,7 +205,4 @@ def _check_data(step: Step) -> None:
     for cls in (TaskData, Seq2SeqData, TextClassificationData):
         if cls.__name__ == name:
             data: TextData = cls(**step.config["data"]["init_args"])
-            try:
-                data.check_files()
-            except InputError as error:
-                raise InputError(f"{step.task}: {error}") from error
+            data.check_files()

@@ -18,7 +18,7 @@ from elang.terminal import ended_at_sigterm, say
 VERBS = {"super": "fit", "score": "score", "swift": "fit", "joint": "validate"}
 STAGES = tuple(VERBS)
 # Options of a step that name what an earlier step made.
-_INPUTS = ("model", "super_records", "swift_model", "super_model")
+INPUTS = ("model", "super_records", "swift_model", "super_model")
 # Seconds between two looks at processes that are to end, and until they are killed.
 _POLL, _GRACE = 0.2, 30.0
 _running: set[subprocess.Popen[bytes]] = set()
@@ -90,7 +90,7 @@ def forget_stale(steps: list[Step]) -> None:
     anew: set[str] = set()
     for step in steps:
         options = step.config["model"]["init_args"]
-        stale = anew & {options.get(name) for name in _INPUTS}
+        stale = anew & {options.get(name) for name in INPUTS}
         if stale and step.made.exists():
             notice(
                 "step-made-anew",

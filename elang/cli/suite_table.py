@@ -8,6 +8,7 @@ from typing import Any
 
 from elang.data.glue.table import TASKS
 from elang.errors import InputError
+from elang.evaluation.report.words import meanings
 from elang.evaluation.summary import JointSummary
 from elang.evaluation.summary_file import parse_summary
 from elang.files import plain, write_atomically
@@ -15,20 +16,18 @@ from elang.json_files import read_object
 from elang.method.quality.texts import full_mark
 from elang.method.scores import BEFORE_DECODER
 from elang.notices import made
-from elang.terminal import console
+from elang.terminal import say_table, say_wrapped
 
 _MODELS = ("swift", "super", "pair")
 _BATCHES = ("batch 1", "best batch")
-_COLUMNS = (
-    *("Swift", "Super", "joint"),
-    *(f"{name}\nSwift / Super / joint" for name in ("GFLOPs", "ms, batch 1", "ms, best batch")),
-    *("Swift\nratio", "FLOPs\nspeed-up", "time speed-up\nbatch 1 / best"),
+_NOTES = (
+    "Swift, Super, pair: the mean of a task's metrics, x 100. '=': the pair's answers are not shown to differ in worth "
+    "from the Super's (95% interval, paired bootstrap).",
+    "kept: share of the inputs that the Swift answers by itself.",
+    "FLOPs speed-up, time: FLOPs, or the measured time, of the Super alone divided by those of the pair; below 1x the "
+    "pair costs more.",
 )
-_CAPTION = (
-    "Qualities are the mean of a task's metrics, x 100. Milliseconds are for one input, on random tokens of the median "
-    "length. Swift ratio: share of inputs that it answers. =: the joint answers' worth is not shown to differ from the "
-    "Super's (95% interval, paired bootstrap)."
-)
+_COSTS = ("GFLOPs and milliseconds are for one input on average, milliseconds on random tokens of the median length.",)
 
 
 def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
@@ -61,15 +60,17 @@ def _row(task: str, summary: JointSummary, score: str | None) -> dict[str, Any]:
     }
     points = {}
     for name, point in summary.operating_points[score].items():
-        share = point.deferred_share
         points[name] = {
             "quality": scale * _mean(point.qualities[metric] for metric in qualities),
             "qualities": point.qualities,
             "to_super": point.to_super,
-            "kept": 1 - share,
+            "kept": 1 - point.deferred_share,
             "gflops": point.cost / 1e9,
             "speedup": point.speedup,
-            "ms": {batch: _pair_ms(milliseconds, score, share, batch=batch) for batch in _BATCHES},
+            "ms": {
+                batch: _pair_ms(milliseconds, score, point.deferred_share, batch, alone=point.threshold == -math.inf)
+                for batch in _BATCHES
+            },
         }
     return {
         "task": task,
@@ -92,11 +93,16 @@ def _mean(values: Iterable[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else math.nan
 
 
-def _pair_ms(ms: dict[str, dict[str, float]], score: str, share: float, batch: str) -> float:
-    """The pair's milliseconds for an input, ``c_swift + r c_super``, without the Swift's decoder where it is spared."""
+def _pair_ms(ms: dict[str, dict[str, float]], score: str, share: float, batch: str, *, alone: bool = False) -> float:
+    """The pair's milliseconds for an input, ``c_swift + r c_super``, without the Swift's decoder where it is spared.
+
+    Where the Super is asked ``alone``, the Swift does not run.
+    """
     if not {"swift", "super"} <= ms.keys():
         return math.nan
     swift, super_ = ms["swift"][batch], ms["super"][batch]
+    if alone:
+        return super_
     deferred = ms["swift encoder"][batch] if score in BEFORE_DECODER and "swift encoder" in ms else swift
     return (1 - share) * swift + share * (deferred + super_)
 
@@ -143,42 +149,45 @@ def write_tables(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def print_tables(rows: list[dict[str, Any]], points: list[str]) -> None:
-    """Print one table for each operating point."""
-    from rich.table import Table
-
-    # The cells would break in a narrower one; the table takes only the width that it needs.
-    terminal = console(220)
+    """Print two tables for each operating point: what the pair's answers are worth and save, and what models cost."""
     for point in points:
         known = [row for row in rows if point in row["points"]]
         if not known:
-            terminal.print(f"No task has the point '{point}'; there are {', '.join(rows[0]['points'])}.")
+            say_wrapped(f"No task has the point '{point}'; there are {', '.join(rows[0]['points'])}.")
             continue
-        table = Table(title=f"threshold: {point}", caption=_CAPTION)
-        for title in ("task", "score", "n"):
-            table.add_column(title)
-        for title in _COLUMNS:
-            table.add_column(title, justify="right")
+        figures, mean = {row["task"]: _figures(row, point) for row in known}, average(known, point)
+        times = list(_BATCHES) if any(row["ms"] for row in known) else []
+        results, costs = [], []
         for row in known:
-            cells = _cells(_figures(row, point))
-            to_super = row["points"][point].get("to_super")
-            if to_super and to_super["low"] <= 0 <= to_super["high"]:
-                cells[2] = f"= {cells[2]}"
-            table.add_row(row["task"], row["score"], str(row["examples"]), *cells)
-        mean = average(known, point)
+            task, here = row["task"], figures[row["task"]]
+            results.append([task, *_results(here, times, to_super=row["points"][point].get("to_super"))])
+            costs.append([task, row["score"], str(row["examples"]), "GFLOPs", *_costs(here, "gflops")])
+            costs += [["", "", "", f"ms, {batch}", *_costs(here, batch)] for batch in times]
         for method in ("mean of ratios", "ratio of means"):
-            table.add_row("average", method, "", *_cells(mean, f", {method}"))
-        terminal.print(table)
+            results.append([method, *_results(mean, times, method=f", {method}")])
+        costs.append(["average", "", "", "GFLOPs", *_costs(mean, "gflops")])
+        head = ["task", "Swift", "Super", "pair", "kept", "FLOPs\nspeed-up", *(f"time,\n{batch}" for batch in times)]
+        notes = ["mean of ratios, ratio of means: averages over the tasks.", *_NOTES]
+        say_table(f"threshold: {point}", head, results, [*notes, *meanings([point])])
+        head = ["task", "score", "n", "cost", "Swift", "Super", "pair"]
+        say_table(f"costs at the threshold: {point}", head, costs, list(_COSTS), texts=4)
 
 
-def _cells(figures: dict[str, float], method: str = "") -> list[str]:
-    """A row of the table; averages have no milliseconds, and two speed-ups, told apart by ``method``."""
-    cells = [f"{100 * figures[name]:.1f}" for name in ("swift", "super", "joint")]
-    cells.append(" / ".join(_short(figures[name]) for name in ("swift_gflops", "super_gflops", "gflops")))
-    for batch in _BATCHES:
-        names = [f"{model}, {batch}" for model in _MODELS]
-        cells.append(" / ".join(_short(figures[name]) for name in names if name in figures))
-    speedups = [_short(figures[f"time speedup at {batch}{method}"], "x") for batch in _BATCHES]
-    return [*cells, f"{figures['kept']:.0%}", _short(figures[f"speedup{method}"], "x"), " / ".join(speedups)]
+def _results(
+    figures: dict[str, float], times: list[str], to_super: dict[str, float] | None = None, method: str = ""
+) -> list[str]:
+    """A row of the first table; averages have two speed-ups, told apart by ``method``."""
+    swift, super_, joint = (f"{100 * figures[name]:.1f}" for name in ("swift", "super", "joint"))
+    if to_super and to_super["low"] <= 0 <= to_super["high"]:
+        joint = f"= {joint}"
+    speedups = [f"speedup{method}", *(f"time speedup at {batch}{method}" for batch in times)]
+    return [swift, super_, joint, f"{figures['kept']:.0%}", *(_short(figures[name], "x") for name in speedups)]
+
+
+def _costs(figures: dict[str, float], cost: str) -> list[str]:
+    """What an input costs Swift, Super and pair, in GFLOPs or in milliseconds at a batch size."""
+    names = ["swift_gflops", "super_gflops", "gflops"] if cost == "gflops" else [f"{m}, {cost}" for m in _MODELS]
+    return [_short(figures[name]) for name in names]
 
 
 def _short(value: float, unit: str = "") -> str:

@@ -8,12 +8,14 @@ from typing import Any
 from elang.data.columns import columns_of
 from elang.evaluation.database import Joint
 from elang.evaluation.pair import BY_QUALITY, SHARES
+from elang.evaluation.report.words import meanings, point_cells
 from elang.evaluation.sweep import swept
 from elang.files import check_folder, files_of, plain, write_atomically
+from elang.method.curve.points import Point
 from elang.method.quality.registry import QualityName
 from elang.method.scores import DEFAULT_SCORE
 from elang.notices import write_made
-from elang.terminal import console
+from elang.terminal import say_table, say_wrapped, without_repeats
 
 
 def sweep(
@@ -68,19 +70,30 @@ def sweep(
 
 
 def _print(summary: dict[str, Any], folder: Path) -> None:
-    from rich.table import Table
-
-    table = Table(
-        title=f"{summary['quality_name']} on {summary['num_examples']:,} examples of {summary['split']}: Swift "
+    metric, names = summary["quality_name"], [*BY_QUALITY, *SHARES]
+    tables = {
+        score: [[name, *point_cells(Point(**curve["points"][name]), metric)] for name in names]
+        for score, curve in summary["scores"].items()
+    }
+    # Scores that order all examples alike have equal tables.
+    scores, notes = without_repeats([[score, *map(" ".join, table)] for score, table in tables.items()])
+    several, rows = len(scores) > 1, []
+    for score, *_ in scores:
+        found, left_out = without_repeats(tables[score])
+        rows += [[*[score if row is found[0] else ""] * several, *row] for row in found]
+        notes += [f"{score}: {note}" if several else note for note in left_out]
+        area, random = (summary["scores"][score][name] for name in ("area", "random"))
+        notes.append(
+            f"The mean {metric} of {score} over all deferred shares is {area:.4f}, and {random:.4f} where inputs are "
+            "deferred at random."
+        )
+    head = [*["score"] * several, "threshold", metric, "deferred", "speed-up"]
+    title = (
+        f"{metric} on {summary['num_examples']:,} examples of {summary['split']}: Swift "
         f"{summary['swift']['quality']:.4f}, Super {summary['super']['quality']:.4f}"
     )
-    table.add_column("score")
-    for name in ("area (random)", *BY_QUALITY, *SHARES):
-        table.add_column(name, justify="right")
-    for name, curve in summary["scores"].items():
-        points = [curve["points"][key] for key in (*BY_QUALITY, *SHARES)]
-        cells = [f"{p['quality']:.4f} {p['deferred_share']:.1%} {p['speedup']:.2f}x" for p in points]
-        table.add_row(name, f"{curve['area']:.4f} ({curve['random']:.4f})", *cells)
-    terminal = console(140)
-    terminal.print(table)
-    terminal.print(f"All points are read on these examples. Curve and summary are in {folder}/")
+    if not several:
+        title += f", by thresholds of {scores[0][0]}"
+    notes += meanings([*head, *names], metric=metric)
+    say_table(title, head, rows, [*notes, "All points are read on these examples, which is optimistic."], 1 + several)
+    say_wrapped(f"Curve and summary are in {folder}/")

@@ -15,7 +15,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from elang._version import __version__
-from elang.cli.arguments import checked_arguments, is_number
+from elang.cli.arguments import checked_arguments, is_number, renamed
 from elang.errors import InputError, input_error_behind, machine_error_behind, printable
 from elang.files import check_output_file
 from elang.notices import Notice, forget_notices
@@ -58,10 +58,9 @@ _LISTS = {
     "sweep": {"joint": "folders that `elang validate` wrote, or their records"},
     "merge": {"records": "files that `elang score` wrote, or folders of such files"},
 }
-# Options of a pair that a verb does not have.
+# Options of a pair that a verb does not have, or has by itself.
 _LEFT_OUT = {
     "predict": {"few"},
-    "bench": {"threshold", "thresholds", "batch_size"},
     "serve": {"device", "batch_size", "tokens", "super_tokens", "compile"},
 }
 
@@ -140,7 +139,7 @@ def _run(args: list[str]) -> None:
     elif verb == "crossfit":
         _run_crossfit(checked_arguments(options))
     elif verb in _FUNCTIONS:
-        _run_function(verb, checked_arguments(options))
+        _run_function(verb, checked_arguments(renamed(verb, options)))
     else:
         from elang.cli.messages import did_you_mean
 
@@ -265,7 +264,7 @@ def _run_function(verb: str, args: list[str]) -> None:
     if empty := [name for name, value in options.items() if isinstance(value, str) and not value]:
         raise InputError(f"--{empty[0]} has an empty value. Give one, or leave the option out.")
     for name, group in groups.items():
-        names = [field.name for field in fields(group) if field.name in options]
+        names = [field.name for field in fields(group) if field.name not in _left_out(verb, name)]
         options[name] = group(**{name: options.pop(name) for name in names})
     function(**options)
 
@@ -277,7 +276,11 @@ def add_options(
     annotations = {name: parameter.annotation for name, parameter in signature(function).parameters.items()}
     groups = {name: annotation for name, annotation in annotations.items() if is_dataclass(annotation)}
     parser.add_function_arguments(function, as_positional=positional, skip={*skip, *groups})
-    for group in groups.values():
-        left_out = _LEFT_OUT.get(function.__name__, set()) & {field.name for field in fields(group)}
-        parser.add_class_arguments(group, skip=left_out)
+    for name, group in groups.items():
+        parser.add_class_arguments(group, skip=_left_out(function.__name__, name))
     return groups
+
+
+def _left_out(verb: str, group: str) -> set[str]:
+    """The options of a pair that a verb does not have, or has in another group, with another default."""
+    return _LEFT_OUT.get(verb, set()) if group == "pair" else set()

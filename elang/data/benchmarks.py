@@ -61,6 +61,10 @@ class TaskData(TextData):
         """What the task asks."""
         return replace(self.task.text_task, label_words=self._words, system=self._system)
 
+    def title(self, source: str) -> str:
+        """The task's name."""
+        return self.task.name
+
     def rows(self, source: str) -> list[Row]:
         """The rows of one source, with the columns of the hub."""
         if self.hub is None:

@@ -56,6 +56,8 @@ class TextData(LightningDataModule):
         fold: str | None = None,
     ) -> None:
         super().__init__()
+        # Checkpoints keep them.
+        self.save_hyperparameters(logger=False)
         if not 0 <= routing_fraction < 1:
             raise InputError(f"--data.routing_fraction must be in [0, 1), but it is {routing_fraction}.")
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -103,15 +105,16 @@ class TextData(LightningDataModule):
         """A source's name in messages."""
         return f"'{self.files[source]}'" + (f" of '{self.hub}'" if self.hub else "")
 
+    def title(self, source: str) -> str:
+        """What is asked of a source, as the title of its results: by default the data set or the file."""
+        return self.hub or self.files[source].rpartition("/")[2]
+
     @property
     def splits(self) -> list[SplitName]:
         """The splits there are; ``routing``, ``fold`` and ``train`` are parts of the training file."""
         order: list[SplitName] = ["validation", "routing", "test", "fold", "train", "transfer"]
-        present = {
-            "routing": "train" in self.files and self.routing_fraction > 0,
-            "fold": "train" in self.files and self.fold is not None,
-            "transfer": bool(self.transfer),
-        }
+        file = "train" in self.files
+        present = {"routing": file and self.routing_fraction > 0, "fold": file and self.fold, "transfer": self.transfer}
         return [split for split in order if split in self.files or present.get(split)]
 
     @property
@@ -125,6 +128,11 @@ class TextData(LightningDataModule):
     def test_splits(self) -> list[SplitName]:
         """The splits of `test`, one loader each."""
         return [split for split in self.splits if split in ("test", "routing")]
+
+    @property
+    def predict_splits(self) -> list[SplitName]:
+        """The split that ``Trainer.predict`` answers: ``test`` or, without one, ``validation``."""
+        return ["test"] if "test" in self.files else ["validation"]
 
     @contextmanager
     def all_splits(self) -> Iterator[None]:
@@ -180,8 +188,7 @@ class TextData(LightningDataModule):
         if (dropped := routing | fold).any():
             notice(
                 "transfer-left-out",
-                f"{int(dropped.sum())} of {len(examples)} texts of '{path}' were made from held-out ones and were left "
-                "out.",
+                f"{int(dropped.sum())} of {len(examples)} texts of '{path}' were made from held-out ones and left out.",
             )
         return examples.take(~dropped)
 
@@ -208,13 +215,13 @@ class TextData(LightningDataModule):
         same = {name for name, reader in readers.items() if self._readers.get(name) == reader}
         self._encoded = {key: encoded for key, encoded in self._encoded.items() if key[1] in same}
         self._readers = readers
-        needed = self.test_splits if stage == "test" else self.eval_splits
+        needed = {"test": self.test_splits, "predict": self.predict_splits}.get(stage, self.eval_splits)
         if stage == "fit":
             needed = [*needed, *(split for split in self.splits if split in ("train", "transfer"))]
         task, limits = self.text_task, (self.max_length, self.max_target_length)
         for split in dict.fromkeys(needed):
             examples = self.examples(split)
-            if not examples.labelled and not self._all_splits and split != "transfer":
+            if not (examples.labelled or self._all_splits or split == "transfer" or stage == "predict"):
                 raise InputError(
                     f"{self.where(source_of(split))} has examples without labels, so nothing can be trained on or "
                     "evaluated with it. `elang predict` answers it, a benchmark's with --task in its submission format."
@@ -247,10 +254,8 @@ class TextData(LightningDataModule):
             examples = examples.join(self.examples("transfer"), self.file_rows)
             encoded = {name: texts + self._encoded["transfer", name] for name, texts in encoded.items()}
         lengths = next(iter(encoded.values())).lengths if encoded else torch.zeros(len(examples))
-        processes: dict[str, int] = {}
-        if trainer := self.trainer:
-            processes = {"rank": trainer.global_rank, "world_size": trainer.world_size}
-            processes["accumulated"] = trainer.accumulate_grad_batches
+        names = {"rank": "global_rank", "world_size": "world_size", "accumulated": "accumulate_grad_batches"}
+        processes = {name: getattr(self.trainer, value) for name, value in names.items()} if self.trainer else {}
         size = self.batch_size if shuffle else self.eval_batch_size
         rows = None if shuffle else self.part(split, part)
         sampler = LengthBatches(lengths, size, shuffle, current_epoch=self._epoch, rows=rows, **processes)
@@ -289,3 +294,7 @@ class TextData(LightningDataModule):
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each of :attr:`test_splits`."""
         return [self.loader(split) for split in self.test_splits]
+
+    def predict_dataloader(self) -> list[DataLoader[Any]]:
+        """A loader for each of :attr:`predict_splits`."""
+        return [self.loader(split) for split in self.predict_splits]

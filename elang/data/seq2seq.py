@@ -112,6 +112,10 @@ class Seq2SeqData(TextData):
             self._side(split, "source")
             self._side(split, "target")
 
+    def title(self, source: str) -> str:
+        """The files or data set, with what is made of what."""
+        return f"{super().title(source)} ({self.source} to {self.target})"
+
     def read(self, source: str) -> Examples:
         """All pairs of one split, in its order; of the training file those that the filters keep."""
         texts, references = self._pairs(source)

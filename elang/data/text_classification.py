@@ -115,6 +115,10 @@ class TextClassificationData(TextData):
         """The text columns of a file without labels."""
         return self.text
 
+    def title(self, source: str) -> str:
+        """The file or data set, with the label column."""
+        return f"{super().title(source)} ({self.label})"
+
     def read(self, source: str) -> Examples:
         """All examples of one source, in its order."""
         frame, where = self._frame(source), self.where(source)

@@ -44,10 +44,11 @@ def little_to_gain(gain: Tensor) -> str:
 
 
 def saves_nothing(named: dict[str, dict[str, Any]], score: str) -> list[str]:
-    """A caution if the default one of a score's thresholds defers everything, at a higher cost than the Super's."""
+    """A caution if the default one of a score's thresholds defers everything, because no other one saves anything."""
     name = known_name(named)
     entry = named.get(name, {})
-    if float(entry.get("threshold", math.nan)) > -math.inf or not float(entry.get("speedup") or math.nan) < 1:
+    # Without costs nothing is known to be saved or not.
+    if float(entry.get("threshold", math.nan)) != -math.inf or math.isnan(float(entry.get("speedup") or math.nan)):
         return []
     return [
         f"this pair saves nothing at the Super's quality: by {score}, no threshold that costs less than the Super "
@@ -87,6 +88,14 @@ def repeated(key: Tensor, unit: Tensor | None) -> list[str]:
         f"the {len(key):,} examples are {units:,} {noun}, but intervals and p-values take all examples as "
         "independent, so they are too narrow. Certificates count each of these once"
     ]
+
+
+def near_threshold(score: Tensor, named: dict[str, dict[str, Any]], rounding: float) -> dict[str, float] | None:
+    """The share of scores within rounding of the default one of the ``named`` thresholds, unless that is infinite."""
+    threshold = float(named.get(known_name(named), {}).get("threshold", math.nan))
+    # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
+    within = (score - threshold).abs() <= rounding
+    return {"distance": rounding, "share": float(within.double().mean())} if math.isfinite(threshold) else None
 
 
 def check_apart(evaluated: Tensor, train: Tensor, chosen_on: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elang.method.bootstrap import difference_errors
+from elang.method.bootstrap import Each, difference_errors
 from elang.method.curve.exact import operating_curve, rescored_curve
 from elang.method.curve.points import Costs, Groups, OperatingCurve
 from elang.method.curve.reading import at_drop, at_parity, at_share, random_curve, random_rescored_curve
@@ -22,6 +22,7 @@ from elang.records.table import Records
 from elang.tasks.kind import KINDS, Kind
 from elang.tasks.kinds import measure
 from elang.tasks.text_task import Problem
+from elang.terminal import Progress
 
 
 @dataclass
@@ -185,11 +186,13 @@ def check_curves(answers: PairAnswers, quality: Quality, curves: dict[str, Opera
     label, targets = answers.label, answers.targets
     alone = [measure(quality, answer, label, targets=targets) for answer in (answers.swift, answers.super_)]
     for name, curve in curves.items():
-        kept, deferred = answers.costs(name).kept_and_deferred
+        costs = answers.costs(name)
+        kept, deferred = costs.kept_and_deferred
         checks = [(quality.name, 0, curve.quality, alone[0]), (quality.name, -1, curve.quality, alone[1])]
         if not (kept + deferred).isnan().any():
             checks.append(("mean cost", 0, curve.cost, float(kept.mean())))
-            checks.append(("mean cost", -1, curve.cost, float(deferred.mean())))
+            checks.append(("mean cost", -1, curve.cost, float(costs.super_.double().mean())))
+            checks.append(("mean cost", -1, torch.tensor([curve.scored_cost]), float(deferred.mean())))
         # Metrics that are rescored at each point have only some points.
         if name in answers.scores and quality.whole is None:
             middle = len(curve) // 2
@@ -218,7 +221,9 @@ Thresholds = dict[str, dict[str, dict[str, Any]]]
 """For each score its thresholds by name, each an entry of :attr:`elang.records.manifest.Manifest.thresholds`."""
 
 
-def allowed_drops(answers: PairAnswers, quality: Quality, curves: dict[str, OperatingCurve]) -> dict[str, Tensor]:
+def allowed_drops(
+    answers: PairAnswers, quality: Quality, curves: dict[str, OperatingCurve], each: Each = iter
+) -> dict[str, Tensor]:
     """How far below the Super's quality each point of some curves may lie at the default threshold, each ``(M,)``.
 
     Half a point, or one standard error of the pair's quality minus the Super's where that is larger
@@ -234,7 +239,7 @@ def allowed_drops(answers: PairAnswers, quality: Quality, curves: dict[str, Oper
     others = {"random": torch.randperm(len(answers), generator=torch.Generator().manual_seed(0))}
     scores = answers.scores | others | {"oracle": oracle_score(answers.gain)}
     scores = {name: scores[name] for name in curves}
-    for name, (deferred, error) in difference_errors(scores, swift, super_, quality.value, groups).items():
+    for name, (deferred, error) in difference_errors(scores, swift, super_, quality.value, groups, each=each).items():
         allowed[name] = error[torch.searchsorted(deferred, curves[name].deferred)].clamp_min(half)
     return allowed
 
@@ -268,7 +273,8 @@ def choose_thresholds(answers: PairAnswers, quality: Quality, chosen_on: str) ->
     """Choose each score's named thresholds on a held-out slice."""
     found = pair_curves(answers, quality)
     curves = {score: found[score] for score in answers.scores}
-    allowed = allowed_drops(answers, quality, curves)
+    with Progress(len(curves), "curves of the held-out slice", late=True) as progress:
+        allowed = allowed_drops(answers, quality, curves, progress.each)
     return {score: _entries(curve, chosen_on, quality.name, allowed[score]) for score, curve in curves.items()}
 
 

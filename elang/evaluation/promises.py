@@ -152,8 +152,8 @@ def _entry(examples: Slice, threshold: float, *, rule: str, statement: str, **mo
     """An entry of ``elang.json``, whose statement also says what the threshold does on these examples."""
     hard = route(examples.score, threshold)
     share = float(hard.double().mean())
-    kept, deferred = examples.costs.kept_and_deferred
-    speedup = float(examples.costs.super_.mean() / torch.where(hard, deferred, kept).mean())
+    paid = examples.costs.of(hard, threshold)
+    speedup = float(examples.costs.super_.double().mean() / paid.mean())
     statement += f" In calibration, {share:.1%} of the inputs were deferred"
     statement += "." if math.isnan(speedup) else f", which makes a FLOPs speed-up of {speedup:.2f}x."
     if speedup < 1:
@@ -218,22 +218,24 @@ def _promise(examples: Slice, kind: str, allowed: float, *, level: float, togeth
     score, gain = examples.score, examples.gain
     certificate = certify(score, gain, allowed, confidence=1 - level, exact=exact, unit=examples.unit)
     assert certificate is not None, "that there are enough examples was checked before"
-    evidence = f"{examples.units:,} {examples.noun} (p = {certificate.p_value:.2g})."
+    evidence = f"the {examples.units:,} {examples.noun} that chose it (p = {certificate.p_value:.2g})."
     if kind == "max_drop":
         unit = "share of right answers" if exact else examples.worth
         claim = f"On new inputs like these, the pair's mean worth ({unit}) is at most {allowed:.3g} below the Super's"
-        evidence = f"by {certificate.regretted / examples.units:.4f} on {evidence}"
+        evidence = f"it was {certificate.regretted / examples.units:.4f} on {evidence}"
     else:
         claim = (
             f"On new inputs like these, at most {100 * allowed:.3g}% of an answer's worth ({examples.worth}) is lost "
             "to the Super on an input"
         )
+        lost = "{:.4g} was lost on "
         if exact:
             claim = (
                 f"For at most {100 * allowed:.3g}% of new inputs like these the Swift's answer is used and wrong "
                 "although the Super's is right"
             )
-        evidence = f"{certificate.regretted:.4g} of {evidence}"
+            lost = "so it was for {:.4g} of "
+        evidence = lost.format(certificate.regretted) + evidence
     if examples.unit is not None:
         claim += ", each group counting once"
     if together > 1:
@@ -266,7 +268,8 @@ def by_budget(examples: Slice, kind: str, target: float, *, latency: dict[str, A
         swift, super_ = (float(latency[name]["batch 1"]) for name in ("swift", "super"))
         if target < swift:
             raise InputError(f"The Swift alone takes {swift:.4g} s an input, more than --latency {target:g}.")
-        index = at_share(curve, min(1.0, (target - swift) / super_))
+        # The Super alone, where everything is deferred, does not wait for the Swift.
+        index = at_share(curve, 1.0 if target >= super_ else (target - swift) / super_)
         rule = f"most deferral within {target:g} s an input at batch 1"
         statement = f"An input takes at most {target:.4g} s at batch 1 on average, measured one by one."
     elif kind == "flops":

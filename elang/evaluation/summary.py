@@ -1,12 +1,11 @@
 """An evaluation's summary: what is read off the curves of one evaluation set, as it is written to ``summary.json``."""
 
-import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from elang.evaluation.cautions import cautions, length_bias, repeated, saves_nothing
+from elang.evaluation.cautions import cautions, length_bias, near_threshold, repeated, saves_nothing
 from elang.evaluation.pair import (
     BY_QUALITY,
     PairAnswers,
@@ -17,15 +16,18 @@ from elang.evaluation.pair import (
     pair_curves,
 )
 from elang.evaluation.statements import check_statements
-from elang.method.bootstrap import compare_areas, lost_to_super
-from elang.method.curve.points import Point
-from elang.method.curve.reading import at_best, at_budget, at_threshold, relative_area
+from elang.method.bootstrap import Each, compare_areas, lost_to_super
+from elang.method.curve.points import OperatingCurve, Point
+from elang.method.curve.reading import at_best, at_budget, point_at, relative_area
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
 from elang.method.quality.texts import signature
 from elang.records.manifest import Manifest, known_name
 from elang.records.table import FORMAT
+from elang.terminal import Progress
 
+Curves = dict[Quality, dict[str, OperatingCurve]]
+"""By metric the curve of every score, then ``random`` and ``oracle``."""
 BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs": 0.75}
 """Points by the share of the Super's cost that they stay within."""
 
@@ -106,6 +108,7 @@ class EvaluatedPair:
         thresholds: Where they come from; empty if there are none.
         thresholds_from: The same in words, also if there are none.
         weights: Hash of each model's weights, empty if unknown.
+        task: What was asked, for titles: the task's name, or the file and its label column; empty if unknown.
     """
 
     evaluated_on: str
@@ -119,6 +122,7 @@ class EvaluatedPair:
     thresholds: str = ""
     thresholds_from: str
     weights: dict[str, str] = field(default_factory=dict)
+    task: str = ""
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -171,7 +175,7 @@ class JointSummary(EvaluatedPair):
 def summarize_pair(
     about: EvaluatedPair,
     answers: PairAnswers,
-    qualities: list[Quality],
+    curves: Curves,
     thresholds: Thresholds,
     label_names: list[str],
     expected: int,
@@ -183,13 +187,14 @@ def summarize_pair(
     Args:
         about: The pair, and how it is evaluated.
         answers: Of the pair.
-        qualities: The task's metrics; the first one chose the thresholds.
+        curves: Of the answers; the first metric chose the thresholds.
         thresholds: Chosen elsewhere; reported on this set.
         label_names: The classes.
         expected: Size of the evaluation set; fewer examples may have been answered.
         manifest: Its statements are checked.
         rounding: How far a score may be off in the precision of the evaluation.
     """
+    qualities = list(curves)
     worth = Worth(**answers.kind.worth(qualities[0].name, answers.targets))
     named = thresholds.get(about.score, {})
     warnings = saves_nothing(named, about.score) + cautions(answers, label_names, worth.largest)
@@ -210,32 +215,51 @@ def summarize_pair(
             unit=answers.unit,
             conditions=about.conditions,
         )
-    near, threshold = None, float(named.get(known_name(named), {}).get("threshold", math.nan))
-    if math.isfinite(threshold):
-        # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
-        within = (answers.scores[about.score] - threshold).abs() <= rounding
-        near = {"distance": rounding, "share": float(within.double().mean())}
-    generates, summaries = answers.kind.generates, {q.name: summarize(answers, q, thresholds) for q in qualities}
+    generates, (summaries, areas) = answers.kind.generates, _resampled(answers, curves, thresholds, about.score)
     return JointSummary(
         **vars(about),
         worth=worth,
         qualities=summaries,
         operating_points=operating_points(answers, qualities, summaries[qualities[0].name]),
         cautions=warnings,
-        areas=compare_areas(answers.scores, answers.gain, about.score),
+        areas=areas,
         statements=statements,
         signatures={q.name: signature(q.name) for q in qualities} if generates else None,
         lengths=length_bias(answers) if generates else None,
-        within_rounding_of_threshold=near,
+        within_rounding_of_threshold=near_threshold(answers.scores[about.score], named, rounding),
     )
 
 
-def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) -> QualitySummary:
+def all_curves(answers: PairAnswers, qualities: list[Quality]) -> Curves:
+    """The curves of all scores by all metrics, checked."""
+    curves = {quality: pair_curves(answers, quality) for quality in qualities}
+    for quality, found in curves.items():
+        check_curves(answers, quality, found)
+    return curves
+
+
+def _resampled(
+    answers: PairAnswers, curves: Curves, thresholds: Thresholds, chosen: str
+) -> tuple[dict[str, QualitySummary], dict[str, dict[str, float]]]:
+    """The summary of each metric, and the areas compared with the ``chosen`` score's: what takes long is resampling."""
+    # Those of random and oracle are resampled, too.
+    number = sum(len(found) for quality, found in curves.items() if quality.whole is None) + len(answers.scores)
+    with Progress(number, "curves", late=True) as progress:
+        summaries = {q.name: summarize(answers, q, thresholds, found, progress.each) for q, found in curves.items()}
+        return summaries, compare_areas(answers.scores, answers.gain, chosen, each=progress.each)
+
+
+def summarize(
+    answers: PairAnswers,
+    quality: Quality,
+    thresholds: Thresholds,
+    curves: dict[str, OperatingCurve] | None = None,
+    each: Each = iter,
+) -> QualitySummary:
     """Read the points and areas of one metric's curves, with thresholds chosen elsewhere beside the set's own."""
-    curves = pair_curves(answers, quality)
-    check_curves(answers, quality, curves)
+    curves = curves or all_curves(answers, [quality])[quality]
     random, gain = curves["random"], answers.gain
-    scores, allowed = {}, allowed_drops(answers, quality, curves)
+    scores, allowed = {}, allowed_drops(answers, quality, curves, each)
     for name, curve in curves.items():
         here = {key: curve[index] for key, (index, _) in named_points(curve, quality.name, allowed[name]).items()}
         here["best"] = curve[at_best(curve)]
@@ -244,8 +268,7 @@ def summarize(answers: PairAnswers, quality: Quality, thresholds: Thresholds) ->
                 here[key] = curve[at_budget(curve, share * curve.super_cost)]
         held_out = {}
         for key, entry in thresholds.get(name, {}).items():
-            threshold = float(entry["threshold"])
-            held_out[key] = replace(curve[at_threshold(curve, threshold)], threshold=threshold)
+            held_out[key] = point_at(curve, float(entry["threshold"]))
         scores[name] = ScoreSummary(relative_area(curve, random, curves["oracle"]), here, held_out)
     return QualitySummary(
         num_examples=len(answers),

@@ -86,7 +86,9 @@ def _curve_pieces(
         total, cost, left, last = sums[-1], costs[-1:], gains[-1], before[-1:]
         done += len(scores)
     lowest = torch.tensor([-math.inf], dtype=torch.float64)
-    yield curve(lowest, torch.tensor([done]), sums=total[None], costs=cost), torch.zeros(1)
+    end = curve(lowest, torch.tensor([done]), sums=total[None], costs=cost)
+    # As in memory: where everything is deferred, the Swift does not run.
+    yield replace(end, cost=torch.full_like(cost, records.super_cost), scored_cost=float(end.cost)), torch.zeros(1)
 
 
 def _gains(label: Tensor, swift: Tensor, super_: Tensor) -> Tensor:

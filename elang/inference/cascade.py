@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,10 +58,12 @@ class BackendRunner:
         label = torch.full((count,), kind.unknown, dtype=kind.answer_type)
         return Examples(window.texts, torch.arange(count), key, label=label, choices=window.choices)
 
-    def answer(self, window: Window) -> Sequence[Any]:
-        """The answers to a window."""
+    def answer(self, window: Window) -> Scored:
+        """The answers to a window; their scores mean nothing."""
         records: Records = self.backend.answer(self._examples(window))
-        return list(records.prediction.tolist()) if records.texts is None else records.texts
+        answers = records.prediction.tolist() if records.texts is None else records.texts
+        probabilities = self.task.kind.probabilities(records.logits, records.prediction)
+        return Scored(answers, [0.0] * len(answers), [False] * len(answers), probabilities)
 
     def score(self, window: Window, score: str | None, threshold: float) -> Scored:
         """Answer and score a window; inputs that score above the threshold are deferred."""
@@ -72,7 +74,7 @@ class BackendRunner:
 
 
 class Cascade:
-    """Answers inputs by stages.
+    """Answers inputs by stages. A stage with the threshold ``-inf`` would defer everything, so it is not asked at all.
 
     Args:
         stages: From the smallest model to the largest; each but the last has a score.
@@ -94,6 +96,8 @@ class Cascade:
             stage.name: stage.backend if isinstance(stage.backend, ModelRunner) else BackendRunner(stage.backend)
             for stage in stages
         }
+        # Whether a stage reads texts as the same tokens as another one, by their numbers.
+        self._sharing: dict[tuple[int, int], bool] = {}
 
     def task_for(self, num_texts: int) -> TextTask:
         """The task for inputs of this many texts."""
@@ -127,7 +131,7 @@ class Cascade:
         Args:
             texts: Read as they are needed, in a thread.
             window: Inputs that are read, tokenised and answered by the first stage at a time; fewer at the beginning.
-            first: The first input's number in messages, where others were answered before.
+            first: The first input's number, where others were answered before.
 
         Yields:
             The predictions of :meth:`__call__`, which may wait for a window to be full.
@@ -135,11 +139,18 @@ class Cascade:
         Raises:
             InputError: As :meth:`__call__` does, when the text's window is reached.
         """
-        checked = (self.rows(part, first + start) for start, part in windows(each_text(texts), window))
         # Tokenise all windows ahead, in a thread, or let all take the short way: threads must not share a tokenizer.
-        backend = self.stages[0].backend
+        reader, parts = self._reader, windows(each_text(texts), window)
+        backend = self.stages[reader].backend
         short = isinstance(backend, ModelRunner) and window <= backend.limits.short_way
-        yield from stream((self._prepare(rows, None, short) for rows in checked), self._first, self._later())
+
+        def prepared() -> Iterator[Window]:
+            for start, part in parts:
+                made = self._prepare(self.rows(part, first + start), None, reader, short=short)
+                made.ids = range(first + start, first + start + len(made))
+                yield made
+
+        yield from stream(prepared(), self._first, self._later())
 
     def rows(self, texts: Iterable[Any], first: int = 0) -> list[tuple[str, ...]]:
         """Check texts, or tuples of the task's texts; ``first`` is the first input's number in messages.
@@ -154,7 +165,7 @@ class Cascade:
 
     def answer(self, rows: list[tuple[str, ...]], choices: Choices = None) -> list[Prediction]:
         """Answer tuples of the task's texts as :meth:`__call__` does, even if some are empty (a benchmark's may be)."""
-        window = self._prepare(rows, choices)
+        window = self._prepare(rows, choices, self._reader)
         deferred = self._first(window)
         for answer, _ in self._later():
             deferred = answer(deferred) if deferred else deferred
@@ -164,17 +175,27 @@ class Cascade:
         rows = as_rows(rows)
         return window_of(rows, choices, self.task_for(len(rows[0]) if rows else 1))
 
-    def _prepare(self, rows: list[tuple[str, ...]], choices: Choices, short: bool = True) -> Window:
-        """A window, with its tokens where the first stage is a model that takes them."""
+    @property
+    def _reader(self) -> int:
+        """The number of the first stage that is asked."""
+        return next((number for number in range(len(self.stages)) if not self._skips(number)), 0)
+
+    def _skips(self, number: int) -> bool:
+        """Whether a stage would defer whatever it is asked."""
+        return number < len(self.stages) - 1 and self.stages[number].threshold == -math.inf
+
+    def _prepare(self, rows: list[tuple[str, ...]], choices: Choices, reader: int = 0, short: bool = True) -> Window:
+        """A window, with its tokens where the stage that reads it is a model that takes them."""
         window = self._window(rows, choices)
-        if isinstance(backend := self.stages[0].backend, ModelRunner):
+        window.reader = reader
+        if isinstance(backend := self.stages[reader].backend, ModelRunner):
             backend.read(window, short)
         return window
 
     def _first(self, window: Window) -> list[Deferred]:
-        """Answer a window by the first stage; a single stage answers several windows together, as a last one does."""
-        if len(self.stages) == 1:
-            return [Deferred(window, place, math.inf) for place in range(len(window))]
+        """Answer a window by the first stage; a last stage answers several windows together."""
+        if len(self.stages) == 1 or self._skips(0):
+            return [Deferred(window, place, None) for place in range(len(window))]
         return self._run_stage(0, window)
 
     def _later(self) -> list[tuple[Callable[[list[Deferred]], list[Deferred]], int]]:
@@ -186,48 +207,59 @@ class Cascade:
 
     def _answer_deferred(self, number: int, deferred: list[Deferred]) -> list[Deferred]:
         """Answer deferred inputs of any windows at a later stage; return what it defers."""
-        window = gathered(deferred, self._shares_tokens[number], number == 0)
+        if self._skips(number):
+            return deferred
+        readers = {item.window.reader for item in deferred}
+        window = gathered(deferred, all(self._shares(reader, number) for reader in readers), readers == {number})
         further = self._run_stage(number, window, [item.score for item in deferred])
         for item, answer in zip(deferred, window.answers, strict=True):
             item.window.answers[item.place] = answer
         return [replace(deferred[hard.place], score=hard.score) for hard in further]
 
-    def _run_stage(self, number: int, window: Window, scores: Sequence[float] = ()) -> list[Deferred]:
+    def _run_stage(self, number: int, window: Window, scores: Sequence[float | None] = ()) -> list[Deferred]:
         """Answer a window at a stage; return what it defers. At the last stage the scores stay as they are."""
         stage, further = self.stages[number], []
         if number < len(self.stages) - 1:
             scored = self._scored(stage, window, stage.threshold)
+            scores = scored.scores
         else:
-            labels = self._labels(stage, window, self.runners[stage.name].answer(window))
-            scored = [(label, score, False) for label, score in zip(labels, scores, strict=True)]
-        for place, (label, score, hard) in enumerate(scored):
+            scored = self.runners[stage.name].answer(window)
+            scored = replace(scored, answers=self._labels(stage, window, scored.answers))
+        probabilities = scored.probabilities or [None] * len(window)
+        answers = zip(window.ids, scored.answers, probabilities, scores, scored.deferred, strict=True)
+        for place, (input_id, label, probability, score, hard) in enumerate(answers):
             if hard:
                 further.append(Deferred(window, place, score))
             else:
-                window.answers[place] = Prediction(label, score, stage.name)
+                window.answers[place] = Prediction(input_id, label, probability, score, stage.name)
         return further
 
-    def _scored(self, stage: Stage, window: Window, threshold: float) -> list[tuple[Any, float, bool]]:
-        """For each input its label (``None`` if it was deferred unanswered), its score, and whether it is deferred."""
-        scored = self.runners[stage.name].score(window, stage.score, threshold)
+    def _scored(self, stage: Stage, window: Window, threshold: float) -> Scored:
+        """What a stage answers, with labels: ``None`` for an input that was deferred unanswered."""
+        scored: Scored = self.runners[stage.name].score(window, stage.score, threshold)
         if not all(map(math.isfinite, scored.scores)):
             check_finite(torch.tensor(scored.scores), "score")
-        return list(zip(self._labels(stage, window, scored.answers), scored.scores, scored.deferred, strict=True))
+        return replace(scored, answers=self._labels(stage, window, scored.answers))
 
     def _labels(self, stage: Stage, window: Window, answers: Sequence[Any]) -> list[Any]:
         """What a user reads of answers; ``None`` where there is none."""
         # A model answers in the order of the cascade's classes, any other backend in the order of its own.
-        task = self.task if isinstance(stage.backend, ModelRunner) else stage.backend.task
         choices: Sequence[Any] = window.choices or [None] * len(window)
+        task = self.task
+        if not isinstance(stage.backend, ModelRunner):
+            task = stage.backend.task
+            # No answer; NaN, of a regression, does not equal itself.
+            answers = [None if one == task.kind.unknown or one != one else one for one in answers]
         return [
             None if answer is None else task.kind.answer(answer, task, candidates)
             for answer, candidates in zip(answers, choices, strict=True)
         ]
 
-    @cached_property
-    def _shares_tokens(self) -> list[bool]:
-        """Of each stage, whether it reads texts as the same tokens as the first one."""
-        first = self.stages[0].backend
-        if not isinstance(first, ModelRunner):
-            return [False] * len(self.stages)
-        return [stage.backend is first or first.reads_like(stage.backend) for stage in self.stages]
+    def _shares(self, reader: int, number: int) -> bool:
+        """Whether a stage reads texts as the same tokens as another one, the ``reader``, which has made them."""
+        if (reader, number) not in self._sharing:
+            first, other = self.stages[reader].backend, self.stages[number].backend
+            self._sharing[reader, number] = isinstance(first, ModelRunner) and (
+                other is first or first.reads_like(other)
+            )
+        return self._sharing[reader, number]

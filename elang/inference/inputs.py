@@ -111,12 +111,26 @@ def input_columns(source: str, text: list[str] | str | None) -> list[str] | None
     return columns
 
 
-def read_inputs(source: str, columns: list[str] | None, empty: bool = False) -> Iterator[Any]:
-    """Read inputs one by one (tables are read whole); ``empty`` allows empty ones."""
-    if columns:
-        from elang.data.columns import read_frame, texts_of
+def read_inputs(
+    source: str, columns: list[str] | None, empty: bool = False, ids: list[Any] | None = None, id_column: str = ""
+) -> Iterator[Any]:
+    """Read inputs one by one (tables are read whole); ``empty`` allows empty ones.
 
-        yield from texts_of(read_frame(source), columns, f"'{source}'", empty=empty, option="--text")
+    The values of a table's ``id_column`` are added to ``ids`` before the first input comes.
+    """
+    if columns:
+        from elang.data.columns import column_of, describe, read_frame, texts_of
+
+        frame = read_frame(source)
+        texts = texts_of(frame, columns, f"'{source}'", empty=empty, option="--text")
+        if ids is not None:
+            ids += column_of(frame, id_column, f"'{source}'", "--id")
+            if bad := [row for row, value in enumerate(ids) if type(value) not in (int, str)]:
+                raise InputError(
+                    f"The column '{id_column}' of '{source}' must hold whole numbers or texts to be --id, but row "
+                    f"{bad[0]} (counted from 0) has {describe(ids[bad[0]])}. Correct it, or name another column."
+                )
+        yield from texts
         return
     if source == "-" and sys.stdin is None:
         raise InputError("Standard input is closed. Give the inputs' file with --input.")

@@ -152,14 +152,16 @@ def make_runners(pair: Pair, options: PairOptions, score: str, *, device: torch.
 
 
 def warn_if_costly(manifest: Manifest, score: str, name: str) -> None:
-    """Warn if the pair costs more than the Super alone at a threshold, and name those at which it does not."""
+    """Warn if the pair saves nothing at a threshold, and name those at which it does."""
     speedups = {key: manifest.speedup(key, score) for key in manifest.thresholds.get(score, {})}
-    if not speedups.get(name, math.nan) < _COSTLY:
+    speedup = speedups.get(name, math.nan)
+    everything = not math.isnan(speedup) and manifest.threshold(name, score) == -math.inf
+    if not (speedup < _COSTLY or everything):
         return
     better = ", ".join(repr(key) for key, speedup in speedups.items() if speedup > 1)
-    cost = f"a FLOPs speed-up of {speedups[name]:.2f}x on the slice that it was chosen on"
-    remedy = f"It is above 1 at {better}." if better else "Ask the Super alone."
-    text = f"At the threshold '{name}' the pair costs more than the Super alone: {cost}. {remedy}"
-    if manifest.threshold(name, score) == -math.inf:
-        text = f"This pair saves nothing at the quality of '{name}', which sends every input to the Super. {text}"
-    notice("costly-threshold", text, stacklevel=3)
+    cost = f"a FLOPs speed-up of {speedup:.2f}x on the slice that it was chosen on"
+    text = f"At the threshold '{name}' the pair costs more than the Super alone: {cost}."
+    if everything:
+        text = f"This pair saves nothing at the quality of '{name}': every input goes to the Super, without the Swift."
+    remedy = f"The FLOPs speed-up is above 1 at {better}." if better else "Ask the Super alone."
+    notice("costly-threshold", f"{text} {remedy}", stacklevel=3)

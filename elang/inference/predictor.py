@@ -42,7 +42,7 @@ class JointPredictor(Cascade):
 
     >>> predictor = JointPredictor("runs/swift", "runs/super")  # doctest: +SKIP
     >>> predictor(["what is energy ?"])  # doctest: +SKIP
-    [Prediction(label='DESC', score=-0.96, answered_by='swift')]
+    [Prediction(id=0, label='DESC', probability=0.96, score=-0.96, answered_by='swift')]
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class JointPredictor(Cascade):
         return int(self.runners["super"].truncated)
 
     def super_map(self, texts: Texts, window: int = 4096) -> Iterator[Prediction]:
-        """Answer a stream by the Super alone, in the same way; the scores are infinite."""
+        """Answer a stream by the Super alone, in the same way; there are no scores."""
         yield from Cascade(self.stages[-1:], self.task).map(texts, window)
 
     def batches(self, model: TextModel, texts: Sequence[Any]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
@@ -128,12 +128,13 @@ class JointPredictor(Cascade):
 
         The answer is ``None`` where the score decided before the decoder ran. ``keep`` defers none.
         """
-        return self._scored(self.stages[0], self._prepare(rows, choices), math.inf if keep else self.threshold)
+        scored = self._scored(self.stages[0], self._prepare(rows, choices), math.inf if keep else self.threshold)
+        return list(zip(scored.answers, scored.scores, scored.deferred, strict=True))
 
     def ask_super(self, rows: list[tuple[str, ...]], choices: Choices = None) -> list[str | float]:
         """The Super's answers to texts, as :meth:`rows` gives them."""
         window = self._window(rows, choices)
-        return self._labels(self.stages[-1], window, self.runners["super"].answer(window))
+        return self._labels(self.stages[-1], window, self.runners["super"].answer(window).answers)
 
 
 class _MissingSuper:

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,19 +18,24 @@ from elang.locks import output_lock, unlock_output
 from elang.notices import notice
 from elang.terminal import Progress, at_sigterm
 
+# Of the lines of an output; a file that was begun in another one is not gone on with.
+_FORMAT = 2
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 # How files encode a lone surrogate: as its JSON escape.
 ESCAPED = "backslashreplace"
 EMPTY = "The input '{}' is empty: there is nothing to predict. Give one input a line."
 
 
-def write_answer(answers: Iterator[Prediction], file: Any) -> tuple[int, int]:
-    """Write answers as they come; return how many there were, and how many were the Super's."""
+def write_answers(
+    answers: Iterator[Prediction], file: Any, fields: Callable[[Prediction], dict[str, Any]]
+) -> tuple[int, int]:
+    """Write the fields of answers as they come; return how many there were, and how many were the Super's."""
     total = deferred = 0
     # Answers on a terminal show by themselves how far it is.
     shown = file is sys.stdout and sys.stdout.isatty()
     with Progress(None, "inputs", bar=file is not sys.stdout) as progress:
         for answer in answers:
-            file.write(json.dumps(vars(answer), ensure_ascii=False) + "\n")
+            file.write(_ENCODE(fields(answer)) + "\n")
             total, deferred = total + 1, deferred + (answer.answered_by == "super")
             if not shown:
                 progress.add()
@@ -40,7 +45,7 @@ def write_answer(answers: Iterator[Prediction], file: Any) -> tuple[int, int]:
 def run_fingerprint(
     predictor: JointPredictor, models: list[str], source: str, *, text: list[str] | None, ways: list[Any]
 ) -> dict[str, Any]:
-    """What the answers depend on: the models, the ``ways`` in which they run, the routing and the input."""
+    """What an output depends on: the models, the ``ways`` in which they run and are written, the routing, the input."""
     if source == "-":
         # It cannot be read again.
         return {}
@@ -49,6 +54,7 @@ def run_fingerprint(
     except OSError as error:
         raise InputError(f"The input '{source}' cannot be read ({error.strerror}). Correct its path.") from error
     return {
+        "format": _FORMAT,
         "models": [_files(model) for model in models],
         "routing": [predictor.score, *ways, str(predictor.threshold), plain(asdict(predictor.manifest))],
         "input": [os.path.abspath(source), status.st_size, status.st_mtime_ns, text],

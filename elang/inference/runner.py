@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -136,26 +136,29 @@ class ModelRunner:
             window.encoded = self.encode(window.texts, window.choices)
             self.truncated += window.encoded.texts.truncated
 
-    def answer(self, window: Window) -> Sequence[Any]:
-        """The answers to a window, as :meth:`elang.tasks.kind.Kind.answer` takes them."""
-        return self.score(window, None, math.inf).answers
+    def answer(self, window: Window) -> Scored:
+        """The answers to a window; their scores mean nothing."""
+        return self.score(window, None, math.inf)
 
     @torch.inference_mode()
     def score(self, window: Window, score: str | None, threshold: float) -> Scored:
         """Answer and score a window; inputs above the threshold are deferred, if possible before they are decoded."""
         if window.encoded is None and score == self._short_score and self._takes_short_way(window):
-            answers, scores = self._score_short(window, threshold)
+            answers, scores, probabilities = self._score_short(window, threshold)
         else:
-            answers, scores = self._score_batches(window, score, threshold)
+            answers, scores, probabilities = self._score_batches(window, score, threshold)
         deferred = [value > threshold for value in scores]
         if score in BEFORE_DECODER:
             answers = [None if hard else answer for answer, hard in zip(answers, deferred, strict=True)]
-        return Scored(answers, scores, deferred)
+        return Scored(answers, scores, deferred, probabilities if self.task.kind.chooses else None)
 
     def _takes_short_way(self, window: Window) -> bool:
         return self.small_batches is not None and window.choices is None and len(window) <= self.limits.short_way
 
-    def _score_batches(self, window: Window, score: str | None, threshold: float) -> tuple[list[Any], list[float]]:
+    def _score_batches(
+        self, window: Window, score: str | None, threshold: float
+    ) -> tuple[list[Any], list[float], list[float]]:
+        """The answers to a window, their scores, and their probabilities, which mean nothing for texts."""
         if window.encoded is None:
             self.read(window, short=False)
         assert window.encoded is not None
@@ -167,10 +170,11 @@ class ModelRunner:
                 texts[place] = text
         # Wait for the device once per window.
         table = torch.cat(tables).cpu()[torch.cat(order).argsort()]
-        self._check_logits(table[:, 2].tolist(), window)
-        return texts if self.task.kind.generates else table[:, 1].tolist(), table[:, 0].tolist()
+        scores, answers, checksums, *more = table.T.tolist()
+        self._check_logits(checksums, window)
+        return texts if self.task.kind.generates else answers, scores, more[0] if more else []
 
-    def _score_short(self, window: Window, threshold: float) -> tuple[list[Any], list[float]]:
+    def _score_short(self, window: Window, threshold: float) -> tuple[list[Any], list[float], list[float]]:
         assert self.small_batches is not None
         tokens = window.token_lists
         if tokens is None:
@@ -182,15 +186,15 @@ class ModelRunner:
         early = self._short_score in BEFORE_DECODER
         kept = [not early or score <= threshold for score in scores]
         if not any(kept):
-            return [None] * len(scores), scores
+            return [None] * len(scores), scores, [0.0] * len(scores)
         if self.task.kind.generates:
             late, *ids = self.small_batches.generate(kept)
-            return list(self.model.texts(torch.tensor(ids).long().T)), scores if early else late
+            return list(self.model.texts(torch.tensor(ids).long().T)), scores if early else late, []
         if early:
             rest = self.small_batches.second(len(scores))[1:]
-        answers, checksums = rest
+        answers, checksums, probabilities = rest
         self._check_logits([value if keep else 0.0 for value, keep in zip(checksums, kept, strict=True)], window)
-        return answers, scores
+        return answers, scores, probabilities
 
     def _answered_batches(
         self, encoded: EncodedExamples, score: str | None, threshold: float

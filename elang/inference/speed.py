@@ -3,8 +3,10 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -12,32 +14,127 @@ import torch
 from elang.backends.text_model import TextModel
 from elang.inference.predictor import JointPredictor
 from elang.inference.stream import Prediction
+from elang.method.curve.points import Costs
 from elang.method.scores import BEFORE_DECODER
 from elang.terminal import Progress
 
+PILOT = 32
+"""Inputs that are answered first, at most, to see how long a pass takes."""
+# In this share of the time.
+_PILOT_TIME = 0.1
+# One by one, so many inputs at most, after so many uncounted ones, in this share of the time.
+_SINGLE, _WARM_UP, _SINGLE_TIME = 100, 10, 0.25
+# Inputs of a pass: with fewer there are fewer passes instead; and at most, for each second of the time.
+_ENOUGH, _MOST = 64, 50
 
-def time_pair(
-    predictor: JointPredictor, rows: list[Any], shares: list[float], single: list[Any], repeats: int
-) -> dict[str, Any]:
-    """Time Swift, Super, and the pair at deferred ``shares``, in turns, on ``rows`` together and ``single`` one by one.
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured: inputs of a pass, inputs one by one, and passes; ``None`` for what fits into the time."""
+
+    examples: int | None = None
+    single: int | None = None
+    repeats: int | None = None
+
+
+def time_inputs(
+    predictor: JointPredictor,
+    inputs: Iterator[Any],
+    shares: list[float],
+    named: dict[str, float],
+    sizes: Sizes,
+    seconds: float,
+) -> tuple[list[Any], dict[str, Any]]:
+    """Run :func:`time_pair` on as many of the inputs as ``sizes`` says or, where it does not, the time allows.
 
     Returns:
-        For ``swift``, ``super`` and each share: seconds an input as ``median``, ``least`` and ``most`` of the
+        The inputs of a pass, and the figures; none and nothing if there are no inputs.
+    """
+    rows = list(islice(inputs, PILOT if sizes.examples is None else sizes.examples))
+    if not rows:
+        return [], {}
+    if None in vars(sizes).values():
+        sizes = _fitting(sizes, predictor, rows[:PILOT], shares, named=named, seconds=seconds)
+    examples, single, repeats = (getattr(sizes, name) or 0 for name in ("examples", "single", "repeats"))
+    rows = [*rows, *islice(inputs, max(0, examples - len(rows)))][:examples]
+    return rows, time_pair(predictor, rows, shares, rows[:single], repeats=repeats, named=named)
+
+
+def _fitting(
+    given: Sizes,
+    predictor: JointPredictor,
+    pilot: list[Any],
+    shares: list[float],
+    *,
+    named: dict[str, float],
+    seconds: float,
+) -> Sizes:
+    """The sizes with which :func:`time_pair` takes about so many ``seconds``, by two passes over the ``pilot``."""
+
+    def least(call: Callable[[list[Any]], Any], inputs: list[list[Any]]) -> float:
+        """Seconds an input, at least; what a first pass sets up is not counted."""
+        taken = []
+        for rows in inputs:
+            start = time.perf_counter()
+            call(rows)
+            taken.append((time.perf_counter() - start) / len(rows))
+            progress.add(len(rows))
+        return min(taken[1:])
+
+    answers: list[Prediction] = []
+    predictor.set_threshold(math.inf)
+    with Progress(None, "answers to see how long one takes", late=True) as progress:
+        ones = [[row] for row in (pilot * 4)[:4]]
+        one_by_one = least(predictor, ones), least(lambda rows: predictor.ask_super(predictor.rows(rows)), ones)
+        # Of slow models fewer.
+        pilot = pilot[: max(4, int(_PILOT_TIME * seconds / max(one_by_one)))]
+        swift = least(lambda rows: answers.extend(predictor.map(rows)), [pilot] * 2), one_by_one[0]
+        super_ = least(lambda rows: list(predictor.super_map(rows)), [pilot] * 2), one_by_one[1]
+    scores = [float(answer.score or 0) for answer in answers[: len(pilot)]]
+    # The Swift runs once for each way but -inf and the Super alone, the Super for what is deferred.
+    ways = sum(threshold > -math.inf for threshold in named.values()) + len(shares) + 1
+    asked = sum(sum(score > threshold for score in scores) for threshold in named.values()) / len(scores)
+    together, alone = (ways * a + (asked + sum(shares) + 1) * b for a, b in zip(swift, super_, strict=True))
+    single = given.single
+    if single is None:
+        single = max(3, min(_SINGLE, int(_SINGLE_TIME * seconds / alone) - _WARM_UP))
+    left = seconds - (single + min(_WARM_UP, single)) * alone
+    for repeats in (5, 3, 2, 1) if given.repeats is None else (given.repeats,):
+        examples = int(left / ((repeats + 1) * together + swift[0]))
+        if examples >= (given.examples or _ENOUGH):
+            break
+    return Sizes(given.examples or max(2, min(examples, int(_MOST * seconds))), single, repeats)
+
+
+def time_pair(
+    predictor: JointPredictor,
+    rows: list[Any],
+    shares: list[float],
+    single: list[Any],
+    repeats: int,
+    named: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Time Swift, Super, and the pair, in turns, on ``rows`` together and ``single`` one by one.
+
+    The pair runs at the ``named`` thresholds, and at those that defer ``shares`` of the rows.
+
+    Returns:
+        For ``swift``, ``super`` and each threshold: seconds an input as ``median``, ``least`` and ``most`` of the
         ``repeats`` after an uncounted one, ``one by one`` (median and 95th percentile), the ``deferred`` share,
         ``speedup`` over the Super as measured and as ``predicted`` from FLOPs, and their ``ratio``.
     """
-    scores = torch.tensor([answer.score for answer in predictor.map(rows)])
-    thresholds = {"swift": math.inf} | {f"defer {share:.0%}": share_threshold(scores, share) for share in shares}
-    deferred = {name: scores > threshold for name, threshold in thresholds.items()}
-    deferred["super"] = torch.full((len(rows),), True)
-    predicted = _predicted_speedups(predictor, rows, deferred)
+    predictor.set_threshold(math.inf)
+    scores = torch.tensor([answer.score for answer in predictor.map(rows)], dtype=torch.float64)
+    thresholds = {"swift": math.inf} | (named or {})
+    thresholds |= {f"defer {share:.0%}": share_threshold(scores, share) for share in shares}
+    predicted = _predicted_speedups(predictor, rows, scores, thresholds)
     together, alone = _seconds(predictor, thresholds, rows, single=single, repeats=repeats)
     super_median = statistics.median(together["super"])
     passes: dict[str, dict[str, Any]] = {}
     for name, seconds in together.items():
         speedup = super_median / statistics.median(seconds)
         passes[name] = {
-            "deferred": float(deferred[name].double().mean()),
+            "deferred": float((scores > thresholds.get(name, -math.inf)).double().mean()),
             "median": statistics.median(seconds),
             "least": min(seconds),
             "most": max(seconds),
@@ -52,7 +149,7 @@ def time_pair(
                 "95%": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
                 "speedup": statistics.fmean(alone["super"]) / statistics.fmean(ordered),
             }
-    return {"inputs": len(rows), "device": str(predictor.device), "passes": passes}
+    return {"inputs": len(rows), "device": str(predictor.device), "repeats": repeats, "passes": passes}
 
 
 def _seconds(
@@ -83,7 +180,7 @@ def _seconds(
     for name, threshold in thresholds.items():
         stream[name] = partial(routed, lambda texts: list(predictor.map(texts)), threshold)
         alone[name] = partial(routed, predictor, threshold)
-    warm_up = min(10, len(single))
+    warm_up = min(_WARM_UP, len(single))
     passes = len(stream) * ((repeats + 1) * len(rows) + warm_up + len(single))
     with Progress(passes, "answers") as progress:
         together = measured(stream, [rows] * (repeats + 1), 1)
@@ -91,19 +188,17 @@ def _seconds(
 
 
 def _predicted_speedups(
-    predictor: JointPredictor, rows: list[Any], deferred: dict[str, torch.Tensor]
+    predictor: JointPredictor, rows: list[Any], scores: torch.Tensor, thresholds: dict[str, float]
 ) -> dict[str, float]:
-    """The FLOPs of the Super alone over those of each way; ``deferred``, bool ``(N,)``, are the inputs it defers."""
+    """The FLOPs of the Super alone over those of the pair at each threshold, by ``scores``, float64 ``(N,)``."""
     swift, super_ = (flops_of(predictor, model, rows) for model in (predictor.swift, predictor.super_))
-    kept_cost = deferred_cost = swift["flops"] + swift["score_flops"]
+    costs = Costs(swift["flops"] + swift["score_flops"], super_["flops"])
     if predictor.score in BEFORE_DECODER:
         # The score is known before the decoder runs, so a kept input takes no other score.
-        kept_cost, deferred_cost = swift["flops"], swift["early_flops"]
-    cost = {
-        name: kept_cost[~hard].sum() + (deferred_cost + super_["flops"])[hard].sum() for name, hard in deferred.items()
-    }
-    cost["super"] = super_["flops"].sum()
-    return {name: float(cost["super"] / flops) for name, flops in cost.items()}
+        costs = Costs(swift["flops"], super_["flops"], swift["early_flops"])
+    whole = super_["flops"].sum()
+    speedups = {name: float(whole / costs.of(scores > limit, limit).sum()) for name, limit in thresholds.items()}
+    return {"super": 1.0} | speedups
 
 
 def differences(
@@ -128,7 +223,8 @@ def disagreement(
     ``distance`` is the largest from the threshold to the reference's score, of inputs whose decision differs.
     """
     pairs = list(zip(predictions, reference, strict=True))
-    distances = [abs(b.score - threshold) for a, b in pairs if a.answered_by != b.answered_by]
+    apart = [b.score for a, b in pairs if a.answered_by != b.answered_by and b.score is not None]
+    distances = [abs(score - threshold) for score in apart]
     # Values of a regression hardly ever agree to the last bit.
     labels = sum(a.label != b.label for a, b in pairs if isinstance(a.label, str))
     return {"labels": labels, "decisions": len(distances), "distance": max(distances, default=0.0)}

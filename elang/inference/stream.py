@@ -32,29 +32,40 @@ class Prediction:
     """The answer to one input.
 
     Attributes:
-        label: Name of the class, the chosen candidate, the generated text, or the value of a regression.
-        score: The last difficulty score computed for the input; larger is harder.
+        id: The number of the input, from 0; `elang predict --id` puts the values of a column in its place.
+        label: Name of the class, the chosen candidate, the generated text, or the value of a regression; ``None`` where
+            a backend of your own has no answer.
+        probability: The probability of the label by the model that answered: the softmax over its answers, not
+            calibrated. ``None`` for generated texts, in a regression, and from a backend that gives none.
+        score: The last difficulty score computed for the input, larger is harder; ``None`` where none was needed: the
+            Super was asked alone, or the threshold is ``-inf``.
         answered_by: The stage that answered: of a pair ``swift`` or ``super``.
     """
 
-    label: str | float
-    score: float
+    id: int
+    label: str | float | None
+    probability: float | None
+    score: float | None
     answered_by: str
 
 
 @dataclass(eq=False)
 class Window:
-    """Inputs that pass through the first stage of a cascade together, with their candidates where they have any."""
+    """Inputs that pass through a stage of a cascade together, with their candidates where they have any."""
 
     texts: list[tuple[str, ...]]
     choices: list[tuple[str, ...]] | None = None
-    # The first stage's tokens if they were made ahead; the second form is that of inputs that take the short way.
+    # The tokens of the stage `reader`, if made ahead; the second form is that of inputs that take the short way.
     encoded: EncodedExamples | None = None
     token_lists: list[dict[str, list[int]]] | None = None
+    reader: int = 0
+    # The numbers of the inputs, by default from 0.
+    ids: Sequence[int] = ()
     # None for an input that waits for a later stage.
     answers: list[Prediction | None] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.ids = self.ids or range(len(self.texts))
         self.answers = [None] * len(self.texts)
 
     def __len__(self) -> int:
@@ -63,20 +74,21 @@ class Window:
 
 @dataclass(frozen=True)
 class Deferred:
-    """An input that waits for the next stage: its window, its place there, its score."""
+    """An input that waits for the next stage: its window, its place there, its score if it has one."""
 
     window: Window
     place: int
-    score: float
+    score: float | None
 
 
 def gathered(deferred: list[Deferred], share_tokens: bool, same_model: bool) -> Window:
     """Put deferred inputs, in the order of their windows, into one window.
 
-    ``share_tokens`` reuses the first stage's tokens, if the next stage reads texts in the same way. Truncated texts are
-    encoded anew, so that the next stage counts them, unless it is the ``same_model``.
+    ``share_tokens`` reuses tokens that were made ahead, if the next stage reads texts in the same way. Truncated texts
+    are encoded anew, so that the next stage counts them, unless it is the ``same_model``.
     """
-    window = Window([one.window.texts[one.place] for one in deferred])
+    texts = [one.window.texts[one.place] for one in deferred]
+    window = Window(texts, ids=[one.window.ids[one.place] for one in deferred])
     choices = [one.window.choices[one.place] for one in deferred if one.window.choices is not None]
     if choices:
         window.choices = choices

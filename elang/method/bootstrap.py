@@ -1,7 +1,8 @@
 """Paired bootstrap over examples, and the area of a score by the gain from deferring."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ _INTERVAL = torch.tensor([0.025, 0.975], dtype=torch.float64)
 # Limits the run time. With so many examples that it leaves fewer than _MIN_RESAMPLES, intervals are narrow anyway.
 _MAX_DRAWS = 20_000_000
 _MIN_RESAMPLES = 100
+Each = Callable[[Iterable[Any]], Iterable[Any]]
+"""Passes on what a long loop goes through, and may tell how far it is."""
 
 
 def resamples(n: int, times: int = 1000, seed: int = 0) -> Tensor:
@@ -110,9 +113,11 @@ def lost_to_super(lost: Tensor) -> list[dict[str, float]]:
 
 
 def compare_areas(
-    scores: dict[str, Tensor], gain: Tensor, chosen: str, times: int = 1000
+    scores: dict[str, Tensor], gain: Tensor, chosen: str, times: int = 1000, each: Each = iter
 ) -> dict[str, dict[str, float]]:
     """Each score's :func:`gain_area`, compared with the ``chosen`` one's on the same resamples, at most ``times``.
+
+    ``each`` wraps the loop over the scores.
 
     Returns:
         For each score the ends ``low`` and ``high`` of its area's 95% interval, and for all but the chosen one the
@@ -123,7 +128,7 @@ def compare_areas(
     if times < _MIN_RESAMPLES or math.isnan(float(gain_area(scores[chosen], gain))):
         return {}
     draws = resamples(len(gain), times)
-    areas = {name: gain_area(score, gain, draws) for name, score in scores.items()}
+    areas = {name: gain_area(score, gain, draws) for name, score in each(scores.items())}
     defined = ~areas[chosen].isnan()
     results: dict[str, dict[str, float]] = {}
     for name, area in areas.items():
@@ -181,6 +186,7 @@ def difference_errors(
     groups: Groups | None = None,
     points: int = 101,
     times: int = 200,
+    each: Each = iter,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Standard errors of the pair's metric minus the Super's along the curve of each score, by paired bootstrap.
 
@@ -196,6 +202,7 @@ def difference_errors(
         groups: For a metric over groups.
         points: Size of the grid.
         times: Resamples, at most.
+        each: Wraps the loop over the scores.
 
     Returns:
         For each score the numbers of deferred examples, from 0 to ``N``, and the error at each of them, ``(points,)``
@@ -207,7 +214,7 @@ def difference_errors(
         return {}
     counts = resamples(len(swift) if groups is None else len(group_sums(swift, groups.index)[0]), times)
     errors = {}
-    for name, score in scores.items():
+    for name, score in each(scores.items()):
         deferred, values = _along_curve(score, swift, super_, value, points=points, counts=counts, groups=groups)
         errors[name] = deferred, (values - values[:, -1:]).std(0)
     return errors

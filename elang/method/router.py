@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from elang.method.bootstrap import gain_area, resamples
+from elang.method.bootstrap import Each, gain_area, resamples
 from elang.method.scores import ROUTER_READS, SCORES
 
 FOLDS = 5
@@ -123,6 +123,7 @@ class RouterHead(nn.Module):
         candidates: dict[str, list[int]] | None = None,
         simple: str | None = None,
         expected: Tensor | None = None,
+        each: Each = iter,
     ) -> dict[str, Any]:
         """Learn from examples that the Swift was not trained on.
 
@@ -133,6 +134,7 @@ class RouterHead(nn.Module):
             candidates: Sets of feature columns to choose from, by name; by default one set with all features.
             simple: The candidate of a single feature that is used unless another is better with 95% confidence.
             expected: A less noisy :func:`expected_gain`, ``(N,)``, to fit and to compare candidates by.
+            each: Wraps the loops over candidates and over resamples.
 
         Returns:
             A report for ``elang.json``: ``reads`` (the chosen candidate), ``why``, ``examples``, ``mean_gain``,
@@ -148,9 +150,11 @@ class RouterHead(nn.Module):
             scale[-self.hidden :] /= math.sqrt(self.hidden)
         x = (x - mean) * scale
         candidates = candidates or {"all features": list(range(self.width))}
-        fits = {name: _cross_fit(x, y, target, fold, columns, name == simple) for name, columns in candidates.items()}
+        fits = {
+            name: _cross_fit(x, y, target, fold, columns, name == simple) for name, columns in each(candidates.items())
+        }
         held_out = {name: predictions for name, (_, predictions) in fits.items()}
-        chosen, report = _choose(held_out, target, simple)
+        chosen, report = _choose(held_out, target, simple, each)
         if expected is not None and simple is not None:
             areas = {name: float(gain_area(held_out[name], y)) for name in {chosen, simple}}
             report["areas_by_answers"] = areas
@@ -169,7 +173,7 @@ class RouterHead(nn.Module):
         return report | {"examples": len(y), "mean_gain": float(y.mean())}
 
 
-def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None) -> tuple[str, dict[str, Any]]:
+def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None, each: Each) -> tuple[str, dict[str, Any]]:
     """The candidate with the largest area on held-out examples, or the simple one where that may be chance."""
     areas = {name: float(gain_area(score, gain)) for name, score in held_out.items()}
     best = max(areas, key=lambda name: -math.inf if math.isnan(areas[name]) else areas[name])
@@ -180,7 +184,7 @@ def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None) -> tu
     if simple is None or best == simple:
         return best, report
     parts = []
-    for seed in range(_RESAMPLES // 100):
+    for seed in each(range(_RESAMPLES // 100)):
         weights = resamples(len(gain), 100, seed)
         parts.append(gain_area(held_out[best], gain, weights) - gain_area(held_out[simple], gain, weights))
     differences = torch.cat(parts)

@@ -13,6 +13,7 @@ from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
 from elang.data.examples import Examples, fold_of, source_of
 from elang.errors import InputError
+from elang.evaluation.cautions import check_apart
 from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
 from elang.notices import notice
@@ -30,6 +31,8 @@ class EvaluationModule(TaskModule):
 
     The other options are those of :class:`elang.JointModule`.
     """
+
+    _needs_keys = True
 
     def __init__(
         self,
@@ -99,9 +102,30 @@ class EvaluationModule(TaskModule):
             rows |= {f"{name}_{column}": values for column, values in answers.items()}
         return rows
 
+    def loader_names(self, first: str, count: int) -> list[str]:
+        """The second loader has held-out examples, on which thresholds are chosen."""
+        if count > 2:
+            raise InputError(f"Give a loader and perhaps one of held-out examples, but not {count} loaders.")
+        return [first, "routing"][:count]
+
+    def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The columns of :meth:`table_columns` but ``key`` and ``label``; ``<name>_text`` for generated texts."""
+        if self.backends:
+            raise InputError(
+                f"Trainer.predict runs models; '{self.paths[next(iter(self.backends))]}' is none. Use JointPredictor."
+            )
+        rows: dict[str, Any] = self.answer_batch(batch, "predict")
+        rows = {name: values for name, values in rows.items() if name not in ("key", "label")}
+        for name, model in self.text_models.items() if self.task.kind.generates else ():
+            rows[f"{name}_text"] = model.texts(rows.pop(f"{name}_ids"))
+        return rows
+
     def gather_tables(self) -> dict[str, dict[str, Tensor]]:
         """The answers to each split from all processes, checked to be complete and finite."""
         tables = super().gather_tables()
+        if self.data is None and "routing" in tables:
+            evaluated = next(table["key"] for split, table in tables.items() if split != "routing")
+            check_apart(evaluated, evaluated[:0], tables["routing"]["key"])
         for table in tables.values():
             for name in self.models:
                 if self.task.kind.generates:
@@ -129,7 +153,22 @@ class EvaluationModule(TaskModule):
             examples = Examples(no_texts, table["id"], table["key"], label=table["label"], source=source_of(split))
         elif len(examples := self.data.examples(split)) > len(table["id"]):
             examples = examples.take(torch.isin(examples.id, table["id"]))
-        return self.backends[name].answer(examples)
+        if name in self.recorded:
+            return self.recorded[name].answer(examples)
+        return self._asked_once(self.backends[name], examples)
+
+    def _asked_once(self, backend: Backend, examples: Examples) -> Records:
+        """A backend's answers; of several processes the first one asks, so that a server is not asked by each."""
+        records, message = None, None
+        if self.trainer.is_global_zero:
+            try:
+                records = backend.answer(examples)
+            except InputError as error:
+                message = str(error)
+        records, message = self.trainer.strategy.broadcast((records, message))
+        if records is None:
+            raise InputError(str(message))
+        return records
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint: this module has no weights of its own."""

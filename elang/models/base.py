@@ -3,17 +3,20 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from elang.backends.backend import Columns
+from elang.backends.backend import Answer, Columns
 from elang.backends.fast.graphs import AnyShape
 from elang.backends.text_model import TextModel
 from elang.data.batches import Reader
+from elang.data.module import TextData
 from elang.errors import InputError
 from elang.locks import lock_on_all_processes, unlock_output
 from elang.method.quality.registry import QUALITIES
 from elang.metrics import ExampleTable
+from elang.models.loaders import LoaderBatches, loader_at, padded_references
 from elang.models.sharding import Sharded, check_strategy
 from elang.notices import notice
 from elang.records.manifest import Manifest
@@ -26,14 +29,19 @@ class TaskModule(AnyShape, LightningModule):
     """Collects answers to each evaluated split in a table.
 
     A subclass defines :attr:`text_models`, :meth:`table_columns` and :meth:`answer_batch`, and reads
-    :meth:`gather_tables` when the epoch ends.
+    :meth:`gather_tables` when the epoch ends. Batches come from elang's data modules or from any loader
+    (docs/lightning.md).
     """
+
+    # Whether an evaluation reads the hashes of texts.
+    _needs_keys = False
 
     def __init__(self, label_names: list[str], task: TaskFields | None) -> None:
         super().__init__()
         self.label_names, self.task = label_names, TextTask.of(label_names, task)
         self.split_names: list[str] = []
         self._tables: dict[str, ExampleTable] = {}
+        self._batches, self._references = LoaderBatches(self.task), dict[str, list[str]]()
         self._locked: Path | None = None
         self._sharded: dict[str, Sharded] = {}
 
@@ -52,8 +60,9 @@ class TaskModule(AnyShape, LightningModule):
 
     @property
     def data(self) -> Any:
-        """The trainer's data module; ``None`` if the trainer was given loaders."""
-        return getattr(self.trainer, "datamodule", None)
+        """The trainer's data module if it is elang's; ``None`` if the trainer was given another one, or loaders."""
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, TextData) else None
 
     @property
     def readers(self) -> dict[str, Reader]:
@@ -92,21 +101,78 @@ class TaskModule(AnyShape, LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Make an empty table for each split."""
         testing, data = self.trainer.testing, self.data
-        self.split_names = ["test" if testing else "validation"]
         if data is not None:
             self.split_names = list(data.test_splits if testing else data.eval_splits)
+        else:
+            loaders = self.trainer.num_test_batches if testing else self.trainer.num_val_batches
+            self.split_names = self.loader_names("test" if testing else "validation", len(loaders))
         self.make_tables(self.split_names)
+
+    def loader_names(self, first: str, count: int) -> list[str]:
+        """The names of the splits of several loaders that are not elang's."""
+        return [first, *(f"{first}_{i}" for i in range(1, count))]
 
     def make_tables(self, splits: list[str]) -> None:
         """Make an empty table for each of these splits."""
-        self._tables = {split: ExampleTable(self.table_columns()).to(self.device) for split in splits}
+        columns = self.table_columns()
+        if self._reference_length:
+            columns["reference"] = ((self._reference_length,), torch.int32)
+        self._tables = {split: ExampleTable(columns).to(self.device) for split in splits}
+        self._batches.begin()
+
+    @property
+    def _reference_length(self) -> int:
+        """Tokens of the longest reference, if the references are known from batches alone."""
+        own = self.task.kind.generates and self.data is None
+        return min((model.max_new_tokens for model in self.text_models.values()), default=0) if own else 0
+
+    def forward(self, **batch: Any) -> Any:
+        """Each model's :class:`~elang.backends.backend.Answer` by name; with labels it has the task's loss."""
+        rows = self._batches.read(batch, self.text_models, labelled=False)
+        return {name: self._answer(model, rows, name) for name, model in self.text_models.items()}
+
+    def _answer(self, model: TextModel, rows: dict[str, Any], name: str) -> Answer:
+        inputs, label = rows[name], rows["label"]
+        if self.task.kind.generates and "labels" not in inputs:
+            raise InputError("Without 'labels', the references' tokens, there is no loss: Trainer.predict generates.")
+        answer: Answer = model(inputs, None if self.task.kind.is_unknown(label).any() else label)
+        return answer
+
+    def evaluated_batch(self, batch: Any, split: str, dataloader_idx: int, labelled: bool = True) -> dict[str, Any]:
+        """A batch of any loader with all that is evaluated or predicted from."""
+        rows = self._batches.read(batch, self.evaluated_models, labelled=labelled)
+        loader = loader_at(self.trainer, dataloader_idx)
+        return self._batches.number(rows, split, self.trainer, loader=loader, keyed=self._needs_keys)
+
+    @property
+    def evaluated_models(self) -> dict[str, TextModel]:
+        """Those of :attr:`text_models` that an evaluation reads inputs for."""
+        return self.text_models
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Answer a batch of one of the splits."""
         split = self.split_names[dataloader_idx]
+        batch = self.evaluated_batch(batch, split, dataloader_idx)
         rows = self.answer_batch(batch, split)
-        if not batch.get("repeated"):
-            self._tables[split].update(**rows)
+        if batch.get("repeated"):
+            return
+        if self._reference_length:
+            labels = next(batch[name]["labels"] for name in self.evaluated_models)
+            rows["reference"] = padded_references(labels, self._reference_length)
+        self._tables[split].update(**rows)
+
+    def on_predict_start(self) -> None:
+        """Number the examples of loaders from 0."""
+        self._batches.begin()
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """The answers to a batch: ``id`` and the columns of :meth:`predicted`, with a row for each example."""
+        rows = self.predicted(self.evaluated_batch(batch, f"predict_{dataloader_idx}", dataloader_idx, labelled=False))
+        return {name: values[:0] for name, values in rows.items()} if batch.get("repeated") else rows
+
+    def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What :meth:`predict_step` returns of a batch: tensors, and lists of texts."""
+        raise NotImplementedError
 
     def on_test_epoch_start(self) -> None:
         """Make an empty table for each split."""
@@ -128,6 +194,9 @@ class TaskModule(AnyShape, LightningModule):
         """
         tables = {split: table.compute() for split, table in self._tables.items()}
         self._tables = {}
+        if self._reference_length:
+            model = next(iter(self.evaluated_models.values()))
+            self._references = {split: model.texts(table["reference"]) for split, table in tables.items()}
         if self.data is None or self.trainer.sanity_checking:
             return tables
         counts = {split: (len(table["id"]), self.num_examples(split)) for split, table in tables.items()}
@@ -141,6 +210,11 @@ class TaskModule(AnyShape, LightningModule):
                 "--trainer.limit_test_batches or --trainer.fast_dev_run. All results are of that part alone.",
             )
         return tables
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes results: the first one does, except in a ``fast_dev_run``."""
+        return self.trainer.is_global_zero and not getattr(self.trainer, "fast_dev_run", False)
 
     @property
     def runs_all_batches(self) -> bool:
@@ -159,10 +233,15 @@ class TaskModule(AnyShape, LightningModule):
         about = {name: getattr(self.data, name) for name in names if hasattr(self.data, name)}
         return Manifest(**{"label_names": self.label_names, "task": self.task.plain()} | about | fields)
 
+    def references(self, split: str, ids: Tensor) -> list[str]:
+        """The texts to generate for the examples ``ids`` of a split; of a loader's own split, for all of them."""
+        texts: list[str] = self._references[split] if self.data is None else self.data.references(split, ids)
+        return texts
+
     def measure_answers(self, split: str, answers: Records, label: Tensor, qualities: list[str]) -> dict[str, float]:
         """Metrics by name of answers to examples with these labels: the first of ``qualities``, all of texts."""
         if answers.texts is not None:
-            return measure_texts(qualities, answers.texts, self.data.references(split, answers.id))
+            return measure_texts(qualities, answers.texts, self.references(split, answers.id))
         quality = QUALITIES[qualities[0]](len(self.label_names))  # type: ignore[index]
         targets = self.data.targets(split, answers.id) if self.data is not None else {}
         return {quality.name: measure(quality, answers.prediction, label, targets=targets)}

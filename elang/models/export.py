@@ -135,7 +135,7 @@ def note_training(trainer: Trainer, step: int, never_right: dict[int, list[str]]
             f"Training ended after {progress:,} of the {batches:,} batches of an epoch, so it has not seen all of "
             "its examples.",
         )
-    if not evaluated and "validation" in getattr(data, "splits", ()):
+    if not evaluated and isinstance(data, TextData) and "validation" in data.splits:
         notice("not-evaluated", "The model was never evaluated on 'validation' in this training.")
 
 

@@ -22,7 +22,15 @@ from elang.method.quality.registry import QUALITIES, QualityName
 from elang.models.base import TaskModule
 from elang.models.export import check_weights_finite, load_best, note_training, write_folder
 from elang.models.optimizer import Schedule, adamw
-from elang.models.resuming import RANDOM_KEY, Plan, check_checkpoint, random_state, restore_random, stop_together
+from elang.models.resuming import (
+    RANDOM_KEY,
+    Plan,
+    check_checkpoint,
+    data_options,
+    random_state,
+    restore_random,
+    stop_together,
+)
 from elang.records.manifest import Manifest
 from elang.tasks.kinds import check_qualities
 from elang.tasks.text_task import TaskFields, TextTask
@@ -89,6 +97,9 @@ class FinetuneModule(TaskModule):
         # Labels that the model never predicts correctly, by the step of the evaluation.
         self._never_right: dict[int, list[str]] = {}
         self._evaluated = False
+        # Whether the weights are those of a training, not of the folder.
+        self._trained = False
+        self._manifest: Manifest | None = None
         self._plan: Plan | None = None
         self._schedule: Schedule | None = None
         # Of the checkpoint that the training is resumed from: states of its callbacks and of its random numbers.
@@ -105,6 +116,9 @@ class FinetuneModule(TaskModule):
         super().setup(stage)
         if stage != "fit":
             return
+        # An earlier training of this object ended with the model in evaluation mode, and wrote its own manifest.
+        self.classifier.train()
+        self._manifest, self._never_right, self._evaluated = None, {}, False
         stop_together(self.trainer)
         if getattr(self.data, "transfer", None):
             self._check_transfer()
@@ -114,6 +128,15 @@ class FinetuneModule(TaskModule):
         self._folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
         if not getattr(self.trainer, "fast_dev_run", False):
             self.lock(self._folder)
+
+    @property
+    def evaluated_models(self) -> dict[str, TextModel]:
+        """The model that is trained."""
+        return {"model": self.classifier}
+
+    def forward(self, **batch: Any) -> Answer:
+        """The model's answer to a batch of a loader: ``logits`` and, with labels, the task's ``loss``."""
+        return self._answer(self.classifier, self._batches.read(batch, self.evaluated_models, labelled=False), "model")
 
     def _check_transfer(self) -> None:
         """Refuse texts without labels."""
@@ -129,6 +152,7 @@ class FinetuneModule(TaskModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step of training."""
+        batch = self._batches.read(batch, self.text_models)
         terms = self.loss(batch, self.classifier(batch["model"], batch["label"], want_logits=self._needs_logits))
         total = torch.stack(list(terms.values())).sum()
         # Logging takes a quarter of a small model's step, and only some steps are written.
@@ -141,11 +165,17 @@ class FinetuneModule(TaskModule):
 
     def on_validation_epoch_start(self) -> None:
         """Refuse a head that is untrained or for other labels, and make an empty table for each split."""
-        if self.trainer.state.fn != TrainerFn.FITTING and not self.trainer.ckpt_path:
-            self._check_head()
+        self._check_head()
         super().on_validation_epoch_start()
 
+    def on_predict_start(self) -> None:
+        """Refuse a head that is untrained or for other labels."""
+        self._check_head()
+        super().on_predict_start()
+
     def _check_head(self) -> None:
+        if self._trained or self.trainer.state.fn == TrainerFn.FITTING:
+            return
         model, path = self.classifier, self.hparams["model"]
         if model.new_weights:
             raise InputError(
@@ -162,15 +192,23 @@ class FinetuneModule(TaskModule):
             check_words(trained, self.task, path, after_prompt=model.reader.prompt is not None)
 
     def table_columns(self) -> Columns:
-        """``label`` and the model's answers."""
-        return {"label": ((), self.task.kind.answer_type), **self.classifier.metric_columns()}
+        """``label``, ``loss`` and the model's answers."""
+        columns: Columns = {"label": ((), self.task.kind.answer_type), "loss": ((), torch.float64)}
+        return columns | self.classifier.metric_columns()
 
     def answer_batch(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
         """Answer a batch."""
-        return {"id": batch["id"], "label": batch["label"], **self.classifier.metric_answers(batch["model"])}
+        rows = {"id": batch["id"], "label": batch["label"]}
+        return rows | self.classifier.metric_answers(batch["model"], batch["label"])
+
+    def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The ``prediction`` and ``logits`` of each example, or the ``text``."""
+        rows = self.classifier.metric_answers(batch["model"])
+        answers = {"text": self.classifier.texts(rows["ids"])} if self.task.kind.generates else rows
+        return {"id": batch["id"], **answers}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the task metric of each split over all processes."""
+        """Log the loss and the task metric of each split over all processes."""
         for split, table in self.gather_tables().items():
             if not (num_examples := len(table["id"])):
                 continue
@@ -178,13 +216,15 @@ class FinetuneModule(TaskModule):
             answers = self.classifier.records(table)
             if answers.logits is not None:
                 check_logits(answers.logits, f"the model's logits on '{split}'", self.task.kind.has_candidates)
-            if split == "validation" and self.task.kind.has_classes:
+            if split == "validation" and self.task.kind.has_classes and not self.trainer.sanity_checking:
                 labels = never_right(answers.prediction, table["label"], self.label_names)
                 self._never_right[self.trainer.global_step] = labels
             for name, value in self.measure_answers(split, answers, table["label"], [self.quality.name]).items():
                 self.log(f"{split}/{name}", value, prog_bar=True, sync_dist=True)
                 if self.trainer.state.fn != TrainerFn.FITTING:
                     self.print(f"{name} on {num_examples} examples of {split}: {value:.4f}")
+            # The task's own: what a Swift learns from its Super is only known in training.
+            self.log(f"{split}/loss", table["loss"].mean(), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """AdamW with linear warm-up and decay; no weight decay on biases and norms."""
@@ -198,6 +238,7 @@ class FinetuneModule(TaskModule):
             "class": type(self).__name__,
             "max_epochs": self.trainer.max_epochs,
             "plan": None if self._plan is None else asdict(self._plan),
+            "data": data_options(self.data),
             **describe(self.classifier, self.hparams["model"]),
         }
         checkpoint[RANDOM_KEY] = random_state(self.device)
@@ -209,7 +250,7 @@ class FinetuneModule(TaskModule):
         if "state_dict" in checkpoint and self._trainer is not None:
             advice = "Resume from an earlier checkpoint."
             check_state(self, checkpoint["state_dict"], str(self.trainer.ckpt_path), advice)
-        self._random = checkpoint.get(RANDOM_KEY)
+        self._random, self._trained = checkpoint.get(RANDOM_KEY), True
         if not fitting:
             return
         self._resumed, self._callback_states = True, checkpoint.get("callbacks", {})
@@ -240,6 +281,7 @@ class FinetuneModule(TaskModule):
         for sharded in self._sharded.values():
             gathered = sharded.gather(everywhere)
             self.classifier = self.classifier if gathered is None else gathered
+        self._trained = True
         step, self._description = load_best(self.trainer, self._callback_states, self.classifier, everywhere=everywhere)
         note_training(self.trainer, step, self._never_right, evaluated=self._evaluated or self._resumed)
         self._manifest = self.manifest()
@@ -249,11 +291,11 @@ class FinetuneModule(TaskModule):
         if self.trainer.interrupted or getattr(self.trainer, "fast_dev_run", False):
             return
         check_weights_finite(self.classifier, self.trainer)
-        if not hasattr(self, "_manifest"):
+        if self._manifest is None:
             # Resumed after its last step: Lightning did not call on_train_end.
             self.to(self.trainer.strategy.root_device)
             self.on_train_end()
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and self._manifest is not None:
             write_folder(
                 self.trainer, self.classifier, self._folder, manifest=self._manifest, description=self._description
             )

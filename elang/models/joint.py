@@ -20,12 +20,13 @@ from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import describe_slice
 from elang.evaluation.statements import report_dropped
-from elang.evaluation.summary import EvaluatedPair, JointSummary, summarize_pair
+from elang.evaluation.summary import Curves, EvaluatedPair, JointSummary, all_curves, summarize_pair
+from elang.method.deferral import route
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT
 from elang.models.answering import EvaluationModule
 from elang.notices import notice, write_made
-from elang.records.manifest import Manifest
+from elang.records.manifest import Manifest, known_name
 from elang.tasks.kinds import check_qualities, text_targets
 from elang.tasks.text_task import TaskFields
 
@@ -82,7 +83,7 @@ class JointModule(EvaluationModule):
         if unknown or not names:
             raise InputError(f"Unknown quality {unknown or names}; choose from {', '.join(QUALITIES)}.")
         check_qualities(names, self.task)
-        self.qualities = [QUALITIES[name](len(label_names)) for name in names]
+        self.qualities = [QUALITIES[name](len(label_names)) for name in dict.fromkeys(names)]
         self.output = Path(output)
         if self.output.exists() and not self.output.is_dir():
             raise InputError(f"'{output}' is a file; --model.output must be a folder.")
@@ -112,16 +113,15 @@ class JointModule(EvaluationModule):
     def setup(self, stage: str) -> None:
         """Lock the output folder against other runs."""
         super().setup(stage)
-        self.lock(self.output)
+        if stage != "predict":
+            self.lock(self.output)
 
     def on_validation_start(self) -> None:
         """Refuse evaluation data that thresholds were chosen on, and a routing slice that a model was trained on."""
         data, evaluated = self.data, "test" if self.trainer.testing else "validation"
-        if data is None:
-            return
-        if evaluated in data.splits:
+        if data is not None and evaluated in data.splits:
             self._check_evaluated(data, data.examples(evaluated).key)
-        for name, path in self.paths.items() if "routing" in data.splits else ():
+        for name, path in self.paths.items() if data is not None and "routing" in data.splits else ():
             manifest = self.text_models[name].manifest if name in self.models else None
             fraction = manifest.routing_fraction if manifest else self._recorded_field(name, "routing_fraction")
             check_held_out(data, {"routing_fraction": fraction}, f"'{path}'")
@@ -152,18 +152,35 @@ class JointModule(EvaluationModule):
                 "thresholds are chosen on it.",
             )
         pairs = {split: self.pair(split, table) for split, table in tables.items() if len(table["id"])}
-        self.summary = self._summarize(pairs, evaluated)
+        curves = all_curves(pairs[evaluated], self.qualities)
+        self.summary = self._summarize(pairs, evaluated, curves)
         for name, quality in self.summary.qualities.items():
             self.log(f"swift/{name}", quality.swift.quality, sync_dist=True)
             self.log(f"super/{name}", quality.super.quality, sync_dist=True)
-        if self.trainer.is_global_zero:
+        if self.writes:
             if self.thresholds_manifest is not None:
                 report_dropped(self.output / "elang.json")
                 self.thresholds_manifest.write(self.output / "elang.json")
             write_made(self.output)
-            write_report(self.output, pairs, evaluated, self.qualities, self.summary, self.label_names)
+            write_report(self.output, pairs, evaluated, curves, self.summary, self.label_names)
             print_summary(self.summary, self.output)
         self.trainer.strategy.barrier()
+
+    def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Both models' answers and the ``score``; with a default threshold also ``deferred`` and the pair's answer."""
+        rows, kind, manifest = super().predicted(batch), self.task.kind, self.manifest
+        scores = kind.scores_of(rows.get("swift_logits"), rows.get("swift_scores"), self.temperature)
+        scores |= {name: rows[f"swift_{name}"] for name in self.text_models["swift"].head_scores}
+        score = self._default_score(scores)
+        named = manifest.thresholds.get(score, {}) if manifest and manifest.temperature == self.temperature else {}
+        rows["score"] = scores[score]
+        if manifest is None or (name := known_name(named)) not in named:
+            return rows
+        rows["deferred"] = route(rows["score"], manifest.threshold(name, score))
+        answer = "text" if kind.generates else "prediction"
+        both = zip(rows["deferred"].tolist(), rows[f"swift_{answer}"], rows[f"super_{answer}"], strict=True)
+        chosen = [theirs if deferred else ours for deferred, ours, theirs in both]
+        return rows | {answer: chosen if kind.generates else torch.stack(chosen)}
 
     def pair(self, split: str, table: dict[str, Tensor]) -> PairAnswers:
         """Both models' answers to one split."""
@@ -191,7 +208,7 @@ class JointModule(EvaluationModule):
         if self.task.kind.generates:
             assert swift.texts is not None
             names = [quality.name for quality in self.qualities]
-            targets = text_targets(names, data.references(split, table["id"]), swift.texts, super_.texts)
+            targets = text_targets(names, self.references(split, table["id"]), swift.texts, super_.texts)
         answers = pair_answers(
             table,
             swift,
@@ -209,7 +226,7 @@ class JointModule(EvaluationModule):
             answers.more["input"] = ["\n".join(examples.texts[row]) for row in rows.tolist()]
         return answers if examples.unit is None else replace(answers, unit=examples.unit[rows])
 
-    def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str) -> JointSummary:
+    def _summarize(self, pairs: dict[str, PairAnswers], evaluated: str, curves: Curves) -> JointSummary:
         thresholds, source = self._thresholds(pairs)
         answers, data = pairs[evaluated], self.data
         float32 = str(self.trainer.precision).startswith(("32", "64")) and self.hparams["dtype"] == "float32"
@@ -220,7 +237,7 @@ class JointModule(EvaluationModule):
             num_examples=len(answers),
             swift_model=self.paths["swift"],
             super_model=self.paths["super"],
-            score=self._default_score(answers),
+            score=self._default_score(answers.scores),
             temperature=self.temperature,
             flops_convention=self.flops_convention,
             # It is not known at which length records were cut.
@@ -228,16 +245,12 @@ class JointModule(EvaluationModule):
             thresholds=source if thresholds else "",
             thresholds_from=source,
             weights={name: str(value or "") for name, value in hashes.items()},
+            task="" if data is None else data.title(evaluated),
         )
+        expected = len(answers) if data is None else self.num_examples(evaluated)
+        rounding = 4e-7 if float32 else self.task.kind.rounding
         summary = summarize_pair(
-            about,
-            answers,
-            self.qualities,
-            thresholds=thresholds,
-            label_names=self.label_names,
-            expected=len(answers) if data is None else self.num_examples(evaluated),
-            manifest=self.manifest,
-            rounding=4e-7 if float32 else self.task.kind.rounding,
+            about, answers, curves, thresholds, self.label_names, expected, manifest=self.manifest, rounding=rounding
         )
         return replace(summary, latency=self._latency(answers))
 
@@ -248,7 +261,7 @@ class JointModule(EvaluationModule):
             swift, held_out = self._swift, pairs["routing"]
             self.thresholds_manifest = self.new_manifest(
                 label_names=swift.label_names if swift else self.label_names,
-                score=self._default_score(held_out),
+                score=self._default_score(held_out.scores),
                 temperature=self.temperature,
                 weights_sha256=swift.weights_sha256 if swift else "",
                 num_beams=swift.num_beams if swift else 1,
@@ -278,7 +291,7 @@ class JointModule(EvaluationModule):
         with self.trainer.precision_plugin.forward_context():
             return pair_latency(models, tokens, candidates=candidates, steps=steps)
 
-    def _default_score(self, answers: PairAnswers) -> str:
-        """The score that the manifest names, or a default if the Swift's records do not have that one."""
+    def _default_score(self, scores: dict[str, Tensor]) -> str:
+        """The score that the manifest names, or a default if the Swift does not have that one."""
         score = self.manifest.score if self.manifest else DEFAULT_SCORE
-        return next(name for name in (score, DEFAULT_SCORE, SEQUENCE_DEFAULT, "router") if name in answers.scores)
+        return next(name for name in (score, DEFAULT_SCORE, SEQUENCE_DEFAULT, "router") if name in scores)

@@ -13,6 +13,7 @@ from elang.evaluation.pair import ROUTING_SLICE, Heads, Thresholds, choose_thres
 from elang.method.quality.metric import Quality
 from elang.metrics import ExampleTable
 from elang.records.table import Records
+from elang.terminal import Progress
 
 
 class RoutingSlice:
@@ -57,7 +58,9 @@ class RoutingSlice:
         scores = {name: table[name] for name in model.head_scores if name not in model.routers}
         for name, head in model.routers.items():
             features, fold = table[f"{name}_features"], fold_of(table["unit"])
-            reports[name] = head.fit(features, gain, fold, *model.candidates(name), expected=expected)
+            with Progress(None, f"steps of fitting '{name}'", late=True) as progress:
+                choice = model.candidates(name)
+                reports[name] = head.fit(features, gain, fold, *choice, expected=expected, each=progress.each)
             rank_zero_info(f"{name}: reads {reports[name]['reads']}: {reports[name]['why']}")
             device = head.bias.device
             scores[name] = head(features.to(device), fold.to(device)).to(features.device)

@@ -99,6 +99,13 @@ class ScoreModule(EvaluationModule):
         if stage == "test":
             raise InputError("`elang test` writes no records. Run `elang score`, which answers all splits.")
         super().setup(stage)
+        if stage == "predict":
+            return
+        if self.data is None:
+            raise InputError(
+                "Records are of the rows of a file: give ScoreModule one of elang's data modules. Trainer.predict of a "
+                "FinetuneModule gives the logits of a loader's examples."
+            )
         self.lock(Path(self.output) if self.part is None else self._path(self.part))
         parts = list(range(self.parts)) if self.part is None else [self.part]
         if self.parts > 1:
@@ -152,7 +159,7 @@ class ScoreModule(EvaluationModule):
     def on_validation_epoch_end(self) -> None:
         """Gather the current part from all processes, and write it."""
         tables = self.gather_tables()
-        if not self.trainer.is_global_zero:
+        if not self.writes:
             return
         records: dict[str, list[Records]] = {}
         for split, table in tables.items():

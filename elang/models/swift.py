@@ -41,7 +41,7 @@ class SwiftModule(FinetuneModule):
         distill_weight: Weight of the distillation from the Super's logits: by default 10, of generated texts 1.
         distill_temperature: Temperature of the logits (tokens and texts are learned as they are).
         margin_weight: Weight of the margin between easy and hard examples: by default 0.1, of generated texts and in a
-            regression 0. Beside distillation it makes the pair neither better nor worse (docs/recipes.md).
+            regression 0. Beside distillation it makes the pair neither better nor worse (docs/results.md).
         margin: Its form. Of energies: ``pairwise`` or ``ranking`` (of means, COSEE) with a gap of 0.3, ``hinge``
             (squared); of confidences: ``confidence`` (pairwise, CascadeBERT); or ``gatekeeper``.
         router: Whether it gets router heads.
@@ -66,6 +66,8 @@ class SwiftModule(FinetuneModule):
 
     # All processes answer the routing slice after training.
     _gathers_everywhere = True
+    # Whether the batches of a loader that is not elang's have the Super's logits.
+    _super_known: bool | None = None
 
     def __init__(
         self,
@@ -106,8 +108,8 @@ class SwiftModule(FinetuneModule):
         losses: dict[str, Any] = {"task_weight": task_weight, "margin_weight": gap_weight, "margin": margin}
         losses |= {"distill_weight": weight, "distill_temperature": distill_temperature, "distill": distill}
         losses |= {"hidden_weight": hidden_weight, "hard": hard, "temperature": temperature}
-        self.loss_options = LossOptions(**losses)
-        self.loss_options.check(super_records, super_model)
+        self.loss_options = self._options_given = LossOptions(**losses)
+        self.loss_options.check(super_model)
         self._has_router = router
         # An encoder's head may learn whether the answer is good enough, for which it needs the answer.
         self._needs_logits = (router and kind.has_candidates) or weight > 0 or gap_weight > 0
@@ -131,17 +133,14 @@ class SwiftModule(FinetuneModule):
     def _check_task(self) -> None:
         """Refuse options that this kind of task does not have."""
         kind, hard = self.task.kind, self.loss_options.hard
+        if not kind.scores and hard != "gain":
+            raise InputError("A regression's router learns where the Super is nearer: it needs --model.hard gain.")
         known = [*kind.scores, *self.classifier.head_scores]
         if self.score not in known:
             why = "Energy means nothing for a regression's single output. " if not kind.scores else ""
             raise InputError(
                 f"This Swift has no score '{self.score}'. {why}Choose one of {', '.join(known) or 'none'}; the "
                 "router's need --model.router true."
-            )
-        if not kind.scores and (self.super_records is None or hard != "gain"):
-            raise InputError(
-                "In a regression the router learns where the Super is nearer, so it needs --model.super_records and "
-                "--model.hard gain."
             )
         if kind.generates and (hard == "soft_gain" or self.out_of_fold is not None):
             raise InputError("Generated texts take --model.hard gain or error, and no --model.out_of_fold.")
@@ -174,10 +173,16 @@ class SwiftModule(FinetuneModule):
         if stage != "fit":
             return
         data = self.data
-        if self.score in ("router", *BEFORE_DECODER) and data is not None and "routing" not in data.splits:
+        self.loss_options, self._super_known = self._options_given, None
+        if self.super_records is None and data is not None:
+            if getattr(self.trainer, "fast_dev_run", False):
+                self._learn_alone()
+            self.loss_options.check_answered(self.task)
+        learned = self.score in ("router", *BEFORE_DECODER) and (data is not None or self.hparams["score"] is not None)
+        if learned and "routing" not in getattr(data, "splits", ()):
             raise InputError(
                 f"The score '{self.score}' is learned on a slice of the training file: set --data.routing_fraction "
-                "above 0, or another --model.score."
+                "above 0 in one of elang's data modules, or another --model.score."
             )
         answers, folds = self.super_records, self.out_of_fold
         super_ = RecordedAnswers.read(answers, self.task, data) if answers is not None else None
@@ -193,8 +198,36 @@ class SwiftModule(FinetuneModule):
                 out_of_fold=RecordedAnswers.read(folds, self.task, data, out_of_fold=True) if folds else None,
                 file_rows=data.file_rows if getattr(data, "transfer", None) else None,
             )
-        if self.hidden is not None and data is not None:
-            self.hidden.compare_tokenizers(self.classifier.reader, data.examples("train").texts)
+        if self.hidden is not None:
+            texts = data.examples("train").texts if data is not None else []
+            self.hidden.compare_tokenizers(self.classifier.reader, texts)
+
+    def _learn_alone(self) -> None:
+        """Learn without the Super's answers, and tell so."""
+        if not self.loss_options.need_super:
+            return
+        notice(
+            "no-super-answers",
+            "The Super's answers are not known, so the Swift learns from labels alone: nothing is distilled, and hard "
+            "examples are those that it gets wrong. Give 'super_logits' in the batches, or --model.super_records.",
+        )
+        self.loss_options = self.loss_options.alone()
+        if not self.task.kind.generates:
+            self.objective = LabelObjective(self.task, self.loss_options)
+
+    def _check_batch(self, batch: dict[str, Any]) -> None:
+        """Find out, from a loader's batch, whether the Super's answers are known; they must be in all or in none."""
+        assert self.objective is not None
+        known = self.objective.knows_super(batch)
+        if known == self._super_known:
+            return
+        if self._super_known is not None:
+            raise InputError("Some of the loader's batches have 'super_logits', and others do not. Give them in all.")
+        if not known and self.hparams["distill_weight"]:
+            raise InputError("Distillation needs 'super_logits' in the loader's batches, which Trainer.predict gives.")
+        if not known:
+            self._learn_alone()
+        self._super_known = known
 
     def _check_transfer(self) -> None:
         if self.super_records is None or self.loss_options.distill_weight == 0:
@@ -212,8 +245,13 @@ class SwiftModule(FinetuneModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step of training."""
+        batch = self._batches.read(batch, self.text_models, labelled=False)
+        if self.data is None:
+            self._check_batch(batch)
         assert self.objective is not None
         batch["label"] = self.objective.labels(batch)
+        if self.data is None:
+            self._batches.check_labels(batch["label"], labelled=True)
         return super().training_step(batch, batch_idx)
 
     def loss(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
@@ -239,7 +277,7 @@ class SwiftModule(FinetuneModule):
             notice(
                 "no-routing-slice",
                 "There is no routing slice, so no router heads were fitted and no thresholds were chosen. Set "
-                "--data.routing_fraction above 0 to have them.",
+                "--data.routing_fraction above 0 to have them, or give JointModule a second loader for thresholds.",
             )
             model.drop_routers()
             return replace(super().manifest(), score=self.score, temperature=self.temperature)

@@ -195,9 +195,12 @@ class Manifest:
     def speedup(self, name: str, score: str) -> float:
         """The Super's FLOPs over the pair's at a threshold, on the slice where it was chosen; NaN if unknown."""
         try:
-            return float(self.thresholds[score][name]["speedup"])
+            entry = self.thresholds[score][name]
+            speedup = float(entry["speedup"])
         except (KeyError, TypeError, ValueError):
             return math.nan
+        # Earlier versions ran the Swift also where everything is deferred, and counted it.
+        return 1.0 if float(entry["threshold"]) == -math.inf and not math.isnan(speedup) else speedup
 
     def warn_of_another_super(self, name: str, score: str, path: str, digest: Callable[[], str]) -> None:
         """Give a notice if a threshold's promise of quality was certified against another Super than that at ``path``.

@@ -1,5 +1,6 @@
 """Kinds of task: their answers, how logits become one, and what an answer is worth."""
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -71,6 +72,22 @@ class Kind(ABC):
     def predict(self, logits: Tensor) -> Tensor:
         """The answers that logits ``(B, C)`` give, :attr:`answer_type` ``(B,)``."""
         return logits.argmax(-1)
+
+    def probability(self, logits: Tensor, prediction: Tensor) -> Tensor:
+        """The probability that logits ``(B, C)`` give to predictions, float32 ``(B,)``; NaN where nothing is chosen.
+
+        It is the softmax over the answers, without a temperature; how well it is calibrated is not known.
+        """
+        if not self.chooses:
+            return torch.full(logits.shape[:1], math.nan, device=logits.device)
+        return logits.float().softmax(-1).gather(-1, prediction[:, None]).squeeze(-1)
+
+    def probabilities(self, logits: Tensor | None, prediction: Tensor) -> list[float | None]:
+        """The :meth:`probability` of each prediction, ``None`` where it is unknown, or is that of no answer."""
+        if logits is None or not self.chooses:
+            return [None] * len(prediction)
+        values = self.probability(logits, prediction.clamp_min(0)).tolist()
+        return [None if place < 0 else value for place, value in zip(prediction.tolist(), values, strict=True)]
 
     def loss(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
         """The loss of logits ``(B, C)`` against labels ``(B,)``, a scalar."""

@@ -791,7 +791,7 @@ def test_the_predictor_spares_the_decoder(t5_joint, t5_pair, files, score):
     paths, tokens = predictor.swift.trie.decoder
     assert sum(rows for rows, _ in calls.shapes) == paths * (len(texts) - sum(deferred))
     assert {length for _, length in calls.shapes} == {tokens}
-    nothing = JointPredictor(t5_pair["swift"], t5_pair["super"], "-inf", score)
+    nothing = JointPredictor(t5_pair["swift"], t5_pair["super"], "-1e9", score)
     with Calls(nothing.swift) as calls:
         assert {p.answered_by for p in nothing(texts)} == {"super"}
     assert calls.shapes == []

@@ -12,6 +12,7 @@ from conftest import QUIET
 
 import elang.backends.remote
 from elang.cli.verbs import main
+from elang.locks import output_lock
 from elang.notices import Notice
 
 
@@ -75,7 +76,8 @@ def service(monkeypatch):
 
 @pytest.fixture
 def ask_args(files):
-    return ["--data.train", str(files[0]), "--data.validation", str(files[1]), "--batch", "10", "--concurrent", "3"]
+    data = ["--data.train", str(files[0]), "--data.validation", str(files[1])]
+    return [*data, "--batch_size", "10", "--concurrent", "3"]
 
 
 def texts_of(files):
@@ -100,6 +102,36 @@ def test_answers_become_records(service, ask_args, files, tmp_path, pair, capsys
     data = ["--data.train", str(files[0]), "--data.validation", str(files[1]), "--data.routing_fraction", "0.25"]
     quiet = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     assert main(["validate", *args, *data, *quiet, "--model.output", str(tmp_path / "joint")]) == 0
+
+
+def test_a_second_run_into_the_same_records_asks_nothing(service, ask_args, tmp_path, fails, monkeypatch):
+    output = tmp_path / "r.parquet"
+    args = ["ask", "--url", service.url, *ask_args, "--output", str(output)]
+    with output_lock(output), monkeypatch.context() as another_process:
+        another_process.setattr("elang.locks._held", {})
+        fails(args, "Another run is writing", output)
+    assert not service.seen
+    assert list(tmp_path.iterdir()) == []
+    assert main(args) == 0
+
+
+def test_an_option_by_its_earlier_name(service, ask_args, tmp_path):
+    args = ["10" if arg == "10" else arg.replace("--batch_size", "--batch") for arg in ask_args]
+    with pytest.warns(Notice, match="--batch of `elang ask` is called --batch_size now"):
+        assert main(["ask", "--url", service.url, *args, "--output", str(tmp_path / "r.parquet")]) == 0
+    assert len(service.seen) == 31
+
+
+def test_of_several_processes_one_asks(service, data_args, tmp_path, pair):
+    from models.test_distributed import elang
+
+    args = ["--model.swift_model", pair["swift"], "--model.super_model", service.url, "--model.super_flops", "1e9"]
+    args += [*data_args, *QUIET, "--model.output", tmp_path / "joint"]
+    elang("validate", *args, processes=2)
+    records = pd.read_parquet(tmp_path / "joint" / "records.parquet")
+    assert sum(service.asked.values()) == len(records)
+    answers = [Service.answer(text.split("\n")[0]) for text in records["input"]]
+    assert [["bad", "good"][place] for place in records["super_prediction"]] == answers
 
 
 def test_a_server_is_the_super_of_an_evaluation(service, files, data_args, tmp_path, pair):
@@ -185,7 +217,7 @@ def test_a_token_is_sent(service, files, tmp_path, monkeypatch, fails):
     ("reply", "words"),
     [
         ((404, {}), ["No Super answers", "/super (404)", "Check the server's address"]),
-        ((422, {"detail": "too long"}), ["refuses example", "too long", "--batch"]),
+        ((422, {"detail": "too long"}), ["refuses example", "too long", "--batch_size"]),
         ((200, {"answers": ["good"]}), ["1 answers to 10 texts"]),
         ((200, {"answers": ["awful"] * 10}), ["'awful'", "['bad', 'good']"]),
         ((200, {"answers": [1.5] * 10}), ["1.5"]),

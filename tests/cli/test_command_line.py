@@ -9,13 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import FAST, QUIET
+from jsonargparse import ArgumentParser
 
-from elang.cli.arguments import checked_arguments
+from elang.cli import verbs
+from elang.cli.arguments import checked_arguments, renamed
 from elang.cli.verbs import main
 from elang.errors import InputError
 from elang.files import check_folder, check_output_file, write_atomically
@@ -408,16 +412,13 @@ def test_steps_end_with_what_began_them(number, tmp_path, monkeypatch):
 
 def test_closed_standard_streams(made, models):
     """A file that is opened then must not get what others print; answers that nobody can take are refused."""
-
-    def close():
-        for number in (0, 1, 2):
-            os.close(number)
-
     args = [sys.executable, "-m", "elang", "predict", *models, "--input", "lines.txt"]
-    done = subprocess.run([*args, "--output", "out.jsonl"], cwd=made, preexec_fn=close)
+    done = subprocess.run(
+        [*args, "--output", "out.jsonl"], forked=False, cwd=made, preexec_fn=partial(os.closerange, 0, 3)
+    )
     assert done.returncode == 0
     assert all(json.loads(line)["answered_by"] for line in (made / "out.jsonl").read_text().splitlines())
-    done = subprocess.run(args, cwd=made, preexec_fn=lambda: os.close(1), stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(args, cwd=made, preexec_fn=partial(os.close, 1), stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert "elang: error: Standard output is closed" in done.stderr
 
@@ -508,7 +509,7 @@ def odd_pair(folder, pair, joint_args):
     for option in ("--data.train", "--data.validation"):
         place = args.index(option) + 1
         frame = pd.read_csv(args[place]).replace({"label": {"good": ODD}})
-        args[place] = str(folder / Path(args[place]).name)
+        args[place] = str(folder / f"[bold]{Path(args[place]).name}")
         frame.to_csv(args[place], index=False)
     return args
 
@@ -534,7 +535,8 @@ def test_names_are_only_names(tmp_path, pair, joint_args, capfd, fails):
         assert "\nelang: x" not in part
     assert r"my [bold]task[red]" in said.out.replace("\n", "")
     html = page.read_text("utf-8")
-    assert "my [bold]task[red]" in html
+    assert "<h1>Joint inference: [bold]validation.csv (label)</h1>" in html
+    assert "[bold]validation.csv (label): accuracy on 61 examples" in " ".join(said.out.split())
     assert ODD in html.replace("&#39;", "'")
 
 
@@ -657,6 +659,34 @@ def test_tables_and_what_is_no_text_are_refused(way, predictor):
         assert name.strip() in str(error.value), name
 
 
+def test_options_of_one_meaning_have_one_name():
+    """Of all verbs that are functions; those of Lightning have theirs behind --model, --data and --trainer."""
+    by_name = {}
+    for verb in verbs._FUNCTIONS:
+        function = getattr(import_module(f"elang.cli.{verb}"), verb)
+        parser = ArgumentParser()
+        verbs.add_options(parser, function)
+        for name in parser.get_defaults(skip_validation=True).as_dict():
+            by_name.setdefault(name, set()).add(verb)
+    other_names = {"batch": "batch_size", "accelerator": "device", "out": "output", "data_file": "input", "quiet": ""}
+    assert not other_names.keys() & by_name.keys()
+    assert by_name["batch_size"] == {"ask", "augment", "bench", "predict", "serve"}
+    assert by_name["device"] == {"augment", "bench", "predict", "serve"}
+    assert by_name["threshold"] == {"bench", "predict", "report", "serve"}
+    assert by_name["thresholds"] == by_name["super_int8"] == {"bench", "predict", "serve"}
+    assert by_name["output"] == {*verbs._FUNCTIONS} - {"serve"}
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_earlier_names_of_options(joined, recwarn):
+    old, new = [["--accelerator", "cpu", "--batch", "4"], ["--device", "cpu", "--batch_size", "4"]]
+    if joined:
+        old, new = (["=".join(args[:2]), "=".join(args[2:])] for args in (old, new))
+    assert renamed("serve", old) == new
+    assert renamed("predict", old) == old
+    assert [str(one.message).split()[0] for one in recwarn] == ["--accelerator", "--batch"]
+
+
 def test_candidates_that_are_a_text_alone(predictor):
     for choices in (["yes", "no"], "ab"):
         with pytest.raises(InputError, match="choices"):
@@ -677,7 +707,7 @@ def test_what_predict_cuts_is_told(made, models, monkeypatch):
     monkeypatch.chdir(made)
     Path("long.txt").write_text("the film was good\n" + "film " * 100 + "\n")
     with pytest.warns(UserWarning, match="longer than the Swift's"):
-        assert main(["predict", *models, "--input", "long.txt", "--threshold", "-inf", "--output", "out.jsonl"]) == 0
+        assert main(["predict", *models, "--input", "long.txt", "--threshold", "-1e9", "--output", "out.jsonl"]) == 0
     assert [one["kind"] for one in notices()] == ["cut-inputs", "cut-inputs"]
 
 

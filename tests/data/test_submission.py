@@ -84,6 +84,19 @@ def test_test_splits_are_answered(task, name, trained, folders, tmp_path, capsys
         assert [one[3] for one in found] == [int(label == "True") for label in said]
 
 
+def test_pairs_of_texts_are_told_as_lists(trained, tmp_path):
+    root = trained("glue/rte")
+    rows = [{"nr": f"p{n}", "sentence1": f"good {n}", "sentence2": "bad"} for n in range(4)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    args = ["predict", "--swift_model", str(root / "swift"), "--super_model", str(root / "super"), "--id", "nr"]
+    args += ["--input", str(tmp_path / "in.jsonl"), "--text", "[sentence1, sentence2]", "--texts", "true"]
+    assert main([*args, "--threshold", "defer 50%", "--output", str(tmp_path / "out.jsonl")]) == 0
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert [one["id"] for one in found] == [row["nr"] for row in rows]
+    assert [one["text"] for one in found] == [[row["sentence1"], row["sentence2"]] for row in rows]
+    assert all(0.5 <= one["probability"] <= 1 for one in found)
+
+
 def test_a_pair_of_another_task_is_refused(trained, folders, fails, tmp_path):
     root = trained("glue/rte")
     args = ["predict", "--swift_model", root / "swift", "--super_model", root / "super"]
@@ -99,7 +112,7 @@ def test_a_pair_of_another_task_is_refused(trained, folders, fails, tmp_path):
 
 def test_what_is_cut_is_counted_for_both(trained):
     root = trained("glue/rte")
-    predictor = JointPredictor(str(root / "swift"), str(root / "super"), -math.inf)
+    predictor = JointPredictor(str(root / "swift"), str(root / "super"), -1e9)
     for runner in predictor.runners.values():
         runner.max_length = 8
     predictor([("good " * 20, "bad"), ("good", "bad"), ("bad " * 9, "good")])

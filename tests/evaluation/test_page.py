@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import QUIET, read_curve, write_data
+from conftest import QUIET, asked_for, read_curve, write_data
 from scipy import stats
 
 from elang.cli.verbs import main
-from elang.evaluation.report.console import area_difference
 from elang.evaluation.report.folder import Evaluation
+from elang.evaluation.report.words import area_difference
 from elang.method.bootstrap import curve_interval, mcnemar
 from elang.method.curve.exact import operating_curve
 from elang.method.quality.registry import QUALITIES
@@ -147,10 +147,10 @@ def test_differences_of_areas_are_said(joint, tmp_path):
     assert "area minus max_softmax" in plain
     for name in set(areas) - {"max_softmax"}:
         assert area_difference(areas[name]) in plain
-        assert area_difference(areas[name]).startswith("= ") == (
+        assert area_difference(areas[name]).startswith("=") == (
             areas[name]["difference_low"] <= 0 <= areas[name]["difference_high"]
         )
-    assert area_difference(areas["max_softmax"]) == ""
+    assert area_difference(areas["max_softmax"]) == "="
 
 
 def test_what_a_text_says_is_only_text(pair, joint_args, tmp_path):
@@ -181,7 +181,12 @@ def test_several_tasks_and_a_certificate(joint, tmp_path, capfd):
     other = tmp_path / "task" / "joint"
     shutil.copytree(joint, other)
     assert main(["calibrate", str(other), "--max_regret", "0.2", "--confidence", "0.8"]) == 0
+    capfd.readouterr()
     text = page_of(joint, other, out=tmp_path / "report.html")
+    said = " ".join(capfd.readouterr().out.split())
+    answers = re.findall(r'<p class="answer">(.*)</p>', text)
+    assert len(answers) == 2
+    assert said.startswith(html.unescape(" ".join(answers)))
     page = Page(text)
     assert [s["id"] for s in page.all("section")] == [link["href"].removeprefix("#") for link in page.all("a")]
     statement = json.loads((other / "elang.json").read_text())["thresholds"]["max_softmax"]["certified"]["statement"]
@@ -245,70 +250,52 @@ def test_mcnemar_is_scipys_binomial_test(worse, better):
 
 
 @pytest.mark.parametrize("screen", SCREENS, ids=["wide", "narrow"])
-def test_the_page_in_a_browser(joint, tmp_path, screen):
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if browser is None or driver is None:
-        pytest.skip("needs chromium and chromedriver")
-    from selenium import webdriver
+def test_the_page_in_a_browser(joint, tmp_path, screen, chrome):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 
     out = tmp_path / "report.html"
     page_of(joint, out=out, threshold="99%")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync"):
-        options.add_argument(f"--{flag}")
-    options.add_argument("--disable-background-networking")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
-        metrics = {"width": screen[0], "height": screen[1], "deviceScaleFactor": 1, "mobile": screen[0] < 500}
-        chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        chrome.get_log("performance")
-        chrome.get(out.as_uri())
+    metrics = {"width": screen[0], "height": screen[1], "deviceScaleFactor": 1, "mobile": screen[0] < 500}
+    chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    chrome.get_log("performance")
+    chrome.get(out.as_uri())
 
-        def shown():
-            return {e.get_attribute("data-show"): e.text for e in chrome.find_elements(By.CSS_SELECTOR, "[data-show]")}
+    def shown():
+        return {e.get_attribute("data-show"): e.text for e in chrome.find_elements(By.CSS_SELECTOR, "[data-show]")}
 
-        slider = chrome.find_element(By.CSS_SELECTOR, "input[type=range]")
-        curve = json.loads(chrome.find_element(By.CSS_SELECTOR, ".pair").get_attribute("data-curve"))
-        dot = chrome.find_element(By.CSS_SELECTOR, ".dot")
-        before, place = shown(), dot.location
-        assert before["share"] == f"{100 * curve['share'][curve['start']]:.1f}%"
-        # By the keyboard alone.
-        slider.send_keys(Keys.END)
-        assert shown()["share"] == "100.0%"
-        assert shown()["threshold"] == "defer all"
-        assert dot.location != place
-        slider.send_keys(Keys.HOME, Keys.ARROW_RIGHT)
-        assert shown()["share"] == f"{100 * curve['share'][1]:.1f}%"
-        assert shown()["quality"] == f"{curve['quality'][1]:.4f}"
-        assert shown()["speedup"] == f"{curve['speedup'][1]:.2f}x"
-        assert curve["share"][1] > 0
-        swift, super_ = curve["times"]["batch 1"]
-        time = chrome.find_element(By.CSS_SELECTOR, '[data-time="batch 1"]').text
-        assert time == f"{1000 * (swift + curve['share'][1] * super_):.2f} ms"
-        assert chrome.get_log("browser") == []
-        sent = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
-        requests = [m["params"] for m in sent if m["method"] == "Network.requestWillBeSent"]
-        # The browser opens a page of its own first, which asks for what it likes.
-        asked = {r["request"]["url"] for r in requests if r["documentURL"] == out.as_uri()}
-        assert out.as_uri() in asked
-        assert [url for url in asked if not url.startswith(("data:", out.as_uri()))] == []
-        width, inner = chrome.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
-        assert width <= inner
-        # The mark lies on the picture.
-        box = chrome.find_element(By.CSS_SELECTOR, ".plot img").rect
-        for field in ("x", "y"):
-            size = {"x": "width", "y": "height"}[field]
-            assert box[field] <= dot.rect[field] + dot.rect[size] / 2 <= box[field] + box[size]
-        picture = Path(tmp_path / f"{screen[0]}.png")
-        chrome.save_screenshot(str(picture))
-        assert picture.stat().st_size > 10_000
-    finally:
-        chrome.quit()
+    slider = chrome.find_element(By.CSS_SELECTOR, "input[type=range]")
+    curve = json.loads(chrome.find_element(By.CSS_SELECTOR, ".pair").get_attribute("data-curve"))
+    dot = chrome.find_element(By.CSS_SELECTOR, ".dot")
+    before, place = shown(), dot.location
+    assert before["share"] == f"{100 * curve['share'][curve['start']]:.1f}%"
+    # By the keyboard alone.
+    slider.send_keys(Keys.END)
+    assert shown()["share"] == "100.0%"
+    assert shown()["threshold"] == "defer all"
+    assert dot.location != place
+    slider.send_keys(Keys.HOME, Keys.ARROW_RIGHT)
+    assert shown()["share"] == f"{100 * curve['share'][1]:.1f}%"
+    assert shown()["quality"] == f"{curve['quality'][1]:.4f}"
+    assert shown()["speedup"] == f"{curve['speedup'][1]:.2f}x"
+    assert curve["share"][1] > 0
+    swift, super_ = curve["times"]["batch 1"]
+    time = chrome.find_element(By.CSS_SELECTOR, '[data-time="batch 1"]').text
+    assert time == f"{1000 * (swift + curve['share'][1] * super_):.2f} ms"
+    assert chrome.get_log("browser") == []
+    asked = asked_for(chrome, out.as_uri())
+    assert out.as_uri() in asked
+    assert [url for url in asked if not url.startswith(("data:", out.as_uri()))] == []
+    width, inner = chrome.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert width <= inner
+    # The mark lies on the picture.
+    box = chrome.find_element(By.CSS_SELECTOR, ".plot img").rect
+    for field in ("x", "y"):
+        size = {"x": "width", "y": "height"}[field]
+        assert box[field] <= dot.rect[field] + dot.rect[size] / 2 <= box[field] + box[size]
+    picture = Path(tmp_path / f"{screen[0]}.png")
+    chrome.save_screenshot(str(picture))
+    assert picture.stat().st_size > 10_000
 
 
 def damaged(name, folder, how):

@@ -1,6 +1,8 @@
 """The curve of records on disk, against the one in memory."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +13,7 @@ import torch
 from conftest import read_curve
 
 from elang.cli.verbs import main
+from elang.errors import InputError
 from elang.evaluation import sweep as pieces
 from elang.evaluation.database import Joint
 from elang.evaluation.pair import FRACTIONS, HALF_POINT, SHARES
@@ -121,10 +124,13 @@ def test_an_encoders_score_spares_the_decoder(tmp_path):
     frame["swift_early_flops"] = frame["swift_flops"] / 2
     records = Joint([written(frame, tmp_path / "r.parquet")])
     metric = QUALITIES["accuracy"](3)
-    last = swept(records, "encoder_energy", metric).grid.cost[-1]
-    assert float(last) == pytest.approx((frame["swift_early_flops"] + frame["super_flops"]).mean())
-    late = swept(records, "max_softmax", metric).grid.cost[-1]
-    assert float(late) == pytest.approx((frame["swift_flops"] + frame["super_flops"]).mean())
+    early = swept(records, "encoder_energy", metric).grid
+    assert early.scored_cost == pytest.approx((frame["swift_early_flops"] + frame["super_flops"]).mean())
+    late = swept(records, "max_softmax", metric).grid
+    assert late.scored_cost == pytest.approx((frame["swift_flops"] + frame["super_flops"]).mean())
+    # The Super alone.
+    assert float(early.cost[-1]) == float(late.cost[-1]) == pytest.approx(frame["super_flops"].mean())
+    assert early[len(early) - 1].speedup == 1
 
 
 def test_scores_of_generated_answers_cost_beside_them(tmp_path):
@@ -133,13 +139,13 @@ def test_scores_of_generated_answers_cost_beside_them(tmp_path):
     frame["swift_early_flops"], frame["swift_score_flops"] = frame["swift_flops"] / 2, frame["swift_flops"] / 4
     records = Joint([written(frame, tmp_path / "r.parquet")])
     metric = QUALITIES["accuracy"](3)
-    late = swept(records, "max_softmax", metric).grid.cost
+    late = swept(records, "max_softmax", metric).grid
     swift = frame["swift_flops"] * 1.25
-    assert float(late[0]) == pytest.approx(swift.mean())
-    assert float(late[-1]) == pytest.approx((swift + frame["super_flops"]).mean())
-    early = swept(records, "encoder_energy", metric).grid.cost
-    assert float(early[0]) == pytest.approx(frame["swift_flops"].mean())
-    assert float(early[-1]) == pytest.approx((frame["swift_early_flops"] + frame["super_flops"]).mean())
+    assert float(late.cost[0]) == pytest.approx(swift.mean())
+    assert late.scored_cost == pytest.approx((swift + frame["super_flops"]).mean())
+    early = swept(records, "encoder_energy", metric).grid
+    assert float(early.cost[0]) == pytest.approx(frame["swift_flops"].mean())
+    assert early.scored_cost == pytest.approx((frame["swift_early_flops"] + frame["super_flops"]).mean())
 
 
 def test_the_command_line(joint_args, tmp_path, capsys):
@@ -170,6 +176,24 @@ def test_the_command_line(joint_args, tmp_path, capsys):
     curve = read_curve(tmp_path / "swept")
     assert list(curve) == ["score", "threshold", "deferred", "deferred_share", "accuracy", "flops", "speedup"]
     assert curve.query("score == 'free_energy'")["accuracy"].iloc[-1] == pytest.approx(whole["super"]["quality"])
+
+
+def test_evaluations_of_separate_files(tmp_path, monkeypatch):
+    """Each counts its examples from 0; docs/scale.md gives them ids of their own."""
+    monkeypatch.chdir(tmp_path)
+    parts = [made(300, seed=seed) for seed in (1, 2)]
+    for number, part in enumerate(parts, 1):
+        Path(f"joint-{number}").mkdir()
+        written(part, f"joint-{number}/records.parquet", temperature=1.0)
+    with pytest.raises(InputError, match="each example one id over all files"):
+        Joint(["joint-1", "joint-2"])
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text("utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(snippet, {})
+    whole = pd.concat(parts, ignore_index=True).assign(id=range(600))
+    found = swept(Joint(["joint-1.parquet", "joint-2.parquet"]), "max_softmax", QUALITIES["accuracy"](3))
+    expected = swept(Joint([written(whole, "whole.parquet")]), "max_softmax", QUALITIES["accuracy"](3))
+    assert found.points == expected.points
 
 
 def test_names_of_files_say_nothing_of_their_rows(tmp_path):

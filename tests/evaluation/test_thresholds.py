@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from elang.evaluation.pair import PairAnswers, allowed_drops, choose_thresholds, named_points, pair_curves
-from elang.evaluation.summary import EvaluatedPair, summarize, summarize_pair
+from elang.evaluation.summary import EvaluatedPair, all_curves, summarize, summarize_pair
 from elang.method.bootstrap import difference_errors
 from elang.method.quality.registry import QUALITIES
 
@@ -80,10 +80,11 @@ def test_a_pair_that_saves_nothing_defers_everything_and_is_a_caution():
         entry = thresholds["s"]["1-SE"]
         assert (entry["threshold"] > -math.inf) == saves
         assert entry["rule"].startswith("everything is deferred: no threshold that costs less") != saves
-        summary = summarize_pair(
-            EvaluatedPair(**about), answers, [quality], thresholds, ["a", "b", "c"], 400, None, 4e-7
-        )
+        curves = all_curves(answers, [quality])
+        summary = summarize_pair(EvaluatedPair(**about), answers, curves, thresholds, ["a", "b", "c"], 400, None, 4e-7)
         assert any("this pair saves nothing" in caution for caution in summary.cautions) != saves
         if not saves:
             assert summary.operating_points["s"]["held out, 1-SE"].quality == summary.first.super.quality
-            assert entry["speedup"] < 1
+            # The Super alone answers, and is all that is paid.
+            assert entry["speedup"] == summary.operating_points["s"]["held out, 1-SE"].speedup == 1
+            assert summary.first.scores["s"].on_this_set["1-SE"].cost == summary.first.super.cost

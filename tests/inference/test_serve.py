@@ -165,6 +165,29 @@ def test_a_super_that_does_not_answer(predictor, wrong, ready, reason):
     assert len(labels_of(response)) == len(easy)
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_swift_is_asked_only_for_a_super_that_fails_where_everything_is_deferred(pair, ready):
+    predictor = JointPredictor(str(pair["swift"]), str(pair["super"]), threshold="-inf", device="cpu")
+    texts = some_texts(20)
+    models = Models(predictor)
+    service = models.service(ready=ready)
+    (response,) = posted(service, {"texts": texts})
+    answers = response.json()["answers"]
+    assert {answer["score"] for answer in answers} == {None}
+    if ready:
+        assert labels_of(response) == [(one.label, None, "super") for one in predictor(texts)]
+        assert models.asked == {"swift": 0, "super": 1}
+    else:
+        kept = [label for label, _, _ in predictor.ask_swift(predictor.rows(texts), keep=True)]
+        assert [(a["label"], a["answered_by"], a["fallback"]) for a in answers] == [
+            (label, "swift", "unavailable") for label in kept
+        ]
+        assert models.asked == {"swift": 1, "super": 0}
+    page = service.metrics.page().body.decode()
+    assert "elang_deferred_total 20.0" in page
+    assert "elang_score_count 0.0" in page
+
+
 def test_a_swift_that_does_not_answer(predictor):
     (response,) = posted(Models(predictor, swift_takes=5).service(Limits(deadline=0.2)), {"texts": ["good"]})
     assert response.status_code == 504
@@ -536,8 +559,10 @@ def test_options_that_cannot_be(pair, fails, tmp_path, monkeypatch):
     fails(["serve", *swift], "--super_model is needed")
     fails(["serve", "--super_model", "http://localhost:8001"], "--swift_model")
     fails(["serve", *swift, *super_, "--port", "80"], "--port", "80")
-    fails(["serve", *swift, *super_, "--batch", "0"], "--batch", "0")
-    fails(["serve", *swift, *super_, "--accelerator", "cpu", "--devices", "2"], "--devices 2", "--workers")
+    fails(["serve", *swift, *super_, "--batch_size", "0"], "--batch_size", "0")
+    fails(["serve", *swift, *super_, "--device", "cpu", "--devices", "2"], "--devices 2", "--workers")
+    for device in ("gpu", "cuda:x", "cuda:99"):
+        fails(["serve", *swift, *super_, "--device", device], "--device", device)
     fails(["serve", *swift, *super_, "--deadline", "0"], "--deadline", "0")
     fails(["serve", *swift, *super_, "--max_texts", "0"], "--max_texts", "0")
     fails(["serve", *swift, *super_, "--threshold", "nowhere"], "nowhere")
@@ -563,7 +588,7 @@ def free_port():
 def running(*options, wait="/ready", env=None):
     """A server in a process of its own: its address, and the process."""
     port = free_port()
-    command = [sys.executable, "-m", "elang", "serve", "--port", str(port), "--accelerator", "cpu", *map(str, options)]
+    command = [sys.executable, "-m", "elang", "serve", "--port", str(port), "--device", "cpu", *map(str, options)]
     own = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     process = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     address = f"http://127.0.0.1:{port}"

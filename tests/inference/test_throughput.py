@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from elang.backends.loading.load import load_model
 from elang.cli.verbs import main
 from elang.data.batches import token_batches
 from elang.data.encoding import encode
-from elang.inference.speed import flops_of, share_threshold, time_pair
+from elang.inference.speed import Sizes, _fitting, flops_of, share_threshold, time_pair
 from elang.inference.stream import Deferred, Window, ahead, stream, windows
+from elang.records.manifest import Manifest
 
 
 @pytest.mark.parametrize("budget", [1, 7, 64, 10**6])
@@ -161,8 +163,48 @@ def test_a_super_by_itself_has_its_own_batches(pair, texts):
 def test_the_super_alone_answers_everything(pair, predictor, texts):
     everything = JointPredictor(str(pair["swift"]), str(pair["super"]), "-inf")(texts)
     found = list(predictor.super_map(texts, 50))
-    assert [one.label for one in found] == [one.label for one in everything]
-    assert {one.answered_by for one in found} == {"super"}
+    # The Swift of a pair that defers everything does not run: it would cost time and change nothing.
+    assert found == everything
+    assert {(one.answered_by, one.score) for one in found} == {("super", None)}
+
+
+@pytest.mark.parametrize("threshold", ["-inf", -math.inf, "1-SE"])
+def test_a_swift_is_not_asked_where_everything_is_deferred(pair, texts, tmp_path, monkeypatch, threshold):
+    manifest = Manifest.read(pair["swift"])
+    manifest.thresholds["max_softmax"]["1-SE"].update(threshold=-math.inf, speedup=0.8)
+    manifest.write(tmp_path / "elang.json")
+    options = {"thresholds": str(tmp_path / "elang.json"), "few": 4}
+    predictor = JointPredictor(str(pair["swift"]), str(pair["super"]), threshold, **options)
+    monkeypatch.setattr(predictor.swift, "forward", None)
+    monkeypatch.setattr(predictor.runners["swift"], "encode", None)
+    expected = [one.label for one in predictor.super_map(texts)]
+    assert [one.label for one in predictor(texts)] == expected
+    assert [one.label for one in predictor.map(iter(texts), 32)] == expected
+    assert [one.label for start in range(0, 40, 4) for one in predictor(texts[start : start + 4])] == expected[:40]
+    # Until another threshold is set.
+    predictor.set_threshold(0.0)
+    with pytest.raises(TypeError):
+        predictor(texts)
+    assert manifest.speedup("1-SE", "max_softmax") == 1
+
+
+def test_the_probability_is_the_answering_models(pair, texts):
+    """By the logits of the library's own models."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    for few in (0, 3):
+        predictor = JointPredictor(str(pair["swift"]), str(pair["super"]), "defer 30%", device="cpu", few=few)
+        found = [one for start in range(0, 60, 3) for one in predictor(texts[start : start + 3])]
+        for by in ("swift", "super"):
+            model, tokenizer = (
+                cls.from_pretrained(pair[by]) for cls in (AutoModelForSequenceClassification, AutoTokenizer)
+            )
+            rows = [row for row, one in enumerate(found) if one.answered_by == by]
+            assert rows
+            inputs = tokenizer([texts[row] for row in rows], padding=True, return_tensors="pt")
+            probability, place = model.eval()(**inputs).logits.softmax(-1).max(-1)
+            assert [found[row].label for row in rows] == [model.config.id2label[i] for i in place.tolist()]
+            assert [found[row].probability for row in rows] == pytest.approx(probability.tolist(), abs=1e-5)
 
 
 def test_the_super_alone_answers_by_its_own_order_of_classes(pair, predictor, texts):
@@ -196,7 +238,7 @@ def test_memory_is_bounded(predictor, texts):
 
 def test_cudnns_attention_is_left_out_of_a_stream(pair, texts, monkeypatch):
     """It is planned anew for each shape of a batch; afterwards, and where a model fails, it is as it was."""
-    predictor = JointPredictor(pair["swift"], pair["super"], "-inf")
+    predictor = JointPredictor(pair["swift"], pair["super"], "-1e9")
     seen = []
     for model in (predictor.swift, predictor.super_):
         forward = model.forward
@@ -296,6 +338,11 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
+def about(one):
+    """An answer, to compare with one from another batch, in which sums are rounded otherwise."""
+    return one | {name: pytest.approx(one[name], abs=1e-5) for name in ("score", "probability")}
+
+
 @pytest.fixture
 def command(pair, texts, tmp_path):
     source = tmp_path / "in.txt"
@@ -309,20 +356,20 @@ def kill(command, folder, after, how="os._exit(9)", code=9):
     slow = (
         "import os, sys, elang.inference.resume as p\n"
         "from elang.cli import main\n"
-        "real = p.json.dumps\n"
+        "real = p._ENCODE\n"
         "count = 0\n"
-        "def dumps(*a, **k):\n"
+        "def encode(fields):\n"
         "    global count\n"
         "    count += 1\n"
         f"    if count > {after}:\n"
         f"        {how}\n"
-        "    return real(*a, **k)\n"
-        "p.json = type('J', (), {'dumps': staticmethod(dumps), 'loads': staticmethod(p.json.loads)})\n"
+        "    return real(fields)\n"
+        "p._ENCODE = encode\n"
         "import io, builtins\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    done = subprocess.run([sys.executable, "-c", slow, *command], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", slow, *command], forked=True, env=env, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     return folder / ".out.jsonl.part", folder / ".out.jsonl.part.json", done.stderr
 
@@ -344,7 +391,7 @@ def test_a_killed_run_goes_on(command, tmp_path, capsys, texts):
     (tmp_path / "whole.jsonl").write_bytes(whole)
     found, expected = lines_of(tmp_path / "out.jsonl"), lines_of(tmp_path / "whole.jsonl")
     (tmp_path / "whole.jsonl").unlink()
-    assert [one | {"score": pytest.approx(one["score"], abs=1e-5)} for one in expected] == found
+    assert [about(one) for one in expected] == found
     deferred = whole.count(b'"answered_by": "super"')
     assert f"{len(texts)} inputs, {deferred} (" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.jsonl"]
@@ -359,7 +406,9 @@ def test_a_run_that_sigterm_ends_says_how_to_go_on(command, tmp_path):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("change", ["input", "threshold", "nothing is left", "nested", "cut"])
+@pytest.mark.parametrize(
+    "change", ["input", "threshold", "nothing is left", "nested", "cut", "texts", "earlier format"]
+)
 def test_another_run_begins_anew(command, tmp_path, capsys, recwarn, change, texts):
     part, note, _ = kill(command, tmp_path, 120)
     part.write_bytes(b'{"label": "stale", "score": 0, "answered_by": "swift"}\n' * 20)
@@ -369,6 +418,12 @@ def test_another_run_begins_anew(command, tmp_path, capsys, recwarn, change, tex
         command[command.index("defer 30%")] = "defer 10%"
     elif change == "nothing is left":
         note.unlink()
+    elif change == "texts":
+        command += ["--texts", "true"]
+    elif change == "earlier format":
+        kept = json.loads(note.read_text())
+        del kept["format"]
+        note.write_text(json.dumps(kept))
     else:
         note.write_bytes(b"[" * 200_000 if change == "nested" else note.read_bytes()[:-5])
     capsys.readouterr()
@@ -380,6 +435,39 @@ def test_another_run_begins_anew(command, tmp_path, capsys, recwarn, change, tex
     found = lines_of(tmp_path / "out.jsonl")
     assert len(found) == (30 if change == "input" else len(texts))
     assert not any(one["label"] == "stale" for one in found)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_an_answer_is_told_by_its_id_and_text(pair, texts, tmp_path, kind):
+    """Also of what is resumed."""
+    names = [f"q{n}" if kind == "csv" else 1000 + n for n in range(len(texts))]
+    frame, source = pd.DataFrame({"nr": names, "question": texts}), tmp_path / f"in.{kind}"
+    frame.to_csv(source, index=False) if kind == "csv" else frame.to_json(source, orient="records", lines=True)
+    models = ["--swift_model", str(pair["swift"]), "--super_model", str(pair["super"]), "--threshold", "defer 30%"]
+    args = ["predict", *models, "--input", str(source), "--text", "question", "--output", str(tmp_path / "out.jsonl")]
+    args += ["--chunk", "16", "--id", "nr", "--texts", "true"]
+    assert main(args) == 0
+    whole, lines = lines_of(tmp_path / "out.jsonl"), (tmp_path / "out.jsonl").read_bytes().splitlines(keepends=True)
+    assert [one["id"] for one in whole] == names
+    assert [one["text"] for one in whole] == texts
+    assert list(whole[0]) == ["id", "label", "probability", "score", "answered_by", "text"]
+    (tmp_path / "out.jsonl").unlink()
+    part, *_ = kill(args, tmp_path, 60)
+    part.write_bytes(b"".join(lines[:50]))
+    assert main(args) == 0
+    assert lines_of(tmp_path / "out.jsonl") == [about(one) for one in whole]
+
+
+def test_ids_that_name_nothing(pair, texts, tmp_path, fails):
+    models = ["--swift_model", pair["swift"], "--super_model", pair["super"], "--output", tmp_path / "out.jsonl"]
+    rows = [{"nr": 1, "text": "good"}, {"nr": None, "text": "bad"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = ["predict", *models, "--input", tmp_path / "in.jsonl", "--text", "text"]
+    fails([*table, "--id", "nr"], "column 'nr'", "row 1", "no value")
+    fails([*table, "--id", "number"], "no column 'number'", "--id")
+    (tmp_path / "in.txt").write_text("good\n")
+    fails(["predict", *models, "--input", tmp_path / "in.txt", "--id", "nr"], "--id names a column", "line by line")
+    fails(["predict", *models, "--task", "glue/rte", "--texts", "true"], "With --task", "--texts")
 
 
 def test_a_finished_part_is_finished(command, tmp_path, capsys):
@@ -406,7 +494,7 @@ def test_answers_before_a_bad_input_are_kept(command, tmp_path, fails, texts):
         # Whole windows, and none of those after it.
         assert 80 <= kept <= 100
         found = lines_of(part)
-        assert found == [one | {"score": pytest.approx(one["score"], abs=1e-5)} for one in whole[:kept]]
+        assert found == [about(one) for one in whole[:kept]]
     assert not (tmp_path / "out.jsonl").exists()
     (tmp_path / "in.txt").write_text("\n".join(texts) + "\n", "utf-8")
     assert main(command) == 0
@@ -513,8 +601,66 @@ def test_bench_verb(pair, files, tmp_path, capsys):
     assert "61 inputs on cpu" in said
     assert "defer 50%" in said
     found = json.loads((tmp_path / "b.json").read_text())
-    assert found["inputs"] == 61
+    assert (found["inputs"], found["repeats"]) == (61, 1)
+    assert list(found["passes"]) == ["super", "swift", "at 1-SE", "defer 50%"]
     assert found["passes"]["defer 50%"]["deferred"] == pytest.approx(0.5, abs=0.01)
+    threshold = Manifest.read(pair["swift"]).threshold("1-SE")
+    scores = [one.score for one in JointPredictor(str(pair["swift"]), None, "inf")(pd.read_csv(files[1])["text"])]
+    deferred = sum(score > threshold for score in scores) / 61
+    assert found["passes"]["at 1-SE"]["deferred"] == pytest.approx(deferred)
+    # What defers everything is the Super alone.
+    args += ["--examples", "20", "--threshold=-inf", "--shares", "1", "--output", str(tmp_path / "c.json")]
+    assert main(args) == 0
+    passes = json.loads((tmp_path / "c.json").read_text())["passes"]
+    assert [passes[name]["predicted"] for name in ("super", "at -inf", "defer 100%")] == [1, 1, 1]
+    assert [passes[name]["deferred"] for name in ("super", "at -inf", "defer 100%")] == [1, 1, 1]
+
+
+def test_a_swift_without_thresholds_is_timed_at_shares(pair, files, tmp_path):
+    shutil.copytree(pair["swift"], tmp_path / "swift")
+    manifest = Manifest.read(pair["swift"])
+    manifest.thresholds = {}
+    manifest.write(tmp_path / "swift" / "elang.json")
+    models = ["--swift_model", str(tmp_path / "swift"), "--super_model", str(pair["super"])]
+    args = ["bench", *models, "--input", str(files[1]), "--text", "text", "--examples", "8", "--repeats", "1"]
+    assert main([*args, "--single", "0", "--output", str(tmp_path / "b.json")]) == 0
+    found = json.loads((tmp_path / "b.json").read_text())["passes"]
+    assert list(found) == ["super", "swift", "defer 10%", "defer 25%", "defer 50%"]
+
+
+def test_sizes_fit_into_the_time(predictor, texts, monkeypatch):
+    """By a clock on which an input takes the Swift 1 ms and the Super 4 ms, alone or not."""
+    clock, shares, named = [0.0], [0.25, 0.75], {"at 1-SE": -math.inf}
+    monkeypatch.setattr("elang.inference.speed.time.perf_counter", lambda: clock[0])
+
+    def slow(name, cost):
+        real = getattr(predictor, name)
+
+        def call(rows, *more):
+            rows = list(rows)
+            clock[0] += cost * len(rows)
+            return real(rows, *more)
+
+        monkeypatch.setattr(predictor, name, call)
+
+    for name, cost in (("map", 1e-3), ("super_map", 4e-3), ("ask_super", 4e-3)):
+        slow(name, cost)
+    monkeypatch.setattr(
+        type(predictor), "__call__", lambda self, rows: clock.__setitem__(0, clock[0] + 1e-3 * len(rows))
+    )
+    # A pass: the Swift alone and two shares, the Super alone, -inf, and what is deferred: 3 + 4 (1 + 1 + 1) = 15 ms.
+    for given, seconds, examples, single, repeats in (
+        (Sizes(), 40, (40 - 110 * 0.015) // (6 * 0.015 + 0.001), 100, 5),
+        (Sizes(), 400, 4377, 100, 5),
+        (Sizes(), 6.01, (6.01 - 100 * 0.015) // (4 * 0.015 + 0.001), 90, 3),
+        (Sizes(), 1.01, (1.01 - 12 * 0.015) // (2 * 0.015 + 0.001), 6, 1),
+        (Sizes(single=0), 40, 439, 0, 5),
+        (Sizes(examples=1000), 40, 1000, 100, 1),
+        (Sizes(examples=7, repeats=9), 1.01, 7, 6, 9),
+    ):
+        found = _fitting(given, predictor, texts[:32], shares, named=named, seconds=seconds)
+        assert (found.single, found.repeats) == (single, repeats), given
+        assert found.examples == pytest.approx(examples, abs=1), given
 
 
 def test_bad_benches(pair, files, fails, tmp_path):
@@ -523,5 +669,7 @@ def test_bad_benches(pair, files, fails, tmp_path):
     fails([*args, "--shares", "[0.5, 2]"], "--shares must be from 0 to 1, but there is 2")
     fails([*args, "--examples", "1"], "--examples must be at least 2")
     fails([*args, "--repeats", "0"], "--repeats must be at least 1")
+    fails([*args, "--seconds", "0"], "--seconds must be above 0")
+    fails([*args, "--text", "text", "--threshold", "nowhere"], "no threshold 'nowhere'")
     (tmp_path / "none.txt").write_text("")
     fails(["bench", *models, "--input", tmp_path / "none.txt"], "nothing to time")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from elang.method.curve.reading import (
     at_parity,
     at_share,
     at_threshold,
+    point_at,
     random_curve,
     random_rescored_curve,
     relative_area,
@@ -156,11 +158,36 @@ def test_costs_add_up(ties):
     assert curve.super_cost == pytest.approx(float(super_cost.double().mean()), rel=1e-12)
     for point in curve:
         mask = route(score, point.threshold)
-        paid = math.fsum(swift_cost.tolist()) + math.fsum(super_cost[mask].tolist())
+        # Without a score to compute, the Swift does not run.
+        paid = math.fsum(super_cost[mask].tolist())
+        paid += math.fsum(swift_cost.tolist()) * (point.threshold > -math.inf)
         assert point.cost == pytest.approx(paid / 101, rel=1e-12)
         assert point.speedup == pytest.approx(curve.super_cost * 101 / paid, rel=1e-12)
+    assert curve[-1].speedup == 1
     torch.testing.assert_close(curve.speedup, torch.tensor([p.speedup for p in curve], dtype=torch.float64))
     assert curve[0].cost == pytest.approx(float(swift_cost.double().mean()))
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_finite_threshold_that_defers_everything_has_asked_the_swift(early):
+    _, score, costs = example()
+    costs = (*costs, 0.1 * costs[0]) if early else costs
+    curve = curve_of(score, *pair("accuracy", 2, 101), *costs)
+    everything = point_at(curve, float(score.min()) - 1)
+    swift, both = costs[-1] if early else costs[0], Costs(*costs)
+    assert everything.deferred_share == 1
+    assert everything.threshold == float(score.min()) - 1
+    assert everything.cost == pytest.approx(float((swift.double() + costs[1].double()).mean()), rel=1e-12)
+    assert everything.speedup == curve.super_cost / everything.cost < 1
+    assert everything.quality == curve[-1].quality
+    assert point_at(curve, -math.inf) == curve[-1]
+    assert point_at(curve, 1e9) == replace(curve[0], threshold=1e9)
+    for threshold in (-math.inf, *score[:5].tolist(), float(score.min()) - 1, math.inf):
+        paid = both.of(route(score, threshold), threshold)
+        assert point_at(curve, threshold).cost == pytest.approx(float(paid.mean()), rel=1e-12)
+    # Nothing is known of what nobody has counted.
+    unknown = curve_of(score, *pair("accuracy", 2, 101))
+    assert math.isnan(point_at(unknown, float(score.min()) - 1).speedup)
 
 
 def test_cost_is_unknown_unless_it_is_given():
@@ -504,7 +531,8 @@ def test_random_over_groups_on_many_examples():
     a, b = quality.statistics(swift, target), quality.statistics(super_, target)
     random = random_curve(a, b, quality.value, Costs(*costs), groups=Groups(group, quality.by_group))
     assert len(random) == 1001
-    torch.testing.assert_close(random.cost, 1 + random.deferred_share * 4.5)
+    torch.testing.assert_close(random.cost[:-1], 1 + random.deferred_share[:-1] * 4.5)
+    assert (random[1000].cost, random.scored_cost) == (5, 5.5)
     # A group of size m is right if each member is: the mean over groups of the chances.
     share = 1000 / 3001
     chance_of = (1 - share) * (swift == target).double() + share * (super_ == target).double()
@@ -532,12 +560,14 @@ def test_what_the_swift_costs_for_a_deferred_input(ties):
     assert curve.super_cost == pytest.approx(float(super_cost.double().mean()), rel=1e-12)
     for point in curve:
         mask = route(score, point.threshold)
-        paid = math.fsum([*swift_cost[~mask].tolist(), *early[mask].tolist(), *super_cost[mask].tolist()])
+        scored = [*swift_cost[~mask].tolist(), *early[mask].tolist()] if point.threshold > -math.inf else []
+        paid = math.fsum([*scored, *super_cost[mask].tolist()])
         assert point.cost == pytest.approx(paid / 101, rel=1e-12)
         assert point.speedup == pytest.approx(curve.super_cost * 101 / paid, rel=1e-12)
     same = curve_of(score, *models, swift_cost, super_cost, swift_cost)
     assert torch.equal(same.cost, curve_of(score, *models, swift_cost, super_cost).cost)
-    assert (curve.cost[1:] < same.cost[1:]).all()
+    assert (curve.cost[1:-1] < same.cost[1:-1]).all()
+    assert curve.scored_cost < same.scored_cost
 
 
 def test_costs_of_whole_flops_are_exact():
@@ -550,7 +580,8 @@ def test_costs_of_whole_flops_are_exact():
     for index in (0, 1, 500, 999, 1000):
         late = set(score.argsort(descending=True)[:index].tolist())
         paid = sum(whole[1][i] + whole[2][i] if i in late else whole[0][i] for i in range(1000))
-        assert float(curve.cost[index]) == paid / 1000
+        assert (float(curve.cost[index]) if index < 1000 else curve.scored_cost) == paid / 1000
+    assert float(curve.cost[1000]) == curve.super_cost == sum(whole[1]) / 1000
 
 
 def test_random_is_the_mean_over_all_orders_with_early_decisions():
@@ -624,7 +655,8 @@ def test_rescored_at_random():
     random = random_rescored_curve(swift, super_, target, whole, Costs(*costs), points=21)
     assert random.deferred.tolist() == list(range(0, 401, 20))
     assert (random[0].quality, random[20].quality) == (whole(swift, target), whole(super_, target))
-    torch.testing.assert_close(random.cost, 1 + random.deferred_share * 4.5)
+    torch.testing.assert_close(random.cost[:-1], 1 + random.deferred_share[:-1] * 4.5)
+    assert (random[20].cost, random.scored_cost) == (5, 5.5)
     assert torch.equal(random.threshold, 1 - random.deferred_share)
     # Near the mean over other random choices of so many.
     generator = torch.Generator().manual_seed(5)

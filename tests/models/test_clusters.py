@@ -328,7 +328,8 @@ def test_job_files(pair, data_args, tmp_path):
         run("bash", "-n", file)
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, does in (("srun", 'exec "$@"'), ("elang", f'exec {sys.executable} -m elang "$@"')):
+    said = tmp_path / "said"
+    for name, does in (("srun", 'exec "$@"'), ("elang", f'printf "%s\\0" "$@" > {said}')):
         (tools / name).write_text(f"#!/bin/bash\n{does}\n")
         (tools / name).chmod(0o755)
     (tmp_path / "step.yaml").write_text(json.dumps({"model": {"init_args": {"model": str(pair["super"])}}}))
@@ -346,5 +347,6 @@ def test_job_files(pair, data_args, tmp_path):
             *data_args,
             environment=given,
         )
-    run(sys.executable, "-m", "elang", "merge", tmp_path / "r.parquet.parts", "--output", tmp_path / "r.parquet")
+        elang(*said.read_text().split("\0")[:-1], environment=given)
+    elang("merge", tmp_path / "r.parquet.parts", "--output", tmp_path / "r.parquet")
     assert len(pd.read_parquet(tmp_path / "r.parquet")) == 240 + 61

@@ -244,6 +244,8 @@ def test_numbers_from_training_to_prediction(pairs, datasets, swift, super_):
         expected = frame["super_prediction"].where(deferred, frame["swift_prediction"])
         assert [a.label for a in answers] == pytest.approx(expected.tolist(), abs=1e-4)
         assert isinstance(answers[0].label, float)
+        # A value has no probability.
+        assert {a.probability for a in answers} == {None}
         assert Manifest.read(found["swift"]).thresholds.keys() >= {name}
 
 
@@ -455,6 +457,9 @@ def test_choices_from_training_to_prediction(pairs, datasets, task, swift, super
         assert [a.answered_by == "super" for a in answers] == deferred.tolist()
         expected = frame["super_prediction"].where(deferred, frame["swift_prediction"]).tolist()
         own = [c[i] for c, i in zip(examples.choices, expected, strict=True)]
+        logits = frame["super_logits"].where(deferred, frame["swift_logits"])
+        shares = [float(torch.tensor(row).softmax(0).max()) for row in logits]
+        assert [a.probability for a in answers] == pytest.approx(shares, abs=1e-4)
         assert [a.label for a in answers] == ([names[i] for i in expected] if task == "copa" else own)
     if task == "record":
         with pytest.raises(InputError, match="as `choices`"):

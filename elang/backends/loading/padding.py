@@ -35,16 +35,16 @@ REFUSED = {
     "canine": "it reads characters and mixes padding into them",
     "convbert": "its convolutions mix padding into the last tokens",
     "fnet": "its Fourier transform mixes padding into all tokens",
-    "fsmt": "its decoder sees later tokens where it is run without a cache",
+    "fsmt": "its decoder sees later tokens when it runs without a cache",
     "funnel": "its encoder shortens the sequence, and mixes padding into short texts",
-    "mobilebert": "it joins each token with the next one, be that padding",
-    "mra": "it reads blocks of tokens, padding among them",
-    "nystromformer": "its landmarks are means over padding, too",
+    "mobilebert": "it joins each token with the next one, even if that is padding",
+    "mra": "it reads blocks of tokens that include padding",
+    "nystromformer": "its landmarks are means that include padding",
     "reformer": "it puts tokens into buckets at random",
     "yoso": "it samples which tokens attend to which",
     "encoder-decoder": "it is two models put together, whose costs are not counted",
-    "nllb-moe": "a mixture of experts with a decoder has outputs of its own",
-    "switch_transformers": "a mixture of experts with a decoder has outputs of its own",
+    "nllb-moe": "elang cannot read the outputs of a mixture of experts with a decoder",
+    "switch_transformers": "elang cannot read the outputs of a mixture of experts with a decoder",
 }
 # They answer at the last place, and cannot be padded on the right.
 _LEFT = frozenset({"xlnet"})

@@ -11,7 +11,7 @@ import torch
 
 from elang.evaluation.pair import PairAnswers
 from elang.evaluation.report.folder import Evaluation
-from elang.evaluation.summary import QualitySummary
+from elang.evaluation.summary import JointSummary, QualitySummary
 from elang.files import write_atomically
 from elang.method.bootstrap import curve_interval
 from elang.method.curve.points import OperatingCurve
@@ -22,6 +22,7 @@ MAX_DRAWN = 16
 _BAND_POINTS, _RESAMPLES = 101, 1000
 _COST, _SHARE = "compute, as a share of the Super's FLOPs", "share deferred to the Super"
 _GRAY = "#767676"
+_LABELS = {"random": "deferring at random", "oracle": "oracle (knows both answers)"}
 COLORS = {
     "free_energy": "#0072B2",
     "softmax_energy": "#56B4E9",
@@ -68,8 +69,12 @@ def _style(score: str, routing: str) -> dict[str, Any]:
     return style | ({"linewidth": 2.6, "zorder": 5} if score == routing else {})
 
 
-def plot_curves(path: Path, curves: dict[str, OperatingCurve], *, summary: QualitySummary, routing: str) -> None:
-    """Draw quality over deferred share and over compute for all scores, with random, oracle and both models."""
+def plot_curves(path: Path, curves: dict[str, OperatingCurve], about: JointSummary) -> None:
+    """Draw quality over deferred share and over compute for all scores, with random, oracle and both models.
+
+    The curves are of the first metric of ``about``.
+    """
+    summary, routing = about.first, about.score
     labels = _drawn(curves, summary, routing)
     known = bool(torch.isfinite(curves["random"].cost).all())
     figure, axes = new_axes(12, 5, columns=2 if known else 1)
@@ -77,17 +82,28 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], *, summary: Quali
         for name, label in labels.items():
             curve = curves[name]
             x = curve.cost / curve.super_cost if by_cost else curve.deferred_share
-            axis.plot(x.numpy(), curve.quality.numpy(), label=label, **_style(name, routing))
-        axis.axhline(summary.super.quality, color="black", linewidth=0.8)
-        axis.annotate("Super", (1, summary.super.quality), xytext=(-4, 4), textcoords="offset points", ha="right")
+            axis.plot(x.numpy(), curve.quality.numpy(), label=_LABELS.get(label, label), **_style(name, routing))
+        swift, super_ = summary.swift, summary.super
+        start = (swift.cost / super_.cost if by_cost else 0, swift.quality)
+        _mark_models(axis, start, super_.quality)
         if point := summary.scores[routing].point(usual := summary.scores[routing].usual("held out")):
-            place = (point.cost / summary.super.cost if by_cost else point.deferred_share, point.quality)
+            place = (point.cost / super_.cost if by_cost else point.deferred_share, point.quality)
             axis.plot(*place, "o", color="black", zorder=6, label=f"{routing}: {usual}")
         axis.set_xlabel(_COST if by_cost else _SHARE)
     axes[0].set_ylabel(summary.quality_name)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    figure.suptitle(f"Joint inference on {summary.num_examples:,} examples")
+    title = f"{about.task}: " if about.task else ""
+    figure.suptitle(f"{title}{summary.quality_name} on {summary.num_examples:,} examples of {about.evaluated_on}")
     _save(figure, path)
+
+
+def _mark_models(axis: Any, swift: tuple[float, float], super_: float) -> None:
+    """Mark the Swift alone at its place, and the quality of the Super alone."""
+    axis.axhline(super_, color="black", linewidth=0.8)
+    place = {"xytext": (4, 3), "textcoords": "offset points"}
+    axis.annotate("Super alone", (0, super_), xycoords=("axes fraction", "data"), **place)
+    axis.plot(*swift, "s", color="black", zorder=6)
+    axis.annotate("Swift alone", swift, xytext=(8, -4), textcoords="offset points")
 
 
 def _drawn(curves: dict[str, OperatingCurve], summary: QualitySummary, routing: str) -> dict[str, str]:
@@ -155,7 +171,7 @@ def curve_figure(evaluation: Evaluation, name: str, threshold: float) -> dict[st
         curve = evaluation.curves[evaluation.curves["score"] == score]
         if len(curve):
             x = curve["flops"] / cost if by_cost else curve["deferred_share"]
-            axis.plot(x, curve[metric], label=score, **_style(score, routing))
+            axis.plot(x, curve[metric], label=_LABELS.get(score, score), **_style(score, routing))
     alt = f"{metric} of the pair over {'compute' if by_cost else 'the deferred share'}, with {routing}"
     if evaluation.quality is not None and evaluation.labels is not None:
         label, *answers = evaluation.labels
@@ -167,11 +183,7 @@ def curve_figure(evaluation: Evaluation, name: str, threshold: float) -> dict[st
         x = np.interp(shares, curve["deferred_share"], curve["flops"] / cost) if by_cost else shares
         axis.fill_between(x, low, high, color=COLORS.get(routing, "#666666"), alpha=0.15, linewidth=0)
         alt += "; the band is its 95% bootstrap interval"
-    axis.axhline(first.super.quality, color="black", linewidth=0.8)
-    axis.annotate("Super", (0.005, first.super.quality), xycoords=("axes fraction", "data"), va="bottom")
-    place = (first.swift.cost / cost if by_cost else 0, first.swift.quality)
-    axis.plot(*place, "s", color="black")
-    axis.annotate("Swift", place, xytext=(6, -12), textcoords="offset points")
+    _mark_models(axis, (first.swift.cost / cost if by_cost else 0, first.swift.quality), first.super.quality)
     axis.set_xlabel(_COST if by_cost else _SHARE)
     axis.set_ylabel(metric)
     figure.legend(loc="outside lower center", ncols=4, fontsize=9)
@@ -210,7 +222,7 @@ def score_figure(evaluation: Evaluation, threshold: float) -> dict[str, Any]:
     caption = alt
     if math.isfinite(threshold):
         axis.axvline(threshold, color="black", linewidth=1.2, label="threshold")
-        caption += "; the line is the threshold"
+        caption += "; the line is the threshold, and inputs to the right of it go to the Super"
     axis.set_yscale("symlog", linthresh=10)
     locator: Any = SymmetricalLogLocator(base=10, linthresh=10, subs=(1, 2, 5))
     if axis.get_ylim()[1] < 10:
@@ -244,7 +256,10 @@ def reliability_figure(evaluation: Evaluation) -> dict[str, Any] | None:
     axis.set_xlim(0, 1)
     axis.set_ylim(0, 1)
     alt = f"Reliability diagram of the Swift; expected calibration error {float(((x - y).abs() * weight).sum()):.3f}"
-    caption = f"{alt}, in ten bins of equal width; larger dots have more inputs."
+    caption = (
+        f"{alt}, in ten bins of equal width; larger dots have more inputs. On the dotted line the Swift would be right "
+        "as often as its probability says."
+    )
     return {"figure": figure, "name": "reliability", "alt": alt, "caption": caption}
 
 

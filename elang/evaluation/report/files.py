@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elang.evaluation.pair import PairAnswers, pair_curves
+from elang.evaluation.pair import PairAnswers
 from elang.evaluation.report.figures import plain_texts, plot_curves, plot_lengths
-from elang.evaluation.summary import JointSummary
+from elang.evaluation.summary import Curves, JointSummary
 from elang.files import plain, write_atomically
 from elang.method.curve.points import OperatingCurve
-from elang.method.quality.metric import Quality
 from elang.notices import notice
 from elang.records.table import FORMAT
 
@@ -30,7 +29,7 @@ def write_report(
     folder: Path,
     pairs: dict[str, PairAnswers],
     evaluated: str,
-    qualities: list[Quality],
+    curves: Curves,
     summary: JointSummary,
     label_names: list[str],
 ) -> None:
@@ -44,11 +43,9 @@ def write_report(
     values = summary.as_dict()
     about = {"format": FORMAT, "label_names": label_names} | {name: values[name] for name in _PAIR}
     _write_pair_records(folder / "records.parquet", pairs, about)
-    curves = {quality.name: pair_curves(pairs[evaluated], quality) for quality in qualities}
     summary = replace(summary, curve_points=_write_curves(folder / "curve.csv", curves))
     with plain_texts():
-        first = curves[qualities[0].name]
-        plot_curves(folder / "curve.png", first, summary=summary.first, routing=summary.score)
+        plot_curves(folder / "curve.png", next(iter(curves.values())), summary)
         if summary.lengths is not None:
             plot_lengths(folder / "lengths.png", pairs[evaluated], summary.score)
     # The last one: a folder that has it has all the others.
@@ -88,20 +85,19 @@ def _quality_at(deferred: Tensor, curve: OperatingCurve) -> Tensor:
     return torch.where(curve.deferred[places] == deferred, curve.quality[places].double(), torch.nan)
 
 
-def _write_curves(path: Path, curves: dict[str, dict[str, OperatingCurve]]) -> dict[str, int]:
+def _write_curves(path: Path, curves: Curves) -> dict[str, int]:
     """Write the curves by metric and score, very long ones thinned evenly, and return how many points were written.
 
     The points are those of the first metric. A metric that is computed anew at some points only is NaN at the others.
     """
-    names = list(curves)
-    written = total = 0
+    names, written, total = [quality.name for quality in curves], 0, 0
     with write_atomically(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         out.writerow(["score", "threshold", "deferred", "deferred_share", *names, "flops", "speedup"])
-        for score, curve in curves[names[0]].items():
+        for score, curve in next(iter(curves.values())).items():
             rows = torch.linspace(0, len(curve) - 1, min(len(curve), _MAX_CURVE_POINTS)).round().long()
             written, total = written + len(rows), total + len(curve)
-            qualities = [_quality_at(curve.deferred, curves[name][score]) for name in names]
+            qualities = [_quality_at(curve.deferred, found[score]) for found in curves.values()]
             columns = [curve.threshold, curve.deferred, curve.deferred_share, *qualities, curve.cost, curve.speedup]
             out.writerows([score, *row] for row in zip(*(column[rows].tolist() for column in columns), strict=True))
     if written < total:

@@ -9,18 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elang.evaluation.report.console import area_difference
 from elang.evaluation.report.figures import curve_figure, keep, plain_texts, reliability_figure, score_figure
 from elang.evaluation.report.folder import Evaluation
+from elang.evaluation.report.words import area_difference, meanings, outcome, point_cells, statement_lines
 from elang.method.bootstrap import lost_to_super
+from elang.method.curve.points import Point
 from elang.method.deferral import route
+from elang.terminal import without_repeats
 
 _MAX_TEXTS, _MAX_CHARACTERS, _MAX_CLASSES = 15, 400, 200
 _STEPS = 400  # of the slider
 
 
-def section(evaluation: Evaluation, label: str, threshold_name: str | None, beside: Path) -> dict[str, Any]:
-    """What the template shows of one evaluation, whose figures are also written to a folder ``beside`` the page."""
+def section(
+    evaluation: Evaluation, label: str, threshold_name: str | None, *, beside: Path, stem: str
+) -> dict[str, Any]:
+    """What the template shows of one evaluation, with a ``label`` as its title.
+
+    Its figures are also written to a folder ``beside`` the page, each under a name that begins with ``stem``.
+    """
     summary, first, score = evaluation.summary, evaluation.first, evaluation.score
     name, threshold = evaluation.threshold(threshold_name)
     deferred, at = route(evaluation.routed, threshold), evaluation.row_at(threshold)
@@ -28,13 +35,11 @@ def section(evaluation: Evaluation, label: str, threshold_name: str | None, besi
         figures = [curve_figure(evaluation, name, threshold), score_figure(evaluation, threshold)]
         if (reliability := reliability_figure(evaluation)) is not None:
             figures.append(reliability)
-    drawn = [keep(figure, beside, f"{label}-{figure['name']}") for figure in figures]
-    chosen = first.scores[score]
-    shown, scores = (chosen.usual("held out"), "held out, 99%", chosen.usual("read here")), []
-    for other, row in first.scores.items():
-        points = {key: row.point(key) for key in shown}
-        against = area_difference(summary.areas.get(other, {}))
-        scores.append({"name": other, "area": row.area, "against": against, "points": points, "chosen": other == score})
+    drawn = [keep(figure, beside, f"{stem}-{figure['name']}") for figure in figures]
+    point = _point(evaluation, name, at=at, deferred=deferred)
+    answer, *details = outcome(summary, point.pop("point"), point)
+    heads, rows, notes = _scores(evaluation)
+    about = {"metric": evaluation.metric, "chosen_on": summary.thresholds_from, "score": score}
     return {
         "label": label,
         "id": "".join(c if c.isalnum() else "-" for c in label),
@@ -42,19 +47,42 @@ def section(evaluation: Evaluation, label: str, threshold_name: str | None, besi
         "found": first,
         "quality": evaluation.metric,
         "score": score,
-        "point": _point(evaluation, name, at=at, deferred=deferred),
+        "point": point,
+        "answer": answer,
+        "details": details,
+        "meanings": meanings([name], **about),
         "figures": drawn,
         "slider": _slider(evaluation, at) | {key: drawn[0][key] for key in ("x", "y", "by")},
-        "points": shown,
-        "scores": scores,
+        "heads": heads,
+        "scores": rows,
+        "notes": [*notes, *meanings(["deferred", "speed-up", *heads, *rows], **about)],
         "times": [{"name": model, **times} for model, times in (summary.latency or {}).items()],
         "classes": _classes(evaluation, deferred),
         "lengths": _lengths(evaluation, deferred),
         "needless": _texts(evaluation, deferred & (evaluation.gain <= 0), evaluation.routed),
         "missed": _texts(evaluation, ~deferred & (evaluation.gain > 0), -evaluation.routed),
-        "statements": evaluation.statements,
+        "statements": [said | {"lines": statement_lines(said)} for said in evaluation.statements],
         "made": evaluation.made,
     }
+
+
+def _scores(evaluation: Evaluation) -> tuple[list[str], dict[str, list[str]], list[str]]:
+    """The names of the table's columns, the cells of each score's row, and what was left out."""
+    summary, first, metric = evaluation.summary, evaluation.first, evaluation.metric
+    chosen = first.scores[evaluation.score]
+    shown, rows = [chosen.usual("held out"), "held out, 99%", chosen.usual("read here")], []
+    shown = [name for name in shown if chosen.point(name) is not None]
+    # The score that routes comes first, so that of equal ones it is the one that is shown.
+    for name in sorted(first.scores, key=lambda name: name != evaluation.score):
+        score = first.scores[name]
+        cells = ["-" if math.isnan(score.area) else f"{score.area:.3f}"]
+        if summary.areas:
+            cells.append(area_difference(summary.areas[name]) if name in summary.areas else "-")
+        points = (score.point(point) for point in shown)
+        rows.append([name, *cells, *(", ".join(point_cells(point, metric)) if point else "-" for point in points)])
+    kept, notes = without_repeats(rows)
+    heads = ["score", "area", *[f"area minus {evaluation.score}"] * bool(summary.areas), *shown]
+    return heads, {name: cells for name, *cells in kept}, notes
 
 
 def _slider(evaluation: Evaluation, start: int) -> dict[str, Any]:
@@ -78,13 +106,15 @@ def _slider(evaluation: Evaluation, start: int) -> dict[str, Any]:
 
 def _point(evaluation: Evaluation, name: str, *, at: int, deferred: Tensor) -> dict[str, Any]:
     """The chosen point, at a row of the curve, and how sure its difference to the Super is."""
-    row, score = evaluation.curve.iloc[at], evaluation.score
+    row, score, share = evaluation.curve.iloc[at], evaluation.score, float(deferred.double().mean())
+    quality, cost, speedup = (float(row[column]) for column in (evaluation.metric, "flops", "speedup"))
     same = [s["same_slice"] for s in evaluation.statements if s["name"] == name and s["score"] == score]
     return {
         "name": name,
-        "share": float(deferred.double().mean()),
-        "quality": float(row[evaluation.metric]),
-        "speedup": float(row["speedup"]),
+        "point": Point(float(row["threshold"]), share, quality, cost=cost, speedup=speedup),
+        "share": share,
+        "quality": quality,
+        "speedup": speedup,
         "same_slice": any(same),
         **lost_to_super((evaluation.gain * ~deferred)[:, None])[0],
     }

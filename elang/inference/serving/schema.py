@@ -55,7 +55,10 @@ class Answer(BaseModel):
     """The pair's answer to one input."""
 
     label: str | float = Field(description="The class, the candidate, the generated text, or a regression's value.")
-    score: float = Field(description="The Swift's difficulty score; larger is harder.")
+    score: float | None = Field(
+        description="The Swift's difficulty score, larger is harder; null where the Swift was not asked first, because "
+        "the threshold defers everything."
+    )
     answered_by: Role
     fallback: Reason | None = Field(None, description="Why the Swift answers what the Super should have.")
     cut: list[Role] = Field([], description="Which models read only the beginning: the input is too long for them.")

@@ -114,11 +114,15 @@ class PairService:
         self._check(question)
         if not question.texts:
             return Reply(answers=[])
-        swift = await self._ask("swift", question, until, room=self.limits.pending)
+        if self.predictor.threshold > -math.inf:
+            swift = await self._ask("swift", question, until, room=self.limits.pending)
+            for _, score, _ in swift.answers:
+                self.metrics.scores.observe(score)
+        else:
+            # The Swift is asked only if the Super fails.
+            swift = ModelAnswers([(None, None, True)] * len(question.texts), set())
         labels = [label for label, _, _ in swift.answers]
         hard = [i for i, (_, _, deferred) in enumerate(swift.answers) if deferred]
-        for _, score, _ in swift.answers:
-            self.metrics.scores.observe(score)
         supers, reason = ModelAnswers([], set()), None
         if hard:
             self.metrics.deferred.inc(len(hard))

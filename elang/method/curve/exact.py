@@ -63,17 +63,21 @@ def with_costs(
     mixed_sums: Callable[[Tensor, Tensor], Tensor],
     costs: Costs | None,
 ) -> OperatingCurve:
-    """Complete a curve; ``mixed_sums`` maps costs of kept and deferred examples, ``(N, 1)``, to sums ``(M, 1)``."""
+    """Complete a curve; ``mixed_sums`` maps costs of kept and deferred examples, ``(N, 1)``, to sums ``(M, 1)``.
+
+    The last point is the Super alone: nothing has to be scored to defer everything, so the Swift does not run.
+    """
     n = int(deferred[-1])
-    cost, mean_super_cost = torch.full_like(quality, math.nan), math.nan
+    cost, mean_super_cost, scored_cost = torch.full_like(quality, math.nan), math.nan, math.nan
     if costs is not None:
         for values in (costs.swift, costs.super_, costs.deferred):
             if values is not None and values.shape != (n,):
                 raise InputError(f"Costs of {n} examples must have shape ({n},), not {tuple(values.shape)}.")
         if_kept, if_deferred = costs.kept_and_deferred
         cost = mixed_sums(if_kept[:, None], if_deferred[:, None]).squeeze(1) / n
-        mean_super_cost = float(costs.super_.double().mean())
-    return OperatingCurve(threshold, deferred, quality, cost, mean_super_cost, n, hardest)
+        mean_super_cost, scored_cost = float(costs.super_.double().mean()), float(cost[-1])
+        cost[-1] = mean_super_cost
+    return OperatingCurve(threshold, deferred, quality, cost, mean_super_cost, n, hardest, scored_cost)
 
 
 def share_grid(n: int, points: int, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -46,6 +47,20 @@ class Costs:
         """The pair's cost of each input if it is kept, and if it is deferred."""
         deferred = self.swift if self.deferred is None else self.deferred
         return self.swift, deferred.double() + self.super_
+
+    def of(self, deferred: Tensor, threshold: float) -> Tensor:
+        """What the pair pays for each input at a threshold that defers these, bool ``(N,)``: float64 ``(N,)``.
+
+        At ``-inf`` no score is needed, so the Swift does not run, and the pair costs what the Super costs.
+
+        >>> costs, everything = Costs(torch.ones(2), torch.full((2,), 9.0)), torch.tensor([True, True])
+        >>> costs.of(everything, 0.5).tolist(), costs.of(everything, -math.inf).tolist()
+        ([10.0, 10.0], [9.0, 9.0])
+        """
+        if threshold == -math.inf:
+            return self.super_.double()
+        kept, both = self.kept_and_deferred
+        return torch.where(deferred, both, kept.double())
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,8 @@ class OperatingCurve:
         super_cost: Mean cost of an input under the Super alone.
         num_examples: ``N``.
         hardest: The largest score; this threshold and any larger one keep everything.
+        scored_cost: Mean cost of an input where a finite threshold defers everything. At the last point, ``-inf``, it
+            is less, because the Swift does not run.
     """
 
     threshold: Tensor
@@ -101,6 +118,7 @@ class OperatingCurve:
     super_cost: float
     num_examples: int
     hardest: float
+    scored_cost: float = math.nan
 
     def __len__(self) -> int:
         return len(self.threshold)

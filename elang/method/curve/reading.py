@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from elang.errors import InputError
 from elang.method.curve.exact import rescored_curve, share_grid, sums_at, with_costs
-from elang.method.curve.points import Costs, Groups, OperatingCurve
+from elang.method.curve.points import Costs, Groups, OperatingCurve, Point
 from elang.method.quality.metric import centred
 
 
@@ -94,6 +95,18 @@ def at_threshold(curve: OperatingCurve, threshold: float) -> int:
         return 0
     # A point's threshold is its hardest kept score, so the first one up to the given threshold keeps the same inputs.
     return int((curve.threshold > threshold).sum())
+
+
+def point_at(curve: OperatingCurve, threshold: float) -> Point:
+    """The point where a pair with this threshold works.
+
+    A finite threshold that defers everything costs more than ``-inf``: the Swift still runs to score the inputs.
+    """
+    point = replace(curve[at_threshold(curve, threshold)], threshold=threshold)
+    if point.deferred_share < 1 or threshold == -math.inf:
+        return point
+    cost = curve.scored_cost
+    return replace(point, cost=cost, speedup=curve.super_cost / cost if cost else math.inf)
 
 
 # Number of random orders that stand in for a closed form.

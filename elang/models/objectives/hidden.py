@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from elang.backends.encoder import masked_mean
 from elang.backends.text_model import TextModel
 from elang.data.batches import Reader
+from elang.data.encoding import same_tokens
 from elang.errors import InputError
 from elang.method.losses import hidden_distillation
 
@@ -63,7 +64,10 @@ class HiddenStateObjective(nn.Module):
         return self._super[0]
 
     def compare_tokenizers(self, swift: Reader, texts: list[tuple[str, ...]]) -> None:
-        """Find out whether both tokenizers split texts alike, by the first of these texts."""
+        """Find out whether both tokenizers split texts alike: by the first of these texts or, without any, as such."""
+        if not texts:
+            self.by_token = same_tokens(swift.tokenizer, self.super_.reader.tokenizer)
+            return
         texts, tokens = texts[:_NUM_COMPARED], []
         for tokenizer in (swift.tokenizer, self.super_.reader.tokenizer):
             special = set(tokenizer.all_special_ids)

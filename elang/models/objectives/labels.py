@@ -66,10 +66,20 @@ class LabelObjective(Objective):
     def labels(self, batch: dict[str, Any]) -> Tensor:
         """The batch's labels ``(B,)``, with the Super's answers as the labels of unlabelled texts."""
         label: Tensor = batch["label"]
-        if "super_prediction" not in self.columns:
+        if "super_logits" not in batch and "super_prediction" not in self.columns:
             return label
-        unknown = self.kind.is_unknown(label)
-        return torch.where(unknown, self.columns["super_prediction"][batch["id"]].to(label), label)
+        return torch.where(self.kind.is_unknown(label), self._prediction(batch).to(label), label)
+
+    def _prediction(self, batch: dict[str, Any]) -> Tensor:
+        """The Super's answers to a batch, ``(B,)``."""
+        if "super_logits" in batch:
+            return self.kind.predict(batch["super_logits"])
+        return self.columns["super_prediction"][batch["id"]]
+
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
+        """The Super's logits of a batch, ``(B, C)``."""
+        logits: Tensor | None = batch.get("super_logits")
+        return self.columns["super_logits"][batch["id"]] if logits is None else logits
 
     def terms(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:
         """The weighted terms of a batch. A head on the encoder learns what the decoder does, if it has its classes."""
@@ -81,7 +91,7 @@ class LabelObjective(Objective):
         if answer.early is not None and shares_classes:
             outputs.append(answer.early)
         if options.distill_weight > 0:
-            target = self.columns["super_logits"][batch["id"]]
+            target = self._logits(batch)
             distances = [self.kind.distance(logits, target, options.distill_temperature) for logits in outputs]
             terms["distill"] = options.distill_weight * torch.stack(distances).sum()
         if options.margin_weight > 0 and self.kind.chooses:
@@ -97,22 +107,23 @@ class LabelObjective(Objective):
 
     def hardness(self, batch: dict[str, Any], answer: Answer) -> Tensor:
         """How hard each example of a batch is, 0 to 1, float32 ``(B,)``."""
-        label, targets, rows = batch["label"], batch["targets"], batch["id"]
+        label, targets = batch["label"], batch["targets"]
         soft, logits = self.options.hard == "soft_gain", answer.logits.detach()
         prediction = self.kind.predict(logits)
         if "out_of_fold" in self.columns:
+            rows = batch["id"]
             known = self.columns["answered_out_of_fold"][rows]
             prediction = torch.where(known, self.columns["out_of_fold"][rows], prediction)
             if soft:
                 logits = torch.where(known[:, None], self.columns["out_of_fold_logits"][rows], logits)
         if soft:
-            both = (self.columns["super_logits"][rows], logits)
+            both = (self._logits(batch), logits)
             super_, swift = (x.softmax(-1).gather(1, label[:, None])[:, 0] for x in both)
             return (super_ - swift).clamp(0, 1)
         swift = self.kind.reward(prediction, label, targets)
         if self.options.hard == "error":
             return (swift < 1).float()
-        return (self.kind.reward(self.columns["super_prediction"][rows], label, targets) > swift).float()
+        return (self.kind.reward(self._prediction(batch), label, targets) > swift).float()
 
     def gain(self, table: dict[str, Tensor], super_: Records | None, data: Any, quality: str) -> Gain:
         """By how much the Super's answer is worth more; without a Super, by how much a right one is."""

@@ -1,7 +1,7 @@
 """What a Swift's loss has besides the task's own: its options, the Super's answers, and the interface of its terms."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -36,18 +36,31 @@ class LossOptions:
     temperature: float = 1.0
     hidden_weight: float = 0.0
 
-    def check(self, super_records: str | None, super_model: str | None) -> None:
-        """Refuse weights below 0, and terms that need a Super if there is none."""
+    def check(self, super_model: str | None) -> None:
+        """Refuse weights below 0, and hidden states without a Super."""
         for name in ("task_weight", "distill_weight", "margin_weight", "hidden_weight"):
             if (weight := getattr(self, name)) < 0:
                 raise InputError(f"--model.{name} must be 0 (off) or positive, but it is {weight}.")
-        if super_records is None and (self.distill_weight > 0 or self.hard != "error"):
-            raise InputError(
-                f"Distillation and hard='{self.hard}' need the Super's answers, but --model.super_records is not set. "
-                "Make them with `elang score`, or set --model.distill_weight 0 --model.hard error."
-            )
         if self.hidden_weight > 0 and super_model is None:
             raise InputError("The distillation of hidden states runs the Super: set --model.super_model.")
+
+    @property
+    def need_super(self) -> bool:
+        """Whether these terms need the Super's answers."""
+        return self.distill_weight > 0 or self.hard != "error"
+
+    def check_answered(self, task: TextTask) -> None:
+        """Refuse terms that need the Super's answers, which are not known."""
+        if self.need_super:
+            instead = ", or set --model.distill_weight 0 --model.hard error" if task.kind.scores else ""
+            raise InputError(
+                f"Distillation and hard='{self.hard}' need the Super's answers, but --model.super_records is not set. "
+                f"Make them with `elang score`{instead}."
+            )
+
+    def alone(self) -> "LossOptions":
+        """The same without the Super's answers: no distillation, and hard is where the Swift is wrong."""
+        return replace(self, distill_weight=0.0, hard="error")
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,19 @@ class Objective(ABC):
         """The Super's answers, if they are known, to examples of the training file with this ``id`` and ``key``."""
         records = None if self.answers is None else self.answers.records["train"]
         return None if records is None else records.take(records.rows(table["id"], table["key"]))
+
+    def knows_super(self, batch: dict[str, Any]) -> bool:
+        """Whether the Super's answers to a loader's batch are known; an ``InputError`` if the file lacks them."""
+        if "super_logits" in batch or self.answers is None:
+            return "super_logits" in batch
+        who = f"The Super's records '{self.answers.path}'"
+        if "id" not in batch:
+            raise InputError(
+                f"{who} are looked up by 'id', the row in the file that was answered, which the loader's batches do "
+                "not have. Add it, or give 'super_logits'."
+            )
+        self.answers.records["train"].rows(batch["id"], what=who)
+        return True
 
     @abstractmethod
     def terms(self, batch: dict[str, Any], answer: Answer) -> dict[str, Tensor]:

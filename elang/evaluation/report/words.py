@@ -1,0 +1,156 @@
+"""What the results of an evaluation mean, in plain sentences, for the terminal and for the page."""
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from elang.evaluation.summary import JointSummary, Worth
+from elang.method.curve.points import Point
+from elang.method.quality.texts import full_mark
+
+# If the pair may be this much worse than the Super, a share of an answer's worth, the examples are too few to tell.
+_TOO_MUCH = 0.02
+# By the words that are explained, which are looked for as they are written.
+_MEANINGS = {
+    "held out": "chosen on {chosen_on}, and tried here",
+    "read here": "chosen on these same examples, which is optimistic: it promises nothing for new inputs",
+    "1-SE": "the cheapest threshold at which {metric} is below the Super's by at most half a point, or one standard "
+    "error if that is larger",
+    "parity": "the cheapest threshold with all of the Super's {metric}",
+    "99.5%, 99%": "the cheapest threshold with this share of the Super's {metric}",
+    "random": "for comparison, deferring by chance",
+    "oracle": "for comparison, a score that knows both models' answers",
+    "deferred": "share of the inputs that the Swift passes on to the Super; 'defer 10%' aims at 10%",
+    "speed-up": "FLOPs of the Super alone divided by FLOPs of the pair; below 1x the pair costs more",
+    "area": "how well a score finds the inputs that the Super answers better, 0 (as by chance) to 1 (all of them); "
+    "below 0 it is worse than chance",
+    "difference, area minus": "the area minus that of {score}; '=' if that may be chance (the 95% interval includes 0)",
+    "by length": "rank correlation of the score with the number of generated tokens",
+    "encoder_": "such a score decides before the Swift's decoder runs, which saves its cost for a deferred input",
+}
+
+
+def meanings(texts: Iterable[str], told: Iterable[str] = (), **about: str) -> list[str]:
+    """A line for each word in some texts that needs explaining, unless a text that was ``told`` has it, too.
+
+    ``about`` are ``metric``, ``chosen_on`` and ``score``.
+
+    >>> [line.partition(":")[0] for line in meanings(["score", "area", "speed-up"], told=["speed-up"])]
+    ['area']
+    """
+    about = {"metric": "quality", "chosen_on": "held-out examples", "score": "the first score"} | about
+    found, before = ("\n".join(some) for some in (texts, told))
+    lines = []
+    for words, meaning in _MEANINGS.items():
+        named = [word for word in words.split(", ") if word in found]
+        if named and not any(word in before for word in named):
+            lines.append(f"{', '.join(named)}: {meaning}".format(**about))
+    return lines
+
+
+def outcome(summary: JointSummary, point: Point, to_super: dict[str, Any] | None) -> list[str]:
+    """What the pair saves at a point, and how its answers compare with the Super's; the first sentence answers both.
+
+    ``to_super`` is from :func:`elang.method.bootstrap.lost_to_super` of gains as a share of the largest worth.
+    """
+    first, share = summary.first, point.deferred_share
+    metric, task = first.quality_name, f"On {summary.task}, " if summary.task else ""
+    swift, pair, super_ = (quality_text(metric, q) for q in (first.swift.quality, point.quality, first.super.quality))
+    said = _compared(to_super, f"{metric} {pair}, the Super's {super_}", first.num_examples)
+    lines = [f"the pair {said} at {point.speedup:.2f}x fewer FLOPs."]
+    if share == 1:
+        lines = ["the pair saves nothing: every input goes to the Super."]
+    elif math.isnan(point.speedup):
+        lines = [f"the pair {said}; what it saves is unknown."]
+    elif point.speedup <= 1:
+        lines = [f"the pair saves nothing: it {said} and takes {1 / point.speedup:.2f}x the Super's FLOPs."]
+    lines[0] = task + (lines[0] if task else "T" + lines[0][1:])
+    if share < 1:
+        lines.append(f"The Swift answers {1 - share:.1%} of the inputs by itself, and the Super the other {share:.1%}.")
+        lines += [] if to_super is None else [_difference(to_super, summary.worth)]
+    lines.append(f"The Swift alone has {metric} {swift}.")
+    if math.isnan(first.super.cost):
+        lines.append("What the Super costs is unknown: give it with --model.super_flops.")
+    else:
+        costs = [f"{cost / 1e9:.3g}" for cost in (first.swift.cost, point.cost, first.super.cost)]
+        lines.append(
+            "An input costs {} GFLOPs by the Swift alone, {} by the pair, {} by the Super alone.".format(*costs)
+        )
+    return lines
+
+
+def _compared(to_super: dict[str, Any] | None, values: str, examples: int) -> str:
+    """How the pair answers, compared with the Super, with the ``values`` of the metric."""
+    if to_super is None:
+        return f"answers ({values})"
+    low, high, how = to_super["low"], to_super["high"], "answers as well as"
+    if low > 0 or high < 0:
+        how = "answers better than" if low > 0 else "answers worse than"
+    elif low < -_TOO_MUCH:
+        how, values = "may answer worse than", f"{values}; {examples:,} examples are too few to tell"
+    return f"{how} the Super ({values})"
+
+
+def _difference(to_super: dict[str, Any], worth: Worth) -> str:
+    """A pair's difference from the Super, and whether it may be chance."""
+    unit, points = worth.unit.split(",")[0], " points" if worth.largest else ""
+    mean, low, high = ((100 if points else 1) * to_super[name] for name in ("difference", "low", "high"))
+    if low == high == 0:
+        return f"No answer differs from the Super's in worth ({unit})."
+    verdict = "may be chance" if low <= 0 <= high else "is more than chance"
+    test = f" (McNemar's test: p = {to_super['p']:.2g})" if "p" in to_super else ""
+    includes = "which includes 0" if low <= 0 <= high else "without 0"
+    return (
+        f"The difference to the Super, {mean:+.2f}{points} ({unit}), {verdict}: its 95% interval is {low:+.2f} to "
+        f"{high:+.2f}, {includes}{test}."
+    )
+
+
+def statement_lines(statement: dict[str, Any]) -> list[str]:
+    """What a threshold promises, whether that holds here, and warnings."""
+    lines = [statement["statement"]]
+    if statement["same_slice"]:
+        lines.append("It was chosen on these examples, so they cannot show whether it holds.")
+    elif "verdict" in statement:
+        verdict = statement["verdict"]
+        meaning = {"not refuted": " (it is more, but that may be chance)", "broken": " (by more than chance explains)"}
+        observed, allowed = statement["observed"], statement["allowed"]
+        lines.append(f"Here: {verdict}, {observed:.3%} where {allowed:.3%} is allowed{meaning.get(verdict, '')}.")
+    return [*lines, *(f"Warning: {warning}." for warning in statement["warnings"])]
+
+
+def quality_text(metric: str, value: float) -> str:
+    """A value of a metric with the digits that its scale needs.
+
+    >>> quality_text("accuracy", 0.5), quality_text("bleu", 41.23)
+    ('0.5000', '41.23')
+    """
+    return "-" if math.isnan(value) else f"{value:.{2 if full_mark(metric) > 1 else 4}f}"
+
+
+def speedup_text(speedup: float) -> str:
+    """A speed-up, or a dash if it is unknown."""
+    return "-" if math.isnan(speedup) else f"{speedup:.2f}x"
+
+
+def point_cells(point: Point | None, metric: str) -> list[str]:
+    """Quality, deferred share and speed-up at a point, dashes where they are unknown."""
+    if point is None:
+        return ["-"] * 3
+    return [quality_text(metric, point.quality), f"{point.deferred_share:.1%}", speedup_text(point.speedup)]
+
+
+def area_difference(area: dict[str, float], interval: bool = True) -> str:
+    """A score's area minus that of the score that routes, with its ``interval`` or without.
+
+    It begins with ``=`` where the interval includes 0, and is no more than that if all of it is 0 as printed.
+
+    >>> area_difference({"difference": -0.0121, "difference_low": -0.05, "difference_high": 0.03})
+    '= -.012 (-.05, +.03)'
+    """
+    difference, low, high = (area.get(name, 0.0) for name in ("difference", "difference_low", "difference_high"))
+    text = re.sub(r"(?<!\d)0\.", ".", f"{'= ' * (low <= 0 <= high)}{difference:+.3f} ({low:+.2f}, {high:+.2f})")
+    if not re.search("[1-9]", text):
+        return "="
+    return text if interval else text.partition(" (")[0]

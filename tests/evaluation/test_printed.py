@@ -1,0 +1,152 @@
+"""What an evaluation prints: the answer first, tables of 80 columns without repeats, every word explained."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from elang.cli.verbs import main
+from elang.data.benchmarks import TaskData
+from elang.data.seq2seq import Seq2SeqData
+from elang.data.text_classification import TextClassificationData
+from elang.evaluation import pair
+from elang.evaluation import summary as summaries
+from elang.evaluation.pair import PairAnswers, choose_thresholds
+from elang.evaluation.report.console import print_summary
+from elang.evaluation.report.words import outcome, statement_lines
+from elang.evaluation.summary import EvaluatedPair, all_curves, summarize_pair
+from elang.method.quality.registry import QUALITIES
+
+ABOUT = {
+    "evaluated_on": "validation",
+    "swift_model": "runs/swift",
+    "super_model": "runs/super",
+    "score": "max_softmax",
+    "temperature": 1.0,
+    "thresholds_from": "the routing slice, held out from training: 400 examples",
+    "weights": {"swift": "1", "super": "2"},
+    "task": "dev.csv (intent)",
+}
+LONG = "a_score_of_ones_own_with_a_name_that_is_long"
+
+
+def summary_of(n=400, names=("accuracy", "f1_macro"), super_cost=8e9, swift_right=0.8):
+    draw = torch.Generator().manual_seed(0)
+    label = torch.randint(3, (n,), generator=draw)
+    right = [torch.rand(n, generator=draw) < share for share in (swift_right, 0.92)]
+    swift, super_ = (torch.where(r, label, (label + 1) % 3) for r in right)
+    score = torch.rand(n, generator=draw) + 0.5 * ~right[0]
+    scores = {"entropy": score * 2, "max_softmax": score, LONG: -score, "router": score + 1}
+    costs = [torch.full((n,), cost, dtype=torch.float64) for cost in (1e9, super_cost)]
+    answers = PairAnswers(torch.arange(n), torch.arange(n), label, swift, super_, scores, *costs, {})
+    qualities = [QUALITIES[name](3) for name in names]
+    thresholds = choose_thresholds(answers, qualities[0], "here")
+    about = EvaluatedPair(**ABOUT, num_examples=n)
+    return summarize_pair(about, answers, all_curves(answers, qualities), thresholds, ["a", "b", "c"], n, None, 4e-7)
+
+
+def test_the_answer_comes_first_and_everything_fits_80_columns(capsys):
+    latency = {"batch 1": 0.00268, "at best batch": 0.000621, "best batch": 256, "tokens": 13}
+    print_summary(replace(summary_of(), latency={"swift": latency, "super": latency}), Path("runs/joint"))
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert lines[0].startswith("On dev.csv (intent), the pair ")
+    assert max(map(len, lines)) <= 80
+    words = " ".join(said.split())
+    assert words.index("x fewer FLOPs.") < words.index("dev.csv (intent): accuracy on 400 examples of validation")
+    # Scores that order all examples alike are one row, that of the score that routes.
+    assert "Left out, equal to 'max_softmax': 'entropy', 'router'." in words
+    assert [line.split()[0] for line in lines if line.startswith(("max_softmax*", "entropy", "router"))] == [
+        "max_softmax*"
+    ]
+    # Each word is explained once, and only those that appear are.
+    for word in ("held out", "read here", "1-SE", "parity", "deferred", "speed-up", "area", "difference"):
+        assert len([line for line in lines if line.startswith(f"{word}: ")]) == 1, word
+    assert "by length" not in said
+    assert "encoder_" not in said
+    # Both metrics stand beside each other.
+    assert next(line for line in lines if line.startswith("threshold ")).split() == [
+        *("threshold", "accuracy", "f1_macro", "deferred", "speed-up")
+    ]
+    assert [line.split()[:2] for line in lines if line.endswith("256 ")] == [["Swift", "13"], ["Super", "13"]]
+
+
+def test_equal_thresholds_are_one_row(capsys):
+    """A Swift that is always right: nothing is deferred at any threshold that is chosen by quality."""
+    print_summary(summary_of(swift_right=1.0), Path("joint"))
+    words = " ".join(capsys.readouterr().out.split())
+    others = ("held out, parity", "held out, 99.5%", "held out, 99%", "read here, 1-SE")
+    assert "Left out, equal to 'held out, 1-SE': " + ", ".join(map(repr, others)) in words
+    assert words.index("Caution: the Super is not shown to be better") < words.index("threshold accuracy")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "speedup", "share", "expected"),
+    [
+        (-0.015, 0.01, 1.79, 0.2, "The pair answers as well as the Super (accuracy 0.9000, the Super's 0."),
+        (
+            -0.3,
+            0.1,
+            1.79,
+            0.2,
+            "The pair may answer worse than the Super (accuracy 0.9000",
+        ),
+        (-0.04, -0.01, 1.79, 0.2, "The pair answers worse than the Super ("),
+        (0.01, 0.02, 1.79, 0.2, "The pair answers better than the Super ("),
+        (0.0, 0.0, 0.8, 0.2, "The pair saves nothing: it answers as well as the Super ("),
+        (0.0, 0.0, 0.8, 1.0, "The pair saves nothing: every input goes to the Super."),
+        (-0.01, 0.01, math.nan, 0.2, "The pair answers as well as the Super ("),
+    ],
+)
+def test_what_the_pair_saves_in_a_sentence(low, high, speedup, share, expected):
+    summary = replace(summary_of(names=("accuracy",), super_cost=speedup * 8e9), task="")
+    point = replace(summary.first.swift, quality=0.9, speedup=speedup, deferred_share=share)
+    answer, *details = outcome(summary, point, {"difference": (low + high) / 2, "low": low, "high": high})
+    assert answer.startswith(expected)
+    ends = {True: "at 1.79x fewer FLOPs.", False: "and takes 1.25x the Super's FLOPs."}[speedup > 1]
+    assert share == 1 or answer.endswith("what it saves is unknown." if math.isnan(speedup) else ends)
+    words = " ".join(details)
+    assert ("may be chance" in words) == (low < 0 < high)
+    assert ("is more than chance" in words) == (low > 0 or high < 0)
+    assert ("--model.super_flops" in words) == math.isnan(speedup)
+
+
+def test_a_broken_promise_is_explained():
+    said = {
+        "statement": "At most 2%.",
+        "same_slice": False,
+        "warnings": ["it drifted"],
+        "observed": 0.05,
+        "allowed": 0.02,
+    }
+    assert statement_lines(said | {"verdict": "broken"}) == [
+        *(
+            "At most 2%.",
+            "Here: broken, 5.000% where 2.000% is allowed (by more than chance explains).",
+            "Warning: it drifted.",
+        )
+    ]
+    assert statement_lines(said | {"same_slice": True})[1].startswith("It was chosen on these examples")
+
+
+def test_results_are_titled_by_what_was_asked():
+    hub = TextClassificationData("train", "validation", hub="owner/name@abc", label="intent")
+    assert hub.title("validation") == "owner/name@abc (intent)"
+    local = TextClassificationData("a/train.csv", "a/dev.csv", "a/test.csv", label="intent")
+    assert [local.title(split) for split in ("validation", "test")] == ["dev.csv (intent)", "test.csv (intent)"]
+    assert Seq2SeqData(validation="data/dev", source="en", target="de").title("validation") == "dev (en to de)"
+    assert TaskData("glue/rte", splits=["validation"]).title("validation") == "glue/rte"
+
+
+def test_curves_are_computed_once(joint_args, tmp_path, monkeypatch):
+    """Once for the routing slice, on which thresholds are chosen, and once for the evaluation set."""
+    calls, found = [], pair.pair_curves
+    for module in (pair, summaries):
+        monkeypatch.setattr(
+            module, "pair_curves", lambda answers, quality: calls.append(len(answers)) or found(answers, quality)
+        )
+    assert main(["validate", *joint_args, "--model.output", str(tmp_path / "joint")]) == 0
+    assert sorted(calls)[0] == 61
+    assert len(calls) == 2
