@@ -42,9 +42,8 @@ class FinetuneModule(TaskModule):
     After training it writes a folder that loads with plain ``transformers`` and into every ``elang`` module.
 
     Args:
-        model: A folder or a hub id (``owner/name@revision``) of a pretrained model: anything that
-            ``AutoModelForSequenceClassification`` loads, an encoder-decoder (``AutoModelForSeq2SeqLM``), or, to answer
-            in label words, a decoder-only language model (``AutoModelForCausalLM``).
+        model: A folder or a hub id (``owner/name@revision``) of a pretrained model that ``transformers`` loads by
+            ``AutoModelForSequenceClassification``, ``AutoModelForSeq2SeqLM`` or ``AutoModelForCausalLM`` (label words).
         label_names: Class names in order; the command line takes them from the data.
         task: :meth:`elang.tasks.text_task.TextTask.plain`; the command line takes it from the data.
         layers: Keep only the first so many layers (of an encoder-decoder, of both stacks).
