@@ -86,7 +86,8 @@ class ExampleTable(_Gathered):
         repeated = ids[1:][ids[1:] == ids[:-1]]
         if len(repeated):
             raise RuntimeError(
-                f"Example {int(repeated[0])} was counted twice: evaluate with a sampler that does not pad."
+                f"Example {int(repeated[0])} was counted twice: evaluate with a sampler that does not pad, and "
+                "give each example of a loader an 'id' of its own."
             )
         return table
 

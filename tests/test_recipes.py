@@ -230,7 +230,7 @@ def test_a_single_text_column_needs_no_list(tmp_path, base_model):
 def test_the_default_score_is_the_routers_where_it_is_better(
     better, expected, pair, base_model, data_args, tmp_path, monkeypatch
 ):
-    def choose(held_out, gain, simple):
+    def choose(held_out, gain, simple, *others):
         assert simple == "max_softmax"
         return ("logits" if better else simple), {"reads": "logits" if better else simple, "why": "told so"}
 

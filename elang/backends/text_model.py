@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +227,16 @@ class TextModel(Network):
         self, answer: Any, inputs: dict[str, Tensor], *, order: list[int], top_k: int
     ) -> dict[str, Tensor]:
         """The columns that hold the answer itself."""
+        answer = self.ordered(answer, order)
+        return {"logits": answer.logits, "prediction": answer.prediction}
+
+    def ordered(self, answer: Answer, order: list[int]) -> Answer:
+        """An answer with its classes in another order (:meth:`class_order`)."""
         prediction = answer.prediction
         if self.task.kind.chooses:
             place = torch.tensor(order, device=prediction.device).argsort()
             prediction = torch.where(prediction < 0, -1, place[prediction.clamp_min(0)])
-        return {"logits": answer.logits[:, order], "prediction": prediction}
+        return replace(answer, logits=answer.logits[:, order], prediction=prediction)
 
     def records(self, table: dict[str, Tensor]) -> Records:
         """The records of a table with the columns of :meth:`answer_columns`, ``id`` and ``key``."""

@@ -17,9 +17,15 @@ from elang.inference.speed import Sizes, differences, time_inputs
 from elang.notices import made, notice
 from elang.records import DEFAULT_THRESHOLD
 from elang.records.manifest import Manifest
-from elang.terminal import console
+from elang.terminal import say_table, say_wrapped
 
-_COLUMNS = ("deferred", "inputs a second", "speed-up", "by FLOPs", "ratio", "one by one, ms (95%)", "speed-up")
+_TOGETHER = ("deferred", "inputs a second", "speed-up", "by FLOPs", "ratio")
+_ALONE = ("ms, median", "ms, 95%", "speed-up")
+_NOTES = [
+    "inputs a second: the median pass, and the slowest and the fastest one.",
+    "speed-up: time of the Super alone, which runs in the same way, divided by that of this row.",
+    "by FLOPs: what FLOPs predict for these inputs. ratio: the speed-up as a share of that.",
+]
 
 
 def bench(
@@ -103,26 +109,26 @@ def _has_thresholds(path: str) -> bool:
 
 
 def _print(figures: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(
-        title=f"{figures['inputs']} inputs on {figures['device']}, {figures['repeats']} passes",
-        caption="Speed-ups over the Super alone, which runs in the same way. Spread: slowest and fastest pass.",
-    )
-    table.add_column("")
-    for column in _COLUMNS:
-        table.add_column(column, justify="right")
-    for name, entry in figures["passes"].items():
-        row = [name, f"{entry['deferred']:.1%}"]
-        row.append(f"{1 / entry['median']:,.0f} ({1 / entry['most']:,.0f} to {1 / entry['least']:,.0f})")
-        row += [f"{entry['speedup']:.2f}x", f"{entry['predicted']:.2f}x", f"{entry['ratio']:.0%}"]
-        if single := entry.get("one by one"):
-            row += [f"{1e3 * single['median']:.2f} ({1e3 * single['95%']:.2f})", f"{single['speedup']:.2f}x"]
-        table.add_row(*row)
-    terminal = console(140)
-    terminal.print(table)
+    passes = figures["passes"].items()
+    rows = [
+        [
+            *(name, f"{entry['deferred']:.1%}"),
+            f"{1 / entry['median']:,.0f} ({1 / entry['most']:,.0f} to {1 / entry['least']:,.0f})",
+            *(f"{entry['speedup']:.2f}x", f"{entry['predicted']:.2f}x", f"{entry['ratio']:.0%}"),
+        ]
+        for name, entry in passes
+    ]
+    title = f"{figures['inputs']} inputs on {figures['device']}, many at a time; passes: {figures['repeats']}"
+    say_table(title, ["", *_TOGETHER], rows, _NOTES)
+    single = [(name, entry["one by one"]) for name, entry in passes if "one by one" in entry]
+    if single:
+        rows = [
+            [name, f"{1e3 * entry['median']:.2f}", f"{1e3 * entry['95%']:.2f}", f"{entry['speedup']:.2f}x"]
+            for name, entry in single
+        ]
+        say_table("One by one", ["", *_ALONE], rows, ["95%: 95 of 100 inputs take at most so long."])
     for name, changed in figures.get("differences", {}).items():
-        terminal.print(
+        say_wrapped(
             f"{name}: of {figures['inputs']} inputs {changed['decisions']} are routed and {changed['labels']} answered "
             f"otherwise than in float32, at most {changed['distance']:.3g} from the threshold"
         )

@@ -1,17 +1,18 @@
 """The data module: splits, a held-out routing slice, tokenised inputs, and batches for training and evaluation."""
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from elang.data.arguments import KeepsArguments
 from elang.data.batches import EncodedExamples, LengthBatches, Reader, SplitBatches
 from elang.data.columns import check_file, read_transfer
 from elang.data.encoding import encode_split
@@ -21,7 +22,7 @@ from elang.notices import notice
 from elang.tasks.text_task import TaskFields, TextTask
 
 
-class TextData(LightningDataModule):
+class TextData(KeepsArguments):
     """Texts of a task in splits. A subclass has :attr:`text_task`, and :meth:`read` for its sources.
 
     A slice of the training file, chosen by a hash of each text, is held out from training: router heads are fitted and
@@ -56,8 +57,6 @@ class TextData(LightningDataModule):
         fold: str | None = None,
     ) -> None:
         super().__init__()
-        # Checkpoints keep them.
-        self.save_hyperparameters(logger=False)
         if not 0 <= routing_fraction < 1:
             raise InputError(f"--data.routing_fraction must be in [0, 1), but it is {routing_fraction}.")
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -107,7 +106,7 @@ class TextData(LightningDataModule):
 
     def title(self, source: str) -> str:
         """What is asked of a source, as the title of its results: by default the data set or the file."""
-        return self.hub or self.files[source].rpartition("/")[2]
+        return self.hub or os.path.basename(self.files[source])
 
     @property
     def splits(self) -> list[SplitName]:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from torch import Tensor
 
 from elang.backends import DType
+from elang.backends.backend import Scored
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
 from elang.inference.cascade import Cascade, Choices, Stage, Texts
@@ -128,13 +130,23 @@ class JointPredictor(Cascade):
 
         The answer is ``None`` where the score decided before the decoder ran. ``keep`` defers none.
         """
-        scored = self._scored(self.stages[0], self._prepare(rows, choices), math.inf if keep else self.threshold)
+        scored = self.score_swift(rows, choices, keep)
         return list(zip(scored.answers, scored.scores, scored.deferred, strict=True))
+
+    def score_swift(self, rows: list[tuple[str, ...]], choices: Choices = None, keep: bool = False) -> Scored:
+        """What :meth:`ask_swift` returns, with the probabilities."""
+        return self._scored(self.stages[0], self._prepare(rows, choices), math.inf if keep else self.threshold)
 
     def ask_super(self, rows: list[tuple[str, ...]], choices: Choices = None) -> list[str | float]:
         """The Super's answers to texts, as :meth:`rows` gives them."""
+        answers: list[Any] = [*self.score_super(rows, choices).answers]
+        return answers
+
+    def score_super(self, rows: list[tuple[str, ...]], choices: Choices = None) -> Scored:
+        """What :meth:`ask_super` returns, with the probabilities; scores mean nothing."""
         window = self._window(rows, choices)
-        return self._labels(self.stages[-1], window, self.runners["super"].answer(window).answers)
+        scored: Scored = self.runners["super"].answer(window)
+        return replace(scored, answers=self._labels(self.stages[-1], window, scored.answers))
 
 
 class _MissingSuper:

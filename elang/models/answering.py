@@ -1,12 +1,14 @@
 """The answers of one or several finished models, or of what stands in for them, to whole splits."""
 
+from concurrent.futures import Future, wait
+from threading import Thread
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from elang.backends import DType
-from elang.backends.backend import Backend, Columns
+from elang.backends.backend import Answer, Backend, Columns
 from elang.backends.flops import FlopsConvention
 from elang.backends.loading.load import load_model, open_backend
 from elang.backends.recorded import RecordedBackend
@@ -19,6 +21,9 @@ from elang.models.base import TaskModule
 from elang.notices import notice
 from elang.records.table import Records
 from elang.tasks.text_task import TaskFields
+
+# Seconds between two words to the other processes.
+_MINUTE = 60.0
 
 
 class EvaluationModule(TaskModule):
@@ -102,6 +107,15 @@ class EvaluationModule(TaskModule):
             rows |= {f"{name}_{column}": values for column, values in answers.items()}
         return rows
 
+    def _answer(self, model: TextModel, rows: dict[str, Any], name: str) -> Answer:
+        """A model's answer and loss, with the classes in the order of the data's."""
+        order, label = self.class_order[name], rows["label"]
+        if not self.task.kind.chooses or order == [*range(len(order))]:
+            return super()._answer(model, rows, name)
+        places = torch.tensor(order, device=label.device)
+        label = torch.where(label < 0, label, places[label.clamp_min(0)])
+        return model.ordered(super()._answer(model, rows | {"label": label}, name), order)
+
     def loader_names(self, first: str, count: int) -> list[str]:
         """The second loader has held-out examples, on which thresholds are chosen."""
         if count > 2:
@@ -158,16 +172,31 @@ class EvaluationModule(TaskModule):
         return self._asked_once(self.backends[name], examples)
 
     def _asked_once(self, backend: Backend, examples: Examples) -> Records:
-        """A backend's answers; of several processes the first one asks, so that a server is not asked by each."""
-        records, message = None, None
-        if self.trainer.is_global_zero:
+        """A backend's answers; of several processes the first one asks, so that a server is not asked by each.
+
+        It tells the others every minute that it still waits: torch gives a process up that hears nothing for longer.
+        """
+        if self.trainer.world_size == 1:
+            return backend.answer(examples)
+        answered: Future[Records] = Future()
+
+        def ask() -> None:
             try:
-                records = backend.answer(examples)
-            except InputError as error:
-                message = str(error)
-        records, message = self.trainer.strategy.broadcast((records, message))
+                answered.set_result(backend.answer(examples))
+            except Exception as error:
+                answered.set_exception(error)
+
+        if self.trainer.is_global_zero:
+            Thread(target=ask, daemon=True).start()
+        reply: tuple[Records | None, str] | None = None
+        while reply is None:
+            if self.trainer.is_global_zero and wait([answered], _MINUTE).done:
+                error = answered.exception()
+                reply = (None, str(error)) if error else (answered.result(), "")
+            reply = self.trainer.strategy.broadcast(reply)
+        records, message = reply
         if records is None:
-            raise InputError(str(message))
+            raise (answered.exception() if answered.done() else None) or InputError(message)
         return records
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from elang.backends.backend import Answer, Columns
-from elang.backends.loading.checkpoints import CHECKPOINT_KEY, check_output_folder, describe
+from elang.backends.loading.checkpoints import CHECKPOINT_KEY, check_output_folder, describe, note_replaced
 from elang.backends.loading.families import check_words
 from elang.backends.loading.load import load_model
 from elang.backends.loading.weights import check_state
@@ -26,7 +26,6 @@ from elang.models.resuming import (
     RANDOM_KEY,
     Plan,
     check_checkpoint,
-    data_options,
     random_state,
     restore_random,
     stop_together,
@@ -126,6 +125,7 @@ class FinetuneModule(TaskModule):
         # log_dir is a collective: every process has to ask.
         self._folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
         if not getattr(self.trainer, "fast_dev_run", False):
+            note_replaced(self._folder)
             self.lock(self._folder)
 
     @property
@@ -237,7 +237,7 @@ class FinetuneModule(TaskModule):
             "class": type(self).__name__,
             "max_epochs": self.trainer.max_epochs,
             "plan": None if self._plan is None else asdict(self._plan),
-            "data": data_options(self.data),
+            "data": None if self.data is None else self.data.made_with(),
             **describe(self.classifier, self.hparams["model"]),
         }
         checkpoint[RANDOM_KEY] = random_state(self.device)
@@ -262,6 +262,7 @@ class FinetuneModule(TaskModule):
 
     def on_train_start(self) -> None:
         """Continue with this run's learning rate; a checkpoint brings its own run's."""
+        self._batches.begin()
         if self._resumed and self._schedule is not None:
             self._schedule.resume(self.lr, self.weight_decay)
 

@@ -24,18 +24,21 @@ _CHOICES = ("num_choices", "answer_ids")
 _LABELS = ("labels", "label")
 _COLLATE = "Give the DataLoader a collate_fn that pads, such as DataCollatorWithPadding(tokenizer) of transformers."
 
+# How often labels on a GPU are looked at: those of one batch, before and after the Super's answers replace some.
+_LOOKS = 2
+
 
 class LoaderBatches:
     """Turns a loader's batches into those of :class:`elang.data.batches.SplitBatches`, which stay as they are."""
 
     def __init__(self, task: TextTask) -> None:
         self.task, self.kind = task, task.kind
-        self._first = True
+        self._first, self._looks = True, _LOOKS
         self._seen: dict[str, int] = {}
 
     def begin(self) -> None:
-        """Number the examples of each split from 0 again."""
-        self._seen = {}
+        """Number the examples of each split from 0 again, and look at the first batches."""
+        self._seen, self._looks = {}, _LOOKS
 
     def read(self, batch: Any, models: dict[str, TextModel], labelled: bool = True) -> dict[str, Any]:
         """A batch with a ``label`` and, under its name, the inputs of each model.
@@ -151,8 +154,10 @@ class LoaderBatches:
     def check_labels(self, label: Tensor, labelled: bool) -> None:
         """Refuse labels that are no classes and, in a ``labelled`` batch, unknown ones."""
         # On a GPU, looking at the values means waiting for all that is queued.
-        if not (self._first or label.device.type == "cpu"):
-            return
+        if label.device.type != "cpu":
+            self._looks -= 1
+            if self._looks < 0:
+                return
         names = self.task.label_names
         if self.kind.chooses and int(label.max()) >= len(names):
             raise InputError(

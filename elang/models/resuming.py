@@ -3,7 +3,6 @@
 import hashlib
 import os
 from dataclasses import dataclass
-from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, distributed
 
 from elang.backends.loading.checkpoints import CHECKPOINT_KEY
 from elang.data.examples import Examples
-from elang.data.module import TextData
 from elang.errors import InputError
 from elang.notices import notice
 
@@ -140,18 +138,6 @@ class Plan:
                 f"--data.fold is {new}, but the checkpoint was trained with {old}: the part that is left out was "
                 "trained on. Give the same fold, or train anew."
             )
-
-
-def data_options(data: TextData | None) -> dict[str, Any] | None:
-    """The class path and arguments of a data module, from which the command line makes it again."""
-    if data is None:
-        return None
-    names = dict(signature(type(data).__init__).parameters)
-    if any(each.kind is Parameter.VAR_KEYWORD for each in names.values()):
-        # A class that passes the others on gives the files itself.
-        names |= {name: each for name, each in signature(TextData.__init__).parameters.items() if name != "files"}
-    options = {name: value for name, value in data.hparams.items() if name in names and value is not None}
-    return {"class_path": f"{type(data).__module__}.{type(data).__qualname__}", "init_args": options}
 
 
 def _hash(parts: list[Examples]) -> str:

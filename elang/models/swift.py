@@ -178,8 +178,8 @@ class SwiftModule(FinetuneModule):
             if getattr(self.trainer, "fast_dev_run", False):
                 self._learn_alone()
             self.loss_options.check_answered(self.task)
-        learned = self.score in ("router", *BEFORE_DECODER) and (data is not None or self.hparams["score"] is not None)
-        if learned and "routing" not in getattr(data, "splits", ()):
+        self.score = self.hparams["score"] or self.task.kind.default_score
+        if self.score in ("router", *BEFORE_DECODER) and "routing" not in getattr(data, "splits", ()):
             raise InputError(
                 f"The score '{self.score}' is learned on a slice of the training file: set --data.routing_fraction "
                 "above 0 in one of elang's data modules, or another --model.score."

@@ -6,6 +6,7 @@ import random
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -465,10 +466,13 @@ def test_a_deferral_before_the_decoder_saves_it(mt_pair, joint):
         torch.tensor(records["swift_flops"].to_numpy()), early + decoder + model._head_flops("router")
     )
     super_cost = records["super_flops"].mean()
-    for score, kept in (("encoder_router", float(early.mean())), ("nll_mean", records["swift_flops"].mean())):
-        last = curve[curve["score"] == score].iloc[-1]
-        assert last["deferred_share"] == 1
-        assert last["flops"] == pytest.approx(kept + super_cost)
+    for score, paid in (("encoder_router", early.numpy()), ("nll_mean", records["swift_flops"].to_numpy())):
+        *_, before, last = curve[curve["score"] == score].itertuples()
+        hard = records[f"score_{score}"].to_numpy() > before.threshold
+        kept = np.where(hard, paid, records["swift_flops"])
+        assert before.flops == pytest.approx(kept.mean() + (hard * records["super_flops"]).mean())
+        # Where everything is deferred whatever its score, no Swift runs.
+        assert (last.deferred_share, last.flops) == (1, pytest.approx(super_cost))
     assert joint[1]["lengths"]["decoder_share"] == pytest.approx(1 - float(early.sum()) / records["swift_flops"].sum())
 
 

@@ -550,7 +550,7 @@ def test_tables_of_suites_and_benchmarks_take_names_as_they_are(capsys):
     row |= {"swift_gflops": 1.0, "super_gflops": 2.0, "points": {"p [/]": point}}
     print_tables([row], ["p [/]", "q [/]\x1b[2J"])
     entry = {"deferred": 0.5, "median": 1.0, "most": 1.0, "least": 1.0, "speedup": 1.0, "predicted": 1.0, "ratio": 1.0}
-    _print({"inputs": 1, "device": "[/]\x1b[2J", "passes": {"[/x]\x1b[2J": entry}})
+    _print({"inputs": 1, "device": "[/]\x1b[2J", "repeats": 1, "passes": {"[/x]\x1b[2J": entry}})
     said = capsys.readouterr().out
     assert "[bold]t[/bold]" in said
     assert "[/x]" in said

@@ -44,7 +44,8 @@ def test_a_mistake_on_the_command_line(line, words, fails, tmp_path, monkeypatch
 
 def test_a_value_that_only_the_trainer_knows_to_be_wrong(base_model, data_args, fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = ["fit", "--model.model", base_model, *data_args]
+    # The wrong value comes last and counts.
+    args = ["fit", "--model.model", base_model, *data_args, "--trainer.accelerator", "cpu"]
     for option, words in (("accelerator", "accelerator='3x'"), ("strategy", "strategy='3x'"), ("devices", "`devices`")):
         message(fails, [*args, f"--trainer.{option}", "3x"], ["an option of --trainer", words])
 

@@ -161,7 +161,8 @@ def recomputed(folder, score, threshold):
     frame = pd.read_parquet(folder / "records.parquet").query("split == 'validation'")
     hard = frame[f"score_{score}"].to_numpy() > threshold
     mixed = frame["super_prediction"].where(hard, frame["swift_prediction"])
-    flops = (frame["swift_flops"] + frame["super_flops"] * hard).mean()
+    # Where everything is deferred whatever its score, no Swift runs.
+    flops = (frame["swift_flops"] * (threshold > -math.inf) + frame["super_flops"] * hard).mean()
     return {
         "swift": (frame["swift_prediction"] == frame["label"]).mean(),
         "super": (frame["super_prediction"] == frame["label"]).mean(),

@@ -32,7 +32,7 @@ from elang.inference.serving.batcher import Batcher, ModelAnswers
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.http import Server
 from elang.inference.serving.schema import Limits, Question, TimedQuestion
-from elang.inference.serving.server import _Client, add_routes
+from elang.inference.serving.server import Model, _Client, add_routes
 from elang.inference.serving.service import Metrics, PairService, score_edges
 from elang.inference.serving.workers import Workers, listen
 from elang.records.manifest import Manifest
@@ -62,9 +62,9 @@ class Models:
         if f"{model}_says" in self.wrong:
             return self.wrong[f"{model}_says"]
         rows = self.predictor.rows(question.texts)
-        if model == "swift":
-            return json.loads(json.dumps({"answers": self.predictor.ask_swift(rows, question.choices, question.keep)}))
-        return {"answers": self.predictor.ask_super(rows, question.choices)}
+        answering = Model.__new__(Model)
+        answering.role, answering.predictor = model, self.predictor
+        return json.loads(json.dumps(answering._answers(rows, question.choices, question.keep)))
 
     def service(self, limits=None, ready=True, policy="swift"):
         lost = 2 * (limits or Limits()).deadline
@@ -90,11 +90,14 @@ def posted(service, *bodies, path="/predict", content=None, **options):
 
 def labels_of(response):
     assert response.status_code == 200, response.text
-    return [(a["label"], a["score"], a["answered_by"]) for a in response.json()["answers"]]
+    return [(a["label"], a["probability"], a["score"], a["answered_by"]) for a in response.json()["answers"]]
 
 
 def as_tuples(predictions):
-    return [(p.label, pytest.approx(p.score, abs=1e-5), p.answered_by) for p in predictions]
+    return [
+        (p.label, *(pytest.approx(value, abs=1e-5) for value in (p.probability, p.score)), p.answered_by)
+        for p in predictions
+    ]
 
 
 def test_the_parts_of_a_predictor_are_the_whole(predictor):
@@ -150,6 +153,7 @@ def test_a_super_that_does_not_answer(predictor, wrong, ready, reason):
     for answer, one, (label, _, hard) in zip(response.json()["answers"], whole, alone, strict=True):
         assert answer["answered_by"] == "swift"
         assert answer["label"] == label
+        assert 0.5 <= answer["probability"] <= 1
         assert answer["fallback"] == (reason if hard else None)
         assert hard == (one.answered_by == "super")
     page = service.metrics.page().body.decode()
@@ -175,7 +179,7 @@ def test_a_swift_is_asked_only_for_a_super_that_fails_where_everything_is_deferr
     answers = response.json()["answers"]
     assert {answer["score"] for answer in answers} == {None}
     if ready:
-        assert labels_of(response) == [(one.label, None, "super") for one in predictor(texts)]
+        assert labels_of(response) == as_tuples(predictor(texts))
         assert models.asked == {"swift": 0, "super": 1}
     else:
         kept = [label for label, _, _ in predictor.ask_swift(predictor.rows(texts), keep=True)]
@@ -265,6 +269,20 @@ def test_what_waits_goes_together():
     # One that is not taken spoils no other's answer, and what is kept is asked apart.
     assert rest == [["g", "odd", "h"], ["g"], ["odd", "h"], ["odd"], ["h"], ["k"]]
     assert [keep for keep, _ in sent] == [False] * 8 + [True]
+
+
+@pytest.mark.parametrize("given", [None, [0.5], [2.0, None], ["high", math.nan], "high", [0.25, 1]])
+def test_probabilities_of_a_super_elsewhere(given):
+    """It may give none, and only numbers from 0 to 1 count."""
+
+    async def ask():
+        async def send(question, until):
+            return {"answers": ["a", "b"], "probabilities": given}
+
+        return await Batcher(send).ask(Question(texts=["x", "y"], choices=None, keep=False), time.monotonic() + 20)
+
+    found = asyncio.run(ask()).probabilities
+    assert found == (given if given == [0.25, 1] else [None] * 2 if isinstance(given, list) and len(given) == 2 else [])
 
 
 def test_a_lost_batch_is_given_up():
@@ -658,7 +676,7 @@ def test_a_server_lives_through_the_death_of_its_super(pair, predictor):
         with ThreadPoolExecutor(16) as pool:
             found = list(pool.map(ask, parts))
         for i, answers in zip(range(0, 300, 5), found, strict=True):
-            assert [(a["label"], a["score"], a["answered_by"]) for a in answers] == as_tuples(
+            assert [(a["label"], a["probability"], a["score"], a["answered_by"]) for a in answers] == as_tuples(
                 expected[i : i + len(answers)]
             )
         assert client.get(address + "/docs").status_code == 200
@@ -755,6 +773,9 @@ def test_a_super_elsewhere(pair, predictor):
     with running(*alone, wait="/health", env=env) as (super_address, super_process):
         alone = httpx.post(super_address + "/super", json={"texts": texts}, headers=headers, timeout=30).json()
         assert alone["answers"] == predictor.ask_super(predictor.rows(texts))
+        assert alone["probabilities"] == pytest.approx(
+            [one.probability for one in predictor.super_map(texts)], abs=1e-5
+        )
         assert httpx.post(super_address + "/super", json={"texts": texts}).status_code == 401
         page = httpx.get(super_address + "/metrics", headers=headers).text
         for line in (
@@ -789,7 +810,7 @@ def test_a_super_elsewhere(pair, predictor):
             super_process.wait(30)
             found = ask().json()["answers"]
             assert {a["fallback"] for a in found} == {None, "failed"}
-            assert [a["score"] for a in found] == [pytest.approx(e[1], abs=1e-5) for e in expected]
+            assert [a["score"] for a in found] == [e[2] for e in expected]
 
 
 def test_the_kubernetes_example_fits_the_server(predictor):

@@ -21,6 +21,7 @@ from conftest import FILLER, GOOD
 
 from elang import InputError, JointPredictor
 from elang.backends.loading.load import load_model
+from elang.cli.bench import _print
 from elang.cli.verbs import main
 from elang.data.batches import token_batches
 from elang.data.encoding import encode
@@ -598,8 +599,9 @@ def test_bench_verb(pair, files, tmp_path, capsys):
     args = ["bench", *models, "--input", str(files[1]), "--text", "[text]", "--repeats", "1", "--single", "2"]
     assert main([*args, "--device", "cpu", "--shares", "0.5", "--output", str(tmp_path / "b.json")]) == 0
     said = capsys.readouterr().out
-    assert "61 inputs on cpu" in said
-    assert "defer 50%" in said
+    assert "61 inputs on cpu, many at a time" in said
+    assert said.count("defer 50%") == 2
+    assert "One by one" in said
     found = json.loads((tmp_path / "b.json").read_text())
     assert (found["inputs"], found["repeats"]) == (61, 1)
     assert list(found["passes"]) == ["super", "swift", "at 1-SE", "defer 50%"]
@@ -614,6 +616,23 @@ def test_bench_verb(pair, files, tmp_path, capsys):
     passes = json.loads((tmp_path / "c.json").read_text())["passes"]
     assert [passes[name]["predicted"] for name in ("super", "at -inf", "defer 100%")] == [1, 1, 1]
     assert [passes[name]["deferred"] for name in ("super", "at -inf", "defer 100%")] == [1, 1, 1]
+
+
+def test_the_table_of_a_bench_fits_80_columns(capsys):
+    """Even if it is fast, and its threshold has a long name."""
+    entry = {"deferred": 1.0, "median": 1e-5, "most": 1.1e-5, "least": 0.9e-5, "speedup": 100.0, "predicted": 123.456}
+    entry |= {"ratio": 1.0, "one by one": {"median": 1e-3, "95%": 2.0, "speedup": 12.3}}
+    figures = {
+        "inputs": 100_000,
+        "device": "cuda:0",
+        "repeats": 5,
+        "passes": dict.fromkeys(["super", "at 99.5%"], entry),
+    }
+    figures |= {"differences": {"at certified-0.01": {"decisions": 3, "labels": 12, "distance": 0.0012345}}}
+    _print(figures)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "100,000 (90,909 to 111,111)" in " ".join(lines)
 
 
 def test_a_swift_without_thresholds_is_timed_at_shares(pair, files, tmp_path):

@@ -1,12 +1,15 @@
 """Lightning's own way: a plain trainer, and loaders that are not elang's."""
 
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pandas as pd
@@ -20,10 +23,15 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from elang import FinetuneModule, InputError, JointModule, ScoreModule, Seq2SeqData, SwiftModule, TextClassificationData
+from elang.backends.loading.checkpoints import read_checkpoint
 from elang.cli.verbs import main
+from elang.models import answering
+from elang.models.answering import EvaluationModule
+from elang.models.loaders import LoaderBatches
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
+from elang.tasks.text_task import TextTask
 
 NAMES = ["bad", "good"]
 
@@ -66,9 +74,10 @@ def loader(tokenizer):
 def trained(base_model, rows, loader, tmp_path_factory):
     """A module that was trained on plain loaders, its trainer and its last checkpoint."""
     folder = tmp_path_factory.mktemp("trained")
-    module = FinetuneModule(str(base_model), NAMES, lr=5e-3, output=str(folder / "model"))
+    pl.seed_everything(3)
+    module = FinetuneModule(str(base_model), NAMES, lr=3e-3, output=str(folder / "model"))
     best = ModelCheckpoint(folder, filename="best", monitor="validation/loss", save_last=True)
-    run = trainer(folder, max_epochs=2, callbacks=[best, EarlyStopping("validation/loss")])
+    run = trainer(folder, max_epochs=6, callbacks=[best, EarlyStopping("validation/loss")])
     run.fit(module, loader(rows[0], shuffle=True), loader(rows[1]))
     return module, run, folder
 
@@ -134,8 +143,9 @@ def test_a_swift_learns_from_the_supers_logits_in_the_batch(trained, base_model,
     logits = torch.cat([answer["logits"] for answer in trainer(tmp_path).predict(trained[0], loader(rows[0]))])
     # Without labels, the Super's answer is learned.
     taught = [{**row, "labels": -1, "super_logits": x.tolist()} for row, x in zip(rows[0], logits, strict=True)]
-    swift = SwiftModule(str(base_model), NAMES, layers=1, lr=5e-3, output=str(tmp_path / "swift"))
-    run = trainer(tmp_path, max_epochs=6, log_every_n_steps=1)
+    pl.seed_everything(3)
+    swift = SwiftModule(str(base_model), NAMES, layers=1, lr=3e-3, output=str(tmp_path / "swift"))
+    run = trainer(tmp_path, max_epochs=8, log_every_n_steps=1)
     forget_notices()
     run.fit(swift, datamodule=Own(loader(taught, shuffle=True), loader(rows[1])))
     assert {"train/distill", "train/margin", "validation/loss"} <= run.callback_metrics.keys()
@@ -168,7 +178,7 @@ def test_a_swift_learns_from_records_by_id(pair, base_model, rows, loader, tmp_p
 
 def test_without_a_super_a_swift_learns_from_labels(base_model, rows, loader, files, tmp_path):
     forget_notices()
-    swift = SwiftModule(str(base_model), NAMES, layers=1, lr=5e-3, output=str(tmp_path / "swift"))
+    swift = SwiftModule(str(base_model), NAMES, layers=1, lr=3e-3, output=str(tmp_path / "swift"))
     run = trainer(tmp_path, max_epochs=1, log_every_n_steps=1)
     run.fit(swift, loader(rows[0], shuffle=True), loader(rows[1]))
     assert set(kinds()) - {"never-right"} == {"no-super-answers", "no-routing-slice"}
@@ -209,6 +219,94 @@ def test_a_pair_on_loaders(pair, rows, loader, tmp_path):
         trainer(tmp_path).validate(joint, [held_out] * 3, verbose=False)
     with pytest.raises(InputError, match="give ScoreModule one of elang's data modules"):
         trainer(tmp_path).validate(ScoreModule(models[1], NAMES, output=str(tmp_path / "r.parquet")), held_out)
+
+
+def test_answers_of_a_pair_have_the_classes_in_its_order(pair, rows, loader):
+    """Of models that have another one; the loss is that of the right class."""
+    batch = next(iter(loader(rows[1])))
+    answers = [
+        JointModule(str(pair["swift"]), str(pair["super"]), names)(**{**batch, "labels": labels})
+        for names, labels in ((NAMES, batch["labels"]), (NAMES[::-1], 1 - batch["labels"]))
+    ]
+    for name in ("swift", "super"):
+        ours, turned = (answer[name] for answer in answers)
+        assert torch.equal(ours.logits, turned.logits[:, [1, 0]])
+        assert torch.equal(ours.prediction, 1 - turned.prediction)
+        torch.testing.assert_close(ours.loss, turned.loss)
+
+
+def test_a_swift_on_loaders_has_a_score_without_a_router(base_model, pair, rows, loader, files, tmp_path):
+    """A regression has none; that a router routed in an earlier training counts no more."""
+    task = {**SwiftModule(str(base_model), NAMES).task.plain(), "problem": "regression"}
+    values = [{**row, "labels": float(row["labels"])} for row in rows[0]]
+    with pytest.raises(InputError, match="in one of elang's data modules"):
+        trainer(tmp_path, max_steps=1).fit(SwiftModule(str(base_model), ["worth"], task), loader(values))
+    swift = SwiftModule(str(base_model), NAMES, layers=1, output=str(tmp_path / "swift"))
+    swift.score = "router"
+    trainer(tmp_path, max_steps=1).fit(swift, loader(rows[0]))
+    assert Manifest.read(tmp_path / "swift").score == "max_softmax"
+
+
+def test_answers_out_of_fold_need_a_file(base_model, pair, rows, loader, tmp_path):
+    swift = SwiftModule(str(base_model), NAMES, out_of_fold=str(pair["records"]), output=str(tmp_path / "swift"))
+    with pytest.raises(InputError, match="is about the rows of a training file"):
+        trainer(tmp_path, max_steps=1).fit(swift, loader(rows[0]))
+
+
+class ElsewhereTensor(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    device = torch.device("cuda")
+
+
+def test_labels_on_a_gpu_are_looked_at_in_the_first_batch():
+    """Of each training and evaluation, also after the Super's answers have replaced some."""
+    batches = LoaderBatches(TextTask.of(NAMES, None))
+    labels = torch.tensor([0, -1]).as_subclass(ElsewhereTensor)
+    for _ in range(2):
+        batches.begin()
+        batches.check_labels(labels, labelled=False)
+        with pytest.raises(InputError, match="without 'labels'"):
+            batches.check_labels(labels, labelled=True)
+        batches.check_labels(labels, labelled=True)
+
+
+@pytest.mark.parametrize("error", [None, InputError("No answer."), ValueError("Broken.")])
+def test_the_other_processes_hear_that_a_server_is_still_asked(monkeypatch, error):
+    """Without a word for some ten minutes torch gives them up."""
+    monkeypatch.setattr(answering, "_MINUTE", 0.05)
+    words = []
+
+    class Slow:
+        def answer(self, examples):
+            time.sleep(0.3)
+            if error:
+                raise error
+            return examples
+
+    def module(first, broadcast):
+        strategy = SimpleNamespace(broadcast=broadcast)
+        return SimpleNamespace(trainer=SimpleNamespace(world_size=2, is_global_zero=first, strategy=strategy))
+
+    def ask(first, broadcast):
+        return EvaluationModule._asked_once(module(first, broadcast), Slow(), "answers")
+
+    def told(word):
+        words.append(word)
+        return word
+
+    if error is None:
+        assert ask(True, told) == "answers"
+    else:
+        with pytest.raises(type(error), match=str(error)):
+            ask(True, told)
+    assert words[:2] == [None, None]
+    heard = iter(words)
+    if error is None:
+        assert ask(False, lambda _: next(heard)) == "answers"
+    else:
+        with pytest.raises(InputError, match=str(error)):
+            ask(False, lambda _: next(heard))
 
 
 def test_several_loaders_are_told_apart(base_model, rows, loader, tmp_path):
@@ -333,7 +431,7 @@ def test_texts_are_trained_and_predicted(tmp_path):
     }
     data = Seq2SeqData(files["train"], files["val"], source="en", target="de", max_target_length=16, batch_size=16)
     base = write_seq2seq(tmp_path / "base")
-    module = FinetuneModule(str(base), [], data.task_fields, output=str(tmp_path / "model"), lr=5e-3)
+    module = FinetuneModule(str(base), [], data.task_fields, output=str(tmp_path / "model"), lr=3e-3)
     run = trainer(tmp_path, max_epochs=1)
     run.fit(module, datamodule=data)
     theirs = {name: float(value) for name, value in run.callback_metrics.items()}
@@ -385,6 +483,7 @@ def test_a_checkpoint_alone_is_evaluated_and_resumed(checkpoint, files, tmp_path
     output = capfd.readouterr().out
     assert "accuracy on 61 examples of validation" in output
     told = " ".join(one["text"] for one in notices() if one["kind"] == "checkpoint-options")
+    assert "replaced-model" not in kinds()
     assert f"--data.train={files[0]}" in told
     assert "--data.batch_size=16" in told
     shown = ["validate", f"--ckpt_path={checkpoint}", *QUIET, "--data.validation", str(files[1])]
@@ -394,6 +493,29 @@ def test_a_checkpoint_alone_is_evaluated_and_resumed(checkpoint, files, tmp_path
     assert main(["fit", "--ckpt_path", str(checkpoint), *QUIET, "--model.output", str(tmp_path / "again")]) == 0
     again, first = (Manifest.read(folder) for folder in (tmp_path / "again", checkpoint.parent / "model"))
     assert again.thresholds == first.thresholds
+
+
+class OwnData(TextClassificationData):
+    """Has an argument that no file can keep."""
+
+    def __init__(self, clean, **options):
+        super().__init__(**options)
+        self.clean = clean
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_arguments_of_data_do_not_spoil_a_checkpoint(base_model, files, tmp_path, own):
+    """A path is kept as text; a function cannot be, so the checkpoint has no data."""
+    options = {"validation": files[1], "routing_fraction": 0.25}
+    data = OwnData(str.strip, train=files[0], **options) if own else TextClassificationData(files[0], **options)
+    for epochs, checkpoint in ((1, None), (2, tmp_path / "last.ckpt")):
+        module = FinetuneModule(str(base_model), NAMES, data.task_fields, output=str(tmp_path / "model"))
+        run = trainer(tmp_path, max_epochs=epochs, callbacks=[ModelCheckpoint(tmp_path, save_last=True)])
+        run.fit(module, datamodule=data, ckpt_path=checkpoint)
+    kept = read_checkpoint(tmp_path / "last.ckpt")["elang"]["data"]
+    assert kept is None if own else kept["init_args"]["train"] == str(files[0])
+    assert data.title("validation") == f"{files[1].name} (label)"
+    assert next(iter(inspect.signature(OwnData).parameters)) == "clean"
 
 
 def test_a_trial_writes_nothing(joint_args, pair, data_args, tmp_path):

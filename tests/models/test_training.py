@@ -365,7 +365,9 @@ def test_a_suite_keeps_names_as_they_were_written(tmp_path, capsys):
 
     (tmp_path / "t.csv").write_text("text,label\n" + "a,no\nb,yes\n" * 9)
     data = f"{{train: {tmp_path}/t.csv, validation: {tmp_path}/t.csv, label_names: [no, yes, 1_0, 2024-01-01]}}"
-    plan = f"swift_model: a\nsuper_model: b\nswift: {{}}\njoint: {{}}\ntasks:\n  own:\n    all: {{data: {data}}}\n"
+    plan = (
+        f"swift_model: o/a@1\nsuper_model: o/b@1\nswift: {{}}\njoint: {{}}\ntasks:\n  own:\n    all: {{data: {data}}}\n"
+    )
     (tmp_path / "plan.yaml").write_text(plan)
     command = ["suite", "own", "--config", str(tmp_path / "plan.yaml"), "--output", str(tmp_path / "out")]
     assert main([*command, "--dry_run", "true"]) == 0

@@ -131,8 +131,15 @@ def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None
 
 def check_output_folder(folder: Path) -> None:
     """Refuse to replace a folder that holds anything but a model of elang."""
-    is_model = (folder / FILENAME).is_file() and (folder / "config.json").is_file()
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_model)):
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_model(folder))):
         raise InputError(f"'{folder}' exists and is not a model folder of elang; choose another --model.output.")
-    if is_model:
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / FILENAME).is_file() and (folder / "config.json").is_file()
+
+
+def note_replaced(folder: Path) -> None:
+    """Give a notice if a training will replace a model of elang."""
+    if _is_model(folder):
         notice("replaced-model", f"The model in '{folder}' is replaced by the new one when the training ends.")

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,10 +21,14 @@ Send = Callable[[Question, float], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class ModelAnswers:
-    """A model's answers to a question, one for each text, and the places of texts that were too long for it."""
+    """A model's answers to a question, one for each text, and the places of texts that were too long for it.
+
+    There are as many probabilities, or none.
+    """
 
     answers: list[Any]
     cut: set[int]
+    probabilities: list[float | None] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -113,12 +117,12 @@ class Batcher:
             answers = reply["answers"]
             if len(answers) != len(texts):
                 raise RuntimeError(f"{len(texts)} texts were asked, but {len(answers)} answers came.")
-            cut, start = set(reply.get("cut", ())), 0
+            cut, start, probabilities = set(reply.get("cut", ())), 0, _probabilities(reply, len(texts))
             for item in batch:
                 end = start + len(item.question.texts)
                 if not item.answers.done():
                     own_cut = {place - start for place in cut if start <= place < end}
-                    item.answers.set_result(ModelAnswers(answers[start:end], own_cut))
+                    item.answers.set_result(ModelAnswers(answers[start:end], own_cut, probabilities[start:end]))
                 start = end
         except Exception as error:
             for item in batch:
@@ -129,3 +133,11 @@ class Batcher:
         self.waiting += change
         if self.gauge is not None:
             self.gauge.set(self.waiting)
+
+
+def _probabilities(reply: dict[str, Any], count: int) -> list[float | None]:
+    """The probabilities of a reply with so many answers; none if a server elsewhere gives none, or something else."""
+    given = reply.get("probabilities")
+    if not isinstance(given, list) or len(given) != count:
+        return []
+    return [value if isinstance(value, int | float) and 0 <= value <= 1 else None for value in given]

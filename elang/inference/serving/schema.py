@@ -55,6 +55,11 @@ class Answer(BaseModel):
     """The pair's answer to one input."""
 
     label: str | float = Field(description="The class, the candidate, the generated text, or a regression's value.")
+    probability: float | None = Field(
+        None,
+        description="The probability of the label by the model that answers, the softmax over its answers; null for "
+        "generated texts, in a regression, and from a Super elsewhere that gives none.",
+    )
     score: float | None = Field(
         description="The Swift's difficulty score, larger is harder; null where the Swift was not asked first, because "
         "the threshold defers everything."
@@ -74,6 +79,7 @@ class Labels(BaseModel):
     """The Super's answers, in the order of the texts."""
 
     answers: list[str | float]
+    probabilities: list[float | None] | None = Field(None, description="Of the answers, where they have any.")
     cut: list[int] = Field([], description="Numbers, from 0, of the texts of which only the beginning was read.")
 
 

@@ -48,19 +48,23 @@ class Model:
             _log.warning("The first pass failed: %s", error)
 
     def __call__(self, texts: list[Any], choices: list[list[str]] | None, keep: bool) -> dict[str, Any]:
-        """The ``answers`` to a batch and the places of inputs that were ``cut``, or the ``error`` in it."""
+        """The ``answers`` to a batch, their ``probabilities``, and the inputs ``cut``; or the ``error`` in it."""
         try:
             rows = self.predictor.rows(texts)
             before = self.runner.truncated
-            answers = self._answers(rows, choices, keep) if rows else []
-            return {"answers": answers, "cut": self._cut(rows, choices) if self.runner.truncated > before else []}
+            reply = self._answers(rows, choices, keep) if rows else {"answers": []}
+            return {**reply, "cut": self._cut(rows, choices) if self.runner.truncated > before else []}
         except InputError as error:
             return {"answers": [], "error": str(error)}
 
-    def _answers(self, rows: list[tuple[str, ...]], choices: Any, keep: bool) -> list[Any]:
+    def _answers(self, rows: list[tuple[str, ...]], choices: Any, keep: bool) -> dict[str, Any]:
         if self.role == "swift":
-            return self.predictor.ask_swift(rows, choices, keep)
-        return self.predictor.ask_super(rows, choices)
+            scored = self.predictor.score_swift(rows, choices, keep)
+            answers: list[Any] = list(zip(scored.answers, scored.scores, scored.deferred, strict=True))
+        else:
+            scored = self.predictor.score_super(rows, choices)
+            answers = list(scored.answers)
+        return {"answers": answers, "probabilities": scored.probabilities}
 
     def _cut(self, rows: list[tuple[str, ...]], choices: Any) -> list[int]:
         """Places of the inputs that are too long, once it is known that some are."""
@@ -170,7 +174,7 @@ def _add_super_route(app: FastAPI, model: Batcher, limits: Limits, *, metrics: M
                 answers = await ask_model("super", model, question, until=until, room=limits.deferred)
         metrics.texts.labels("super").inc(len(answers.answers))
         metrics.cut.labels("super").inc(len(answers.cut))
-        return Labels(answers=answers.answers, cut=sorted(answers.cut))
+        return Labels(answers=answers.answers, cut=sorted(answers.cut), probabilities=answers.probabilities or None)
 
 
 def add_routes(app: FastAPI, service: PairService, swift_ready: Callable[[], bool]) -> None:

@@ -18,6 +18,8 @@ from elang.inference.serving.schema import Answer, Limits, Question, Reason, Rep
 
 _log = logging.getLogger(__name__)
 OnSuperFailure = Literal["swift", "fail"]
+# A label, None where there is none yet, and its probability, if that is known.
+_Label = tuple[Any, float | None]
 # The part of a deadline that is kept for the Swift's decoder, where its score decided before the decoder ran.
 _DECODER_SHARE = 0.25
 # Paths that look in from outside; counted apart if the server answers or is starting or ending.
@@ -121,7 +123,7 @@ class PairService:
         else:
             # The Swift is asked only if the Super fails.
             swift = ModelAnswers([(None, None, True)] * len(question.texts), set())
-        labels = [label for label, _, _ in swift.answers]
+        labels = _with_probabilities([label for label, _, _ in swift.answers], swift)
         hard = [i for i, (_, _, deferred) in enumerate(swift.answers) if deferred]
         supers, reason = ModelAnswers([], set()), None
         if hard:
@@ -129,9 +131,9 @@ class PairService:
             choices = None if question.choices is None else [question.choices[i] for i in hard]
             part = Question(texts=[question.texts[i] for i in hard], choices=choices, keep=False)
             # Keep time for the Swift's decoder if it has not run.
-            decode = labels[hard[0]] is None and self.on_super_failure == "swift"
+            decode = labels[hard[0]][0] is None and self.on_super_failure == "swift"
             supers, reason = await self._ask_super(part, until - seconds * _DECODER_SHARE * decode)
-            hard_labels = supers.answers
+            hard_labels = _with_probabilities(supers.answers, supers)
             if reason:
                 self.metrics.fallbacks.labels(reason).inc(len(hard))
                 hard_labels = await self._without_super(part, [labels[i] for i in hard], reason, until=until)
@@ -142,7 +144,8 @@ class PairService:
         cut: dict[Role, set[int]] = {"swift": swift.cut, "super": cut_by_super}
         answers = [
             Answer(
-                label=labels[i],
+                label=labels[i][0],
+                probability=labels[i][1],
                 score=score,
                 answered_by="super" if i in deferred and not reason else "swift",
                 fallback=reason if i in deferred else None,
@@ -191,19 +194,25 @@ class PairService:
             return none, "failed"
         return answers, None
 
-    async def _without_super(self, part: Question, labels: list[Any], reason: Reason, *, until: float) -> list[Any]:
+    async def _without_super(
+        self, part: Question, labels: list[_Label], reason: Reason, *, until: float
+    ) -> list[_Label]:
         """The Swift's answers, if it may give them."""
         if self.on_super_failure == "fail":
             why = {"timeout": "did not answer before the deadline", "full": "has too many texts waiting"}
             refusal = busy(f"The Super {why.get(reason, 'is not there')}.")
             raise HTTPException(504, refusal.detail) if reason == "timeout" else refusal
-        if None not in labels:
+        if all(label is not None for label, _ in labels):
             return labels
         try:
             answers = await self._ask("swift", part.model_copy(update={"keep": True}), until, room=math.inf)
         except HTTPException as error:
             raise HTTPException(504, f"Neither model answered before the deadline. {error.detail}") from None
-        return [label for label, _, _ in answers.answers]
+        return _with_probabilities([label for label, _, _ in answers.answers], answers)
+
+
+def _with_probabilities(labels: list[Any], answers: ModelAnswers) -> list[_Label]:
+    return [*zip(labels, answers.probabilities or [None] * len(labels), strict=True)]
 
 
 def _is_label(answer: Any, names: list[str] | None) -> bool:

@@ -84,6 +84,11 @@ class RecordedAnswers:
         Raises:
             InputError: If answers are missing or to other data, or the Super was trained on the held-out slice.
         """
+        if data is None and out_of_fold:
+            raise InputError(
+                f"--model.out_of_fold '{path}' is about the rows of a training file: give one of elang's data modules "
+                "instead of loaders, or leave it out."
+            )
         records, about = read_records(path, task.label_names, task.problem)
         needed = {"train": "the training file"}
         if getattr(data, "transfer", None) and not out_of_fold:
