@@ -175,7 +175,7 @@ class FinetuneModule(TaskModule):
     def _check_head(self) -> None:
         if self._trained or self.trainer.state.fn == TrainerFn.FITTING:
             return
-        model, path = self.classifier, self.hparams["model"]
+        model, path, trained = self.classifier, self.hparams["model"], self.trained_on
         if model.new_weights:
             raise InputError(
                 f"'{path}' has no head of its own ({listed(model.new_weights)} are new), so it cannot be evaluated. "
@@ -186,9 +186,8 @@ class FinetuneModule(TaskModule):
                 f"The model's labels are {model.original_names}, the data's {self.label_names}: its head cannot be "
                 "evaluated. Fine-tune it first; if only the order differs, `elang score` aligns it."
             )
-        if model.text_to_text and self.trained_on is not None:
-            trained = TextTask.of(self.trained_on.label_names, self.trained_on.task)
-            check_words(trained, self.task, path, after_prompt=model.reader.prompt is not None)
+        if model.text_to_text and trained is not None:
+            check_words(TextTask.of(trained.label_names, trained.task), self.task, path, bool(model.reader.prompt))
 
     def table_columns(self) -> Columns:
         """``label``, ``loss`` and the model's answers."""

@@ -122,7 +122,7 @@ def task_in_words(
     return answered
 
 
-def check_words(trained: TextTask, task: TextTask, path: str, *, after_prompt: bool) -> None:
+def check_words(trained: TextTask, task: TextTask, path: str, after_prompt: bool) -> None:
     """Refuse data whose languages, prompt or answers are not those that a model was trained with.
 
     A model that answers ``after_prompt`` may also be asked in a chat; to a text-to-text model that is of no matter.
