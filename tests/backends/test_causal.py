@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import FAST, FILLER, QUIET
 from data.test_prompts import CHATML
-from inference.test_serve import Models, labels_of, posted
+from inference.test_serve import Models, as_tuples, labels_of, posted
 
 from backends.test_families import DECODERS, LLAMA, WORDS, texts, write_tokenizer
 from elang import InputError, JointPredictor
@@ -412,7 +412,7 @@ def test_a_pair_learns_routes_and_is_certified(causal_pair, files, tmp_path):
             assert one.score == pytest.approx(score, abs=1e-4)
             assert close or (one.label == ["bad", "good"][label] and (one.answered_by == "super") == hard)
     (response,) = posted(Models(predictor).service(), {"texts": lines[:3]})
-    assert [label for label, _, _ in labels_of(response)] == [one.label for one in answers[:3]]
+    assert labels_of(response) == as_tuples(answers[:3])
 
 
 def test_its_folder_answers_in_plain_transformers(causal_pair, files):
