@@ -3,6 +3,7 @@
 import pytest
 
 from elang.data.batches import Reader
+from elang.data.benchmarks import TaskData
 from elang.data.encoding import encode_examples, token_lists
 from elang.data.prompts import Prompt
 from elang.data.text_classification import TextClassificationData
@@ -211,6 +212,14 @@ def test_what_asks_for_label_words(files):
         words_asked(False, True, None)
     with pytest.raises(InputError, match=r"set --data\.chat true"):
         words_asked(None, False, "Be brief.")
+
+
+def test_benchmarks_bring_their_prompts():
+    task = TaskData("glue/rte", label_words=True).text_task
+    assert task.label_words == "prompt"
+    assert Prompt.of(make_tokenizer("bytes"), task).template == task.prompt
+    assert TaskData("glue/rte", chat=True, system="Short.").text_task.system == "Short."
+    assert TaskData("glue/rte").text_task.label_words == ""
 
 
 def test_tasks_of_before_are_written_as_before():
