@@ -90,7 +90,7 @@ class CausalLabelDecoder(TextModel):
         return self.shape.branching if self.shape.tree else self.shape.paths * (self.shape.tokens + 1)
 
     def add_heads(self) -> None:
-        """Add a router head on the state from which the answer is said, untrained."""
+        """Add a router head on the hidden state at the end of the prompt, untrained."""
         self.heads["router"] = self._router(len(self.label_names))
 
     def check_cost(self) -> None:
@@ -108,10 +108,10 @@ class CausalLabelDecoder(TextModel):
             with torch.inference_mode(False):
                 self.trie, self.tree = self.trie.to(ids.device), self.tree.to(ids.device)
         answers = None if target is None else self.answer_ids[self._places(target)]
-        logits, said, pooled = self._run(ids, mask, answers, want_logits)
+        logits, token_logits, pooled = self._run(ids, mask, answers, want_logits)
         loss = None
-        if answers is not None and said is not None:
-            loss = F.cross_entropy(said.float().flatten(0, 1), answers.flatten(), ignore_index=IGNORE_INDEX)
+        if answers is not None and token_logits is not None:
+            loss = F.cross_entropy(token_logits.float().flatten(0, 1), answers.flatten(), ignore_index=IGNORE_INDEX)
         if not self.task.kind.chooses:
             logits = (logits.softmax(-1) * self.values).sum(-1, keepdim=True)
         return Answer(logits, self.predict(logits), loss, pooled)
@@ -132,24 +132,24 @@ class CausalLabelDecoder(TextModel):
         # The router head is fitted after training.
         hidden = bool(self.heads) and not self.training
         chain = None if answers is None else answers[:, :-1].clamp_min(0)
-        said = None
+        token_logits = None
         if want_logits and self.shape.added and self.shape.tree:
             output = tree_pass(self.backbone, ids, mask, self.tree, chain=chain, hidden=hidden)
             size = len(self.tree.place)
             logits = self.trie.node_logits(output.logits[:, :size])
-            said = output.logits[:, size:]
+            token_logits = output.logits[:, size:]
         elif want_logits and self.shape.added:
             output, after = paths_pass(self.backbone, ids, mask, self.trie.paths, hidden)
             logits = self.trie.label_logits(after)
-            said = None if chain is None else self._chain(ids, mask, chain).logits
+            token_logits = None if chain is None else self._chain(ids, mask, chain).logits
         else:
             output = self._chain(ids, mask, chain, output_hidden_states=hidden)
-            said = output.logits
-            logits = said.new_zeros(len(ids), len(self.task.answers), dtype=torch.float32)
+            token_logits = output.logits
+            logits = token_logits.new_zeros(len(ids), len(self.task.answers), dtype=torch.float32)
             if want_logits:
-                logits = self.trie.node_logits(said[:, :1])
+                logits = self.trie.node_logits(token_logits[:, :1])
         pooled = output.hidden_states[-1][:, ids.shape[1] - 1].detach() if hidden else None
-        return logits, said, pooled
+        return logits, token_logits, pooled
 
     def _chain(self, ids: Tensor, mask: Tensor, chain: Tensor | None, **more: Any) -> Any:
         """The prompts and, after each, the tokens of a chain, if there is one."""

@@ -33,7 +33,7 @@ class Family:
         return self.model(backbone, tokenizer, task, **{name: options[name] for name in self.options})
 
 
-def _texts(task: TextTask | None) -> bool:
+def _generates(task: TextTask | None) -> bool:
     return task is not None and task.kind.generates
 
 
@@ -48,7 +48,7 @@ def is_decoder_only(config: Any) -> bool:
     return type(config) in AutoModelForCausalLM._model_mapping and (named or finds_last_by_padding(config))
 
 
-def _says_words(config: Any, task: TextTask | None) -> bool:
+def _answers_in_words(config: Any, task: TextTask | None) -> bool:
     """Whether a decoder-only model is to answer in label words: it is asked for them, and is no classifier."""
     asked = task is not None and bool(task.label_words) and not task.kind.generates
     return asked and is_decoder_only(config) and not is_classifier(config)
@@ -56,15 +56,18 @@ def _says_words(config: Any, task: TextTask | None) -> bool:
 
 # The first family that takes a model is used.
 FAMILIES = [
-    Family(CausalLabelDecoder, AutoModelForCausalLM, _says_words, ("generate",)),
+    Family(CausalLabelDecoder, AutoModelForCausalLM, _answers_in_words, ("generate",)),
     Family(
         SequenceClassifier,
         AutoModelForSequenceClassification,
-        lambda config, task: not has_decoder(config) and not _texts(task),
+        lambda config, task: not has_decoder(config) and not _generates(task),
         in_words=False,
     ),
     Family(
-        TextGenerator, AutoModelForSeq2SeqLM, lambda config, task: has_decoder(config) and _texts(task), ("num_beams",)
+        TextGenerator,
+        AutoModelForSeq2SeqLM,
+        lambda config, task: has_decoder(config) and _generates(task),
+        ("num_beams",),
     ),
     Family(LabelDecoder, AutoModelForSeq2SeqLM, lambda config, task: has_decoder(config), ("generate",)),
 ]
