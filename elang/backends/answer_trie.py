@@ -53,7 +53,11 @@ class AnswerTrie:
 
     def label_logits(self, logits: Tensor) -> Tensor:
         """Turn the decoder's logits over the paths, ``(B, P, T, V)``, into one for each answer, ``(B, C)``."""
-        z = self.at_nodes(logits).float()
+        return self.node_logits(self.at_nodes(logits))
+
+    def node_logits(self, logits: Tensor) -> Tensor:
+        """The same from the logits at the branching nodes, ``(B, M, V)``."""
+        z = logits.float()
         return self.answers(z.gather(-1, self.branches.clamp_min(0).expand(len(z), -1, -1)))
 
     def at_nodes(self, values: Tensor) -> Tensor:
@@ -71,3 +75,31 @@ class AnswerTrie:
     def to(self, device: torch.device) -> "AnswerTrie":
         """Copy it to a device."""
         return AnswerTrie(*(t.to(device) for t in (self.paths, self.node, self.branches, self.taken)))
+
+
+@dataclass(frozen=True)
+class AnswerTree:
+    """The tokens of a trie that a decoder has to read, each once: those up to the last branching node of each path."""
+
+    tokens: Tensor  # int64 (N,)
+    depth: Tensor  # how many tokens lead to each, itself included, int64 (N,)
+    sees: Tensor  # which tokens each may attend to: itself and those that lead to it, bool (N, N)
+    place: Tensor  # of each branching node: 0 for the root, or 1 more than that of its last token, int64 (M,)
+
+    @classmethod
+    def of(cls, trie: AnswerTrie) -> "AnswerTree":
+        """The tree of a trie."""
+        branching = [tuple(trie.paths[path, :size].tolist()) for path, size in trie.node.tolist()]
+        prefixes = sorted({p[: n + 1] for p in branching for n in range(len(p))}, key=len)
+        place = {prefix: i + 1 for i, prefix in enumerate(prefixes)} | {(): 0}
+        sees = [[q == p[: len(q)] for q in prefixes] for p in prefixes]
+        return cls(
+            torch.tensor([p[-1] for p in prefixes], dtype=torch.int64),
+            torch.tensor([len(p) for p in prefixes], dtype=torch.int64),
+            torch.tensor(sees, dtype=torch.bool).reshape(len(prefixes), len(prefixes)),
+            torch.tensor([place[p] for p in branching]),
+        )
+
+    def to(self, device: torch.device) -> "AnswerTree":
+        """Copy it to a device."""
+        return AnswerTree(*(t.to(device) for t in (self.tokens, self.depth, self.sees, self.place)))

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from elang.backends.loading.padding import has_decoder, positions
+from elang.backends.loading.padding import finds_last_by_padding, has_decoder, positions
 from elang.errors import InputError, first_line
 from elang.notices import notice
 
@@ -29,15 +29,14 @@ _LONGEST_PROBE = 104
 _CPU_WEIGHTS = 10**9
 
 
-def _meta_model(config: Any, device: str = "meta") -> torch.nn.Module:
+def _meta_model(config: Any, device: str = "meta", causal: bool = False) -> torch.nn.Module:
     """Build the model of ``config`` without weights, with the attention whose products can be counted."""
     import transformers
 
     config = type(config).from_dict(config.to_dict())
     config.use_cache = False
-    auto = (
-        transformers.AutoModelForSeq2SeqLM if has_decoder(config) else transformers.AutoModelForSequenceClassification
-    )
+    kind = "Seq2SeqLM" if has_decoder(config) else "CausalLM" if causal else "SequenceClassification"
+    auto = getattr(transformers, f"AutoModelFor{kind}")
     with torch.device(device):
         # The kernel that groups experts is not counted; products of each token with its experts are.
         config._experts_implementation = "batched_mm"
@@ -68,11 +67,12 @@ def _count(model: Any, length: int, part: FlopsPart = "all", decoder: tuple[int,
     from torch.utils.flop_counter import FlopCounterMode
     from transformers.modeling_outputs import BaseModelOutput
 
-    # An attention mask adds no product, and its values cannot be read on the meta device.
+    # An attention mask adds no product. Its values cannot be read on the meta device, which encoders may do; without
+    # one, decoders would read positions.
     ids = torch.ones(1, length, dtype=torch.long, device=next(model.parameters()).device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         if not has_decoder(model.config):
-            model(input_ids=ids)
+            model(input_ids=ids, attention_mask=torch.ones_like(ids) if finds_last_by_padding(model.config) else None)
         else:
             states = model.get_encoder()(input_ids=ids).last_hidden_state
             if part == "all":
@@ -111,6 +111,41 @@ def _length_law(
     return exact, _solved([[1.0, x, x * x] for x in probes], counted), ""
 
 
+def causal_law(
+    config_json: str, run: Callable[[Any, Tensor], object], *, longest: int, added: int
+) -> tuple[list[float], str]:
+    """Coefficients of a decoder-only model's FLOPs by the prompt's length, and the reason if they are only estimated.
+
+    ``run`` takes the model and a prompt; it reads ``added`` more tokens, of which ``longest`` take places of their own.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = _config_of(config_json)
+    top = min(_LONGEST_PROBE, (positions(config) or _LONGEST_PROBE + longest + 4) - longest - 4)
+    probes = (4, top // 2, top, 3 * top // 4)
+    counted = []
+    try:
+        model: Any = _meta_model(config, causal=True)
+        for length in probes:
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                run(model, torch.ones(1, length, dtype=torch.long, device="meta"))
+            counted.append(counter.get_total_flops())
+        if (law := _solved([[1.0, x, x * x] for x in probes], counted)) is None:
+            raise ValueError("they are not quadratic in the length")
+    except Exception as error:
+        weights = causal_weights(config_json)
+        return [2.0 * weights * added, 2.0 * weights, 0.0], f"{type(error).__name__}: {first_line(error)}"
+    return law, ""
+
+
+@lru_cache(maxsize=32)
+def causal_weights(config_json: str) -> int:
+    """Weights of a decoder-only language model without embeddings and head."""
+    model: Any = _meta_model(_config_of(config_json), causal=True)
+    outside = {model.get_output_embeddings()} | {m for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    return sum(p.numel() for m in set(model.modules()) - outside for p in m.parameters(recurse=False))
+
+
 def _solved(terms: list[list[float]], counted: list[int]) -> list[float] | None:
     """Coefficients of the terms that give the counts; ``None`` if they do not give the last one, which is a check."""
     matrix, values = torch.tensor(terms, dtype=torch.float64), torch.tensor(counted, dtype=torch.float64)
@@ -128,6 +163,11 @@ def check_cost(config: Any, generates: bool = False) -> None:
     _, _, reason = _length_law(config_json, "all", (1, 1))
     if generates and not reason:
         _decoder_law(config_json)
+    tell_estimated(config, reason)
+
+
+def tell_estimated(config: Any, reason: str) -> None:
+    """A notice, if there is a reason why a model's FLOPs are only estimated."""
     if reason:
         notice(
             "estimated-flops",

@@ -67,8 +67,8 @@ class Network(nn.Module, ABC):
         """
         if not 0 <= label_smoothing < 1 or (label_smoothing and not self.smooths_labels):
             raise InputError(
-                f"--model.label_smoothing {label_smoothing} must be in [0, 1), and 0 where an encoder-decoder answers "
-                "with labels."
+                f"--model.label_smoothing {label_smoothing} must be in [0, 1), and 0 where a model answers in label "
+                "words."
             )
         self.label_smoothing = label_smoothing
         # from_pretrained leaves the model in evaluation mode, Lightning keeps that, and dropout would stay off.

@@ -13,17 +13,27 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from elang.data.examples import Examples
+from elang.data.prompts import Prompt
 from elang.tasks.text_task import TextTask
 
 IGNORE_INDEX = -100
 
 
 class Reader(NamedTuple):
-    """How a model reads: its tokenizer, whether it takes a prompt (text-to-text) or segments, and its own task."""
+    """How a model reads: its tokenizer, whether it takes a prompt (text-to-text) or segments, and its own task.
+
+    A language model that answers after the prompt has a :class:`~elang.data.prompts.Prompt`.
+    """
 
     tokenizer: Any
     text_to_text: bool
     task: TextTask | None = None
+    prompt: Prompt | None = None
+
+    def limit(self, max_length: int) -> int:
+        """The tokens that are kept of an input: the model's own limit may be lower than ``max_length``."""
+        reserved = self.prompt.reserved if self.prompt is not None else 0
+        return int(min(max_length, self.tokenizer.model_max_length - reserved))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def encode_split(
 
     ``limits`` are the tokens kept of an input and of a reference; the model's own limit may be lower.
     """
-    limit, target_limit = (min(limit, reader.tokenizer.model_max_length) for limit in limits)
+    limit, target_limit = reader.limit(limits[0]), min(limits[1], reader.tokenizer.model_max_length)
     encoded = encode_examples(
         reader,
         task,
@@ -70,6 +70,9 @@ def encode_examples(
     if not reader.text_to_text:
         rows = [row for t, c in zip(texts, candidates, strict=True) for row in task.segment_texts(t, c)]
         return EncodedExamples(encode(reader.tokenizer, rows, max_length), starts)
+    if reader.prompt is not None:
+        lists, truncated = reader.prompt.token_lists(reader.tokenizer, task.fields, texts, limit=max_length)
+        return EncodedExamples(_flat(reader.tokenizer, lists, truncated, left=pads_left(reader.tokenizer)))
     prompts = encode(reader.tokenizer, [(task.prompt_text(t),) for t in texts], max_length)
     if references is not None:
         answers = encode(reader.tokenizer, [(r,) for r in references], max_target_length, answers=True)
@@ -86,6 +89,11 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
     ``answers`` are texts that a text-to-text model writes; some tokenizers encode these differently.
     """
     lists, truncated = _token_lists(tokenizer, texts, max_length, answers)
+    return _flat(tokenizer, lists, truncated, left=pads_left(tokenizer) and not answers)
+
+
+def _flat(tokenizer: Any, lists: dict[str, list[list[int]]], truncated: int, left: bool) -> EncodedTexts:
+    """The columns of many texts, each flat."""
     lengths = torch.tensor([len(ids) for ids in lists["input_ids"]])
     total = int(lengths.sum())
     columns = {
@@ -94,7 +102,6 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
     for name in pad_of(tokenizer).keys() - columns.keys():
         columns[name] = torch.zeros(total, dtype=torch.int32)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-    left = pads_left(tokenizer) and not answers
     return EncodedTexts(columns, offsets, pad_of(tokenizer), truncated=truncated, left=left)
 
 
@@ -107,9 +114,12 @@ def token_lists(
         The columns of each example, and how many examples were cut.
     """
     task = reader.task or task
-    rows = [(task.prompt_text(t),) if reader.text_to_text else task.segment_texts(t)[0] for t in texts]
-    columns, truncated = _token_lists(reader.tokenizer, rows, max_length)
-    if len(texts) > 1:
+    if reader.prompt is not None:
+        columns, truncated = reader.prompt.token_lists(reader.tokenizer, task.fields, texts, limit=max_length)
+    else:
+        rows = [(task.prompt_text(t),) if reader.text_to_text else task.segment_texts(t)[0] for t in texts]
+        columns, truncated = _token_lists(reader.tokenizer, rows, max_length)
+    if len(texts) > 1 or reader.prompt is not None:
         for name in pad_of(reader.tokenizer).keys() - columns.keys():
             columns[name] = [[0] * len(ids) for ids in columns["input_ids"]]
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], truncated

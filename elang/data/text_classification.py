@@ -8,7 +8,7 @@ from elang.data.labels import class_names, label_index, label_numbers, label_val
 from elang.data.module import TextData
 from elang.errors import InputError
 from elang.tasks.kind import KINDS
-from elang.tasks.text_task import TextTask
+from elang.tasks.text_task import TextTask, escaped, words_asked
 
 
 class TextClassificationData(TextData):
@@ -25,9 +25,15 @@ class TextClassificationData(TextData):
         hub: Data set on the hub, ``owner/name@revision``; the files above are then names of its splits.
         hub_config: Its configuration.
         problem: ``classification``, or ``regression`` where the label is a number.
-        prompt: Template of a text-to-text model's input, ``"review: {text}"``; by default each column with its name.
-        answers: What a text-to-text model writes for each class, by default the class names; in a regression the
-            numbers that it can write.
+        prompt: Template of a text-to-text or language model's input, ``"review: {text}"``; by default each column with
+            its name and, with ``label_words``, the name of the label column.
+        answers: What a text-to-text or language model writes for each class, by default the class names; in a
+            regression the numbers that it can write.
+        label_words: Whether a decoder-only language model answers in these words, scored by its language-model head
+            after the prompt, or by a head on its last token; by default in words if ``prompt``, ``answers`` or ``chat``
+            are given.
+        chat: Give it the prompt as a message, by its tokenizer's chat template.
+        system: The system text of that chat.
         options: Those of :class:`elang.data.module.TextData`.
     """
 
@@ -44,6 +50,9 @@ class TextClassificationData(TextData):
         problem: Literal["classification", "regression"] = "classification",
         prompt: str | None = None,
         answers: list[str] | None = None,
+        label_words: bool | None = None,
+        chat: bool = False,
+        system: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(given_files(train, validation, test), **options)
@@ -52,6 +61,10 @@ class TextClassificationData(TextData):
             raise InputError(f"A text or a pair of texts can be classified, but --data.text names {self.text}.")
         self.label, self._names_given, self._label_names = label, label_names is not None, label_names
         self.hub, self.hub_config, self.problem, self.prompt, self.answers = hub, hub_config, problem, prompt, answers
+        guess = prompt is not None or answers is not None
+        self._words, self._system = words_asked(label_words, chat, system, guess=guess)
+        # The label's name asks for it. Text-to-text models were trained without.
+        self._cue = f"\n{label}:" if label_words or chat else ""
         self._frames: dict[str, Any] = {}
 
     def _frame(self, source: str) -> Any:
@@ -89,9 +102,11 @@ class TextClassificationData(TextData):
             self.problem,
             fields,
             segments=[f"{{{name}}}" for name in fields],
-            prompt=self.prompt or " ".join(f"{name}: {{{name}}}" for name in fields),
+            prompt=self.prompt or " ".join(f"{name}: {{{name}}}" for name in fields) + escaped(self._cue),
             answers=answers,
             qualities=["accuracy"] if has_classes else ["pearson", "spearman"],
+            label_words=self._words,
+            system=self._system,
         )
         return TextTask.of(names, task.plain())
 

@@ -90,7 +90,7 @@ class ModelRunner:
     @property
     def limit(self) -> int:
         """Tokens of an input at which it is truncated."""
-        return int(min(self.max_length, self.model.tokenizer.model_max_length))
+        return self.model.reader.limit(self.max_length)
 
     def task_for(self, num_texts: int) -> TextTask:
         """The task for inputs of this many texts."""
@@ -103,8 +103,8 @@ class ModelRunner:
         if not isinstance(other, ModelRunner) or self.task.plain() != other.task.plain():
             return False
         first, second = self.model.reader, other.model.reader
-        same_format = first.text_to_text == second.text_to_text and self.limit == other.limit
-        return same_format and same_tokens(first.tokenizer, second.tokenizer)
+        same_format = first.text_to_text == second.text_to_text and first.prompt == second.prompt
+        return same_format and self.limit == other.limit and same_tokens(first.tokenizer, second.tokenizer)
 
     def encode(self, texts: list[tuple[str, ...]], choices: list[tuple[str, ...]] | None) -> EncodedExamples:
         """The tokens of texts and of candidates."""

@@ -36,13 +36,13 @@ from elang.tasks.text_task import TaskFields, TextTask
 
 
 class FinetuneModule(TaskModule):
-    """Fine-tunes an encoder (cross-entropy, or squared error in a regression) or an encoder-decoder with AdamW.
+    """Fine-tunes an encoder (cross-entropy, squared error in a regression) or a model that answers in words with AdamW.
 
     After training it writes a folder that loads with plain ``transformers`` and into every ``elang`` module.
 
     Args:
-        model: A folder or a hub id (``owner/name@revision``) of a pretrained model: anything that
-            ``AutoModelForSequenceClassification`` loads, or an encoder-decoder (``AutoModelForSeq2SeqLM``).
+        model: A folder or a hub id (``owner/name@revision``) of a pretrained model that ``transformers`` loads by
+            ``AutoModelForSequenceClassification``, ``AutoModelForSeq2SeqLM`` or ``AutoModelForCausalLM`` (label words).
         label_names: Class names in order; the command line takes them from the data.
         task: :meth:`elang.tasks.text_task.TextTask.plain`; the command line takes it from the data.
         layers: Keep only the first so many layers (of an encoder-decoder, of both stacks).
@@ -175,7 +175,7 @@ class FinetuneModule(TaskModule):
     def _check_head(self) -> None:
         if self._trained or self.trainer.state.fn == TrainerFn.FITTING:
             return
-        model, path = self.classifier, self.hparams["model"]
+        model, path, trained = self.classifier, self.hparams["model"], self.trained_on
         if model.new_weights:
             raise InputError(
                 f"'{path}' has no head of its own ({listed(model.new_weights)} are new), so it cannot be evaluated. "
@@ -186,8 +186,8 @@ class FinetuneModule(TaskModule):
                 f"The model's labels are {model.original_names}, the data's {self.label_names}: its head cannot be "
                 "evaluated. Fine-tune it first; if only the order differs, `elang score` aligns it."
             )
-        if model.text_to_text and self.trained_on is not None:
-            check_words(TextTask.of(self.trained_on.label_names, self.trained_on.task), self.task, path)
+        if model.text_to_text and trained is not None:
+            check_words(TextTask.of(trained.label_names, trained.task), self.task, path, bool(model.reader.prompt))
 
     def table_columns(self) -> Columns:
         """``label``, ``loss`` and the model's answers."""

@@ -55,7 +55,7 @@ _FIELDS: dict[str, Check] = {
 }
 _TASK: dict[str, Check] = {
     "problem": (f"one of {', '.join(KINDS)}", lambda v: isinstance(v, str) and v in KINDS),
-    "prompt": TEXT,
+    **dict.fromkeys(("prompt", "label_words", "system"), TEXT),
 } | dict.fromkeys(("label_names", "fields", "segments", "answers", "qualities", "choice_fields", "languages"), TEXTS)
 _ENTRY: dict[str, Check] = {
     "threshold": THRESHOLD,

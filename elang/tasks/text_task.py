@@ -1,7 +1,9 @@
 """What a task asks, and how texts become a model's input: segments for an encoder, a prompt for text-to-text."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from string import Formatter
 from typing import Any, Literal
 
 from elang.errors import InputError, listed
@@ -10,6 +12,7 @@ from elang.tasks.kind import KINDS, Kind
 Problem = Literal["classification", "choice", "regression", "sequence"]
 # Exact types: with looser ones the command line would read "{text}" or "True" as YAML.
 TaskFields = dict[str, str | list[str]]
+_OPTIONAL = ("label_words", "system")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class TextTask:
         qualities: The task's metrics; the first one chooses thresholds.
         choice_fields: The fields with the candidates of a ``choice`` task; empty if each example has its own.
         languages: Codes of the source and the target language for multilingual models.
+        label_words: How a decoder-only language model is asked for ``answers``: after the ``prompt`` alone, or with it
+            as a message of a ``chat``; empty: it does not answer in words, but by a head on its last token.
+        system: The system text of a chat; empty: none.
     """
 
     label_names: list[str]
@@ -39,6 +45,8 @@ class TextTask:
     qualities: list[str] = field(default_factory=lambda: ["accuracy"])
     choice_fields: list[str] = field(default_factory=list)
     languages: list[str] = field(default_factory=list)
+    label_words: str = ""
+    system: str = ""
 
     @classmethod
     def of(cls, label_names: list[str], task: TaskFields | None = None) -> "TextTask":
@@ -61,7 +69,8 @@ class TextTask:
 
     def plain(self) -> TaskFields:
         """Plain values, from which :meth:`of` rebuilds the task."""
-        return asdict(self)
+        # Without what only some tasks have, they are those of earlier versions.
+        return {name: value for name, value in asdict(self).items() if value or name not in _OPTIONAL}
 
     @property
     def kind(self) -> Kind:
@@ -101,6 +110,30 @@ class TextTask:
     def prompt_text(self, texts: tuple[str, ...]) -> str:
         """The text-to-text input of one example."""
         return self.prompt.format(**dict(zip(self.fields, texts, strict=True)))
+
+    @cached_property
+    def prompt_fields(self) -> list[str]:
+        """The fields that the prompt has placeholders for."""
+        names = [re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(self.prompt) if name]
+        return [name for name in self.fields if name in names]
+
+
+def escaped(text: str) -> str:
+    """A template of this text."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def words_asked(label_words: bool | None, chat: bool, system: str | None, guess: bool = False) -> tuple[str, str]:
+    """A task's ``label_words`` and ``system``, from the options of a data module; ``guess`` where they say nothing.
+
+    Raises InputError if they contradict each other.
+    """
+    if label_words is False and (chat or system):
+        raise InputError("--data.chat and --data.system ask for label words; leave out --data.label_words false.")
+    if system and not chat:
+        raise InputError("--data.system is the system text of a chat: set --data.chat true, or write it in the prompt.")
+    words = guess if label_words is None else label_words
+    return "chat" if chat else "prompt" if words else "", system or ""
 
 
 def align_labels(theirs: list[str], ours: list[str], who: str, whose: str = "the data") -> list[int]:

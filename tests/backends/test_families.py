@@ -400,6 +400,18 @@ def test_experts_are_counted():
     assert slope(num_experts=8) - slope(num_experts=4) == 2 * 32 * 4 * 2
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe"])
+def test_decoders_are_counted_without_weights(monkeypatch, name):
+    """Those that are too large to be built on the CPU, too."""
+    from transformers import AutoConfig
+
+    monkeypatch.setattr("elang.backends.flops._CPU_WEIGHTS", 0)
+    config = AutoConfig.for_model(name, vocab_size=WORDS + 1, num_labels=3, **DECODERS[name])
+    forget_notices()
+    check_cost(config)
+    assert not notices()
+
+
 def test_what_cannot_be_counted_is_estimated(monkeypatch):
     from transformers import LlamaConfig
 

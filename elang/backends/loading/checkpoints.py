@@ -10,7 +10,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from elang.backends.loading.families import family_of
 from elang.backends.loading.hub import explained, locate, quiet
-from elang.backends.loading.padding import check_family, check_padding, settle_padding
+from elang.backends.loading.padding import check_family, check_padding, has_decoder, settle_padding
 from elang.backends.loading.tokenizer import load_tokenizer
 from elang.backends.loading.weights import check_state
 from elang.backends.text_model import TextModel
@@ -73,9 +73,10 @@ def from_checkpoint(path: str, options: dict[str, Any]) -> TextModel:
         name, where = locate(about["tokenizer"], weights=False)
         tokenizer = load_tokenizer(name, where)
         check_family(config, path)
-        settle_padding(config, tokenizer, path)
-    task = TextTask.of(about["label_names"], about["task"])
-    family = family_of(config, task, path)
+        task = TextTask.of(about["label_names"], about["task"])
+        family = family_of(config, task, path)
+        after_prompt = family.in_words and not has_decoder(config)
+        settle_padding(config, tokenizer, path, after_prompt=after_prompt)
     backbone = family.backbone.from_config(config)
     if about.get("generation"):
         backbone.generation_config = GenerationConfig.from_dict(about["generation"])
@@ -88,7 +89,9 @@ def from_checkpoint(path: str, options: dict[str, Any]) -> TextModel:
     model.load_state_dict(state)
     # Router heads are fitted after training, so most checkpoints hold untrained ones.
     model.drop_routers(unfitted=True)
-    check_padding(model.backbone.eval(), tokenizer, path)
+    model.backbone.eval()
+    if not after_prompt:
+        check_padding(model.backbone, tokenizer, path)
     model.set_origin(Path(path), None)
     return model
 

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
+from elang.backends.causal import CausalLabelDecoder
 from elang.backends.encoder import SequenceClassifier
 from elang.backends.generator import TextGenerator
 from elang.backends.label_decoder import LabelDecoder
-from elang.backends.loading.padding import has_decoder
+from elang.backends.loading.padding import finds_last_by_padding, has_decoder
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
 from elang.notices import notice
@@ -23,35 +24,84 @@ class Family:
 
     model: Callable[..., TextModel]  # the class that answers; it takes a backbone, a tokenizer and a task
     backbone: Any  # the class of transformers that loads the weights
-    takes: Callable[[Any, bool], bool]  # whether it takes a configuration, and whether texts are to be generated
+    takes: Callable[[Any, TextTask | None], bool]  # whether it answers a task with a model of a configuration
     options: tuple[str, ...] = ()  # options of load_model that `model` takes, too
+    in_words: bool = True  # whether it answers in words, not by a head with an output for each label
 
     def make(self, backbone: Any, tokenizer: Any, task: TextTask, *, options: dict[str, Any]) -> TextModel:
         """Make a model, with the options that it takes."""
         return self.model(backbone, tokenizer, task, **{name: options[name] for name in self.options})
 
 
+def _generates(task: TextTask | None) -> bool:
+    return task is not None and task.kind.generates
+
+
+def is_classifier(config: Any) -> bool:
+    """Whether a configuration is that of a model with a classification head."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+
+
+def is_decoder_only(config: Any) -> bool:
+    """Whether a configuration is that of a decoder-only language model, whatever its head."""
+    named = any(name.endswith("ForCausalLM") for name in config.architectures or [])
+    return type(config) in AutoModelForCausalLM._model_mapping and (named or finds_last_by_padding(config))
+
+
+def _answers_in_words(config: Any, task: TextTask | None) -> bool:
+    """Whether a decoder-only model is to answer in label words: it is asked for them, and is no classifier."""
+    asked = task is not None and bool(task.label_words) and not task.kind.generates
+    return asked and is_decoder_only(config) and not is_classifier(config)
+
+
 # The first family that takes a model is used.
 FAMILIES = [
+    Family(CausalLabelDecoder, AutoModelForCausalLM, _answers_in_words, ("generate",)),
     Family(
         SequenceClassifier,
         AutoModelForSequenceClassification,
-        lambda config, texts: not has_decoder(config) and not texts,
+        lambda config, task: not has_decoder(config) and not _generates(task),
+        in_words=False,
     ),
-    Family(TextGenerator, AutoModelForSeq2SeqLM, lambda config, texts: has_decoder(config) and texts, ("num_beams",)),
-    Family(LabelDecoder, AutoModelForSeq2SeqLM, lambda config, texts: has_decoder(config), ("generate",)),
+    Family(
+        TextGenerator,
+        AutoModelForSeq2SeqLM,
+        lambda config, task: has_decoder(config) and _generates(task),
+        ("num_beams",),
+    ),
+    Family(LabelDecoder, AutoModelForSeq2SeqLM, lambda config, task: has_decoder(config), ("generate",)),
 ]
 
 
 def family_of(config: Any, task: TextTask | None, path: str) -> Family:
     """The family that answers a task with a model; without a task, one that answers with labels."""
-    texts = task is not None and task.kind.generates
     for family in FAMILIES:
-        if family.takes(config, texts):
+        if family.takes(config, task):
             return family
     raise InputError(
         f"'{path}' is a '{config.model_type}' without a decoder, so it cannot generate texts. Give an encoder-decoder "
         "(T5, Marian, BART, NLLB)."
+    )
+
+
+def tell_way(model: TextModel, path: str, *, finished: bool) -> None:
+    """A notice of how a decoder-only model answers that was asked for label words, if its files do not decide that."""
+    task, config = model.task, model.backbone.config
+    if finished or not task.label_words or not is_decoder_only(config):
+        return
+    if not model.text_to_text:
+        notice(
+            "label-words",
+            f"'{path}' is a classifier by its config.json (architectures), so it answers by the head on its last "
+            "token. Label words (--data.label_words, --data.prompt, --data.answers) need a language model.",
+        )
+        return
+    answers = f"{task.answers[:4]}" + (f" and {len(task.answers) - 4} more" if len(task.answers) > 4 else "")
+    chat = ", by its chat template" if task.label_words == "chat" else ""
+    notice(
+        "label-words",
+        f"'{path}' is a decoder-only language model: it answers in label words, {answers}, after the prompt "
+        f"{task.prompt!r}{chat}. For a head on its last token set --data.label_words false.",
     )
 
 
@@ -60,21 +110,26 @@ def output_names(config: Any) -> list[str]:
     return [str(config.id2label[i]) for i in range(len(config.id2label))]
 
 
-def task_in_words(trained: TextTask | None, task: TextTask | None, path: str, *, fine_tune: bool) -> TextTask:
-    """The task that an encoder-decoder answers: the one it was trained for, or the data's."""
+def task_in_words(
+    trained: TextTask | None, task: TextTask | None, path: str, *, fine_tune: bool, after_prompt: bool
+) -> TextTask:
+    """The task that a model answers in words (``after_prompt``: is decoder-only): its own, or the data's."""
     if trained and task and not fine_tune and not task.kind.generates:
-        check_words(trained, task, path)
+        check_words(trained, task, path, after_prompt=after_prompt)
     answered = task if fine_tune or trained is None else trained
     if answered is None:
         raise InputError(
-            f"'{path}' is an encoder-decoder without {FILENAME}, so its possible answers are not known. Fine-tune "
+            f"'{path}' answers in words and is without {FILENAME}, so its possible answers are not known. Fine-tune "
             "it with `elang fit`, or evaluate it on data that gives prompt and answers."
         )
     return answered
 
 
-def check_words(trained: TextTask, task: TextTask, path: str) -> None:
-    """Refuse data whose languages, prompt or answers are not those that a text-to-text model was trained with."""
+def check_words(trained: TextTask, task: TextTask, path: str, after_prompt: bool) -> None:
+    """Refuse data whose languages, prompt or answers are not those that a model was trained with.
+
+    A model that answers ``after_prompt`` may also be asked in a chat; to a text-to-text model that is of no matter.
+    """
     if trained.languages != task.languages:
         raise InputError(
             f"'{path}' was trained for the languages {trained.languages}, the data has {task.languages}. Set "
@@ -88,6 +143,13 @@ def check_words(trained: TextTask, task: TextTask, path: str) -> None:
         raise InputError(
             f"'{path}' was trained with the prompt '{trained.prompt}' and the answers {trained.answers[:8]}, the data "
             f"has '{task.prompt}' and {task.answers[:8]}. Set --data.prompt and --data.answers to those of the model."
+        )
+    chats = [(t.label_words == "chat", t.system) for t in (trained, task)]
+    if after_prompt and chats[0] != chats[1]:
+        raise InputError(
+            f"'{path}' was trained with --data.chat {str(chats[0][0]).lower()} and the system text '{chats[0][1]}', "
+            f"the data has {str(chats[1][0]).lower()} and '{chats[1][1]}'. Set --data.chat and --data.system as in "
+            "training."
         )
 
 
@@ -129,16 +191,22 @@ def keep_layers(config: Any, layers: int, path: str) -> None:
     """Cut a configuration to its first layers; an encoder-decoder's decoder keeps as many, if it has them."""
     if not 1 <= layers <= config.num_hidden_layers:
         raise InputError(f"'{path}' has {config.num_hidden_layers} layers; its first {layers} cannot be kept.")
+    # Qwen, Gemma and GPT-Neo list what each layer is.
+    for name in ("layer_types", "attention_layers"):
+        if getattr(config, name, None):
+            setattr(config, name, getattr(config, name)[:layers])
+            if name == "attention_layers":
+                config.attention_types = [[config.attention_layers, 1]]
     config.num_hidden_layers = layers
     for name in ("num_decoder_layers", "decoder_layers"):
         if getattr(config, name, None):
             setattr(config, name, min(layers, getattr(config, name)))
 
 
-def forget_training(config: Any, task: TextTask) -> None:
+def forget_training(config: Any, task: TextTask, in_words: bool) -> None:
     """Remove from a configuration what the base was trained for, before the new model is saved with it."""
     kinds = {"classification": "single_label_classification", "regression": "regression"}
-    config.problem_type = None if has_decoder(config) else kinds.get(task.problem)
+    config.problem_type = None if in_words else kinds.get(task.problem)
     for name in ("finetuning_task", "auto_map"):
         if getattr(config, name, None) is not None:
             setattr(config, name, None)

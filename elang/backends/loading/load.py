@@ -100,23 +100,28 @@ def _from_folder(
                 f"'{path}' was trained for a {trained.problem}, but the data is a {task.problem}. Give the model that "
                 "was trained on this task."
             )
-        family = families.family_of(config, task or trained, path)
+        # A finished model answers as it was trained to, however the data asks.
+        family = families.family_of(config, task if fine_tune or trained is None else trained, path)
         names: list[str] = []
-        if has_decoder(config):
-            answered = families.task_in_words(trained, task, path, fine_tune=fine_tune)
+        after_prompt = family.in_words and not has_decoder(config)
+        if family.in_words:
+            answered = families.task_in_words(trained, task, path, fine_tune=fine_tune, after_prompt=after_prompt)
         else:
             names = families.output_names(config)
             answered = families.task_of_outputs(config, trained, task, path, fine_tune=fine_tune)
         tokenizer = load_tokenizer(name, where)
-        settle_padding(config, tokenizer, path, fine_tune=fine_tune)
+        settle_padding(config, tokenizer, path, fine_tune=fine_tune, after_prompt=after_prompt)
         # Large models must not be in memory twice; a classifier's head stays in float32.
-        dtype = options["dtype"] if has_decoder(config) else torch.float32
+        dtype = options["dtype"] if family.in_words else torch.float32
         backbone, info = _pretrained(family.backbone, name, config, options=where, dtype=dtype)
-        new = check_weights(backbone, info, path, fine_tune=fine_tune, cut=layers is not None)
+        cut, whole = layers is not None, family.in_words
+        new = check_weights(backbone, info, path, fine_tune=fine_tune, cut=cut, whole=whole)
         model = family.make(backbone, tokenizer, answered, options=options)
-    check_padding(backbone, tokenizer, path)
+    if not after_prompt:
+        check_padding(backbone, tokenizer, path)
     if fine_tune:
-        families.forget_training(backbone.config, answered)
+        families.forget_training(backbone.config, answered, family.in_words)
+    families.tell_way(model, path, finished=trained is not None and not fine_tune)
     if len(names) == answered.num_outputs == 1:
         names = []
     model.set_origin(folder if folder.is_dir() else None, manifest, new=new, names=names)

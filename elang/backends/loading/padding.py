@@ -73,12 +73,13 @@ def check_family(config: Any, path: str) -> None:
         )
 
 
-def settle_padding(config: Any, tokenizer: Any, path: str, fine_tune: bool = False) -> None:
+def settle_padding(config: Any, tokenizer: Any, path: str, fine_tune: bool = False, after_prompt: bool = False) -> None:
     """Make a configuration and a tokenizer agree on the padding, in place, before the model is built.
 
-    In fine-tuning the token by which a classifier finds the last one may change.
+    In fine-tuning the token by which a classifier finds the last one may change. A decoder-only model that answers
+    ``after_prompt`` goes by the mask, and is padded on the left.
     """
-    tokenizer.padding_side = "left" if config.model_type in _LEFT else "right"
+    tokenizer.padding_side = "left" if after_prompt or config.model_type in _LEFT else "right"
     if getattr(config, "attention_type", None) == "block_sparse":
         # For a batch shorter than its blocks the library switches to full attention, for good.
         config.attention_type = "original_full"
@@ -97,7 +98,7 @@ def settle_padding(config: Any, tokenizer: Any, path: str, fine_tune: bool = Fal
             f"The tokenizer of '{path}' has {tokenizer.vocab_size} tokens, and its model has embeddings for {size}. "
             "Give the tokenizer that the model was trained with."
         )
-    if _finds_last_by_padding(config):
+    if finds_last_by_padding(config) and not after_prompt:
         pad = _pad_token(inner, tokenizer, path, fine_tune=fine_tune)
         config.pad_token_id = inner.pad_token_id = pad
         if tokenizer.pad_token_id != pad:
@@ -109,7 +110,8 @@ def settle_padding(config: Any, tokenizer: Any, path: str, fine_tune: bool = Fal
         token = tokenizer.convert_ids_to_tokens(pad) if pad is not None and _is_special(pad, tokenizer) else None
         if token := token or tokenizer.eos_token or tokenizer.unk_token:
             tokenizer.pad_token = token
-    if pad is None and tokenizer.pad_token_id is not None:
+    # The embedding of a language model's padding token would not be trained.
+    if pad is None and tokenizer.pad_token_id is not None and not after_prompt:
         config.pad_token_id = tokenizer.pad_token_id
 
 
@@ -162,7 +164,7 @@ def _choose(tokenizer: Any, size: int, path: str) -> int:
     return int(next((i for i in known if i not in last), known[0]))
 
 
-def _finds_last_by_padding(config: Any) -> bool:
+def finds_last_by_padding(config: Any) -> bool:
     """Whether a family's classifier finds the last token by the padding token, as decoders do."""
     from transformers import AutoModelForSequenceClassification
 

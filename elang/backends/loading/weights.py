@@ -5,7 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from elang.backends.loading.padding import has_decoder
+from elang.backends.loading.padding import finds_last_by_padding, has_decoder
 from elang.errors import InputError, listed
 from elang.notices import notice
 
@@ -21,7 +21,9 @@ _MODULES = "modules.json"
 _SETFIT = ("model_head.pkl", "model_head.joblib", "model_head.skops", "config_setfit.json")
 
 
-def check_weights(model: Any, info: dict[str, Any], path: str, *, fine_tune: bool, cut: bool = False) -> list[str]:
+def check_weights(
+    model: Any, info: dict[str, Any], path: str, *, fine_tune: bool, cut: bool = False, whole: bool = False
+) -> list[str]:
     """Refuse a model whose files lack weights; in fine-tuning its head may be new or of another size, with a notice.
 
     Args:
@@ -30,6 +32,7 @@ def check_weights(model: Any, info: dict[str, Any], path: str, *, fine_tune: boo
         path: The model's, for messages.
         fine_tune: Also refuses weights that are not finite.
         cut: Layers were left out on request.
+        whole: It answers in words, by the head that it comes with.
 
     Returns the names of the weights that are new.
     """
@@ -39,11 +42,11 @@ def check_weights(model: Any, info: dict[str, Any], path: str, *, fine_tune: boo
     further = _further_layers(unexpected, model)
     if cut:
         unexpected, further = unexpected - further, set()
-    new_head = {name for name in missing | sizes.keys() if fine_tune and is_head(name, model)}
+    new_head = {name for name in missing | sizes.keys() if fine_tune and not whole and is_head(name, model)}
     if lacking := sorted(missing - new_head):
         raise InputError(
             f"{_lacks(path, lacking, len(model.state_dict()), unexpected=unexpected)} "
-            f"{_remedy(path, missing, unexpected, model=model)}"
+            f"{_remedy(path, missing, unexpected, model=model, whole=whole)}"
         )
     if wrong := sorted(sizes.keys() - new_head):
         theirs, ours = sizes[wrong[0]]
@@ -166,7 +169,7 @@ def _lacks(path: str, lacking: list[str], total: int, *, unexpected: Collection[
     return message + (f" It holds others instead: {_some(unexpected)}." if unexpected else "")
 
 
-def _remedy(path: str, lacking: set[str], unexpected: set[str], *, model: Any) -> str:
+def _remedy(path: str, lacking: set[str], unexpected: set[str], *, model: Any, whole: bool) -> str:
     if prefix := _common_prefix(lacking, unexpected):
         wrapper = next((w for begin, w in _WRAPPERS.items() if prefix.startswith(begin)), None)
         inner = f"model.{prefix.split('.')[0]}.save_pretrained(...)"
@@ -174,8 +177,11 @@ def _remedy(path: str, lacking: set[str], unexpected: set[str], *, model: Any) -
         return f"All its names begin with '{prefix}'{how}"
     if (Path(path) / _MODULES).is_file():
         return "It is a sentence-transformers folder, which has no classifier. Fine-tune it with `elang fit`."
-    if all(is_head(name, model) for name in lacking):
-        return "It is not a finished model of this task. Fine-tune it with `elang fit`."
+    if not whole and all(is_head(name, model) for name in lacking):
+        words = " Untrained, a language model can answer in label words: --data.label_words true."
+        return "It is not a finished model of this task. Fine-tune it with `elang fit`." + (
+            words if finds_last_by_padding(model.config) else ""
+        )
     return "Give a complete model, saved by the library."
 
 

@@ -1,0 +1,143 @@
+"""What does an untrained language model answer in label words, and what do many labels cost?
+
+    python benchmarks/quality/zero_shot.py MODEL DATA [--rows 200]
+
+MODEL is the folder of a decoder-only model with a chat template, such as SmolLM2-135M-Instruct; DATA has glue/SST-2 and
+banking77. Some rows of SST-2's development set and of banking77's test set, drawn with a fixed seed, are answered after
+a plain prompt and in a chat. The bars: the logits of every tenth label are those of a whole forward pass over its word,
+to 1e-4 in float32; the better way is right on SST-2 at least 75% of the time, and on banking77's 77 labels three times
+as often as by chance; banking77's labels take at most 1.5 times as long as a forward pass over prompt and longest word.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import write_result
+
+from elang.backends.loading.load import load_model
+from elang.data.encoding import encode_examples
+from elang.data.text_classification import TextClassificationData
+
+SST2, BANKING = ("glue/SST-2/dev.tsv", "sentence", "label"), ("banking77/test.csv", "text", "category")
+# The file with its columns, the prompt and, for names that are no words, the answers.
+WAYS: dict[str, dict[str, tuple[str, list[str] | None]]] = {
+    "sst2": {
+        "prompt": ("Review: {sentence}\nSentiment:", ["negative", "positive"]),
+        "chat": ("Is the sentiment of this review negative or positive?\n\n{sentence}", ["Negative", "Positive"]),
+    },
+    "banking77": {
+        "prompt": ("Customer: {text}\nThe customer asks the bank about:", None),
+        "chat": ("Name the topic of this question to a bank in a few words.\n\n{text}", None),
+    },
+}
+EVERY = 10
+ROUNDING, SST2_BAR, TIMES_CHANCE, TIME_BAR = 1e-4, 0.75, 3, 1.5
+
+
+def data_of(task: str, way: str, folder: Path, names: list[str] | None = None) -> TextClassificationData:
+    """The data of a task, asked one way."""
+    path, text, label = SST2 if task == "sst2" else BANKING
+    prompt, answers = WAYS[task][way]
+    if answers is None and names is not None:
+        answers = [name.replace("_", " ").replace("?", "").lower() for name in names]
+    options: dict[str, Any] = {"prompt": prompt, "answers": answers, "label_words": True, "chat": way == "chat"}
+    return TextClassificationData(validation=str(folder / path), text=text, label=label, **options)
+
+
+@torch.no_grad()
+def by_hand(model: Any, prompt: list[int]) -> torch.Tensor:
+    """The logits of some labels by one forward pass of the library for each word."""
+    words = [[t for t in row if t >= 0] for row in model.answer_ids.tolist()]
+    values = []
+    for word in words[::EVERY]:
+        z = model.backbone(input_ids=torch.tensor([prompt + word])).logits[0, len(prompt) - 1 :].float()
+        value, first = torch.zeros(()), True
+        for place, token in enumerate(word):
+            branches = sorted({w[place] for w in words if w[:place] == word[:place]})
+            if len(branches) > 1:
+                chosen = z[place, branches] if first else z[place, branches].log_softmax(-1)
+                value, first = value + chosen[branches.index(token)], False
+        values.append(value)
+    return torch.stack(values)
+
+
+def seconds_of(call: Any) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+@torch.no_grad()
+def measure(path: str, task: str, way: str, *, folder: Path, rows: int) -> dict[str, Any]:
+    """Accuracy, seconds and sizes of a task, asked one way."""
+    data = data_of(task, way, folder)
+    data = data_of(task, way, folder, data.label_names) if WAYS[task][way][1] is None else data
+    model: Any = load_model(path, data.text_task).eval()
+    examples = data.examples("validation")
+    chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:rows].sort().values
+    texts, label = [examples.texts[i] for i in chosen.tolist()], examples.label[chosen]
+    given = encode_examples(model.reader, model.task, texts, None, model.reader.limit(256))
+    start, answers = time.perf_counter(), []
+    for part in given.lengths.argsort().split(8):
+        answers.append((part, model(given.batch(part.tolist())).prediction))
+    seconds = time.perf_counter() - start
+    prediction = torch.cat([p for _, p in answers])[torch.cat([rows for rows, _ in answers]).argsort()]
+    # The text of median length, alone.
+    middle = given.batch([int(given.lengths.argsort()[len(texts) // 2])])
+    prompt = middle["input_ids"][0].tolist()
+    longest = max(([t for t in row if t >= 0] for row in model.answer_ids.tolist()), key=len)
+    whole = torch.tensor([prompt + longest])
+    plain = lambda: model.backbone(input_ids=whole)  # noqa: E731
+    ours = lambda: model(middle)  # noqa: E731
+    plain(), ours()
+    pairs = [(seconds_of(ours), seconds_of(plain)) for _ in range(9)]
+    difference = float((model(middle).logits[0, ::EVERY] - by_hand(model, prompt)).abs().max())
+    return {
+        "accuracy": round(float((prediction == label).float().mean()), 4),
+        "answers used": len(prediction.unique()),
+        "rows": len(texts),
+        "labels": len(model.label_names),
+        "prompt tokens": len(prompt),
+        "longest word": len(longest),
+        "tokens after the prompt": model.shape.nodes,
+        "choices": model.shape.branching,
+        "times a forward pass": round(median(a / b for a, b in pairs), 2),
+        "seconds a text": round(seconds / len(texts), 4),
+        "difference from word by word": difference,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--rows", type=int, default=200)
+    args = parser.parse_args()
+    start, figures = time.perf_counter(), dict[str, Any]()
+    for task, ways in WAYS.items():
+        for way in ways:
+            figures[f"{task}, {way}"] = measure(args.model, task, way, folder=args.data, rows=args.rows)
+            print(f"{task}, {way}", figures[f"{task}, {way}"], flush=True)
+    best = {task: max(figures[f"{task}, {way}"]["accuracy"] for way in ways) for task, ways in WAYS.items()}
+    met = {
+        "same logits": all(one["difference from word by word"] <= ROUNDING for one in figures.values()),
+        "sst2": best["sst2"] >= SST2_BAR,
+        "banking77": best["banking77"] >= TIMES_CHANCE / 77,
+        "time": all(figures[f"banking77, {way}"]["times a forward pass"] <= TIME_BAR for way in WAYS["banking77"]),
+    }
+    figures |= {"met": met, "seconds": round(time.perf_counter() - start)}
+    print(met)
+    write_result("zero_shot", figures, ("torch", "transformers"))
+    raise SystemExit(0 if all(met.values()) else "A bar was missed.")
+
+
+if __name__ == "__main__":
+    main()

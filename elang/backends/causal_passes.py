@@ -1,0 +1,169 @@
+"""Passes of a decoder-only model over a prompt and the answers after it, and their FLOPs.
+
+A batch is padded on the left, so that every prompt ends at the same place and its answers follow without a gap. In one
+pass over the prompt and a tree of answers, each token of the tree attends to the prompt and to the tokens that lead to
+it, at the position that it would have alone. Families that allow no such mask run over the prompt once, and over each
+path of the tree with a copy of the keys and values that this left.
+"""
+
+import inspect
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elang.backends.answer_trie import AnswerTree, AnswerTrie
+from elang.backends.flops import PAPER_LENGTH, FlopsConvention, causal_law, causal_weights
+
+# Their masks can be given for each pair of tokens (tests/backends/test_causal.py).
+_ANY_MASK = frozenset(
+    {
+        *("biogpt", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "llama"),
+        *("mistral", "mixtral", "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "stablelm"),
+        "starcoder2",
+    }
+)
+
+
+def takes_any_mask(config: Any) -> bool:
+    """Whether a model's attention mask can be given for each pair of tokens."""
+    eager_or_sdpa = getattr(config, "_attn_implementation", None) in ("eager", "sdpa", None)
+    return config.model_type in _ANY_MASK and eager_or_sdpa and not getattr(config, "alibi", False)
+
+
+def padded_left(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens ``(B, L)`` and their mask, which are padded on either side, padded on the left."""
+    order = mask.argsort(dim=1, stable=True)
+    return ids.gather(1, order), mask.gather(1, order)
+
+
+def chain_pass(backbone: Any, ids: Tensor, mask: Tensor, *, keep: int, **more: Any) -> Any:
+    """The model over tokens ``(B, L)`` one after the other; the logits are those of the last ``keep`` places."""
+    options: dict[str, Any] = {"attention_mask": mask, "logits_to_keep": keep, "use_cache": False} | more
+    # Some (Bloom) have positions by the mask alone.
+    if "position_ids" in inspect.signature(backbone.forward).parameters:
+        options["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+    return backbone(input_ids=ids, **options)
+
+
+def tree_pass(
+    backbone: Any, ids: Tensor, mask: Tensor, tree: AnswerTree, *, chain: Tensor | None = None, hidden: bool = False
+) -> Any:
+    """The model over prompts ``(B, L)`` and a tree, in one pass; the logits are those of the tree's branching nodes.
+
+    ``chain``, ``(B, T)``, are tokens that also follow each prompt; the logits at its end and at theirs come last.
+    """
+    size, length, nodes = *ids.shape, len(tree.tokens)
+    added = tree.tokens.expand(size, -1)
+    place, depth, sees = tree.place + length - 1, tree.depth, tree.sees
+    if chain is not None:
+        steps = torch.arange(chain.shape[1], device=ids.device)
+        added, depth = torch.cat([added, chain], 1), torch.cat([depth, steps + 1])
+        sees = torch.block_diag(sees, steps[:, None] >= steps).bool()
+        place = torch.cat([place, place.new_tensor([length - 1]), steps + length + nodes])
+    position = torch.cat([mask.cumsum(-1) - 1, mask.sum(-1, keepdim=True) + depth - 1], 1).clamp_min(0)
+    return backbone(
+        input_ids=torch.cat([ids, added], 1),
+        attention_mask=_masks(backbone.config, mask, sees, position=position, dtype=backbone.dtype),
+        position_ids=position,
+        logits_to_keep=place,
+        use_cache=False,
+        output_hidden_states=hidden,
+    )
+
+
+def _masks(config: Any, mask: Tensor, sees: Tensor, *, position: Tensor, dtype: torch.dtype) -> Any:
+    """Who attends to whom: one mask, ``(B, 1, S, S)``, or one for each type of layer."""
+    length = mask.shape[1]
+    total = position.shape[1]
+    allowed = F.pad(mask.bool(), (0, total - length))[:, None].repeat(1, total, 1)
+    allowed[:, :length] &= torch.ones(length, total, dtype=torch.bool, device=mask.device).tril()
+    allowed[:, length:, length:] = sees
+    # Attention to nothing would be NaN.
+    allowed |= torch.eye(total, dtype=torch.bool, device=mask.device)
+
+    def form(allowed: Tensor) -> Tensor:
+        allowed = allowed[:, None]
+        if config._attn_implementation == "sdpa":
+            return allowed
+        return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+    window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    near = allowed & (position[:, :, None] - position[:, None] < window) if window else allowed
+    if types is None:
+        return form(near)
+    return {name: form(near if name == "sliding_attention" else allowed) for name in set(types)}
+
+
+def paths_pass(backbone: Any, ids: Tensor, mask: Tensor, paths: Tensor, hidden: bool = False) -> tuple[Any, Any]:
+    """The model over prompts ``(B, L)``, and over each path ``(P, T)`` after each of them.
+
+    Returns the output for the prompts and logits at their ends and at each token of the paths, ``(B, P, T + 1, V)``.
+    """
+    count, (size, _) = len(paths), ids.shape
+    full = F.pad(mask, (0, paths.shape[1]), value=1).repeat_interleave(count, 0)
+    if torch.is_grad_enabled():
+        # Checkpoints of activations allow no cache.
+        output = chain_pass(backbone, ids, mask, keep=1, output_hidden_states=hidden)
+        rows = torch.cat([ids.repeat_interleave(count, 0), paths.repeat(size, 1)], 1)
+        after = chain_pass(backbone, rows, full, keep=paths.shape[1]).logits
+    else:
+        output = chain_pass(backbone, ids, mask, keep=1, use_cache=True, output_hidden_states=hidden)
+        cache = output.past_key_values
+        cache.batch_repeat_interleave(count)
+        options = {"past_key_values": cache, "use_cache": True}
+        after = chain_pass(backbone, paths.repeat(size, 1), full, keep=paths.shape[1], **options).logits
+    first = output.logits[:, None].expand(-1, count, -1, -1)
+    return output, torch.cat([first, after.unflatten(0, (size, count))], 2)
+
+
+class Shape(NamedTuple):
+    """What decides the FLOPs of scoring the answers to a prompt: the sizes of their trie."""
+
+    tree: bool  # one pass over the tree, not one over each path
+    nodes: int  # tokens of the tree
+    branching: int  # places with logits
+    paths: int
+    tokens: int  # of each path
+
+    @classmethod
+    def of(cls, config: Any, trie: AnswerTrie, tree: AnswerTree) -> "Shape":
+        """The sizes of a trie for a model."""
+        return cls(takes_any_mask(config), len(tree.tokens), len(tree.place), *trie.paths.shape)
+
+    @property
+    def added(self) -> int:
+        """Tokens that are read after the prompt."""
+        return self.nodes if self.tree else self.paths * self.tokens
+
+
+def label_words_flops(config: Any, lengths: Tensor, shape: Shape, convention: FlopsConvention = "exact") -> Tensor:
+    """FLOPs of scoring the answers after prompts of these lengths, ``(N,)``, in float64 ``(N,)``."""
+    config_json = config.to_json_string(use_diff=False)
+    if convention == "paper":
+        flops = 2.0 * causal_weights(config_json) * (PAPER_LENGTH + shape.added)
+        return torch.full(lengths.shape, flops, dtype=torch.float64)
+    law, _ = words_law(config_json, shape)
+    x = lengths.double().cpu()
+    return law[0] + law[1] * x + law[2] * x * x
+
+
+@lru_cache(maxsize=32)
+def words_law(config_json: str, shape: Shape) -> tuple[list[float], str]:
+    """Coefficients of the FLOPs by the prompt's length, and the reason if they are only estimated."""
+
+    def run(model: Any, ids: Tensor) -> None:
+        # Without a mask, the library would read positions, which have no values here.
+        mask = torch.ones_like(ids)
+        if not shape.added:
+            chain_pass(model, ids, mask, keep=1)
+        elif shape.tree:
+            n, m = shape.nodes, shape.branching
+            tokens, depth, sees, place = (ids.new_zeros(size) for size in ((n,), (n,), (n, n), (m,)))
+            tree_pass(model, ids, mask, AnswerTree(tokens, depth, sees.bool(), place))
+        else:
+            paths_pass(model, ids, mask, ids.new_zeros(shape.paths, shape.tokens))
+
+    return causal_law(config_json, run, longest=shape.nodes if shape.tree else shape.tokens, added=shape.added)
