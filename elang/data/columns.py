@@ -146,8 +146,10 @@ def column_of(frame: Any, column: str, where: str, option: str) -> list[Any]:
     names = list(frame.columns)
     place = column_place(names, column)
     if place is None:
+        several = f", or to a list, as in {option} '[{column}]'" if "," in column else ""
         raise InputError(
-            f"{where} has no column '{column}'; it has {names}. {_header_hint(frame, names)}Set {option} to one."
+            f"{where} has no column '{column}'; it has {names}. {_header_hint(frame, names)}Set {option} to "
+            f"one{several}."
         )
     if (count := names.count(names[place])) > 1:
         raise InputError(f"{where} has {count} columns '{names[place]}'. Rename or remove all but one.")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError, listed
-from elang.evaluation.pair import ROUTING_SLICE, PairAnswers
+from elang.evaluation.pair import HALF_POINT, ROUTING_SLICE, PairAnswers
 from elang.evaluation.slices import FEW, MOSTLY, SOME, independent_units, share_of_slice
 from elang.method.bootstrap import mean_intervals
 from elang.method.quality.labels import spearman
@@ -46,6 +46,43 @@ def little_to_gain(gain: Tensor) -> str:
     )
 
 
+def no_better_than_one(prediction: Tensor, label: Tensor, label_names: list[str]) -> str | None:
+    """What to say of a model that is right no more often than the most frequent label alone would be."""
+    known = label[label >= 0]
+    if len(known) == 0 or len(known.unique()) == 1:
+        return None
+    count, most = torch.bincount(known).max(0)
+    right = int((prediction == label).sum())
+    if right > int(count):
+        return None
+    return (
+        f"is right on {right / len(label):.1%}, and always answering '{label_names[int(most)]}' would be right on "
+        f"{int(count) / len(label):.1%}: it has learned too little. Train it longer (--trainer.max_epochs), or with "
+        "another --model.lr"
+    )
+
+
+def below_allowance(points: dict[str, Any], named: dict[str, dict[str, Any]], largest: float | None) -> list[str]:
+    """A caution if the pair is worse here than its default threshold allows, by more than chance.
+
+    ``points`` are the operating points of a score, ``named`` its thresholds, and ``largest`` the most that an answer is
+    worth.
+    """
+    name = known_name(named)
+    to_super = getattr(points.get(f"held out, {name}"), "to_super", None)
+    if to_super is None or not largest or to_super["high"] >= -HALF_POINT * largest:
+        return []
+    below, count = -100 * to_super["difference"] / largest, named[name].get("num_examples")
+    chosen = (
+        f"the {count:,} examples that chose it were too few, or others than these" if count else "it was chosen badly"
+    )
+    return [
+        f"at the threshold '{name}' the pair is {below:.1f} points below the Super, which is more than chance and more "
+        f"than half a point: {chosen}. Hold out more (--data.routing_fraction), take '--threshold parity', or "
+        "calibrate one (`elang calibrate`)"
+    ]
+
+
 def saves_nothing(thresholds: dict[str, dict[str, dict[str, Any]]], score: str) -> list[str]:
     """A caution if the default threshold of ``score`` defers everything, because no other one saves anything.
 
@@ -81,6 +118,8 @@ def cautions(answers: PairAnswers, label_names: list[str], largest: float | None
         )
     if answers.kind.has_classes:
         for who, prediction in (("Swift", answers.swift), ("Super", answers.super_)):
+            if (learned := no_better_than_one(prediction, answers.label, label_names)) is not None:
+                warnings.append(f"the {who} {learned}")
             if names := never_right(prediction, answers.label, label_names):
                 warnings.append(
                     f"the {who} is never right where the label is {listed(names)}: it has not learned that, or its "

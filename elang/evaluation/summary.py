@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from elang.evaluation.cautions import cautions, length_bias, near_threshold, repeated, saves_nothing
+from elang.evaluation.cautions import below_allowance, cautions, length_bias, near_threshold, repeated, saves_nothing
 from elang.evaluation.pair import (
     BY_QUALITY,
     PairAnswers,
@@ -216,11 +216,13 @@ def summarize_pair(
             conditions=about.conditions,
         )
     generates, (summaries, areas) = answers.kind.generates, _resampled(answers, curves, thresholds, about.score)
+    points = operating_points(answers, qualities, summaries[qualities[0].name])
+    warnings = below_allowance(points.get(about.score, {}), named, worth.largest) + warnings
     return JointSummary(
         **vars(about),
         worth=worth,
         qualities=summaries,
-        operating_points=operating_points(answers, qualities, summaries[qualities[0].name]),
+        operating_points=points,
         cautions=warnings,
         areas=areas,
         statements=statements,

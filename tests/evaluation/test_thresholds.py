@@ -1,10 +1,12 @@
 """Which point of a curve each name stands for."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from elang.evaluation.cautions import below_allowance, no_better_than_one, saves_nothing
 from elang.evaluation.pair import PairAnswers, allowed_drops, choose_thresholds, named_points, pair_curves
 from elang.evaluation.summary import EvaluatedPair, all_curves, summarize, summarize_pair
 from elang.method.bootstrap import difference_errors
@@ -68,6 +70,34 @@ def test_half_a_point_where_a_metric_is_no_function_of_sums():
     curves = pair_curves(answers, quality)
     for name, allowed in allowed_drops(answers, quality, curves).items():
         assert allowed.tolist() == [0.005] * len(curves[name])
+
+
+def test_what_saves_something_is_named_where_the_default_saves_nothing():
+    nothing, some = {"threshold": -math.inf, "speedup": 1.0}, {"threshold": 0.1, "speedup": 1.3}
+    named = {"1-SE": nothing, "parity": {"threshold": 0.0, "speedup": 0.9}, "99%": some}
+    (caution,) = saves_nothing({"a": named, "b": {"1-SE": some}, "c": {"1-SE": nothing}}, "a")
+    assert caution.endswith("On the slice these save something: --threshold '99%', --score b")
+    (caution,) = saves_nothing({"a": {"1-SE": nothing}}, "a")
+    assert caution.endswith("Or ask the Super alone")
+
+
+def test_a_threshold_that_does_not_hold_here_is_a_caution():
+    named = {"1-SE": {"threshold": -0.6, "num_examples": 286}}
+
+    def point(high):
+        return {"held out, 1-SE": SimpleNamespace(to_super={"difference": -0.062, "low": -0.082, "high": high})}
+
+    (caution,) = below_allowance(point(-0.043), named, 1.0)
+    assert "6.2 points below the Super" in caution
+    assert "the 286 examples that chose it" in caution
+    assert below_allowance(point(-0.004), named, 1.0) == below_allowance({}, named, 1.0) == []
+
+
+def test_a_model_that_has_learned_nothing_is_a_caution():
+    label = torch.tensor([0] * 6 + [1] * 4)
+    assert "right on 60.0%, and always answering 'a'" in no_better_than_one(torch.zeros(10).long(), label, ["a", "b"])
+    assert no_better_than_one(label, label, ["a", "b"]) is None
+    assert no_better_than_one(label[:6], label[:6], ["a", "b"]) is None
 
 
 def test_a_pair_that_saves_nothing_defers_everything_and_is_a_caution():

@@ -82,7 +82,10 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], about: JointSumma
         for name, label in labels.items():
             curve = curves[name]
             x = curve.cost / curve.super_cost if by_cost else curve.deferred_share
-            axis.plot(x.numpy(), curve.quality.numpy(), label=_LABELS.get(label, label), **_style(name, routing))
+            # Where everything is deferred no Swift runs, and the line would lead back to the Super's cost.
+            shown = (curve.threshold > -math.inf) | (not by_cost)
+            x, y = x[shown].numpy(), curve.quality[shown].numpy()
+            axis.plot(x, y, label=_LABELS.get(label, label), **_style(name, routing))
         swift, super_ = summary.swift, summary.super
         start = (swift.cost / super_.cost if by_cost else 0, swift.quality)
         _mark_models(axis, start, super_.quality)
@@ -100,8 +103,8 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], about: JointSumma
 def _mark_models(axis: Any, swift: tuple[float, float], super_: float) -> None:
     """Mark the Swift alone at its place, and the quality of the Super alone."""
     axis.axhline(super_, color="black", linewidth=0.8)
-    place = {"xytext": (4, 3), "textcoords": "offset points"}
-    axis.annotate("Super alone", (0, super_), xycoords=("axes fraction", "data"), **place)
+    place = {"xytext": (-4, 3), "textcoords": "offset points", "ha": "right"}
+    axis.annotate("Super alone", (1, super_), xycoords=("axes fraction", "data"), **place)
     axis.plot(*swift, "s", color="black", zorder=6)
     axis.annotate("Swift alone", swift, xytext=(8, -4), textcoords="offset points")
 
@@ -170,6 +173,8 @@ def curve_figure(evaluation: Evaluation, name: str, threshold: float) -> dict[st
     for score in dict.fromkeys(["random", "oracle", "max_softmax", routing]):
         curve = evaluation.curves[evaluation.curves["score"] == score]
         if len(curve):
+            # As in `plot_curves`.
+            curve = curve[curve["threshold"].gt(-math.inf) | (not by_cost)]
             x = curve["flops"] / cost if by_cost else curve["deferred_share"]
             axis.plot(x, curve[metric], label=_LABELS.get(score, score), **_style(score, routing))
     alt = f"{metric} of the pair over {'compute' if by_cost else 'the deferred share'}, with {routing}"
