@@ -84,8 +84,8 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], about: JointSumma
             x = curve.cost / curve.super_cost if by_cost else curve.deferred_share
             # Where everything is deferred no Swift runs, and the line would lead back to the Super's cost.
             shown = (curve.threshold > -math.inf) | (not by_cost)
-            x, y = x[shown].numpy(), curve.quality[shown].numpy()
-            axis.plot(x, y, label=_LABELS.get(label, label), **_style(name, routing))
+            line = x[shown].numpy(), curve.quality[shown].numpy()
+            axis.plot(*line, label=_LABELS.get(label, label), **_style(name, routing))
         swift, super_ = summary.swift, summary.super
         start = (swift.cost / super_.cost if by_cost else 0, swift.quality)
         _mark_models(axis, start, super_.quality)
