@@ -118,14 +118,14 @@ def cautions(answers: PairAnswers, label_names: list[str], largest: float | None
         )
     if answers.kind.has_classes:
         for who, prediction in (("Swift", answers.swift), ("Super", answers.super_)):
-            if (learned := no_better_than_one(prediction, answers.label, label_names)) is not None:
-                warnings.append(f"the {who} {learned}")
             if names := never_right(prediction, answers.label, label_names):
                 warnings.append(
                     f"the {who} is never right where the label is {listed(names)}: it has not learned that, or its "
                     "answers use other names. Train it longer (--trainer.max_epochs, --model.lr), or correct its "
                     "answers"
                 )
+            elif (learned := no_better_than_one(prediction, answers.label, label_names)) is not None:
+                warnings.append(f"the {who} {learned}")
     if caution := little_to_gain(answers.gain / (largest or 1.0)):
         warnings.append(caution)
     return warnings
