@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from elang.data.batches import IGNORE_INDEX
 from elang.errors import InputError
 
 
@@ -75,6 +77,16 @@ class AnswerTrie:
     def to(self, device: torch.device) -> "AnswerTrie":
         """Copy it to a device."""
         return AnswerTrie(*(t.to(device) for t in (self.paths, self.node, self.branches, self.taken)))
+
+
+def padded_answers(tokens: list[list[int]]) -> Tensor:
+    """Each answer's tokens as a row of targets, int64 ``(C, T)``."""
+    return pad_sequence(list(map(torch.tensor, tokens)), batch_first=True, padding_value=IGNORE_INDEX)
+
+
+def nearest_answers(values: Tensor, target: Tensor) -> Tensor:
+    """The places of the answers whose ``values`` ``(C,)`` are nearest to a regression's targets: ``(B,)`` to ``(B,)``."""
+    return (values[None] - target[:, None].to(values)).abs().argmin(-1)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from elang.backends.answer_trie import AnswerTree, AnswerTrie
+from elang.backends.answer_trie import AnswerTree, AnswerTrie, nearest_answers, padded_answers
 from elang.backends.backend import Answer
 from elang.backends.causal_passes import (
     Shape,
@@ -72,8 +71,7 @@ class CausalLabelDecoder(TextModel):
         self.tree = AnswerTree.of(self.trie)
         self.prompt = prompt.reserving(max(map(len, tokens)))
         self.shape = Shape.of(backbone.config, self.trie, self.tree)
-        padded = pad_sequence(list(map(torch.tensor, tokens)), batch_first=True, padding_value=IGNORE_INDEX)
-        self.register_buffer("answer_ids", padded, persistent=False)
+        self.register_buffer("answer_ids", padded_answers(tokens), persistent=False)
         if not task.kind.chooses:
             self.register_buffer("values", torch.tensor(answer_values(task.answers)), persistent=False)
         if backbone.config.model_type not in CHECKED:
@@ -107,7 +105,9 @@ class CausalLabelDecoder(TextModel):
             # Even if first needed in inference: a later training saves these tensors for its backward pass.
             with torch.inference_mode(False):
                 self.trie, self.tree = self.trie.to(ids.device), self.tree.to(ids.device)
-        answers = None if target is None else self.answer_ids[self._places(target)]
+        if target is not None and not self.task.kind.chooses:
+            target = nearest_answers(self.values, target)
+        answers = None if target is None else self.answer_ids[target]
         logits, token_logits, pooled = self._run(ids, mask, answers, want_logits)
         loss = None
         if answers is not None and token_logits is not None:
@@ -115,12 +115,6 @@ class CausalLabelDecoder(TextModel):
         if not self.task.kind.chooses:
             logits = (logits.softmax(-1) * self.values).sum(-1, keepdim=True)
         return Answer(logits, self.predict(logits), loss, pooled)
-
-    def _places(self, target: Tensor) -> Tensor:
-        """The right answers' places among the answers; of a value the nearest one."""
-        if self.task.kind.chooses:
-            return target
-        return (self.values[None] - target[:, None].to(self.values)).abs().argmin(-1)
 
     def _run(
         self, ids: Tensor, mask: Tensor, answers: Tensor | None, want_logits: bool

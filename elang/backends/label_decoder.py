@@ -13,10 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
-from elang.backends.answer_trie import AnswerTrie
+from elang.backends.answer_trie import AnswerTrie, nearest_answers, padded_answers
 from elang.backends.backend import Answer, Encoded, owner, spread, sum_by_example
 from elang.backends.encoder import EncoderHead
 from elang.backends.encoder_decoder import EncoderDecoder
@@ -58,8 +57,7 @@ class LabelDecoder(EncoderDecoder):
         if task.answers:
             tokens = tokenizer(text_target=task.answers, padding=False, truncation=False)["input_ids"]
             self.trie = AnswerTrie.of(tokens)
-            padded = pad_sequence(list(map(torch.tensor, tokens)), batch_first=True, padding_value=IGNORE_INDEX)
-            self.register_buffer("answer_ids", padded, persistent=False)
+            self.register_buffer("answer_ids", padded_answers(tokens), persistent=False)
         elif task.problem != "choice":
             raise InputError("A text-to-text model needs to know its possible answers: set --data.answers.")
         if task.problem == "regression":
@@ -159,7 +157,7 @@ class LabelDecoder(EncoderDecoder):
             counts = inputs["num_choices"]
             return inputs["answer_ids"][counts.cumsum(0) - counts + target]
         if self.task.problem == "regression":
-            target = (self.values[None] - target[:, None].to(self.values)).abs().argmin(-1)
+            target = nearest_answers(self.values, target)
         return self.answer_ids[target]
 
     @torch.no_grad()

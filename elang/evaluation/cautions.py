@@ -12,12 +12,11 @@ from elang.evaluation.slices import FEW, MOSTLY, SOME, independent_units, share_
 from elang.method.bootstrap import mean_intervals
 from elang.method.quality.labels import spearman
 from elang.notices import notice
+from elang.records import WORTH_NAMING
 from elang.records.manifest import Manifest, known_name
 
 # With fewer examples, chance alone explains why none of a class is right, or why some are known.
 _ENOUGH = 5
-# A speed-up from which a threshold is worth naming.
-_SAVES = 1.05
 
 
 def never_right(prediction: Tensor, label: Tensor, label_names: list[str]) -> list[str]:
@@ -92,10 +91,10 @@ def saves_nothing(thresholds: dict[str, dict[str, dict[str, Any]]], score: str) 
     name = known_name(named)
     entry = named.get(name, {})
     # Without costs nothing is known to be saved or not.
-    if float(entry.get("threshold", math.nan)) != -math.inf or math.isnan(float(entry.get("speedup") or math.nan)):
+    if float(entry.get("threshold", math.nan)) != -math.inf or math.isnan(_speedup(entry)):
         return []
-    saving = [f"--threshold '{other}'" for other, each in named.items() if _speedup(each) > _SAVES]
-    saving += [f"--score {other}" for other, each in thresholds.items() if _speedup(each.get(name, {})) > _SAVES]
+    saving = [f"--threshold '{other}'" for other, each in named.items() if _speedup(each) > WORTH_NAMING]
+    saving += [f"--score {other}" for other, each in thresholds.items() if _speedup(each.get(name, {})) > WORTH_NAMING]
     remedy = f"On the slice these save something: {', '.join(saving)}" if saving else "Or ask the Super alone"
     return [
         f"this pair saves nothing at the Super's quality: by {score}, no threshold that costs less than the Super "

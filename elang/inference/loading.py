@@ -15,6 +15,7 @@ from elang.inference.inputs import type_name
 from elang.inference.options import PairOptions, as_number
 from elang.inference.runner import BatchLimits, ModelRunner
 from elang.notices import notice
+from elang.records import WORTH_NAMING
 from elang.records.manifest import Manifest, known_name
 from elang.tables import is_table
 from elang.tasks.text_task import TextTask
@@ -158,10 +159,10 @@ def warn_if_costly(manifest: Manifest, score: str, name: str) -> None:
     everything = not math.isnan(speedup) and manifest.threshold(name, score) == -math.inf
     if not (speedup < _COSTLY or everything):
         return
-    better = ", ".join(repr(key) for key, speedup in speedups.items() if speedup > 1.05)
+    better = ", ".join(repr(key) for key, speedup in speedups.items() if speedup > WORTH_NAMING)
     cost = f"a FLOPs speed-up of {speedup:.2f}x on the slice that it was chosen on"
     text = f"At the threshold '{name}' the pair costs more than the Super alone: {cost}."
     if everything:
         text = f"This pair saves nothing at the quality of '{name}': every input goes to the Super, without the Swift."
-    remedy = f"The FLOPs speed-up there is above 1.05x at {better}." if better else "Ask the Super alone."
+    remedy = f"The FLOPs speed-up there is above {WORTH_NAMING}x at {better}." if better else "Ask the Super alone."
     notice("costly-threshold", f"{text} {remedy}", stacklevel=3)
