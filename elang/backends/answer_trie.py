@@ -85,7 +85,7 @@ def padded_answers(tokens: list[list[int]]) -> Tensor:
 
 
 def nearest_answers(values: Tensor, target: Tensor) -> Tensor:
-    """The places of the answers whose ``values`` ``(C,)`` are nearest to a regression's targets: ``(B,)`` to ``(B,)``."""
+    """The places, int64 ``(B,)``, of the answers whose ``values`` ``(C,)`` are nearest to targets ``(B,)``."""
     return (values[None] - target[:, None].to(values)).abs().argmin(-1)
 
 
