@@ -207,8 +207,15 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def no_process_group_left():
-    """Lightning leaves the group of a run with ``ddp`` behind; the next test of the process would be a part of it."""
+    """Lightning leaves the group of a run with ``ddp`` behind; the next test of the process would be a part of it.
+
+    So it does with its rank and port, in the environment.
+    """
+    before = dict(os.environ)
     yield
+    if os.environ != before:
+        os.environ.clear()
+        os.environ.update(before)
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
