@@ -171,6 +171,15 @@ def test_a_trie_as_a_tree():
     assert len(AnswerTree.of(AnswerTrie.of([[1, 2], [3, 2]])).tokens) == 0
 
 
+def test_a_tree_that_inference_moved_can_be_trained():
+    trie = AnswerTrie.of([[1, 2], [1, 3], [4, 5]])
+    for indices in (trie, AnswerTree.of(trie)):
+        with torch.inference_mode():
+            moved = indices.to(torch.device("meta"))
+        assert {(each.device.type, each.is_inference()) for each in vars(moved).values()} == {("meta", False)}
+        assert moved.to(torch.device("meta")) is moved
+
+
 @pytest.mark.parametrize("words", WORDS_OF)
 @pytest.mark.parametrize("name", ["llama", "gemma2", "bloom"])
 def test_the_loss_is_that_of_the_answers_tokens(tmp_path, name, words):

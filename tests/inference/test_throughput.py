@@ -27,7 +27,7 @@ from elang.data.batches import token_batches
 from elang.data.encoding import encode
 from elang.inference.speed import Sizes, _fitting, flops_of, share_threshold, time_pair
 from elang.inference.stream import Deferred, Window, ahead, stream, windows
-from elang.records.manifest import Manifest
+from elang.records.manifest import Manifest, entry_speedup
 
 
 @pytest.mark.parametrize("budget", [1, 7, 64, 10**6])
@@ -186,7 +186,7 @@ def test_a_swift_is_not_asked_where_everything_is_deferred(pair, texts, tmp_path
     predictor.set_threshold(0.0)
     with pytest.raises(TypeError):
         predictor(texts)
-    assert manifest.speedup("1-SE", "max_softmax") == 1
+    assert entry_speedup(manifest.thresholds["max_softmax"]["1-SE"]) == 1
 
 
 def test_the_probability_is_the_answering_models(pair, texts):
