@@ -14,6 +14,7 @@ from elang.backends.backend import Backend, Scored
 from elang.data.examples import Examples, content_key
 from elang.errors import InputError
 from elang.inference.inputs import as_rows, checked_texts, each_text, window_of
+from elang.inference.options import as_number
 from elang.inference.runner import ModelRunner
 from elang.inference.stream import Deferred, Prediction, Window, gathered, stream, windows
 from elang.method.deferral import check_finite
@@ -96,7 +97,7 @@ class Cascade:
             stage.name: stage.backend if isinstance(stage.backend, ModelRunner) else BackendRunner(stage.backend)
             for stage in stages
         }
-        # Whether a stage reads texts as the same tokens as another one, by their numbers.
+        # By the numbers of two stages whether they turn a text into the same tokens.
         self._sharing: dict[tuple[int, int], bool] = {}
 
     def task_for(self, num_texts: int) -> TextTask:
@@ -105,9 +106,14 @@ class Cascade:
         return first.task_for(num_texts) if isinstance(first, ModelRunner) else self.task
 
     def set_threshold(self, threshold: float, stage: int = 0) -> None:
-        """Change the threshold above which a stage defers."""
+        """Change the threshold above which a stage defers; an ``InputError`` if it is NaN or no number.
+
+        A stream that runs already, and began at ``-inf``, goes on without the stage.
+        """
+        if (number := as_number(threshold)) is None:
+            raise InputError(f"A threshold is set to a number, inf or -inf, but this is {threshold!r}.")
         stages = list(self.stages)
-        stages[stage] = replace(stages[stage], threshold=threshold)
+        stages[stage] = replace(stages[stage], threshold=number)
         self.stages = tuple(stages)
 
     def __call__(self, texts: Texts, choices: Choices = None) -> list[Prediction]:
@@ -194,7 +200,8 @@ class Cascade:
 
     def _first(self, window: Window) -> list[Deferred]:
         """Answer a window by the first stage; a last stage answers several windows together."""
-        if len(self.stages) == 1 or self._skips(0):
+        # A window with the tokens of a later stage began at a threshold of -inf; another one may have been set since.
+        if len(self.stages) == 1 or window.reader > 0 or self._skips(0):
             return [Deferred(window, place, None) for place in range(len(window))]
         return self._run_stage(0, window)
 

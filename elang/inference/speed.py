@@ -18,13 +18,11 @@ from elang.method.curve.points import Costs
 from elang.method.scores import BEFORE_DECODER
 from elang.terminal import Progress
 
-PILOT = 32
-"""Inputs that are answered first, at most, to see how long a pass takes."""
-# In this share of the time.
-_PILOT_TIME = 0.1
-# One by one, so many inputs at most, after so many uncounted ones, in this share of the time.
+# To see how long a pass takes, at most so many inputs are answered first, in this share of the time.
+_PILOT, _PILOT_TIME = 32, 0.1
+# One by one: the most inputs, uncounted ones before them, and the share of the time.
 _SINGLE, _WARM_UP, _SINGLE_TIME = 100, 10, 0.25
-# Inputs of a pass: with fewer there are fewer passes instead; and at most, for each second of the time.
+# Inputs of a pass: fewer than the first only in a single pass, and at most so many for each second of the time.
 _ENOUGH, _MOST = 64, 50
 
 
@@ -50,11 +48,11 @@ def time_inputs(
     Returns:
         The inputs of a pass, and the figures; none and nothing if there are no inputs.
     """
-    rows = list(islice(inputs, PILOT if sizes.examples is None else sizes.examples))
+    rows = list(islice(inputs, _PILOT if sizes.examples is None else sizes.examples))
     if not rows:
         return [], {}
     if None in vars(sizes).values():
-        sizes = _fitting(sizes, predictor, rows[:PILOT], shares, named=named, seconds=seconds)
+        sizes = _fitting(sizes, predictor, rows[:_PILOT], shares, named=named, seconds=seconds)
     examples, single, repeats = (getattr(sizes, name) or 0 for name in ("examples", "single", "repeats"))
     rows = [*rows, *islice(inputs, max(0, examples - len(rows)))][:examples]
     return rows, time_pair(predictor, rows, shares, rows[:single], repeats=repeats, named=named)

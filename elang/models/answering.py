@@ -18,11 +18,12 @@ from elang.errors import InputError
 from elang.evaluation.cautions import check_apart
 from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
+from elang.models.loaders import is_prepared
 from elang.notices import notice
 from elang.records.table import Records
 from elang.tasks.text_task import TaskFields
 
-# Seconds between two words to the other processes.
+# Seconds between two messages to the other processes.
 _MINUTE = 60.0
 
 
@@ -122,12 +123,17 @@ class EvaluationModule(TaskModule):
             raise InputError(f"Give a loader and perhaps one of held-out examples, but not {count} loaders.")
         return [first, "routing"][:count]
 
+    def evaluated_batch(self, batch: Any, split: str, dataloader_idx: int, labelled: bool = True) -> dict[str, Any]:
+        """A batch of any loader; an ``InputError`` if something that needs the texts stands in for a model."""
+        if self.backends and (self.trainer.predicting or not is_prepared(batch)):
+            raise InputError(
+                f"'{self.paths[next(iter(self.backends))]}' is no model, so it answers only examples of elang's data "
+                "modules, and not in Trainer.predict. Give a model, or use JointPredictor."
+            )
+        return super().evaluated_batch(batch, split, dataloader_idx, labelled)
+
     def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The columns of :meth:`table_columns` but ``key`` and ``label``; ``<name>_text`` for generated texts."""
-        if self.backends:
-            raise InputError(
-                f"Trainer.predict runs models; '{self.paths[next(iter(self.backends))]}' is none. Use JointPredictor."
-            )
         rows: dict[str, Any] = self.answer_batch(batch, "predict")
         rows = {name: values for name, values in rows.items() if name not in ("key", "label")}
         for name, model in self.text_models.items() if self.task.kind.generates else ():
@@ -139,6 +145,8 @@ class EvaluationModule(TaskModule):
         tables = super().gather_tables()
         if self.data is None and "routing" in tables:
             evaluated = next(table["key"] for split, table in tables.items() if split != "routing")
+            if not len(evaluated):
+                raise InputError("The first loader has no examples, so there is nothing to evaluate.")
             check_apart(evaluated, evaluated[:0], tables["routing"]["key"])
         for table in tables.values():
             for name in self.models:
@@ -162,6 +170,10 @@ class EvaluationModule(TaskModule):
                     f"of {columns['ids'].shape[1]} tokens and may be cut. Raise --data.max_target_length.",
                 )
             return records
+        if self.data is None and name not in self.recorded:
+            raise InputError(
+                f"'{self.paths[name]}' is asked with texts, which loaders do not have: give Lightning the data module."
+            )
         if self.data is None:
             no_texts: list[tuple[str, ...]] = [()] * len(table["id"])
             examples = Examples(no_texts, table["id"], table["key"], label=table["label"], source=source_of(split))

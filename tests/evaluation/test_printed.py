@@ -73,6 +73,18 @@ def test_the_answer_comes_first_and_everything_fits_80_columns(capsys):
     assert [line.split()[:2] for line in lines if line.endswith("256 ")] == [["Swift", "13"], ["Super", "13"]]
 
 
+def test_a_threshold_file_need_not_have_the_default(capsys):
+    summary = summary_of(names=("accuracy",))
+    for score in summary.first.scores.values():
+        for name in [name for name in score.held_out if name != "99%"]:
+            del score.held_out[name]
+    print_summary(summary, Path("runs/joint"))
+    words = " ".join(capsys.readouterr().out.split())
+    assert "the threshold '1-SE'" in words
+    assert "It was chosen on these same examples" in words
+    assert "held out, 99%" in words
+
+
 def test_equal_thresholds_are_one_row(capsys):
     """A Swift that is always right: nothing is deferred at any threshold that is chosen by quality."""
     print_summary(summary_of(swift_right=1.0), Path("joint"))

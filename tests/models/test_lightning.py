@@ -217,6 +217,12 @@ def test_a_pair_on_loaders(pair, rows, loader, tmp_path):
         trainer(tmp_path).validate(joint, [held_out, held_out], verbose=False)
     with pytest.raises(InputError, match="not 3 loaders"):
         trainer(tmp_path).validate(joint, [held_out] * 3, verbose=False)
+    with pytest.raises(InputError, match="first loader has no examples"):
+        trainer(tmp_path).validate(joint, [loader([]), held_out], verbose=False)
+    recorded = JointModule(models[0], str(pair["records"]), NAMES, output=str(tmp_path / "recorded"))
+    for verb in ("validate", "predict"):
+        with pytest.raises(InputError, match="is no model, so it answers only examples of elang's data modules"):
+            getattr(trainer(tmp_path), verb)(recorded, loader(rows[1]))
     with pytest.raises(InputError, match="give ScoreModule one of elang's data modules"):
         trainer(tmp_path).validate(ScoreModule(models[1], NAMES, output=str(tmp_path / "r.parquet")), held_out)
 
@@ -325,8 +331,11 @@ def test_several_loaders_are_told_apart(base_model, rows, loader, tmp_path):
         (lambda batch: {**batch, "input_ids": batch["input_ids"].tolist()}, "is a list, not a tensor"),
         (lambda batch: {**batch, "labels": batch["labels"] + 1}, "there are 2 classes"),
         (lambda batch: {**batch, "labels": -batch["labels"]}, "examples without 'labels'"),
-        (lambda batch: {**batch, "labels": batch["labels"].float()}, "class indices"),
+        (lambda batch: {**batch, "labels": batch["labels"].float()}, "must be integers"),
         (lambda batch: {**batch, "labels": batch["labels"][:3]}, "a tensor with 16 rows"),
+        (lambda batch: {**batch, "labels": batch["labels"][:, None]}, "1 dimension, but has the shape (16, 1)"),
+        (lambda batch: {**batch, "id": batch["labels"] + 0.5}, "'id' must be integers"),
+        (lambda batch: {**batch, "targets": batch["labels"], "labels": None}, "has the type NoneType"),
         (lambda batch: {**batch, "super_logits": torch.zeros(16, 3)}, "a logit of the Super for each class"),
     ],
 )

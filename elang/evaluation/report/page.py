@@ -36,7 +36,7 @@ def section(
         if (reliability := reliability_figure(evaluation)) is not None:
             figures.append(reliability)
     drawn = [keep(figure, beside, f"{stem}-{figure['name']}") for figure in figures]
-    point = _point(evaluation, name, at=at, deferred=deferred)
+    point = _point(evaluation, name, threshold, at=at, deferred=deferred)
     answer, *details = outcome(summary, point.pop("point"), point)
     heads, rows, notes = _scores(evaluation)
     about = {"metric": evaluation.metric, "chosen_on": summary.thresholds_from, "score": score}
@@ -104,17 +104,21 @@ def _slider(evaluation: Evaluation, start: int) -> dict[str, Any]:
     return slider | {"start": int(np.searchsorted(rows, start))}
 
 
-def _point(evaluation: Evaluation, name: str, *, at: int, deferred: Tensor) -> dict[str, Any]:
-    """The chosen point, at a row of the curve, and how sure its difference to the Super is."""
-    row, score, share = evaluation.curve.iloc[at], evaluation.score, float(deferred.double().mean())
-    quality, cost, speedup = (float(row[column]) for column in (evaluation.metric, "flops", "speedup"))
+def _point(evaluation: Evaluation, name: str, threshold: float, *, at: int, deferred: Tensor) -> dict[str, Any]:
+    """The chosen point, and how sure its difference to the Super is; ``at`` is its row of the curve."""
+    score, point = evaluation.score, evaluation.first.scores[evaluation.score].held_out.get(name)
+    if point is None or point.threshold != threshold:
+        # The evaluation did not know this threshold.
+        row, share = evaluation.curve.iloc[at], float(deferred.double().mean())
+        quality, cost, speedup = (float(row[column]) for column in (evaluation.metric, "flops", "speedup"))
+        point = Point(threshold, share, quality, cost=cost, speedup=speedup)
     same = [s["same_slice"] for s in evaluation.statements if s["name"] == name and s["score"] == score]
     return {
         "name": name,
-        "point": Point(float(row["threshold"]), share, quality, cost=cost, speedup=speedup),
-        "share": share,
-        "quality": quality,
-        "speedup": speedup,
+        "point": point,
+        "share": point.deferred_share,
+        "quality": point.quality,
+        "speedup": point.speedup,
         "same_slice": any(same),
         **lost_to_super((evaluation.gain * ~deferred)[:, None])[0],
     }
