@@ -62,9 +62,7 @@ class BackendRunner:
     def answer(self, window: Window) -> Scored:
         """The answers to a window; their scores mean nothing."""
         records: Records = self.backend.answer(self._examples(window))
-        answers = records.prediction.tolist() if records.texts is None else records.texts
-        probabilities = self.task.kind.probabilities(records.logits, records.prediction)
-        return Scored(answers, [0.0] * len(answers), [False] * len(answers), probabilities)
+        return Scored.of(records, self.task.kind, [0.0] * len(window), [False] * len(window))
 
     def score(self, window: Window, score: str | None, threshold: float) -> Scored:
         """Answer and score a window; inputs that score above the threshold are deferred."""

@@ -159,6 +159,8 @@ class LoaderBatches:
             if self._looks < 0:
                 return
         names = self.task.label_names
+        if not self.kind.chooses and label.isinf().any():
+            raise InputError("A label of the loader's batches is infinite. Correct it, or leave the example out.")
         if self.kind.chooses and int(label.max()) >= len(names):
             raise InputError(
                 f"A label of the loader's batches is {int(label.max())}, but there are {len(names)} classes, "

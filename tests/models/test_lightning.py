@@ -244,6 +244,9 @@ def test_answers_of_a_pair_have_the_classes_in_its_order(pair, rows, loader):
 def test_a_swift_on_loaders_has_a_score_without_a_router(base_model, pair, rows, loader, files, tmp_path):
     """A regression has none; that a router routed in an earlier training counts no more."""
     task = {**SwiftModule(str(base_model), NAMES).task.plain(), "problem": "regression"}
+    endless = [{**row, "labels": float("inf")} for row in rows[0]]
+    with pytest.raises(InputError, match="is infinite"):
+        trainer(tmp_path, max_steps=1).fit(FinetuneModule(str(base_model), ["worth"], task), loader(endless))
     values = [{**row, "labels": float(row["labels"])} for row in rows[0]]
     with pytest.raises(InputError, match="in one of elang's data modules"):
         trainer(tmp_path, max_steps=1).fit(SwiftModule(str(base_model), ["worth"], task), loader(values))
