@@ -350,6 +350,20 @@ def test_a_batch_that_lacks_something(base_model, rows, loader, tmp_path, change
         trainer(tmp_path, max_steps=1).fit(module, bad)
 
 
+def test_the_candidates_of_a_text_to_text_model(tokenizer):
+    """They are answers, unless all examples have the same ones."""
+    batch = {"input_ids": torch.ones(2, 3).long(), "attention_mask": torch.ones(2, 3).long()}
+
+    def read(**more):
+        task = TextTask.of(["0", "1"], {"problem": "choice", "segments": ["{text}", "{choice}"], **more})
+        model = SimpleNamespace(tokenizer=tokenizer, text_to_text=True, task=task, reader=None)
+        return LoaderBatches(task).read(batch | {"labels": torch.tensor([0, 1])}, {"model": model})
+
+    with pytest.raises(InputError, match="no 'num_choices', 'answer_ids'"):
+        read()
+    assert read(answers=["this", "that"])["label"].tolist() == [0, 1]
+
+
 def test_columns_that_are_not_read_are_told(base_model, rows, loader, tmp_path):
     forget_notices()
     module = FinetuneModule(str(base_model), NAMES, output=str(tmp_path / "model"))
