@@ -135,7 +135,7 @@ class Cascade:
         Args:
             texts: Read as they are needed, in a thread.
             window: Inputs that are read, tokenised and answered by the first stage at a time; fewer at the beginning.
-            first: The first input's number, where others were answered before.
+            first: The number of the first input; above 0 if earlier ones are answered already.
 
         Yields:
             The predictions of :meth:`__call__`, which may wait for a window to be full.
@@ -185,7 +185,7 @@ class Cascade:
         return next((number for number in range(len(self.stages)) if not self._skips(number)), 0)
 
     def _skips(self, number: int) -> bool:
-        """Whether a stage would defer whatever it is asked."""
+        """Whether a stage defers every input, so that it need not be asked."""
         return number < len(self.stages) - 1 and self.stages[number].threshold == -math.inf
 
     def _prepare(self, rows: list[tuple[str, ...]], choices: Choices, reader: int = 0, short: bool = True) -> Window:
@@ -197,7 +197,7 @@ class Cascade:
         return window
 
     def _first(self, window: Window) -> list[Deferred]:
-        """Answer a window by the first stage; a last stage answers several windows together."""
+        """Answer a window by the first stage, or defer all of it: a last stage answers several windows together."""
         # A window with the tokens of a later stage began at a threshold of -inf; another one may have been set since.
         if len(self.stages) == 1 or window.reader > 0 or self._skips(0):
             return [Deferred(window, place, None) for place in range(len(window))]
@@ -261,7 +261,7 @@ class Cascade:
         ]
 
     def _shares(self, reader: int, number: int) -> bool:
-        """Whether a stage reads texts as the same tokens as another one, the ``reader``, which has made them."""
+        """Whether a stage turns texts into the same tokens as the ``reader``, the stage that has made them."""
         if (reader, number) not in self._sharing:
             first, other = self.stages[reader].backend, self.stages[number].backend
             self._sharing[reader, number] = isinstance(first, ModelRunner) and (

@@ -43,10 +43,10 @@ def time_inputs(
     sizes: Sizes,
     seconds: float,
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Run :func:`time_pair` on as many of the inputs as ``sizes`` says or, where it does not, the time allows.
+    """Run :func:`time_pair` on as many of the inputs as ``sizes`` gives or, where that is ``None``, as the time allows.
 
     Returns:
-        The inputs of a pass, and the figures; none and nothing if there are no inputs.
+        The inputs of a pass, and the figures; both empty if there are no inputs.
     """
     rows = list(islice(inputs, _PILOT if sizes.examples is None else sizes.examples))
     if not rows:
@@ -67,10 +67,10 @@ def _fitting(
     named: dict[str, float],
     seconds: float,
 ) -> Sizes:
-    """The sizes with which :func:`time_pair` takes about so many ``seconds``, by two passes over the ``pilot``."""
+    """Sizes with which :func:`time_pair` takes about ``seconds``, estimated by two passes over the ``pilot``."""
 
     def least(call: Callable[[list[Any]], Any], inputs: list[list[Any]]) -> float:
-        """Seconds an input, at least; what a first pass sets up is not counted."""
+        """The fewest seconds an input takes in a pass, after the first pass, which also sets things up."""
         taken = []
         for rows in inputs:
             start = time.perf_counter()
@@ -84,12 +84,12 @@ def _fitting(
     with Progress(None, "answers to see how long one takes", late=True) as progress:
         ones = [[row] for row in (pilot * 4)[:4]]
         one_by_one = least(predictor, ones), least(lambda rows: predictor.ask_super(predictor.rows(rows)), ones)
-        # Of slow models fewer.
+        # Fewer inputs if a model is slow.
         pilot = pilot[: max(4, int(_PILOT_TIME * seconds / max(one_by_one)))]
         swift = least(lambda rows: answers.extend(predictor.map(rows)), [pilot] * 2), one_by_one[0]
         super_ = least(lambda rows: list(predictor.super_map(rows)), [pilot] * 2), one_by_one[1]
     scores = [float(answer.score or 0) for answer in answers[: len(pilot)]]
-    # The Swift runs once for each way but -inf and the Super alone, the Super for what is deferred.
+    # In a pass the Swift runs at every threshold but -inf, and the Super on what is deferred there, and once alone.
     ways = sum(threshold > -math.inf for threshold in named.values()) + len(shares) + 1
     asked = sum(sum(score > threshold for score in scores) for threshold in named.values()) / len(scores)
     together, alone = (ways * a + (asked + sum(shares) + 1) * b for a, b in zip(swift, super_, strict=True))

@@ -18,7 +18,7 @@ _INTERVAL = torch.tensor([0.025, 0.975], dtype=torch.float64)
 _MAX_DRAWS = 20_000_000
 _MIN_RESAMPLES = 100
 Each = Callable[[Iterable[Any]], Iterable[Any]]
-"""Passes on what a long loop goes through, and may tell how far it is."""
+"""Wraps what a long loop goes through, to show how far it is."""
 
 
 def resamples(n: int, times: int = 1000, seed: int = 0) -> Tensor:

@@ -184,9 +184,9 @@ class EvaluationModule(TaskModule):
         return self._asked_once(self.backends[name], examples)
 
     def _asked_once(self, backend: Backend, examples: Examples) -> Records:
-        """A backend's answers; of several processes the first one asks, so that a server is not asked by each.
+        """A backend's answers. Of several processes only the first one asks, and sends the others what it hears.
 
-        It tells the others every minute that it still waits: torch gives a process up that hears nothing for longer.
+        Every minute it tells them that it still waits, because torch ends a process that hears nothing for long.
         """
         if self.trainer.world_size == 1:
             return backend.answer(examples)

@@ -18,7 +18,7 @@ from elang.terminal import say, say_table, say_wrapped, without_repeats
 
 
 def print_summary(summary: JointSummary, folder: Path) -> None:
-    """Print the answer to what the pair saves, then what limits it, then tables and everything else."""
+    """Print what the pair saves, then cautions, then the tables and everything else."""
     chosen, points = summary.first.scores[summary.score], summary.operating_points.get(summary.score, {})
     where = "held out" if chosen.point(chosen.usual("held out")) else "read here"
     usual = chosen.usual(where)

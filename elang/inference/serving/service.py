@@ -198,7 +198,7 @@ class PairService:
     async def _without_super(
         self, part: Question, labels: list[_Label], reason: Reason, *, until: float
     ) -> tuple[list[_Label], set[int]]:
-        """The Swift's answers, if it may give them; and if it is only asked now, the places of those that it cut."""
+        """The Swift's answers, if they may be given, and the places of texts that it cut, if it is asked only now."""
         if self.on_super_failure == "fail":
             why = {"timeout": "did not answer before the deadline", "full": "has too many texts waiting"}
             refusal = busy(f"The Super {why.get(reason, 'is not there')}.")
