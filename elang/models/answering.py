@@ -13,12 +13,11 @@ from elang.backends.flops import FlopsConvention
 from elang.backends.loading.load import load_model, open_backend
 from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
-from elang.data.examples import Examples, fold_of, source_of
+from elang.data.examples import Examples, fold_of
 from elang.errors import InputError
 from elang.evaluation.cautions import check_apart
 from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
-from elang.models.loaders import is_prepared
 from elang.notices import notice
 from elang.records.table import Records
 from elang.tasks.text_task import TaskFields
@@ -74,6 +73,15 @@ class EvaluationModule(TaskModule):
             if model.manifest is not None:
                 model.manifest.check_whole(model.weights_sha256, path)
 
+    def setup(self, stage: str) -> None:
+        """Refuse what stands in for a model where there are only its inputs, not texts."""
+        super().setup(stage)
+        if self.backends and (stage == "predict" or self.data is None):
+            raise InputError(
+                f"'{self.paths[next(iter(self.backends))]}' is no model, so it answers only examples of elang's data "
+                "modules, and not in Trainer.predict. Give a model, or use JointPredictor."
+            )
+
     @property
     def text_models(self) -> dict[str, TextModel]:
         """The models that run here, by name."""
@@ -123,15 +131,6 @@ class EvaluationModule(TaskModule):
             raise InputError(f"Give a loader and perhaps one of held-out examples, but not {count} loaders.")
         return [first, "routing"][:count]
 
-    def evaluated_batch(self, batch: Any, split: str, dataloader_idx: int, labelled: bool = True) -> dict[str, Any]:
-        """A batch of any loader; an ``InputError`` if something that needs the texts stands in for a model."""
-        if self.backends and (self.trainer.predicting or not is_prepared(batch)):
-            raise InputError(
-                f"'{self.paths[next(iter(self.backends))]}' is no model, so it answers only examples of elang's data "
-                "modules, and not in Trainer.predict. Give a model, or use JointPredictor."
-            )
-        return super().evaluated_batch(batch, split, dataloader_idx, labelled)
-
     def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The columns of :meth:`table_columns` but ``key`` and ``label``; ``<name>_text`` for generated texts."""
         rows: dict[str, Any] = self.answer_batch(batch, "predict")
@@ -170,14 +169,7 @@ class EvaluationModule(TaskModule):
                     f"of {columns['ids'].shape[1]} tokens and may be cut. Raise --data.max_target_length.",
                 )
             return records
-        if self.data is None and name not in self.recorded:
-            raise InputError(
-                f"'{self.paths[name]}' is asked with texts, which loaders do not have: give Lightning the data module."
-            )
-        if self.data is None:
-            no_texts: list[tuple[str, ...]] = [()] * len(table["id"])
-            examples = Examples(no_texts, table["id"], table["key"], label=table["label"], source=source_of(split))
-        elif len(examples := self.data.examples(split)) > len(table["id"]):
+        if len(examples := self.data.examples(split)) > len(table["id"]):
             examples = examples.take(torch.isin(examples.id, table["id"]))
         if name in self.recorded:
             return self.recorded[name].answer(examples)

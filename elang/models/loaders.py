@@ -53,7 +53,8 @@ class LoaderBatches:
                 f"A batch must be a dictionary with {listed([*_NEEDED, 'labels'])}, but the loader gives a "
                 f"{type(batch).__name__}. {_COLLATE}"
             )
-        if is_prepared(batch):
+        # One of elang's own, or read already.
+        if "targets" in batch and "repeated" in batch:
             return dict(batch)
         own = {name: batch[name] for name in models if isinstance(batch.get(name), Mapping)}
         if self._first:
@@ -183,11 +184,6 @@ class LoaderBatches:
                 "class, in the order of label_names; generated texts are learned from --model.super_records instead."
             )
         return logits.float()
-
-
-def is_prepared(batch: Any) -> bool:
-    """Whether a batch is one of :class:`elang.data.batches.SplitBatches`, or was read from a loader already."""
-    return isinstance(batch, Mapping) and "targets" in batch and "repeated" in batch
 
 
 def loader_at(trainer: Trainer, index: int) -> Any:

@@ -37,7 +37,9 @@ def section(
             figures.append(reliability)
     drawn = [keep(figure, beside, f"{stem}-{figure['name']}") for figure in figures]
     point = _point(evaluation, name, threshold, at=at, deferred=deferred)
-    answer, *details = outcome(summary, point.pop("point"), point)
+    same = [s["same_slice"] for s in evaluation.statements if s["name"] == name and s["score"] == score]
+    to_super = lost_to_super((evaluation.gain * ~deferred)[:, None])[0]
+    answer, *details = outcome(summary, point, to_super)
     heads, rows, notes = _scores(evaluation)
     about = {"metric": evaluation.metric, "chosen_on": summary.thresholds_from, "score": score}
     return {
@@ -48,6 +50,9 @@ def section(
         "quality": evaluation.metric,
         "score": score,
         "point": point,
+        "name": name,
+        "same_slice": any(same),
+        "to_super": to_super,
         "answer": answer,
         "details": details,
         "meanings": meanings([name], **about),
@@ -104,24 +109,15 @@ def _slider(evaluation: Evaluation, start: int) -> dict[str, Any]:
     return slider | {"start": int(np.searchsorted(rows, start))}
 
 
-def _point(evaluation: Evaluation, name: str, threshold: float, *, at: int, deferred: Tensor) -> dict[str, Any]:
-    """The chosen point, and how sure its difference to the Super is; ``at`` is its row of the curve."""
-    score, point = evaluation.score, evaluation.first.scores[evaluation.score].held_out.get(name)
+def _point(evaluation: Evaluation, name: str, threshold: float, *, at: int, deferred: Tensor) -> Point:
+    """The chosen point; ``at`` is its row of the curve."""
+    point = evaluation.first.scores[evaluation.score].held_out.get(name)
     if point is None or point.threshold != threshold:
         # The evaluation did not know this threshold.
         row, share = evaluation.curve.iloc[at], float(deferred.double().mean())
         quality, cost, speedup = (float(row[column]) for column in (evaluation.metric, "flops", "speedup"))
         point = Point(threshold, share, quality, cost=cost, speedup=speedup)
-    same = [s["same_slice"] for s in evaluation.statements if s["name"] == name and s["score"] == score]
-    return {
-        "name": name,
-        "point": point,
-        "share": point.deferred_share,
-        "quality": point.quality,
-        "speedup": point.speedup,
-        "same_slice": any(same),
-        **lost_to_super((evaluation.gain * ~deferred)[:, None])[0],
-    }
+    return point
 
 
 def _rates(evaluation: Evaluation, name: str, rows: Tensor, *, deferred: Tensor) -> dict[str, Any]:
