@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from elang.backends.text_model import TextModel
 from elang.data.batches import IGNORE_INDEX
-from elang.data.encoding import pad_of, same_tokens
+from elang.data.encoding import pad_of, pads_left, same_tokens
 from elang.data.examples import content_key
 from elang.errors import InputError, listed
 from elang.notices import notice
@@ -101,12 +101,9 @@ class LoaderBatches:
 
     def _check_readers(self, models: dict[str, TextModel]) -> None:
         """Refuse one set of inputs for models that read differently."""
-        first, *others = (model.reader for model in models.values()) if models else (None,)
-        if any(
-            first.text_to_text != other.text_to_text or not same_tokens(first.tokenizer, other.tokenizer)
-            for other in others
-            if first is not None
-        ):
+        readers = [model.reader for model in models.values()]
+        forms = {(reader.text_to_text, reader.prompt) for reader in readers}
+        if len(forms) > 1 or not all(same_tokens(readers[0].tokenizer, reader.tokenizer) for reader in readers[1:]):
             raise InputError(
                 f"The models {listed(list(models))} read texts differently, so each needs its own inputs: put what its "
                 "tokenizer returns into the batch as a dictionary under the model's name."
@@ -125,6 +122,10 @@ class LoaderBatches:
             raise InputError(
                 f"'{wrong[0]}' of the loader's batches is a {type(inputs[wrong[0]]).__name__}, not a tensor. {_COLLATE}"
             )
+        if pads_left(model.tokenizer):
+            # The tokenizer in its files may pad on the right; then prompts would not end where answers begin.
+            order = inputs["attention_mask"].argsort(dim=1, stable=True)
+            inputs |= {name: inputs[name].gather(1, order) for name in inputs.keys() & {*_NEEDED, "token_type_ids"}}
         # A text-to-text model whose examples share their answers reads a prompt for each.
         has_own = self.kind.has_candidates and not (model.text_to_text and model.task.answers)
         if missing := [name for name in _CHOICES[: 1 + model.text_to_text] if has_own and name not in inputs]:

@@ -25,6 +25,8 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWith
 from elang import FinetuneModule, InputError, JointModule, ScoreModule, Seq2SeqData, SwiftModule, TextClassificationData
 from elang.backends.loading.checkpoints import read_checkpoint
 from elang.cli.verbs import main
+from elang.data.batches import Reader
+from elang.data.prompts import Prompt
 from elang.models import answering
 from elang.models.answering import EvaluationModule
 from elang.models.loaders import LoaderBatches
@@ -356,12 +358,32 @@ def test_the_candidates_of_a_text_to_text_model(tokenizer):
 
     def read(**more):
         task = TextTask.of(["0", "1"], {"problem": "choice", "segments": ["{text}", "{choice}"], **more})
-        model = SimpleNamespace(tokenizer=tokenizer, text_to_text=True, task=task, reader=None)
+        model = SimpleNamespace(tokenizer=tokenizer, text_to_text=True, task=task, reader=Reader(tokenizer, True))
         return LoaderBatches(task).read(batch | {"labels": torch.tensor([0, 1])}, {"model": model})
 
     with pytest.raises(InputError, match="no 'num_choices', 'answer_ids'"):
         read()
     assert read(answers=["this", "that"])["label"].tolist() == [0, 1]
+
+
+def test_models_that_read_differently_need_inputs_of_their_own(tokenizer):
+    batch = {"input_ids": torch.ones(2, 3).long(), "attention_mask": torch.ones(2, 3).long()}
+    task = TextTask.of(NAMES, None)
+
+    def read(batch, *prompts):
+        models = {
+            name: SimpleNamespace(
+                tokenizer=tokenizer, text_to_text=True, task=task, reader=Reader(tokenizer, True, prompt=prompt)
+            )
+            for name, prompt in zip(("swift", "super"), prompts, strict=True)
+        }
+        return LoaderBatches(task).read(batch, models, labelled=False)
+
+    ask, chat = Prompt("{text}", (), " "), Prompt("user: {text}", (), " ")
+    assert len(read(batch, ask, ask)["super"]["input_ids"]) == 2
+    with pytest.raises(InputError, match="read texts differently"):
+        read(batch, ask, chat)
+    assert len(read({"swift": batch, "super": batch}, ask, chat)["super"]["input_ids"]) == 2
 
 
 def test_columns_that_are_not_read_are_told(base_model, rows, loader, tmp_path):
