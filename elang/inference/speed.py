@@ -221,8 +221,7 @@ def disagreement(
     ``distance`` is the largest from the threshold to the reference's score, of inputs whose decision differs.
     """
     pairs = list(zip(predictions, reference, strict=True))
-    apart = [b.score for a, b in pairs if a.answered_by != b.answered_by and b.score is not None]
-    distances = [abs(score - threshold) for score in apart]
+    distances = [abs(b.score - threshold) for a, b in pairs if a.answered_by != b.answered_by and b.score is not None]
     # Values of a regression hardly ever agree to the last bit.
     labels = sum(a.label != b.label for a, b in pairs if isinstance(a.label, str))
     return {"labels": labels, "decisions": len(distances), "distance": max(distances, default=0.0)}
