@@ -114,7 +114,8 @@ def _add_thresholds(
     if repeated := first.rows - len(first.key):
         notice(
             "repeated-examples",
-            f"{repeated} of the {first.rows} rows of '{request.part}' repeat a text. Each text counts once.",
+            f"{repeated} of the {first.rows} rows of '{request.part}' repeat the text of another row. Each text counts "
+            "once, because a promise needs independent examples.",
         )
     for (score, name), entry in entries.items():
         say_wrapped(f"{score}, '{name}': {entry['statement']}" if len(entries) > 1 else entry["statement"])

@@ -12,6 +12,7 @@ from elang.data.batches import EncodedExamples, EncodedTexts, Reader
 from elang.data.examples import Examples
 from elang.notices import notice
 from elang.tasks.text_task import TextTask
+from elang.terminal import waiting
 
 
 def encode_split(
@@ -22,15 +23,16 @@ def encode_split(
     ``limits`` are the tokens kept of an input and of a reference; the model's own limit may be lower.
     """
     limit, target_limit = reader.limit(limits[0]), min(limits[1], reader.tokenizer.model_max_length)
-    encoded = encode_examples(
-        reader,
-        task,
-        examples.texts,
-        choices=examples.choices,
-        max_length=limit,
-        references=examples.references,
-        max_target_length=target_limit,
-    )
+    with waiting(f"tokenising '{split}'"):
+        encoded = encode_examples(
+            reader,
+            task,
+            examples.texts,
+            choices=examples.choices,
+            max_length=limit,
+            references=examples.references,
+            max_target_length=target_limit,
+        )
     kinds = [("inputs", "max_length", limit, encoded.texts)]
     if encoded.answers is not None and examples.references is not None:
         kinds.append(("references", "max_target_length", target_limit, encoded.answers))

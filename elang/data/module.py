@@ -187,7 +187,8 @@ class TextData(KeepsArguments):
         if (dropped := routing | fold).any():
             notice(
                 "transfer-left-out",
-                f"{int(dropped.sum())} of {len(examples)} texts of '{path}' were made from held-out ones and left out.",
+                f"{int(dropped.sum())} of {len(examples)} texts of '{path}' were made from texts that are held out of "
+                "training, and are left out, too. --data.routing_fraction 0 keeps them, and chooses no thresholds.",
             )
         return examples.take(~dropped)
 
@@ -231,8 +232,8 @@ class TextData(KeepsArguments):
         if "train" in self._examples and self.fold is None:
             for split in (split for split in needed if split in ("validation", "test")):
                 warn_of_overlap(split, self.examples(split).key, self.examples("train").key)
-        sizes = ", ".join(f"{split} {len(examples)}" for split, examples in self._examples.items())
-        rank_zero_info(f"examples: {sizes}")
+        sizes = ", ".join(f"{split} {len(found):,}" for split, found in self._examples.items())
+        rank_zero_info(f"examples: {sizes}".replace("routing", "held out of train for thresholds (routing)"))
 
     def _epoch(self, batches: int) -> int:
         """The epoch, from the total of batches that a checkpoint restores and ``batches`` an epoch."""

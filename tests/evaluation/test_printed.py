@@ -12,11 +12,12 @@ from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
 from elang.evaluation import pair
-from elang.evaluation import summary as summaries
+from elang.evaluation import summarize as summaries
 from elang.evaluation.pair import PairAnswers, choose_thresholds
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.words import outcome, statement_lines
-from elang.evaluation.summary import EvaluatedPair, all_curves, summarize_pair
+from elang.evaluation.summarize import all_curves, summarize_pair
+from elang.evaluation.summary import EvaluatedPair
 from elang.method.quality.registry import QUALITIES
 
 ABOUT = {
