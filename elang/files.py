@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from elang.errors import InputError, ReaderLeftError
-from elang.notices import notice
 
 # Files of a model's folder, and of an evaluation's, that are read.
 _MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".tiktoken", ".pt", ".ckpt"}
@@ -50,14 +49,6 @@ def check_output_file(output: str | Path, inputs: Iterable[str | Path | None] = 
             raise InputError(
                 f"{output_name} is the file of an input, {input_name}, which would be lost. Give another file."
             )
-
-
-def note_replaced_file(output: str | Path) -> None:
-    """Give a notice if a file with content will be replaced."""
-    status = None if str(output) == "-" or is_stream(output) else _status(output, 1)
-    if status is not None and status.st_size:
-        text = f"'{output}' is there already, and is replaced when this run ends. Give another --output to keep it."
-        notice("replaced-file", text)
 
 
 def check_folder(

@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from elang.cli.arguments import check_minimum
+from elang.cli.arguments import check_minimum, note_replaced
 from elang.data.columns import SOURCE_KEY, columns_of, read_frame, texts_of
 from elang.data.examples import content_key
 from elang.errors import InputError
-from elang.files import check_output_file, note_replaced_file, write_atomically
+from elang.files import check_output_file, write_atomically
 from elang.notices import notice
 from elang.terminal import Progress, say
 
@@ -66,7 +66,7 @@ def augment(
     if Path(output).suffix.lower() not in (".csv", ".jsonl", ".parquet"):
         raise InputError(f"--output '{output}' must end in .csv, .jsonl or .parquet.")
     check_output_file(output, [input, model])
-    note_replaced_file(output)
+    note_replaced(output)
     columns, texts = _read_texts(input, columns_of(text), task=task, folder=folder)
     source = Replacements(model, candidates, top_k, device=device)
     rows = [row for row in texts for _ in range(copies)]

@@ -32,7 +32,7 @@ from elang.models.joint import JointModule
 from elang.models.scoring import ScoreModule
 from elang.models.swift import SwiftModule
 from elang.notices import notice
-from elang.terminal import tell, waiting
+from elang.terminal import tell
 
 __all__ = ["FinetuneModule", "JointModule", "ScoreModule", "Seq2SeqData", "SwiftModule", "TaskData", "run"]
 
@@ -115,8 +115,7 @@ class ElangCLI(LightningCLI):
     @override
     def instantiate_classes(self) -> None:
         if not self._parse_only:
-            with waiting("reading the data's labels, and the models"):
-                super().instantiate_classes()
+            super().instantiate_classes()
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:

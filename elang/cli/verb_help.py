@@ -54,8 +54,8 @@ def _own_help(verb: str, paths: dict[str, str], linked: set[str]) -> str:
         usage=f"elang {verb} [--model {model}] [--model.OPTION VALUE] [--data.OPTION VALUE] [--OPTION VALUE] ...",
         description=(
             f"--model is one of the classes {models}; --data one of {others}. First come the options of {model} and "
-            f"{data}, then those of the run, and last Lightning's. To see fewer: `elang {verb} --model.help {model}` or "
-            f"`elang {verb} --data.help {data}`."
+            f"{data}, then those of the run, and last Lightning's. To see fewer: `elang {verb} --model.help {model}` "
+            f"or `elang {verb} --data.help {data}`."
         ),
         add_help=False,
         parser_mode=MODE,

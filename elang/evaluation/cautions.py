@@ -55,6 +55,8 @@ def little_to_save(swift_cost: float, super_cost: float) -> str:
     share = swift_cost / super_cost
     if not share > _COSTLY_SWIFT:
         return ""
+    if share >= 1:
+        return f"the Swift takes {share:.0%} of the Super's FLOPs, so no threshold saves anything: are the two swapped"
     return (
         f"the Swift takes {share:.0%} of the Super's FLOPs, so no threshold can save more than {1 / share:.2f}x. A "
         "Swift of a third or less, better a tenth, can save more"
@@ -145,13 +147,8 @@ def cautions(answers: PairAnswers, label_names: list[str], largest: float | None
     """
     denied, limited = [], []
     swift_cost, super_cost = float(answers.swift_flops.mean()), float(answers.super_flops.mean())
-    if swift_cost > super_cost:
-        denied.append(
-            f"the Swift costs more than the Super ({swift_cost:.3g} FLOPs an input, not {super_cost:.3g}): are the two "
-            "swapped"
-        )
-    elif said := little_to_save(swift_cost, super_cost):
-        limited.append(said)
+    if said := little_to_save(swift_cost, super_cost):
+        (denied if swift_cost >= super_cost else limited).append(said)
     if answers.kind.has_classes:
         for who, prediction in (("Swift", answers.swift), ("Super", answers.super_)):
             if (learned := no_better_than_one(prediction, answers.label, label_names)) is not None:
