@@ -69,6 +69,7 @@ def test_a_super_that_is_no_better_is_told(pair, joint_args, files, tmp_path, ca
     assert printed.index(gain) < printed.index("With this in mind: on ")
     assert main(["report", str(out), "--output", str(tmp_path / "page.html")]) == 0
     page = re.sub(r"\s+", " ", (tmp_path / "page.html").read_text("utf-8")).replace("&#39;", "'")
+    assert page.index(gain) < page.index("With this in mind: on ")
     shutil.copy(pair["swift"] / "elang.json", out)
     capsys.readouterr()
     assert main(["calibrate", str(out), "--max_regret", "0.1", "--split", "validation"]) == 0
