@@ -42,6 +42,8 @@ _EVERY = 60.0
 _WIDTH, _READABLE = 80, 100
 # Seconds after which a bar is shown that need not be there for a short step, and after which a silent one is named.
 _LATE, _SOON = 10.0, 1.5
+# From the first few of batches, of which the longest come first, the time that is left would be far too long.
+_TELLING = 3
 _Item = TypeVar("_Item")
 
 
@@ -173,7 +175,7 @@ class Progress:
         if self.total is None or self.done >= self.total:
             return f"{self.done:,} {self.unit}"
         line = f"{self.done:,} of {self.total:,} {self.unit}"
-        if self.done == self.before:
+        if self.done - self.before < _TELLING:
             return line
         minutes = round((self.total - self.done) * seconds / (self.done - self.before) / 60)
         left = f"{minutes // 60} h {minutes % 60} min" if minutes >= 120 else f"{minutes} minutes"

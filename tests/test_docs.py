@@ -46,7 +46,7 @@ def test_every_public_name_is_in_the_reference(site):
     [
         ("usage: elang calibrate", "--max_regret"),
         ("usage: elang serve", "--on_super_failure"),
-        ("usage: elang [options] fit", "--trainer.max_epochs"),
+        ("usage: elang fit ", "--trainer.max_epochs"),
         ("Help for --model.help=elang.SwiftModule", "--model.margin_weight"),
         ("Help for --data.help=elang.Seq2SeqData", "--data.hub_config"),
     ],

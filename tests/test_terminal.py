@@ -80,6 +80,7 @@ def test_a_long_step_tells_how_far_it_is(capfd, monkeypatch):
         (100, 100, 0, "100 texts"),
         (100, 99, 0, "99 of 100 texts, about a minute left"),
         (100, 50, 50, "50 of 100 texts"),
+        (100, 52, 50, "52 of 100 texts"),
         (100_000, 200, 100, "200 of 100,000 texts, about 16 h 38 min left"),
     ],
 )

@@ -40,7 +40,7 @@ class RoutingSlice:
         model.eval()
         order = list(range(len(model.label_names)))
         # No thread tells of this: the loader may fork.
-        progress = Progress(None, "batches of the held-out slice answered", bar=False, first=_FIRST)
+        progress = Progress(None, "batches of the held-out slice, for router and thresholds", bar=False, first=_FIRST)
         for batch in progress.each(batches):
             inputs = {name: column.to(device) for name, column in batch["model"].items()}
             rows = {name: batch[name].to(device) for name in ("id", "key", "unit", "label")}
