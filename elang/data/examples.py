@@ -125,6 +125,12 @@ def warn_of_overlap(split: str, key: Tensor, train: Tensor) -> None:
         )
 
 
+def told_sizes(splits: dict[str, Examples]) -> str:
+    """How many examples there are of each split, in words."""
+    sizes = ", ".join(f"{split} {len(found):,}" for split, found in splits.items())
+    return f"examples: {sizes}".replace("routing", "held out of train for thresholds (routing)")
+
+
 def source_of(split: str) -> str:
     """The file that a split's ids count rows of: held-out slices are part of the training file."""
     return "train" if split in ("routing", "fold") else split

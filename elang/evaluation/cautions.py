@@ -145,7 +145,7 @@ def cautions(answers: PairAnswers, label_names: list[str], largest: float | None
 
     ``largest`` is the most that an answer can be worth.
     """
-    denied, limited = [], []
+    denied, limited = list[str](), list[str]()
     swift_cost, super_cost = float(answers.swift_flops.mean()), float(answers.super_flops.mean())
     if said := little_to_save(swift_cost, super_cost):
         (denied if swift_cost >= super_cost else limited).append(said)
