@@ -1,5 +1,6 @@
 """Help on a verb that Lightning runs: the options of the model and of the data first, then those of the trainer."""
 
+import re
 from argparse import SUPPRESS
 from typing import Any
 
@@ -48,12 +49,12 @@ def _part(group: Any) -> str:
 
 def _own_help(verb: str, paths: dict[str, str], linked: set[str]) -> str:
     model, data = (path.rsplit(".", 1)[-1] for path in paths.values())
-    models, others = ", ".join(MODELS.get(verb, CLASSES["model"][:3])), ", ".join(CLASSES["data"])
+    models, others = (" or ".join(names) for names in (MODELS.get(verb, CLASSES["model"][:3]), CLASSES["data"]))
     parser = Parser(
         prog=f"elang {verb}",
         usage=f"elang {verb} [--model {model}] [--model.OPTION VALUE] [--data.OPTION VALUE] [--OPTION VALUE] ...",
         description=(
-            f"--model is one of the classes {models}; --data one of {others}. First come the options of {model} and "
+            f"--model is {models}, --data is {others}. First come the options of {model} and "
             f"{data}, then those of the run, and last Lightning's. To see fewer: `elang {verb} --model.help {model}` "
             f"or `elang {verb} --data.help {data}`."
         ),
@@ -63,8 +64,11 @@ def _own_help(verb: str, paths: dict[str, str], linked: set[str]) -> str:
     for part, path in paths.items():
         if (cls := class_at(path)) is not None:
             parser.add_class_arguments(cls, part, skip=linked if part == "model" else set())
-            parser._action_groups[-1].title = f"{cls.__name__}: {parser._action_groups[-1].title}"
-    return parser.format_help()
+            group = parser._action_groups[-1]
+            group.title = f"{cls.__name__}: {group.title}"
+            # Here a file of options is one of --config.
+            group._group_actions = [action for action in group._group_actions if action.dest != part]
+    return re.sub(r":(?:class|mod|meth|func|attr):", "", parser.format_help())
 
 
 def chosen_class(part: str, args: list[str], default: str) -> str:

@@ -291,6 +291,7 @@ def test_help_begins_with_our_options(capsys):
         assert places[0] < 8_000
         assert f"`elang fit --model.help {args[-1] if args else 'FinetuneModule'}`" in " ".join(said.split())
         assert "--model.label_names" not in said, "the data give them"
+        assert ":class:" not in said[: places[3]]
     with pytest.raises(SystemExit):
         main(["score", "--help"])
     assert "--model.top_k" in capsys.readouterr().out
