@@ -75,7 +75,7 @@ def summarize_pair(
     if about.weights["swift"] == about.weights["super"] != "":
         denied.insert(0, "Swift and Super are the same model")
     if len(answers) < expected:
-        limited.insert(0, f"only {len(answers)} of {expected} examples of '{about.evaluated_on}' were answered")
+        denied.insert(0, f"only {len(answers)} of {expected} examples of '{about.evaluated_on}' were answered")
     statements = None
     # Thresholds are comparable with scores of the same temperature only.
     if manifest is not None and manifest.temperature == about.temperature:
