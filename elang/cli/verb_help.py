@@ -54,9 +54,9 @@ def _own_help(verb: str, paths: dict[str, str], linked: set[str]) -> str:
         prog=f"elang {verb}",
         usage=f"elang {verb} [--model {model}] [--model.OPTION VALUE] [--data.OPTION VALUE] [--OPTION VALUE] ...",
         description=(
-            f"--model is {models}, --data is {others}. First come the options of {model} and "
-            f"{data}, then those of the run, and last Lightning's. To see fewer: `elang {verb} --model.help {model}` "
-            f"or `elang {verb} --data.help {data}`."
+            f"--model is {models}, --data is {others}. First come the options of {model} and {data}, then those of the "
+            "run, and last Lightning's (--trainer.devices; in `fit` --trainer.max_epochs). To see fewer: "
+            f"`elang {verb} --model.help {model}` or `elang {verb} --data.help {data}`."
         ),
         add_help=False,
         parser_mode=MODE,
