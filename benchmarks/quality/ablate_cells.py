@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elang.evaluation.pair import FRACTIONS, Heads, PairAnswers, choose_thresholds, pair_answers
-from elang.evaluation.summary import summarize
+from elang.evaluation.summarize import summarize
 from elang.method.bootstrap import gain_area
 from elang.method.quality.registry import QUALITIES
 from elang.records.table import Records

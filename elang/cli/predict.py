@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from elang.cli.arguments import check_minimum
+from elang.cli.arguments import check_minimum, note_replaced
 from elang.errors import InputError
 from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
@@ -138,6 +138,7 @@ def _check_output(output: str, source: str, files: list[str | None]) -> None:
     check_output_file(output, files)
     if output == "-" and getattr(sys.stdout, "name", "") == os.devnull:
         raise InputError("Standard output is closed. Open it, or give a file as --output.")
+    note_replaced(output)
     if output != "-" and not is_stream(output):
         # The input may be the file in which an earlier run kept its answers.
         check_output_file(partial_file(output), [source])

@@ -22,7 +22,7 @@ from elang.records.table import Records
 from elang.tasks.kind import KINDS, Kind
 from elang.tasks.kinds import measure
 from elang.tasks.text_task import Problem
-from elang.terminal import Progress
+from elang.terminal import Progress, waiting
 
 
 @dataclass
@@ -273,7 +273,8 @@ def choose_thresholds(answers: PairAnswers, quality: Quality, chosen_on: str) ->
     """Choose each score's named thresholds on a held-out slice."""
     found = pair_curves(answers, quality)
     curves = {score: found[score] for score in answers.scores}
-    with Progress(len(curves), "curves of the held-out slice", late=True) as progress:
+    what = "curves of the held-out slice, for thresholds"
+    with waiting(f"computing the {what}"), Progress(len(curves), what, late=True) as progress:
         allowed = allowed_drops(answers, quality, curves, progress.each)
     return {score: _entries(curve, chosen_on, quality.name, allowed[score]) for score, curve in curves.items()}
 

@@ -20,7 +20,8 @@ from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import describe_slice
 from elang.evaluation.statements import report_dropped
-from elang.evaluation.summary import Curves, EvaluatedPair, JointSummary, all_curves, summarize_pair
+from elang.evaluation.summarize import Curves, all_curves, summarize_pair
+from elang.evaluation.summary import EvaluatedPair, JointSummary
 from elang.method.deferral import route
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT
