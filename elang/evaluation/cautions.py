@@ -125,6 +125,13 @@ def cautions(answers: PairAnswers, label_names: list[str], largest: float | None
                 )
             elif (learned := no_better_than_one(prediction, answers.label, label_names)) is not None:
                 warnings.append(f"the {who} {learned}")
+    for who in ("Swift", "Super"):
+        extracted = answers.more.get(f"{who.lower()}_answer")
+        if isinstance(extracted, list) and (missing := extracted.count(None)):
+            warnings.append(
+                f"in {missing:,} of the {len(extracted):,} texts of the {who} no answer is found (--data.extract): "
+                "they count as wrong"
+            )
     if caution := little_to_gain(answers.gain / (largest or 1.0)):
         warnings.append(caution)
     return warnings

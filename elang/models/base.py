@@ -241,7 +241,8 @@ class TaskModule(AnyShape, LightningModule):
     def measure_answers(self, split: str, answers: Records, label: Tensor, qualities: list[str]) -> dict[str, float]:
         """Metrics by name of answers to examples with these labels: the first of ``qualities``, all of texts."""
         if answers.texts is not None:
-            return measure_texts(qualities, answers.texts, self.references(split, answers.id))
+            references = self.references(split, answers.id)
+            return measure_texts(qualities, answers.texts, references, self.task, f"on '{split}'")
         quality = QUALITIES[qualities[0]](len(self.label_names))  # type: ignore[index]
         targets = self.data.targets(split, answers.id) if self.data is not None else {}
         return {quality.name: measure(quality, answers.prediction, label, targets=targets)}

@@ -208,12 +208,13 @@ class JointModule(EvaluationModule):
         if self.task.kind.generates:
             assert swift.texts is not None
             names = [quality.name for quality in self.qualities]
-            targets = text_targets(names, self.references(split, table["id"]), swift.texts, super_.texts)
+            texts = self.references(split, table["id"]), swift.texts, super_.texts
+            targets = text_targets(names, *texts, task=self.task)
         answers = pair_answers(
             table,
             swift,
             super_,
-            problem=self.task.problem,
+            task=self.task,
             temperature=self.temperature,
             heads=Heads({name: table[f"swift_{name}"] for name in heads}, table.get("swift_early_flops")),
             targets=targets,

@@ -55,8 +55,10 @@ _FIELDS: dict[str, Check] = {
 }
 _TASK: dict[str, Check] = {
     "problem": (f"one of {', '.join(KINDS)}", lambda v: isinstance(v, str) and v in KINDS),
-    **dict.fromkeys(("prompt", "label_words", "system"), TEXT),
-} | dict.fromkeys(("label_names", "fields", "segments", "answers", "qualities", "choice_fields", "languages"), TEXTS)
+    **dict.fromkeys(("prompt", "label_words", "system", "extract"), TEXT),
+    **dict.fromkeys(("label_names", "fields", "segments", "answers", "qualities", "choice_fields", "languages"), TEXTS),
+    "examples": ("a list of prompts and answers by turns", lambda v: TEXTS[1](v) and len(v) % 2 == 0),
+}
 _ENTRY: dict[str, Check] = {
     "threshold": THRESHOLD,
     **dict.fromkeys(("rule", "chosen_on", "statement", "slice_sha256", "swift_sha256", "super_sha256"), TEXT),
