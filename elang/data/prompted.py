@@ -66,6 +66,7 @@ class PromptedData(TextData):
     def text_task(self) -> TextTask:
         """What the task asks, and how."""
         task = replace(self.zero_shot_task, label_words=self.words, system=self.system)
+        task.check_prompt()
         if self._shots and not self._drawn:
             self._drawn = draw_examples(
                 self.examples("train"), task, self._shots, seed=self._shots_seed, where=self.where("train")
@@ -93,7 +94,7 @@ def draw_examples(examples: Examples, task: TextTask, count: int, *, seed: int, 
             "--data.answers, or leave it out."
         )
     # Keys are random bits, so it is random which of them are nearest to the seed's.
-    order = (examples.key ^ content_key((str(seed),))).argsort().tolist()
+    order = (examples.key ^ content_key((str(seed),))).argsort(stable=True).tolist()
     known = (~task.kind.is_unknown(examples.label)).tolist()
     rows: dict[int, int] = {}
     for row in order:
