@@ -139,12 +139,30 @@ class Seq2SeqData(PromptedData):
                 notice(
                     "empty-texts", f"{empty} of {len(lines)} lines of {self.where(source)} have an empty {side}: kept."
                 )
+        self._check_extracted(references or [], self.where(source))
         # There are no classes: 0 is an example with a reference, -1 one without.
         label = torch.full((len(texts),), -1 if references is None else 0)
         examples = Examples.of([(text,) for text in texts], label, references=references)
         if source != "train" or references is None or (self.max_words is None and self.max_ratio is None):
             return examples
         return examples.take(self._filter(texts, references))
+
+    def _check_extracted(self, references: list[str], where: str) -> None:
+        """Refuse references in which no answer is found, and count them if these are only some."""
+        if not self.extract or not references:
+            return
+        missing = [row for row, text in enumerate(references) if extractor(self.extract)(text) is None]
+        if len(missing) == len(references):
+            raise InputError(
+                f"--data.extract {self.extract} finds no answer in any reference of {where}, the first of which is "
+                f"{references[0][:200]!r}. Correct it, or --data.target."
+            )
+        if missing:
+            notice(
+                "no-answer-found",
+                f"--data.extract {self.extract} finds no answer in {len(missing)} of {len(references)} references of "
+                f"{where}, the first in row {missing[0]} (counted from 0): every answer to these counts as wrong.",
+            )
 
     def _filter(self, texts: list[str], references: list[str]) -> Tensor:
         """Which pairs ``max_words`` and ``max_ratio`` keep, bool ``(N,)``."""

@@ -13,6 +13,7 @@ from elang.data.examples import Examples
 from elang.data.prompted import draw_examples
 from elang.data.prompts import Prompt
 from elang.data.text_classification import TextClassificationData
+from elang.notices import Notice
 from elang.records.manifest import Manifest
 from elang.tasks.text_task import TextTask
 
@@ -205,3 +206,13 @@ def test_every_text_is_drawn_about_equally_often():
         counts.update(draw_examples(examples, task_of("{text}"), 5, seed=seed, where="x")[::2])
     assert len(counts) == 50
     assert max(counts.values()) < 100
+
+
+def test_references_without_an_answer(tmp_path):
+    path = tmp_path / "val.jsonl"
+    rows = [{"source": "x", "target": "#### 1"}, {"source": "y", "target": "none"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(Notice, match=r"extract number finds no answer in 1 of 2 references of .*, the first in row 1"):
+        Seq2SeqData(validation=str(path), extract="number").examples("validation")
+    with pytest.raises(InputError, match=r"finds no answer in any reference .* the first of which is '#### 1'"):
+        Seq2SeqData(validation=str(path), extract="choice").examples("validation")
