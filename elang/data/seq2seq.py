@@ -41,7 +41,8 @@ class Seq2SeqData(PromptedData):
         source_language: The source's code, for models of many languages (``eng_Latn`` of NLLB, ``en_XX`` of mBART).
         target_language: The target's code.
         qualities: Metrics, of which the first chooses thresholds: ``bleu`` (for targets without blanks ``bleu_zh`` or
-            ``bleu_char``), ``chrf``, ``rouge_l``, ``exact_text``, ``token_accuracy``.
+            ``bleu_char``), ``chrf``, ``rouge_l``, ``exact_text``, ``exact_answer``, ``token_f1``, ``number_match``,
+            ``token_accuracy``.
         max_length: Tokens kept of a source; longer ones are cut and counted.
         max_target_length: Tokens kept of a reference (cut ones are counted), and the longest text generated.
         routing_fraction: Share of the training file held out for the router and thresholds.
