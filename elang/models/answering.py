@@ -74,10 +74,9 @@ class EvaluationModule(TaskModule):
             if model.manifest is not None:
                 model.manifest.check_whole(model.weights_sha256, path)
         # An encoder reads no examples, but those of its task are a Super's in `elang predict`.
-        asked = {name: m for name, m in self.text_models.items() if name == "swift" or m.reader.prompt is not None}
-        shown = {f"'{models[name]}'": model.task.examples for name, model in asked.items()}
-        records = {f"'{models[name]}'": backend.about.get(EXAMPLES) for name, backend in self.recorded.items()}
-        tell_examples(shown | {name: examples for name, examples in records.items() if examples is not None})
+        shown = {n: m.task.examples if n == "swift" else m.shown_examples for n, m in self.text_models.items()}
+        shown |= {name: backend.about.get(EXAMPLES) for name, backend in self.recorded.items()}
+        tell_examples({f"'{models[name]}'": examples for name, examples in shown.items() if examples is not None})
 
     @property
     def text_models(self) -> dict[str, TextModel]:

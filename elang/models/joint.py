@@ -93,7 +93,7 @@ class JointModule(EvaluationModule):
         swift = self._swift
         self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None
         if self.manifest is not None and swift is not None and swift.weights_sha256:
-            self.manifest.check_weights(swift.weights_sha256, f"'{swift_model}'")
+            self.manifest.check_weights(swift.weights_sha256, f"'{swift_model}'", swift.shown_examples)
         default = self.manifest.temperature if self.manifest is not None else 1.0
         self.temperature = default if temperature is None else temperature
         self.explicit_thresholds = thresholds is not None
@@ -262,6 +262,7 @@ class JointModule(EvaluationModule):
             swift, held_out = self._swift, pairs["routing"]
             self.thresholds_manifest = self.new_manifest(
                 label_names=swift.label_names if swift else self.label_names,
+                task=(swift or self).task.plain(),
                 score=self._default_score(held_out.scores),
                 temperature=self.temperature,
                 weights_sha256=swift.weights_sha256 if swift else "",

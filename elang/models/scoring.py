@@ -83,8 +83,8 @@ class ScoreModule(EvaluationModule):
         metadata: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
         metadata["generated"] = self.generate and model.text_to_text
         metadata |= model.described_answers(self.top_k)
-        if model.reader.prompt is not None:
-            metadata[EXAMPLES] = model.task.examples
+        if model.shown_examples is not None:
+            metadata[EXAMPLES] = model.shown_examples
         if model.manifest is not None:
             metadata["routing_fraction"] = model.manifest.routing_fraction
         if self.parts > 1:

@@ -228,13 +228,19 @@ class Manifest:
                 f"{self.weights_sha256[:12]}…): they are damaged or were replaced. Make the model again."
             )
 
-    def check_weights(self, digest: str, who: str) -> None:
-        """Raise an ``InputError`` if the thresholds were chosen for other weights."""
+    def check_weights(self, digest: str, who: str, examples: list[str] | None = None) -> None:
+        """Raise an ``InputError`` if the thresholds were chosen for other weights, or other examples in a prompt."""
         if self.weights_sha256 and digest != self.weights_sha256:
             raise InputError(
                 f"The thresholds were chosen for another Swift (weights {self.weights_sha256[:12]}…) than {who} "
                 f"(weights {digest[:12]}…), and scores of two models are not on one scale. Choose them again with "
                 "`elang validate`."
+            )
+        if examples is not None and self.task is not None and examples != (shown := self.task.get("examples", [])):
+            raise InputError(
+                f"The thresholds were chosen with {len(shown) // 2} examples in the prompt of {who}, and here it is "
+                f"shown {len(examples) // 2} others, so its scores are on another scale. Give --data.examples and the "
+                "training file as there, or choose thresholds again with `elang validate`."
             )
 
 

@@ -199,6 +199,19 @@ def test_records_of_other_examples_are_not_mixed_up_silently(base, args, tmp_pat
         assert kinds().count("other-examples") == number
 
 
+def test_thresholds_are_for_the_examples_that_they_were_chosen_with(base, trained, args, tmp_path, fails):
+    joint = ["validate", *args, *QUIET, "--model.swift_model", base, "--model.super_model", base]
+    assert main([*joint, "--data.examples", "2", "--model.output", str(tmp_path / "two")]) == 0
+    again = [*joint, "--model.thresholds", str(tmp_path / "two"), "--model.output", str(tmp_path / "again")]
+    assert main([*again, "--data.examples", "2"]) == 0
+    fails(again, "chosen with 2 examples in the prompt", "here it is shown 0 others", "--data.examples")
+    # Of a finished model they are its own, whatever the data say.
+    own = ["validate", *args, *QUIET, "--model.swift_model", trained, "--model.super_model", trained]
+    assert main([*own, "--model.output", str(tmp_path / "own")]) == 0
+    assert Manifest.read(tmp_path / "own").task["examples"] == Manifest.read(trained).task["examples"]
+    assert JointPredictor(trained, trained, thresholds=str(tmp_path / "own"), device="cpu").threshold < float("inf")
+
+
 def test_bad_examples(base, choices, args, tmp_path, fails):
     score = ["score", "--model.model", base, *QUIET, "--model.output", str(tmp_path / "records.parquet")]
     fails([*score, *args[2:], "--data.examples", "2"], "drawn from the training file", "Set --data.train")
