@@ -55,7 +55,7 @@ def predict(
         pair: How the pair routes and runs.
         input: A text file with one input a line, a table (.csv, .tsv, .jsonl, .parquet) with --text, or ``-``.
         output: A JSONL file, or ``-`` for standard output.
-        text: The text column of the table, or two for pairs.
+        text: The text column of the table, or all of the task's.
         id: The column of the table that names its rows; by default ``id`` is the number of the row or line, from 0.
         texts: Also write the input, as ``text``; of pairs it is a list.
         chunk: Inputs that are read, tokenised and answered by the Swift at a time.

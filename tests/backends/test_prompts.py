@@ -236,6 +236,15 @@ def test_a_chat_is_shown_its_examples_as_turns(base, choices, args, tmp_path):
     assert lists["input_ids"] == [expected]
 
 
+def test_an_encoder_decoder_tells_that_it_reads_no_examples(choices, args, tmp_path):
+    base = str(write_t5(tmp_path / "t5", (choices / "train.csv").read_text().splitlines()))
+    forget_notices()
+    score = ["score", "--model.model", base, *args, *QUIET, "--model.output", str(tmp_path / "records.parquet")]
+    assert main([*score, "--data.examples", "2"]) == 0
+    (text,) = [one["text"] for one in notices() if one["kind"] == "other-examples"]
+    assert "reads its input alone, without the 2 examples" in text
+
+
 # Generated answers.
 
 
