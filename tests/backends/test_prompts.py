@@ -176,6 +176,26 @@ def test_a_trained_model_keeps_its_examples(trained, base, choices, args, tmp_pa
     fails(["score", "--model.model", str(plain), *args, "--data.examples", "2", *score[3:]], "trained with 0 examples")
 
 
+def test_an_untrained_model_keeps_its_examples_in_a_folder(base, choices, args, tmp_path):
+    """No step of training is taken: it answers as it was published, after the same prompt everywhere."""
+    fit = ["fit", *args, *FAST, "--model.model", base, "--model.output", str(tmp_path / "model")]
+    assert main([*fit, "--data.examples", "3", "--trainer.max_steps", "0"]) == 0
+    examples = Manifest.read(tmp_path / "model").task["examples"]
+    assert len(examples) == 6
+    rows = list(pd.read_csv(choices / "val.csv")[COLUMNS].itertuples(index=False, name=None))
+    answers = JointPredictor(None, str(tmp_path / "model"), device="cpu")(rows)
+    assert [one.label for one in answers] == plain_answers(base, asked(examples, choices / "val.csv"))
+    # As a Swift it gets its router and thresholds.
+    records = str(tmp_path / "super.parquet")
+    score = ["score", "--model.model", str(tmp_path / "model"), *args, *QUIET, "--model.output", records]
+    assert main(score) == 0
+    swift = ["--model", "SwiftModule", "--model.super_records", records, "--model.output", str(tmp_path / "swift")]
+    assert main([*fit, *swift, "--data.examples", "2", "--trainer.max_steps", "0"]) == 0
+    manifest = Manifest.read(tmp_path / "swift")
+    assert "router" in manifest.thresholds
+    assert len(manifest.task["examples"]) == 4
+
+
 def test_records_of_other_examples_are_not_mixed_up_silently(base, args, tmp_path):
     paths = {}
     for name, more in (("none", []), ("two", ["--data.examples", "2"])):
