@@ -16,10 +16,10 @@ from elang.cli.verbs import main
 from elang.data.examples import Examples
 from elang.data.text_classification import TextClassificationData
 from elang.method.scores import SEQUENCE_SCORES
-from elang.notices import forget_notices, notices
+from elang.notices import Notice, forget_notices, notices
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
-from elang.records.table import Records, write_records
+from elang.records.table import EXAMPLES, Records, write_records
 
 LETTERS = ["A", "B", "C", "D"]
 WORDS = ["red", "green", "blue", "white", "black", "brown", "grey", "pink"]
@@ -115,7 +115,7 @@ def test_questions_with_choices_from_a_file(base, choices, tmp_path, capsys):
     config = write_config(tmp_path / "choices.yaml", **files, model=base, output=output)
     assert main(["score", *config, *QUIET]) == 0
     splits, about = read_records(str(output), LETTERS, "classification")
-    examples = about["prompt_examples"]
+    examples = about[EXAMPLES]
     assert len(examples) == 10
     train = {PROMPT.format(**row): row["answer"] for row in pd.read_csv(choices / "train.csv").to_dict("records")}
     assert all(train[question] == answer for question, answer in zip(examples[::2], examples[1::2], strict=True))
@@ -154,11 +154,12 @@ def trained(tmp_path_factory, base, args):
     return str(folder / "model")
 
 
-def test_a_trained_model_keeps_its_examples(trained, base, choices, args, tmp_path, fails):
+def test_a_trained_model_keeps_its_examples(trained, base, choices, args, tmp_path):
     """Its folder, its records, a prediction and a server ask alike, with the training file or without."""
     examples = Manifest.read(trained).task["examples"]
     assert len(examples) == 6
-    expected = plain_answers(trained, asked(examples, choices / "val.csv"))
+    val = choices / "val.csv"
+    expected = plain_answers(trained, asked(examples, val))
     rows = list(pd.read_csv(choices / "val.csv")[COLUMNS].itertuples(index=False, name=None))
     predictor = JointPredictor(None, trained, device="cpu")
     assert [one.label for one in predictor(rows)] == expected
@@ -166,14 +167,19 @@ def test_a_trained_model_keeps_its_examples(trained, base, choices, args, tmp_pa
     for given in (args, args[2:], [*args, "--data.examples", "3"]):
         assert main([*score, *given]) == 0
         splits, about = read_records(str(tmp_path / "records.parquet"), LETTERS, "classification")
-        assert about["prompt_examples"] == examples
+        assert about[EXAMPLES] == examples
         assert [LETTERS[i] for i in splits["validation"].prediction.tolist()] == expected
     for others in (["--data.examples", "2"], ["--data.examples", "3", "--data.examples_seed", "1"]):
-        fails([*score, *args, *others], "trained with 3 examples in its prompt", "Leave out --data.examples")
+        with pytest.warns(Notice, match=r"trained with 3 examples in its prompt and is shown these, not the \d others"):
+            assert main([*score, *args, *others]) == 0
+        assert read_records(str(tmp_path / "records.parquet"), LETTERS, "classification")[1][EXAMPLES] == examples
+    # As the Super of a Swift that was trained without.
     plain = tmp_path / "plain"
     fit = ["fit", *args, *FAST, "--model.model", base, "--model.output", str(plain), "--trainer.max_steps", "1"]
     assert main(fit) == 0
-    fails(["score", "--model.model", str(plain), *args, "--data.examples", "2", *score[3:]], "trained with 0 examples")
+    for swift, super_, shown in ((plain, trained, expected), (trained, plain, plain_answers(plain, asked([], val)))):
+        pair = JointPredictor(str(swift), str(super_), "-inf", device="cpu")
+        assert [one.label for one in pair(rows)] == shown
 
 
 def test_an_untrained_model_keeps_its_examples_in_a_folder(base, choices, args, tmp_path):

@@ -157,12 +157,11 @@ def check_words(trained: TextTask, task: TextTask, path: str, after_prompt: bool
             f"the data has {str(chats[1][0]).lower()} and '{chats[1][1]}'. Set --data.chat and --data.system as in "
             "training."
         )
-    # Without any it is shown its own.
     if after_prompt and task.examples and trained.examples != task.examples:
-        raise InputError(
-            f"'{path}' was trained with {len(trained.example_pairs)} examples in its prompt, and the data gives "
-            f"{len(task.example_pairs)} others. Leave out --data.examples, so that it is shown its own, or give it, "
-            "--data.examples_seed and the training file as in training."
+        notice(
+            "other-examples",
+            f"'{path}' was trained with {len(trained.example_pairs)} examples in its prompt and is shown these, not "
+            f"the {len(task.example_pairs)} others that it is asked with.",
         )
 
 
