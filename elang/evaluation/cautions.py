@@ -13,7 +13,7 @@ from elang.method.bootstrap import mean_intervals
 from elang.method.quality.labels import spearman
 from elang.notices import notice
 from elang.records import WORTH_NAMING
-from elang.records.manifest import Manifest, known_name
+from elang.records.manifest import Manifest, entry_speedup, known_name
 
 # With fewer examples, chance alone explains why none of a class is right, or why some are known.
 _ENOUGH = 5
@@ -91,19 +91,16 @@ def saves_nothing(thresholds: dict[str, dict[str, dict[str, Any]]], score: str) 
     name = known_name(named)
     entry = named.get(name, {})
     # Without costs nothing is known to be saved or not.
-    if float(entry.get("threshold", math.nan)) != -math.inf or math.isnan(_speedup(entry)):
+    if float(entry.get("threshold", math.nan)) != -math.inf or math.isnan(entry_speedup(entry)):
         return []
-    saving = [f"--threshold '{other}'" for other, each in named.items() if _speedup(each) > WORTH_NAMING]
-    saving += [f"--score {other}" for other, each in thresholds.items() if _speedup(each.get(name, {})) > WORTH_NAMING]
+    saving = [f"--threshold '{other}'" for other, each in named.items() if entry_speedup(each) > WORTH_NAMING]
+    others = {other: entry_speedup(each.get(name, {})) for other, each in thresholds.items()}
+    saving += [f"--score {other}" for other, speedup in others.items() if speedup > WORTH_NAMING]
     remedy = f"On the slice these save something: {', '.join(saving)}" if saving else "Or ask the Super alone"
     return [
         f"this pair saves nothing at the Super's quality: by {score}, no threshold that costs less than the Super "
         f"alone is good enough on the slice, so '{name}' defers everything. Train a better or a smaller Swift. {remedy}"
     ]
-
-
-def _speedup(entry: dict[str, Any]) -> float:
-    return float(entry.get("speedup") or math.nan)
 
 
 def cautions(answers: PairAnswers, label_names: list[str], largest: float | None) -> list[str]:

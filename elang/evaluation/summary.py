@@ -243,8 +243,8 @@ def all_curves(answers: PairAnswers, qualities: list[Quality]) -> Curves:
 def _resampled(
     answers: PairAnswers, curves: Curves, thresholds: Thresholds, chosen: str
 ) -> tuple[dict[str, QualitySummary], dict[str, dict[str, float]]]:
-    """The summary of each metric, and the areas compared with the ``chosen`` score's: what takes long is resampling."""
-    # Those of random and oracle are resampled, too.
+    """The summary of each metric, and each score's area compared with the ``chosen`` one's; both take long."""
+    # The curves of random and oracle are resampled, too.
     number = sum(len(found) for quality, found in curves.items() if quality.whole is None) + len(answers.scores)
     with Progress(number, "curves", late=True) as progress:
         summaries = {q.name: summarize(answers, q, thresholds, found, progress.each) for q, found in curves.items()}

@@ -234,7 +234,7 @@ class TaskModule(AnyShape, LightningModule):
         return Manifest(**{"label_names": self.label_names, "task": self.task.plain()} | about | fields)
 
     def references(self, split: str, ids: Tensor) -> list[str]:
-        """The texts to generate for the examples ``ids`` of a split; of a loader's own split, for all of them."""
+        """The texts to generate for the examples ``ids`` of a split, which must be all of a loader's own split."""
         texts: list[str] = self._references[split] if self.data is None else self.data.references(split, ids)
         return texts
 

@@ -194,16 +194,6 @@ class Manifest:
             )
         return score, threshold
 
-    def speedup(self, name: str, score: str) -> float:
-        """The Super's FLOPs over the pair's at a threshold, on the slice where it was chosen; NaN if unknown."""
-        try:
-            entry = self.thresholds[score][name]
-            speedup = float(entry["speedup"])
-        except (KeyError, TypeError, ValueError):
-            return math.nan
-        # Earlier versions ran the Swift also where everything is deferred, and counted it.
-        return 1.0 if float(entry["threshold"]) == -math.inf and not math.isnan(speedup) else speedup
-
     def warn_of_another_super(self, name: str, score: str, path: str, digest: Callable[[], str]) -> None:
         """Give a notice if a threshold's promise of quality was certified against another Super than that at ``path``.
 
@@ -251,6 +241,13 @@ def known_name(named: Container[str], name: str = DEFAULT_THRESHOLD) -> str:
     'parity'
     """
     return "parity" if name == DEFAULT_THRESHOLD and name not in named and "parity" in named else name
+
+
+def entry_speedup(entry: dict[str, Any]) -> float:
+    """The Super's FLOPs over the pair's at the threshold of an entry, on the slice that chose it; NaN if unknown."""
+    speedup = float(entry.get("speedup") or math.nan)
+    # Earlier versions ran the Swift also where everything is deferred, and counted it.
+    return 1.0 if not math.isnan(speedup) and float(entry["threshold"]) == -math.inf else speedup
 
 
 def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int) -> dict[str, Any]:

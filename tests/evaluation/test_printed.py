@@ -14,6 +14,7 @@ from elang.data.text_classification import TextClassificationData
 from elang.evaluation import pair
 from elang.evaluation import summary as summaries
 from elang.evaluation.pair import PairAnswers, choose_thresholds
+from elang.evaluation.report import figures as drawing
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.words import outcome, statement_lines
 from elang.evaluation.summary import EvaluatedPair, all_curves, summarize_pair
@@ -32,7 +33,8 @@ ABOUT = {
 LONG = "a_score_of_ones_own_with_a_name_that_is_long"
 
 
-def summary_of(n=400, names=("accuracy", "f1_macro"), super_cost=8e9, swift_right=0.8):
+def curves_of(n=400, names=("accuracy", "f1_macro"), super_cost=8e9, swift_right=0.8):
+    """The curves of the first metric, and the summary."""
     draw = torch.Generator().manual_seed(0)
     label = torch.randint(3, (n,), generator=draw)
     right = [torch.rand(n, generator=draw) < share for share in (swift_right, 0.92)]
@@ -44,7 +46,13 @@ def summary_of(n=400, names=("accuracy", "f1_macro"), super_cost=8e9, swift_righ
     qualities = [QUALITIES[name](3) for name in names]
     thresholds = choose_thresholds(answers, qualities[0], "here")
     about = EvaluatedPair(**ABOUT, num_examples=n)
-    return summarize_pair(about, answers, all_curves(answers, qualities), thresholds, ["a", "b", "c"], n, None, 4e-7)
+    curves = all_curves(answers, qualities)
+    summary = summarize_pair(about, answers, curves, thresholds, ["a", "b", "c"], n, None, 4e-7)
+    return next(iter(curves.values())), summary
+
+
+def summary_of(**options):
+    return curves_of(**options)[1]
 
 
 def test_the_answer_comes_first_and_everything_fits_80_columns(capsys):
@@ -71,6 +79,18 @@ def test_the_answer_comes_first_and_everything_fits_80_columns(capsys):
         *("threshold", "accuracy", "f1_macro", "deferred", "speed-up")
     ]
     assert [line.split()[:2] for line in lines if line.endswith("256 ")] == [["Swift", "13"], ["Super", "13"]]
+
+
+def test_a_threshold_file_need_not_have_the_default(capsys):
+    summary = summary_of(names=("accuracy",))
+    for score in summary.first.scores.values():
+        for name in [name for name in score.held_out if name != "99%"]:
+            del score.held_out[name]
+    print_summary(summary, Path("runs/joint"))
+    words = " ".join(capsys.readouterr().out.split())
+    assert "the threshold '1-SE'" in words
+    assert "It was chosen on these same examples" in words
+    assert "held out, 99%" in words
 
 
 def test_equal_thresholds_are_one_row(capsys):
@@ -139,6 +159,19 @@ def test_results_are_titled_by_what_was_asked():
     assert [local.title(split) for split in ("validation", "test")] == ["dev.csv (intent)", "test.csv (intent)"]
     assert Seq2SeqData(validation="data/dev", source="en", target="de").title("validation") == "dev (en to de)"
     assert TaskData("glue/rte", splits=["validation"]).title("validation") == "glue/rte"
+
+
+def test_a_line_over_compute_does_not_lead_back(monkeypatch):
+    """Where everything is deferred the pair costs what the Super costs, less than one input before."""
+    figures = []
+    monkeypatch.setattr(drawing, "_save", lambda figure, path: figures.append(figure))
+    drawing.plot_curves(Path("curve.png"), *curves_of())
+    for axis, last in zip(figures[0].axes, (1.0, 1.125), strict=True):
+        lines = [line.get_xdata() for line in axis.lines if len(line.get_xdata()) > 2]
+        assert len(lines) >= 4
+        for x in lines:
+            assert (x[1:] >= x[:-1]).all()
+            assert x[-1] == pytest.approx(last, abs=0.01)
 
 
 def test_curves_are_computed_once(joint_args, tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from elang.evaluation.pair import BY_QUALITY
 from elang.evaluation.report.words import (
     area_difference,
     meanings,
@@ -19,12 +18,12 @@ from elang.terminal import say, say_table, say_wrapped, without_repeats
 
 
 def print_summary(summary: JointSummary, folder: Path) -> None:
-    """Print the answer to what the pair saves, then what limits it, then tables and everything else."""
+    """Print what the pair saves, then cautions, then the tables and everything else."""
     chosen, points = summary.first.scores[summary.score], summary.operating_points.get(summary.score, {})
-    where = "held out" if chosen.held_out.keys() & BY_QUALITY else "read here"
+    where = "held out" if chosen.point(chosen.usual("held out")) else "read here"
     usual = chosen.usual(where)
     point = chosen.point(usual)
-    assert point is not None, "thresholds that are chosen by quality have the default one"
+    assert point is not None, "a curve has the default point"
     to_super = points[usual].to_super if usual in points else None
     if to_super is not None and summary.worth.largest:
         scale = dict.fromkeys(("difference", "low", "high"), 1 / summary.worth.largest)
