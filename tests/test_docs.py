@@ -147,7 +147,9 @@ def test_a_page_says_first_what_it_is_for(page):
 
 def commands_on(page: Path):
     """The commands of `elang` in a page's blocks, with their options."""
-    for block in re.findall(r"^```\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+    # All blocks, or the end of one of another language would begin one.
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    for block in (text for language, text in blocks if not language):
         for line in re.sub(r"\\\n", " ", block).splitlines():
             if command := re.search(r"(?<!\S)elang (\w+)( .*)?", line.partition(" # ")[0]):
                 yield command[1], re.findall(r"(?<!\S)--([\w.]+)", command[2] or "")

@@ -156,6 +156,13 @@ def cautions(answers: PairAnswers, label_names: list[str], largest: float | None
                     "answers use other names. Train it longer (--trainer.max_epochs, --model.lr), or correct its "
                     "answers"
                 )
+    for who in ("Swift", "Super"):
+        extracted = answers.more.get(f"{who.lower()}_answer")
+        if isinstance(extracted, list) and (missing := extracted.count(None)):
+            limited.append(
+                f"in {missing:,} of the {len(extracted):,} texts of the {who} no answer is found (--data.extract): "
+                "they count as wrong"
+            )
     if caution := little_to_gain(answers.gain / (largest or 1.0)):
         denied.append(caution)
     return denied, limited

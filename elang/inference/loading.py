@@ -51,7 +51,7 @@ def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions
     if manifest is None:
         manifest = Manifest(first.label_names)
     elif first.weights_sha256:
-        manifest.check_weights(first.weights_sha256, f"'{first_model}'")
+        manifest.check_weights(first.weights_sha256, f"'{first_model}'", first.shown_examples)
     order = list(range(len(first.label_names)))
     if not alone and super_model is not None:
         super_ = models["super"] = _load(super_model, first.task, options, device=device, int8=options.super_int8)

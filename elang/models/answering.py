@@ -14,12 +14,13 @@ from elang.backends.loading.load import load_model, open_backend
 from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
 from elang.data.examples import Examples, fold_of
+from elang.data.prompts import tell_examples
 from elang.errors import InputError
 from elang.evaluation.cautions import check_apart
 from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
 from elang.notices import notice
-from elang.records.table import Records
+from elang.records.table import EXAMPLES, Records
 from elang.tasks.text_task import TaskFields
 
 # Seconds between two messages to the other processes.
@@ -72,6 +73,10 @@ class EvaluationModule(TaskModule):
                 model.check_cost()
             if model.manifest is not None:
                 model.manifest.check_whole(model.weights_sha256, path)
+        # An encoder reads no examples, but those of its task are a Super's in `elang predict`.
+        shown = {n: m.task.examples if n == "swift" else m.shown_examples for n, m in self.text_models.items()}
+        shown |= {name: backend.about.get(EXAMPLES) for name, backend in self.recorded.items()}
+        tell_examples({f"'{models[name]}'": examples for name, examples in shown.items() if examples is not None})
 
     def setup(self, stage: str) -> None:
         """Refuse what stands in for a model where there are only its inputs, not texts."""

@@ -241,7 +241,9 @@ class TaskModule(AnyShape, LightningModule):
     def measure_answers(self, split: str, answers: Records, label: Tensor, qualities: list[str]) -> dict[str, float]:
         """Metrics by name of answers to examples with these labels: the first of ``qualities``, all of texts."""
         if answers.texts is not None:
-            return measure_texts(qualities, answers.texts, self.references(split, answers.id))
+            # Training would tell of every epoch's.
+            where = "" if self.trainer.state.fn == "fit" else f"on '{split}'"
+            return measure_texts(qualities, answers.texts, self.references(split, answers.id), self.task, where)
         quality = QUALITIES[qualities[0]](len(self.label_names))  # type: ignore[index]
         targets = self.data.targets(split, answers.id) if self.data is not None else {}
         return {quality.name: measure(quality, answers.prediction, label, targets=targets)}

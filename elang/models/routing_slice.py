@@ -87,7 +87,7 @@ class RoutingSlice:
             table,
             self.model.records(table),
             super_,
-            problem=task.problem,
+            task=task,
             temperature=self.temperature,
             heads=Heads(self._head_scores, table.get("early_flops")),
             targets=targets,

@@ -55,8 +55,10 @@ _FIELDS: dict[str, Check] = {
 }
 _TASK: dict[str, Check] = {
     "problem": (f"one of {', '.join(KINDS)}", lambda v: isinstance(v, str) and v in KINDS),
-    **dict.fromkeys(("prompt", "label_words", "system"), TEXT),
-} | dict.fromkeys(("label_names", "fields", "segments", "answers", "qualities", "choice_fields", "languages"), TEXTS)
+    **dict.fromkeys(("prompt", "label_words", "system", "extract"), TEXT),
+    **dict.fromkeys(("label_names", "fields", "segments", "answers", "qualities", "choice_fields", "languages"), TEXTS),
+    "examples": ("a list of prompts and answers by turns", lambda v: TEXTS[1](v) and len(v) % 2 == 0),
+}
 _ENTRY: dict[str, Check] = {
     "threshold": THRESHOLD,
     **dict.fromkeys(("rule", "chosen_on", "statement", "slice_sha256", "swift_sha256", "super_sha256"), TEXT),
@@ -216,13 +218,19 @@ class Manifest:
                 f"{self.weights_sha256[:12]}…): they are damaged or were replaced. Make the model again."
             )
 
-    def check_weights(self, digest: str, who: str) -> None:
-        """Raise an ``InputError`` if the thresholds were chosen for other weights."""
+    def check_weights(self, digest: str, who: str, examples: list[str] | None = None) -> None:
+        """Raise an ``InputError`` if the thresholds were chosen for other weights, or other examples in a prompt."""
         if self.weights_sha256 and digest != self.weights_sha256:
             raise InputError(
                 f"The thresholds were chosen for another Swift (weights {self.weights_sha256[:12]}…) than {who} "
                 f"(weights {digest[:12]}…), and scores of two models are not on one scale. Choose them again with "
                 "`elang validate`."
+            )
+        if examples is not None and self.task is not None and examples != (shown := self.task.get("examples", [])):
+            raise InputError(
+                f"The thresholds were chosen with {len(shown) // 2} examples in the prompt of {who}, and here it is "
+                f"shown {len(examples) // 2} others, so its scores are on another scale. Give --data.examples and the "
+                "training file as there, or choose thresholds again with `elang validate`."
             )
 
 

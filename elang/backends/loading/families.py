@@ -85,8 +85,14 @@ def family_of(config: Any, task: TextTask | None, path: str) -> Family:
 
 
 def tell_way(model: TextModel, path: str, *, finished: bool) -> None:
-    """A notice of how a decoder-only model answers that was asked for label words, if its files do not decide that."""
+    """Notices of how a model answers that is asked for label words, or with examples, if its files do not decide it."""
     task, config = model.task, model.backbone.config
+    if task.examples and model.text_to_text and model.shown_examples is None:
+        notice(
+            "other-examples",
+            f"'{path}' is an encoder-decoder, which reads its input alone, without the {len(task.example_pairs)} "
+            "examples of --data.examples.",
+        )
     if finished or not task.label_words or not is_decoder_only(config):
         return
     if not model.text_to_text:
@@ -150,6 +156,12 @@ def check_words(trained: TextTask, task: TextTask, path: str, after_prompt: bool
             f"'{path}' was trained with --data.chat {str(chats[0][0]).lower()} and the system text '{chats[0][1]}', "
             f"the data has {str(chats[1][0]).lower()} and '{chats[1][1]}'. Set --data.chat and --data.system as in "
             "training."
+        )
+    if after_prompt and task.examples and trained.examples != task.examples:
+        notice(
+            "other-examples",
+            f"'{path}' was trained with {len(trained.example_pairs)} examples in its prompt and is shown these, not "
+            f"the {len(task.example_pairs)} others that it is asked with.",
         )
 
 

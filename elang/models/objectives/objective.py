@@ -11,12 +11,13 @@ from elang.backends.backend import Answer
 from elang.backends.flops import FlopsConvention
 from elang.backends.text_model import TextModel
 from elang.data.examples import check_held_out, source_of
+from elang.data.prompts import tell_examples
 from elang.errors import InputError
 from elang.evaluation.cautions import little_to_save
 from elang.method.losses import MarginKind
 from elang.notices import notice
 from elang.records.reading import read_records
-from elang.records.table import Records
+from elang.records.table import EXAMPLES, Records
 from elang.tasks.text_task import TextTask
 
 Hard = Literal["gain", "error", "soft_gain"]
@@ -114,6 +115,8 @@ class RecordedAnswers:
                 records[source_of(split)].rows(examples.id, examples.key, f"{who} '{path}'")
         if data is not None and not out_of_fold:
             check_held_out(data, about, f"the Super of '{path}'")
+        if not out_of_fold and EXAMPLES in about:
+            tell_examples({f"the Super of '{path}'": about[EXAMPLES], "the Swift": task.examples})
         convention: FlopsConvention = "paper" if about.get("flops_convention") == "paper" else "exact"
         return cls(path, {source: records[source] for source in needed}, about.get("vocabulary"), convention)
 
