@@ -20,8 +20,9 @@ SCORES: dict[str, Callable[[Tensor, float], Tensor]] = {}
 """The scores of logits by name. :func:`register_score` adds one."""
 ROUTER_READS = ("free_energy", "softmax_energy", "max_softmax", "entropy", "margin", "max_logit_pnorm")
 """The scores that a router head reads, in this order. Saved heads depend on it, so it never changes."""
-BEFORE_DECODER = ("encoder_energy", "encoder_max_softmax", "encoder_router")
-"""Scores that are known before an encoder-decoder's decoder runs; an input deferred by them saves the decoder."""
+BEFORE_DECODER = ("encoder_energy", "encoder_max_softmax", "encoder_router", "prompt_router")
+"""Scores that are known before an encoder-decoder's decoder runs, or after a decoder-only model has read its prompt: an
+input deferred by them saves the rest."""
 DEFAULT_SCORE = "max_softmax"
 """The score that routes without a router: in ``benchmarks/quality/ablate.py`` none is clearly better."""
 ScoreFunction = TypeVar("ScoreFunction", bound=Callable[..., Tensor])

@@ -287,7 +287,7 @@ def test_what_label_words_are_not_for(tmp_path, base_model):
     )
     with pytest.raises(InputError, match="in words that all examples share"):
         load_model(folder, candidates)
-    with pytest.raises(InputError, match="does not generate its answers yet"):
+    with pytest.raises(InputError, match="it does not generate them"):
         load_model(folder, task_of(["a", "b"]), generate=True)
     with pytest.raises(InputError, match="no place for a text"):
         load_model(folder, task_of(["a", "b"], prompt="Which?"))
@@ -319,7 +319,7 @@ def test_a_family_whose_answers_depend_on_the_batch(tmp_path, monkeypatch):
         return asked(backbone, ids, torch.ones_like(mask), **more)
 
     monkeypatch.setattr(causal_passes, "chain_pass", blind)
-    monkeypatch.setattr("elang.backends.causal.chain_pass", blind)
+    monkeypatch.setattr("elang.backends.decoder_only.chain_pass", blind)
     with pytest.raises(InputError, match="'granite' model has answers that depend on what else is in a batch"):
         load_model(folder, task_of(WORDS_OF["single"]))
 

@@ -35,6 +35,7 @@ COLORS = {
     "encoder_energy": "#003F6B",
     "encoder_max_softmax": "#9A6A00",
     "encoder_router": "#8F3E00",
+    "prompt_router": "#8F3E00",
 }
 
 
@@ -117,7 +118,7 @@ def _drawn(curves: dict[str, OperatingCurve], summary: QualitySummary, routing: 
         areas = {name: summary.scores[name].area for name in names}
         by_area = sorted(names, key=lambda name: math.inf if math.isnan(areas[name]) else -areas[name])
         shown = {next(name for name in by_area if name.startswith(kind)) for kind in TOKEN_SCORES}
-        shown |= {routing, "router", "encoder_router", "random", "oracle"}
+        shown |= {routing, "router", "encoder_router", "prompt_router", "random", "oracle"}
         names = [name for name in names if name in shown]
     groups: list[list[str]] = []
     # A line has the style of its first score, so the one that routes comes first.
