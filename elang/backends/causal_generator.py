@@ -119,7 +119,7 @@ class CausalGenerator(DecoderOnly, Generation):
     def generated_ids(self, encoded: Prompted, config: Any) -> Tensor:
         """The tokens that the library generates with a configuration, without the prompt, int64 ``(B, T)``."""
         # The cache and when to compile are decided here.
-        config.update(cache_implementation=None, disable_compile=True)
+        config.update(use_cache=True, cache_implementation=None, disable_compile=True)
         if config.pad_token_id is None:
             config.pad_token_id = self.end
         # Its cache grows with the text.
@@ -127,9 +127,11 @@ class CausalGenerator(DecoderOnly, Generation):
         if self.num_beams > 1:
             output.past_key_values.batch_repeat_interleave(self.num_beams)
             output.logits = output.logits.repeat_interleave(self.num_beams, 0)
+        # A penalty for tokens that were there must find no others in the padding, which is each prompt's first token.
+        first = encoded.ids.gather(1, encoded.mask.argmax(1, keepdim=True))
         with read_already(self.backbone, output):
             ids: Tensor = self.backbone.generate(
-                input_ids=encoded.ids,
+                input_ids=torch.where(encoded.mask > 0, encoded.ids, first),
                 attention_mask=encoded.mask,
                 generation_config=config,
                 synced_gpus=self.in_step,

@@ -4,7 +4,6 @@ import copy
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elang.backends.backend import Answer, Columns
+from elang.backends.backend import Answer, Columns, Generated
 from elang.backends.network import BatchAnswers, InferenceOptions
 from elang.backends.text_model import TextModel
 from elang.data.batches import IGNORE_INDEX
@@ -20,20 +19,11 @@ from elang.errors import InputError
 from elang.method.deferral import route
 from elang.method.router import RouterHead
 from elang.method.scores import BEFORE_DECODER, SEQUENCE_DEFAULT, SEQUENCE_SCORES, sequence_scores, token_scores
+from elang.notices import notice
 from elang.tasks.text_task import TextTask
 
 # Logits that are scored at a time: vocabularies are large.
 _CHUNK = 1 << 26
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What was generated for a batch."""
-
-    encoded: Any  # what Generation.encode returned
-    ids: Tensor  # tokens without the start or prompt, padded, int64 (B, T)
-    steps: Tensor  # tokens of each text, the end token included, int64 (B,)
-    scores: Tensor  # SEQUENCE_SCORES, float32 (B, 24)
 
 
 class TokenWatch:
@@ -70,6 +60,12 @@ class Generation(TextModel):
         super().__init__(backbone, tokenizer, task)
         self.settings = backbone.generation_config
         self.configure_generation(128, num_beams)
+        if self.settings.do_sample:
+            notice(
+                "greedy-texts",
+                f"The generation_config.json of this '{backbone.config.model_type}' model asks for samples "
+                "(do_sample): the most probable tokens are taken instead, so that answers can be repeated.",
+            )
 
     @abstractmethod
     def encode(self, inputs: dict[str, Tensor]) -> Any:

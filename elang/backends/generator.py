@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elang.backends.backend import Encoded
+from elang.backends.backend import Encoded, Generated
 from elang.backends.encoder_decoder import EncoderDecoder
 from elang.backends.fast.graphs import WANTED, Pass
 from elang.backends.fast.t5 import T5Steps, Texts
 from elang.backends.flops import FlopsConvention, flops_by_length, generation_flops
-from elang.backends.generation import Generated, Generation
+from elang.backends.generation import Generation
 from elang.backends.loading.tokenizer import set_languages
 from elang.backends.network import InferenceOptions
 from elang.data.batches import IGNORE_INDEX
@@ -27,7 +27,7 @@ _GREEDY_SETTINGS = {
 }
 
 
-class TextGenerator(Generation, EncoderDecoder):
+class TextGenerator(EncoderDecoder, Generation):
     """Any ``AutoModelForSeq2SeqLM`` that generates a text from a text; its arguments are :class:`Generation`'s."""
 
     early_router = "encoder_router"

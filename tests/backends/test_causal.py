@@ -47,7 +47,7 @@ def write_causal(folder, name="llama", pad=True, **own):
     write_tokenizer(folder, **({} if pad else {"pad_token": None}))
     special = {"pad_token_id": 0 if pad else None, "bos_token_id": 2, "eos_token_id": 3}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name.partition(" ")[0], vocab_size=WORDS, **special, **FAMILIES[name], **own)
+    config = AutoConfig.for_model(name.partition(" ")[0], vocab_size=WORDS, **special, **{**FAMILIES[name], **own})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for weight in model.parameters():
