@@ -127,7 +127,7 @@ class CausalGenerator(DecoderOnly, Generation):
         if self.num_beams > 1:
             output.past_key_values.batch_repeat_interleave(self.num_beams)
             output.logits = output.logits.repeat_interleave(self.num_beams, 0)
-        # A penalty for tokens that were there must find no others in the padding, which is each prompt's first token.
+        # In its older versions the library penalises repeated tokens of the padding: it is each prompt's first token.
         first = encoded.ids.gather(1, encoded.mask.argmax(1, keepdim=True))
         with read_already(self.backbone, output):
             ids: Tensor = self.backbone.generate(
