@@ -96,7 +96,7 @@ class Generated:
     encoded: Any  # what Generation.encode returned
     ids: Tensor  # tokens without the start or prompt, padded, int64 (B, T)
     steps: Tensor  # tokens of each text, the end token included, int64 (B,)
-    scores: Tensor  # SEQUENCE_SCORES, float32 (B, 24)
+    scores: Tensor  # SEQUENCE_SCORES, float32 (B, 30)
 
 
 # So that FSDP finds the tensors of an answer.

@@ -18,7 +18,14 @@ from elang.data.batches import IGNORE_INDEX
 from elang.errors import InputError
 from elang.method.deferral import route
 from elang.method.router import RouterHead
-from elang.method.scores import BEFORE_DECODER, SEQUENCE_DEFAULT, SEQUENCE_SCORES, sequence_scores, token_scores
+from elang.method.scores import (
+    BEFORE_DECODER,
+    ROUTER_READS_OF_TEXTS,
+    SEQUENCE_DEFAULT,
+    SEQUENCE_SCORES,
+    sequence_scores,
+    token_scores,
+)
 from elang.notices import notice
 from elang.tasks.text_task import TextTask
 
@@ -134,14 +141,14 @@ class Generation(TextModel):
 
     def add_heads(self) -> None:
         """Add a router head for before and one for after generation, untrained."""
-        self.heads["router"] = RouterHead(len(SEQUENCE_SCORES) + 2)
+        self.heads["router"] = RouterHead(len(ROUTER_READS_OF_TEXTS) + 2)
         self.heads[self.early_router] = RouterHead(self.hidden_size + 1, self.hidden_size)
 
     def candidates(self, name: str) -> tuple[dict[str, list[int]] | None, str | None]:
         """Sets of features for a router head to choose from."""
         if name == self.early_router:
             return None, None
-        single = {SEQUENCE_DEFAULT: [SEQUENCE_SCORES.index(SEQUENCE_DEFAULT)]}
+        single = {SEQUENCE_DEFAULT: [ROUTER_READS_OF_TEXTS.index(SEQUENCE_DEFAULT)]}
         return single | {"token scores and lengths": list(range(self.routers[name].width))}, SEQUENCE_DEFAULT
 
     def early_features(self, encoded: Any) -> Tensor:
@@ -149,11 +156,11 @@ class Generation(TextModel):
         return torch.cat([encoded.mask.sum(1, keepdim=True).log(), self.pooled(encoded).float()], 1)
 
     def router_features(self, answer: Generated) -> dict[str, Tensor]:
-        """What each router head reads: the one after generation all scores and the logs of both lengths."""
+        """What each router head reads: the one after generation scores and the logs of both lengths."""
         features = {}
         if "router" in self.heads:
             lengths = torch.stack([answer.steps.float().log(), answer.encoded.mask.sum(1).log()], 1)
-            features["router"] = torch.cat([answer.scores, lengths], 1)
+            features["router"] = torch.cat([answer.scores[:, : len(ROUTER_READS_OF_TEXTS)], lengths], 1)
         if self.early_router in self.heads:
             features[self.early_router] = self.early_features(answer.encoded)
         return features
@@ -211,7 +218,7 @@ class Generation(TextModel):
         return torch.zeros(len(encoded.mask), len(SEQUENCE_SCORES), device=encoded.mask.device)
 
     def _score(self, encoded: Any, ids: Tensor) -> Tensor:
-        """Scores of the tokens of finished texts, ``(B, T, 4)``."""
+        """Scores of the tokens of finished texts, ``(B, T, 5)``."""
         rows = max(1, _CHUNK // (ids.shape[1] * self.backbone.get_output_embeddings().weight.shape[0]))
         parts = torch.arange(len(ids), device=ids.device).split(rows)
         return torch.cat([token_scores(self.logits(encoded[part], ids[part]), ids[part]) for part in parts])

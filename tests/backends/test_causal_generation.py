@@ -5,6 +5,8 @@ import random
 import shutil
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -402,6 +404,21 @@ def test_a_pair_learns_and_routes(pair, data, capsys, tmp_path):
     bench = ["bench", "--swift_model", pair["swift"], "--super_model", pair["super"], "--input", str(source)]
     assert main([*bench, "--examples", "12", "--single", "2", "--repeats", "1", "--device", "cpu"]) == 0
     assert "12 inputs on cpu" in capsys.readouterr().out
+
+
+def test_records_of_earlier_versions_have_fewer_scores(pair, args, tmp_path):
+    """They are read, and the pair is evaluated by those that there are."""
+    records = str(tmp_path / "swift.parquet")
+    assert main(["score", "--model.model", pair["swift"], "--model.output", records, *args, *QUIET]) == 0
+    frame, metadata = pd.read_parquet(records), pq.read_schema(records).metadata
+    assert {len(row) for row in frame["scores"]} == {len(SEQUENCE_SCORES)} == {30}
+    frame["scores"] = [row[:24] for row in frame["scores"]]
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    pq.write_table(table.replace_schema_metadata({b"elang": metadata[b"elang"]}), records)
+    joint = ["validate", "--model.swift_model", records, "--model.super_model", pair["super"], *args, *QUIET]
+    assert main([*joint, "--model.output", str(tmp_path / "joint")]) == 0
+    scores = {name for name in pd.read_parquet(tmp_path / "joint" / "records.parquet") if name.startswith("score_")}
+    assert scores == {f"score_{name}" for name in SEQUENCE_SCORES if not name.startswith("margin")}
 
 
 def test_its_folder_generates_in_plain_transformers(pair, data):
