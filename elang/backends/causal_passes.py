@@ -201,6 +201,16 @@ _WIDE, _NARROW = 4096, 2
 _PROMPT = Shape(tree=True, nodes=0, branching=1, paths=1, tokens=0)
 
 
+def read_flops(config: Any, lengths: Tensor, convention: FlopsConvention = "exact", places: Tensor | int = 1) -> Tensor:
+    """FLOPs of one pass over so many tokens, ``(N,)``, with logits at some places, in float64 ``(N,)``."""
+    config_json = config.to_json_string(use_diff=False)
+    x = lengths.double().cpu()
+    if convention == "paper":
+        return 2.0 * causal_weights(config_json) * torch.full_like(x, PAPER_LENGTH)
+    law = text_law(config_json)[0]
+    return law[0] * places + law[1] * x + law[2] * x * x
+
+
 def text_flops(
     config: Any, lengths: Tensor, steps: Tensor, convention: FlopsConvention = "exact", beams: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -211,19 +221,16 @@ def text_flops(
     """
     x, more = lengths.double().cpu(), steps.double().cpu() - 1
     config_json = config.to_json_string(use_diff=False)
+    prompt, again = read_flops(config, x, convention), read_flops(config, x + more, convention, places=more + 1)
     if convention == "paper":
         token = 2.0 * causal_weights(config_json)
-        prompt = torch.full_like(x, token * PAPER_LENGTH)
-        return prompt, token * beams * more, prompt + token * more
-    law, (token, key, near, window), _ = text_law(config_json)
+        return prompt, token * beams * more, again + token * more
+    _, (token, key, near, window), _ = text_law(config_json)
     # The last step sees all tokens but the last one, the first of them one more than the prompt.
     seen = more * x + more * (more + 1) / 2
     inside = (window - x).clamp_min(0).minimum(more)
     seen_near = inside * x + inside * (inside + 1) / 2 + (more - inside) * window
-    rest = token * more + key * seen + near * seen_near
-    whole = x + more
-    again = law[0] * (more + 1) + law[1] * whole + law[2] * whole * whole
-    return law[0] + law[1] * x + law[2] * x * x, beams * rest, again
+    return prompt, beams * (token * more + key * seen + near * seen_near), again
 
 
 @lru_cache(maxsize=32)

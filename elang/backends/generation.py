@@ -14,6 +14,7 @@ from torch import Tensor
 from elang.backends.backend import Answer, Columns, Generated
 from elang.backends.network import BatchAnswers, InferenceOptions
 from elang.backends.text_model import TextModel
+from elang.backends.text_scores import TokenWatch
 from elang.data.batches import IGNORE_INDEX
 from elang.errors import InputError
 from elang.method.deferral import route
@@ -31,25 +32,6 @@ from elang.tasks.text_task import TextTask
 
 # Logits that are scored at a time: vocabularies are large.
 _CHUNK = 1 << 26
-
-
-class TokenWatch:
-    """Scores greedily chosen tokens while they are generated: a forward hook that sees each step's logits."""
-
-    def __init__(self) -> None:
-        self.scores: list[Tensor] = []
-        self.logits: Tensor | None = None
-
-    def __call__(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        """Score the last token, and keep the logits of the next one."""
-        ids = kwargs["decoder_input_ids" if "decoder_input_ids" in kwargs else "input_ids"]
-        self.take(ids[:, -1])
-        self.logits = output.logits[:, -1]
-
-    def take(self, chosen: Tensor) -> None:
-        """Score the tokens that were chosen from the last logits."""
-        if self.logits is not None:
-            self.scores.append(token_scores(self.logits, chosen))
 
 
 class Generation(TextModel):
@@ -189,9 +171,7 @@ class Generation(TextModel):
     @torch.no_grad()
     def generate(self, encoded: Any, exactly: int | None = None, scored: bool = True) -> Generated:
         """Generate texts and, if ``scored``, score their tokens; ``exactly`` fixes the number of steps, for timing."""
-        config = copy.deepcopy(self.settings)
-        # What only samples have would be refused.
-        config.update(do_sample=False, temperature=None, top_k=None, top_p=None, return_dict_in_generate=False)
+        config = self.greedy_settings()
         if exactly is not None:
             config.update(max_new_tokens=exactly, min_new_tokens=exactly)
         encoded = self.begin(encoded)
@@ -213,6 +193,13 @@ class Generation(TextModel):
         # A forced language code is not a decision.
         forced = int(config.forced_bos_token_id is not None and ids.shape[1] > 1)
         return Generated(encoded, ids, steps, sequence_scores(tokens[:, forced:], (steps - forced).clamp_min(1)))
+
+    def greedy_settings(self) -> Any:
+        """A copy of its settings, for the most probable tokens or beams."""
+        config = copy.deepcopy(self.settings)
+        # What only samples have would be refused.
+        config.update(do_sample=False, temperature=None, top_k=None, top_p=None, return_dict_in_generate=False)
+        return config
 
     def _no_scores(self, encoded: Any) -> Tensor:
         return torch.zeros(len(encoded.mask), len(SEQUENCE_SCORES), device=encoded.mask.device)

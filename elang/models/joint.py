@@ -15,7 +15,7 @@ from elang.backends.text_model import TextModel
 from elang.data.examples import check_held_out
 from elang.errors import InputError
 from elang.evaluation.cautions import check_apart, check_manifest_apart
-from elang.evaluation.pair import ROUTING_SLICE, Heads, PairAnswers, Thresholds, choose_thresholds, pair_answers
+from elang.evaluation.pair import ROUTING_SLICE, PairAnswers, Thresholds, choose_thresholds, pair_answers
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import describe_slice
@@ -215,7 +215,8 @@ class JointModule(EvaluationModule):
             super_,
             problem=self.task.problem,
             temperature=self.temperature,
-            heads=Heads({name: table[f"swift_{name}"] for name in heads}, table.get("swift_early_flops")),
+            heads=heads,
+            prefix="swift_",
             targets=targets,
         )
         if data is None:

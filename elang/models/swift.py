@@ -135,7 +135,7 @@ class SwiftModule(FinetuneModule):
         kind, hard = self.task.kind, self.loss_options.hard
         if not kind.scores and hard != "gain":
             raise InputError("A regression's router learns where the Super is nearer: it needs --model.hard gain.")
-        known = [*kind.scores, *self.classifier.head_scores]
+        known = [*kind.scores, *self.classifier.ask_for(self.score)]
         if self.score not in known:
             why = "Energy means nothing for a regression's single output. " if not kind.scores else ""
             raise InputError(

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUIET, SOURCE_WORDS, TARGET_WORDS, write_seq2seq
+from conftest import QUIET, SOURCE_WORDS, TARGET_WORDS, read_curve, write_seq2seq
 from data.test_prompts import CHATML
 
 from backends.test_causal import write_causal
@@ -21,6 +21,7 @@ from elang.backends.decoder_only import turn_end
 from elang.backends.generator import TextGenerator
 from elang.backends.loading.load import load_model
 from elang.backends.network import InferenceOptions
+from elang.backends.text_scores import SAMPLES, Check, Noise
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples, encode_texts
 from elang.method.scores import SEQUENCE_SCORES, sequence_scores, token_scores
@@ -339,6 +340,7 @@ def base(data):
 
     folder = str(data / "base")
     words = ["<s>", "</s>", "<unk>", ".", "=", *SOURCE_WORDS, *TARGET_WORDS, "<|user|>", "<|assistant|>", "<|system|>"]
+    words += ["Yes", "No"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": 64}
@@ -482,3 +484,122 @@ def test_a_chat_is_trained_and_answered_as_one(base, args, data):
     (labels,) = encoded(model, [("dog",)], ["hund"]).batch([0])["labels"].tolist()
     assert model.tokenizer.convert_ids_to_tokens(labels) == ["hund", "</s>"]
     assert model.prompt.template.startswith("<|system|>the</s>")
+
+
+# Scores with passes of their own.
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_whether_an_answer_is_right(tmp_path, name):
+    """By one forward pass of the library over prompt, answer and question, whatever else is in the batch."""
+    folder = write_causal(tmp_path / "model", name)
+    model, plain = made_of(folder), plain_of(folder)
+    assert "p_true" not in model.head_scores
+    assert model.ask_for("p_true", "nll_mean") == ["p_true"]
+    question = model.tokenizer("\nIs this answer right, Yes or No?", add_special_tokens=False)["input_ids"]
+    yes, no = (model.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No"))
+    given = encoded(model, texts())
+    assert int(given.lengths.max()) == 48 - TOKENS - len(question)
+    with torch.no_grad():
+        made = model.generate(model.encode(given.batch(list(range(6)))))
+        scores = model.score_of("p_true", made)
+        for i in range(6):
+            text = [token for token in made.ids[i, : int(made.steps[i])].tolist() if token != 3]
+            ids = given.batch([i])["input_ids"][0].tolist() + text + question
+            logits = plain(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+            assert float(scores[i]) == pytest.approx(-float(logits[[yes, no]].softmax(0)[0]), abs=1e-5)
+    assert -1 <= scores.min() < scores.max() <= 0
+
+
+def test_samples_that_agree(tmp_path):
+    """Of five samples, which depend neither on the batch nor on the state of the random numbers."""
+    model = made_of(write_causal(tmp_path / "model", "qwen2"))
+    model.ask_for("agreement")
+    given = encoded(model, texts())
+    with torch.no_grad():
+        made = model.generate(model.encode(given.batch(list(range(6)))))
+        together = model.score_of("agreement", made)
+        torch.manual_seed(7)
+        alone = [model.score_of("agreement", model.generate(model.encode(given.batch([i])))) for i in range(6)]
+    assert torch.equal(together, torch.cat(alone))
+    assert ((together * SAMPLES) % 1).abs().max() < 1e-6
+    # A head that says one thing only makes all samples alike.
+    model.backbone.lm_head.weight.data *= 100
+    with torch.no_grad():
+        sure = model.score_of("agreement", model.generate(model.encode(given.batch(list(range(6))))))
+    assert sure.mean() < together.mean()
+
+
+def test_noise_makes_samples_of_a_distribution():
+    """A token is drawn as often as its probability says, and two prompts, samples or steps draw independently."""
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    ids, mask = torch.arange(4000).view(2000, 2), torch.ones(2000, 2, dtype=torch.int64)
+    noise = Noise(ids, mask, SAMPLES)
+    first, second = (noise(ids, p.log().expand(2000 * SAMPLES, -1)).argmax(-1) for _ in range(2))
+    counts = torch.stack([first, second]).flatten().bincount(minlength=4) / (4000 * SAMPLES)
+    torch.testing.assert_close(counts, p, rtol=0, atol=0.01)
+    for one, other in ((first, second), (first[1:], first[:-1]), (first[SAMPLES:], first[:-SAMPLES])):
+        assert (one == other).float().mean() == pytest.approx(float((p * p).sum()), abs=0.02)
+    left = torch.nn.functional.pad(ids[:9], (3, 0), value=3), torch.nn.functional.pad(mask[:9], (3, 0))
+    assert torch.equal(Noise(*left, SAMPLES).keys, noise.keys[: 9 * SAMPLES])
+
+
+def test_costs_of_scores_with_passes_of_their_own(tmp_path):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = made_of(write_causal(tmp_path / "model", "qwen2"))
+    model.backbone.set_attn_implementation("eager")
+    model.ask_for("p_true", "agreement")
+    assert model.costs == ("flops", "early_flops", "score_flops", "p_true_flops", "agreement_flops")
+    # It ends itself, so its end is no part of the question.
+    inputs = encoded(model, texts()).batch([0])
+    with torch.no_grad():
+        made = model.generate(model.encode(inputs))
+        assert int(made.steps) < TOKENS
+        costs = model.flops(inputs, steps=made.steps)
+        with FlopCounterMode(display=False) as counter:
+            model.score_of("p_true", made)
+    assert float(costs["p_true_flops"]) == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    later = costs["flops"] - costs["early_flops"]
+    assert float(costs["agreement_flops"]) == pytest.approx(float(costs["early_flops"] + SAMPLES * later), rel=1e-9)
+
+
+def test_a_question_in_a_chat():
+    from data.test_prompts import make_tokenizer
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = make_tokenizer("bytes", chat_template=CHATML)
+    check = Check.of(tokenizer, TextTask([], "sequence", segments=[], label_words="chat"))
+    text = tokenizer.decode(check.tokens)
+    assert text == "</s>\n<|user|>Is this answer right, Yes or No?</s>\n<|assistant|>"
+    turns = [("user", "q"), ("assistant", "film"), ("user", "Is this answer right, Yes or No?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert whole[-len(check.tokens) :] == list(check.tokens)
+    few = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    few.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(InputError, match="begin with the same token"):
+        Check.of(PreTrainedTokenizerFast(tokenizer_object=few, unk_token="<unk>"), TASK)
+
+
+@pytest.mark.parametrize("score", ["p_true", "agreement"])
+def test_a_pair_routes_by_a_score_that_is_asked_for(pair, base, data, args, tmp_path, score):
+    swift = ["--model", "SwiftModule", "--model.super_records", pair["super.parquet"], "--model.score", score]
+    fit = ["fit", *args, *TRAINED, "--model.model", base, *swift, "--model.output", str(tmp_path / "swift")]
+    assert main([*fit, "--trainer.max_steps", "9"]) == 0
+    manifest = Manifest.read(tmp_path / "swift")
+    assert manifest.score == score
+    assert {score, "nll_mean"} <= manifest.thresholds.keys()
+    joint = ["--model.swift_model", str(tmp_path / "swift"), "--model.super_model", pair["super"]]
+    assert main(["validate", *joint, *args, *QUIET, "--model.output", str(tmp_path / "joint")]) == 0
+    frame = pd.read_parquet(tmp_path / "joint" / "records.parquet").query("split == 'validation'")
+    assert (frame[f"swift_{score}_flops"] > 0).all()
+    points = read_curve(tmp_path / "joint").query("deferred_share == 0")
+    paid = {name: float(points[points["score"] == name]["flops"].iloc[0]) for name in ("nll_mean", score)}
+    assert paid[score] - paid["nll_mean"] == pytest.approx(frame[f"swift_{score}_flops"].mean(), rel=1e-9)
+    lines = pd.read_csv(data / "val.csv")["source"].tolist()
+    threshold = float(frame[f"score_{score}"].median())
+    predictor = JointPredictor(str(tmp_path / "swift"), pair["super"], threshold, score, device="cpu", batch_size=7)
+    for answer, value in zip(predictor(lines), frame[f"score_{score}"], strict=True):
+        assert answer.score == pytest.approx(value, abs=1e-4)
