@@ -11,6 +11,7 @@ from torch.utils._pytree import register_dataclass
 from elang.data.examples import Examples
 from elang.errors import InputError
 from elang.records.table import Records
+from elang.tasks.kind import Kind
 from elang.tasks.text_task import TextTask
 
 
@@ -50,6 +51,12 @@ class Scored:
     scores: Sequence[float]
     deferred: Sequence[bool]
     probabilities: Sequence[float | None] | None = None
+
+    @classmethod
+    def of(cls, records: Records, kind: Kind, scores: Sequence[float], deferred: Sequence[bool]) -> "Scored":
+        """The answers of records to a kind of task."""
+        answers = records.prediction.tolist() if records.texts is None else records.texts
+        return cls(answers, scores, deferred, kind.probabilities(records.logits, records.prediction))
 
 
 Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elang.backends.answer_trie import AnswerTree, AnswerTrie, nearest_answers, padded_answers
+from elang.backends.answer_trie import AnswerTree, AnswerTrie, mean_value, nearest_answers, padded_answers
 from elang.backends.backend import Answer
 from elang.backends.causal_passes import Shape, label_words_flops, paths_pass, tree_pass, words_law
 from elang.backends.decoder_only import DecoderOnly
@@ -79,10 +79,7 @@ class CausalLabelDecoder(DecoderOnly):
     def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
         """Answer a batch; the loss is over the tokens of the right answers, among the whole vocabulary."""
         ids, mask = self.prompts(inputs)
-        if self.trie.paths.device != ids.device:
-            # Even if first needed in inference: a later training saves these tensors for its backward pass.
-            with torch.inference_mode(False):
-                self.trie, self.tree = self.trie.to(ids.device), self.tree.to(ids.device)
+        self.trie, self.tree = self.trie.to(ids.device), self.tree.to(ids.device)
         if target is not None and not self.task.kind.chooses:
             target = nearest_answers(self.values, target)
         answers = None if target is None else self.answer_ids[target]
@@ -91,7 +88,7 @@ class CausalLabelDecoder(DecoderOnly):
         if answers is not None and token_logits is not None:
             loss = F.cross_entropy(token_logits.float().flatten(0, 1), answers.flatten(), ignore_index=IGNORE_INDEX)
         if not self.task.kind.chooses:
-            logits = (logits.softmax(-1) * self.values).sum(-1, keepdim=True)
+            logits = mean_value(logits, self.values)
         return Answer(logits, self.predict(logits), loss, pooled)
 
     def _run(

@@ -12,36 +12,50 @@ from elang.data.batches import EncodedExamples, EncodedTexts, Reader
 from elang.data.examples import Examples
 from elang.notices import notice
 from elang.tasks.text_task import TextTask
+from elang.terminal import waiting
+
+
+class CutTexts:
+    """Counts the texts of each split that are longer than a limit, to tell of all splits in one notice."""
+
+    def __init__(self) -> None:
+        self.counts: dict[tuple[str, str, int], dict[str, str]] = {}
+
+    def add(self, split: str, kind: str, option: str, limit: int, texts: EncodedTexts) -> None:
+        """Count those of a split."""
+        if texts.truncated:
+            counts = self.counts.setdefault((kind, option, limit), {})
+            counts[split] = f"{texts.truncated:,} of {len(texts.lengths):,} {kind} of '{split}'"
+
+    def tell(self) -> None:
+        """Give a notice for each limit."""
+        for (_, option, limit), counts in self.counts.items():
+            cut = f"{', '.join(counts.values())} are longer than {limit} tokens and were cut"
+            notice("cut-inputs", f"{cut}. Raise --data.{option} to keep them whole.")
 
 
 def encode_split(
-    split: str, examples: Examples, task: TextTask, *, reader: Reader, limits: tuple[int, int]
+    split: str, examples: Examples, task: TextTask, *, reader: Reader, limits: tuple[int, int], cut: CutTexts
 ) -> EncodedExamples:
-    """Tokenise a split for one model, with a notice if texts were cut.
+    """Tokenise a split for one model, and count the texts that were cut.
 
     ``limits`` are the tokens kept of an input and of a reference; the model's own limit may be lower.
     """
     target_limit = reader.text_limit(limits[1])
     limit = reader.limit(limits[0], target_limit)
-    encoded = encode_examples(
-        reader,
-        task,
-        examples.texts,
-        choices=examples.choices,
-        max_length=limit,
-        references=examples.references,
-        max_target_length=target_limit,
-    )
-    kinds = [("inputs", "max_length", limit, encoded.texts)]
+    with waiting(f"tokenising '{split}'"):
+        encoded = encode_examples(
+            reader,
+            task,
+            examples.texts,
+            choices=examples.choices,
+            max_length=limit,
+            references=examples.references,
+            max_target_length=target_limit,
+        )
+    cut.add(split, "inputs", "max_length", limit, encoded.texts)
     if encoded.answers is not None and examples.references is not None:
-        kinds.append(("references", "max_target_length", target_limit, encoded.answers))
-    for kind, option, max_length, texts in kinds:
-        if texts.truncated:
-            notice(
-                "cut-inputs",
-                f"{texts.truncated} of {len(texts.lengths)} {kind} of '{split}' are longer than {max_length} "
-                f"tokens and were cut. Raise --data.{option} to keep them whole.",
-            )
+        cut.add(split, "references", "max_target_length", target_limit, encoded.answers)
     return encoded
 
 

@@ -20,7 +20,8 @@ from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import describe_slice
 from elang.evaluation.statements import report_dropped
-from elang.evaluation.summary import Curves, EvaluatedPair, JointSummary, all_curves, summarize_pair
+from elang.evaluation.summarize import Curves, all_curves, summarize_pair
+from elang.evaluation.summary import EvaluatedPair, JointSummary
 from elang.method.deferral import route
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT
@@ -93,7 +94,7 @@ class JointModule(EvaluationModule):
         swift = self._swift
         self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None
         if self.manifest is not None and swift is not None and swift.weights_sha256:
-            self.manifest.check_weights(swift.weights_sha256, f"'{swift_model}'")
+            self.manifest.check_weights(swift.weights_sha256, f"'{swift_model}'", swift.shown_examples)
         default = self.manifest.temperature if self.manifest is not None else 1.0
         self.temperature = default if temperature is None else temperature
         self.explicit_thresholds = thresholds is not None
@@ -208,12 +209,13 @@ class JointModule(EvaluationModule):
         if self.task.kind.generates:
             assert swift.texts is not None
             names = [quality.name for quality in self.qualities]
-            targets = text_targets(names, self.references(split, table["id"]), swift.texts, super_.texts)
+            texts = self.references(split, table["id"]), swift.texts, super_.texts
+            targets = text_targets(names, *texts, task=self.task)
         answers = pair_answers(
             table,
             swift,
             super_,
-            problem=self.task.problem,
+            task=self.task,
             temperature=self.temperature,
             heads=heads,
             prefix="swift_",
@@ -262,6 +264,7 @@ class JointModule(EvaluationModule):
             swift, held_out = self._swift, pairs["routing"]
             self.thresholds_manifest = self.new_manifest(
                 label_names=swift.label_names if swift else self.label_names,
+                task=(swift or self).task.plain(),
                 score=self._default_score(held_out.scores),
                 temperature=self.temperature,
                 weights_sha256=swift.weights_sha256 if swift else "",

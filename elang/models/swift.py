@@ -239,7 +239,7 @@ class SwiftModule(FinetuneModule):
     def on_fit_start(self) -> None:
         """Move the Super's answers, and the Super if it runs, to the device."""
         if self.objective is not None:
-            self.objective.to(self.device)
+            self.objective.start(self.classifier, self.data, self.device)
         if self.hidden is not None:
             self.hidden.super_.to(self.device)
 

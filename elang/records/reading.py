@@ -12,7 +12,7 @@ from elang.errors import InputError, listed
 from elang.json_files import OBJECT, TEXT, TEXTS, TRUTH, check_fields, number, parse_object, whole
 from elang.method.scores import ROUTER_READS_OF_TEXTS, SEQUENCE_SCORES
 from elang.records.columns import labels, numbers, read_columns, rows_of, vectors
-from elang.records.table import FORMAT, METADATA, Records
+from elang.records.table import EXAMPLES, FORMAT, METADATA, Records
 from elang.tasks.kind import KINDS, Kind
 from elang.tasks.text_task import Problem, align_labels
 
@@ -39,6 +39,7 @@ _METADATA = {
         lambda v: isinstance(v, dict) and isinstance(v.get("notices", []), list),
     ),
     "worth": OBJECT,
+    EXAMPLES: TEXTS,
 }
 
 

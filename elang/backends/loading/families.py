@@ -96,8 +96,14 @@ def family_of(config: Any, task: TextTask | None, path: str) -> Family:
 
 
 def tell_way(model: TextModel, path: str, *, finished: bool) -> None:
-    """A notice of how a decoder-only model answers that was asked for words, if its files do not decide that."""
+    """Notices of how a decoder-only model answers in words, if its files do not decide it, and of unread examples."""
     task, config = model.task, model.backbone.config
+    if task.examples and model.text_to_text and model.shown_examples is None:
+        notice(
+            "other-examples",
+            f"'{path}' is an encoder-decoder, which reads its input alone, without the {len(task.example_pairs)} "
+            "examples of --data.examples.",
+        )
     if finished or not (task.label_words or task.kind.generates) or not is_decoder_only(config):
         return
     chat = ", by its chat template" if task.label_words == "chat" else ""
@@ -164,6 +170,12 @@ def check_words(trained: TextTask, task: TextTask, path: str, after_prompt: bool
             f"'{path}' was trained with --data.chat {str(chats[0][0]).lower()} and the system text '{chats[0][1]}', "
             f"the data has {str(chats[1][0]).lower()} and '{chats[1][1]}'. Set --data.chat and --data.system as in "
             "training."
+        )
+    if after_prompt and task.examples and trained.examples != task.examples:
+        notice(
+            "other-examples",
+            f"'{path}' was trained with {len(trained.example_pairs)} examples in its prompt and is shown these, not "
+            f"the {len(task.example_pairs)} others that it is asked with.",
         )
 
 

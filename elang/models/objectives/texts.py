@@ -111,6 +111,6 @@ class TextObjective(Objective):
         """By how much the Super's text is worth more; without a Super, minus the worth of the Swift's."""
         references = data.references("routing", table["id"])
         super_texts = super_.texts if super_ is not None else None
-        targets = text_targets([quality], references, self.model.texts(table["ids"]), super_=super_texts)
+        targets = text_targets([quality], references, self.model.texts(table["ids"]), super_texts, self.model.task)
         worth = targets["worth"]
         return targets, (worth[:, 1] if super_ is not None else 0) - worth[:, 0], None
