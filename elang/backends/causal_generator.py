@@ -25,6 +25,7 @@ from elang.data.batches import Reader
 from elang.errors import InputError
 from elang.method.scores import ASKED_SCORES
 from elang.records.manifest import Manifest
+from elang.tasks.extraction import found_answers
 from elang.tasks.text_task import TextTask
 
 
@@ -135,7 +136,7 @@ class CausalGenerator(DecoderOnly, Generation):
         ids = self._continued(prompts, prompts.output, config, logits_processor=LogitsProcessorList([noise]))
         place = torch.arange(ids.shape[1], device=ids.device)
         texts = self.texts(ids.masked_fill(place >= self.count_steps(ids)[:, None], -1))
-        return torch.tensor(disagreement(texts, SAMPLES), device=ids.device)
+        return torch.tensor(disagreement(found_answers(self.task, texts), SAMPLES), device=ids.device)
 
     @property
     def reader(self) -> Reader:

@@ -96,7 +96,7 @@ def family_of(config: Any, task: TextTask | None, path: str) -> Family:
 
 
 def tell_way(model: TextModel, path: str, *, finished: bool) -> None:
-    """Notices of how a model answers that is asked for words, or with examples, if its files do not decide it."""
+    """Notices of how a decoder-only model answers in words, if its files do not decide it, and of unread examples."""
     task, config = model.task, model.backbone.config
     if task.examples and model.text_to_text and model.shown_examples is None:
         notice(
