@@ -12,9 +12,9 @@ from elang.backends.generator import TextGenerator
 from elang.backends.label_decoder import LabelDecoder
 from elang.backends.loading.padding import finds_last_by_padding, has_decoder
 from elang.backends.text_model import TextModel
-from elang.errors import InputError
+from elang.errors import InputError, listed
 from elang.notices import notice
-from elang.records.manifest import FILENAME
+from elang.records.manifest import FILENAME, Manifest
 from elang.tasks.text_task import TextTask
 
 
@@ -151,6 +151,25 @@ def check_words(trained: TextTask, task: TextTask, path: str, after_prompt: bool
             f"the data has {str(chats[1][0]).lower()} and '{chats[1][1]}'. Set --data.chat and --data.system as in "
             "training."
         )
+
+
+def check_finished(model: TextModel, path: str, task: TextTask, trained: Manifest | None) -> None:
+    """Refuse to evaluate a model that was loaded for training if its head is new or for other labels than the task's.
+
+    ``trained`` is its manifest, if it has one.
+    """
+    if model.new_weights:
+        raise InputError(
+            f"'{path}' has no head of its own ({listed(model.new_weights)} are new), so it cannot be evaluated. "
+            "Fine-tune it first with `elang fit`."
+        )
+    if model.original_names != task.label_names:
+        raise InputError(
+            f"The model's labels are {model.original_names}, the data's {task.label_names}: its head cannot be "
+            "evaluated. Fine-tune it first; if only the order differs, `elang score` aligns it."
+        )
+    if model.text_to_text and trained is not None:
+        check_words(TextTask.of(trained.label_names, trained.task), task, path, bool(model.reader.prompt))
 
 
 def task_of_outputs(

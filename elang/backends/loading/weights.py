@@ -1,5 +1,6 @@
 """Whether a model's files hold the weights that it needs; the library would draw missing ones at random."""
 
+import json
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -75,6 +76,56 @@ def check_weights(
     elif unexpected:
         notice("unused-weights", f"'{path}' holds weights that are not used: {_some(unexpected)}.")
     return sorted(new_head)
+
+
+def convert_gguf(folder: Path, file: str) -> str:
+    """The command that makes a plain folder of a GGUF file."""
+    return (
+        'pip install gguf accelerate, then python -c "from transformers import AutoModelForCausalLM as M, '
+        f"AutoTokenizer as T; a, f = '{folder}', '{file}'; m = M.from_pretrained(a, gguf_file=f, dtype='float32'); "
+        "hasattr(m, 'hf_quantizer') and m.hf_quantizer.remove_quantization_config(m); m.save_pretrained('FOLDER'); "
+        "T.from_pretrained(a, gguf_file=f).save_pretrained('FOLDER')\". Compare its tokenizer with the original one."
+    )
+
+
+def check_format(folder: Path, path: str) -> None:
+    """Refuse a folder whose weights are a GGUF file or pickles, with the command that converts them."""
+    if list(folder.glob("*.safetensors")):
+        return
+    if gguf := sorted(folder.glob("*.gguf")):
+        raise InputError(f"'{path}' holds a GGUF file, not safetensors. {convert_gguf(folder, gguf[0].name)}")
+    if pickles := sorted(folder.glob("pytorch_model*.bin")):
+        try:
+            kind = json.loads((folder / "config.json").read_text("utf-8"))["architectures"][0]
+        except (OSError, ValueError, LookupError, TypeError):
+            kind = "AutoModel"
+        raise InputError(
+            f"The weights of '{path}' are pickles ({pickles[0].name}), not safetensors, and elang loads no pickles. "
+            f"Convert them: python -c \"import transformers as t; a = '{folder}'; t.{kind}.from_pretrained(a, "
+            "use_safetensors=False).save_pretrained('FOLDER'); t.AutoTokenizer.from_pretrained(a)"
+            ".save_pretrained('FOLDER')\"."
+        )
+
+
+def check_quantized(config: Any, path: str) -> None:
+    """Refuse a model that is quantized by its configuration, with the command that converts it if there is one."""
+    about = getattr(config, "quantization_config", None)
+    if not about:
+        return
+    method = str(getattr(about, "quant_method", None) or (about.get("quant_method") if isinstance(about, dict) else ""))
+    method = method.rpartition(".")[2].lower()
+    remedy = "Give the model that it was made from, in float32, bfloat16 or float16"
+    if "bitsandbytes" in method or method.startswith("bnb"):
+        kind = (config.architectures or ["AutoModel"])[0]
+        remedy += (
+            f', or convert it: pip install bitsandbytes accelerate, then python -c "import transformers as t; a = '
+            f"'{path}'; t.{kind}.from_pretrained(a).dequantize().save_pretrained('FOLDER'); "
+            "t.AutoTokenizer.from_pretrained(a).save_pretrained('FOLDER')\""
+        )
+    raise InputError(
+        f"'{path}' is quantized ({method or 'quantization_config'} in its config.json), which elang does not train or "
+        f"run. {remedy}."
+    )
 
 
 def check_precision(folder: Path, path: str) -> None:
