@@ -88,7 +88,7 @@ def _from_folder(
     folder = Path(path)
     manifest = Manifest.read(folder) if (folder / FILENAME).is_file() else None
     check_parts(path, fine_tune)
-    with loading(path):
+    with loading(source.title):
         config = source.config()
         check_family(config, path)
         if layers is not None:
@@ -166,5 +166,5 @@ def check_model(path: str) -> None:
         read_checkpoint(path)
         return
     source = Source.find(path)
-    with loading(path):
+    with loading(source.title):
         source.config()

@@ -39,6 +39,13 @@ class Source:
         return cls(path, name, options, adapter)
 
     @property
+    def title(self) -> str:
+        """What messages call it."""
+        if self.adapter is None:
+            return self.path
+        return f"{self.path}' on its base '{self.name}" + (f"@{r}" if (r := self.options.get("revision")) else "")
+
+    @property
     def base(self) -> Path:
         """The folder of the whole model, or of the adapter's base; of a hub id, its cache."""
         return Path(cached_file(self.name, "config.json", **self.options)).parent
