@@ -1,6 +1,7 @@
 """Adapters of peft: of several families, those of others, and what is refused."""
 
 import json
+import shlex
 import shutil
 from importlib.util import find_spec
 
@@ -172,8 +173,7 @@ def test_a_base_beside_its_adapter_and_an_adapter_as_a_pickle(theirs, base, tmp_
     file.unlink()
     with pytest.raises(InputError, match="as a pickle") as error:
         load_model(folder)
-    command = str(error.value).partition('python -c "')[2].partition('"')[0]
-    exec(command, {})
+    exec(shlex.split(str(error.value)[str(error.value).index("python -c") :])[2], {})
     assert load_model(folder)
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import find_adapter_config_file
 
 from elang.backends.loading.hub import explained, loading, locate
+from elang.backends.loading.weights import python_command
 from elang.errors import InputError, listed
 from elang.json_files import read_object
 
@@ -73,10 +74,13 @@ class Adapter:
     def _weights(self) -> dict[str, Any]:
         file = self.folder / ADAPTER_WEIGHTS
         if not file.is_file() and (pickle := file.with_suffix(".bin")).is_file():
+            code = (
+                f"import torch, safetensors.torch as s; s.save_file(torch.load({json.dumps(str(pickle))}, "
+                f"weights_only=True), {json.dumps(str(file))})"
+            )
             raise InputError(
-                f"'{self.path}' holds its adapter as a pickle, which elang does not load. Convert it: python -c "
-                f"\"import torch, safetensors.torch as s; s.save_file(torch.load('{pickle}', weights_only=True), "
-                f"'{file}')\"."
+                f"'{self.path}' holds its adapter as a pickle, which elang does not load. Convert it: "
+                f"{python_command(code)}"
             )
         with explained(f"The weights of the adapter '{self.path}' cannot be read", f"It must hold {file.name}."):
             weights: dict[str, Any] = load_file(file)

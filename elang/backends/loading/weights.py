@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -78,13 +79,31 @@ def check_weights(
     return sorted(new_head)
 
 
+def python_command(code: str) -> str:
+    """Code as a command for a shell, whatever the names in it are; it ends a message, without a full stop."""
+    return f"python -c {shlex.quote(code)}"
+
+
 def convert_gguf(folder: Path, file: str) -> str:
-    """The command that makes a plain folder of a GGUF file."""
-    return (
-        'pip install gguf accelerate, then python -c "from transformers import AutoModelForCausalLM as M, '
-        f"AutoTokenizer as T; a, f = '{folder}', '{file}'; m = M.from_pretrained(a, gguf_file=f, dtype='float32'); "
-        "hasattr(m, 'hf_quantizer') and m.hf_quantizer.remove_quantization_config(m); m.save_pretrained('FOLDER'); "
-        "T.from_pretrained(a, gguf_file=f).save_pretrained('FOLDER')\". Compare its tokenizer with the original one."
+    """The end of a message: the command that makes a plain folder of a GGUF file."""
+    code = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"a, f = {json.dumps(str(folder))}, {json.dumps(file)}; "
+        'm = M.from_pretrained(a, gguf_file=f, dtype="float32"); '
+        'hasattr(m, "hf_quantizer") and m.hf_quantizer.remove_quantization_config(m); '
+        'm.save_pretrained("FOLDER"); T.from_pretrained(a, gguf_file=f).save_pretrained("FOLDER")'
+    )
+    remedy = "Convert it, and compare its tokenizer with the original one"
+    return f"{remedy}: pip install gguf accelerate && {python_command(code)}"
+
+
+def _converted(path: Path | str, architectures: Any, load: str, save: str = "") -> str:
+    """The command that loads a folder with the class that its configuration names, and saves it."""
+    kind = architectures[0] if isinstance(architectures, list) and architectures else None
+    kind = kind if isinstance(kind, str) and kind.isidentifier() else "AutoModel"
+    return python_command(
+        f"import transformers as t; a = {json.dumps(str(path))}; t.{kind}.from_pretrained(a{load}.save_pretrained("
+        f'"FOLDER"{save}); t.AutoTokenizer.from_pretrained(a).save_pretrained("FOLDER")'
     )
 
 
@@ -96,14 +115,13 @@ def check_format(folder: Path, path: str) -> None:
         raise InputError(f"'{path}' holds a GGUF file, not safetensors. {convert_gguf(folder, gguf[0].name)}")
     if pickles := sorted(folder.glob("pytorch_model*.bin")):
         try:
-            kind = json.loads((folder / "config.json").read_text("utf-8"))["architectures"][0]
+            architectures = json.loads((folder / "config.json").read_text("utf-8"))["architectures"]
         except (OSError, ValueError, LookupError, TypeError):
-            kind = "AutoModel"
+            architectures = None
+        command = _converted(folder, architectures, ", use_safetensors=False)")
         raise InputError(
             f"The weights of '{path}' are pickles ({pickles[0].name}), not safetensors, and elang loads no pickles. "
-            f"Convert them: python -c \"import transformers as t; a = '{folder}'; t.{kind}.from_pretrained(a, "
-            "use_safetensors=False).save_pretrained('FOLDER'); t.AutoTokenizer.from_pretrained(a)"
-            ".save_pretrained('FOLDER')\"."
+            f"Convert them: {command}"
         )
 
 
@@ -112,19 +130,15 @@ def check_quantized(config: Any, path: str) -> None:
     about = getattr(config, "quantization_config", None)
     if not about:
         return
-    method = str(getattr(about, "quant_method", None) or (about.get("quant_method") if isinstance(about, dict) else ""))
-    method = method.rpartition(".")[2].lower()
+    fields = about if isinstance(about, dict) else vars(about)
+    method = str(fields.get("quant_method") or "").rpartition(".")[2].lower()
     remedy = "Give the model that it was made from, in float32, bfloat16 or float16"
-    if "bitsandbytes" in method or method.startswith("bnb"):
-        kind = (config.architectures or ["AutoModel"])[0]
-        remedy += (
-            f', or convert it: pip install bitsandbytes accelerate, then python -c "import transformers as t; a = '
-            f"'{path}'; t.{kind}.from_pretrained(a).dequantize().save_pretrained('FOLDER'); "
-            "t.AutoTokenizer.from_pretrained(a).save_pretrained('FOLDER')\""
-        )
+    if "bitsandbytes" in method:
+        command = _converted(path, config.architectures, ").dequantize()", ", save_original_format=False")
+        remedy += f", or convert it: pip install bitsandbytes accelerate && {command}"
     raise InputError(
         f"'{path}' is quantized ({method or 'quantization_config'} in its config.json), which elang does not train or "
-        f"run. {remedy}."
+        f"run. {remedy}"
     )
 
 
