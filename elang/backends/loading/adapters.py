@@ -103,7 +103,8 @@ class Adapter:
                     "elang loads LoRA and other adapters that change weights."
                 )
             whole: Any = PeftModel(backbone, config)
-            result = set_peft_model_state_dict(whole, weights)
+            # Some versions of peft change the dictionary.
+            result = set_peft_model_state_dict(whole, dict(weights))
             kinds = (whole.base_model.prefix, ".modules_to_save.")
             missing = [name for name in result.missing_keys if any(kind in name for kind in kinds)]
             if wrong := missing or result.unexpected_keys:
