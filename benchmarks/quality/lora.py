@@ -65,7 +65,14 @@ def measure(args: argparse.Namespace, more: list[str], seed: int) -> dict[str, A
     watch = Watch()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    model = ["--model.model", args.model, "--model.output", "runs/bench-lora/model", "--seed_everything", str(seed)]
+    model = [
+        "--model.model",
+        args.model,
+        "--model.output",
+        f"runs/bench-lora/{args.name}",
+        "--seed_everything",
+        str(seed),
+    ]
     run("fit", [*model, *QUIET, *args.options.split(), *more], callbacks=[watch])
     half = len(watch.times) // 2
     found: dict[str, Any] = {"steps": len(watch.times), "bytes": watch.bytes, **watch.metrics}
@@ -100,8 +107,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--name", default="r8")
     args = parser.parse_args()
-    figures = figures_of("lora")
-    runs = figures.get(args.name, {}).get("runs", {})
+    runs = figures_of("lora").get(args.name, {}).get("runs", {})
     ways = [("full", rate, []) for rate in args.full]
     ways += [("lora", rate, ["--model.lora_rank", args.rank]) for rate in args.lora]
     for way, rate, more in ways:
@@ -120,7 +126,7 @@ def main() -> int:
             about["difference"] = round(pair[1] - pair[0], 4)
             missed |= about["difference"] < -QUALITY_BAR
         print({name: about[name] for name in about if name not in ("runs", "options")})
-    write_result("lora", {**figures, args.name: about}, ("torch", "lightning", "transformers", "peft"))
+    write_result("lora", {**figures_of("lora"), args.name: about}, ("torch", "lightning", "transformers", "peft"))
     return int(missed)
 
 
