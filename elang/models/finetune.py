@@ -93,7 +93,7 @@ class FinetuneModule(TaskModule):
         self.trained_on = self.classifier.manifest
         options = {"freeze_embeddings": freeze_embeddings, "checkpointing": gradient_checkpointing, "compiled": compile}
         self.classifier.prepare_training(label_smoothing, **options)
-        self.lora = Lora(self.classifier, lora, model)
+        self.lora = Lora(self.classifier, lora, model, lr)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         check_qualities([quality] if quality else [], self.task)
         self.quality = QUALITIES[quality or self.task.qualities[0]](len(label_names))  # type: ignore[index]

@@ -115,7 +115,7 @@ class SwiftModule(FinetuneModule):
         self._needs_logits = (router and kind.has_candidates) or weight > 0 or gap_weight > 0
         shared: dict[str, Any] = {"layers": layers, "lr": lr, "weight_decay": weight_decay, "warmup": warmup}
         shared |= {"freeze_embeddings": freeze_embeddings, "quality": quality, "output": output, "compile": compile}
-        shared |= {"gradient_checkpointing": gradient_checkpointing, "label_smoothing": label_smoothing}
+        lora |= {"gradient_checkpointing": gradient_checkpointing, "label_smoothing": label_smoothing}
         super().__init__(model, label_names, task, num_beams=num_beams, **shared, **lora)
         self.save_hyperparameters()
         self.super_records, self.out_of_fold = super_records, out_of_fold

@@ -206,8 +206,13 @@ def task_of_outputs(
     return answered
 
 
-def keep_layers(config: Any, layers: int, path: str) -> None:
-    """Cut a configuration to its first layers; an encoder-decoder's decoder keeps as many, if it has them."""
+def keep_layers(config: Any, layers: int, path: str, whole: bool = True) -> None:
+    """Cut a configuration to its first layers; an encoder-decoder's decoder keeps as many, if it has them.
+
+    What is not ``whole`` is an adapter.
+    """
+    if not whole:
+        raise InputError(f"--model.layers cannot cut the adapter '{path}'. Merge it into a plain folder first.")
     if not 1 <= layers <= config.num_hidden_layers:
         raise InputError(f"'{path}' has {config.num_hidden_layers} layers; its first {layers} cannot be kept.")
     # Qwen, Gemma and GPT-Neo list what each layer is.

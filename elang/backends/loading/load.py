@@ -92,9 +92,7 @@ def _from_folder(
         config = source.config()
         check_family(config, path)
         if layers is not None:
-            if source.adapter is not None:
-                raise InputError(f"--model.layers cannot cut the adapter '{path}'. Merge it into a plain folder first.")
-            families.keep_layers(config, layers, path)
+            families.keep_layers(config, layers, path, whole=source.adapter is None)
         trained = TextTask.of(manifest.label_names, manifest.task) if manifest else None
         if not fine_tune and trained and task and trained.kind is not task.kind:
             raise InputError(
@@ -125,9 +123,8 @@ def _from_folder(
     families.tell_way(model, path, finished=trained is not None and not fine_tune)
     if len(names) == answered.num_outputs == 1:
         names = []
-    base = source.base if source.adapter is not None else None
-    model.set_origin(source.folder, manifest, base=base, new=new, names=names)
-    if base is not None and manifest is not None:
+    model.set_origin(source.folder, manifest, base=source.adapter and source.base, new=new, names=names)
+    if source.adapter is not None and manifest is not None:
         # Another base under the same name would answer otherwise.
         manifest.check_whole(model.weights_sha256, path)
     same_task = trained is not None and trained.plain() == answered.plain()

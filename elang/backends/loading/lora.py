@@ -24,7 +24,10 @@ from elang.backends.loading.source import Source
 from elang.backends.loading.weights import is_head
 from elang.backends.text_model import TextModel
 from elang.errors import InputError, listed, need
+from elang.notices import notice
 
+# The default of a full training.
+_LOW_RATE = 5e-5
 _OWN = re.compile(r"\.(lora_[AB])\.default\.")
 
 
@@ -69,12 +72,19 @@ class Lora:
         model: The model.
         options: The options; without a rank nothing is done, here and by the methods.
         path: Where the model is from, for an adapter's folder.
+        lr: The learning rate of a training that begins, for a notice if it is too low for adapters.
     """
 
-    def __init__(self, model: TextModel, options: LoraOptions, path: str) -> None:
+    def __init__(self, model: TextModel, options: LoraOptions, path: str, lr: float | None = None) -> None:
         self.options = options
         if options.rank is not None:
             self._put_into(model, path)
+        if options.rank is not None and lr is not None and lr <= _LOW_RATE:
+            notice(
+                "low-rate",
+                f"--model.lr is {lr:g}, which is low for LoRA: it usually needs about ten times the learning rate of a "
+                f"full training, say --model.lr {10 * lr:g}.",
+            )
 
     def _put_into(self, model: TextModel, path: str) -> None:
         from peft import LoraConfig, inject_adapter_in_model
