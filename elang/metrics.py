@@ -78,14 +78,14 @@ class ExampleTable(_Gathered):
         return rows
 
     def compute(self) -> dict[str, Tensor]:
-        """All columns on the CPU, sorted by ``id``; a RuntimeError if the sampler gave an example to two processes."""
+        """All columns on the CPU, sorted by ``id``; an InputError if an example came twice."""
         table = {name: self._joined(f"column_{name}").cpu() for name in self.columns}
         order = table["id"].argsort()
         table = {name: column[order] for name, column in table.items()}
         ids = table["id"]
         repeated = ids[1:][ids[1:] == ids[:-1]]
         if len(repeated):
-            raise RuntimeError(
+            raise InputError(
                 f"Example {int(repeated[0])} was counted twice: evaluate with a sampler that does not pad, and "
                 "give each example of a loader an 'id' of its own."
             )

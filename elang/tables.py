@@ -14,6 +14,7 @@ from typing import IO, Any
 from elang.errors import InputError
 from elang.json_files import json_rows
 from elang.notices import notice
+from elang.terminal import waiting
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 TABLE_SUFFIXES = (".parquet", ".jsonl", ".csv")
@@ -92,10 +93,9 @@ def read_table(path: Path) -> Any:
     suffix = suffix_of(path)
     if not path.is_file():
         raise InputError(f"There is no file '{path}'. Give the path of a {', '.join(SUFFIXES)} file.")
-    if suffix == ".jsonl":
-        return _json_frame(path)
-    if suffix in (".csv", ".tsv"):
-        return _delimited_frame(path, suffix == ".tsv")
+    if suffix in (".jsonl", ".csv", ".tsv"):
+        with waiting(f"reading '{path}'"):
+            return _json_frame(path) if suffix == ".jsonl" else _delimited_frame(path, suffix == ".tsv")
     if suffix != ".parquet" or path.suffix.lower() != suffix:
         hint = " JSON with one object a line is named .jsonl." if suffix == ".json" else ""
         raise InputError(f"The file '{path}' must be one of {', '.join(SUFFIXES)}; rename or convert it.{hint}")
@@ -112,7 +112,7 @@ def read_parquet(path: Path, known: Collection[str] | None = None) -> tuple[Any,
     """
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with waiting(f"reading '{path}'"), pq.ParquetFile(path) as file:
         names = list(file.schema_arrow.names)
         columns = None if known is None else [name for name in names if name in known and names.count(name) == 1]
         return file.read(columns).to_pandas(ignore_metadata=True), names

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from threading import current_thread, main_thread
+from threading import Timer, current_thread, main_thread
 from typing import Any, TypeVar
 
 from elang.errors import ReaderLeftError, error_chain, printable
@@ -40,8 +40,10 @@ _IRRELEVANT = (
 _EVERY = 60.0
 # Columns of tables and texts where standard output is no terminal, and of texts on a wide one.
 _WIDTH, _READABLE = 80, 100
-# Seconds after which a bar is shown that need not be there for a short step.
-_LATE = 10.0
+# Seconds after which a bar is shown that need not be there for a short step, and after which a silent one is named.
+_LATE, _SOON = 10.0, 1.5
+# From the first few of batches, of which the longest come first, the time that is left would be far too long.
+_TELLING = 3
 _Item = TypeVar("_Item")
 
 
@@ -121,14 +123,22 @@ class Progress:
 
     ``total`` is the number of ``unit`` there are, if it is known, of which ``done`` are done already. Without ``bar``
     there are lines on a terminal as well. A bar that is ``late`` comes after ten seconds, for steps that usually end
-    before. Of several processes only the first one shows it.
+    before. The ``first`` line may come after other seconds. Of several processes only the first one shows it.
     """
 
-    def __init__(self, total: int | None, unit: str, done: int = 0, bar: bool = True, late: bool = False) -> None:
+    def __init__(
+        self,
+        total: int | None,
+        unit: str,
+        done: int = 0,
+        bar: bool = True,
+        late: bool = False,
+        first: float = _LATE,
+    ) -> None:
         self.total, self.unit, self.done, self.before = total, unit, done, done
         self.start = time.monotonic()
         # The first line comes earlier than after a minute.
-        self.told = self.start - max(0.0, _EVERY - _LATE)
+        self.told = self.start - max(0.0, _EVERY - first)
         self.bar: Any = None
         self.silent = process_rank() > 0
         if bar and sys.stderr.isatty() and not self.silent:
@@ -165,11 +175,27 @@ class Progress:
         if self.total is None or self.done >= self.total:
             return f"{self.done:,} {self.unit}"
         line = f"{self.done:,} of {self.total:,} {self.unit}"
-        if self.done == self.before:
+        if self.done - self.before < _TELLING:
             return line
         minutes = round((self.total - self.done) * seconds / (self.done - self.before) / 60)
         left = f"{minutes // 60} h {minutes % 60} min" if minutes >= 120 else f"{minutes} minutes"
         return f"{line}, about {left} left" if minutes > 1 else f"{line}, about a minute left"
+
+
+@contextmanager
+def waiting(text: str, seconds: float = _SOON) -> Iterator[None]:
+    """Tell what runs in a block that takes longer than some ``seconds``, if this is the first process of a run.
+
+    It is told by a thread: a block that forks processes reports a :class:`Progress` instead.
+    """
+    timer = Timer(seconds, tell, [f"{text} ..."])
+    timer.daemon = True
+    if not process_rank():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def tell(text: str) -> None:

@@ -116,7 +116,7 @@ def test_table_refuses_an_example_counted_twice():
     table = ExampleTable(COLUMNS)
     table.update(**rows(5))
     table.update(**part(rows(5), 2, 3))
-    with pytest.raises(RuntimeError, match=f"Example {int(rows(5)['id'][2])} was counted twice"):
+    with pytest.raises(InputError, match=f"Example {int(rows(5)['id'][2])} was counted twice"):
         table.compute()
 
 

@@ -1,14 +1,16 @@
 """What a run shows: other libraries' noise is left out, and long steps tell how far they are."""
 
+import contextlib
 import logging
 import subprocess
 import sys
+import time
 
 import pytest
 
 import elang.terminal
 from elang.cli.verbs import main
-from elang.terminal import _NOISE, Progress, quiet_libraries
+from elang.terminal import _NOISE, Progress, quiet_libraries, tell, waiting
 
 SAID = [
     ("torchao", "Failed to load /x/torchao/_C_mxfp8.so: Could not load this library", False),
@@ -78,6 +80,7 @@ def test_a_long_step_tells_how_far_it_is(capfd, monkeypatch):
         (100, 100, 0, "100 texts"),
         (100, 99, 0, "99 of 100 texts, about a minute left"),
         (100, 50, 50, "50 of 100 texts"),
+        (100, 52, 50, "52 of 100 texts"),
         (100_000, 200, 100, "200 of 100,000 texts, about 16 h 38 min left"),
     ],
 )
@@ -128,7 +131,10 @@ def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_pat
     for args, line in (
         (["fit", *model, base_model, "--model.output", "m", *data_args, "--trainer.max_steps", 2], "1 of 2 batches"),
         (["fit", *model, base_model, "--model.output", "n", *data_args, "--trainer.max_epochs", 1], "elang: epoch 1: "),
-        (["score", *model, pair["super"], "--model.output", "s.parquet", *data_args], "batches, about a minute left"),
+        (
+            ["score", *model, pair["super"], "--model.output", "s.parquet", *data_args],
+            "batches evaluated, about a minute left",
+        ),
         (["augment", "--model", base_model, "--input", files[0], "--output", "a.csv", "--batch_size", 8], "8 of "),
         (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 60 answers"),
         (["predict", *both, "--output", "p.jsonl"], "elang: 1 inputs"),
@@ -140,3 +146,31 @@ def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_pat
         said = capfd.readouterr()
         assert line in said.err, args
         assert "it/s" not in said.out, args
+
+
+def test_a_silent_step_is_named_once_it_takes_long(capfd):
+    with waiting("loading", 60):
+        pass
+    with waiting("computing", 0.01):
+        time.sleep(0.2)
+    assert capfd.readouterr().err == "elang: computing ...\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ("fit --model.model x", True),
+        ("predict", True),
+        ("crossfit", True),
+        ("fit --help", False),
+        ("validate --model.help JointModule", False),
+        ("fit --print_config=skip_default", False),
+        ("predict -h", False),
+    ],
+)
+def test_libraries_that_load_for_long_are_told_but_not_in_help(args, told, monkeypatch, capfd):
+    verb, *options = args.split()
+    monkeypatch.setattr("elang.cli.verbs.waiting", lambda text: contextlib.nullcontext(tell(text)))
+    with contextlib.suppress(SystemExit):
+        main([verb, *options])
+    assert ("loading libraries" in capfd.readouterr().err) == told

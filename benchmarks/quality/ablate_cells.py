@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from elang.evaluation.pair import FRACTIONS, Heads, PairAnswers, choose_thresholds, pair_answers
-from elang.evaluation.summary import summarize
+from elang.evaluation.summarize import summarize
 from elang.method.bootstrap import gain_area
 from elang.method.quality.registry import QUALITIES
 from elang.records.table import Records
+from elang.tasks.text_task import TextTask
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from ablate_setups import SETUPS
@@ -53,7 +54,7 @@ class Run:
             for x in (own, other)
         ]
         heads = Heads({name: score for name, score in own.items() if name.startswith("router")})
-        return pair_answers(own, *records, problem="classification", temperature=1.0, heads=heads, targets={})
+        return pair_answers(own, *records, task=TextTask([]), temperature=1.0, heads=heads, targets={})
 
     @cached_property
     def dev(self) -> PairAnswers:

@@ -20,7 +20,6 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassificati
 
 from elang.backends.flops import PAPER_LENGTH, FlopsPart, flops_by_length
 from elang.backends.seconds import best_batch, measure_throughput
-from elang.method.curve.points import speedup
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_result
@@ -123,7 +122,7 @@ def speedups(swift: dict[str, Any], super_: dict[str, Any], kept: float, placeme
         cost = swift["all"][column]
         if placement == "before the decoder":
             cost = kept * cost + deferred * swift["encoder"][column]
-        found[column] = speedup(cost, super_["all"][column], deferred)
+        found[column] = super_["all"][column] / (cost + deferred * super_["all"][column])
     return found
 
 

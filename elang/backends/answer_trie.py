@@ -1,17 +1,31 @@
 """The trie of the answers' tokens: where they branch, and which tokens are forced."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import Self
 
 from elang.data.batches import IGNORE_INDEX
 from elang.errors import InputError
 
 
+class _Tensors:
+    """A dataclass of tensors, all on one device."""
+
+    def to(self, device: torch.device) -> Self:
+        """Itself on ``device``: copied if it is on another."""
+        tensors = [getattr(self, field.name) for field in fields(self)]  # type: ignore[arg-type]
+        if tensors[0].device == device:
+            return self
+        # Even if first needed in inference: a later training saves these tensors for its backward pass.
+        with torch.inference_mode(False):
+            return type(self)(*(tensor.to(device) for tensor in tensors))
+
+
 @dataclass(frozen=True)
-class AnswerTrie:
+class AnswerTrie(_Tensors):
     """Where answers branch, as indices."""
 
     paths: Tensor  # decoder inputs after the start token, int64 (P, T - 1), padded with any token
@@ -74,10 +88,6 @@ class AnswerTrie:
         with torch.autocast(z.device.type, enabled=False):
             return z.masked_fill(self.branches < 0, 0.0).flatten(1) @ self.taken.T
 
-    def to(self, device: torch.device) -> "AnswerTrie":
-        """Copy it to a device."""
-        return AnswerTrie(*(t.to(device) for t in (self.paths, self.node, self.branches, self.taken)))
-
 
 def padded_answers(tokens: list[list[int]]) -> Tensor:
     """Each answer's tokens as a row of targets, int64 ``(C, T)``."""
@@ -89,8 +99,13 @@ def nearest_answers(values: Tensor, target: Tensor) -> Tensor:
     return (values[None] - target[:, None].to(values)).abs().argmin(-1)
 
 
+def mean_value(logits: Tensor, values: Tensor) -> Tensor:
+    """A regression's answer: the mean of ``values`` ``(C,)`` by the answers' logits ``(B, C)``, float32 ``(B, 1)``."""
+    return (logits.softmax(-1) * values).sum(-1, keepdim=True)
+
+
 @dataclass(frozen=True)
-class AnswerTree:
+class AnswerTree(_Tensors):
     """The tokens of a trie that a decoder has to read, each once: those up to the last branching node of each path."""
 
     tokens: Tensor  # int64 (N,)
@@ -111,7 +126,3 @@ class AnswerTree:
             torch.tensor(sees, dtype=torch.bool).reshape(len(prefixes), len(prefixes)),
             torch.tensor([place[p] for p in branching]),
         )
-
-    def to(self, device: torch.device) -> "AnswerTree":
-        """Copy it to a device."""
-        return AnswerTree(*(t.to(device) for t in (self.tokens, self.depth, self.sees, self.place)))

@@ -11,6 +11,7 @@ from torch.utils._pytree import register_dataclass
 from elang.data.examples import Examples
 from elang.errors import InputError
 from elang.records.table import Records
+from elang.tasks.kind import Kind
 from elang.tasks.text_task import TextTask
 
 
@@ -51,6 +52,12 @@ class Scored:
     deferred: Sequence[bool]
     probabilities: Sequence[float | None] | None = None
 
+    @classmethod
+    def of(cls, records: Records, kind: Kind, scores: Sequence[float], deferred: Sequence[bool]) -> "Scored":
+        """The answers of records to a kind of task."""
+        answers = records.prediction.tolist() if records.texts is None else records.texts
+        return cls(answers, scores, deferred, kind.probabilities(records.logits, records.prediction))
+
 
 Columns = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Columns of a table with one row per example: shape and type of a row's value, by name."""
@@ -87,6 +94,16 @@ class Answer:
     steps: Tensor | None = None  # decoder steps of a generated answer, int64 (B,)
     source: Any = None  # the Encoded batch, in a sequence task
     states: tuple[Tensor, ...] | None = None  # an encoder's hidden states, embeddings first, each (B, L, D)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What was generated for a batch."""
+
+    encoded: Any  # what Generation.encode returned
+    ids: Tensor  # tokens without the start or prompt, padded, int64 (B, T)
+    steps: Tensor  # tokens of each text, the end token included, int64 (B,)
+    scores: Tensor  # SEQUENCE_SCORES, float32 (B, 30)
 
 
 # So that FSDP finds the tensors of an answer.

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig
 
-from elang.backends.answer_trie import AnswerTrie, nearest_answers, padded_answers
+from elang.backends.answer_trie import AnswerTrie, mean_value, nearest_answers, padded_answers
 from elang.backends.backend import Answer, Encoded, owner, spread, sum_by_example
 from elang.backends.encoder import EncoderHead
 from elang.backends.encoder_decoder import EncoderDecoder
@@ -119,11 +119,8 @@ class LabelDecoder(EncoderDecoder):
             logits = self._decode(Encoded(hidden[row], mask[row]), labels=ids).logits.float()
             log_prob = -F.cross_entropy(logits.transpose(1, 2), ids, ignore_index=IGNORE_INDEX, reduction="none")
             return spread(log_prob.sum(-1), counts, len(self.label_names))
-        if self.trie.paths.device != hidden.device:
-            # Even if first needed in inference: a later training saves these tensors for its backward pass.
-            with torch.inference_mode(False):
-                self.trie = self.trie.to(hidden.device)
-        trie, size = self.trie, len(hidden)
+        trie = self.trie = self.trie.to(hidden.device)
+        size = len(hidden)
         ids = F.pad(trie.paths, (1, 0), value=self.backbone.config.decoder_start_token_id)
         if (path := self.inference_path) is not None:
             output = trie.at_nodes(path.decode(hidden, mask, ids))
@@ -132,9 +129,7 @@ class LabelDecoder(EncoderDecoder):
             repeated = Encoded(hidden.repeat_interleave(len(ids), 0), mask.repeat_interleave(len(ids), 0))
             logits = self._decode(repeated, decoder_input_ids=ids.repeat(size, 1)).logits
             logits = trie.label_logits(logits.unflatten(0, (size, len(ids))))
-        if self.task.problem != "regression":
-            return logits
-        return (logits.softmax(-1) * self.values).sum(-1, keepdim=True)
+        return mean_value(logits, self.values) if self.task.problem == "regression" else logits
 
     def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
         """Answer a batch; the loss is the usual one of text-to-text training, over the whole vocabulary."""
@@ -184,6 +179,16 @@ class LabelDecoder(EncoderDecoder):
     def early_features(self, encoded: Any) -> Tensor:
         """What the router before the decoder reads: the hidden state and features of the early logits."""
         return self._features(encoded.pooled, encoded.early)
+
+    def _early_score(self, encoded: Encoded, score: str | None, temperature: float) -> Tensor:
+        """A score that is known before the decoder runs, ``(B,)``, in the type of the table of answers."""
+        assert score is not None
+        if score in self.routers:
+            value: Tensor = self.routers[score](self.early_features(encoded))
+        else:
+            assert encoded.early is not None
+            value = encoder_scores(encoded.early, temperature)[score]
+        return value.to(self.task.kind.exact_type)
 
     def router_features(self, answer: Answer) -> dict[str, Tensor]:
         """What each router head reads."""

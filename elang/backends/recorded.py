@@ -45,6 +45,4 @@ class RecordedBackend:
         if records.logits is None and records.scores is None:
             raise InputError(f"'{self.path}' has neither logits nor token scores, so there is no score '{score}'.")
         scores = self.task.kind.scores_of(records.logits, records.scores, 1.0)[score]
-        answers = records.prediction.tolist() if records.texts is None else records.texts
-        probabilities = self.task.kind.probabilities(records.logits, records.prediction)
-        return Scored(answers, scores.tolist(), route(scores, threshold).tolist(), probabilities)
+        return Scored.of(records, self.task.kind, scores.tolist(), route(scores, threshold).tolist())

@@ -94,9 +94,18 @@ class TextModel(Network):
         return Reader(self.tokenizer, self.text_to_text, task)
 
     @property
+    def shown_examples(self) -> list[str] | None:
+        """The examples that it is shown in its prompt, by turns with their answers; ``None`` if it reads none."""
+        return self.task.examples if self.reader.prompt is not None else None
+
+    @property
     def head_scores(self) -> list[str]:
-        """Names of the scores that its heads compute."""
+        """Names of the scores that its heads compute, and of those that were asked for."""
         return list(self.routers)
+
+    def ask_for(self, *names: str) -> list[str]:
+        """Compute those of :data:`~elang.method.scores.ASKED_SCORES` that it has; returns :attr:`head_scores`."""
+        return self.head_scores
 
     @property
     def routers(self) -> dict[str, RouterHead]:

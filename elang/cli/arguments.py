@@ -4,6 +4,7 @@ import os
 from pathlib import Path, PurePath
 
 from elang.errors import InputError
+from elang.files import is_stream
 from elang.notices import notice
 
 # Options by an earlier name, of single verbs.
@@ -75,6 +76,13 @@ def is_number(value: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def note_replaced(output: str) -> None:
+    """Give a notice if an output is a file with content, which will be replaced."""
+    if output != "-" and not is_stream(output) and os.path.isfile(output) and os.path.getsize(output):
+        text = f"'{output}' is there already, and is replaced when this run ends. Give another --output to keep it."
+        notice("replaced-file", text)
 
 
 def check_minimum(minimum: int, **options: int | None) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from elang.cli.arguments import check_minimum
+from elang.cli.arguments import check_minimum, note_replaced
 from elang.data.columns import SOURCE_KEY, columns_of, read_frame, texts_of
 from elang.data.examples import content_key
 from elang.errors import InputError
@@ -66,6 +66,7 @@ def augment(
     if Path(output).suffix.lower() not in (".csv", ".jsonl", ".parquet"):
         raise InputError(f"--output '{output}' must end in .csv, .jsonl or .parquet.")
     check_output_file(output, [input, model])
+    note_replaced(output)
     columns, texts = _read_texts(input, columns_of(text), task=task, folder=folder)
     source = Replacements(model, candidates, top_k, device=device)
     rows = [row for row in texts for _ in range(copies)]
@@ -78,7 +79,8 @@ def augment(
         raise InputError(f"No word of the {len(texts)} texts could be replaced. Set another --model or --candidates.")
     _write(keys, columns, output)
     if dropped := len(rows) - len(keys):
-        notice("augmented-left-out", f"{dropped} of {len(rows)} new texts came twice or unchanged and were left out.")
+        text = f"{dropped} of {len(rows)} new texts equal another one or their original, and were left out."
+        notice("augmented-left-out", text)
     say(f"{len(keys)} texts are in {output}, by {source.method}")
 
 

@@ -114,8 +114,11 @@ def _add_thresholds(
     if repeated := first.rows - len(first.key):
         notice(
             "repeated-examples",
-            f"{repeated} of the {first.rows} rows of '{request.part}' repeat a text. Each text counts once.",
+            f"{repeated} of the {first.rows} rows of '{request.part}' repeat the text of another row. Each text counts "
+            "once, because a promise needs independent examples.",
         )
+    if caution := little_to_gain(first.gain):
+        say_wrapped(f"Caution: {caution}.")
     for (score, name), entry in entries.items():
         say_wrapped(f"{score}, '{name}': {entry['statement']}" if len(entries) > 1 else entry["statement"])
     if len(entries) > 1:
@@ -128,8 +131,6 @@ def _add_thresholds(
         head = ["threshold", "deferred", "speed-up"]
         say_table("What they do on these examples", head, rows, [*notes, *meanings(head)])
     say_wrapped(f"Chosen on {first.units:,} {first.noun} of the split '{request.part}' of {folder}/.")
-    if caution := little_to_gain(first.gain):
-        say_wrapped(f"Caution: {caution}.")
     for path, known in manifests.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent):

@@ -12,7 +12,7 @@ from elang.errors import InputError
 from elang.files import write_atomically
 from elang.locks import output_lock
 from elang.records.merging import merge_provenance
-from elang.records.table import check_output
+from elang.records.table import EXAMPLES, check_output
 from elang.terminal import say
 
 
@@ -81,6 +81,8 @@ def _join(parts: list[Path], output: str) -> None:
     metadata = [json.loads(table.schema.metadata[b"elang"]) for table in tables]
     joined_metadata = metadata[0] | {"model": "", "weights_sha256": "", "folds": len(parts)}
     joined_metadata["made"] = merge_provenance(metadata)
+    # Those of each fold are drawn outside it.
+    joined_metadata.pop(EXAMPLES, None)
     joined = pa.concat_tables(table.replace_schema_metadata(None) for table in tables).sort_by("id")
     with write_atomically(output) as aside:
         pq.write_table(joined.replace_schema_metadata({b"elang": json.dumps(joined_metadata).encode()}), aside)

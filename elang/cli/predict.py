@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from elang.cli.arguments import check_minimum
+from elang.cli.arguments import check_minimum, note_replaced
 from elang.errors import InputError
 from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
@@ -21,6 +21,7 @@ from elang.inference.resume import EMPTY, ESCAPED, files_of_task, partial_file, 
 from elang.inference.stream import Prediction
 from elang.locks import output_lock
 from elang.notices import notice
+from elang.tasks.extraction import found_answers
 from elang.terminal import ended_at_sigterm
 
 
@@ -41,7 +42,8 @@ def predict(
     """Answer the texts of a file or of standard input with a pair, one JSON object a line.
 
     Each has ``id``, ``label``, ``probability`` (of the label, by the model that answered; null for generated texts and
-    in a regression), ``score`` (larger is harder; null if the threshold is -inf) and ``answered_by``.
+    in a regression), ``score`` (larger is harder; null if the threshold is -inf) and ``answered_by``; if the Swift was
+    trained with --data.extract also ``answer``, which is found in the text ``label``.
 
     Memory does not grow with the number of inputs, except that tables are read whole. An interrupted run into a file
     resumes when it is started again. With --task it answers a split of GLUE or SuperGLUE, in the format of its
@@ -53,7 +55,7 @@ def predict(
         pair: How the pair routes and runs.
         input: A text file with one input a line, a table (.csv, .tsv, .jsonl, .parquet) with --text, or ``-``.
         output: A JSONL file, or ``-`` for standard output.
-        text: The text column of the table, or two for pairs.
+        text: The text column of the table, or all of the task's.
         id: The column of the table that names its rows; by default ``id`` is the number of the row or line, from 0.
         texts: Also write the input, as ``text``; of pairs it is a list.
         chunk: Inputs that are read, tokenised and answered by the Swift at a time.
@@ -107,7 +109,7 @@ def _answer(
     chunk: int,
 ) -> tuple[int, int]:
     """Answer the inputs without an answer so far; return how many have one now, and how many of them the Super gave."""
-    file, done, deferred = opened
+    (file, done, deferred), task = opened, predictor.task
     if done:
         sys.stderr.write(f"{done} inputs were answered before; resuming after them\n")
     ids: list[Any] | None = None if id_column is None else []
@@ -124,6 +126,8 @@ def _answer(
         values = vars(answer)
         if ids is not None:
             values = {**values, "id": ids[answer.id]}
+        if task.extract:
+            values = {**values, "answer": None if answer.label is None else found_answers(task, [str(answer.label)])[0]}
         return {**values, "text": waiting.popleft()} if texts else values
 
     answers = predictor.map(kept() if texts else islice(inputs, done, None), chunk, done)
@@ -138,6 +142,7 @@ def _check_output(output: str, source: str, files: list[str | None]) -> None:
     check_output_file(output, files)
     if output == "-" and getattr(sys.stdout, "name", "") == os.devnull:
         raise InputError("Standard output is closed. Open it, or give a file as --output.")
+    note_replaced(output)
     if output != "-" and not is_stream(output):
         # The input may be the file in which an earlier run kept its answers.
         check_output_file(partial_file(output), [source])

@@ -1,13 +1,21 @@
-"""How far a verb of Lightning is, where standard output is no terminal that shows its bar."""
+"""How far a verb of Lightning is, where standard output is no terminal that shows its bar; and its folders of logs."""
 
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from typing_extensions import override
 
 from elang.data.module import TextData
 from elang.terminal import Progress, tell
+
+# Seconds until the first line about how far a step is.
+_FIRST = 5.0
+# What loggers write before the first step.
+_LOGS = ("config.yaml", "hparams.yaml", "metrics.csv", "events.out.tfevents.*")
 
 
 class LogsEachEpoch(pl.Callback):
@@ -47,7 +55,7 @@ class ProgressLines(pl.Callback):
         if trainer.max_steps > 0:
             steps = trainer.max_steps * trainer.accumulate_grad_batches
             total = min(total or steps, steps)
-        self._training = self._begun(total, trainer.fit_loop.epoch_loop.total_batch_idx + 1)
+        self._training = self._begun(total, "batches", trainer.fit_loop.epoch_loop.total_batch_idx + 1)
 
     @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
@@ -56,7 +64,8 @@ class ProgressLines(pl.Callback):
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._validation = self._begun(sum(trainer.num_val_batches))
+        # The last one of a training comes behind its last line.
+        self._validation = self._begun(sum(trainer.num_val_batches), "batches evaluated")
 
     @override
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
@@ -76,13 +85,31 @@ class ProgressLines(pl.Callback):
 
     @override
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._validation = self._begun(sum(trainer.num_test_batches))
+        self._validation = self._begun(sum(trainer.num_test_batches), "batches evaluated")
 
     @override
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
         self.on_validation_batch_end(trainer, pl_module, *batch)
 
-    def _begun(self, total: float | None, done: int = 0) -> Progress | None:
+    def _begun(self, total: float | None, unit: str, done: int = 0) -> Progress | None:
         # The number of batches of a stream is infinite.
         known = None if total in (None, float("inf")) else int(total or 0)
-        return Progress(known, "batches", done, bar=False) if self._active else None
+        return Progress(known, unit, done, bar=False, first=_FIRST) if self._active else None
+
+
+def new_folders(trainer: pl.Trainer) -> list[Path]:
+    """The folders of logs that are not there yet."""
+    folders = {Path(logger.log_dir) for logger in trainer.loggers if isinstance(logger, (CSVLogger, TensorBoardLogger))}
+    return [folder for folder in folders if not folder.exists()]
+
+
+def remove_logs(trainer: pl.Trainer, folders: list[Path]) -> None:
+    """Remove folders of logs that were made for a run that has not taken a step; loggers make them before any check."""
+    if trainer.fit_loop.epoch_loop.batch_progress.total.ready or not trainer.is_global_zero:
+        return
+    for folder in folders:
+        for path in (path for pattern in _LOGS for path in folder.glob(pattern)):
+            path.unlink()
+        with suppress(OSError):
+            # Not if anything else is in it.
+            folder.rmdir()

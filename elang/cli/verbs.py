@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Set
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from inspect import signature
@@ -19,7 +19,7 @@ from elang.cli.arguments import checked_arguments, is_number, renamed
 from elang.errors import InputError, input_error_behind, machine_error_behind, printable
 from elang.files import check_output_file
 from elang.notices import Notice, forget_notices
-from elang.terminal import quiet_libraries, reader_left
+from elang.terminal import quiet_libraries, reader_left, waiting
 
 _HELP = """usage: elang <verb> [options]
 
@@ -133,7 +133,8 @@ def _run(args: list[str]) -> None:
     elif verb == "--version":
         print(f"elang {__version__}")
     elif verb in ("fit", "validate", "test", "score"):
-        from elang.cli.lightning import run
+        with _loading(options):
+            from elang.cli.lightning import run
 
         run(verb, checked_arguments(options))
     elif verb == "crossfit":
@@ -145,6 +146,12 @@ def _run(args: list[str]) -> None:
 
         nearest = did_you_mean(verb, re.findall(r"^  (\w+) ", _HELP, re.MULTILINE))
         raise InputError(f"There is no verb '{verb}'.{nearest} Run `elang --help` for the list.")
+
+
+def _loading(options: list[str]) -> Any:
+    """Around imports that take seconds; help and configurations are printed without a word."""
+    asks = any(re.match(r"-h$|--help$|--print_config|--[\w.]+\.help\b", option) for option in options)
+    return nullcontext() if asks else waiting("loading libraries")
 
 
 def _open_standard_streams() -> None:
@@ -231,16 +238,19 @@ def _run_crossfit(args: list[str]) -> None:
         raise InputError(
             f"{error.argument_name}: {error.message}. `elang crossfit --help` lists the options."
         ) from error
-    from elang.cli.crossfit import crossfit
+    with _loading(fit):
+        import_module("elang.cli.lightning")
+        from elang.cli.crossfit import crossfit
 
     crossfit(fit, **vars(options))
 
 
 def _run_function(verb: str, args: list[str]) -> None:
     """Parse the arguments of a verb that is a function, and call it."""
-    from elang.cli.options import MODE, Parser, given_options, refuse_nulls
+    with _loading(args):
+        from elang.cli.options import MODE, Parser, given_options, refuse_nulls
 
-    function: Callable[..., None] = getattr(import_module(f"elang.cli.{verb}"), verb)
+        function: Callable[..., None] = getattr(import_module(f"elang.cli.{verb}"), verb)
     summary = (function.__doc__ or "").split("\n", 1)[0]
     parser = Parser(prog=f"elang {verb}", description=summary, allow_abbrev=False, parser_mode=MODE)
     positional, lists = verb in _POSITIONAL, _LISTS.get(verb, {})

@@ -1,6 +1,5 @@
 """GLUE and SuperGLUE, with the same examples from the benchmarks' own files and from the hub."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,40 +11,27 @@ from elang.data.glue.files import STEMS, answer_rewards, find_files, read_rows
 from elang.data.glue.table import find_tasks
 from elang.data.glue.task import MAX_CANDIDATES, Row
 from elang.data.labels import label_index, label_numbers
-from elang.data.module import TextData
+from elang.data.prompted import PromptedData
 from elang.errors import InputError
-from elang.tasks.text_task import TextTask, words_asked
+from elang.tasks.text_task import TextTask
 
 
-class TaskData(TextData):
+class TaskData(PromptedData):
     """A task of GLUE or SuperGLUE, from the benchmark's own files or from the hub.
 
     Args:
         task: Its name, ``glue/rte``.
         folder: Folder of the benchmark's own files, or of the task's; by default the data comes from the hub.
         splits: The splits to use (``train``, ``validation``, ``test``); by default all.
-        label_words: A decoder-only language model answers in the task's words, not by a head on its last token.
-        chat: Give it the prompt as a message, by its tokenizer's chat template.
-        system: The system text of that chat.
-        options: Those of :class:`elang.data.module.TextData`.
+        options: Those of :class:`elang.data.prompted.PromptedData`.
     """
 
-    def __init__(
-        self,
-        task: str,
-        folder: str | None = None,
-        splits: list[str] | None = None,
-        label_words: bool | None = None,
-        chat: bool = False,
-        system: str | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, task: str, folder: str | None = None, splits: list[str] | None = None, **options: Any) -> None:
         tasks = find_tasks(task)
         if len(tasks) > 1:
             names = ", ".join(task.name for task in tasks)
             raise InputError(f"'{task}' is a benchmark; give one of its tasks: {names}.")
         self.task = tasks[0]
-        self._words, self._system = words_asked(label_words, chat, system)
         self.hub = self.task.hub if folder is None else None
         files = {split: self.task.splits.get(split, split) for split in STEMS}
         if folder is not None:
@@ -57,9 +43,9 @@ class TaskData(TextData):
         super().__init__(files, **options)
 
     @property
-    def text_task(self) -> TextTask:
+    def zero_shot_task(self) -> TextTask:
         """What the task asks."""
-        return replace(self.task.text_task, label_words=self._words, system=self._system)
+        return self.task.text_task
 
     def title(self, source: str) -> str:
         """The task's name."""

@@ -120,9 +120,15 @@ def warn_of_overlap(split: str, key: Tensor, train: Tensor) -> None:
     if (repeated := int(torch.isin(key, train).sum())) >= max(1, _MAX_OVERLAP * len(key)):
         notice(
             "overlap",
-            f"Of the {len(key)} texts of '{split}', {repeated} are also in the training data, so results on them are "
-            "too good. Remove them from one of the two.",
+            f"{repeated:,} of the {len(key):,} texts of '{split}' are also in the training data. They are kept, and "
+            "make results look too good: delete them from one of the two files.",
         )
+
+
+def told_sizes(splits: dict[str, Examples]) -> str:
+    """How many examples there are of each split, in words."""
+    sizes = ", ".join(f"{split} {len(found):,}" for split, found in splits.items())
+    return f"examples: {sizes}".replace("routing", "held out of train for thresholds (routing)")
 
 
 def source_of(split: str) -> str:

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from elang.data.arguments import KeepsArguments
 from elang.data.batches import EncodedExamples, LengthBatches, Reader, SplitBatches
 from elang.data.columns import check_file, read_transfer
-from elang.data.encoding import encode_split
-from elang.data.examples import Examples, SplitName, fold_parts, held_out, source_of, warn_of_overlap
+from elang.data.encoding import CutTexts, encode_split
+from elang.data.examples import Examples, SplitName, fold_parts, held_out, source_of, told_sizes, warn_of_overlap
 from elang.errors import InputError
 from elang.notices import notice
 from elang.tasks.text_task import TaskFields, TextTask
@@ -187,7 +187,8 @@ class TextData(KeepsArguments):
         if (dropped := routing | fold).any():
             notice(
                 "transfer-left-out",
-                f"{int(dropped.sum())} of {len(examples)} texts of '{path}' were made from held-out ones and left out.",
+                f"{int(dropped.sum())} of {len(examples)} texts of '{path}' were made from texts that are held out of "
+                "training, and are left out, too. --data.routing_fraction 0 keeps them, and chooses no thresholds.",
             )
         return examples.take(~dropped)
 
@@ -205,8 +206,7 @@ class TextData(KeepsArguments):
 
     def setup(self, stage: str) -> None:
         """Read and tokenise the splits of a stage, for each model of the Lightning module."""
-        module: Any = self.trainer.lightning_module if self.trainer else None
-        readers: dict[str, Reader] = getattr(module, "readers", {})
+        readers: dict[str, Reader] = getattr(self.trainer and self.trainer.lightning_module, "readers", {})
         if stage == "test" and "test" not in self.files:
             raise InputError("There is no test data. Set --data.test to a file, or run `elang validate`.")
         self.choose_parts(1, [0])
@@ -217,7 +217,7 @@ class TextData(KeepsArguments):
         needed = {"test": self.test_splits, "predict": self.predict_splits}.get(stage, self.eval_splits)
         if stage == "fit":
             needed = [*needed, *(split for split in self.splits if split in ("train", "transfer"))]
-        task, limits = self.text_task, (self.max_length, self.max_target_length)
+        task, limits, cut = self.text_task, (self.max_length, self.max_target_length), CutTexts()
         for split in dict.fromkeys(needed):
             examples = self.examples(split)
             if not (examples.labelled or self._all_splits or split == "transfer" or stage == "predict"):
@@ -227,12 +227,13 @@ class TextData(KeepsArguments):
                 )
             for name, reader in readers.items():
                 if (split, name) not in self._encoded:
-                    self._encoded[split, name] = encode_split(split, examples, task, reader=reader, limits=limits)
+                    tokens = encode_split(split, examples, task, reader=reader, limits=limits, cut=cut)
+                    self._encoded[split, name] = tokens
+        cut.tell()
         if "train" in self._examples and self.fold is None:
             for split in (split for split in needed if split in ("validation", "test")):
                 warn_of_overlap(split, self.examples(split).key, self.examples("train").key)
-        sizes = ", ".join(f"{split} {len(examples)}" for split, examples in self._examples.items())
-        rank_zero_info(f"examples: {sizes}")
+        rank_zero_info(told_sizes(self._examples))
 
     def _epoch(self, batches: int) -> int:
         """The epoch, from the total of batches that a checkpoint restores and ``batches`` an epoch."""

@@ -1,4 +1,4 @@
-"""How a decoder-only language model is asked: the prompt, with a chat template around it, and the words that follow."""
+"""How a decoder-only language model is asked: examples, the prompt, a chat template around them, and words after it."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from string import Formatter
 from typing import Any
 
 from elang.errors import InputError, first_line
+from elang.notices import notice
 from elang.tasks.text_task import TextTask, escaped
 
 # Private characters stand for the question and the answer in a chat template.
@@ -21,16 +22,19 @@ class Prompt:
     """How a model is asked.
 
     Attributes:
-        template: Of the whole input, the chat template around the task's prompt included; no space at its end.
+        template: Of the whole input: the task's examples and its prompt, in a chat within the chat template. It ends
+            without a space.
         start: The tokens that the tokenizer puts in front of a text. A chat template writes its own.
         lead: What stands between the prompt and an answer: a space, or nothing.
         reserved: Tokens of the model's context that answers need.
+        examples: How many examples the template has.
     """
 
     template: str
     start: tuple[int, ...]
     lead: str
     reserved: int = 0
+    examples: int = 0
 
     @classmethod
     def of(cls, tokenizer: Any, task: TextTask) -> "Prompt":
@@ -38,9 +42,7 @@ class Prompt:
 
         Raises InputError if it has no placeholder, or for a chat without a template.
         """
-        if not task.prompt_fields:
-            names = " or ".join(f"{{{name}}}" for name in task.fields)
-            raise InputError(f"The prompt '{task.prompt}' has no place for a text: put {names} into --data.prompt.")
+        task.check_prompt()
         start: list[int] = []
         if task.label_words == "chat":
             template, lead = _chat_template(tokenizer, task)
@@ -52,7 +54,11 @@ class Prompt:
             start = whole[: places[0]] if places and bare else []
         # A space belongs to the answer: most vocabularies have words with the space before them.
         stripped = template.rstrip(" ")
-        return cls(stripped, tuple(start), " " if stripped != template else lead)
+        lead = " " if stripped != template else lead
+        if task.label_words != "chat":
+            shown = [question.rstrip(" ") + _led(lead, answer) for question, answer in task.example_pairs]
+            stripped = escaped("".join(f"{text}\n\n" for text in shown)) + stripped
+        return cls(stripped, tuple(start), lead, examples=len(task.example_pairs))
 
     def reserving(self, tokens: int) -> "Prompt":
         """The same prompt, with room for this many tokens of an answer."""
@@ -60,7 +66,7 @@ class Prompt:
 
     def answer_tokens(self, tokenizer: Any, answers: list[str]) -> list[list[int]]:
         """The tokens of each answer as they follow the prompt."""
-        words = [answer if answer[:1].isspace() else self.lead + answer for answer in answers]
+        words = [_led(self.lead, answer) for answer in answers]
         end = _end_of(self.template)
         # What stands before an answer can change its tokens: many tokenizers mark the beginning of a text as a space.
         for before in (end if end.strip() else f"a{end}", "a", "a\n"):
@@ -119,9 +125,22 @@ class Prompt:
         return ids
 
     def _too_long(self, tokens: int, room: int) -> InputError:
+        shown = f", its {self.examples} examples included" if self.examples else ""
+        remedy = "Give fewer --data.examples, shorten" if self.examples else "Shorten"
         return InputError(
-            f"The prompt takes {tokens + len(self.start)} tokens without any text, and {room + len(self.start)} are "
-            "allowed. Shorten --data.prompt (or --data.system), or raise --data.max_length."
+            f"The prompt takes {tokens + len(self.start)} tokens without any text{shown}, and {room + len(self.start)} "
+            f"are allowed. {remedy} --data.prompt (or --data.system), or raise --data.max_length."
+        )
+
+
+def tell_examples(shown: dict[str, list[str]]) -> None:
+    """Give a notice if the models of a pair, by their names, are shown other examples in their prompts."""
+    if len(set(map(tuple, shown.values()))) > 1:
+        counts = ", ".join(f"{who} {len(examples) // 2}" for who, examples in shown.items())
+        notice(
+            "other-examples",
+            f"Not all models are shown the same examples in their prompts ({counts}). `elang predict` shows those of "
+            "the Swift to a Super that `elang fit` has not written. --data.examples gives all the same.",
         )
 
 
@@ -139,6 +158,11 @@ def _end_of(template: str) -> str:
     return text
 
 
+def _led(lead: str, answer: str) -> str:
+    """An answer as it follows its prompt; it may bring its own space."""
+    return answer if answer[:1].isspace() else lead + answer
+
+
 def _lead(end: str) -> str:
     """A space, unless what stands before the answer is itself one, or opens something, or is of a script without."""
     if not end:
@@ -152,11 +176,13 @@ def _chat_template(tokenizer: Any, task: TextTask) -> tuple[str, str]:
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("This model's tokenizer has no chat template: leave out --data.chat, or give a chat model.")
     messages = [{"role": "system", "content": task.system}] if task.system else []
+    for question, answer in task.example_pairs:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     messages.append({"role": "user", "content": _QUESTION})
     try:
         asked: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **_CHAT)
-        answer = {"role": "assistant", "content": _ANSWER}
-        answered: str = tokenizer.apply_chat_template([*messages, answer], **_CHAT)
+        reply = {"role": "assistant", "content": _ANSWER}
+        answered: str = tokenizer.apply_chat_template([*messages, reply], **_CHAT)
     except Exception as error:
         raise InputError(
             f"The tokenizer's chat template cannot be filled ({type(error).__name__}: {first_line(error)})."

@@ -1,22 +1,23 @@
 """Pairs of texts for translation or summarisation, from files or the hub."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from elang.data.columns import check_file, column_place, given_files, read_frame, read_lines, texts_of
 from elang.data.examples import Examples
-from elang.data.module import TextData
+from elang.data.prompted import PromptedData
 from elang.errors import InputError
 from elang.method.quality.texts import TEXT_METRICS
 from elang.notices import notice
 from elang.tables import SUFFIXES, suffix_of
+from elang.tasks.extraction import extractor
 from elang.tasks.text_task import TextTask
 
 
-class Seq2SeqData(TextData):
+class Seq2SeqData(PromptedData):
     """Pairs of texts from parallel files, tables (CSV, TSV, JSONL, parquet) or a data set on the hub.
 
     Parallel files are given by their common prefix: ``--data.train data/train --data.source en
@@ -34,18 +35,20 @@ class Seq2SeqData(TextData):
         hub: Data set on the hub, ``owner/name@revision``; the files above are then names of its splits.
         hub_config: Its configuration (``de-en``).
         prompt: Template of a model's input, ``"translate English to German: {text}"``.
+        extract: How the answer is found in a text and in its reference: ``choice`` (a letter: "The answer is (B)"),
+            ``number`` (the last one, or what follows ``####``), ``first_line``, or a regular expression with one group.
+            The metrics then compare what was found; a text in which nothing is found is wrong, and counted.
         source_language: The source's code, for models of many languages (``eng_Latn`` of NLLB, ``en_XX`` of mBART).
         target_language: The target's code.
         qualities: Metrics, of which the first chooses thresholds: ``bleu`` (for targets without blanks ``bleu_zh`` or
-            ``bleu_char``), ``chrf``, ``rouge_l``, ``exact_text``, ``token_accuracy``.
-        batch_size: Examples in a training batch, for each process.
-        eval_batch_size: Examples in an evaluation batch.
+            ``bleu_char``), ``chrf``, ``rouge_l``, ``exact_text``, ``exact_answer``, ``token_f1``, ``number_match``,
+            ``token_accuracy``.
         max_length: Tokens kept of a source; longer ones are cut and counted.
         max_target_length: Tokens kept of a reference (cut ones are counted), and the longest text generated.
         routing_fraction: Share of the training file held out for the router and thresholds.
         max_words: Training pairs with more words on a side are dropped.
         max_ratio: Training pairs with one side over this many times as long as the other, in words, are dropped.
-        num_workers: Processes that assemble batches; 0 does it in the training process.
+        options: Those of :class:`elang.data.prompted.PromptedData`.
     """
 
     def __init__(
@@ -61,14 +64,13 @@ class Seq2SeqData(TextData):
         source_language: str | None = None,
         target_language: str | None = None,
         qualities: list[str] | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int = 64,
         max_length: int = 128,
         max_target_length: int = 128,
         routing_fraction: float = 0.05,
         max_words: int | None = None,
         max_ratio: float | None = None,
-        num_workers: int = 0,
+        extract: str | None = None,
+        **options: Any,
     ) -> None:
         if max_target_length < 1:
             raise InputError(f"--data.max_target_length must be at least 1, but it is {max_target_length}.")
@@ -76,30 +78,42 @@ class Seq2SeqData(TextData):
             raise InputError(
                 f"--data.max_words {max_words} and --data.max_ratio {max_ratio} must be at least 1, or not be set."
             )
+        # The options without a value here are for tasks with labels.
         super().__init__(
             given_files(train, validation, test),
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
             max_length=max_length,
             routing_fraction=routing_fraction,
-            num_workers=num_workers,
+            label_words=None,
+            transfer=None,
+            fold=None,
+            **options,
         )
+        self.words = self.words if self.words == "chat" else ""
         self.max_target_length = max_target_length
         self.source, self.target = source, target
         self.hub, self.hub_config, self.prompt = hub, hub_config, prompt
         if (source_language is None) != (target_language is None):
             raise InputError("Give both --data.source_language and --data.target_language, or neither.")
         self.languages = [source_language, target_language] if source_language and target_language else []
+        self.extract = extract or ""
+        if extract:
+            extractor(extract)
         self.qualities = qualities or ["bleu", "chrf"]
         if unknown := [name for name in self.qualities if name not in TEXT_METRICS]:
             raise InputError(f"There is no metric of texts '{unknown[0]}'; there are {', '.join(TEXT_METRICS)}.")
         self.max_words, self.max_ratio = max_words, max_ratio
 
     @property
-    def text_task(self) -> TextTask:
+    def zero_shot_task(self) -> TextTask:
         """What the task asks."""
         task = TextTask(
-            [], "sequence", segments=[], prompt=self.prompt, qualities=self.qualities, languages=self.languages
+            [],
+            "sequence",
+            segments=[],
+            prompt=self.prompt,
+            qualities=self.qualities,
+            languages=self.languages,
+            extract=self.extract,
         )
         return TextTask.of([], task.plain())
 
@@ -126,12 +140,30 @@ class Seq2SeqData(TextData):
                 notice(
                     "empty-texts", f"{empty} of {len(lines)} lines of {self.where(source)} have an empty {side}: kept."
                 )
+        self._check_extracted(references or [], self.where(source))
         # There are no classes: 0 is an example with a reference, -1 one without.
         label = torch.full((len(texts),), -1 if references is None else 0)
         examples = Examples.of([(text,) for text in texts], label, references=references)
         if source != "train" or references is None or (self.max_words is None and self.max_ratio is None):
             return examples
         return examples.take(self._filter(texts, references))
+
+    def _check_extracted(self, references: list[str], where: str) -> None:
+        """Refuse references in which no answer is found, and count them if these are only some."""
+        if not self.extract or not references:
+            return
+        missing = [row for row, text in enumerate(references) if extractor(self.extract)(text) is None]
+        if len(missing) == len(references):
+            raise InputError(
+                f"--data.extract {self.extract} finds no answer in any reference of {where}, the first of which is "
+                f"{references[0][:200]!r}. Correct it, or --data.target."
+            )
+        if missing:
+            notice(
+                "no-answer-found",
+                f"--data.extract {self.extract} finds no answer in {len(missing)} of {len(references)} references of "
+                f"{where}, the first in row {missing[0]} (counted from 0): every answer to these counts as wrong.",
+            )
 
     def _filter(self, texts: list[str], references: list[str]) -> Tensor:
         """Which pairs ``max_words`` and ``max_ratio`` keep, bool ``(N,)``."""

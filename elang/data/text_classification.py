@@ -1,24 +1,25 @@
-"""Labelled texts or pairs of texts from local files or the hub."""
+"""Labelled texts, of one column or several, from local files or the hub."""
 
 from typing import Any, Literal
 
 from elang.data.columns import given_files, read_frame, texts_of
 from elang.data.examples import Examples
 from elang.data.labels import class_names, label_index, label_numbers, label_values
-from elang.data.module import TextData
+from elang.data.prompted import PromptedData
 from elang.errors import InputError
 from elang.tasks.kind import KINDS
-from elang.tasks.text_task import TextTask, escaped, words_asked
+from elang.tasks.text_task import TextTask, escaped
 
 
-class TextClassificationData(TextData):
+class TextClassificationData(PromptedData):
     """Text classification or regression from local files (CSV, TSV, JSONL, parquet) or a data set on the hub.
 
     Args:
         train: Training file, or the name of the hub's split.
         validation: Evaluation file or split.
         test: The same for ``elang test``.
-        text: The text column, or two for pairs.
+        text: The text column, or two for pairs, or more: an encoder then reads the first one and, as its second text,
+            all others with their names; a prompt can name each.
         label: The label column.
         label_names: Class names in order; labels may then also be their numbers, from 0. By default the distinct
             labels of the training file, sorted.
@@ -29,12 +30,7 @@ class TextClassificationData(TextData):
             its name and, with ``label_words``, the name of the label column.
         answers: What a text-to-text or language model writes for each class, by default the class names; in a
             regression the numbers that it can write.
-        label_words: Whether a decoder-only language model answers in these words, scored by its language-model head
-            after the prompt, or by a head on its last token; by default in words if ``prompt``, ``answers`` or ``chat``
-            are given.
-        chat: Give it the prompt as a message, by its tokenizer's chat template.
-        system: The system text of that chat.
-        options: Those of :class:`elang.data.module.TextData`.
+        options: Those of :class:`elang.data.prompted.PromptedData`.
     """
 
     def __init__(
@@ -50,21 +46,18 @@ class TextClassificationData(TextData):
         problem: Literal["classification", "regression"] = "classification",
         prompt: str | None = None,
         answers: list[str] | None = None,
-        label_words: bool | None = None,
-        chat: bool = False,
-        system: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(given_files(train, validation, test), **options)
         self.text = [text] if isinstance(text, str) else text
-        if len(self.text) not in (1, 2):
-            raise InputError(f"A text or a pair of texts can be classified, but --data.text names {self.text}.")
+        if not self.text or len(set(self.text)) < len(self.text):
+            raise InputError(f"--data.text must name one column of texts or several, but it is {self.text}.")
         self.label, self._names_given, self._label_names = label, label_names is not None, label_names
         self.hub, self.hub_config, self.problem, self.prompt, self.answers = hub, hub_config, problem, prompt, answers
-        guess = prompt is not None or answers is not None
-        self._words, self._system = words_asked(label_words, chat, system, guess=guess)
         # The label's name asks for it. Text-to-text models were trained without.
-        self._cue = f"\n{label}:" if label_words or chat else ""
+        self._cue = f"\n{label}:" if self.words else ""
+        if self.label_words is None and (prompt is not None or answers is not None):
+            self.words = self.words or "prompt"
         self._frames: dict[str, Any] = {}
 
     def _frame(self, source: str) -> Any:
@@ -85,12 +78,18 @@ class TextClassificationData(TextData):
         return self._label_names
 
     @property
-    def text_task(self) -> TextTask:
+    def zero_shot_task(self) -> TextTask:
         """What the task asks."""
         has_classes = KINDS[self.problem].has_classes
         names = self._class_names() if has_classes else [self.label]
         # A column may have any name; a template's field may not.
-        fields = self.text if all(name.isidentifier() for name in self.text) else ["text1", "text2"][: len(self.text)]
+        fields = self.text
+        if not all(name.isidentifier() for name in self.text):
+            fields = [f"text{number}" for number in range(1, len(self.text) + 1)]
+        segments = [f"{{{name}}}" for name in fields]
+        if len(segments) > 2:
+            # An encoder takes two texts.
+            segments[1:] = [" ".join(f"{name}: {{{name}}}" for name in fields[1:])]
         answers = self.answers or (names if has_classes else [])
         if has_classes and len(answers) != len(names):
             raise InputError(
@@ -101,12 +100,10 @@ class TextClassificationData(TextData):
             names,
             self.problem,
             fields,
-            segments=[f"{{{name}}}" for name in fields],
+            segments=segments,
             prompt=self.prompt or " ".join(f"{name}: {{{name}}}" for name in fields) + escaped(self._cue),
             answers=answers,
             qualities=["accuracy"] if has_classes else ["pearson", "spearman"],
-            label_words=self._words,
-            system=self._system,
         )
         return TextTask.of(names, task.plain())
 
@@ -125,7 +122,7 @@ class TextClassificationData(TextData):
         texts = texts_of(frame, self.text, where)
         values = label_values(frame, self.label, where)
         if KINDS[self.problem].has_classes:
-            label = label_index(values, self.label_names, where, "notice" if self._names_given else "refuse")
+            label = label_index(values, self._class_names(), where, "notice" if self._names_given else "refuse")
         else:
             label = label_numbers(values, where)
         return Examples.of(texts, label)

@@ -1,6 +1,7 @@
 """What limits an evaluation: nothing to gain, repeated texts, examples that training or a threshold has seen."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,12 +12,16 @@ from elang.evaluation.pair import HALF_POINT, ROUTING_SLICE, PairAnswers
 from elang.evaluation.slices import FEW, MOSTLY, SOME, independent_units, share_of_slice
 from elang.method.bootstrap import mean_intervals
 from elang.method.quality.labels import spearman
+from elang.method.quality.metric import Quality
 from elang.notices import notice
 from elang.records import WORTH_NAMING
-from elang.records.manifest import Manifest, known_name
+from elang.records.manifest import Manifest, entry_speedup, known_name
+from elang.tasks.kinds import measure
 
 # With fewer examples, chance alone explains why none of a class is right, or why some are known.
 _ENOUGH = 5
+# Share of the Super's cost from which a Swift is too dear; one of a third of the layers has a little more than a third.
+_COSTLY_SWIFT = 0.35
 
 
 def never_right(prediction: Tensor, label: Tensor, label_names: list[str]) -> list[str]:
@@ -45,19 +50,48 @@ def little_to_gain(gain: Tensor) -> str:
     )
 
 
+def little_to_save(swift_cost: float, super_cost: float) -> str:
+    """What to say of a Swift with too large a part of the Super's cost; otherwise empty."""
+    share = swift_cost / super_cost
+    if not share > _COSTLY_SWIFT:
+        return ""
+    if share >= 1:
+        return f"the Swift takes {share:.0%} of the Super's FLOPs, so no threshold saves anything: are the two swapped"
+    return (
+        f"the Swift takes {share:.0%} of the Super's FLOPs, so no threshold can save more than {1 / share:.2f}x. A "
+        "Swift of a third or less, better a tenth, can save more"
+    )
+
+
+def most_frequent(label: Tensor, label_names: list[str]) -> tuple[int, float]:
+    """The class that most of the known labels ``(N,)`` name, and its share of them; -1 if none is known."""
+    known = label[label >= 0]
+    if not len(known):
+        return -1, math.nan
+    count, most = torch.bincount(known, minlength=len(label_names)).max(0)
+    return int(most), int(count) / len(known)
+
+
+def always_one(answers: PairAnswers, label_names: list[str], qualities: Iterable[Quality]) -> dict[str, Any] | None:
+    """What always answering the most frequent label would reach: ``label``, its ``share``, ``qualities`` by name."""
+    most, share = most_frequent(answers.label, label_names) if answers.kind.has_classes else (-1, math.nan)
+    if most < 0:
+        return None
+    always = torch.full_like(answers.label, most)
+    reached = {q.name: measure(q, always, answers.label, targets=answers.targets) for q in qualities}
+    return {"label": label_names[most], "share": share, "qualities": reached}
+
+
 def no_better_than_one(prediction: Tensor, label: Tensor, label_names: list[str]) -> str | None:
     """What to say of a model that is right no more often than the most frequent label alone would be."""
-    known = label[label >= 0]
-    if len(known) == 0 or len(known.unique()) == 1:
-        return None
-    count, most = torch.bincount(known).max(0)
+    most, share = most_frequent(label, label_names)
+    known = int((label >= 0).sum())
     right = int((prediction == label).sum())
-    if right > int(count):
+    if most < 0 or share == 1 or right > round(share * known):
         return None
     return (
-        f"is right on {right / len(label):.1%}, and always answering '{label_names[int(most)]}' would be right on "
-        f"{int(count) / len(label):.1%}: it has learned too little. Train it longer (--trainer.max_epochs), or with "
-        "another --model.lr"
+        f"is right on {right / known:.1%}, and always answering '{label_names[most]}' would be right on {share:.1%}: "
+        "it has learned too little. Train it longer (--trainer.max_epochs), or with another --model.lr"
     )
 
 
@@ -91,10 +125,11 @@ def saves_nothing(thresholds: dict[str, dict[str, dict[str, Any]]], score: str) 
     name = known_name(named)
     entry = named.get(name, {})
     # Without costs nothing is known to be saved or not.
-    if float(entry.get("threshold", math.nan)) != -math.inf or math.isnan(_speedup(entry)):
+    if float(entry.get("threshold", math.nan)) != -math.inf or math.isnan(entry_speedup(entry)):
         return []
-    saving = [f"--threshold '{other}'" for other, each in named.items() if _speedup(each) > WORTH_NAMING]
-    saving += [f"--score {other}" for other, each in thresholds.items() if _speedup(each.get(name, {})) > WORTH_NAMING]
+    saving = [f"--threshold '{other}'" for other, each in named.items() if entry_speedup(each) > WORTH_NAMING]
+    others = {other: entry_speedup(each.get(name, {})) for other, each in thresholds.items()}
+    saving += [f"--score {other}" for other, speedup in others.items() if speedup > WORTH_NAMING]
     remedy = f"On the slice these save something: {', '.join(saving)}" if saving else "Or ask the Super alone"
     return [
         f"this pair saves nothing at the Super's quality: by {score}, no threshold that costs less than the Super "
@@ -102,32 +137,35 @@ def saves_nothing(thresholds: dict[str, dict[str, dict[str, Any]]], score: str) 
     ]
 
 
-def _speedup(entry: dict[str, Any]) -> float:
-    return float(entry.get("speedup") or math.nan)
+def cautions(answers: PairAnswers, label_names: list[str], largest: float | None) -> tuple[list[str], list[str]]:
+    """Reasons in a pair's answers that deny its success, and others to trust its figures less.
 
-
-def cautions(answers: PairAnswers, label_names: list[str], largest: float | None) -> list[str]:
-    """Reasons in a pair's answers to trust its figures less; ``largest`` is the most that an answer can be worth."""
-    warnings = []
+    ``largest`` is the most that an answer can be worth.
+    """
+    denied, limited = list[str](), list[str]()
     swift_cost, super_cost = float(answers.swift_flops.mean()), float(answers.super_flops.mean())
-    if swift_cost > super_cost:
-        warnings.append(
-            f"the Swift costs more than the Super ({swift_cost:.3g} FLOPs an input, not {super_cost:.3g}): are the two "
-            "swapped"
-        )
+    if said := little_to_save(swift_cost, super_cost):
+        (denied if swift_cost >= super_cost else limited).append(said)
     if answers.kind.has_classes:
         for who, prediction in (("Swift", answers.swift), ("Super", answers.super_)):
-            if names := never_right(prediction, answers.label, label_names):
-                warnings.append(
+            if (learned := no_better_than_one(prediction, answers.label, label_names)) is not None:
+                denied.append(f"the {who} {learned}")
+            elif names := never_right(prediction, answers.label, label_names):
+                limited.append(
                     f"the {who} is never right where the label is {listed(names)}: it has not learned that, or its "
                     "answers use other names. Train it longer (--trainer.max_epochs, --model.lr), or correct its "
                     "answers"
                 )
-            elif (learned := no_better_than_one(prediction, answers.label, label_names)) is not None:
-                warnings.append(f"the {who} {learned}")
+    for who in ("Swift", "Super"):
+        extracted = answers.more.get(f"{who.lower()}_answer")
+        if isinstance(extracted, list) and (missing := extracted.count(None)):
+            limited.append(
+                f"in {missing:,} of the {len(extracted):,} texts of the {who} no answer is found (--data.extract): "
+                "they count as wrong"
+            )
     if caution := little_to_gain(answers.gain / (largest or 1.0)):
-        warnings.append(caution)
-    return warnings
+        denied.append(caution)
+    return denied, limited
 
 
 def repeated(key: Tensor, unit: Tensor | None) -> list[str]:

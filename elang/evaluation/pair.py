@@ -1,7 +1,7 @@
 """A pair's answers to one split, row by row; the curves that follow from them; and the thresholds chosen on a curve."""
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,11 @@ from elang.method.scores import BEFORE_DECODER
 from elang.records import DEFAULT_THRESHOLD
 from elang.records.manifest import threshold_entry
 from elang.records.table import Records
+from elang.tasks.extraction import found_answers
 from elang.tasks.kind import KINDS, Kind
 from elang.tasks.kinds import measure
-from elang.tasks.text_task import Problem
-from elang.terminal import Progress
+from elang.tasks.text_task import Problem, TextTask
+from elang.terminal import Progress, waiting
 
 
 @dataclass
@@ -38,12 +39,13 @@ class PairAnswers:
         scores: The Swift's difficulty scores by name, each ``(N,)``; larger is harder.
         swift_flops: float64 ``(N,)``.
         super_flops: float64 ``(N,)``; NaN for a black-box Super of unknown cost.
-        more: Further columns that are recorded (logits, token counts).
+        more: Further columns that are recorded (logits, token counts, the answers found in generated texts).
         early_flops: Cost of the Swift for an input that is deferred before its decoder runs; float64 ``(N,)``.
         targets: What metrics read besides the label.
         problem: The kind of task.
         score_flops: Extra cost of a score that is computed after free generation, which keeps no logits; float64
             ``(N,)``.
+        own_flops: In its place for scores with passes of their own, by score.
         unit: The group of each row, int64 ``(N,)``, where rows belong together (questions about one passage).
     """
 
@@ -55,11 +57,12 @@ class PairAnswers:
     scores: dict[str, Tensor]
     swift_flops: Tensor
     super_flops: Tensor
-    more: dict[str, Tensor | list[str]]
+    more: dict[str, Tensor | list[Any]]
     early_flops: Tensor | None = None
     targets: dict[str, Tensor] = field(default_factory=dict)
     problem: Problem = "classification"
     score_flops: Tensor | None = None
+    own_flops: dict[str, Tensor] = field(default_factory=dict)
     unit: Tensor | None = None
 
     def __len__(self) -> int:
@@ -78,12 +81,12 @@ class PairAnswers:
 
     def costs(self, score: str) -> Costs:
         """FLOPs of each input when this score routes."""
-        kept = deferred = self.swift_flops
+        kept, extra = self.swift_flops, self.own_flops.get(score, self.score_flops)
         if score in BEFORE_DECODER and self.early_flops is not None:
-            deferred = self.early_flops
-        elif score in self.scores and self.score_flops is not None:
-            kept = deferred = self.swift_flops + self.score_flops
-        return Costs(kept, self.super_flops, deferred)
+            return Costs(kept, self.super_flops, self.early_flops)
+        if score in self.scores and extra is not None:
+            kept = kept + extra
+        return Costs(kept, self.super_flops, kept)
 
     def statistics(self, quality: Quality) -> tuple[Tensor, Tensor, Groups | None]:
         """A metric's statistics of both models' answers, ``(N, S)``, and its groups, if it has any."""
@@ -105,16 +108,8 @@ def swift_cost_columns(score: str, columns: Container[str]) -> tuple[list[str], 
     """
     if score in BEFORE_DECODER:
         return ["swift_flops"], ["swift_early_flops" if "swift_early_flops" in columns else "swift_flops"]
-    summed = ["swift_flops", "swift_score_flops"] if "swift_score_flops" in columns else ["swift_flops"]
-    return summed, summed
-
-
-@dataclass(frozen=True)
-class Heads:
-    """What the heads of a Swift add to its answers, as in :class:`PairAnswers`."""
-
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    early_flops: Tensor | None = None
+    extra = [name for name in (f"swift_{score}_flops", "swift_score_flops") if name in columns][:1]
+    return ["swift_flops", *extra], ["swift_flops", *extra]
 
 
 def pair_answers(
@@ -122,24 +117,29 @@ def pair_answers(
     swift: Records,
     super_: Records,
     *,
-    problem: Problem,
+    task: TextTask,
     temperature: float,
-    heads: Heads,
+    heads: Iterable[str],
     targets: dict[str, Tensor],
+    prefix: str = "",
 ) -> PairAnswers:
     """Join both models' answers to one split, all in the order of its ``table`` with ``id``, ``key`` and ``label``.
 
-    The Swift's records have logits or token scores. ``targets`` are what metrics read besides the label.
+    The Swift's records have logits or token scores; scores of its ``heads`` and costs are columns of the table, whose
+    names begin with the ``prefix``. ``targets`` are what metrics read besides the label.
     """
-    kind = KINDS[problem]
+    kind = task.kind
     predictions = swift.prediction, super_.prediction
     if kind.generates:
         # A prediction says which of the two texts is meant: 0 is the Swift's, 1 the Super's.
         predictions = torch.zeros_like(swift.prediction), torch.ones_like(super_.prediction)
     unknown = torch.full((len(table["id"]),), math.nan, dtype=torch.float64)
-    more: dict[str, Tensor | list[str]] = {}
+    more: dict[str, Any] = {}
     for name, records in (("swift", swift), ("super", super_)):
-        columns = {"logits": records.logits, "tokens": records.tokens, "steps": records.steps, "text": records.texts}
+        columns: dict[str, Any] = {column: getattr(records, column) for column in ("logits", "tokens", "steps")}
+        columns["text"] = records.texts
+        if task.extract and records.texts is not None:
+            columns["answer"] = found_answers(task, records.texts)
         more |= {f"{name}_{column}": values for column, values in columns.items() if values is not None}
     return PairAnswers(
         id=table["id"],
@@ -147,13 +147,15 @@ def pair_answers(
         label=table["label"],
         swift=predictions[0],
         super_=predictions[1],
-        scores=kind.scores_of(swift.logits, swift.scores, temperature) | heads.scores,
+        scores=kind.scores_of(swift.logits, swift.scores, temperature)
+        | {name: table[f"{prefix}{name}"] for name in heads},
         swift_flops=unknown if swift.flops is None else swift.flops,
         super_flops=unknown if super_.flops is None else super_.flops,
         more=more,
-        early_flops=heads.early_flops,
+        early_flops=table.get(f"{prefix}early_flops"),
+        own_flops={name: table[column] for name in heads if (column := f"{prefix}{name}_flops") in table},
         targets=targets,
-        problem=problem,
+        problem=task.problem,
         score_flops=swift.score_flops,
     )
 
@@ -260,10 +262,8 @@ def named_points(
             rule = f"everything is deferred: no threshold that costs less than the Super alone is {within}"
         points[DEFAULT_THRESHOLD] = index, rule
     for name, fraction in FRACTIONS.items() if quality else ():
-        points[name] = (
-            at_parity(curve, fraction),
-            f"least deferral that reaches {fraction:.1%} of the Super's {quality}",
-        )
+        rule = f"least deferral that reaches {fraction:.1%} of the Super's {quality}"
+        points[name] = at_parity(curve, fraction), rule
     for name, share in SHARES.items():
         points[name] = at_share(curve, share), f"most deferral up to {share:.0%} of the inputs"
     return points
@@ -273,7 +273,8 @@ def choose_thresholds(answers: PairAnswers, quality: Quality, chosen_on: str) ->
     """Choose each score's named thresholds on a held-out slice."""
     found = pair_curves(answers, quality)
     curves = {score: found[score] for score in answers.scores}
-    with Progress(len(curves), "curves of the held-out slice", late=True) as progress:
+    what = "curves of the held-out slice, for thresholds"
+    with waiting(f"computing the {what}"), Progress(len(curves), what, late=True) as progress:
         allowed = allowed_drops(answers, quality, curves, progress.each)
     return {score: _entries(curve, chosen_on, quality.name, allowed[score]) for score, curve in curves.items()}
 

@@ -31,6 +31,8 @@ _OPTIONAL: dict[str, check.Check] = {
     "weights": ("an object of texts", lambda v: check.OBJECT[1](v) and check.TEXTS[1](list(v.values()))),
     **dict.fromkeys(("operating_points", "areas", "latency"), check.OBJECTS),
     "cautions": check.TEXTS,
+    "denied": check.whole(0),
+    "most_frequent": ("an object of label, share and qualities, or left out", lambda v: _is_one_label(v)),
     "signatures": check.OBJECT,
     "statements": ("a list of objects", lambda v: isinstance(v, list) and all(isinstance(one, dict) for one in v)),
 }
@@ -162,3 +164,13 @@ def _point(values: dict[str, Any]) -> Point:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
+
+
+def _is_one_label(value: Any) -> bool:
+    return (
+        check.OBJECT[1](value)
+        and isinstance(value.get("label"), str)
+        and check.is_number(value.get("share"))
+        and isinstance(value.get("qualities"), dict)
+        and all(_NUMBER[1](number) for number in value["qualities"].values())
+    )

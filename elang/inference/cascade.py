@@ -14,6 +14,7 @@ from elang.backends.backend import Backend, Scored
 from elang.data.examples import Examples, content_key
 from elang.errors import InputError
 from elang.inference.inputs import as_rows, checked_texts, each_text, window_of
+from elang.inference.options import as_number
 from elang.inference.runner import ModelRunner
 from elang.inference.stream import Deferred, Prediction, Window, gathered, stream, windows
 from elang.method.deferral import check_finite
@@ -61,9 +62,7 @@ class BackendRunner:
     def answer(self, window: Window) -> Scored:
         """The answers to a window; their scores mean nothing."""
         records: Records = self.backend.answer(self._examples(window))
-        answers = records.prediction.tolist() if records.texts is None else records.texts
-        probabilities = self.task.kind.probabilities(records.logits, records.prediction)
-        return Scored(answers, [0.0] * len(answers), [False] * len(answers), probabilities)
+        return Scored.of(records, self.task.kind, [0.0] * len(window), [False] * len(window))
 
     def score(self, window: Window, score: str | None, threshold: float) -> Scored:
         """Answer and score a window; inputs that score above the threshold are deferred."""
@@ -96,7 +95,7 @@ class Cascade:
             stage.name: stage.backend if isinstance(stage.backend, ModelRunner) else BackendRunner(stage.backend)
             for stage in stages
         }
-        # Whether a stage reads texts as the same tokens as another one, by their numbers.
+        # By the numbers of two stages whether they turn a text into the same tokens.
         self._sharing: dict[tuple[int, int], bool] = {}
 
     def task_for(self, num_texts: int) -> TextTask:
@@ -105,9 +104,14 @@ class Cascade:
         return first.task_for(num_texts) if isinstance(first, ModelRunner) else self.task
 
     def set_threshold(self, threshold: float, stage: int = 0) -> None:
-        """Change the threshold above which a stage defers."""
+        """Change the threshold above which a stage defers; an ``InputError`` if it is NaN or no number.
+
+        A stream that runs already, and began at ``-inf``, goes on without the stage.
+        """
+        if (number := as_number(threshold)) is None:
+            raise InputError(f"A threshold is set to a number, inf or -inf, but this is {threshold!r}.")
         stages = list(self.stages)
-        stages[stage] = replace(stages[stage], threshold=threshold)
+        stages[stage] = replace(stages[stage], threshold=number)
         self.stages = tuple(stages)
 
     def __call__(self, texts: Texts, choices: Choices = None) -> list[Prediction]:
@@ -131,7 +135,7 @@ class Cascade:
         Args:
             texts: Read as they are needed, in a thread.
             window: Inputs that are read, tokenised and answered by the first stage at a time; fewer at the beginning.
-            first: The first input's number, where others were answered before.
+            first: The number of the first input; above 0 if earlier ones are answered already.
 
         Yields:
             The predictions of :meth:`__call__`, which may wait for a window to be full.
@@ -181,7 +185,7 @@ class Cascade:
         return next((number for number in range(len(self.stages)) if not self._skips(number)), 0)
 
     def _skips(self, number: int) -> bool:
-        """Whether a stage would defer whatever it is asked."""
+        """Whether a stage defers every input, so that it need not be asked."""
         return number < len(self.stages) - 1 and self.stages[number].threshold == -math.inf
 
     def _prepare(self, rows: list[tuple[str, ...]], choices: Choices, reader: int = 0, short: bool = True) -> Window:
@@ -193,8 +197,9 @@ class Cascade:
         return window
 
     def _first(self, window: Window) -> list[Deferred]:
-        """Answer a window by the first stage; a last stage answers several windows together."""
-        if len(self.stages) == 1 or self._skips(0):
+        """Answer a window by the first stage, or defer all of it: a last stage answers several windows together."""
+        # A window with the tokens of a later stage began at a threshold of -inf; another one may have been set since.
+        if len(self.stages) == 1 or window.reader > 0 or self._skips(0):
             return [Deferred(window, place, None) for place in range(len(window))]
         return self._run_stage(0, window)
 
@@ -256,7 +261,7 @@ class Cascade:
         ]
 
     def _shares(self, reader: int, number: int) -> bool:
-        """Whether a stage reads texts as the same tokens as another one, the ``reader``, which has made them."""
+        """Whether a stage turns texts into the same tokens as the ``reader``, the stage that has made them."""
         if (reader, number) not in self._sharing:
             first, other = self.stages[reader].backend, self.stages[number].backend
             self._sharing[reader, number] = isinstance(first, ModelRunner) and (

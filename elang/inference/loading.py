@@ -16,7 +16,7 @@ from elang.inference.options import PairOptions, as_number
 from elang.inference.runner import BatchLimits, ModelRunner
 from elang.notices import notice
 from elang.records import WORTH_NAMING
-from elang.records.manifest import Manifest, known_name
+from elang.records.manifest import Manifest, entry_speedup, known_name
 from elang.tables import is_table
 from elang.tasks.text_task import TextTask
 
@@ -51,7 +51,7 @@ def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions
     if manifest is None:
         manifest = Manifest(first.label_names)
     elif first.weights_sha256:
-        manifest.check_weights(first.weights_sha256, f"'{first_model}'")
+        manifest.check_weights(first.weights_sha256, f"'{first_model}'", first.shown_examples)
     order = list(range(len(first.label_names)))
     if not alone and super_model is not None:
         super_ = models["super"] = _load(super_model, first.task, options, device=device, int8=options.super_int8)
@@ -154,7 +154,7 @@ def make_runners(pair: Pair, options: PairOptions, score: str, *, device: torch.
 
 def warn_if_costly(manifest: Manifest, score: str, name: str) -> None:
     """Warn if the pair saves nothing at a threshold, and name those at which it does."""
-    speedups = {key: manifest.speedup(key, score) for key in manifest.thresholds.get(score, {})}
+    speedups = {key: entry_speedup(entry) for key, entry in manifest.thresholds.get(score, {}).items()}
     speedup = speedups.get(name, math.nan)
     everything = not math.isnan(speedup) and manifest.threshold(name, score) == -math.inf
     if not (speedup < _COSTLY or everything):

@@ -18,7 +18,7 @@ from elang.locks import output_lock, unlock_output
 from elang.notices import notice
 from elang.terminal import Progress, at_sigterm
 
-# Of the lines of an output; a file that was begun in another one is not gone on with.
+# The format of an output's lines. A file that was begun in another one is not continued.
 _FORMAT = 2
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 # How files encode a lone surrogate: as its JSON escape.

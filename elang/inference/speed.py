@@ -18,13 +18,11 @@ from elang.method.curve.points import Costs
 from elang.method.scores import BEFORE_DECODER
 from elang.terminal import Progress
 
-PILOT = 32
-"""Inputs that are answered first, at most, to see how long a pass takes."""
-# In this share of the time.
-_PILOT_TIME = 0.1
-# One by one, so many inputs at most, after so many uncounted ones, in this share of the time.
+# To see how long a pass takes, at most so many inputs are answered first, in this share of the time.
+_PILOT, _PILOT_TIME = 32, 0.1
+# One by one: the most inputs, uncounted ones before them, and the share of the time.
 _SINGLE, _WARM_UP, _SINGLE_TIME = 100, 10, 0.25
-# Inputs of a pass: with fewer there are fewer passes instead; and at most, for each second of the time.
+# Inputs of a pass: fewer than the first only in a single pass, and at most so many for each second of the time.
 _ENOUGH, _MOST = 64, 50
 
 
@@ -45,16 +43,16 @@ def time_inputs(
     sizes: Sizes,
     seconds: float,
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Run :func:`time_pair` on as many of the inputs as ``sizes`` says or, where it does not, the time allows.
+    """Run :func:`time_pair` on as many of the inputs as ``sizes`` gives or, where that is ``None``, as the time allows.
 
     Returns:
-        The inputs of a pass, and the figures; none and nothing if there are no inputs.
+        The inputs of a pass, and the figures; both empty if there are no inputs.
     """
-    rows = list(islice(inputs, PILOT if sizes.examples is None else sizes.examples))
+    rows = list(islice(inputs, _PILOT if sizes.examples is None else sizes.examples))
     if not rows:
         return [], {}
     if None in vars(sizes).values():
-        sizes = _fitting(sizes, predictor, rows[:PILOT], shares, named=named, seconds=seconds)
+        sizes = _fitting(sizes, predictor, rows[:_PILOT], shares, named=named, seconds=seconds)
     examples, single, repeats = (getattr(sizes, name) or 0 for name in ("examples", "single", "repeats"))
     rows = [*rows, *islice(inputs, max(0, examples - len(rows)))][:examples]
     return rows, time_pair(predictor, rows, shares, rows[:single], repeats=repeats, named=named)
@@ -69,10 +67,10 @@ def _fitting(
     named: dict[str, float],
     seconds: float,
 ) -> Sizes:
-    """The sizes with which :func:`time_pair` takes about so many ``seconds``, by two passes over the ``pilot``."""
+    """Sizes with which :func:`time_pair` takes about ``seconds``, estimated by two passes over the ``pilot``."""
 
     def least(call: Callable[[list[Any]], Any], inputs: list[list[Any]]) -> float:
-        """Seconds an input, at least; what a first pass sets up is not counted."""
+        """The fewest seconds an input takes in a pass, after the first pass, which also sets things up."""
         taken = []
         for rows in inputs:
             start = time.perf_counter()
@@ -86,12 +84,12 @@ def _fitting(
     with Progress(None, "answers to see how long one takes", late=True) as progress:
         ones = [[row] for row in (pilot * 4)[:4]]
         one_by_one = least(predictor, ones), least(lambda rows: predictor.ask_super(predictor.rows(rows)), ones)
-        # Of slow models fewer.
+        # Fewer inputs if a model is slow.
         pilot = pilot[: max(4, int(_PILOT_TIME * seconds / max(one_by_one)))]
         swift = least(lambda rows: answers.extend(predictor.map(rows)), [pilot] * 2), one_by_one[0]
         super_ = least(lambda rows: list(predictor.super_map(rows)), [pilot] * 2), one_by_one[1]
     scores = [float(answer.score or 0) for answer in answers[: len(pilot)]]
-    # The Swift runs once for each way but -inf and the Super alone, the Super for what is deferred.
+    # In a pass the Swift runs at every threshold but -inf, and the Super on what is deferred there, and once alone.
     ways = sum(threshold > -math.inf for threshold in named.values()) + len(shares) + 1
     asked = sum(sum(score > threshold for score in scores) for threshold in named.values()) / len(scores)
     together, alone = (ways * a + (asked + sum(shares) + 1) * b for a, b in zip(swift, super_, strict=True))
@@ -192,7 +190,7 @@ def _predicted_speedups(
 ) -> dict[str, float]:
     """The FLOPs of the Super alone over those of the pair at each threshold, by ``scores``, float64 ``(N,)``."""
     swift, super_ = (flops_of(predictor, model, rows) for model in (predictor.swift, predictor.super_))
-    costs = Costs(swift["flops"] + swift["score_flops"], super_["flops"])
+    costs = Costs(swift["flops"] + swift.get(f"{predictor.score}_flops", swift["score_flops"]), super_["flops"])
     if predictor.score in BEFORE_DECODER:
         # The score is known before the decoder runs, so a kept input takes no other score.
         costs = Costs(swift["flops"], super_["flops"], swift["early_flops"])
@@ -223,8 +221,7 @@ def disagreement(
     ``distance`` is the largest from the threshold to the reference's score, of inputs whose decision differs.
     """
     pairs = list(zip(predictions, reference, strict=True))
-    apart = [b.score for a, b in pairs if a.answered_by != b.answered_by and b.score is not None]
-    distances = [abs(score - threshold) for score in apart]
+    distances = [abs(b.score - threshold) for a, b in pairs if a.answered_by != b.answered_by and b.score is not None]
     # Values of a regression hardly ever agree to the last bit.
     labels = sum(a.label != b.label for a, b in pairs if isinstance(a.label, str))
     return {"labels": labels, "decisions": len(distances), "distance": max(distances, default=0.0)}
@@ -240,9 +237,13 @@ def share_threshold(scores: torch.Tensor, share: float) -> float:
 def flops_of(predictor: JointPredictor, model: TextModel, rows: list[Any]) -> dict[str, torch.Tensor]:
     """A model's FLOPs for each input by its true length, float64 ``(N,)``.
 
-    ``flops``, ``early_flops`` (deferred before the decoder), ``score_flops`` (a score with a pass of its own after it).
+    ``flops``, ``early_flops`` (deferred before the decoder), ``score_flops`` (a score with a pass of its own after it),
+    and the model's others.
     """
-    costs = {name: torch.zeros(len(rows), dtype=torch.float64) for name in ("flops", "early_flops", "score_flops")}
+    costs = {
+        name: torch.zeros(len(rows), dtype=torch.float64)
+        for name in ("flops", "early_flops", "score_flops", *model.costs)
+    }
     for chosen, inputs in predictor.batches(model, rows):
         for name, cost in model.flops(inputs).items():
             costs[name][chosen] = cost.cpu()

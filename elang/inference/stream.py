@@ -55,7 +55,7 @@ class Window:
 
     texts: list[tuple[str, ...]]
     choices: list[tuple[str, ...]] | None = None
-    # The tokens of the stage `reader`, if made ahead; the second form is that of inputs that take the short way.
+    # The tokens, made ahead for the stage number `reader`; `token_lists` are those of inputs that take the short way.
     encoded: EncodedExamples | None = None
     token_lists: list[dict[str, list[int]]] | None = None
     reader: int = 0

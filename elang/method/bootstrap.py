@@ -18,7 +18,7 @@ _INTERVAL = torch.tensor([0.025, 0.975], dtype=torch.float64)
 _MAX_DRAWS = 20_000_000
 _MIN_RESAMPLES = 100
 Each = Callable[[Iterable[Any]], Iterable[Any]]
-"""Passes on what a long loop goes through, and may tell how far it is."""
+"""Wraps what a long loop goes through, to show how far it is."""
 
 
 def resamples(n: int, times: int = 1000, seed: int = 0) -> Tensor:
@@ -166,12 +166,13 @@ def curve_interval(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Bootstrap intervals of a metric along the whole :func:`~elang.method.curve.exact.operating_curve`.
 
-    ``confidence`` is that of each interval by itself, not of all together.
+    ``confidence`` is that of each interval by itself, not of all together. There are ``times`` resamples, or of many
+    examples fewer, at least 100.
 
     Returns:
         Deferred shares, spread evenly over the examples, lower and upper ends, each ``(points,)`` or shorter.
     """
-    counts = resamples(len(score), times)
+    counts = resamples(len(score), max(_MIN_RESAMPLES, min(times, _MAX_DRAWS // len(score))))
     deferred, values = _along_curve(score, swift, super_, value, points=points, counts=counts)
     quantiles = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     low, high = values.quantile(quantiles, dim=0)

@@ -17,6 +17,7 @@ FOLDS = 5
 _TOP_LOGITS = 3
 _MAX_PROBABILITIES = 8
 _CONFIDENCE, _RESAMPLES = 0.95, 1000
+_BEST = "on held-out examples it finds best which inputs the Super answers better"
 
 
 def expected_gain(super_logits: Tensor, super_: Tensor, swift: Tensor) -> Tensor:
@@ -159,9 +160,7 @@ class RouterHead(nn.Module):
             areas = {name: float(gain_area(held_out[name], y)) for name in {chosen, simple}}
             report["areas_by_answers"] = areas
             if areas[chosen] < areas[simple]:
-                report["why"] = (
-                    f"{chosen} has a larger area by the Super's probabilities, and a smaller one by right answers"
-                )
+                report["why"] = f"{chosen} is better by the Super's probabilities, but worse by right answers"
                 chosen = report["reads"] = simple
         (weight, bias), _ = fits[chosen]
         # In float32, whatever type the model was trained in.
@@ -177,7 +176,7 @@ def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None, each:
     """The candidate with the largest area on held-out examples, or the simple one where that may be chance."""
     areas = {name: float(gain_area(score, gain)) for name, score in held_out.items()}
     best = max(areas, key=lambda name: -math.inf if math.isnan(areas[name]) else areas[name])
-    report: dict[str, Any] = {"reads": best, "areas": areas, "why": "the largest area on examples not seen"}
+    report: dict[str, Any] = {"reads": best, "areas": areas, "why": _BEST}
     if math.isnan(areas[best]):
         best = simple or best
         return best, report | {"reads": best, "why": "there is nothing to gain on the held-out examples"}
@@ -192,8 +191,8 @@ def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None, each:
     bound = float(differences.quantile(1 - _CONFIDENCE)) if len(differences) else math.nan
     report["better_by_at_least"] = bound
     if bound > 0:
-        return best, report | {"why": f"a larger area than {simple} with {_CONFIDENCE:.0%} confidence"}
-    why = f"{best} may have a larger area than {simple} by chance: {len(gain)} held-out examples cannot tell"
+        return best, report | {"why": f"{_BEST}: better than {simple} with {_CONFIDENCE:.0%} confidence"}
+    why = f"{best} looks better, but {len(gain)} held-out examples cannot tell that from chance"
     return simple, report | {"reads": simple, "why": why}
 
 

@@ -13,16 +13,17 @@ from elang.backends.flops import FlopsConvention
 from elang.backends.loading.load import load_model, open_backend
 from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
-from elang.data.examples import Examples, fold_of, source_of
+from elang.data.examples import Examples, fold_of
+from elang.data.prompts import tell_examples
 from elang.errors import InputError
 from elang.evaluation.cautions import check_apart
 from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
 from elang.notices import notice
-from elang.records.table import Records
+from elang.records.table import EXAMPLES, Records
 from elang.tasks.text_task import TaskFields
 
-# Seconds between two words to the other processes.
+# Seconds between two messages to the other processes.
 _MINUTE = 60.0
 
 
@@ -72,6 +73,19 @@ class EvaluationModule(TaskModule):
                 model.check_cost()
             if model.manifest is not None:
                 model.manifest.check_whole(model.weights_sha256, path)
+        # An encoder reads no examples, but those of its task are a Super's in `elang predict`.
+        shown = {n: m.task.examples if n == "swift" else m.shown_examples for n, m in self.text_models.items()}
+        shown |= {name: backend.about.get(EXAMPLES) for name, backend in self.recorded.items()}
+        tell_examples({f"'{models[name]}'": examples for name, examples in shown.items() if examples is not None})
+
+    def setup(self, stage: str) -> None:
+        """Refuse what stands in for a model where there are only its inputs, not texts."""
+        super().setup(stage)
+        if self.backends and (stage == "predict" or self.data is None):
+            raise InputError(
+                f"'{self.paths[next(iter(self.backends))]}' is no model, so it answers only examples of elang's data "
+                "modules, and not in Trainer.predict. Give a model, or use JointPredictor."
+            )
 
     @property
     def text_models(self) -> dict[str, TextModel]:
@@ -124,10 +138,6 @@ class EvaluationModule(TaskModule):
 
     def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The columns of :meth:`table_columns` but ``key`` and ``label``; ``<name>_text`` for generated texts."""
-        if self.backends:
-            raise InputError(
-                f"Trainer.predict runs models; '{self.paths[next(iter(self.backends))]}' is none. Use JointPredictor."
-            )
         rows: dict[str, Any] = self.answer_batch(batch, "predict")
         rows = {name: values for name, values in rows.items() if name not in ("key", "label")}
         for name, model in self.text_models.items() if self.task.kind.generates else ():
@@ -139,6 +149,8 @@ class EvaluationModule(TaskModule):
         tables = super().gather_tables()
         if self.data is None and "routing" in tables:
             evaluated = next(table["key"] for split, table in tables.items() if split != "routing")
+            if not len(evaluated):
+                raise InputError("The first loader has no examples, so there is nothing to evaluate.")
             check_apart(evaluated, evaluated[:0], tables["routing"]["key"])
         for table in tables.values():
             for name in self.models:
@@ -162,19 +174,16 @@ class EvaluationModule(TaskModule):
                     f"of {columns['ids'].shape[1]} tokens and may be cut. Raise --data.max_target_length.",
                 )
             return records
-        if self.data is None:
-            no_texts: list[tuple[str, ...]] = [()] * len(table["id"])
-            examples = Examples(no_texts, table["id"], table["key"], label=table["label"], source=source_of(split))
-        elif len(examples := self.data.examples(split)) > len(table["id"]):
+        if len(examples := self.data.examples(split)) > len(table["id"]):
             examples = examples.take(torch.isin(examples.id, table["id"]))
         if name in self.recorded:
             return self.recorded[name].answer(examples)
         return self._asked_once(self.backends[name], examples)
 
     def _asked_once(self, backend: Backend, examples: Examples) -> Records:
-        """A backend's answers; of several processes the first one asks, so that a server is not asked by each.
+        """A backend's answers. Of several processes only the first one asks, and sends the others what it hears.
 
-        It tells the others every minute that it still waits: torch gives a process up that hears nothing for longer.
+        Every minute it tells them that it still waits, because torch ends a process that hears nothing for long.
         """
         if self.trainer.world_size == 1:
             return backend.answer(examples)

@@ -234,14 +234,16 @@ class TaskModule(AnyShape, LightningModule):
         return Manifest(**{"label_names": self.label_names, "task": self.task.plain()} | about | fields)
 
     def references(self, split: str, ids: Tensor) -> list[str]:
-        """The texts to generate for the examples ``ids`` of a split; of a loader's own split, for all of them."""
+        """The texts to generate for the examples ``ids`` of a split, which must be all of a loader's own split."""
         texts: list[str] = self._references[split] if self.data is None else self.data.references(split, ids)
         return texts
 
     def measure_answers(self, split: str, answers: Records, label: Tensor, qualities: list[str]) -> dict[str, float]:
         """Metrics by name of answers to examples with these labels: the first of ``qualities``, all of texts."""
         if answers.texts is not None:
-            return measure_texts(qualities, answers.texts, self.references(split, answers.id))
+            # Training would tell of every epoch's.
+            where = "" if self.trainer.state.fn == "fit" else f"on '{split}'"
+            return measure_texts(qualities, answers.texts, self.references(split, answers.id), self.task, where)
         quality = QUALITIES[qualities[0]](len(self.label_names))  # type: ignore[index]
         targets = self.data.targets(split, answers.id) if self.data is not None else {}
         return {quality.name: measure(quality, answers.prediction, label, targets=targets)}

@@ -15,12 +15,13 @@ from elang.backends.text_model import TextModel
 from elang.data.examples import check_held_out
 from elang.errors import InputError
 from elang.evaluation.cautions import check_apart, check_manifest_apart
-from elang.evaluation.pair import ROUTING_SLICE, Heads, PairAnswers, Thresholds, choose_thresholds, pair_answers
+from elang.evaluation.pair import ROUTING_SLICE, PairAnswers, Thresholds, choose_thresholds, pair_answers
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import describe_slice
 from elang.evaluation.statements import report_dropped
-from elang.evaluation.summary import Curves, EvaluatedPair, JointSummary, all_curves, summarize_pair
+from elang.evaluation.summarize import Curves, all_curves, summarize_pair
+from elang.evaluation.summary import EvaluatedPair, JointSummary
 from elang.method.deferral import route
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT
@@ -93,10 +94,9 @@ class JointModule(EvaluationModule):
         swift = self._swift
         self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None
         if self.manifest is not None and swift is not None and swift.weights_sha256:
-            self.manifest.check_weights(swift.weights_sha256, f"'{swift_model}'")
+            self.manifest.check_weights(swift.weights_sha256, f"'{swift_model}'", swift.shown_examples)
         default = self.manifest.temperature if self.manifest is not None else 1.0
-        self.temperature = default if temperature is None else temperature
-        self.explicit_thresholds = thresholds is not None
+        self.temperature, self.explicit_thresholds = default if temperature is None else temperature, bool(thresholds)
         if thresholds is not None and self.temperature != default:
             raise InputError(
                 f"The thresholds of '{thresholds}' are for the temperature {default}, but --model.temperature is "
@@ -208,14 +208,16 @@ class JointModule(EvaluationModule):
         if self.task.kind.generates:
             assert swift.texts is not None
             names = [quality.name for quality in self.qualities]
-            targets = text_targets(names, self.references(split, table["id"]), swift.texts, super_.texts)
+            texts = self.references(split, table["id"]), swift.texts, super_.texts
+            targets = text_targets(names, *texts, task=self.task)
         answers = pair_answers(
             table,
             swift,
             super_,
-            problem=self.task.problem,
+            task=self.task,
             temperature=self.temperature,
-            heads=Heads({name: table[f"swift_{name}"] for name in heads}, table.get("swift_early_flops")),
+            heads=heads,
+            prefix="swift_",
             targets=targets,
         )
         if data is None:
@@ -261,6 +263,7 @@ class JointModule(EvaluationModule):
             swift, held_out = self._swift, pairs["routing"]
             self.thresholds_manifest = self.new_manifest(
                 label_names=swift.label_names if swift else self.label_names,
+                task=(swift or self).task.plain(),
                 score=self._default_score(held_out.scores),
                 temperature=self.temperature,
                 weights_sha256=swift.weights_sha256 if swift else "",

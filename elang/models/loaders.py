@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from elang.backends.text_model import TextModel
 from elang.data.batches import IGNORE_INDEX
-from elang.data.encoding import pad_of, same_tokens
+from elang.data.encoding import pad_of, pads_left, same_tokens
 from elang.data.examples import content_key
 from elang.errors import InputError, listed
 from elang.notices import notice
@@ -53,7 +53,8 @@ class LoaderBatches:
                 f"A batch must be a dictionary with {listed([*_NEEDED, 'labels'])}, but the loader gives a "
                 f"{type(batch).__name__}. {_COLLATE}"
             )
-        if "targets" in batch:
+        # One of elang's own, or read already.
+        if "targets" in batch and "repeated" in batch:
             return dict(batch)
         own = {name: batch[name] for name in models if isinstance(batch.get(name), Mapping)}
         if self._first:
@@ -68,7 +69,7 @@ class LoaderBatches:
         rows["label"] = self._references(batch, inputs) if self.kind.generates else self._label(batch, size, first)
         self.check_labels(rows["label"], labelled)
         if "id" in batch:
-            rows["id"] = _column(batch, "id", size).long()
+            rows["id"] = _column(batch, "id", size, whole=True).long()
         if "super_logits" in batch:
             rows["super_logits"] = self._super_logits(batch, size)
         self._first = False
@@ -100,12 +101,9 @@ class LoaderBatches:
 
     def _check_readers(self, models: dict[str, TextModel]) -> None:
         """Refuse one set of inputs for models that read differently."""
-        first, *others = (model.reader for model in models.values()) if models else (None,)
-        if any(
-            first.text_to_text != other.text_to_text or not same_tokens(first.tokenizer, other.tokenizer)
-            for other in others
-            if first is not None
-        ):
+        readers = [model.reader for model in models.values()]
+        forms = {(reader.text_to_text, reader.prompt) for reader in readers}
+        if len(forms) > 1 or not all(same_tokens(readers[0].tokenizer, reader.tokenizer) for reader in readers[1:]):
             raise InputError(
                 f"The models {listed(list(models))} read texts differently, so each needs its own inputs: put what its "
                 "tokenizer returns into the batch as a dictionary under the model's name."
@@ -124,10 +122,17 @@ class LoaderBatches:
             raise InputError(
                 f"'{wrong[0]}' of the loader's batches is a {type(inputs[wrong[0]]).__name__}, not a tensor. {_COLLATE}"
             )
-        if self.kind.has_candidates and _CHOICES[0] not in inputs:
+        if pads_left(model.tokenizer):
+            # The tokenizer in its files may pad on the right; then prompts would not end where answers begin.
+            order = inputs["attention_mask"].argsort(dim=1, stable=True)
+            inputs |= {name: inputs[name].gather(1, order) for name in inputs.keys() & {*_NEEDED, "token_type_ids"}}
+        # A text-to-text model whose examples share their answers reads a prompt for each.
+        has_own = self.kind.has_candidates and not (model.text_to_text and model.task.answers)
+        if missing := [name for name in _CHOICES[: 1 + model.text_to_text] if has_own and name not in inputs]:
             raise InputError(
-                "Each example of a choice has its own candidates: give their number as 'num_choices', and a row of "
-                "'input_ids' for each candidate."
+                f"Each example of a choice has its own candidates, and the loader's batches have no {listed(missing)}: "
+                "give their number as 'num_choices', and a row for each candidate in 'input_ids' or, of a text-to-text "
+                "model, in 'answer_ids'."
             )
         return inputs
 
@@ -137,10 +142,7 @@ class LoaderBatches:
         unknown = inputs["input_ids"].new_full((size,), kind.unknown, dtype=kind.answer_type)
         if name is None:
             return unknown
-        given = _column(batch, name, size)
-        if given.is_floating_point() and kind.chooses:
-            raise InputError(f"'{name}' must be class indices, but has the type {given.dtype}. Convert it to integers.")
-        label = given.to(kind.answer_type)
+        label = _column(batch, name, size, whole=kind.chooses).to(kind.answer_type)
         return torch.where(kind.is_unknown(label), unknown, label)
 
     def _references(self, batch: Mapping[str, Any], inputs: dict[str, dict[str, Tensor]]) -> Tensor:
@@ -159,6 +161,8 @@ class LoaderBatches:
             if self._looks < 0:
                 return
         names = self.task.label_names
+        if not self.kind.chooses and label.isinf().any():
+            raise InputError("A label of the loader's batches is infinite. Correct it, or leave the example out.")
         if self.kind.chooses and int(label.max()) >= len(names):
             raise InputError(
                 f"A label of the loader's batches is {int(label.max())}, but there are {len(names)} classes, "
@@ -173,8 +177,9 @@ class LoaderBatches:
 
     def _super_logits(self, batch: Mapping[str, Any], size: int) -> Tensor:
         """The Super's logits, float32 ``(B, C)``."""
-        logits, width = _column(batch, "super_logits", size), self.task.num_outputs if self.kind.has_classes else None
-        if self.kind.generates or logits.ndim != 2 or width not in (None, logits.shape[1]):
+        logits = _column(batch, "super_logits", size, dimensions=2)
+        width = self.task.num_outputs if self.kind.has_classes else logits.shape[1]
+        if self.kind.generates or logits.shape[1] != width:
             raise InputError(
                 f"'super_logits' has the shape {tuple(logits.shape)}. It must have a logit of the Super for each "
                 "class, in the order of label_names; generated texts are learned from --model.super_records instead."
@@ -200,12 +205,17 @@ def padded_references(labels: Tensor, width: int) -> Tensor:
     return F.pad(labels.masked_fill(labels == IGNORE_INDEX, -1), (0, width - labels.shape[1]), value=-1)
 
 
-def _column(batch: Mapping[str, Any], name: str, size: int) -> Tensor:
-    """A column of a batch with ``size`` rows."""
+def _column(batch: Mapping[str, Any], name: str, size: int, *, dimensions: int = 1, whole: bool = False) -> Tensor:
+    """A column of a batch with ``size`` rows: of integers, if it must be ``whole``."""
     values = batch[name]
-    if not isinstance(values, Tensor) or values.ndim < 1 or len(values) != size:
+    if not isinstance(values, Tensor) or values.ndim != dimensions or len(values) != size:
         what = f"the shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"the type {type(values).__name__}"
-        raise InputError(f"'{name}' of the loader's batches must be a tensor with {size} rows, but has {what}.")
+        raise InputError(
+            f"'{name}' of the loader's batches must be a tensor with {size} rows and {dimensions} dimension"
+            f"{'s' * (dimensions > 1)}, but has {what}."
+        )
+    if whole and values.is_floating_point():
+        raise InputError(f"'{name}' must be integers, but has the type {values.dtype}. Convert it.")
     return values
 
 

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from elang.backends.text_model import TextModel
 from elang.data.examples import fold_of
-from elang.evaluation.pair import ROUTING_SLICE, Heads, Thresholds, choose_thresholds, pair_answers, share_thresholds
+from elang.evaluation.pair import ROUTING_SLICE, Thresholds, choose_thresholds, pair_answers, share_thresholds
 from elang.method.quality.metric import Quality
 from elang.metrics import ExampleTable
 from elang.records.table import Records
-from elang.terminal import Progress
+from elang.terminal import Progress, waiting
+
+# Seconds after which each step behind the training is told.
+_FIRST = 3.0
 
 
 class RoutingSlice:
@@ -36,7 +39,9 @@ class RoutingSlice:
         table = ExampleTable(columns | model.columns(features=True)).to(device)
         model.eval()
         order = list(range(len(model.label_names)))
-        for batch in batches:
+        # No thread tells of this: the loader may fork.
+        progress = Progress(None, "batches of the held-out slice, for router and thresholds", bar=False, first=_FIRST)
+        for batch in progress.each(batches):
             inputs = {name: column.to(device) for name, column in batch["model"].items()}
             rows = {name: batch[name].to(device) for name in ("id", "key", "unit", "label")}
             rows |= model.answer_columns(inputs, order, temperature=temperature, features=True)
@@ -58,10 +63,12 @@ class RoutingSlice:
         scores = {name: table[name] for name in model.head_scores if name not in model.routers}
         for name, head in model.routers.items():
             features, fold = table[f"{name}_features"], fold_of(table["unit"])
-            with Progress(None, f"steps of fitting '{name}'", late=True) as progress:
+            what = f"fitting '{name}' to the held-out slice"
+            with waiting(what, _FIRST), Progress(None, f"steps of {what}", late=True) as progress:
                 choice = model.candidates(name)
-                reports[name] = head.fit(features, gain, fold, *choice, expected=expected, each=progress.each)
-            rank_zero_info(f"{name}: reads {reports[name]['reads']}: {reports[name]['why']}")
+                report = reports[name] = head.fit(features, gain, fold, *choice, expected=expected, each=progress.each)
+            choices = f", chosen among {', '.join(report['areas'])}" if len(report["areas"]) > 1 else ""
+            rank_zero_info(f"the score '{name}' is computed from {report['reads']}{choices}: {report['why']}")
             device = head.bias.device
             scores[name] = head(features.to(device), fold.to(device)).to(features.device)
         self._head_scores = {name: scores[name] for name in model.head_scores}
@@ -77,12 +84,12 @@ class RoutingSlice:
             scores = task.kind.scores_of(table.get("logits"), table.get("scores"), self.temperature)
             return share_thresholds(scores | self._head_scores, ROUTING_SLICE)
         answers = pair_answers(
-            table,
+            table | self._head_scores,
             self.model.records(table),
             super_,
-            problem=task.problem,
+            task=task,
             temperature=self.temperature,
-            heads=Heads(self._head_scores, table.get("early_flops")),
+            heads=self._head_scores,
             targets=targets,
         )
         return choose_thresholds(answers, quality, ROUTING_SLICE)

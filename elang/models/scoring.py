@@ -15,7 +15,7 @@ from elang.errors import InputError, printable
 from elang.models.answering import EvaluationModule
 from elang.notices import made
 from elang.records.merging import check_same, merge_files
-from elang.records.table import Records, check_output, join_records, write_records
+from elang.records.table import EXAMPLES, Records, check_output, join_records, write_records
 from elang.tables import is_table
 from elang.tasks.text_task import TaskFields
 
@@ -83,6 +83,8 @@ class ScoreModule(EvaluationModule):
         metadata: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
         metadata["generated"] = self.generate and model.text_to_text
         metadata |= model.described_answers(self.top_k)
+        if model.shown_examples is not None:
+            metadata[EXAMPLES] = model.shown_examples
         if model.manifest is not None:
             metadata["routing_fraction"] = model.manifest.routing_fraction
         if self.parts > 1:

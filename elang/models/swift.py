@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from elang.backends.backend import Answer
-from elang.backends.generator import TextGenerator
+from elang.backends.generation import Generation
 from elang.backends.loading.load import load_model
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
@@ -102,7 +102,7 @@ class SwiftModule(FinetuneModule):
         distill: Distill = "sequence",
         **lora: Any,
     ) -> None:
-        kind = TextTask.of(label_names, task).kind
+        kind, self._has_router = TextTask.of(label_names, task).kind, router
         weight = kind.distill_weight if distill_weight is None else distill_weight
         gap_weight = kind.margin_weight if margin_weight is None else margin_weight
         losses: dict[str, Any] = {"task_weight": task_weight, "margin_weight": gap_weight, "margin": margin}
@@ -110,12 +110,11 @@ class SwiftModule(FinetuneModule):
         losses |= {"hidden_weight": hidden_weight, "hard": hard, "temperature": temperature}
         self.loss_options = self._options_given = LossOptions(**losses)
         self.loss_options.check(super_model)
-        self._has_router = router
         # An encoder's head may learn whether the answer is good enough, for which it needs the answer.
         self._needs_logits = (router and kind.has_candidates) or weight > 0 or gap_weight > 0
         shared: dict[str, Any] = {"layers": layers, "lr": lr, "weight_decay": weight_decay, "warmup": warmup}
         shared |= {"freeze_embeddings": freeze_embeddings, "quality": quality, "output": output, "compile": compile}
-        lora |= {"gradient_checkpointing": gradient_checkpointing, "label_smoothing": label_smoothing}
+        shared |= {"gradient_checkpointing": gradient_checkpointing, "label_smoothing": label_smoothing}
         super().__init__(model, label_names, task, num_beams=num_beams, **shared, **lora)
         self.save_hyperparameters()
         self.super_records, self.out_of_fold = super_records, out_of_fold
@@ -135,7 +134,7 @@ class SwiftModule(FinetuneModule):
         kind, hard = self.task.kind, self.loss_options.hard
         if not kind.scores and hard != "gain":
             raise InputError("A regression's router learns where the Super is nearer: it needs --model.hard gain.")
-        known = [*kind.scores, *self.classifier.head_scores]
+        known = [*kind.scores, *self.classifier.ask_for(self.score)]
         if self.score not in known:
             why = "Energy means nothing for a regression's single output. " if not kind.scores else ""
             raise InputError(
@@ -187,7 +186,7 @@ class SwiftModule(FinetuneModule):
         answers, folds = self.super_records, self.out_of_fold
         super_ = RecordedAnswers.read(answers, self.task, data) if answers is not None else None
         if self.task.kind.generates:
-            generator = cast(TextGenerator, self.classifier)
+            generator = cast(Generation, self.classifier)
             max_length = getattr(data, "max_target_length", generator.max_new_tokens)
             self.objective = TextObjective(generator, self.loss_options, super_, max_target_length=max_length)
         else:
@@ -239,7 +238,7 @@ class SwiftModule(FinetuneModule):
     def on_fit_start(self) -> None:
         """Move the Super's answers, and the Super if it runs, to the device."""
         if self.objective is not None:
-            self.objective.to(self.device)
+            self.objective.start(self.classifier, self.data, self.device)
         if self.hidden is not None:
             self.hidden.super_.to(self.device)
 

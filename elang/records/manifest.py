@@ -55,8 +55,10 @@ _FIELDS: dict[str, Check] = {
 }
 _TASK: dict[str, Check] = {
     "problem": (f"one of {', '.join(KINDS)}", lambda v: isinstance(v, str) and v in KINDS),
-    **dict.fromkeys(("prompt", "label_words", "system"), TEXT),
-} | dict.fromkeys(("label_names", "fields", "segments", "answers", "qualities", "choice_fields", "languages"), TEXTS)
+    **dict.fromkeys(("prompt", "label_words", "system", "extract"), TEXT),
+    **dict.fromkeys(("label_names", "fields", "segments", "answers", "qualities", "choice_fields", "languages"), TEXTS),
+    "examples": ("a list of prompts and answers by turns", lambda v: TEXTS[1](v) and len(v) % 2 == 0),
+}
 _ENTRY: dict[str, Check] = {
     "threshold": THRESHOLD,
     **dict.fromkeys(("rule", "chosen_on", "statement", "slice_sha256", "swift_sha256", "super_sha256"), TEXT),
@@ -192,16 +194,6 @@ class Manifest:
             )
         return score, threshold
 
-    def speedup(self, name: str, score: str) -> float:
-        """The Super's FLOPs over the pair's at a threshold, on the slice where it was chosen; NaN if unknown."""
-        try:
-            entry = self.thresholds[score][name]
-            speedup = float(entry["speedup"])
-        except (KeyError, TypeError, ValueError):
-            return math.nan
-        # Earlier versions ran the Swift also where everything is deferred, and counted it.
-        return 1.0 if float(entry["threshold"]) == -math.inf and not math.isnan(speedup) else speedup
-
     def warn_of_another_super(self, name: str, score: str, path: str, digest: Callable[[], str]) -> None:
         """Give a notice if a threshold's promise of quality was certified against another Super than that at ``path``.
 
@@ -226,13 +218,19 @@ class Manifest:
                 f"{self.weights_sha256[:12]}…): they are damaged or were replaced. Make the model again."
             )
 
-    def check_weights(self, digest: str, who: str) -> None:
-        """Raise an ``InputError`` if the thresholds were chosen for other weights."""
+    def check_weights(self, digest: str, who: str, examples: list[str] | None = None) -> None:
+        """Raise an ``InputError`` if the thresholds were chosen for other weights, or other examples in a prompt."""
         if self.weights_sha256 and digest != self.weights_sha256:
             raise InputError(
                 f"The thresholds were chosen for another Swift (weights {self.weights_sha256[:12]}…) than {who} "
                 f"(weights {digest[:12]}…), and scores of two models are not on one scale. Choose them again with "
                 "`elang validate`."
+            )
+        if examples is not None and self.task is not None and examples != (shown := self.task.get("examples", [])):
+            raise InputError(
+                f"The thresholds were chosen with {len(shown) // 2} examples in the prompt of {who}, and here it is "
+                f"shown {len(examples) // 2} others, so its scores are on another scale. Give --data.examples and the "
+                "training file as there, or choose thresholds again with `elang validate`."
             )
 
 
@@ -243,6 +241,13 @@ def known_name(named: Container[str], name: str = DEFAULT_THRESHOLD) -> str:
     'parity'
     """
     return "parity" if name == DEFAULT_THRESHOLD and name not in named and "parity" in named else name
+
+
+def entry_speedup(entry: dict[str, Any]) -> float:
+    """The Super's FLOPs over the pair's at the threshold of an entry, on the slice that chose it; NaN if unknown."""
+    speedup = float(entry.get("speedup") or math.nan)
+    # Earlier versions ran the Swift also where everything is deferred, and counted it.
+    return 1.0 if not math.isnan(speedup) and float(entry["threshold"]) == -math.inf else speedup
 
 
 def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int) -> dict[str, Any]:

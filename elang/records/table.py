@@ -17,6 +17,8 @@ from elang.files import check_output_file, write_atomically
 METADATA = b"elang"
 # Small, because merging holds one page of each column of each file in memory.
 PAGES = {"data_page_size": 1 << 16, "dictionary_pagesize_limit": 1 << 16}
+EXAMPLES = "prompt_examples"
+"""The examples that a language model was shown in its prompt, in the metadata of its records."""
 FORMAT = 1
 """Version of the format of records and summaries."""
 

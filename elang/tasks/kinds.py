@@ -13,6 +13,7 @@ from elang.errors import InputError
 from elang.method.quality.metric import Quality
 from elang.method.quality.texts import TEXT_METRICS, worth_metric
 from elang.method.scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
+from elang.tasks.extraction import comparable, comparable_references
 from elang.tasks.kind import Kind, register_kind
 from elang.tasks.text_task import TextTask
 
@@ -127,9 +128,9 @@ class Generation(Kind):
         return SEQUENCE_SCORES
 
     def scores_of(self, logits: Tensor | None, token_scores: Tensor | None, temperature: float) -> dict[str, Tensor]:
-        """The scores recorded during generation."""
+        """The scores recorded during generation; records of earlier versions have the first ones."""
         assert token_scores is not None
-        return dict(zip(SEQUENCE_SCORES, token_scores.unbind(1), strict=True))
+        return dict(zip(SEQUENCE_SCORES, token_scores.unbind(1), strict=False))
 
     def worth(self, quality: str, targets: dict[str, Tensor]) -> dict[str, Any]:
         """The largest value, by which reports divide, and the unit of the sentence metric."""
@@ -162,22 +163,38 @@ def check_qualities(names: list[str], task: TextTask) -> None:
 
 
 def text_targets(
-    qualities: list[str], references: list[str], swift: list[str], super_: list[str] | None = None
+    qualities: list[str],
+    references: list[str],
+    swift: list[str],
+    super_: list[str] | None = None,
+    task: TextTask | None = None,
 ) -> dict[str, Tensor]:
     """The targets of text metrics for ``N`` references with ``K`` texts each: the Swift's, or both models'.
+
+    With a task the answers that it extracts from all texts are compared.
 
     These are the statistics of each metric in ``qualities``, ``(N, K, S)``; each text's ``worth`` by the first of them,
     float64 ``(N, K)``; and the statistics of the metric that defines the worth.
     """
     choices = [swift] if super_ is None else [swift, super_]
+    if task is not None:
+        references = comparable_references(task, references)
+        choices = [comparable(task, texts) for texts in choices]
     worth = worth_metric(qualities[0])
     names = dict.fromkeys([*qualities, worth])
     targets = {name: torch.stack([TEXT_METRICS[name][0](c, references) for c in choices], 1) for name in names}
     return targets | {"worth": TEXT_METRICS[worth][1](targets[worth])}
 
 
-def measure_texts(qualities: list[str], texts: list[str], references: list[str]) -> dict[str, float]:
-    """Metrics of one model's texts, by name."""
+def measure_texts(
+    qualities: list[str], texts: list[str], references: list[str], task: TextTask | None = None, where: str = "here"
+) -> dict[str, float]:
+    """Metrics of one model's texts, by name, or of the answers that a task extracts from them.
+
+    A notice counts texts without such an answer, with ``where`` they are.
+    """
+    if task is not None:
+        texts, references = comparable(task, texts, where), comparable_references(task, references)
     results = {}
     for name in qualities:
         statistics, value = TEXT_METRICS[name]

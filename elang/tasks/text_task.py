@@ -12,7 +12,7 @@ from elang.tasks.kind import KINDS, Kind
 Problem = Literal["classification", "choice", "regression", "sequence"]
 # Exact types: with looser ones the command line would read "{text}" or "True" as YAML.
 TaskFields = dict[str, str | list[str]]
-_OPTIONAL = ("label_words", "system")
+_OPTIONAL = ("label_words", "system", "examples", "extract")
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class TextTask:
         label_words: How a decoder-only language model is asked for ``answers``: after the ``prompt`` alone, or with it
             as a message of a ``chat``; empty: it does not answer in words, but by a head on its last token.
         system: The system text of a chat; empty: none.
+        examples: What a language model is shown in front of the prompt: filled prompts and their answers, by turns.
+        extract: How the answer is found in a generated text (:mod:`elang.tasks.extraction`); empty: it is the text.
     """
 
     label_names: list[str]
@@ -47,6 +49,8 @@ class TextTask:
     languages: list[str] = field(default_factory=list)
     label_words: str = ""
     system: str = ""
+    examples: list[str] = field(default_factory=list)
+    extract: str = ""
 
     @classmethod
     def of(cls, label_names: list[str], task: TaskFields | None = None) -> "TextTask":
@@ -117,23 +121,28 @@ class TextTask:
         names = [re.split(r"[.\[]", name)[0] for _, name, _, _ in Formatter().parse(self.prompt) if name]
         return [name for name in self.fields if name in names]
 
+    @property
+    def example_pairs(self) -> list[tuple[str, str]]:
+        """The examples, each a filled prompt and its answer."""
+        return list(zip(self.examples[::2], self.examples[1::2], strict=True))
+
+    @property
+    def next_example(self) -> str:
+        """What ends the answer of a model that goes on to write examples; empty in a chat, and without examples."""
+        if not self.examples or self.label_words == "chat":
+            return ""
+        return "\n\n" + next(literal for literal, _, _, _ in Formatter().parse(self.prompt))
+
+    def check_prompt(self) -> None:
+        """Raise an ``InputError`` if the prompt has no placeholder: all texts would be asked alike."""
+        if not self.prompt_fields:
+            names = " or ".join(f"{{{name}}}" for name in self.fields)
+            raise InputError(f"The prompt '{self.prompt}' has no place for a text: put {names} into --data.prompt.")
+
 
 def escaped(text: str) -> str:
     """A template of this text."""
     return text.replace("{", "{{").replace("}", "}}")
-
-
-def words_asked(label_words: bool | None, chat: bool, system: str | None, guess: bool = False) -> tuple[str, str]:
-    """A task's ``label_words`` and ``system``, from the options of a data module; ``guess`` where they say nothing.
-
-    Raises InputError if they contradict each other.
-    """
-    if label_words is False and (chat or system):
-        raise InputError("--data.chat and --data.system ask for label words; leave out --data.label_words false.")
-    if system and not chat:
-        raise InputError("--data.system is the system text of a chat: set --data.chat true, or write it in the prompt.")
-    words = guess if label_words is None else label_words
-    return "chat" if chat else "prompt" if words else "", system or ""
 
 
 def align_labels(theirs: list[str], ours: list[str], who: str, whose: str = "the data") -> list[int]:

@@ -12,7 +12,7 @@ from data.test_prompts import CHATML
 from inference.test_serve import Models, as_tuples, labels_of, posted
 
 from backends.test_families import DECODERS, LLAMA, WORDS, texts, write_tokenizer
-from elang import InputError, JointPredictor
+from elang import FinetuneModule, InputError, JointPredictor
 from elang.backends import causal_passes
 from elang.backends.answer_trie import AnswerTree, AnswerTrie
 from elang.backends.causal import CausalLabelDecoder
@@ -47,7 +47,7 @@ def write_causal(folder, name="llama", pad=True, **own):
     write_tokenizer(folder, **({} if pad else {"pad_token": None}))
     special = {"pad_token_id": 0 if pad else None, "bos_token_id": 2, "eos_token_id": 3}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name.partition(" ")[0], vocab_size=WORDS, **special, **FAMILIES[name], **own)
+    config = AutoConfig.for_model(name.partition(" ")[0], vocab_size=WORDS, **special, **{**FAMILIES[name], **own})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for weight in model.parameters():
@@ -171,6 +171,15 @@ def test_a_trie_as_a_tree():
     assert len(AnswerTree.of(AnswerTrie.of([[1, 2], [3, 2]])).tokens) == 0
 
 
+def test_a_tree_that_inference_moved_can_be_trained():
+    trie = AnswerTrie.of([[1, 2], [1, 3], [4, 5]])
+    for indices in (trie, AnswerTree.of(trie)):
+        with torch.inference_mode():
+            moved = indices.to(torch.device("meta"))
+        assert {(each.device.type, each.is_inference()) for each in vars(moved).values()} == {("meta", False)}
+        assert moved.to(torch.device("meta")) is moved
+
+
 @pytest.mark.parametrize("words", WORDS_OF)
 @pytest.mark.parametrize("name", ["llama", "gemma2", "bloom"])
 def test_the_loss_is_that_of_the_answers_tokens(tmp_path, name, words):
@@ -287,7 +296,7 @@ def test_what_label_words_are_not_for(tmp_path, base_model):
     )
     with pytest.raises(InputError, match="in words that all examples share"):
         load_model(folder, candidates)
-    with pytest.raises(InputError, match="does not generate its answers yet"):
+    with pytest.raises(InputError, match="it does not generate them"):
         load_model(folder, task_of(["a", "b"]), generate=True)
     with pytest.raises(InputError, match="no place for a text"):
         load_model(folder, task_of(["a", "b"], prompt="Which?"))
@@ -319,9 +328,25 @@ def test_a_family_whose_answers_depend_on_the_batch(tmp_path, monkeypatch):
         return asked(backbone, ids, torch.ones_like(mask), **more)
 
     monkeypatch.setattr(causal_passes, "chain_pass", blind)
-    monkeypatch.setattr("elang.backends.causal.chain_pass", blind)
+    monkeypatch.setattr("elang.backends.decoder_only.chain_pass", blind)
     with pytest.raises(InputError, match="'granite' model has answers that depend on what else is in a batch"):
         load_model(folder, task_of(WORDS_OF["single"]))
+
+
+def test_a_loader_may_pad_on_the_right(tmp_path):
+    """As the tokenizer in a model's files does."""
+    from transformers import AutoTokenizer
+
+    task = task_of(WORDS_OF["tree"])
+    module = FinetuneModule(write_causal(tmp_path / "model"), task.label_names, task.plain()).eval()
+    prompts = [task.prompt_text(row) for row in texts()]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    answers = []
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        with torch.no_grad():
+            answers.append(module(**tokenizer(prompts, padding=True, return_tensors="pt")).logits)
+    torch.testing.assert_close(*answers, rtol=0, atol=1e-5)
 
 
 def test_half_precision_keeps_logits_in_float32(tmp_path):

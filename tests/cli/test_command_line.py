@@ -703,6 +703,20 @@ def test_texts_are_not_copied():
     assert each_text(TEXTS) is TEXTS
 
 
+def test_answers_that_are_replaced_are_told(made, models, monkeypatch, recwarn):
+    """Before they are; not of an empty file, and not of a new one."""
+    monkeypatch.chdir(made)
+    Path("new.jsonl").touch()
+    predict = ["predict", *models, "--input", "lines.txt", "--output", "new.jsonl"]
+    assert main(predict) == 0
+    assert not [w for w in recwarn if "is replaced" in str(w.message)]
+    before = Path("new.jsonl").read_bytes()
+    assert main([*predict, "--threshold", "inf"]) == 0
+    (said,) = [str(w.message) for w in recwarn if "is replaced" in str(w.message)]
+    assert said.startswith("'new.jsonl' is there already")
+    assert Path("new.jsonl").read_bytes() != before
+
+
 def test_what_predict_cuts_is_told(made, models, monkeypatch):
     monkeypatch.chdir(made)
     Path("long.txt").write_text("the film was good\n" + "film " * 100 + "\n")

@@ -21,6 +21,7 @@ from elang.evaluation.cautions import cautions, little_to_gain
 from elang.evaluation.slices import read_slice
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
+from elang.models.finetune import FinetuneModule
 from elang.records.manifest import Manifest
 from elang.tasks.kind import KINDS
 
@@ -62,14 +63,17 @@ def test_a_super_that_is_no_better_is_told(pair, joint_args, files, tmp_path, ca
     assert main(["validate", *args, "--model.super_flops", "1e9", "--model.output", str(out)]) == 0
     printed = re.sub(r"\s+", " ", capsys.readouterr().out)
     found = json.loads((out / "summary.json").read_text())["cautions"]
-    assert "the Super is never right where the label is 'bad'" in found[-2]
-    assert "the Super is not shown to be better than the Swift" in found[-1]
+    (useless,) = [one for one in found if one.startswith("the Super is right on ")]
+    assert "always answering 'good' would be right on" in useless
+    (gain,) = [one for one in found if "the Super is not shown to be better than the Swift" in one]
+    assert printed.index(gain) < printed.index("With this in mind: on ")
     assert main(["report", str(out), "--output", str(tmp_path / "page.html")]) == 0
     page = re.sub(r"\s+", " ", (tmp_path / "page.html").read_text("utf-8")).replace("&#39;", "'")
+    assert page.index(gain) < page.index("With this in mind: on ")
     shutil.copy(pair["swift"] / "elang.json", out)
     capsys.readouterr()
     assert main(["calibrate", str(out), "--max_regret", "0.1", "--split", "validation"]) == 0
-    assert f"Caution: {found[-1]}." in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert re.sub(r"\s+", " ", capsys.readouterr().out).startswith(f"Caution: {gain}.")
     for said in found:
         assert f"Caution: {said}." in printed
         assert f"Caution: {said}." in page
@@ -121,20 +125,23 @@ def test_a_regression_has_no_classes(joint):
         kind = KINDS["regression"]
         gain, swift_flops, super_flops = torch.ones(9), torch.ones(9), torch.ones(9)
 
-    assert cautions(Answers(), ["score"], None) == []
+    assert cautions(Answers(), ["score"], None)[1] == []
 
 
 def test_many_classes_are_counted():
     class Answers:
         kind = KINDS["classification"]
         label = torch.arange(150).repeat(5)
+        # Of the first class all are right, and one of the second: more than always answering one would be.
         swift, super_ = torch.zeros_like(label), label
+        swift[1] = 1
         gain = (swift != label).double()
         swift_flops, super_flops = gain, gain
 
-    said = cautions(Answers(), [f"class {i}" for i in range(150)], 1.0)
-    assert len(said) == 1
-    assert "'class 8' and 141 more" in said[0]
+    denied, limited = cautions(Answers(), [f"class {i}" for i in range(150)], 1.0)
+    assert len(limited) == 1
+    assert "'class 9' and 140 more" in limited[0]
+    assert not [said for said in denied if "always answering" in said]
 
 
 def test_a_slice_that_is_too_small_names_the_ways_out(joint_args, tmp_path, fails):
@@ -270,6 +277,62 @@ def test_help_of_a_group_without_a_class(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--model", "SwiftModule", "--model.help"])
     assert "--model.super_records" in capsys.readouterr().out
+
+
+def test_help_begins_with_our_options(capsys):
+    """Of the class that is asked for; Lightning's many come last, and a line says how to see fewer."""
+    for args, ours in (([], "--model.label_smoothing"), (["--model", "SwiftModule"], "--model.super_records")):
+        with pytest.raises(SystemExit):
+            main(["fit", *args, "--help"])
+        said = capsys.readouterr().out
+        lines = [f"\n  {option}" for option in (ours, "--data.train", "--ckpt_path", "--trainer.max_epochs")]
+        places = [said.index(line) for line in lines]
+        assert places == sorted(places)
+        assert places[0] < 8_000
+        assert f"`elang fit --model.help {args[-1] if args else 'FinetuneModule'}`" in " ".join(said.split())
+        assert "--model.label_names" not in said, "the data give them"
+        assert ":class:" not in said[: places[3]]
+    with pytest.raises(SystemExit):
+        main(["score", "--help"])
+    assert "--model.top_k" in capsys.readouterr().out
+
+
+def test_a_run_that_is_refused_leaves_no_folder_of_logs(base_model, data_args, tmp_path, monkeypatch, fails):
+    """Whichever check refuses it; a run that has begun keeps its folder."""
+    monkeypatch.chdir(tmp_path)
+    fit = ["fit", "--model.model", base_model, *data_args, "--trainer.accelerator", "cpu"]
+    fit += ["--trainer.enable_progress_bar", "false", "--model.output", tmp_path / "model"]
+    (tmp_path / "empty.csv").write_text("text,label\n,good\n")
+    # While data are read, and while the module is prepared.
+    fails([*fit, "--data.validation", tmp_path / "empty.csv"], "empty.csv")
+    fails([*fit, "--model", "SwiftModule"], "--model.super_records is not set")
+    assert not [*(tmp_path / "runs").glob("version_*")]
+    monkeypatch.setattr(FinetuneModule, "on_train_batch_end", _fails_late, raising=False)
+    with pytest.raises(RuntimeError, match="late"):
+        main([*map(str, fit)])
+    assert [path.name for path in (tmp_path / "runs").glob("version_*")] == ["version_0"]
+
+
+def _fails_late(self, *batch):
+    raise RuntimeError("late")
+
+
+def test_a_swift_that_is_too_large_is_told_before_it_is_trained(
+    pair, base_model, data_args, tmp_path, monkeypatch, recwarn
+):
+    """And at the end what its router reads, of which candidates."""
+    said = []
+    monkeypatch.setattr("elang.models.routing_slice.rank_zero_info", said.append)
+    args = ["fit", "--model", "SwiftModule", "--model.model", base_model, "--model.super_records", pair["records"]]
+    args += ["--trainer.max_steps", "1", "--model.output", tmp_path / "swift", *data_args, *FAST]
+    assert main([*map(str, args)]) == 0
+    (large,) = [str(w.message) for w in recwarn if "FLOPs, so no threshold" in str(w.message)]
+    # Of the same layers, and with the router beside them.
+    assert re.match(r"The Swift takes 10\d% of the Super's FLOPs, so no threshold saves anything", large)
+    (router,) = said
+    assert re.match(
+        r"the score 'router' is computed from [\w ]+, chosen among free_energy, max_softmax, logits, ", router
+    )
 
 
 def test_the_page_is_named_after_the_task(joint, tmp_path):

@@ -8,7 +8,7 @@ from elang.data.encoding import encode_examples, token_lists
 from elang.data.prompts import Prompt
 from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError
-from elang.tasks.text_task import TextTask, words_asked
+from elang.tasks.text_task import TextTask
 
 CORPUS = ["Review: the film was good, very good.", "Sentiment: positive", "Sentiment: negative", "a dull plot"] * 5
 ANSWERS = ["positive", "negative", "very good"]
@@ -208,10 +208,12 @@ def test_what_asks_for_label_words(files):
     assert asked(prompt="{text}?", label_words=False)[0] == ""
     assert asked(label_words=True) == ("prompt", "", "text: {text}\nlabel:")
     assert asked(chat=True, system="Short.") == ("chat", "Short.", "text: {text}\nlabel:")
-    with pytest.raises(InputError, match=r"leave out --data\.label_words false"):
-        words_asked(False, True, None)
+    assert asked(examples=2)[0] == "prompt"
+    for options in ({"chat": True}, {"examples": 2}):
+        with pytest.raises(InputError, match=r"leave out --data\.label_words false"):
+            asked(label_words=False, **options)
     with pytest.raises(InputError, match=r"set --data\.chat true"):
-        words_asked(None, False, "Be brief.")
+        asked(system="Be brief.")
 
 
 def test_benchmarks_bring_their_prompts():

@@ -207,6 +207,19 @@ def test_bad_reports(joint, tmp_path, fails):
     assert not (tmp_path / "r.html").exists()
 
 
+def test_a_finite_threshold_that_defers_everything_pays_for_the_swift(joint, joint_args, tmp_path):
+    values = json.loads((joint / "elang.json").read_text())
+    values["thresholds"]["max_softmax"]["1-SE"]["threshold"] = -9.0
+    (tmp_path / "elang.json").write_text(json.dumps(values))
+    folder = tmp_path / "joint"
+    args = ["--model.thresholds", str(tmp_path), "--model.output", str(folder)]
+    assert main(["validate", *joint_args, *args]) == 0
+    summary = json.loads((folder / "summary.json").read_text())["qualities"]["accuracy"]
+    speedup = summary["super"]["cost"] / (summary["super"]["cost"] + summary["swift"]["cost"])
+    page = page_of(folder, out=tmp_path / "report.html", threshold="1-SE")
+    assert f"<dt>FLOPs speed-up</dt><dd>{speedup:.2f}x</dd>" in page
+
+
 def test_a_black_box_super_has_no_costs(pair, joint, joint_args, data_args, tmp_path):
     frame = pd.read_parquet(pair["records"]).drop(columns=["logits", "flops", "tokens"])
     frame.to_csv(tmp_path / "super.csv", index=False)

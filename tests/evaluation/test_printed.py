@@ -12,11 +12,14 @@ from elang.data.benchmarks import TaskData
 from elang.data.seq2seq import Seq2SeqData
 from elang.data.text_classification import TextClassificationData
 from elang.evaluation import pair
-from elang.evaluation import summary as summaries
+from elang.evaluation import summarize as summaries
+from elang.evaluation.cautions import little_to_save
 from elang.evaluation.pair import PairAnswers, choose_thresholds
+from elang.evaluation.report import figures as drawing
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.words import outcome, statement_lines
-from elang.evaluation.summary import EvaluatedPair, all_curves, summarize_pair
+from elang.evaluation.summarize import all_curves, summarize_pair
+from elang.evaluation.summary import EvaluatedPair
 from elang.method.quality.registry import QUALITIES
 
 ABOUT = {
@@ -32,7 +35,8 @@ ABOUT = {
 LONG = "a_score_of_ones_own_with_a_name_that_is_long"
 
 
-def summary_of(n=400, names=("accuracy", "f1_macro"), super_cost=8e9, swift_right=0.8):
+def curves_of(n=400, names=("accuracy", "f1_macro"), super_cost=8e9, swift_right=0.8):
+    """The curves of the first metric, and the summary."""
     draw = torch.Generator().manual_seed(0)
     label = torch.randint(3, (n,), generator=draw)
     right = [torch.rand(n, generator=draw) < share for share in (swift_right, 0.92)]
@@ -44,7 +48,13 @@ def summary_of(n=400, names=("accuracy", "f1_macro"), super_cost=8e9, swift_righ
     qualities = [QUALITIES[name](3) for name in names]
     thresholds = choose_thresholds(answers, qualities[0], "here")
     about = EvaluatedPair(**ABOUT, num_examples=n)
-    return summarize_pair(about, answers, all_curves(answers, qualities), thresholds, ["a", "b", "c"], n, None, 4e-7)
+    curves = all_curves(answers, qualities)
+    summary = summarize_pair(about, answers, curves, thresholds, ["a", "b", "c"], n, None, 4e-7)
+    return next(iter(curves.values())), summary
+
+
+def summary_of(**options):
+    return curves_of(**options)[1]
 
 
 def test_the_answer_comes_first_and_everything_fits_80_columns(capsys):
@@ -58,7 +68,7 @@ def test_the_answer_comes_first_and_everything_fits_80_columns(capsys):
     assert words.index("x fewer FLOPs.") < words.index("dev.csv (intent): accuracy on 400 examples of validation")
     # Scores that order all examples alike are one row, that of the score that routes.
     assert "Left out, equal to 'max_softmax': 'entropy', 'router'." in words
-    assert [line.split()[0] for line in lines if line.startswith(("max_softmax*", "entropy", "router"))] == [
+    assert [line.split()[0] for line in lines if line.startswith(("max_softmax*", "entropy ", "router "))] == [
         "max_softmax*"
     ]
     # Each word is explained once, and only those that appear are.
@@ -73,13 +83,50 @@ def test_the_answer_comes_first_and_everything_fits_80_columns(capsys):
     assert [line.split()[:2] for line in lines if line.endswith("256 ")] == [["Swift", "13"], ["Super", "13"]]
 
 
+def test_a_threshold_file_need_not_have_the_default(capsys):
+    summary = summary_of(names=("accuracy",))
+    for score in summary.first.scores.values():
+        for name in [name for name in score.held_out if name != "99%"]:
+            del score.held_out[name]
+    print_summary(summary, Path("runs/joint"))
+    words = " ".join(capsys.readouterr().out.split())
+    assert "the threshold '1-SE'" in words
+    assert "It was chosen on these same examples" in words
+    assert "held out, 99%" in words
+
+
 def test_equal_thresholds_are_one_row(capsys):
     """A Swift that is always right: nothing is deferred at any threshold that is chosen by quality."""
     print_summary(summary_of(swift_right=1.0), Path("joint"))
     words = " ".join(capsys.readouterr().out.split())
     others = ("held out, parity", "held out, 99.5%", "held out, 99%", "read here, 1-SE")
     assert "Left out, equal to 'held out, 1-SE': " + ", ".join(map(repr, others)) in words
-    assert words.index("Caution: the Super is not shown to be better") < words.index("threshold accuracy")
+    # What denies the success comes first, and the answer does not look like one.
+    assert words.startswith("Caution: the Super is not shown to be better")
+    assert "With this in mind: on dev.csv (intent), the pair answers better than the Super (" in words
+
+
+def test_always_answering_one_label_is_a_row(capsys):
+    """By it a newcomer judges the others; where nearly all labels are one, accuracy alone is said to hide the rest."""
+    print_summary(summary_of(names=("accuracy",)), Path("joint"))
+    even = capsys.readouterr().out
+    label = torch.randint(3, (400,), generator=torch.Generator().manual_seed(0))
+    share = float(label.bincount().max()) / 400
+    row = next(line for line in even.splitlines() if line.startswith("most frequent label "))
+    assert row.split()[3:] == [f"{share:.4f}", "-", "-"]
+    assert f"the label of {share:.1%} of these examples" in " ".join(even.split())
+    assert "hardly shows" not in even
+    uneven = {"label": "ham", "share": 0.9, "qualities": {"accuracy": 0.9}}
+    print_summary(replace(summary_of(names=("accuracy",)), most_frequent=uneven), Path("joint"))
+    assert "90.0% of the labels are 'ham', so accuracy hardly shows" in " ".join(capsys.readouterr().out.split())
+    print_summary(replace(summary_of(), most_frequent=uneven), Path("joint"))
+    assert "hardly shows" not in capsys.readouterr().out
+
+
+def test_a_swift_that_is_too_large_is_told():
+    assert little_to_save(1, 10) == little_to_save(34, 100) == little_to_save(1, math.nan) == ""
+    assert "takes 50% of the Super's FLOPs, so no threshold can save more than 2.00x" in little_to_save(1, 2)
+    assert little_to_save(1, 2) in summary_of(super_cost=2e9).cautions
 
 
 @pytest.mark.parametrize(
@@ -139,6 +186,19 @@ def test_results_are_titled_by_what_was_asked():
     assert [local.title(split) for split in ("validation", "test")] == ["dev.csv (intent)", "test.csv (intent)"]
     assert Seq2SeqData(validation="data/dev", source="en", target="de").title("validation") == "dev (en to de)"
     assert TaskData("glue/rte", splits=["validation"]).title("validation") == "glue/rte"
+
+
+def test_a_line_over_compute_does_not_lead_back(monkeypatch):
+    """Where everything is deferred the pair costs what the Super costs, less than one input before."""
+    figures = []
+    monkeypatch.setattr(drawing, "_save", lambda figure, path: figures.append(figure))
+    drawing.plot_curves(Path("curve.png"), *curves_of())
+    for axis, last in zip(figures[0].axes, (1.0, 1.125), strict=True):
+        lines = [line.get_xdata() for line in axis.lines if len(line.get_xdata()) > 2]
+        assert len(lines) >= 4
+        for x in lines:
+            assert (x[1:] >= x[:-1]).all()
+            assert x[-1] == pytest.approx(last, abs=0.01)
 
 
 def test_curves_are_computed_once(joint_args, tmp_path, monkeypatch):

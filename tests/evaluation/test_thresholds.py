@@ -8,7 +8,8 @@ import torch
 
 from elang.evaluation.cautions import below_allowance, no_better_than_one, saves_nothing
 from elang.evaluation.pair import PairAnswers, allowed_drops, choose_thresholds, named_points, pair_curves
-from elang.evaluation.summary import EvaluatedPair, all_curves, summarize, summarize_pair
+from elang.evaluation.summarize import all_curves, summarize, summarize_pair
+from elang.evaluation.summary import EvaluatedPair
 from elang.method.bootstrap import difference_errors
 from elang.method.quality.registry import QUALITIES
 

@@ -192,6 +192,13 @@ def test_a_swift_is_asked_only_for_a_super_that_fails_where_everything_is_deferr
     assert "elang_score_count 0.0" in page
 
 
+def test_what_the_swift_cut_is_told_where_it_is_asked_last(pair):
+    predictor = JointPredictor(str(pair["swift"]), str(pair["super"]), threshold="-inf", device="cpu")
+    said = {"answers": [["good", 0.1, False]] * 2, "cut": [1]}
+    (response,) = posted(Models(predictor, swift_says=said).service(ready=False), {"texts": ["good", "good " * 99]})
+    assert [answer["cut"] for answer in response.json()["answers"]] == [[], ["swift"]]
+
+
 def test_a_swift_that_does_not_answer(predictor):
     (response,) = posted(Models(predictor, swift_takes=5).service(Limits(deadline=0.2)), {"texts": ["good"]})
     assert response.status_code == 504

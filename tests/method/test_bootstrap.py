@@ -5,8 +5,10 @@ import pytest
 import torch
 from scipy.stats import bootstrap
 
+from elang.method import bootstrap as bootstrapping
 from elang.method.bootstrap import (
     compare_areas,
+    curve_interval,
     difference_errors,
     gain_area,
     lost_to_super,
@@ -186,3 +188,14 @@ def test_errors_of_a_mean_are_the_textbooks_and_none_of_very_many_examples():
     assert float(errors[30]) == pytest.approx(float(lost.std() / 2000**0.5), rel=0.12)
     many = torch.zeros(200_001, 2)
     assert difference_errors({"s": torch.zeros(200_001)}, many, many, quality.value) == {}
+
+
+@pytest.mark.parametrize(("draws", "times"), [(100_000, 300), (40_000, 200), (2_000, 100)])
+def test_the_band_of_a_curve_takes_little_memory(monkeypatch, draws, times):
+    """A resample takes 8 bytes an example: 1,000 of a million examples would be 8 GB."""
+    drawn = []
+    monkeypatch.setattr(bootstrapping, "_MAX_DRAWS", draws)
+    monkeypatch.setattr(bootstrapping, "resamples", lambda n, times: drawn.append(times) or resamples(n, times))
+    values = torch.arange(200.0)[:, None]
+    curve_interval(values[:, 0], values, values + 1, lambda sums: sums[..., 0].double(), points=5, times=300)
+    assert drawn == [times]

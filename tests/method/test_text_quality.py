@@ -143,3 +143,61 @@ def test_a_metric_of_texts_takes_the_chosen_ones(name):
             f"'{name}' needs the statistics of the texts to choose from, shape (N, K, S), and the chosen ones, shape "
             f"(N,), but was given {tuple(target.shape)} and {tuple(prediction.shape)}."
         )
+
+
+SHORT = [
+    ("The U.S. Army!", "us army"),
+    ("Barack Obama", "Obama"),
+    ("an apple a day", "the apple, day by day"),
+    ("", "x"),
+    ("x", ""),
+    (".", "!"),
+    ("1976", "1976"),
+    ("in 1976", "1976"),
+    ("the the cat", "cat cat"),
+    ("größer", "Größer"),
+    ("x-ray", "xray"),
+]
+
+
+def test_short_answers_are_compared_as_in_squad():
+    from torchmetrics.functional.text import squad
+
+    for text, reference in SHORT:
+        expected = squad(
+            {"prediction_text": text, "id": "1"}, {"answers": {"answer_start": [0], "text": [reference]}, "id": "1"}
+        )
+        assert value("token_f1", [text], [reference]) == pytest.approx(float(expected["f1"]) / 100), text
+        assert value("exact_answer", [text], [reference]) == float(expected["exact_match"]) / 100, text
+    both = [list(side) for side in zip(*SHORT, strict=True)]
+    mean = sum(value("token_f1", [a], [b]) for a, b in SHORT) / len(SHORT)
+    assert value("token_f1", *both) == pytest.approx(mean)
+    # An article alone is an answer, too: a choice.
+    assert value("exact_answer", ["A", "", "B"], ["(A)", "A", "A"]) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "same"),
+    [
+        ("1,000", "1000.0", True),
+        ("$1000", "1000", True),
+        ("-$5", "-5.0", True),
+        ("\u22125", "-5", True),
+        ("42.", "42", True),
+        ("18%.", "18", True),
+        ("1e3", "1,000.00", True),
+        ("1.0000005", "1", True),
+        ("0", "-0.0", True),
+        ("1.000002", "1", False),
+        ("1,00", "100", False),
+        ("7 apples", "7", False),
+        ("nan", "nan", False),
+        ("inf", "inf", False),
+        ("1_0", "10", False),
+        ("", "", False),
+        ("x", "x", False),
+    ],
+)
+def test_equal_numbers(text, reference, same):
+    assert value("number_match", [text], [reference]) == same
+    assert value("number_match", [reference], [text]) == same

@@ -25,6 +25,8 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWith
 from elang import FinetuneModule, InputError, JointModule, ScoreModule, Seq2SeqData, SwiftModule, TextClassificationData
 from elang.backends.loading.checkpoints import read_checkpoint
 from elang.cli.verbs import main
+from elang.data.batches import Reader
+from elang.data.prompts import Prompt
 from elang.models import answering
 from elang.models.answering import EvaluationModule
 from elang.models.loaders import LoaderBatches
@@ -217,6 +219,12 @@ def test_a_pair_on_loaders(pair, rows, loader, tmp_path):
         trainer(tmp_path).validate(joint, [held_out, held_out], verbose=False)
     with pytest.raises(InputError, match="not 3 loaders"):
         trainer(tmp_path).validate(joint, [held_out] * 3, verbose=False)
+    with pytest.raises(InputError, match="first loader has no examples"):
+        trainer(tmp_path).validate(joint, [loader([]), held_out], verbose=False)
+    recorded = JointModule(models[0], str(pair["records"]), NAMES, output=str(tmp_path / "recorded"))
+    for verb in ("validate", "predict"):
+        with pytest.raises(InputError, match="is no model, so it answers only examples of elang's data modules"):
+            getattr(trainer(tmp_path), verb)(recorded, loader(rows[1]))
     with pytest.raises(InputError, match="give ScoreModule one of elang's data modules"):
         trainer(tmp_path).validate(ScoreModule(models[1], NAMES, output=str(tmp_path / "r.parquet")), held_out)
 
@@ -238,6 +246,9 @@ def test_answers_of_a_pair_have_the_classes_in_its_order(pair, rows, loader):
 def test_a_swift_on_loaders_has_a_score_without_a_router(base_model, pair, rows, loader, files, tmp_path):
     """A regression has none; that a router routed in an earlier training counts no more."""
     task = {**SwiftModule(str(base_model), NAMES).task.plain(), "problem": "regression"}
+    endless = [{**row, "labels": float("inf")} for row in rows[0]]
+    with pytest.raises(InputError, match="is infinite"):
+        trainer(tmp_path, max_steps=1).fit(FinetuneModule(str(base_model), ["worth"], task), loader(endless))
     values = [{**row, "labels": float(row["labels"])} for row in rows[0]]
     with pytest.raises(InputError, match="in one of elang's data modules"):
         trainer(tmp_path, max_steps=1).fit(SwiftModule(str(base_model), ["worth"], task), loader(values))
@@ -325,8 +336,11 @@ def test_several_loaders_are_told_apart(base_model, rows, loader, tmp_path):
         (lambda batch: {**batch, "input_ids": batch["input_ids"].tolist()}, "is a list, not a tensor"),
         (lambda batch: {**batch, "labels": batch["labels"] + 1}, "there are 2 classes"),
         (lambda batch: {**batch, "labels": -batch["labels"]}, "examples without 'labels'"),
-        (lambda batch: {**batch, "labels": batch["labels"].float()}, "class indices"),
+        (lambda batch: {**batch, "labels": batch["labels"].float()}, "must be integers"),
         (lambda batch: {**batch, "labels": batch["labels"][:3]}, "a tensor with 16 rows"),
+        (lambda batch: {**batch, "labels": batch["labels"][:, None]}, "1 dimension, but has the shape (16, 1)"),
+        (lambda batch: {**batch, "id": batch["labels"] + 0.5}, "'id' must be integers"),
+        (lambda batch: {**batch, "targets": batch["labels"], "labels": None}, "has the type NoneType"),
         (lambda batch: {**batch, "super_logits": torch.zeros(16, 3)}, "a logit of the Super for each class"),
     ],
 )
@@ -336,6 +350,40 @@ def test_a_batch_that_lacks_something(base_model, rows, loader, tmp_path, change
     bad = DataLoader(rows[0], batch_size=16, collate_fn=lambda examples: change(collate(examples)))
     with pytest.raises(InputError, match=re.escape(words)):
         trainer(tmp_path, max_steps=1).fit(module, bad)
+
+
+def test_the_candidates_of_a_text_to_text_model(tokenizer):
+    """They are answers, unless all examples have the same ones."""
+    batch = {"input_ids": torch.ones(2, 3).long(), "attention_mask": torch.ones(2, 3).long()}
+
+    def read(**more):
+        task = TextTask.of(["0", "1"], {"problem": "choice", "segments": ["{text}", "{choice}"], **more})
+        model = SimpleNamespace(tokenizer=tokenizer, text_to_text=True, task=task, reader=Reader(tokenizer, True))
+        return LoaderBatches(task).read(batch | {"labels": torch.tensor([0, 1])}, {"model": model})
+
+    with pytest.raises(InputError, match="no 'num_choices', 'answer_ids'"):
+        read()
+    assert read(answers=["this", "that"])["label"].tolist() == [0, 1]
+
+
+def test_models_that_read_differently_need_inputs_of_their_own(tokenizer):
+    batch = {"input_ids": torch.ones(2, 3).long(), "attention_mask": torch.ones(2, 3).long()}
+    task = TextTask.of(NAMES, None)
+
+    def read(batch, *prompts):
+        models = {
+            name: SimpleNamespace(
+                tokenizer=tokenizer, text_to_text=True, task=task, reader=Reader(tokenizer, True, prompt=prompt)
+            )
+            for name, prompt in zip(("swift", "super"), prompts, strict=True)
+        }
+        return LoaderBatches(task).read(batch, models, labelled=False)
+
+    ask, chat = Prompt("{text}", (), " "), Prompt("user: {text}", (), " ")
+    assert len(read(batch, ask, ask)["super"]["input_ids"]) == 2
+    with pytest.raises(InputError, match="read texts differently"):
+        read(batch, ask, chat)
+    assert len(read({"swift": batch, "super": batch}, ask, chat)["super"]["input_ids"]) == 2
 
 
 def test_columns_that_are_not_read_are_told(base_model, rows, loader, tmp_path):

@@ -14,6 +14,7 @@ from test_pitfalls import run_cli
 from elang import FinetuneModule, InputError, JointPredictor
 from elang.backends.loading.load import load_model
 from elang.cli.verbs import main
+from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
 from models.test_distributed import elang as elang_on
 from models.test_lightning import trainer
@@ -121,13 +122,13 @@ def test_a_trained_module_is_tested_and_fitted_again(base_model, files, data_arg
     """Its adapters are merged at the end, and taken off where a checkpoint or another training needs them."""
     cli = run_cli("fit", *(["--model.model", base_model, *RANK, "--model.output", tmp_path / "m", *data_args, *FAST]))
     module, data = cli.model, cli.datamodule
-    (first,) = trainer(tmp_path).validate(module, data, verbose=False)
+    first, *_ = trainer(tmp_path).validate(module, data, verbose=False)
     path = tmp_path / "x.ckpt"
     cli.trainer.save_checkpoint(path)
-    (second,) = trainer(tmp_path).validate(module, data, ckpt_path=str(path), verbose=False, weights_only=True)
+    second, *_ = trainer(tmp_path).validate(module, data, ckpt_path=str(path), verbose=False, weights_only=True)
     assert second == pytest.approx(first, abs=1e-6)
     loaded = FinetuneModule.load_from_checkpoint(path)
-    (third,) = trainer(tmp_path).validate(loaded, data, verbose=False)
+    third, *_ = trainer(tmp_path).validate(loaded, data, verbose=False)
     assert third == pytest.approx(first, abs=1e-6)
     trainer(tmp_path, max_epochs=1).fit(module, data)
     assert any(module.lora.frozen(module.classifier))
@@ -172,6 +173,13 @@ def test_two_processes_in_half_precision(lora_args, tmp_path):
     elang_on("fit", *lora_args, "--trainer.precision", "bf16-mixed", processes=2)
     assert all(v.dtype == torch.float32 for v in load_file(tmp_path / "model" / "model.safetensors").values())
     assert load_model(str(tmp_path / "model"))
+
+
+def test_a_low_learning_rate_is_told_of(lora_args, tmp_path):
+    for rate, told in (("5e-5", True), ("5e-4", False)):
+        forget_notices()
+        run_cli("fit", *lora_args, "--model.lr", rate, "--trainer.max_steps", "1")
+        assert ("low-rate" in [one["kind"] for one in notices()]) == told
 
 
 def test_chosen_layers(lora_args, base_model, tmp_path, fails):

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 from elang.backends.loading.tokenizer import load_tokenizer
 from elang.backends.loading.weights import convert_gguf
 from elang.errors import HUB_PATIENCE, InputError, first_line
+from elang.terminal import waiting
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -41,13 +42,15 @@ def explained(problem: str, remedy: str) -> Iterator[None]:
         raise InputError(f"{problem} ({type(error).__name__}: {first_line(error)}). {remedy}") from error
 
 
-def loading(path: str) -> Any:
-    """:func:`explained` for whatever loads a model."""
-    return explained(
-        f"The model '{path}' cannot be loaded",
+@contextmanager
+def loading(path: str) -> Iterator[None]:
+    """:func:`explained` for whatever loads a model; a load of seconds is told."""
+    remedy = (
         "It must be a folder with config.json, model.safetensors and a tokenizer, a .ckpt, or a hub id that is "
-        "reachable or cached.",
+        "reachable or cached."
     )
+    with waiting(f"loading '{path}'"), explained(f"The model '{path}' cannot be loaded", remedy):
+        yield
 
 
 def locate(path: str, weights: bool = True) -> tuple[str, dict[str, Any]]:

@@ -123,7 +123,7 @@ def _from_folder(
     families.tell_way(model, path, finished=trained is not None and not fine_tune)
     if len(names) == answered.num_outputs == 1:
         names = []
-    model.set_origin(source.folder, manifest, base=source.adapter and source.base, new=new, names=names)
+    model.set_origin(source.folder, manifest, base=source.base if source.adapter else None, new=new, names=names)
     if source.adapter is not None and manifest is not None:
         # Another base under the same name would answer otherwise.
         manifest.check_whole(model.weights_sha256, path)

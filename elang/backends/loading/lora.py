@@ -82,8 +82,8 @@ class Lora:
         if options.rank is not None and lr is not None and lr <= _LOW_RATE:
             notice(
                 "low-rate",
-                f"--model.lr is {lr:g}, which is low for LoRA: it usually needs about ten times the learning rate of a "
-                f"full training, say --model.lr {10 * lr:g}.",
+                f"--model.lr is {lr:g}, which is low for LoRA: it needs a higher learning rate than a full training. "
+                "Start with --model.lr 5e-4.",
             )
 
     def _put_into(self, model: TextModel, path: str) -> None:

@@ -73,7 +73,8 @@ def check_weights(
         )
     if new_head:
         dropped = f" What '{path}' holds for other tasks is dropped: {_some(unexpected)}." if unexpected else ""
-        notice("new-head", f"The head is new and starts from random weights: {_some(new_head)}.{dropped}")
+        text = f"'{path}' has no head for this task: a new one starts from random weights, and learns in this training"
+        notice("new-head", f"{text} ({_some(new_head)}).{dropped}")
     elif unexpected:
         notice("unused-weights", f"'{path}' holds weights that are not used: {_some(unexpected)}.")
     return sorted(new_head)

@@ -1,8 +1,6 @@
 """The benchmarks' own files: reading their rows, and writing submissions."""
 
 import json
-import string
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from elang.data.columns import read_lines
 from elang.data.glue.task import MAX_CANDIDATES, Row, Task
 from elang.errors import InputError
 from elang.files import write_atomically
+from elang.method.quality.texts import answer_f1, answer_words
 from elang.notices import notice
 
 STEMS = {"train": ("train",), "validation": ("dev", "val", "validation"), "test": ("test",)}
@@ -137,27 +136,6 @@ def _with_correct_spans(row: dict[str, Any]) -> Row:
         span = (span[0].lower() if first[0].islower() else span[0].upper()) + span[1:]
         row[name] = span.rstrip(".").replace("\n", " ")
     return row
-
-
-def answer_words(text: str) -> list[str]:
-    """The words of an answer as the evaluation of ReCoRD and SQuAD compares them.
-
-    >>> answer_words("The  U.S. Army")
-    ['us', 'army']
-    """
-    letters = "".join(c for c in text.lower() if c not in string.punctuation)
-    return [word for word in letters.split() if word not in ("a", "an", "the")]
-
-
-def answer_f1(answer: str, reference: str) -> float:
-    """F1 of the words of an answer.
-
-    >>> answer_f1("Barack Obama", "Obama")
-    0.6666666666666666
-    """
-    a, b = answer_words(answer), answer_words(reference)
-    common = sum((Counter(a) & Counter(b)).values())
-    return 2 * common / (len(a) + len(b)) if common else 0.0
 
 
 def answer_rewards(rows: list[Row]) -> tuple[Tensor, dict[str, Tensor]]:

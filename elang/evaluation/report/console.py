@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from elang.evaluation.pair import BY_QUALITY
 from elang.evaluation.report.words import (
     area_difference,
     meanings,
@@ -17,14 +16,17 @@ from elang.evaluation.report.words import (
 from elang.evaluation.summary import JointSummary
 from elang.terminal import say, say_table, say_wrapped, without_repeats
 
+# Share of one label from which accuracy alone hides how the other labels are answered.
+_MOSTLY_ONE = 0.8
+
 
 def print_summary(summary: JointSummary, folder: Path) -> None:
-    """Print the answer to what the pair saves, then what limits it, then tables and everything else."""
+    """Print what the pair saves, after what denies that and before what limits it, then tables and everything else."""
     chosen, points = summary.first.scores[summary.score], summary.operating_points.get(summary.score, {})
-    where = "held out" if chosen.held_out.keys() & BY_QUALITY else "read here"
+    where = "held out" if chosen.point(chosen.usual("held out")) else "read here"
     usual = chosen.usual(where)
     point = chosen.point(usual)
-    assert point is not None, "thresholds that are chosen by quality have the default one"
+    assert point is not None, "a curve has the default point"
     to_super = points[usual].to_super if usual in points else None
     if to_super is not None and summary.worth.largest:
         scale = dict.fromkeys(("difference", "low", "high"), 1 / summary.worth.largest)
@@ -38,8 +40,8 @@ def print_summary(summary: JointSummary, folder: Path) -> None:
         f"the difficulty score {summary.score}, go to the Super. It was chosen on {chosen_on}. `elang predict` takes a "
         "number or any name of the table below as --threshold."
     )
-    say_wrapped(answer, " ".join(details))
-    say_wrapped(*(f"Caution: {caution}." for caution in summary.cautions))
+    warned = [f"Caution: {caution}." for caution in summary.cautions]
+    say_wrapped(*warned[: summary.denied], answer, " ".join(details), *warned[summary.denied :])
     _print_scores(summary, usual, told=_print_thresholds(summary))
     _print_times(summary)
     say("")
@@ -68,10 +70,19 @@ def _print_thresholds(summary: JointSummary) -> list[str]:
     rows, notes = without_repeats(rows)
     alone = {metric: (quality.swift.quality, quality.super.quality) for metric, quality in qualities.items()}
     rows.insert(0, row("Swift alone", {m: swift for m, (swift, _) in alone.items()}, 0.0, first.swift.speedup))
+    about = {"metric": metrics[0], "chosen_on": summary.thresholds_from}
+    if (one := summary.most_frequent) is not None:
+        reached = [quality_text(metric, one["qualities"].get(metric, math.nan)) for metric in metrics]
+        rows.insert(0, ["most frequent label", *reached, "-", "-"])
+        about |= {"label": one["label"], "share": f"{one['share']:.1%}"}
+        if one["share"] > _MOSTLY_ONE and metrics == ["accuracy"]:
+            notes.append(
+                f"{one['share']:.1%} of the labels are '{one['label']}', so accuracy hardly shows how the others are "
+                'answered: --model.quality "[accuracy, f1_macro]" shows both.'
+            )
     rows.append(row("Super alone", {m: super_ for m, (_, super_) in alone.items()}, 1.0, 0 * first.super.cost + 1))
     head = ["threshold", *metrics, "deferred", "speed-up"]
     title = f"{metrics[0]} on {first.num_examples:,} examples of {summary.evaluated_on}, by thresholds of {score}"
-    about = {"metric": metrics[0], "chosen_on": summary.thresholds_from}
     words = [*head, *(row[0] for row in rows), *notes]
     title = f"{summary.task}: {title}" if summary.task else title
     say_table(title, head, rows, [*notes, *meanings(words, **about)])
@@ -100,7 +111,7 @@ def _print_scores(summary: JointSummary, usual: str, told: list[str]) -> None:
     if len(rows) == 1 and not notes:
         return
     notes.append("*: the score that routes. Other thresholds of the other scores are in summary.json.")
-    notes += meanings([*head, *(row[0] for row in rows)], told, metric=metric, score=summary.score)
+    notes += meanings([*head, *(row[0] for row in rows), *notes], told, metric=metric, score=summary.score)
     say_table(f"All scores, each at its own threshold '{usual}'", head, rows, notes)
 
 

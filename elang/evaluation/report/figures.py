@@ -30,11 +30,12 @@ COLORS = {
     "entropy": "#009E73",
     "margin": "#CC79A7",
     "max_logit_pnorm": "#8C6D31",
-    "nll": "#CC79A7",
+    "nll": "#6A3D9A",
     "router": "#D55E00",
     "encoder_energy": "#003F6B",
     "encoder_max_softmax": "#9A6A00",
     "encoder_router": "#8F3E00",
+    "prompt_router": "#8F3E00",
 }
 
 
@@ -83,8 +84,8 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], about: JointSumma
             curve = curves[name]
             x = curve.cost / curve.super_cost if by_cost else curve.deferred_share
             # Where everything is deferred no Swift runs, and the line would lead back to the Super's cost.
-            shown = (curve.threshold > -math.inf) | (not by_cost)
-            line = x[shown].numpy(), curve.quality[shown].numpy()
+            end = len(curve) - by_cost
+            line = x[:end].numpy(), curve.quality[:end].numpy()
             axis.plot(*line, label=_LABELS.get(label, label), **_style(name, routing))
         swift, super_ = summary.swift, summary.super
         start = (swift.cost / super_.cost if by_cost else 0, swift.quality)
@@ -116,8 +117,8 @@ def _drawn(curves: dict[str, OperatingCurve], summary: QualitySummary, routing: 
         # The best of each kind; the table has them all.
         areas = {name: summary.scores[name].area for name in names}
         by_area = sorted(names, key=lambda name: math.inf if math.isnan(areas[name]) else -areas[name])
-        shown = {next(name for name in by_area if name.startswith(kind)) for kind in TOKEN_SCORES}
-        shown |= {routing, "router", "encoder_router", "random", "oracle"}
+        shown = {next((name for name in by_area if name.startswith(kind)), kind) for kind in TOKEN_SCORES}
+        shown |= {routing, "router", "encoder_router", "prompt_router", "random", "oracle"}
         names = [name for name in names if name in shown]
     groups: list[list[str]] = []
     # A line has the style of its first score, so the one that routes comes first.
@@ -174,7 +175,7 @@ def curve_figure(evaluation: Evaluation, name: str, threshold: float) -> dict[st
         curve = evaluation.curves[evaluation.curves["score"] == score]
         if len(curve):
             # As in `plot_curves`.
-            curve = curve[curve["threshold"].gt(-math.inf) | (not by_cost)]
+            curve = curve.iloc[: len(curve) - by_cost]
             x = curve["flops"] / cost if by_cost else curve["deferred_share"]
             axis.plot(x, curve[metric], label=_LABELS.get(score, score), **_style(score, routing))
     alt = f"{metric} of the pair over {'compute' if by_cost else 'the deferred share'}, with {routing}"
@@ -184,7 +185,9 @@ def curve_figure(evaluation: Evaluation, name: str, threshold: float) -> dict[st
         shares, low, high = curve_interval(
             evaluation.routed, swift, super_, value=evaluation.quality.value, points=_BAND_POINTS, times=_RESAMPLES
         )
-        curve = evaluation.curve
+        curve = evaluation.curve.iloc[: len(evaluation.curve) - by_cost]
+        known = shares <= float(curve["deferred_share"].iloc[-1])
+        shares, low, high = shares[known], low[known], high[known]
         x = np.interp(shares, curve["deferred_share"], curve["flops"] / cost) if by_cost else shares
         axis.fill_between(x, low, high, color=COLORS.get(routing, "#666666"), alpha=0.15, linewidth=0)
         alt += "; the band is its 95% bootstrap interval"

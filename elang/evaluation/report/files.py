@@ -11,11 +11,13 @@ from torch import Tensor
 
 from elang.evaluation.pair import PairAnswers
 from elang.evaluation.report.figures import plain_texts, plot_curves, plot_lengths
-from elang.evaluation.summary import Curves, JointSummary
+from elang.evaluation.summarize import Curves
+from elang.evaluation.summary import JointSummary
 from elang.files import plain, write_atomically
 from elang.method.curve.points import OperatingCurve
 from elang.notices import notice
 from elang.records.table import FORMAT
+from elang.terminal import waiting
 
 EVALUATION_FILES = (
     *("records.parquet", "curve.csv", "curve.png", "lengths.png", "summary.json", "elang.json", "made.json"),
@@ -44,7 +46,7 @@ def write_report(
     about = {"format": FORMAT, "label_names": label_names} | {name: values[name] for name in _PAIR}
     _write_pair_records(folder / "records.parquet", pairs, about)
     summary = replace(summary, curve_points=_write_curves(folder / "curve.csv", curves))
-    with plain_texts():
+    with waiting("drawing the plots"), plain_texts():
         plot_curves(folder / "curve.png", next(iter(curves.values())), summary)
         if summary.lengths is not None:
             plot_lengths(folder / "lengths.png", pairs[evaluated], summary.score)
@@ -65,6 +67,7 @@ def _write_pair_records(path: Path, pairs: dict[str, PairAnswers], about: dict[s
             columns |= {"label": pair.label, "swift_prediction": pair.swift, "super_prediction": pair.super_}
         columns |= {"swift_flops": pair.swift_flops, "super_flops": pair.super_flops, "gain": pair.gain}
         columns |= {"swift_early_flops": pair.early_flops, "swift_score_flops": pair.score_flops}
+        columns |= {f"swift_{name}_flops": flops for name, flops in pair.own_flops.items()}
         columns |= {f"score_{name}": score for name, score in pair.scores.items()} | pair.more
         arrays = {}
         for name, values in columns.items():

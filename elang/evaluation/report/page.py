@@ -36,8 +36,10 @@ def section(
         if (reliability := reliability_figure(evaluation)) is not None:
             figures.append(reliability)
     drawn = [keep(figure, beside, f"{stem}-{figure['name']}") for figure in figures]
-    point = _point(evaluation, name, at=at, deferred=deferred)
-    answer, *details = outcome(summary, point.pop("point"), point)
+    point = _point(evaluation, name, threshold, at=at, deferred=deferred)
+    same = [s["same_slice"] for s in evaluation.statements if s["name"] == name and s["score"] == score]
+    to_super = lost_to_super((evaluation.gain * ~deferred)[:, None])[0]
+    answer, *details = outcome(summary, point, to_super)
     heads, rows, notes = _scores(evaluation)
     about = {"metric": evaluation.metric, "chosen_on": summary.thresholds_from, "score": score}
     return {
@@ -48,6 +50,9 @@ def section(
         "quality": evaluation.metric,
         "score": score,
         "point": point,
+        "name": name,
+        "same_slice": any(same),
+        "to_super": to_super,
         "answer": answer,
         "details": details,
         "meanings": meanings([name], **about),
@@ -104,20 +109,15 @@ def _slider(evaluation: Evaluation, start: int) -> dict[str, Any]:
     return slider | {"start": int(np.searchsorted(rows, start))}
 
 
-def _point(evaluation: Evaluation, name: str, *, at: int, deferred: Tensor) -> dict[str, Any]:
-    """The chosen point, at a row of the curve, and how sure its difference to the Super is."""
-    row, score, share = evaluation.curve.iloc[at], evaluation.score, float(deferred.double().mean())
-    quality, cost, speedup = (float(row[column]) for column in (evaluation.metric, "flops", "speedup"))
-    same = [s["same_slice"] for s in evaluation.statements if s["name"] == name and s["score"] == score]
-    return {
-        "name": name,
-        "point": Point(float(row["threshold"]), share, quality, cost=cost, speedup=speedup),
-        "share": share,
-        "quality": quality,
-        "speedup": speedup,
-        "same_slice": any(same),
-        **lost_to_super((evaluation.gain * ~deferred)[:, None])[0],
-    }
+def _point(evaluation: Evaluation, name: str, threshold: float, *, at: int, deferred: Tensor) -> Point:
+    """The chosen point; ``at`` is its row of the curve."""
+    point = evaluation.first.scores[evaluation.score].held_out.get(name)
+    if point is None or point.threshold != threshold:
+        # The evaluation did not know this threshold.
+        row, share = evaluation.curve.iloc[at], float(deferred.double().mean())
+        quality, cost, speedup = (float(row[column]) for column in (evaluation.metric, "flops", "speedup"))
+        point = Point(threshold, share, quality, cost=cost, speedup=speedup)
+    return point
 
 
 def _rates(evaluation: Evaluation, name: str, rows: Tensor, *, deferred: Tensor) -> dict[str, Any]:

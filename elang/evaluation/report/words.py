@@ -23,11 +23,14 @@ _MEANINGS = {
     "99.5%, 99%": "the cheapest threshold with this share of the Super's {metric}",
     "random": "for comparison, deferring by chance",
     "oracle": "for comparison, a score that knows both models' answers",
+    "most frequent label": "for comparison, always answering '{label}', the label of {share} of these examples",
     "deferred": "share of the inputs that the Swift passes on to the Super; 'defer 10%' aims at 10%",
     "speed-up": "FLOPs of the Super alone divided by FLOPs of the pair; below 1x the pair costs more",
     "area": "how well a score finds the inputs that the Super answers better, 0 (as by chance) to 1 (all of them); "
     "below 0 it is worse than chance",
     "difference, area minus": "the area minus that of {score}; '=' if that may be chance (the 95% interval includes 0)",
+    "router": "predicts what deferring an input gains, from what `elang fit` found best on the held-out slice: one "
+    "score, or all logits, perhaps with the hidden state",
     "by length": "rank correlation of the score with the number of generated tokens",
     "encoder_": "such a score decides before the Swift's decoder runs, which saves its cost for a deferred input",
 }
@@ -36,12 +39,13 @@ _MEANINGS = {
 def meanings(texts: Iterable[str], told: Iterable[str] = (), **about: str) -> list[str]:
     """A line for each word in some texts that needs explaining, unless a text that was ``told`` has it, too.
 
-    ``about`` are ``metric``, ``chosen_on`` and ``score``.
+    ``about`` are ``metric``, ``chosen_on`` and ``score``, and ``label`` and ``share`` of the most frequent one.
 
     >>> [line.partition(":")[0] for line in meanings(["score", "area", "speed-up"], told=["speed-up"])]
     ['area']
     """
-    about = {"metric": "quality", "chosen_on": "held-out examples", "score": "the first score"} | about
+    usual = {"metric": "quality", "chosen_on": "held-out examples", "score": "the first score"}
+    about = usual | {"label": "it", "share": "most"} | about
     found, before = ("\n".join(some) for some in (texts, told))
     lines = []
     for words, meaning in _MEANINGS.items():
@@ -54,7 +58,8 @@ def meanings(texts: Iterable[str], told: Iterable[str] = (), **about: str) -> li
 def outcome(summary: JointSummary, point: Point, to_super: dict[str, Any] | None) -> list[str]:
     """What the pair saves at a point, and how its answers compare with the Super's; the first sentence answers both.
 
-    ``to_super`` is from :func:`elang.method.bootstrap.lost_to_super` of gains as a share of the largest worth.
+    ``to_super`` is from :func:`elang.method.bootstrap.lost_to_super` of gains as a share of the largest worth. Cautions
+    that deny the success come before these sentences.
     """
     first, share = summary.first, point.deferred_share
     metric, task = first.quality_name, f"On {summary.task}, " if summary.task else ""
@@ -67,6 +72,8 @@ def outcome(summary: JointSummary, point: Point, to_super: dict[str, Any] | None
         lines = [f"the pair {said}; what it saves is unknown."]
     elif point.speedup <= 1:
         lines = [f"the pair saves nothing: it {said} and takes {1 / point.speedup:.2f}x the Super's FLOPs."]
+    if summary.denied:
+        task = f"With this in mind: {task[:1].lower()}{task[1:]}"
     lines[0] = task + (lines[0] if task else "T" + lines[0][1:])
     if share < 1:
         lines.append(f"The Swift answers {1 - share:.1%} of the inputs by itself, and the Super the other {share:.1%}.")

@@ -23,7 +23,7 @@ Send = Callable[[Question, float], Awaitable[dict[str, Any]]]
 class ModelAnswers:
     """A model's answers to a question, one for each text, and the places of texts that were too long for it.
 
-    There are as many probabilities, or none.
+    The probabilities are one for each text, or none.
     """
 
     answers: list[Any]
@@ -136,7 +136,7 @@ class Batcher:
 
 
 def _probabilities(reply: dict[str, Any], count: int) -> list[float | None]:
-    """The probabilities of a reply with so many answers; none if a server elsewhere gives none, or something else."""
+    """The probabilities in a reply with ``count`` answers; none if a server elsewhere sends none, or something else."""
     given = reply.get("probabilities")
     if not isinstance(given, list) or len(given) != count:
         return []

@@ -136,7 +136,8 @@ class PairService:
             hard_labels = _with_probabilities(supers.answers, supers)
             if reason:
                 self.metrics.fallbacks.labels(reason).inc(len(hard))
-                hard_labels = await self._without_super(part, [labels[i] for i in hard], reason, until=until)
+                hard_labels, cut_now = await self._without_super(part, [labels[i] for i in hard], reason, until=until)
+                swift.cut.update(hard[place] for place in cut_now)
             for i, label in zip(hard, hard_labels, strict=True):
                 labels[i] = label
         deferred = set(hard)
@@ -196,19 +197,19 @@ class PairService:
 
     async def _without_super(
         self, part: Question, labels: list[_Label], reason: Reason, *, until: float
-    ) -> list[_Label]:
-        """The Swift's answers, if it may give them."""
+    ) -> tuple[list[_Label], set[int]]:
+        """The Swift's answers, if they may be given, and the places of texts that it cut, if it is asked only now."""
         if self.on_super_failure == "fail":
             why = {"timeout": "did not answer before the deadline", "full": "has too many texts waiting"}
             refusal = busy(f"The Super {why.get(reason, 'is not there')}.")
             raise HTTPException(504, refusal.detail) if reason == "timeout" else refusal
         if all(label is not None for label, _ in labels):
-            return labels
+            return labels, set()
         try:
             answers = await self._ask("swift", part.model_copy(update={"keep": True}), until, room=math.inf)
         except HTTPException as error:
             raise HTTPException(504, f"Neither model answered before the deadline. {error.detail}") from None
-        return _with_probabilities([label for label, _, _ in answers.answers], answers)
+        return _with_probabilities([label for label, _, _ in answers.answers], answers), answers.cut
 
 
 def _with_probabilities(labels: list[Any], answers: ModelAnswers) -> list[_Label]:

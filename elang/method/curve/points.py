@@ -1,31 +1,11 @@
 """Points of an operating curve: the costs of a pair, and the curve itself."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-
-def expected_cost(costs: Sequence[float], reached: Sequence[float]) -> float:
-    """Mean cost of an input under a cascade, from each stage's cost and the share of inputs that reaches it.
-
-    For a pair it is ``c_swift + r * c_super``.
-
-    >>> round(expected_cost([1.2, 21.8], [1, 0.36]), 2)
-    9.05
-    """
-    return sum(cost * share for cost, share in zip(costs, reached, strict=True))
-
-
-def speedup(swift: float, super_: float, deferred_share: float) -> float:
-    """Cost of the Super alone over the cost of the pair.
-
-    >>> round(speedup(1.2, 21.8, 0.36), 1)
-    2.4
-    """
-    return super_ / expected_cost([swift, super_], [1, deferred_share])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Metrics of generated text: corpus BLEU and chrF, ROUGE-L, exact match, token accuracy.
+"""Metrics of generated text: corpus BLEU and chrF, ROUGE-L, exact match, token accuracy, and those of short answers.
 
 Each is a function of sums over sentences, from which :mod:`elang.method.curve` computes the curve over all thresholds.
 BLEU and chrF equal sacrebleu's, whose sentence statistics are used. A pair's answer is one of two texts, the Swift's or
@@ -6,6 +6,10 @@ the Super's: the target of these metrics holds the statistics of both, ``(N, 2, 
 the chosen one.
 """
 
+import math
+import re
+import string
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -15,10 +19,12 @@ from torch import Tensor
 
 from elang.method.quality.metric import mean_of_sums
 
-TextMetricName = Literal["bleu", "bleu_zh", "bleu_char", "chrf", "rouge_l", "exact_text", "token_accuracy"]
+WordMetricName = Literal["bleu", "bleu_zh", "bleu_char", "chrf", "rouge_l", "exact_text", "token_accuracy"]
+TextMetricName = Literal[WordMetricName, "exact_answer", "token_f1", "number_match"]
 _BLEU_ORDER = 4
 _CHRF_ORDER = 6
 _CHRF_BETA = 2
+_SAME_NUMBER = 1e-6
 
 
 def bleu_statistics(texts: list[str], references: list[str], tokenize: str = "13a") -> Tensor:
@@ -100,6 +106,55 @@ def token_accuracy_statistics(texts: list[str], references: list[str]) -> Tensor
     return torch.tensor(rows, dtype=torch.int32).view(len(texts), 2)
 
 
+def answer_words(text: str) -> list[str]:
+    """The words of an answer as the evaluations of SQuAD and ReCoRD compare them.
+
+    An answer of articles alone keeps them: it may be the choice "A".
+
+    >>> answer_words("The  U.S. Army"), answer_words("A.")
+    (['us', 'army'], ['a'])
+    """
+    words = "".join(c for c in text.lower() if c not in string.punctuation).split()
+    return [word for word in words if word not in ("a", "an", "the")] or words
+
+
+def answer_f1(answer: str, reference: str) -> float:
+    """F1 of the words of an answer.
+
+    >>> answer_f1("Barack Obama", "Obama")
+    0.6666666666666666
+    """
+    a, b = answer_words(answer), answer_words(reference)
+    common = sum((Counter(a) & Counter(b)).values())
+    return 2 * common / (len(a) + len(b)) if common else float(a == b)
+
+
+def number_in(text: str) -> float | None:
+    """The number that a text is, with or without currency, percent and thousands separators; ``None`` for others.
+
+    >>> number_in("$1,000."), number_in("7 apples")
+    (1000.0, None)
+    """
+    text = text.strip().rstrip(".").replace("\u2212", "-")
+    digits = re.sub(r"^([-+]?)[$€£]|%$|,(?=\d{3}(?!\d))", r"\1", text)
+    try:
+        value = float(digits) if "_" not in digits else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _same_number(text: str, reference: str) -> float:
+    a, b = number_in(text), number_in(reference)
+    return float(a is not None and b is not None and math.isclose(a, b, rel_tol=_SAME_NUMBER))
+
+
+def _each_answer(score: Callable[[str, str], float], texts: list[str], references: list[str]) -> Tensor:
+    """The score of each text against its reference, and 1: float64 ``(N, 2)``."""
+    rows = [[score(text, reference), 1.0] for text, reference in zip(texts, references, strict=True)]
+    return torch.tensor(rows, dtype=torch.float64).view(len(texts), 2)
+
+
 TEXT_METRICS: dict[str, tuple[Callable[[list[str], list[str]], Tensor], Callable[[Tensor], Tensor]]] = {
     "bleu": (bleu_statistics, bleu_value),
     "bleu_zh": (partial(bleu_statistics, tokenize="zh"), bleu_value),
@@ -108,6 +163,9 @@ TEXT_METRICS: dict[str, tuple[Callable[[list[str], list[str]], Tensor], Callable
     "rouge_l": (rouge_l_statistics, mean_of_sums),
     "exact_text": (exact_text_statistics, mean_of_sums),
     "token_accuracy": (token_accuracy_statistics, mean_of_sums),
+    "exact_answer": (partial(_each_answer, lambda a, b: float(answer_words(a) == answer_words(b))), mean_of_sums),
+    "token_f1": (partial(_each_answer, answer_f1), mean_of_sums),
+    "number_match": (partial(_each_answer, _same_number), mean_of_sums),
 }
 """For each metric its statistics of texts and references, and its value of their sums."""
 

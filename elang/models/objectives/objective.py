@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 
 from elang.backends.backend import Answer
+from elang.backends.flops import FlopsConvention
+from elang.backends.text_model import TextModel
 from elang.data.examples import check_held_out, source_of
+from elang.data.prompts import tell_examples
 from elang.errors import InputError
+from elang.evaluation.cautions import little_to_save
 from elang.method.losses import MarginKind
+from elang.notices import notice
 from elang.records.reading import read_records
-from elang.records.table import Records
+from elang.records.table import EXAMPLES, Records
 from elang.tasks.text_task import TextTask
 
 Hard = Literal["gain", "error", "soft_gain"]
@@ -20,6 +25,9 @@ Distill = Literal["token", "sequence"]
 Gain = tuple[dict[str, Tensor], Tensor, Tensor | None]
 """What the metric reads besides the labels; how much deferring each example gains, float64 ``(N,)``, or without a Super
 how bad the Swift's answer is; and the gain that the Super's logits predict, if there are any."""
+
+# Texts by whose lengths two models' costs are compared.
+_FEW = 64
 
 
 @dataclass(frozen=True)
@@ -71,11 +79,13 @@ class RecordedAnswers:
         path: The file that they are from, for messages.
         records: Answers to the training file (``train``) and to the transfer set (``transfer``), if there is one.
         vocabulary: Hash of the vocabulary of a model that generates texts.
+        convention: How the Super's FLOPs were counted.
     """
 
     path: str | None
     records: dict[str, Records]
     vocabulary: str | None = None
+    convention: FlopsConvention = "exact"
 
     @classmethod
     def read(cls, path: str, task: TextTask, data: Any, out_of_fold: bool = False) -> "RecordedAnswers":
@@ -105,7 +115,22 @@ class RecordedAnswers:
                 records[source_of(split)].rows(examples.id, examples.key, f"{who} '{path}'")
         if data is not None and not out_of_fold:
             check_held_out(data, about, f"the Super of '{path}'")
-        return cls(path, {source: records[source] for source in needed}, about.get("vocabulary"))
+        if not out_of_fold and EXAMPLES in about:
+            tell_examples({f"the Super of '{path}'": about[EXAMPLES], "the Swift": task.examples})
+        convention: FlopsConvention = "paper" if about.get("flops_convention") == "paper" else "exact"
+        return cls(path, {source: records[source] for source in needed}, about.get("vocabulary"), convention)
+
+    def tell_saving(self, model: TextModel, data: Any) -> None:
+        """Tell how much a pair with this Swift can save at most, if that is little, by some training texts."""
+        records = self.records["train"]
+        if data is None or records.flops is None or model.task.kind.generates:
+            return
+        texts = data.loader("train").dataset
+        batch = texts[torch.linspace(0, len(texts) - 1, min(len(texts), _FEW)).long().tolist()]
+        swift = model.flops(batch["model"], self.convention)["flops"].mean()
+        super_ = records.flops[records.rows(batch["id"], batch["key"])].mean()
+        if said := little_to_save(float(swift), float(super_)):
+            notice("little-to-save", f"{said[0].upper()}{said[1:]}.")
 
 
 class Objective(ABC):
@@ -115,6 +140,12 @@ class Objective(ABC):
         self.options, self.answers = options, answers
         # What every batch needs. Not buffers, which DDP would broadcast at every step.
         self.columns: dict[str, Tensor] = {}
+
+    def start(self, model: TextModel, data: Any, device: torch.device) -> None:
+        """Move the columns to the device, and tell if a pair with this Swift can save only a little."""
+        if self.answers is not None:
+            self.answers.tell_saving(model, data)
+        self.to(device)
 
     def to(self, device: torch.device) -> None:
         """Move the columns to the device."""
