@@ -96,6 +96,16 @@ class Answer:
     states: tuple[Tensor, ...] | None = None  # an encoder's hidden states, embeddings first, each (B, L, D)
 
 
+@dataclass(frozen=True)
+class Generated:
+    """What was generated for a batch."""
+
+    encoded: Any  # what Generation.encode returned
+    ids: Tensor  # tokens without the start or prompt, padded, int64 (B, T)
+    steps: Tensor  # tokens of each text, the end token included, int64 (B,)
+    scores: Tensor  # SEQUENCE_SCORES, float32 (B, 30)
+
+
 # So that FSDP finds the tensors of an answer.
 register_dataclass(Answer)
 

@@ -14,36 +14,21 @@ from torch import Tensor
 
 from elang.backends.answer_trie import AnswerTree, AnswerTrie, mean_value, nearest_answers, padded_answers
 from elang.backends.backend import Answer
-from elang.backends.causal_passes import (
-    Shape,
-    chain_pass,
-    label_words_flops,
-    padded_left,
-    paths_pass,
-    tree_pass,
-    words_law,
-)
+from elang.backends.causal_passes import Shape, label_words_flops, paths_pass, tree_pass, words_law
+from elang.backends.decoder_only import DecoderOnly
 from elang.backends.flops import FlopsConvention, tell_estimated
-from elang.backends.loading.padding import CHECKED
-from elang.backends.text_model import TextModel
-from elang.data.batches import IGNORE_INDEX, Reader
-from elang.data.encoding import pads_left
-from elang.data.prompts import Prompt
+from elang.data.batches import IGNORE_INDEX
 from elang.errors import InputError
 from elang.tasks.kinds import answer_values
 from elang.tasks.text_task import TextTask
 
-# How far answers in a batch and alone may differ, in float32 and in half precision.
-_TOLERANCE, _ROUGH = 1e-3, 5e-2
 
-
-class CausalLabelDecoder(TextModel):
+class CausalLabelDecoder(DecoderOnly):
     """Any ``AutoModelForCausalLM`` as a model that answers in the words of a task.
 
     Where one answer begins another, each ends with the tokenizer's end of text.
     """
 
-    text_to_text = True
     smooths_labels = False
     answer_ids: Tensor
     values: Tensor
@@ -51,14 +36,15 @@ class CausalLabelDecoder(TextModel):
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask, generate: bool = False) -> None:
         super().__init__(backbone, tokenizer, task)
         if generate:
-            raise InputError("A decoder-only model does not generate its answers yet: leave out --model.generate.")
+            raise InputError(
+                "A decoder-only model scores label words, it does not generate them: leave out --model.generate."
+            )
         if not task.answers:
             raise InputError(
                 f"A decoder-only model answers a {task.problem} task in words that all examples share: give the data's "
                 "answers, or --data.label_words false for a head on its last token."
             )
-        prompt = Prompt.of(tokenizer, task)
-        tokens = prompt.answer_tokens(tokenizer, task.answers)
+        tokens = self.prompt.answer_tokens(tokenizer, task.answers)
         distinct = set(map(tuple, tokens))
         if len(distinct) == len(tokens) and any(a != b and a == b[: len(a)] for a in distinct for b in distinct):
             if tokenizer.eos_token_id is None:
@@ -69,18 +55,12 @@ class CausalLabelDecoder(TextModel):
             tokens = [[*ids, tokenizer.eos_token_id] for ids in tokens]
         self.trie = AnswerTrie.of(tokens)
         self.tree = AnswerTree.of(self.trie)
-        self.prompt = prompt.reserving(max(map(len, tokens)))
+        self.prompt = self.prompt.reserving(max(map(len, tokens)))
         self.shape = Shape.of(backbone.config, self.trie, self.tree)
         self.register_buffer("answer_ids", padded_answers(tokens), persistent=False)
         if not task.kind.chooses:
             self.register_buffer("values", torch.tensor(answer_values(task.answers)), persistent=False)
-        if backbone.config.model_type not in CHECKED:
-            self._check_padding()
-
-    @property
-    def reader(self) -> Reader:
-        """How it reads: with its own prompt."""
-        return Reader(self.tokenizer, self.text_to_text, self.task, self.prompt)
+        self.check_batches()
 
     @property
     def decoded(self) -> int:
@@ -98,9 +78,7 @@ class CausalLabelDecoder(TextModel):
 
     def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:
         """Answer a batch; the loss is over the tokens of the right answers, among the whole vocabulary."""
-        ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        if not pads_left(self.tokenizer):
-            ids, mask = padded_left(ids, mask)
+        ids, mask = self.prompts(inputs)
         self.trie, self.tree = self.trie.to(ids.device), self.tree.to(ids.device)
         if target is not None and not self.task.kind.chooses:
             target = nearest_answers(self.values, target)
@@ -132,23 +110,15 @@ class CausalLabelDecoder(TextModel):
         elif want_logits and self.shape.added:
             output, after = paths_pass(self.backbone, ids, mask, self.trie.paths, hidden)
             logits = self.trie.label_logits(after)
-            token_logits = None if chain is None else self._chain(ids, mask, chain).logits
+            token_logits = None if chain is None else self.after(ids, mask, chain).logits
         else:
-            output = self._chain(ids, mask, chain, output_hidden_states=hidden)
+            output = self.after(ids, mask, chain, output_hidden_states=hidden)
             token_logits = output.logits
             logits = token_logits.new_zeros(len(ids), len(self.task.answers), dtype=torch.float32)
             if want_logits:
                 logits = self.trie.node_logits(token_logits[:, :1])
         pooled = output.hidden_states[-1][:, ids.shape[1] - 1].detach() if hidden else None
         return logits, token_logits, pooled
-
-    def _chain(self, ids: Tensor, mask: Tensor, chain: Tensor | None, **more: Any) -> Any:
-        """The prompts and, after each, the tokens of a chain, if there is one."""
-        keep = 1
-        if chain is not None:
-            keep += chain.shape[1]
-            ids, mask = torch.cat([ids, chain], 1), F.pad(mask, (0, chain.shape[1]), value=1)
-        return chain_pass(self.backbone, ids, mask, keep=keep, **more)
 
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
@@ -158,29 +128,6 @@ class CausalLabelDecoder(TextModel):
         flops = label_words_flops(self.backbone.config, lengths, self.shape, convention)
         return {"flops": flops + self._head_flops("router")}
 
-    @torch.no_grad()
-    def _check_padding(self) -> None:
-        """Refuse a family, none of those that are tested, whose answers depend on what else is in a batch."""
-        length = int(max(2, min(21, self.reader.limit(21))))
-        size = self.backbone.config.get_text_config().vocab_size
-        ids = torch.arange(5, 5 + 2 * length).remainder(size).reshape(2, length)
-        mask = torch.ones_like(ids)
-        mask[1, : length // 2] = 0
-        training = self.training
-        self.eval()
-        try:
-            batch = self._run(ids, mask, None, True)[0][1:]
-            alone = self._run(ids[1:, length // 2 :], mask[1:, length // 2 :], None, True)[0]
-        except Exception as error:
-            raise self._unsupported(f"cannot be run on a batch of texts ({type(error).__name__})") from error
-        finally:
-            self.train(training)
-        tolerance = _TOLERANCE if self.backbone.dtype == torch.float32 else _ROUGH
-        if not torch.allclose(alone, batch, rtol=0, atol=tolerance * float(alone.abs().max())):
-            raise self._unsupported("has answers that depend on what else is in a batch")
-
-    def _unsupported(self, why: str) -> InputError:
-        return InputError(
-            f"A '{self.backbone.config.model_type}' model {why}, so it is not supported. docs/language-models.md lists "
-            "the families that are."
-        )
+    def probe(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The logits of the labels, ``(B, C)``."""
+        return self._run(ids, mask, None, True)[0]

@@ -7,7 +7,10 @@ path of the tree with a copy of the keys and values that this left.
 """
 
 import inspect
-from functools import lru_cache
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -167,3 +170,93 @@ def words_law(config_json: str, shape: Shape) -> tuple[list[float], str]:
             paths_pass(model, ids, mask, ids.new_zeros(shape.paths, shape.tokens))
 
     return causal_law(config_json, run, longest=shape.nodes if shape.tree else shape.tokens, added=shape.added)
+
+
+@contextmanager
+def read_already(backbone: Any, output: Any) -> Iterator[None]:
+    """Within, the next forward pass of a model returns this output at once, because it has run over these inputs."""
+    forward, own = backbone.forward, "forward" in vars(backbone)
+
+    def restore() -> None:
+        if own:
+            backbone.forward = forward
+        elif "forward" in vars(backbone):
+            del backbone.forward
+
+    @wraps(forward)
+    def once(*args: Any, **options: Any) -> Any:
+        restore()
+        return output
+
+    backbone.forward = once
+    try:
+        yield
+    finally:
+        restore()
+
+
+# Windows of which one sees all that is counted, and the other next to nothing.
+_WIDE, _NARROW = 4096, 2
+# Reading a prompt, with the logits at its end.
+_PROMPT = Shape(tree=True, nodes=0, branching=1, paths=1, tokens=0)
+
+
+def read_flops(config: Any, lengths: Tensor, convention: FlopsConvention = "exact", places: Tensor | int = 1) -> Tensor:
+    """FLOPs of one pass over so many tokens, ``(N,)``, with logits at some places, in float64 ``(N,)``."""
+    config_json = config.to_json_string(use_diff=False)
+    x = lengths.double().cpu()
+    if convention == "paper":
+        return 2.0 * causal_weights(config_json) * torch.full_like(x, PAPER_LENGTH)
+    law = text_law(config_json)[0]
+    return law[0] * places + law[1] * x + law[2] * x * x
+
+
+def text_flops(
+    config: Any, lengths: Tensor, steps: Tensor, convention: FlopsConvention = "exact", beams: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """FLOPs of a text of ``steps`` tokens after a prompt of ``lengths`` tokens, both ``(N,)``, in float64 ``(N,)``.
+
+    Three parts: reading the prompt, which gives the first token; each later token, on each of the ``beams``, with the
+    keys and values of those before it; and scoring the finished text by one pass over prompt and text.
+    """
+    x, more = lengths.double().cpu(), steps.double().cpu() - 1
+    config_json = config.to_json_string(use_diff=False)
+    prompt, again = read_flops(config, x, convention), read_flops(config, x + more, convention, places=more + 1)
+    if convention == "paper":
+        token = 2.0 * causal_weights(config_json)
+        return prompt, token * beams * more, again + token * more
+    _, (token, key, near, window), _ = text_law(config_json)
+    # The last step sees all tokens but the last one, the first of them one more than the prompt.
+    seen = more * x + more * (more + 1) / 2
+    inside = (window - x).clamp_min(0).minimum(more)
+    seen_near = inside * x + inside * (inside + 1) / 2 + (more - inside) * window
+    return prompt, beams * (token * more + key * seen + near * seen_near), again
+
+
+@lru_cache(maxsize=32)
+def text_law(config_json: str) -> tuple[list[float], tuple[float, float, float, float], str]:
+    """Coefficients of a prompt's FLOPs by its length; FLOPs of a token of the text; the reason if they are estimated.
+
+    A token costs so much by itself, for each token that it sees, and for each of them within the window, the last
+    number: layers with a window see no more than that, however long the text is.
+    """
+    prompt, reason = words_law(config_json, _PROMPT)
+
+    def step(model: Any, ids: Tensor) -> None:
+        cache = chain_pass(model, ids, torch.ones_like(ids), keep=1, use_cache=True).past_key_values
+        mask = ids.new_ones(1, ids.shape[1] + 1)
+        chain_pass(model, ids[:, :1], mask, keep=1, past_key_values=cache, use_cache=True)
+
+    def law(window: int | None) -> tuple[float, float]:
+        # Other windows than the model's show which layers have one.
+        fields = json.dumps(json.loads(config_json) | ({"sliding_window": window} if window else {}))
+        both, reason = causal_law(fields, step, longest=1, added=1)
+        reasons.append(reason)
+        # A step after n tokens sees n + 1.
+        return (both[0], 0.0) if reason else (both[0] - prompt[0] - both[1] + prompt[1], both[1] - prompt[1])
+
+    reasons = [reason]
+    window = json.loads(config_json).get("sliding_window") or 0
+    token, key = law(_WIDE if window else None)
+    near = key - law(_NARROW)[1] if window else 0.0
+    return prompt, (token, key - near, near, float(window)), next(filter(None, reasons), "")

@@ -1,6 +1,5 @@
-"""What all encoder-decoders share: the encoder, the decoder over given tokens, the scores before the decoder runs."""
+"""What all encoder-decoders share: the encoder, and the decoder over given tokens."""
 
-from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from elang.backends.encoder import masked_mean
 from elang.backends.fast.t5 import FAMILIES, T5Path
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
-from elang.method.scores import encoder_scores
 
 
 class EncoderDecoder(TextModel):
@@ -81,36 +79,4 @@ class EncoderDecoder(TextModel):
             synced_gpus=self.in_step,
             **options,
         )[:, 1:]
-        ends = torch.isin(ids, torch.tensor(self.end_tokens, device=ids.device))
-        return ids, torch.where(ends.any(-1), ends.int().argmax(-1) + 1, ids.shape[1])
-
-    @property
-    def end_tokens(self) -> list[int]:
-        """The tokens that end a text."""
-        ids: int | list[int] | None = self.backbone.generation_config.eos_token_id
-        return [] if ids is None else [ids] if isinstance(ids, int) else ids
-
-    @property
-    def has_early_classes(self) -> bool:
-        """Whether the head on the encoder predicts the task's classes, so that its confidence is a score."""
-        return False
-
-    @abstractmethod
-    def early_features(self, encoded: Any) -> Tensor:
-        """What the router head before the decoder reads, float32 ``(B, F)``."""
-
-    def early_scores(self, encoded: Encoded, temperature: float = 1.0) -> dict[str, Tensor]:
-        """The scores that are known before the decoder runs, each ``(B,)``."""
-        scores: dict[str, Tensor] = {}
-        if self.has_early_classes and encoded.early is not None:
-            scores = encoder_scores(encoded.early, temperature)
-        if "encoder_router" in self.heads:
-            scores["encoder_router"] = self.routers["encoder_router"](self.early_features(encoded))
-        return scores
-
-    def _early_score(self, encoded: Encoded, score: str | None, temperature: float = 1.0) -> Tensor:
-        """One of :meth:`early_scores`, or zeros without a score, in the type of the table of answers."""
-        exact_type = self.task.kind.exact_type
-        if score is None:
-            return encoded.hidden.new_zeros(len(encoded.mask), dtype=exact_type)
-        return self.early_scores(encoded, temperature)[score].to(exact_type)
+        return ids, self.count_steps(ids)

@@ -180,6 +180,16 @@ class LabelDecoder(EncoderDecoder):
         """What the router before the decoder reads: the hidden state and features of the early logits."""
         return self._features(encoded.pooled, encoded.early)
 
+    def _early_score(self, encoded: Encoded, score: str | None, temperature: float) -> Tensor:
+        """A score that is known before the decoder runs, ``(B,)``, in the type of the table of answers."""
+        assert score is not None
+        if score in self.routers:
+            value: Tensor = self.routers[score](self.early_features(encoded))
+        else:
+            assert encoded.early is not None
+            value = encoder_scores(encoded.early, temperature)[score]
+        return value.to(self.task.kind.exact_type)
+
     def router_features(self, answer: Answer) -> dict[str, Tensor]:
         """What each router head reads."""
         features = super().router_features(answer)

@@ -157,10 +157,21 @@ class Network(nn.Module, ABC):
         """Set how texts are generated; without ``num_beams`` the number of beams stays."""
         raise NotImplementedError
 
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end a generated text."""
+        ids: int | list[int] | None = self.backbone.generation_config.eos_token_id
+        return [] if ids is None else [ids] if isinstance(ids, int) else ids
+
+    def count_steps(self, ids: Tensor) -> Tensor:
+        """Tokens of each generated text ``(B, T)``, the end token included, int64 ``(B,)``."""
+        ends = torch.isin(ids, torch.tensor(self.end_tokens, device=ids.device))
+        return torch.where(ends.any(-1), ends.int().argmax(-1) + 1, ids.shape[1])
+
     def texts(self, ids: Tensor) -> list[str]:
-        """Generated tokens as text."""
-        filled = ids.masked_fill(ids < 0, self.tokenizer.pad_token_id)
-        return [text.strip() for text in self.tokenizer.batch_decode(filled, skip_special_tokens=True)]
+        """Generated tokens ``(B, T)``, padded with negative ones, as text."""
+        rows = [[token for token in row if token >= 0] for row in ids.tolist()]
+        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
     def answer_batch(self, inputs: dict[str, Tensor], options: InferenceOptions) -> BatchAnswers:
         """Answer and score a batch (:meth:`elang.data.batches.EncodedExamples.batch`)."""

@@ -100,8 +100,12 @@ class TextModel(Network):
 
     @property
     def head_scores(self) -> list[str]:
-        """Names of the scores that its heads compute."""
+        """Names of the scores that its heads compute, and of those that were asked for."""
         return list(self.routers)
+
+    def ask_for(self, *names: str) -> list[str]:
+        """Compute those of :data:`~elang.method.scores.ASKED_SCORES` that it has; returns :attr:`head_scores`."""
+        return self.head_scores
 
     @property
     def routers(self) -> dict[str, RouterHead]:

@@ -10,7 +10,7 @@ from elang.errors import InputError
 from elang.evaluation.pair import BY_QUALITY
 from elang.files import check_folder
 from elang.locks import output_lock
-from elang.method.scores import BEFORE_DECODER, SCORES, SEQUENCE_SCORES
+from elang.method.scores import ASKED_SCORES, BEFORE_DECODER, SCORES, SEQUENCE_SCORES
 from elang.notices import notice
 from elang.records.manifest import known_name
 from elang.terminal import say
@@ -46,7 +46,7 @@ def suite(
     points = [points] if isinstance(points, str) else points
     if unknown := [point for point in points or () if point not in known]:
         raise InputError(f"There is no operating point '{unknown[0]}'; there are {', '.join(map(repr, known))}.")
-    scores = (*SCORES, *SEQUENCE_SCORES, "router", *BEFORE_DECODER)
+    scores = (*SCORES, *SEQUENCE_SCORES, "router", *BEFORE_DECODER, *ASKED_SCORES)
     if score is not None and score not in scores:
         raise InputError(f"There is no score '{score}'; there are {', '.join(scores)}.")
     if config is None:

@@ -22,18 +22,31 @@ IGNORE_INDEX = -100
 class Reader(NamedTuple):
     """How a model reads: its tokenizer, whether it takes a prompt (text-to-text) or segments, and its own task.
 
-    A language model that answers after the prompt has a :class:`~elang.data.prompts.Prompt`.
+    A language model that answers after the prompt has a :class:`~elang.data.prompts.Prompt` and, if it writes texts, a
+    token that ends them, and the tokens that a text may have.
     """
 
     tokenizer: Any
     text_to_text: bool
     task: TextTask | None = None
     prompt: Prompt | None = None
+    end: int | None = None
+    text: int = 0
 
-    def limit(self, max_length: int) -> int:
-        """The tokens that are kept of an input: the model's own limit may be lower than ``max_length``."""
+    def limit(self, max_length: int, text: int | None = None) -> int:
+        """The tokens that are kept of an input: the model's own limit may be lower than ``max_length``.
+
+        ``text`` are those of a text that is to follow the prompt, by default as many as it may have.
+        """
         reserved = self.prompt.reserved if self.prompt is not None else 0
+        if self.end is not None:
+            reserved += self.text if text is None else text
         return int(min(max_length, self.tokenizer.model_max_length - reserved))
+
+    def text_limit(self, max_length: int) -> int:
+        """The same of a text that the model writes; one after a prompt has half of the model's context."""
+        own = self.tokenizer.model_max_length
+        return int(min(max_length, own if self.end is None else own // 2))
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ def encode_split(
 
     ``limits`` are the tokens kept of an input and of a reference; the model's own limit may be lower.
     """
-    limit, target_limit = reader.limit(limits[0]), min(limits[1], reader.tokenizer.model_max_length)
+    target_limit = reader.text_limit(limits[1])
+    limit = reader.limit(limits[0], target_limit)
     with waiting(f"tokenising '{split}'"):
         encoded = encode_examples(
             reader,
@@ -86,12 +87,12 @@ def encode_examples(
         return EncodedExamples(encode(reader.tokenizer, rows, max_length), starts)
     if reader.prompt is not None:
         lists, truncated = reader.prompt.token_lists(reader.tokenizer, task.fields, texts, limit=max_length)
-        return EncodedExamples(_flat(reader.tokenizer, lists, truncated, left=pads_left(reader.tokenizer)))
-    prompts = encode(reader.tokenizer, [(task.prompt_text(t),) for t in texts], max_length)
+        prompts = _flat(reader.tokenizer, lists, truncated, left=pads_left(reader.tokenizer))
+    else:
+        prompts = encode(reader.tokenizer, [(task.prompt_text(t),) for t in texts], max_length)
     if references is not None:
-        answers = encode(reader.tokenizer, [(r,) for r in references], max_target_length, answers=True)
-        return EncodedExamples(prompts, answers=answers)
-    if starts is None or task.answers:
+        return EncodedExamples(prompts, answers=encode_texts(reader, references, max_target_length))
+    if reader.prompt is not None or starts is None or task.answers:
         return EncodedExamples(prompts)
     answers = encode(reader.tokenizer, [(c,) for c in chain.from_iterable(candidates)], max_length, answers=True)
     return EncodedExamples(prompts, starts, answers)
@@ -104,6 +105,18 @@ def encode(tokenizer: Any, texts: list[tuple[str, ...]], max_length: int, answer
     """
     lists, truncated = _token_lists(tokenizer, texts, max_length, answers)
     return _flat(tokenizer, lists, truncated, left=pads_left(tokenizer) and not answers)
+
+
+def encode_texts(reader: Reader, texts: list[str], max_length: int) -> EncodedTexts:
+    """Tokenise texts as a model writes them, with the token that ends them; long ones are cut before it and counted."""
+    if reader.prompt is None or reader.end is None:
+        return encode(reader.tokenizer, [(text,) for text in texts], max_length, answers=True)
+    # Of no text at all the tokenizer makes nothing.
+    lists = reader.prompt.answer_tokens(reader.tokenizer, texts) if texts else []
+    truncated = sum(len(ids) >= max_length for ids in lists)
+    return _flat(
+        reader.tokenizer, {"input_ids": [[*ids[: max_length - 1], reader.end] for ids in lists]}, truncated, left=False
+    )
 
 
 def _flat(tokenizer: Any, lists: dict[str, list[list[int]]], truncated: int, left: bool) -> EncodedTexts:

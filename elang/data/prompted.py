@@ -68,15 +68,14 @@ class PromptedData(TextData):
         task = replace(self.zero_shot_task, label_words=self.words, system=self.system)
         task.check_prompt()
         if self._shots and not self._drawn:
-            self._drawn = draw_examples(
-                self.examples("train"), task, self._shots, seed=self._shots_seed, where=self.where("train")
-            )
+            # While the file is read, which may ask for the task's labels, there are none.
+            count, self._shots = self._shots, 0
+            try:
+                train = self.examples("train")
+            finally:
+                self._shots = count
+            self._drawn = draw_examples(train, task, count, seed=self._shots_seed, where=self.where("train"))
         return replace(task, examples=self._drawn)
-
-    @property
-    def label_names(self) -> list[str]:
-        """Class names in the order of the class indices."""
-        return self.zero_shot_task.label_names
 
 
 def draw_examples(examples: Examples, task: TextTask, count: int, *, seed: int, where: str) -> list[str]:

@@ -122,7 +122,7 @@ class TextClassificationData(PromptedData):
         texts = texts_of(frame, self.text, where)
         values = label_values(frame, self.label, where)
         if KINDS[self.problem].has_classes:
-            label = label_index(values, self.label_names, where, "notice" if self._names_given else "refuse")
+            label = label_index(values, self._class_names(), where, "notice" if self._names_given else "refuse")
         else:
             label = label_numbers(values, where)
         return Examples.of(texts, label)

@@ -97,7 +97,7 @@ class Joint:
                 "which `elang validate` writes."
             )
         self.scores = sorted(name.removeprefix("score_") for name in types if name.startswith("score_"))
-        self._optional_costs = types.keys() & {"swift_early_flops", "swift_score_flops"}
+        self._optional_costs = {name for name in types if re.fullmatch("swift_.+_flops", name)}
         self.split = self._choose_split(split)
         name = self.split.replace("'", "''")
         self._examples = f"(SELECT * FROM {_TABLE} WHERE split = '{name}')"

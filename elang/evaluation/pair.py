@@ -1,7 +1,7 @@
 """A pair's answers to one split, row by row; the curves that follow from them; and the thresholds chosen on a curve."""
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,7 @@ class PairAnswers:
         problem: The kind of task.
         score_flops: Extra cost of a score that is computed after free generation, which keeps no logits; float64
             ``(N,)``.
+        own_flops: In its place for scores with passes of their own, by score.
         unit: The group of each row, int64 ``(N,)``, where rows belong together (questions about one passage).
     """
 
@@ -61,6 +62,7 @@ class PairAnswers:
     targets: dict[str, Tensor] = field(default_factory=dict)
     problem: Problem = "classification"
     score_flops: Tensor | None = None
+    own_flops: dict[str, Tensor] = field(default_factory=dict)
     unit: Tensor | None = None
 
     def __len__(self) -> int:
@@ -79,12 +81,12 @@ class PairAnswers:
 
     def costs(self, score: str) -> Costs:
         """FLOPs of each input when this score routes."""
-        kept = deferred = self.swift_flops
+        kept, extra = self.swift_flops, self.own_flops.get(score, self.score_flops)
         if score in BEFORE_DECODER and self.early_flops is not None:
-            deferred = self.early_flops
-        elif score in self.scores and self.score_flops is not None:
-            kept = deferred = self.swift_flops + self.score_flops
-        return Costs(kept, self.super_flops, deferred)
+            return Costs(kept, self.super_flops, self.early_flops)
+        if score in self.scores and extra is not None:
+            kept = kept + extra
+        return Costs(kept, self.super_flops, kept)
 
     def statistics(self, quality: Quality) -> tuple[Tensor, Tensor, Groups | None]:
         """A metric's statistics of both models' answers, ``(N, S)``, and its groups, if it has any."""
@@ -106,16 +108,8 @@ def swift_cost_columns(score: str, columns: Container[str]) -> tuple[list[str], 
     """
     if score in BEFORE_DECODER:
         return ["swift_flops"], ["swift_early_flops" if "swift_early_flops" in columns else "swift_flops"]
-    summed = ["swift_flops", "swift_score_flops"] if "swift_score_flops" in columns else ["swift_flops"]
-    return summed, summed
-
-
-@dataclass(frozen=True)
-class Heads:
-    """What the heads of a Swift add to its answers, as in :class:`PairAnswers`."""
-
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    early_flops: Tensor | None = None
+    extra = [name for name in (f"swift_{score}_flops", "swift_score_flops") if name in columns][:1]
+    return ["swift_flops", *extra], ["swift_flops", *extra]
 
 
 def pair_answers(
@@ -125,12 +119,14 @@ def pair_answers(
     *,
     task: TextTask,
     temperature: float,
-    heads: Heads,
+    heads: Iterable[str],
     targets: dict[str, Tensor],
+    prefix: str = "",
 ) -> PairAnswers:
     """Join both models' answers to one split, all in the order of its ``table`` with ``id``, ``key`` and ``label``.
 
-    The Swift's records have logits or token scores. ``targets`` are what metrics read besides the label.
+    The Swift's records have logits or token scores; scores of its ``heads`` and costs are columns of the table, whose
+    names begin with the ``prefix``. ``targets`` are what metrics read besides the label.
     """
     kind = task.kind
     predictions = swift.prediction, super_.prediction
@@ -151,11 +147,13 @@ def pair_answers(
         label=table["label"],
         swift=predictions[0],
         super_=predictions[1],
-        scores=kind.scores_of(swift.logits, swift.scores, temperature) | heads.scores,
+        scores=kind.scores_of(swift.logits, swift.scores, temperature)
+        | {name: table[f"{prefix}{name}"] for name in heads},
         swift_flops=unknown if swift.flops is None else swift.flops,
         super_flops=unknown if super_.flops is None else super_.flops,
         more=more,
-        early_flops=heads.early_flops,
+        early_flops=table.get(f"{prefix}early_flops"),
+        own_flops={name: table[column] for name in heads if (column := f"{prefix}{name}_flops") in table},
         targets=targets,
         problem=task.problem,
         score_flops=swift.score_flops,

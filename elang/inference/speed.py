@@ -190,7 +190,7 @@ def _predicted_speedups(
 ) -> dict[str, float]:
     """The FLOPs of the Super alone over those of the pair at each threshold, by ``scores``, float64 ``(N,)``."""
     swift, super_ = (flops_of(predictor, model, rows) for model in (predictor.swift, predictor.super_))
-    costs = Costs(swift["flops"] + swift["score_flops"], super_["flops"])
+    costs = Costs(swift["flops"] + swift.get(f"{predictor.score}_flops", swift["score_flops"]), super_["flops"])
     if predictor.score in BEFORE_DECODER:
         # The score is known before the decoder runs, so a kept input takes no other score.
         costs = Costs(swift["flops"], super_["flops"], swift["early_flops"])
@@ -237,9 +237,13 @@ def share_threshold(scores: torch.Tensor, share: float) -> float:
 def flops_of(predictor: JointPredictor, model: TextModel, rows: list[Any]) -> dict[str, torch.Tensor]:
     """A model's FLOPs for each input by its true length, float64 ``(N,)``.
 
-    ``flops``, ``early_flops`` (deferred before the decoder), ``score_flops`` (a score with a pass of its own after it).
+    ``flops``, ``early_flops`` (deferred before the decoder), ``score_flops`` (a score with a pass of its own after it),
+    and the model's others.
     """
-    costs = {name: torch.zeros(len(rows), dtype=torch.float64) for name in ("flops", "early_flops", "score_flops")}
+    costs = {
+        name: torch.zeros(len(rows), dtype=torch.float64)
+        for name in ("flops", "early_flops", "score_flops", *model.costs)
+    }
     for chosen, inputs in predictor.batches(model, rows):
         for name, cost in model.flops(inputs).items():
             costs[name][chosen] = cost.cpu()

@@ -20,8 +20,11 @@ SCORES: dict[str, Callable[[Tensor, float], Tensor]] = {}
 """The scores of logits by name. :func:`register_score` adds one."""
 ROUTER_READS = ("free_energy", "softmax_energy", "max_softmax", "entropy", "margin", "max_logit_pnorm")
 """The scores that a router head reads, in this order. Saved heads depend on it, so it never changes."""
-BEFORE_DECODER = ("encoder_energy", "encoder_max_softmax", "encoder_router")
-"""Scores that are known before an encoder-decoder's decoder runs; an input deferred by them saves the decoder."""
+BEFORE_DECODER = ("encoder_energy", "encoder_max_softmax", "encoder_router", "prompt_router")
+"""Scores that are known before an encoder-decoder's decoder runs, or after a decoder-only model has read its prompt: an
+input deferred by them saves the rest."""
+ASKED_SCORES = ("p_true", "agreement")
+"""Scores of a generated text that take passes of their own, so they are computed only where they are asked for."""
 DEFAULT_SCORE = "max_softmax"
 """The score that routes without a router: in ``benchmarks/quality/ablate.py`` none is clearly better."""
 ScoreFunction = TypeVar("ScoreFunction", bound=Callable[..., Tensor])
@@ -143,41 +146,44 @@ def encoder_scores(logits: Tensor, temperature: float = 1.0) -> dict[str, Tensor
     return {"encoder_energy": free_energy(logits, temperature), "encoder_max_softmax": max_softmax(logits, temperature)}
 
 
-TOKEN_SCORES = ("free_energy", "max_softmax", "entropy", "nll")
+TOKEN_SCORES = ("free_energy", "max_softmax", "entropy", "nll", "margin")
 """Scores of a token; ``nll`` is its negative log-probability, whose mean is the logarithm of perplexity."""
 QUANTILES = {"q0": 0.0, "q10": 0.1, "q25": 0.25, "q50": 0.5}
 SEQUENCE_SCORES = tuple(f"{score}_{how}" for score in TOKEN_SCORES for how in ("mean", "sum", *QUANTILES))
-"""All scores of a text."""
+"""All scores of a text. New ones come last: files of earlier versions have the first ones."""
+ROUTER_READS_OF_TEXTS = SEQUENCE_SCORES[:24]
+"""The scores of a text that a router head reads. Saved heads depend on it, so it never changes."""
 SEQUENCE_DEFAULT = "nll_mean"
 """The score that routes texts without a router: the logarithm of perplexity."""
 
 
 def token_scores(logits: Tensor, chosen: Tensor) -> Tensor:
-    """The :data:`TOKEN_SCORES` of generated tokens, float32 ``(..., 4)``; larger is harder.
+    """The :data:`TOKEN_SCORES` of generated tokens, float32 ``(..., 5)``; larger is harder.
 
     Args:
         logits: The decoder's, before anything is masked or forced, shape ``(..., V)``.
         chosen: The generated tokens, int64 ``(...)``.
 
-    >>> token_scores(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
-    tensor([[-0.6931, -0.5000,  0.6931,  0.6931]])
+    >>> token_scores(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).abs()
+    tensor([[0.6931, 0.5000, 0.6931, 0.6931, 0.0000]])
     """
     logits = logits.float()
     energy = free_energy(logits)
     nll = -energy - logits.gather(-1, chosen[..., None]).squeeze(-1)
-    return torch.stack([energy, max_softmax(logits), entropy(logits), nll], -1)
+    first, second = (logits.topk(2, dim=-1).values + energy[..., None]).exp().unbind(-1)
+    return torch.stack([energy, -first, entropy(logits), nll, second - first], -1)
 
 
 def sequence_scores(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """The :data:`SEQUENCE_SCORES` of texts, float32 ``(B, 24)``: mean, sum and quantiles over tokens; larger is harder.
+    """The :data:`SEQUENCE_SCORES` of texts, float32 ``(B, 30)``: mean, sum and quantiles over tokens; larger is harder.
 
     The quantiles are those of *confidence*, interpolated linearly: ``q0`` is the score of the least confident token.
 
     Args:
-        tokens: From :func:`token_scores`, with any padding, shape ``(B, T, 4)``.
+        tokens: From :func:`token_scores`, with any padding, shape ``(B, T, 5)``.
         lengths: Tokens of each text with its end token, at least 1, int64 ``(B,)``.
 
-    >>> scores = sequence_scores(torch.tensor([[1.0, 3.0, 9.0]]).view(1, 3, 1).expand(1, 3, 4), torch.tensor([2]))
+    >>> scores = sequence_scores(torch.tensor([[1.0, 3.0, 9.0]]).view(1, 3, 1).expand(1, 3, 5), torch.tensor([2]))
     >>> scores[0, :6].tolist()
     [2.0, 4.0, 3.0, 2.799999952316284, 2.5, 2.0]
     """

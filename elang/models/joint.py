@@ -15,7 +15,7 @@ from elang.backends.text_model import TextModel
 from elang.data.examples import check_held_out
 from elang.errors import InputError
 from elang.evaluation.cautions import check_apart, check_manifest_apart
-from elang.evaluation.pair import ROUTING_SLICE, Heads, PairAnswers, Thresholds, choose_thresholds, pair_answers
+from elang.evaluation.pair import ROUTING_SLICE, PairAnswers, Thresholds, choose_thresholds, pair_answers
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import describe_slice
@@ -96,8 +96,7 @@ class JointModule(EvaluationModule):
         if self.manifest is not None and swift is not None and swift.weights_sha256:
             self.manifest.check_weights(swift.weights_sha256, f"'{swift_model}'", swift.shown_examples)
         default = self.manifest.temperature if self.manifest is not None else 1.0
-        self.temperature = default if temperature is None else temperature
-        self.explicit_thresholds = thresholds is not None
+        self.temperature, self.explicit_thresholds = default if temperature is None else temperature, bool(thresholds)
         if thresholds is not None and self.temperature != default:
             raise InputError(
                 f"The thresholds of '{thresholds}' are for the temperature {default}, but --model.temperature is "
@@ -217,7 +216,8 @@ class JointModule(EvaluationModule):
             super_,
             task=self.task,
             temperature=self.temperature,
-            heads=Heads({name: table[f"swift_{name}"] for name in heads}, table.get("swift_early_flops")),
+            heads=heads,
+            prefix="swift_",
             targets=targets,
         )
         if data is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from elang.backends.text_model import TextModel
 from elang.data.examples import fold_of
-from elang.evaluation.pair import ROUTING_SLICE, Heads, Thresholds, choose_thresholds, pair_answers, share_thresholds
+from elang.evaluation.pair import ROUTING_SLICE, Thresholds, choose_thresholds, pair_answers, share_thresholds
 from elang.method.quality.metric import Quality
 from elang.metrics import ExampleTable
 from elang.records.table import Records
@@ -84,12 +84,12 @@ class RoutingSlice:
             scores = task.kind.scores_of(table.get("logits"), table.get("scores"), self.temperature)
             return share_thresholds(scores | self._head_scores, ROUTING_SLICE)
         answers = pair_answers(
-            table,
+            table | self._head_scores,
             self.model.records(table),
             super_,
             task=task,
             temperature=self.temperature,
-            heads=Heads(self._head_scores, table.get("early_flops")),
+            heads=self._head_scores,
             targets=targets,
         )
         return choose_thresholds(answers, quality, ROUTING_SLICE)

@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from elang.backends.backend import Answer
-from elang.backends.generator import TextGenerator
+from elang.backends.generation import Generation
 from elang.backends.loading.load import load_model
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
@@ -135,7 +135,7 @@ class SwiftModule(FinetuneModule):
         kind, hard = self.task.kind, self.loss_options.hard
         if not kind.scores and hard != "gain":
             raise InputError("A regression's router learns where the Super is nearer: it needs --model.hard gain.")
-        known = [*kind.scores, *self.classifier.head_scores]
+        known = [*kind.scores, *self.classifier.ask_for(self.score)]
         if self.score not in known:
             why = "Energy means nothing for a regression's single output. " if not kind.scores else ""
             raise InputError(
@@ -187,7 +187,7 @@ class SwiftModule(FinetuneModule):
         answers, folds = self.super_records, self.out_of_fold
         super_ = RecordedAnswers.read(answers, self.task, data) if answers is not None else None
         if self.task.kind.generates:
-            generator = cast(TextGenerator, self.classifier)
+            generator = cast(Generation, self.classifier)
             max_length = getattr(data, "max_target_length", generator.max_new_tokens)
             self.objective = TextObjective(generator, self.loss_options, super_, max_target_length=max_length)
         else:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elang.errors import InputError, listed
 from elang.json_files import OBJECT, TEXT, TEXTS, TRUTH, check_fields, number, parse_object, whole
-from elang.method.scores import SEQUENCE_SCORES
+from elang.method.scores import ROUTER_READS_OF_TEXTS, SEQUENCE_SCORES
 from elang.records.columns import labels, numbers, read_columns, rows_of, vectors
 from elang.records.table import EXAMPLES, FORMAT, METADATA, Records
 from elang.tasks.kind import KINDS, Kind
@@ -189,7 +189,9 @@ def _text_columns(frame: Any, path: str, top_k: int) -> dict[str, Any]:
         )
     columns: dict[str, Any] = _optional(frame, path, list(_NUMBERS))
     if "scores" in frame:
-        columns["scores"] = torch.from_numpy(vectors(frame, "scores", len(SEQUENCE_SCORES), path=path)).float()
+        earlier = len(frame) > 0 and np.size(frame["scores"].iloc[0]) == len(ROUTER_READS_OF_TEXTS)
+        size = len(ROUTER_READS_OF_TEXTS if earlier else SEQUENCE_SCORES)
+        columns["scores"] = torch.from_numpy(vectors(frame, "scores", size, path=path)).float()
     for name, pad in (("top_ids", -1), ("top_log_probs", -math.inf)):
         if not top_k or name not in frame:
             continue

@@ -128,9 +128,9 @@ class Generation(Kind):
         return SEQUENCE_SCORES
 
     def scores_of(self, logits: Tensor | None, token_scores: Tensor | None, temperature: float) -> dict[str, Tensor]:
-        """The scores recorded during generation."""
+        """The scores recorded during generation; records of earlier versions have the first ones."""
         assert token_scores is not None
-        return dict(zip(SEQUENCE_SCORES, token_scores.unbind(1), strict=True))
+        return dict(zip(SEQUENCE_SCORES, token_scores.unbind(1), strict=False))
 
     def worth(self, quality: str, targets: dict[str, Tensor]) -> dict[str, Any]:
         """The largest value, by which reports divide, and the unit of the sentence metric."""

@@ -47,7 +47,7 @@ def write_causal(folder, name="llama", pad=True, **own):
     write_tokenizer(folder, **({} if pad else {"pad_token": None}))
     special = {"pad_token_id": 0 if pad else None, "bos_token_id": 2, "eos_token_id": 3}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name.partition(" ")[0], vocab_size=WORDS, **special, **FAMILIES[name], **own)
+    config = AutoConfig.for_model(name.partition(" ")[0], vocab_size=WORDS, **special, **{**FAMILIES[name], **own})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for weight in model.parameters():
@@ -296,7 +296,7 @@ def test_what_label_words_are_not_for(tmp_path, base_model):
     )
     with pytest.raises(InputError, match="in words that all examples share"):
         load_model(folder, candidates)
-    with pytest.raises(InputError, match="does not generate its answers yet"):
+    with pytest.raises(InputError, match="it does not generate them"):
         load_model(folder, task_of(["a", "b"]), generate=True)
     with pytest.raises(InputError, match="no place for a text"):
         load_model(folder, task_of(["a", "b"], prompt="Which?"))
@@ -328,7 +328,7 @@ def test_a_family_whose_answers_depend_on_the_batch(tmp_path, monkeypatch):
         return asked(backbone, ids, torch.ones_like(mask), **more)
 
     monkeypatch.setattr(causal_passes, "chain_pass", blind)
-    monkeypatch.setattr("elang.backends.causal.chain_pass", blind)
+    monkeypatch.setattr("elang.backends.decoder_only.chain_pass", blind)
     with pytest.raises(InputError, match="'granite' model has answers that depend on what else is in a batch"):
         load_model(folder, task_of(WORDS_OF["single"]))
 

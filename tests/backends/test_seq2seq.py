@@ -58,6 +58,7 @@ def test_token_scores_by_hand():
         "max_softmax": -p.amax(-1),
         "entropy": -(p * p.log()).sum(-1),
         "nll": -p.gather(-1, chosen[..., None])[..., 0].log(),
+        "margin": p.sort(-1).values[..., -2] - p.amax(-1),
     }
     found = token_scores(logits, chosen)
     for name, column in zip(TOKEN_SCORES, found.unbind(-1), strict=True):
@@ -66,7 +67,7 @@ def test_token_scores_by_hand():
 
 def test_sequence_scores_by_a_loop():
     generator = torch.Generator().manual_seed(0)
-    tokens, steps = torch.randn(9, 12, 4, generator=generator), torch.tensor([1, 2, 3, 4, 5, 6, 7, 11, 12])
+    tokens, steps = torch.randn(9, 12, 5, generator=generator), torch.tensor([1, 2, 3, 4, 5, 6, 7, 11, 12])
     found = dict(zip(SEQUENCE_SCORES, sequence_scores(tokens, steps).unbind(1), strict=True))
     for row, count in enumerate(steps.tolist()):
         for k, name in enumerate(TOKEN_SCORES):
@@ -78,8 +79,8 @@ def test_sequence_scores_by_a_loop():
 
 
 def test_what_pads_a_text_is_not_scored():
-    tokens, steps = torch.randn(3, 6, 4), torch.tensor([1, 4, 6])
-    padded = torch.cat([tokens, torch.full((3, 2, 4), math.nan)], 1)
+    tokens, steps = torch.randn(3, 6, 5), torch.tensor([1, 4, 6])
+    padded = torch.cat([tokens, torch.full((3, 2, 5), math.nan)], 1)
     padded[0, 1:], padded[1, 4:] = math.nan, math.inf
     torch.testing.assert_close(sequence_scores(padded, steps), sequence_scores(tokens, steps))
 

@@ -145,6 +145,17 @@ def test_a_class_that_is_too_small_is_filled_up(table):
     assert answers.count("yes") == 3
 
 
+def test_a_module_may_ask_for_its_labels_while_it_reads(table):
+    class Renamed(TextClassificationData):
+        def read(self, source):
+            examples = super().read(source)
+            assert self.label_names == self.text_task.answers == NAMES
+            return examples
+
+    data = Renamed(str(table / "train.csv"), examples=6)
+    assert data.text_task.examples == of_table(table, validation=None).text_task.examples
+
+
 def test_what_cannot_be_drawn(table):
     with pytest.raises(InputError, match=r"drawn from the training file, which is not given\. Set --data\.train"):
         of_table(table, train=None)

@@ -171,7 +171,7 @@ class Texts:
     left: Tensor  # 1 for texts that have not ended, int64 (B,)
     steps: Tensor  # tokens of each text, the end token included, int64 (B,)
     ids: Tensor  # the tokens, int64 (B, T), padded after the end; T may exceed T5Steps.length
-    scores: Tensor | None  # of the tokens, float32 (B, T, 4), if they are scored
+    scores: Tensor | None  # of the tokens, float32 (B, T, 5), if they are scored
 
 
 class T5Steps:

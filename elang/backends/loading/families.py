@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from elang.backends.causal import CausalLabelDecoder
+from elang.backends.causal_generator import CausalGenerator
 from elang.backends.encoder import SequenceClassifier
 from elang.backends.generator import TextGenerator
 from elang.backends.label_decoder import LabelDecoder
@@ -48,15 +49,25 @@ def is_decoder_only(config: Any) -> bool:
     return type(config) in AutoModelForCausalLM._model_mapping and (named or finds_last_by_padding(config))
 
 
-def _answers_in_words(config: Any, task: TextTask | None) -> bool:
-    """Whether a decoder-only model is to answer in label words: it is asked for them, and is no classifier."""
-    asked = task is not None and bool(task.label_words) and not task.kind.generates
-    return asked and is_decoder_only(config) and not is_classifier(config)
+def _continues(config: Any) -> bool:
+    """Whether a configuration is that of a decoder-only model with its language-model head, which continues a text."""
+    return is_decoder_only(config) and not is_classifier(config)
 
 
 # The first family that takes a model is used.
 FAMILIES = [
-    Family(CausalLabelDecoder, AutoModelForCausalLM, _answers_in_words, ("generate",)),
+    Family(
+        CausalGenerator,
+        AutoModelForCausalLM,
+        lambda config, task: _continues(config) and _generates(task),
+        ("num_beams",),
+    ),
+    Family(
+        CausalLabelDecoder,
+        AutoModelForCausalLM,
+        lambda config, task: _continues(config) and task is not None and bool(task.label_words),
+        ("generate",),
+    ),
     Family(
         SequenceClassifier,
         AutoModelForSequenceClassification,
@@ -79,13 +90,13 @@ def family_of(config: Any, task: TextTask | None, path: str) -> Family:
         if family.takes(config, task):
             return family
     raise InputError(
-        f"'{path}' is a '{config.model_type}' without a decoder, so it cannot generate texts. Give an encoder-decoder "
-        "(T5, Marian, BART, NLLB)."
+        f"'{path}' is a '{config.model_type}' without a decoder, or a classifier, so it cannot generate texts. Give an "
+        "encoder-decoder (T5, Marian, BART, NLLB) or a language model (Llama, Qwen, GPT-2)."
     )
 
 
 def tell_way(model: TextModel, path: str, *, finished: bool) -> None:
-    """Notices of how a model answers that is asked for label words, or with examples, if its files do not decide it."""
+    """Notices of how a model answers that is asked for words, or with examples, if its files do not decide it."""
     task, config = model.task, model.backbone.config
     if task.examples and model.text_to_text and model.shown_examples is None:
         notice(
@@ -93,7 +104,11 @@ def tell_way(model: TextModel, path: str, *, finished: bool) -> None:
             f"'{path}' is an encoder-decoder, which reads its input alone, without the {len(task.example_pairs)} "
             "examples of --data.examples.",
         )
-    if finished or not task.label_words or not is_decoder_only(config):
+    if finished or not (task.label_words or task.kind.generates) or not is_decoder_only(config):
+        return
+    chat = ", by its chat template" if task.label_words == "chat" else ""
+    if task.kind.generates:
+        notice("free-generation", f"'{path}' generates its answers after the prompt {task.prompt!r}{chat}.")
         return
     if not model.text_to_text:
         notice(
@@ -103,7 +118,6 @@ def tell_way(model: TextModel, path: str, *, finished: bool) -> None:
         )
         return
     answers = f"{task.answers[:4]}" + (f" and {len(task.answers) - 4} more" if len(task.answers) > 4 else "")
-    chat = ", by its chat template" if task.label_words == "chat" else ""
     notice(
         "label-words",
         f"'{path}' is a decoder-only language model: it answers in label words, {answers}, after the prompt "

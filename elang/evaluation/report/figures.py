@@ -30,11 +30,12 @@ COLORS = {
     "entropy": "#009E73",
     "margin": "#CC79A7",
     "max_logit_pnorm": "#8C6D31",
-    "nll": "#CC79A7",
+    "nll": "#6A3D9A",
     "router": "#D55E00",
     "encoder_energy": "#003F6B",
     "encoder_max_softmax": "#9A6A00",
     "encoder_router": "#8F3E00",
+    "prompt_router": "#8F3E00",
 }
 
 
@@ -116,8 +117,8 @@ def _drawn(curves: dict[str, OperatingCurve], summary: QualitySummary, routing: 
         # The best of each kind; the table has them all.
         areas = {name: summary.scores[name].area for name in names}
         by_area = sorted(names, key=lambda name: math.inf if math.isnan(areas[name]) else -areas[name])
-        shown = {next(name for name in by_area if name.startswith(kind)) for kind in TOKEN_SCORES}
-        shown |= {routing, "router", "encoder_router", "random", "oracle"}
+        shown = {next((name for name in by_area if name.startswith(kind)), kind) for kind in TOKEN_SCORES}
+        shown |= {routing, "router", "encoder_router", "prompt_router", "random", "oracle"}
         names = [name for name in names if name in shown]
     groups: list[list[str]] = []
     # A line has the style of its first score, so the one that routes comes first.

@@ -67,6 +67,7 @@ def _write_pair_records(path: Path, pairs: dict[str, PairAnswers], about: dict[s
             columns |= {"label": pair.label, "swift_prediction": pair.swift, "super_prediction": pair.super_}
         columns |= {"swift_flops": pair.swift_flops, "super_flops": pair.super_flops, "gain": pair.gain}
         columns |= {"swift_early_flops": pair.early_flops, "swift_score_flops": pair.score_flops}
+        columns |= {f"swift_{name}_flops": flops for name, flops in pair.own_flops.items()}
         columns |= {f"score_{name}": score for name, score in pair.scores.items()} | pair.more
         arrays = {}
         for name, values in columns.items():

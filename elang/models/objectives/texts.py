@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elang.backends.backend import Answer
-from elang.backends.generator import TextGenerator
+from elang.backends.generation import Generation
 from elang.data.batches import IGNORE_INDEX, EncodedTexts, padded_answers
-from elang.data.encoding import encode
+from elang.data.encoding import encode_texts
 from elang.errors import InputError
 from elang.method.losses import MARGINS, token_distillation
 from elang.models.objectives.objective import Gain, LossOptions, Objective, RecordedAnswers
@@ -32,7 +32,7 @@ class TextObjective(Objective):
     """
 
     def __init__(
-        self, model: TextGenerator, options: LossOptions, answers: RecordedAnswers | None, max_target_length: int
+        self, model: Generation, options: LossOptions, answers: RecordedAnswers | None, max_target_length: int
     ) -> None:
         super().__init__(options, answers)
         self.model = model
@@ -46,7 +46,7 @@ class TextObjective(Objective):
             return
         if options.distill == "sequence":
             assert self.records.texts is not None
-            self.texts = encode(model.tokenizer, [(t,) for t in self.records.texts], max_target_length, answers=True)
+            self.texts = encode_texts(model.reader, self.records.texts, model.reader.text_limit(max_target_length))
         elif self.records.top_ids is None:
             raise InputError(
                 f"'{self.path}' has no most probable tokens, which --model.distill token needs. Make them with "

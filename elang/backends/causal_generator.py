@@ -1,0 +1,245 @@
+"""Decoder-only language models (Llama, Qwen, Gemma, GPT-2) that generate a text after a prompt.
+
+The prompt is read once: the router head on its last hidden state decides whether to generate, and its keys and values
+are what the text starts from.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessorList, StaticCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from elang.backends.backend import Generated
+from elang.backends.causal_passes import padded_left, read_already, read_flops, text_flops, text_law
+from elang.backends.decoder_only import DecoderOnly, turn_end
+from elang.backends.flops import FlopsConvention, tell_estimated
+from elang.backends.generation import Generation
+from elang.backends.network import InferenceOptions
+from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement
+from elang.data.batches import Reader
+from elang.errors import InputError
+from elang.method.scores import ASKED_SCORES
+from elang.records.manifest import Manifest
+from elang.tasks.text_task import TextTask
+
+
+@dataclass
+class Prompted:
+    """A batch of prompts, padded on the left, and what reading them left, if they have been read."""
+
+    ids: Tensor  # (B, L)
+    mask: Tensor  # (B, L)
+    output: Any = None  # logits at the prompts' ends, (B, 1, V), keys and values; until texts are generated from them
+    pooled: Tensor | None = None  # the last hidden state, (B, D), if there are heads
+
+    def __getitem__(self, rows: Tensor) -> "Prompted":
+        """Some of the prompts; of the others, keys and values are given up."""
+        output, pooled = self.output, self.pooled
+        if output is not None:
+            output.past_key_values.batch_select_indices(rows)
+            output = CausalLMOutputWithPast(logits=output.logits[rows], past_key_values=output.past_key_values)
+        return Prompted(self.ids[rows], self.mask[rows], output, None if pooled is None else pooled[rows])
+
+    def repeated(self, times: int) -> "Prompted":
+        """Each prompt so many times in a row; its keys and values are given up here."""
+        output, self.output = self.output, None
+        if times > 1:
+            output.past_key_values.batch_repeat_interleave(times)
+            output.logits = output.logits.repeat_interleave(times, 0)
+        return Prompted(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), output)
+
+
+class CausalGenerator(DecoderOnly, Generation):
+    """Any ``AutoModelForCausalLM`` that generates a text after a prompt, greedily or with ``num_beams``."""
+
+    early_router = "prompt_router"
+    asked: tuple[str, ...] = ()
+    """The :data:`~elang.method.scores.ASKED_SCORES` that are computed with each answer."""
+
+    def __init__(self, backbone: Any, tokenizer: Any, task: TextTask, num_beams: int | None = None) -> None:
+        super().__init__(backbone, tokenizer, task, num_beams)
+        ends = self.end_tokens
+        end = turn_end(tokenizer) if task.label_words == "chat" else None
+        if end is None:
+            known = tokenizer.eos_token_id
+            end = known if known in ends or not ends else ends[0]
+        if end is None:
+            raise InputError(
+                "This model's texts would never end: neither its tokenizer (eos_token) nor its generation_config.json "
+                "(eos_token_id) names an end of text. Set it in one of them."
+            )
+        self.end = int(end)
+        self.settings.update(eos_token_id=list(dict.fromkeys([*ends, self.end])), forced_bos_token_id=None)
+        self.check_batches()
+
+    @cached_property
+    def check(self) -> Check:
+        """The question whether an answer is right."""
+        return Check.of(self.tokenizer, self.task)
+
+    def ask_for(self, *names: str) -> list[str]:
+        """Compute those of :data:`~elang.method.scores.ASKED_SCORES` that are named; returns :attr:`head_scores`."""
+        self.asked = tuple(name for name in ASKED_SCORES if name in (*self.asked, *names))
+        if "p_true" in self.asked:
+            self.prompt = self.prompt.reserving(len(self.check.tokens))
+        return self.head_scores
+
+    def set_origin(self, weights: Path | None, manifest: Manifest | None, **more: Any) -> None:
+        """Record where it is from; a finished Swift computes the scores that it has thresholds for."""
+        super().set_origin(weights, manifest, **more)
+        if manifest is not None:
+            self.ask_for(manifest.score, *manifest.thresholds)
+
+    @property
+    def head_scores(self) -> list[str]:
+        """Names of the scores that its heads compute, and of those that were asked for."""
+        return [*super().head_scores, *self.asked]
+
+    @property
+    def costs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The columns of :meth:`flops`."""
+        return (*super().costs, *(f"{name}_flops" for name in self.asked))
+
+    def score_of(self, name: str, answer: Generated, temperature: float = 1.0) -> Tensor:
+        """One of :meth:`scores`, computed without the others, ``(B,)``."""
+        if name == "p_true":
+            return self._p_true(answer)
+        return self._disagreement(answer) if name == "agreement" else super().score_of(name, answer, temperature)
+
+    def scores(self, answer: Generated, temperature: float = 1.0, fold: Tensor | None = None) -> dict[str, Tensor]:
+        """Every difficulty score of a batch, each ``(B,)``, of :data:`ASKED_SCORES` those that were asked for."""
+        return super().scores(answer, temperature, fold) | {name: self.score_of(name, answer) for name in self.asked}
+
+    @torch.no_grad()
+    def _p_true(self, answer: Generated) -> Tensor:
+        """What the model says when it is asked whether its answer is right, by one pass over all."""
+        prompts, ids = answer.encoded, self.padded_ids(answer)
+        text = (ids >= 0) & ~torch.isin(ids, torch.tensor(self.end_tokens, device=ids.device))
+        rows = torch.cat([prompts.ids, ids.clamp_min(0)], 1), torch.cat([prompts.mask, text.to(prompts.mask)], 1)
+        ids, mask = padded_left(*self.check.after(*rows))
+        longest = int(mask.sum(1).max())
+        return self.check.score(self.after(ids[:, -longest:], mask[:, -longest:]).logits[:, -1])
+
+    @torch.no_grad()
+    def _disagreement(self, answer: Generated) -> Tensor:
+        """By how many of :data:`SAMPLES` samples the most frequent answer is missed, as a share."""
+        prompts = self.begin(Prompted(answer.encoded.ids, answer.encoded.mask)).repeated(SAMPLES)
+        config = self.greedy_settings()
+        config.update(num_beams=1, early_stopping=False, length_penalty=1.0)
+        noise = Noise(answer.encoded.ids, answer.encoded.mask, SAMPLES)
+        ids = self._continued(prompts, prompts.output, config, logits_processor=LogitsProcessorList([noise]))
+        place = torch.arange(ids.shape[1], device=ids.device)
+        texts = self.texts(ids.masked_fill(place >= self.count_steps(ids)[:, None], -1))
+        return torch.tensor(disagreement(texts, SAMPLES), device=ids.device)
+
+    @property
+    def reader(self) -> Reader:
+        """How it reads, with room for a text after the prompt."""
+        return super().reader._replace(end=self.end, text=self.max_new_tokens)
+
+    @property
+    def longest_text(self) -> int | None:
+        """Half of the positions that prompt and text share."""
+        return int(self.tokenizer.model_max_length // 2)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        width: int = self.backbone.config.get_text_config().hidden_size
+        return width
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """All but the head on the vocabulary."""
+        return [self.backbone.base_model]
+
+    def encode(self, inputs: dict[str, Tensor]) -> Prompted:
+        """The prompts, not yet read."""
+        return Prompted(*self.prompts(inputs))
+
+    @torch.no_grad()
+    def begin(self, encoded: Prompted) -> Prompted:
+        """Read the prompts."""
+        if encoded.output is not None:
+            return encoded
+        cache = {}
+        if self.static_cache and self.num_beams == 1:
+            length = encoded.ids.shape[1] + self.max_new_tokens
+            cache["past_key_values"] = StaticCache(config=self.backbone.config, max_cache_len=length)
+        hidden = bool(self.heads)
+        output = self.after(encoded.ids, encoded.mask, use_cache=True, output_hidden_states=hidden, **cache)
+        encoded.output = CausalLMOutputWithPast(logits=output.logits, past_key_values=output.past_key_values)
+        encoded.pooled = output.hidden_states[-1][:, -1] if hidden else None
+        return encoded
+
+    def pooled(self, encoded: Prompted) -> Tensor:
+        """The last hidden state at the prompts' ends."""
+        pooled = encoded.pooled if encoded.pooled is not None else self.begin(encoded).pooled
+        assert pooled is not None
+        return pooled
+
+    def logits(self, encoded: Prompted, labels: Tensor) -> Tensor:
+        """The logits for each token of given texts, after the prompt and the ones before it, ``(B, T, V)``."""
+        logits: Tensor = self.after(encoded.ids, encoded.mask, labels[:, :-1].clamp_min(0)).logits
+        return logits
+
+    def probe(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The logits of the first token, ``(B, V)``."""
+        logits: Tensor = self.after(ids, mask).logits[:, -1]
+        return logits
+
+    def generated_ids(self, encoded: Prompted, config: Any) -> Tensor:
+        """The tokens that the library generates with a configuration, without the prompt, int64 ``(B, T)``."""
+        return self._continued(encoded, encoded.repeated(self.num_beams).output, config)
+
+    def _continued(self, encoded: Prompted, output: Any, config: Any, **options: Any) -> Tensor:
+        """The tokens that the library puts behind prompts, whose ``output`` has a row for each beam."""
+        # The cache and when to compile are decided here.
+        config.update(use_cache=True, cache_implementation=None, disable_compile=True)
+        if config.pad_token_id is None:
+            config.pad_token_id = self.end
+        # In its older versions the library penalises repeated tokens of the padding: it is each prompt's first token.
+        first = encoded.ids.gather(1, encoded.mask.argmax(1, keepdim=True))
+        with read_already(self.backbone, output):
+            ids: Tensor = self.backbone.generate(
+                input_ids=torch.where(encoded.mask > 0, encoded.ids, first),
+                attention_mask=encoded.mask,
+                generation_config=config,
+                synced_gpus=self.in_step,
+                **options,
+            )
+        return ids[:, encoded.ids.shape[1] :]
+
+    def short_way(self, options: InferenceOptions) -> None:
+        """There is none: every step has another shape."""
+
+    def check_cost(self) -> None:
+        """Count FLOPs before they are needed; a notice tells if they are estimated."""
+        tell_estimated(self.backbone.config, text_law(self.backbone.config.to_json_string(use_diff=False))[2])
+
+    def flops(
+        self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Cost of each input, with and without the text, which took ``steps``; without them it generates."""
+        if steps is None:
+            steps = self.generate(self.encode(inputs), scored=False).steps
+        config, lengths = self.backbone.config, inputs["attention_mask"].sum(-1)
+        prompt, text, again = text_flops(config, lengths, steps, convention, self.num_beams)
+        early = prompt + self._head_flops(self.early_router)
+        asked = {}
+        if "p_true" in self.asked:
+            # The end of the text is left out, and the question whether it is right follows.
+            asked["p_true_flops"] = read_flops(config, lengths + steps - 1 + len(self.check.tokens), convention)
+        if "agreement" in self.asked:
+            # As if each sample were as long as the text.
+            asked["agreement_flops"] = prompt + SAMPLES * text / self.num_beams
+        return asked | {
+            "flops": early + text + self._head_flops("router"),
+            "early_flops": early,
+            # Greedy decoding yields the scores on its way; with beams the chosen text is read once more.
+            "score_flops": again if self.num_beams > 1 else torch.zeros_like(again),
+        }

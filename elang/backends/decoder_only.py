@@ -1,0 +1,93 @@
+"""What decoder-only language models share that answer after a prompt: how they read it, and that batches are safe."""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elang.backends.causal_passes import chain_pass, padded_left
+from elang.backends.loading.padding import CHECKED
+from elang.backends.text_model import TextModel
+from elang.data.batches import Reader
+from elang.data.encoding import pads_left
+from elang.data.prompts import Prompt
+from elang.errors import InputError
+from elang.tasks.text_task import TextTask
+
+# How far answers in a batch and alone may differ, in float32 and in half precision.
+_TOLERANCE, _ROUGH = 1e-3, 5e-2
+
+
+class DecoderOnly(TextModel):
+    """Any ``AutoModelForCausalLM`` that answers after a prompt."""
+
+    text_to_text = True
+
+    def __init__(self, backbone: Any, tokenizer: Any, task: TextTask, *options: Any) -> None:
+        super().__init__(backbone, tokenizer, task, *options)
+        self.prompt = Prompt.of(tokenizer, task)
+
+    @property
+    def reader(self) -> Reader:
+        """How it reads: with its own prompt."""
+        return Reader(self.tokenizer, self.text_to_text, self.task, self.prompt)
+
+    def prompts(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The tokens of a batch and their mask, both ``(B, L)``, padded on the left."""
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        return (ids, mask) if pads_left(self.tokenizer) else padded_left(ids, mask)
+
+    def after(self, ids: Tensor, mask: Tensor, chain: Tensor | None = None, **more: Any) -> Any:
+        """The model over prompts ``(B, L)`` and, after each, a chain of tokens ``(B, T)``.
+
+        The logits are those at the prompts' ends and at each token of the chain, ``(B, T + 1, V)``.
+        """
+        keep = 1
+        if chain is not None:
+            keep += chain.shape[1]
+            ids, mask = torch.cat([ids, chain], 1), F.pad(mask, (0, chain.shape[1]), value=1)
+        return chain_pass(self.backbone, ids, mask, keep=keep, **more)
+
+    @abstractmethod
+    def probe(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits that an answer to each prompt depends on, ``(B, ...)``."""
+
+    @torch.no_grad()
+    def check_batches(self) -> None:
+        """Refuse a family, none of those that are tested, whose answers depend on what else is in a batch."""
+        if self.backbone.config.model_type in CHECKED:
+            return
+        length = int(max(2, min(21, self.reader.limit(21))))
+        size = self.backbone.config.get_text_config().vocab_size
+        ids = torch.arange(5, 5 + 2 * length).remainder(size).reshape(2, length)
+        mask = torch.ones_like(ids)
+        mask[1, : length // 2] = 0
+        training = self.training
+        self.eval()
+        try:
+            batch = self.probe(ids, mask)[1:]
+            alone = self.probe(ids[1:, length // 2 :], mask[1:, length // 2 :])
+        except Exception as error:
+            raise self._unsupported(f"cannot be run on a batch of texts ({type(error).__name__})") from error
+        finally:
+            self.train(training)
+        tolerance = _TOLERANCE if self.backbone.dtype == torch.float32 else _ROUGH
+        if not torch.allclose(alone, batch, rtol=0, atol=tolerance * float(alone.abs().max())):
+            raise self._unsupported("has answers that depend on what else is in a batch")
+
+    def _unsupported(self, why: str) -> InputError:
+        return InputError(
+            f"A '{self.backbone.config.model_type}' model {why}, so it is not supported. docs/language-models.md lists "
+            "the families that are."
+        )
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that ends an assistant's turn in the tokenizer's chat template, if there is one."""
+    question, answer = "\ue000question\ue000", "\ue000answer\ue000"
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2].strip()
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
