@@ -17,7 +17,18 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from elang.backends.loading.checkpoints import CHECKPOINT_KEY, read_checkpoint
-from elang.cli.options import MODE, given_options, last_value, refuse_nulls, texts_in, with_checkpoint
+from elang.cli.arguments import note_replaced
+from elang.cli.messages import class_at
+from elang.cli.options import (
+    MODE,
+    given_options,
+    last_value,
+    list_options,
+    refuse_nulls,
+    texts_in,
+    with_checkpoint,
+    with_lists,
+)
 from elang.cli.progress import LogsEachEpoch, ProgressLines, new_folders, remove_logs
 from elang.cli.verb_help import OursFirst, chosen_class, with_classes
 from elang.data.benchmarks import TaskData
@@ -88,6 +99,7 @@ class ElangCLI(LightningCLI):
         self._defaults = {"model": _class_path(_MODELS[verb]), "data": _class_path(TextClassificationData)}
         self._shown = {part: chosen_class(part, args, path) for part, path in self._defaults.items()}
         self._logs: list[Path] = []
+        made_by = {"trainer": Trainer} | {part: class_at(path) for part, path in self._shown.items()}
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -100,7 +112,7 @@ class ElangCLI(LightningCLI):
             trainer_defaults={"callbacks": [ProgressLines(), *callbacks]},
             parser_class=_LightningParser,
             parser_kwargs={"prog": "elang", "allow_abbrev": False, "parser_mode": MODE, verb: verb_parser},
-            args=[verb, *with_classes(args, self._shown)],
+            args=[verb, *with_lists(with_classes(args, self._shown), list_options(made_by))],
         )
 
     @override
@@ -126,6 +138,7 @@ class ElangCLI(LightningCLI):
         except SIGTERMException:
             # This SystemExit has no code, so the process would end as if it had succeeded.
             self._report_stop("SIGTERM")
+            remove_logs(self.trainer, self._logs)
             raise SystemExit(128 + signal.SIGTERM) from None
         except BaseException as end:
             # Lightning exits with the code 1 after Ctrl-C.
@@ -242,6 +255,9 @@ class ElangCLI(LightningCLI):
         inputs = [*texts_in(read), *map(str, options.get("config") or [])]
         if output.endswith(".parquet"):
             check_output_file(output, inputs, "--model.output")
+            # A part goes beside it.
+            if self._model_name == "ScoreModule" and options["model"]["init_args"].get("part") is None:
+                note_replaced(output)
         else:
             names = None if self._verb == "fit" else EVALUATION_FILES
             check_folder(output, inputs, names, option="--model.output")
