@@ -163,11 +163,8 @@ def given_options(parser: ArgumentParser, args: Any, parts: tuple[str, ...], ver
     return given
 
 
-def list_options(made_by: Mapping[str, Callable[..., Any] | None]) -> dict[str, bool]:
-    """The options that take a list of texts or numbers, and whether these are numbers.
-
-    ``made_by`` has the class of each part, such as ``data``, or a function by an empty name.
-    """
+def _list_options(made_by: Mapping[str, Callable[..., Any] | None]) -> dict[str, bool]:
+    """The options that take a list of texts or numbers, and whether these are numbers."""
     lists: dict[str, bool] = {}
     for part, owner in made_by.items():
         for name, parameter in parameters_of(owner).items() if owner is not None else ():
@@ -178,15 +175,19 @@ def list_options(made_by: Mapping[str, Callable[..., Any] | None]) -> dict[str, 
     return lists
 
 
-def with_lists(args: list[str], lists: dict[str, bool], positional: bool = False) -> list[str]:
-    """Join several values of an option to a list, in YAML.
+def with_lists(
+    args: list[str], made_by: Mapping[str, Callable[..., Any] | None], positional: bool = False
+) -> list[str]:
+    """Join several values of an option that takes a list to one, in YAML.
 
-    ``lists`` are the options that take one, with whether these are numbers. Where there are ``positional`` arguments,
-    these may follow the texts of an option, unless they come first.
+    ``made_by`` has the class of each part, such as ``data``, or a function by an empty name. Where there are
+    ``positional`` arguments, these may follow the texts of an option, unless they come first.
 
-    >>> with_lists(["joint", "--score", "entropy", "margin", "--max_drop", "0.02"], {"--score": False}, True)
-    ['joint', '--score', '["entropy", "margin"]', '--max_drop', '0.02']
+    >>> def sweep(joint: str, score: list[str] | str, points: int) -> None: ...
+    >>> with_lists(["joint", "--score", "entropy", "margin", "--points", "9"], {"": sweep}, True)
+    ['joint', '--score', '["entropy", "margin"]', '--points', '9']
     """
+    lists = _list_options(made_by)
     joined: list[str] = []
     remaining = list(args)
     while remaining:

@@ -222,7 +222,7 @@ def _run_function(verb: str, args: list[str]) -> None:
     """Parse the arguments of a verb that is a function, and call it."""
     with _loading(args):
         from elang.cli.messages import class_at
-        from elang.cli.options import MODE, Parser, given_options, list_options, refuse_nulls, with_lists
+        from elang.cli.options import MODE, Parser, given_options, refuse_nulls, with_lists
         from elang.cli.verb_help import chosen_class
 
         function: Callable[..., None] = getattr(import_module(f"elang.cli.{verb}"), verb)
@@ -236,7 +236,7 @@ def _run_function(verb: str, args: list[str]) -> None:
     groups = add_options(parser, function, positional, skip=lists.keys())
     classes = ("data",) if verb == "ask" else ()
     made_by = {"": function} | {part: class_at(chosen_class(part, args, _DATA)) for part in classes}
-    args = with_lists(args, list_options(made_by), positional)
+    args = with_lists(args, made_by, positional)
     if classes:
         parser.set_defaults({"data": {"class_path": _DATA}})
         given_options(parser, args, classes, verbs={})
