@@ -104,10 +104,11 @@ def _mixed(numbers: Tensor) -> Tensor:
 
 
 def disagreement(answers: list[Any], samples: int) -> list[float]:
-    """One minus the share of the most frequent answer among each ``samples`` in a row.
+    """One minus the share of the most frequent answer among each ``samples`` in a row; ``None`` is no answer.
 
-    >>> disagreement(["a", "b", "a", "a", "c", "c"], 3)
-    [0.33333333333333337, 0.33333333333333337]
+    >>> disagreement(["a", "b", "a", "c", None, None], 3)
+    [0.33333333333333337, 0.6666666666666667]
     """
     rows = [answers[start : start + samples] for start in range(0, len(answers), samples)]
-    return [1 - Counter(row).most_common(1)[0][1] / samples for row in rows]
+    most = [max(Counter(answer for answer in row if answer is not None).values(), default=0) for row in rows]
+    return [1 - count / samples for count in most]

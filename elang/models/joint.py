@@ -207,9 +207,8 @@ class JointModule(EvaluationModule):
         targets = data.targets(split, table["id"]) if data is not None else {}
         if self.task.kind.generates:
             assert swift.texts is not None
-            names = [quality.name for quality in self.qualities]
             texts = self.references(split, table["id"]), swift.texts, super_.texts
-            targets = text_targets(names, *texts, task=self.task)
+            targets = text_targets([quality.name for quality in self.qualities], *texts, task=self.task)
         answers = pair_answers(
             table,
             swift,
