@@ -151,10 +151,7 @@ class CausalGenerator(DecoderOnly, Generation):
         ids = self._continued(prompts, prompts.output, config, logits_processor=LogitsProcessorList([noise]))
         place = torch.arange(ids.shape[1], device=ids.device)
         texts = self.texts(ids.masked_fill(place >= self.count_steps(ids)[:, None], -1))
-        # Texts without an answer agree only if they are equal.
-        found = zip(found_answers(self.task, texts), texts, strict=True)
-        answers = [(answer, text if answer is None else "") for answer, text in found]
-        return torch.tensor(disagreement(answers, SAMPLES), device=ids.device)
+        return torch.tensor(disagreement(found_answers(self.task, texts), SAMPLES), device=ids.device)
 
     @property
     def reader(self) -> Reader:

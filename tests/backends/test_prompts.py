@@ -426,7 +426,7 @@ def test_samples_agree_by_the_answer_in_them(tmp_path, monkeypatch):
     monkeypatch.setattr(CausalGenerator, "texts", lambda self, ids: made)
     with torch.no_grad():
         answer = model.generate(model.encode(given.batch([0, 1])))
-        assert model.score_of("agreement", answer).tolist() == pytest.approx([0.4, 0.6])
+        assert model.score_of("agreement", answer).tolist() == pytest.approx([0.4, 0.8])
 
 
 def test_questions_are_generated_after_examples(sums, tmp_path):
