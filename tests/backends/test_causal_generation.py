@@ -27,6 +27,7 @@ from elang.backends.text_scores import SAMPLES, Check, Noise
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples, encode_texts
 from elang.method.scores import SEQUENCE_SCORES, sequence_scores, token_scores
+from elang.models.loaders import LoaderBatches
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
 from elang.tasks.text_task import TextTask
@@ -305,6 +306,17 @@ def test_prompt_and_text_share_the_positions(tmp_path):
     # As the data does before a model knows the length.
     assert model.reader.limit(60, model.reader.text_limit(100)) == 24
     assert len(encode_texts(model.reader, ["abc" * 20], 24).columns["input_ids"]) == 24
+
+
+def test_labels_of_a_loader_are_what_follows_the_prompt(tmp_path):
+    model = made_of(write_causal(tmp_path / "model"), fine_tune=True)
+    batch = encoded(model, texts(), ["abc"] * 6).batch(list(range(6)))
+    read = LoaderBatches(TASK).read(batch, {"model": model})
+    assert torch.equal(read["model"]["labels"], batch["labels"])
+    assert model(read["model"], read["label"]).loss > 0
+    repeated = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    with pytest.raises(InputError, match="repeat the 'input_ids'"):
+        LoaderBatches(TASK).read(batch | {"labels": repeated}, {"model": model})
 
 
 def test_a_classifier_or_an_encoder_generates_nothing(tmp_path, base_model):
