@@ -215,9 +215,14 @@ def file_sha256(*paths: str | Path) -> str:
     return digest.hexdigest()
 
 
-def folder_sha256(folder: Path) -> str:
-    """Hash of a folder's weights: every safetensors file, in the order of their names."""
-    return file_sha256(*sorted(folder.glob("*.safetensors")))
+def folder_sha256(*places: Path) -> str:
+    """Hash of weights: of every safetensors file of a folder, in the order of their names, or of a file itself."""
+    return file_sha256(*(file for place in places for file in weights_files(place)))
+
+
+def weights_files(place: Path) -> list[Path]:
+    """Every safetensors file of a folder, in the order of their names, or the file itself."""
+    return sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
 
 
 def plain(value: Any) -> Any:

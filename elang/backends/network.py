@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from elang.backends.fast.graphs import Pass
 from elang.backends.flops import check_cost
 from elang.errors import InputError, need
-from elang.files import file_sha256, folder_sha256
+from elang.files import folder_sha256
 from elang.records.manifest import Manifest
 from elang.tasks.text_task import TextTask
 
@@ -52,8 +52,9 @@ class Network(nn.Module, ABC):
         super().__init__()
         self.backbone, self.tokenizer, self.task = backbone, tokenizer, task
         self.manifest: Manifest | None = None
-        # The folder or checkpoint that the weights come from.
+        # The folder or checkpoint that the weights come from, and the base's folder if these are a part (LoRA).
         self.weights: Path | None = None
+        self.base: Path | None = None
         self.label_smoothing = 0.0
         self.in_step = False
 
@@ -130,10 +131,8 @@ class Network(nn.Module, ABC):
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Hash of the folder or checkpoint that the weights come from; empty for a model from the hub."""
-        if self.weights is None:
-            return ""
-        return folder_sha256(self.weights) if self.weights.is_dir() else file_sha256(self.weights)
+        """Hash of all files that the weights come from; empty for a model from the hub."""
+        return folder_sha256(*filter(None, (self.weights, self.base))) if self.weights is not None else ""
 
     @abstractmethod
     def score_of(self, name: str, answer: Any, temperature: float = 1.0) -> Tensor:

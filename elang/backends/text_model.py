@@ -161,10 +161,19 @@ class TextModel(Network):
         return self._headless_scores(answer, temperature) | routers
 
     def set_origin(
-        self, weights: Path | None, manifest: Manifest | None, *, new: Sequence[str] = (), names: Sequence[str] = ()
+        self,
+        weights: Path | None,
+        manifest: Manifest | None,
+        *,
+        base: Path | None = None,
+        new: Sequence[str] = (),
+        names: Sequence[str] = (),
     ) -> None:
-        """Record the source of its weights (``None``: the hub), which are ``new``, and its first label ``names``."""
-        self.weights, self.manifest, self.new_weights = weights, manifest, list(new)
+        """Record where its weights are from (``None``: the hub), which are ``new``, and its first label ``names``.
+
+        ``base`` is the folder of its other weights if ``weights`` has only a part of them.
+        """
+        self.weights, self.base, self.manifest, self.new_weights = weights, base, manifest, list(new)
         self.original_names = list(names) or self.original_names
 
     def class_order(self, label_names: list[str], who: str, whose: str = "the data") -> list[int]:

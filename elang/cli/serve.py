@@ -167,7 +167,7 @@ def _load_swift(
 ) -> "JointPredictor | None":
     """Load the Swift, if there is one, to read labels and texts, and refuse models that do not fit together."""
     from elang.backends.loading.load import check_model
-    from elang.files import folder_sha256
+    from elang.backends.loading.source import weights_sha256
     from elang.inference.loading import warn_if_costly
     from elang.inference.predictor import JointPredictor
     from elang.records.manifest import FILENAME, Manifest, known_name
@@ -187,7 +187,7 @@ def _load_swift(
                 labels = Manifest.read(folder).label_names
                 align_labels(labels, predictor.label_names, f"'{super_model}'", whose=f"'{swift_model}'")
             predictor.manifest.warn_of_another_super(
-                threshold, predictor.score, super_model, digest=lambda: folder_sha256(folder)
+                threshold, predictor.score, super_model, digest=lambda: weights_sha256(folder)
             )
     # Here, once: a worker has only one of the two models.
     warn_if_costly(predictor.manifest, predictor.score, threshold)

@@ -11,14 +11,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
-from elang.backends.loading.checkpoints import save_model
+from elang.backends.loading.checkpoints import PREFIX, save_model
+from elang.backends.loading.lora import Lora
 from elang.backends.text_model import TextModel
 from elang.data.module import TextData
 from elang.errors import InputError, first_line, listed
 from elang.notices import notice
 from elang.records.manifest import Manifest
-
-_PREFIX = "classifier."
 
 
 def load_best(trainer: Trainer, earlier: dict[str, Any], model: nn.Module, everywhere: bool) -> tuple[int, str]:
@@ -46,7 +45,8 @@ def load_best(trainer: Trainer, earlier: dict[str, Any], model: nn.Module, every
     step, description = choice["step"], choice["description"]
     if step != last:
         if state is not None:
-            model.load_state_dict(state)
+            # Of a LoRA training it holds only what was trained.
+            model.load_state_dict(model.state_dict() | state)
         if everywhere and trainer.world_size > 1:
             for tensor in model.state_dict().values():
                 distributed.broadcast(tensor, 0)
@@ -100,7 +100,7 @@ def _read(path: str) -> tuple[dict[str, Tensor], int, int]:
     try:
         # Mapped, so that the optimizer's states are not loaded.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        state = {k.removeprefix(_PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(_PREFIX)}
+        state = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
         return state, int(checkpoint["epoch"]), int(checkpoint["global_step"])
     except Exception as error:  # a missing or damaged file can raise anything
         raise ValueError(f"cannot be read ({type(error).__name__}: {first_line(error)})") from error
@@ -151,12 +151,22 @@ def check_weights_finite(model: nn.Module, trainer: Trainer) -> None:
         )
 
 
-def write_folder(trainer: Trainer, model: TextModel, folder: Path, *, manifest: Manifest, description: str) -> None:
+def write_folder(
+    trainer: Trainer, model: TextModel, folder: Path, *, manifest: Manifest, description: str, lora: Lora | None = None
+) -> None:
     """Write a trained model, and print where it and its metrics are; ``description`` is from :func:`load_best`."""
-    save_model(model, folder, manifest)
+    save_model(model, folder, manifest, lora)
     metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("validation/")}
     values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     quality = f"its weights are {description}" if description else values
     logged = [Path(logger.log_dir) / "metrics.csv" for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     files = [f"metrics.csv in {path.parent}" for path in logged if path.is_file()]
-    rank_zero_info("; ".join([f"the model is in {folder}", *([quality] if quality else []), *files]))
+    rank_zero_info(
+        "; ".join(
+            [
+                f"the {'model' if lora is None or lora.options.merge else 'adapter'} is in {folder}",
+                *([quality] if quality else []),
+                *files,
+            ]
+        )
+    )

@@ -9,30 +9,24 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from elang.backends.backend import Answer, Columns
-from elang.backends.loading.checkpoints import CHECKPOINT_KEY, check_output_folder, describe, note_replaced
-from elang.backends.loading.families import check_words
+from elang.backends.loading.checkpoints import CHECKPOINT_KEY, PREFIX, check_output_folder, describe, note_replaced
+from elang.backends.loading.families import check_finished
 from elang.backends.loading.load import load_model
+from elang.backends.loading.lora import Lora, LoraOptions
 from elang.backends.loading.weights import check_state
 from elang.backends.text_model import TextModel
 from elang.data.module import TextData
-from elang.errors import InputError, listed
+from elang.errors import InputError
 from elang.evaluation.cautions import never_right
 from elang.method.deferral import check_logits
 from elang.method.quality.registry import QUALITIES, QualityName
+from elang.models import resuming
 from elang.models.base import TaskModule
 from elang.models.export import check_weights_finite, load_best, note_training, write_folder
 from elang.models.optimizer import Schedule, adamw
-from elang.models.resuming import (
-    RANDOM_KEY,
-    Plan,
-    check_checkpoint,
-    random_state,
-    restore_random,
-    stop_together,
-)
 from elang.records.manifest import Manifest
 from elang.tasks.kinds import check_qualities
-from elang.tasks.text_task import TaskFields, TextTask
+from elang.tasks.text_task import TaskFields
 
 
 class FinetuneModule(TaskModule):
@@ -50,6 +44,11 @@ class FinetuneModule(TaskModule):
         weight_decay: Decoupled weight decay, on matrices only.
         warmup: Share of all steps.
         freeze_embeddings: Do not train the embedding tables: much faster on a CPU, and no worse on small data.
+        lora_rank: Train only low-rank matrices of this rank beside the linear layers, and the heads (LoRA; needs peft).
+        lora_alpha: Their weight is this over the rank; by default 2.
+        lora_dropout: Share of their inputs that is dropped in training.
+        lora_modules: The linear layers that get them, by the ends of their names; by default all of the body.
+        lora_merge: Write a whole model, with the matrices added to its weights; otherwise the folder of an adapter.
         quality: Task metric to log; by default the task's first.
         output: Folder to write after training; by default ``export`` in the run's log folder.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
@@ -77,17 +76,24 @@ class FinetuneModule(TaskModule):
         compile: bool = False,  # noqa: A002 - the option's name
         label_smoothing: float = 0.0,
         num_beams: int | None = None,
+        lora_rank: int | None = None,
+        lora_alpha: float | None = None,
+        lora_dropout: float = 0.0,
+        lora_modules: list[str] | None = None,
+        lora_merge: bool = True,
     ) -> None:
         super().__init__(label_names, task)
         self.save_hyperparameters()
         if output is not None:
             check_output_folder(Path(output))
+        lora = LoraOptions(lora_rank, lora_alpha, lora_dropout, lora_modules, lora_merge)
         self.classifier = load_model(
             model, self.task, fine_tune=True, layers=layers, router=self._has_router, num_beams=num_beams
         )
         self.trained_on = self.classifier.manifest
         options = {"freeze_embeddings": freeze_embeddings, "checkpointing": gradient_checkpointing, "compiled": compile}
         self.classifier.prepare_training(label_smoothing, **options)
+        self.lora = Lora(self.classifier, lora, model, lr)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         check_qualities([quality] if quality else [], self.task)
         self.quality = QUALITIES[quality or self.task.qualities[0]](len(label_names))  # type: ignore[index]
@@ -98,7 +104,7 @@ class FinetuneModule(TaskModule):
         # Whether the weights are those of a training, not of the folder.
         self._trained = False
         self._manifest: Manifest | None = None
-        self._plan: Plan | None = None
+        self._plan: resuming.Plan | None = None
         self._schedule: Schedule | None = None
         # Of the checkpoint that the training is resumed from: states of its callbacks and of its random numbers.
         self._resumed, self._callback_states = False, dict[str, Any]()
@@ -117,10 +123,11 @@ class FinetuneModule(TaskModule):
         # An earlier training of this object ended with the model in evaluation mode, and wrote its own manifest.
         self.classifier.train()
         self._manifest, self._never_right, self._evaluated = None, {}, False
-        stop_together(self.trainer)
+        self.lora.merge(self.classifier, False)
+        resuming.stop_together(self.trainer)
         if getattr(self.data, "transfer", None):
             self._check_transfer()
-        self._plan = Plan.of(self.trainer, self.data) if isinstance(self.data, TextData) else None
+        self._plan = resuming.Plan.of(self.trainer, self.data) if isinstance(self.data, TextData) else None
         self._resumed, self._callback_states = False, {}
         # log_dir is a collective: every process has to ask.
         self._folder = Path(self.output or Path(self.trainer.log_dir or self.trainer.default_root_dir) / "export")
@@ -173,21 +180,8 @@ class FinetuneModule(TaskModule):
         super().on_predict_start()
 
     def _check_head(self) -> None:
-        if self._trained or self.trainer.state.fn == TrainerFn.FITTING:
-            return
-        model, path, trained = self.classifier, self.hparams["model"], self.trained_on
-        if model.new_weights:
-            raise InputError(
-                f"'{path}' has no head of its own ({listed(model.new_weights)} are new), so it cannot be evaluated. "
-                "Fine-tune it first with `elang fit`."
-            )
-        if model.original_names != self.label_names:
-            raise InputError(
-                f"The model's labels are {model.original_names}, the data's {self.label_names}: its head cannot be "
-                "evaluated. Fine-tune it first; if only the order differs, `elang score` aligns it."
-            )
-        if model.text_to_text and trained is not None:
-            check_words(TextTask.of(trained.label_names, trained.task), self.task, path, bool(model.reader.prompt))
+        if not (self._trained or self.trainer.state.fn == TrainerFn.FITTING):
+            check_finished(self.classifier, self.hparams["model"], self.task, self.trained_on)
 
     def table_columns(self) -> Columns:
         """``label``, ``loss`` and the model's answers."""
@@ -237,18 +231,22 @@ class FinetuneModule(TaskModule):
             "max_epochs": self.trainer.max_epochs,
             "plan": None if self._plan is None else asdict(self._plan),
             "data": None if self.data is None else self.data.made_with(),
-            **describe(self.classifier, self.hparams["model"]),
+            **describe(self.classifier, self.hparams["model"], self.lora),
         }
-        checkpoint[RANDOM_KEY] = random_state(self.device)
+        if not self._sharded:
+            self.lora.strip(checkpoint["state_dict"], self.classifier, PREFIX)
+        checkpoint[resuming.RANDOM_KEY] = resuming.random_state(self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another class or of other labels. When resuming, note what else differs."""
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        check_checkpoint(checkpoint, type(self).__name__, self.label_names, fitting=fitting)
+        resuming.check_checkpoint(checkpoint, type(self).__name__, self.label_names, fitting=fitting)
+        self.lora.merge(self.classifier, False)
+        state = checkpoint.get("state_dict", {})
+        self.lora.fill(state, self.classifier, PREFIX, about=checkpoint[CHECKPOINT_KEY].get("lora"))
         if "state_dict" in checkpoint and self._trainer is not None:
-            advice = "Resume from an earlier checkpoint."
-            check_state(self, checkpoint["state_dict"], str(self.trainer.ckpt_path), advice)
-        self._random, self._trained = checkpoint.get(RANDOM_KEY), True
+            check_state(self, state, str(self.trainer.ckpt_path), "Resume from an earlier checkpoint.")
+        self._random, self._trained = checkpoint.get(resuming.RANDOM_KEY), True
         if not fitting:
             return
         self._resumed, self._callback_states = True, checkpoint.get("callbacks", {})
@@ -267,7 +265,7 @@ class FinetuneModule(TaskModule):
 
     def on_train_epoch_start(self) -> None:
         """Continue with a checkpoint's random numbers."""
-        restore_random(self._random, self.trainer, self.device)
+        resuming.restore_random(self._random, self.trainer, self.device)
         self._random = None
 
     def manifest(self) -> Manifest:
@@ -283,6 +281,9 @@ class FinetuneModule(TaskModule):
         self._trained = True
         step, self._description = load_best(self.trainer, self._callback_states, self.classifier, everywhere=everywhere)
         note_training(self.trainer, step, self._never_right, evaluated=self._evaluated or self._resumed)
+        if everywhere or self.trainer.is_global_zero:
+            # As the folder will be loaded; the manifest has thresholds.
+            self.lora.merge(self.classifier)
         self._manifest = self.manifest()
 
     def on_fit_end(self) -> None:
@@ -295,6 +296,5 @@ class FinetuneModule(TaskModule):
             self.to(self.trainer.strategy.root_device)
             self.on_train_end()
         if self.trainer.is_global_zero and self._manifest is not None:
-            write_folder(
-                self.trainer, self.classifier, self._folder, manifest=self._manifest, description=self._description
-            )
+            about = {"manifest": self._manifest, "description": self._description, "lora": self.lora}
+            write_folder(self.trainer, self.classifier, self._folder, **about)  # type: ignore[arg-type]

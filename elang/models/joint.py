@@ -96,8 +96,7 @@ class JointModule(EvaluationModule):
         if self.manifest is not None and swift is not None and swift.weights_sha256:
             self.manifest.check_weights(swift.weights_sha256, f"'{swift_model}'", swift.shown_examples)
         default = self.manifest.temperature if self.manifest is not None else 1.0
-        self.temperature = default if temperature is None else temperature
-        self.explicit_thresholds = thresholds is not None
+        self.temperature, self.explicit_thresholds = default if temperature is None else temperature, bool(thresholds)
         if thresholds is not None and self.temperature != default:
             raise InputError(
                 f"The thresholds of '{thresholds}' are for the temperature {default}, but --model.temperature is "

@@ -36,7 +36,6 @@ class SwiftModule(FinetuneModule):
         model: As in :class:`elang.FinetuneModule`, like all options that are not listed here.
         label_names: Class names in order; the command line takes them from the data.
         super_records: The Super's answers to the training file (and to the transfer set, if there is one).
-        layers: Keep only the first so many layers.
         task_weight: Weight of the task's own loss.
         distill_weight: Weight of the distillation from the Super's logits: by default 10, of generated texts 1.
         distill_temperature: Temperature of the logits (tokens and texts are learned as they are).
@@ -54,14 +53,14 @@ class SwiftModule(FinetuneModule):
         layer_map: The Super's layer for the Swift's embeddings and each of its layers (0 its embeddings, -1 none); by
             default spread evenly.
         score: The score that routes by default: the router's if it is better on the routing slice than the largest
-            probability (of generated texts ``nll_mean``), otherwise that one; always the router's in a regression,
-            whose single output has no confidence. For an encoder-decoder, scores that start with ``encoder_`` decide
-            before its decoder runs.
+            probability (of generated texts ``nll_mean``), otherwise that one; in a regression always the router's. For
+            an encoder-decoder, scores that start with ``encoder_`` decide before its decoder runs.
         temperature: Temperature of the scores.
         detach_router: The head on an encoder-decoder's encoder does not train the encoder.
         distill: For models that generate texts: ``token`` learns the Super's most probable tokens at each position of
             the reference (`elang score --model.top_k 8` records them; both need the same vocabulary), ``sequence`` the
             Super's texts, with any vocabulary.
+        lora: ``lora_rank`` and the others, as in :class:`elang.FinetuneModule`.
     """
 
     # All processes answer the routing slice after training.
@@ -101,8 +100,9 @@ class SwiftModule(FinetuneModule):
         label_smoothing: float = 0.0,
         num_beams: int | None = None,
         distill: Distill = "sequence",
+        **lora: Any,
     ) -> None:
-        kind = TextTask.of(label_names, task).kind
+        kind, self._has_router = TextTask.of(label_names, task).kind, router
         weight = kind.distill_weight if distill_weight is None else distill_weight
         gap_weight = kind.margin_weight if margin_weight is None else margin_weight
         losses: dict[str, Any] = {"task_weight": task_weight, "margin_weight": gap_weight, "margin": margin}
@@ -110,13 +110,12 @@ class SwiftModule(FinetuneModule):
         losses |= {"hidden_weight": hidden_weight, "hard": hard, "temperature": temperature}
         self.loss_options = self._options_given = LossOptions(**losses)
         self.loss_options.check(super_model)
-        self._has_router = router
         # An encoder's head may learn whether the answer is good enough, for which it needs the answer.
         self._needs_logits = (router and kind.has_candidates) or weight > 0 or gap_weight > 0
         shared: dict[str, Any] = {"layers": layers, "lr": lr, "weight_decay": weight_decay, "warmup": warmup}
         shared |= {"freeze_embeddings": freeze_embeddings, "quality": quality, "output": output, "compile": compile}
         shared |= {"gradient_checkpointing": gradient_checkpointing, "label_smoothing": label_smoothing}
-        super().__init__(model, label_names, task, num_beams=num_beams, **shared)
+        super().__init__(model, label_names, task, num_beams=num_beams, **shared, **lora)
         self.save_hyperparameters()
         self.super_records, self.out_of_fold = super_records, out_of_fold
         self.temperature, self.score = temperature, score or kind.default_score

@@ -147,13 +147,3 @@ def test_a_hub_that_does_not_answer(cached, sharded, silent, home, tmp_path, mon
         assert "Traceback" not in done.stderr
         assert time.monotonic() - start < 60
         assert len(calls) == 1
-
-
-def test_an_adapter_is_refused(fails, pair, tmp_path):
-    """Which is not in the weights: only where peft is installed would it be put on."""
-    folder = tmp_path / "adapted"
-    shutil.copytree(pair["super"], folder)
-    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "owner/name"}')
-    (tmp_path / "in.txt").write_text("a good film\n")
-    args = ["predict", "--swift_model", pair["swift"], "--super_model", folder, "--threshold", "0"]
-    fails([*args, "--input", tmp_path / "in.txt"], str(folder), "PEFT adapter", "merge_and_unload")

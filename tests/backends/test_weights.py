@@ -1,6 +1,7 @@
 """Models whose files do not hold the weights that are needed, and folders of other libraries."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -74,12 +75,58 @@ DAMAGES = {
 }
 
 
-def test_a_quantized_model_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("gptq", ["gptq", "Give the model that it was made from"]),
+        ("bitsandbytes", ["bitsandbytes", "t.BertForSequenceClassification.from_pretrained(a).dequantize()"]),
+        (None, ["quantization_config in its", "Give the model that it was made from"]),
+    ],
+)
+def test_a_quantized_model_is_refused(tmp_path, method, words):
     write_model(tmp_path, labels=LABELS)
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "unknown"}}))
-    with pytest.raises(InputError, match="is quantized"):
+    about = {"quantization_config": {"quant_method": method, "load_in_4bit": True}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | about))
+    with pytest.raises(InputError, match="is quantized") as error:
         load_model(str(tmp_path))
+    assert all(word in str(error.value) for word in words)
+    assert ("python -c" in str(error.value)) == (method == "bitsandbytes")
+
+
+def command_of(error):
+    """The Python that a message tells to run."""
+    return shlex.split(str(error.value)[str(error.value).index("python -c") :])[2]
+
+
+def test_pickles_are_converted_by_the_command(tmp_path, monkeypatch):
+    folder = write_model(tmp_path / "model", labels=LABELS)
+    file = folder / "model.safetensors"
+    expected = load_file(file)
+    torch.save(expected, folder / "pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(InputError, match=r"are pickles \(pytorch_model\.bin\)") as error:
+        load_model(str(folder))
+    # What a stranger's file names is no part of the command unless it is a name.
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace("BertForSequenceClassification", "x'; y"))
+    with pytest.raises(InputError, match=r"t\.AutoModel\.from_pretrained"):
+        load_model(str(folder))
+    (folder / "config.json").write_text(config)
+    monkeypatch.chdir(tmp_path)
+    exec(command_of(error), {})
+    assert load_model("FOLDER").label_names == list(LABELS)
+    assert all(torch.equal(expected[n], w) for n, w in load_file(tmp_path / "FOLDER" / file.name).items())
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_gguf_file_is_named_with_the_command(tmp_path, alone):
+    (tmp_path / "tiny.Q8_0.gguf").write_bytes(b"GGUF")
+    with pytest.raises(InputError, match="a GGUF file") as error:
+        load_model(str(tmp_path / "tiny.Q8_0.gguf" if alone else tmp_path))
+    assert f'a, f = "{tmp_path}", "tiny.Q8_0.gguf"' in command_of(error)
+    compile(command_of(error), "command", "exec")
+    assert "pip install gguf accelerate" in str(error.value)
 
 
 @pytest.mark.parametrize("how", DAMAGES)

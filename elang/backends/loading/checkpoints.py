@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from elang.backends.loading.families import family_of
-from elang.backends.loading.hub import explained, locate, quiet
+from elang.backends.loading.hub import explained, quiet
+from elang.backends.loading.lora import Lora, LoraOptions, check_base
 from elang.backends.loading.padding import check_family, check_padding, has_decoder, settle_padding
-from elang.backends.loading.tokenizer import load_tokenizer
+from elang.backends.loading.source import Source
 from elang.backends.loading.weights import check_state
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
@@ -22,6 +24,8 @@ from elang.tasks.text_task import TextTask
 
 ROUTER_FILE = "router.safetensors"
 CHECKPOINT_KEY = "elang"
+PREFIX = "classifier."
+"""What stands before the names of the model's weights in a checkpoint."""
 SHARDED_ABOUT = "meta.pt"
 _USE_FOLDER = "Use the folder that `elang fit` writes at its end."
 
@@ -45,9 +49,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def describe(model: TextModel, path: str) -> dict[str, Any]:
-    """What a checkpoint keeps besides the weights: enough to rebuild the model without its original folder."""
+def describe(model: TextModel, path: str, lora: Lora | None = None) -> dict[str, Any]:
+    """What a checkpoint keeps besides the weights: enough to rebuild the model without its original folder.
+
+    With LoRA the folder is needed for the weights that were not trained.
+    """
     return {
+        "lora": None if lora is None else lora.describe(model),
         "config": model.backbone.config.to_dict() | {"dtype": None},
         "generation": model.backbone.generation_config.to_diff_dict() if model.text_to_text else {},
         "tokenizer": path,
@@ -67,24 +75,33 @@ def from_checkpoint(path: str, options: dict[str, Any]) -> TextModel:
         )
     about = checkpoint[CHECKPOINT_KEY]
     fields = dict(about["config"])
-    problem = f"The tokenizer '{about['tokenizer']}' that the checkpoint '{path}' names cannot be loaded"
+    lora = about.get("lora")
+    what = "model" if lora else "tokenizer"
+    problem = f"The {what} '{about['tokenizer']}' that the checkpoint '{path}' names cannot be loaded"
     with explained(problem, _USE_FOLDER):
         config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-        name, where = locate(about["tokenizer"], weights=False)
-        tokenizer = load_tokenizer(name, where)
+        source = Source.find(about["tokenizer"], weights=lora is not None)
+        tokenizer = source.tokenizer()
         check_family(config, path)
         task = TextTask.of(about["label_names"], about["task"])
         family = family_of(config, task, path)
         after_prompt = family.in_words and not has_decoder(config)
         settle_padding(config, tokenizer, path, after_prompt=after_prompt)
-    backbone = family.backbone.from_config(config)
+        if lora is not None:
+            check_base(lora, source.sha256, about["tokenizer"])
+            backbone, _ = source.weights(family.backbone, config)
+        else:
+            backbone = family.backbone.from_config(config)
     if about.get("generation"):
         backbone.generation_config = GenerationConfig.from_dict(about["generation"])
     model = family.make(backbone, tokenizer, task, options=options)
     if about["router"]:
         model.add_heads()
-    prefix = "classifier."
-    state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    adapters = None if lora is None else Lora(model, LoraOptions(**lora["options"]), about["tokenizer"])
+    state = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
+    if adapters is not None:
+        own = model.state_dict()
+        state = {name: own[name] for name in adapters.frozen(model)} | state
     check_state(model, state, path, _USE_FOLDER)
     model.load_state_dict(state)
     # Router heads are fitted after training, so most checkpoints hold untrained ones.
@@ -92,12 +109,18 @@ def from_checkpoint(path: str, options: dict[str, Any]) -> TextModel:
     model.backbone.eval()
     if not after_prompt:
         check_padding(model.backbone, tokenizer, path)
-    model.set_origin(Path(path), None)
+    if adapters is not None:
+        adapters.merge(model)
+        adapters.take_out(model)
+    model.set_origin(Path(path), None, base=None if adapters is None else source.base)
     return model
 
 
-def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None:
-    """Write a folder that plain ``transformers`` can load, completely or not at all; the manifest gets its hash."""
+def save_model(model: TextModel, folder: str | Path, manifest: Manifest, lora: Lora | None = None) -> None:
+    """Write a folder that plain ``transformers`` can load, completely or not at all; the manifest gets its hash.
+
+    With LoRA, whose adapters are merged into the model, it is that of an adapter if the options say so.
+    """
     from safetensors.torch import save_file
 
     # A link to a folder stays a link.
@@ -108,12 +131,17 @@ def save_model(model: TextModel, folder: str | Path, manifest: Manifest) -> None
         shutil.rmtree(path, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        with quiet():
-            model.backbone.save_pretrained(aside)
+        bases = []
+        if lora is not None and not lora.options.merge:
+            lora.write(model, aside)
+            bases = [lora.source.base]
+        else:
+            with quiet(), nullcontext() if lora is None else lora.plain(model):
+                model.backbone.save_pretrained(aside)
         model.tokenizer.save_pretrained(aside)
         if model.heads:
             save_file({k: v.contiguous() for k, v in model.heads.state_dict().items()}, aside / ROUTER_FILE)
-        manifest.weights_sha256 = folder_sha256(aside)
+        manifest.weights_sha256 = folder_sha256(aside, *bases)
         manifest.write(aside / FILENAME)
         write_made(aside)
         for path in (*aside.iterdir(), aside):

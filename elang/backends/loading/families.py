@@ -13,9 +13,9 @@ from elang.backends.generator import TextGenerator
 from elang.backends.label_decoder import LabelDecoder
 from elang.backends.loading.padding import finds_last_by_padding, has_decoder
 from elang.backends.text_model import TextModel
-from elang.errors import InputError
+from elang.errors import InputError, listed
 from elang.notices import notice
-from elang.records.manifest import FILENAME
+from elang.records.manifest import FILENAME, Manifest
 from elang.tasks.text_task import TextTask
 
 
@@ -179,6 +179,25 @@ def check_words(trained: TextTask, task: TextTask, path: str, after_prompt: bool
         )
 
 
+def check_finished(model: TextModel, path: str, task: TextTask, trained: Manifest | None) -> None:
+    """Refuse to evaluate a model that was loaded for training if its head is new or for other labels than the task's.
+
+    ``trained`` is its manifest, if it has one.
+    """
+    if model.new_weights:
+        raise InputError(
+            f"'{path}' has no head of its own ({listed(model.new_weights)} are new), so it cannot be evaluated. "
+            "Fine-tune it first with `elang fit`."
+        )
+    if model.original_names != task.label_names:
+        raise InputError(
+            f"The model's labels are {model.original_names}, the data's {task.label_names}: its head cannot be "
+            "evaluated. Fine-tune it first; if only the order differs, `elang score` aligns it."
+        )
+    if model.text_to_text and trained is not None:
+        check_words(TextTask.of(trained.label_names, trained.task), task, path, bool(model.reader.prompt))
+
+
 def task_of_outputs(
     config: Any, trained: TextTask | None, task: TextTask | None, path: str, *, fine_tune: bool
 ) -> TextTask:
@@ -213,8 +232,13 @@ def task_of_outputs(
     return answered
 
 
-def keep_layers(config: Any, layers: int, path: str) -> None:
-    """Cut a configuration to its first layers; an encoder-decoder's decoder keeps as many, if it has them."""
+def keep_layers(config: Any, layers: int, path: str, whole: bool = True) -> None:
+    """Cut a configuration to its first layers; an encoder-decoder's decoder keeps as many, if it has them.
+
+    What is not ``whole`` is an adapter.
+    """
+    if not whole:
+        raise InputError(f"--model.layers cannot cut the adapter '{path}'. Merge it into a plain folder first.")
     if not 1 <= layers <= config.num_hidden_layers:
         raise InputError(f"'{path}' has {config.num_hidden_layers} layers; its first {layers} cannot be kept.")
     # Qwen, Gemma and GPT-Neo list what each layer is.

@@ -10,6 +10,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from elang.backends.loading.tokenizer import load_tokenizer
+from elang.backends.loading.weights import convert_gguf
 from elang.errors import HUB_PATIENCE, InputError, first_line
 from elang.terminal import waiting
 
@@ -59,6 +60,8 @@ def locate(path: str, weights: bool = True) -> tuple[str, dict[str, Any]]:
     if Path(path).is_dir():
         return path, {}
     name, _, revision = path.partition("@")
+    if path.lower().endswith(".gguf") and (file := Path(path)).is_file():
+        raise InputError(f"'{path}' is a GGUF file, not a model folder. {convert_gguf(file.parent, file.name)}")
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).is_file():
         raise InputError(f"There is no model folder '{path}'. Run `elang fit` to make it, or correct the path.")
     if not revision and Path(path).parent != Path() and Path(path).parent.is_dir():

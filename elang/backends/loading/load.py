@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForMaskedLM
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers import AutoModelForMaskedLM
 
 from elang.backends.backend import Backend
 from elang.backends.loading import families
 from elang.backends.loading.checkpoints import ROUTER_FILE, from_checkpoint, read_checkpoint
-from elang.backends.loading.hub import explained, loading, locate, quiet
+from elang.backends.loading.hub import explained, loading, quiet
 from elang.backends.loading.padding import check_family, check_padding, has_decoder, settle_padding
-from elang.backends.loading.tokenizer import load_tokenizer
-from elang.backends.loading.weights import check_parts, check_precision, check_weights, is_head
+from elang.backends.loading.source import Source
+from elang.backends.loading.weights import check_parts, check_weights, is_head
 from elang.backends.recorded import RecordedBackend
 from elang.backends.remote import RemoteBackend
 from elang.backends.text_model import TextModel
@@ -54,8 +53,8 @@ def load_model(
     """Load a pretrained model to fine-tune it, or a finished one.
 
     Args:
-        path: A folder of ``transformers``, a ``.ckpt`` of :class:`elang.FinetuneModule` or
-            :class:`elang.SwiftModule`, or a hub id, ``owner/name@revision``.
+        path: A folder of ``transformers``, or of an adapter of ``peft``, which is merged into its base; a ``.ckpt`` of
+            :class:`elang.FinetuneModule` or :class:`elang.SwiftModule`; or a hub id, ``owner/name@revision``.
         task: The task to answer; by default the one that it was trained for.
         fine_tune: Whether it is to be trained; it gets a new head where its own is for another task.
         layers: Keep only this many layers (of an encoder-decoder, of both stacks).
@@ -85,15 +84,15 @@ def load_model(
 def _from_folder(
     path: str, task: TextTask | None, options: dict[str, Any], *, fine_tune: bool, layers: int | None, router: bool
 ) -> TextModel:
-    name, where = locate(path)
-    folder = Path(name)
+    source = Source.find(path)
+    folder = Path(path)
     manifest = Manifest.read(folder) if (folder / FILENAME).is_file() else None
     check_parts(path, fine_tune)
-    with loading(path):
-        config = AutoConfig.from_pretrained(name, **where)
+    with loading(source.title):
+        config = source.config()
         check_family(config, path)
         if layers is not None:
-            families.keep_layers(config, layers, path)
+            families.keep_layers(config, layers, path, whole=source.adapter is None)
         trained = TextTask.of(manifest.label_names, manifest.task) if manifest else None
         if not fine_tune and trained and task and trained.kind is not task.kind:
             raise InputError(
@@ -109,11 +108,11 @@ def _from_folder(
         else:
             names = families.output_names(config)
             answered = families.task_of_outputs(config, trained, task, path, fine_tune=fine_tune)
-        tokenizer = load_tokenizer(name, where)
+        tokenizer = source.tokenizer()
         settle_padding(config, tokenizer, path, fine_tune=fine_tune, after_prompt=after_prompt)
         # Large models must not be in memory twice; a classifier's head stays in float32.
         dtype = options["dtype"] if family.in_words else torch.float32
-        backbone, info = _pretrained(family.backbone, name, config, options=where, dtype=dtype)
+        backbone, info = source.weights(family.backbone, config, dtype)
         cut, whole = layers is not None, family.in_words
         new = check_weights(backbone, info, path, fine_tune=fine_tune, cut=cut, whole=whole)
         model = family.make(backbone, tokenizer, answered, options=options)
@@ -124,7 +123,10 @@ def _from_folder(
     families.tell_way(model, path, finished=trained is not None and not fine_tune)
     if len(names) == answered.num_outputs == 1:
         names = []
-    model.set_origin(folder if folder.is_dir() else None, manifest, new=new, names=names)
+    model.set_origin(source.folder, manifest, base=source.base if source.adapter else None, new=new, names=names)
+    if source.adapter is not None and manifest is not None:
+        # Another base under the same name would answer otherwise.
+        manifest.check_whole(model.weights_sha256, path)
     same_task = trained is not None and trained.plain() == answered.plain()
     if (folder / ROUTER_FILE).is_file() and (not fine_tune or (router and layers is None and same_task)):
         model.add_heads()
@@ -142,13 +144,12 @@ def _from_folder(
 
 def load_masked(path: str) -> tuple[Any, Any, bool]:
     """Load a masked language model, its tokenizer, and whether its head came with it, from a folder or a hub id."""
-    name, options = locate(path)
+    source = Source.find(path)
     problem = f"The model '{path}' cannot be loaded as a masked language model"
     with explained(problem, "Give an encoder such as BERT or MPNet."):
         with quiet():
-            tokenizer = load_tokenizer(name, options)
-        config = AutoConfig.from_pretrained(name, **options)
-        model, info = _pretrained(AutoModelForMaskedLM, name, config, options=options)
+            tokenizer = source.tokenizer()
+        model, info = source.weights(AutoModelForMaskedLM, source.config())
         # Word embeddings can be used without the head.
         head = {name for name in info["missing_keys"] if is_head(name, model)}
         info["missing_keys"] = set(info["missing_keys"]) - head
@@ -156,28 +157,11 @@ def load_masked(path: str) -> tuple[Any, Any, bool]:
     return model, tokenizer, not head
 
 
-def _pretrained(auto: Any, name: str, config: Any, options: dict[str, Any], **more: Any) -> tuple[Any, dict[str, Any]]:
-    if getattr(config, "quantization_config", None):
-        raise ValueError("its config.json says that it is quantized (quantization_config), which is not supported")
-    # Without peft the adapter would be silently ignored; with peft its base may be a model that is not pinned.
-    if find_adapter_config_file(name, **options):
-        raise ValueError("it has a PEFT adapter; save it with its adapter merged into its weights, merge_and_unload()")
-    # The library's default is the file's precision, but trained weights stay float32. Where peft is installed, the
-    # library looks for an adapter again: at this revision, and not on the hub if all files are cached.
-    settings = {"dtype": torch.float32, "use_safetensors": True, "adapter_kwargs": options} | more | options
-    # check_weights reports what is missing and what does not fit.
-    reported = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    with quiet():
-        model, info = auto.from_pretrained(name, config=config, **settings, **reported)
-    check_precision(Path(cached_file(name, "config.json", **options)).parent, name)
-    return model, info
-
-
 def check_model(path: str) -> None:
     """Check that :func:`load_model` would find a model, without loading its weights."""
     if path.endswith(".ckpt"):
         read_checkpoint(path)
         return
-    name, options = locate(path)
-    with loading(path):
-        AutoConfig.from_pretrained(name, **options)
+    source = Source.find(path)
+    with loading(source.title):
+        source.config()

@@ -1,6 +1,8 @@
 """Whether a model's files hold the weights that it needs; the library would draw missing ones at random."""
 
+import json
 import re
+import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,69 @@ def check_weights(
     elif unexpected:
         notice("unused-weights", f"'{path}' holds weights that are not used: {_some(unexpected)}.")
     return sorted(new_head)
+
+
+def python_command(code: str) -> str:
+    """Code as a command for a shell, whatever the names in it are; it ends a message, without a full stop."""
+    return f"python -c {shlex.quote(code)}"
+
+
+def convert_gguf(folder: Path, file: str) -> str:
+    """The end of a message: the command that makes a plain folder of a GGUF file."""
+    code = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"a, f = {json.dumps(str(folder))}, {json.dumps(file)}; "
+        'm = M.from_pretrained(a, gguf_file=f, dtype="float32"); '
+        'hasattr(m, "hf_quantizer") and m.hf_quantizer.remove_quantization_config(m); '
+        'm.save_pretrained("FOLDER"); T.from_pretrained(a, gguf_file=f).save_pretrained("FOLDER")'
+    )
+    remedy = "Convert it, and compare its tokenizer with the original one"
+    return f"{remedy}: pip install gguf accelerate && {python_command(code)}"
+
+
+def _converted(path: Path | str, architectures: Any, load: str, save: str = "") -> str:
+    """The command that loads a folder with the class that its configuration names, and saves it."""
+    kind = architectures[0] if isinstance(architectures, list) and architectures else None
+    kind = kind if isinstance(kind, str) and kind.isidentifier() else "AutoModel"
+    return python_command(
+        f"import transformers as t; a = {json.dumps(str(path))}; t.{kind}.from_pretrained(a{load}.save_pretrained("
+        f'"FOLDER"{save}); t.AutoTokenizer.from_pretrained(a).save_pretrained("FOLDER")'
+    )
+
+
+def check_format(folder: Path, path: str) -> None:
+    """Refuse a folder whose weights are a GGUF file or pickles, with the command that converts them."""
+    if list(folder.glob("*.safetensors")):
+        return
+    if gguf := sorted(folder.glob("*.gguf")):
+        raise InputError(f"'{path}' holds a GGUF file, not safetensors. {convert_gguf(folder, gguf[0].name)}")
+    if pickles := sorted(folder.glob("pytorch_model*.bin")):
+        try:
+            architectures = json.loads((folder / "config.json").read_text("utf-8"))["architectures"]
+        except (OSError, ValueError, LookupError, TypeError):
+            architectures = None
+        command = _converted(folder, architectures, ", use_safetensors=False)")
+        raise InputError(
+            f"The weights of '{path}' are pickles ({pickles[0].name}), not safetensors, and elang loads no pickles. "
+            f"Convert them: {command}"
+        )
+
+
+def check_quantized(config: Any, path: str) -> None:
+    """Refuse a model that is quantized by its configuration, with the command that converts it if there is one."""
+    about = getattr(config, "quantization_config", None)
+    if not about:
+        return
+    fields = about if isinstance(about, dict) else vars(about)
+    method = str(fields.get("quant_method") or "").rpartition(".")[2].lower()
+    remedy = "Give the model that it was made from, in float32, bfloat16 or float16"
+    if "bitsandbytes" in method:
+        command = _converted(path, config.architectures, ").dequantize()", ", save_original_format=False")
+        remedy += f", or convert it: pip install bitsandbytes accelerate && {command}"
+    raise InputError(
+        f"'{path}' is quantized ({method or 'quantization_config'} in its config.json), which elang does not train or "
+        f"run. {remedy}"
+    )
 
 
 def check_precision(folder: Path, path: str) -> None:
