@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -20,6 +21,8 @@ from elang.data.encoding import encode_examples
 from elang.data.examples import Examples
 from elang.data.text_classification import TextClassificationData
 from elang.method.scores import SEQUENCE_SCORES, sequence_scores
+from elang.models.objectives.objective import LossOptions
+from elang.models.objectives.texts import TextObjective
 from elang.notices import Notice, forget_notices, notices
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
@@ -415,6 +418,18 @@ def test_a_text_ends_where_the_next_example_would_begin(tmp_path):
     with torch.no_grad():
         made = model.generate(model.encode(given.batch(list(range(6)))))
     assert not any(stop in text for text in model.texts(model.padded_ids(made)))
+
+
+def test_what_deferring_gains_is_counted_in_answers(tmp_path, monkeypatch):
+    """The router of a Swift learns from what is found in both texts, not from the texts."""
+    task = TextTask([], "sequence", segments=[], prompt="Q{text}Z(", extract="number", qualities=["number_match"])
+    model = load_model(write_causal(tmp_path / "model"), task)
+    monkeypatch.setattr(CausalGenerator, "texts", lambda self, ids: ["It is 7.", "none", "8"])
+    data = SimpleNamespace(references=lambda split, ids: ["so #### 7", "#### 1,000", "#### 8"])
+    super_ = Records(torch.arange(3), torch.zeros(3), texts=["none", "about 1000.0", "#### 8"])
+    objective = TextObjective(model, LossOptions(), None, 4)
+    _, gain, _ = objective.gain({"id": torch.arange(3), "ids": torch.zeros(3, 1)}, super_, data, "number_match")
+    assert gain.tolist() == [-1, 1, 0]
 
 
 def test_samples_agree_by_the_answer_in_them(tmp_path, monkeypatch):
