@@ -11,7 +11,8 @@ The bars: the logits of every tenth label are those of a whole forward pass over
 better way is right on SST-2 at least 75% of the time, and on banking77's 77 labels three times as often as by chance;
 banking77's labels take at most 1.5 times as long as a forward pass over prompt and longest word; generated tokens are
 those that the library generates for each prompt alone, their negative log-probabilities those of one forward pass over
-prompt and text, to 1e-4; all takes at most 6 minutes on 2 cores. With --check times do not count, and no file is written.
+prompt and text, to 1e-4; all takes at most 6 minutes on 2 cores. With --check times do not count, and nothing is
+written.
 """
 
 import argparse
