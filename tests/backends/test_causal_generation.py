@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from conftest import QUIET, SOURCE_WORDS, TARGET_WORDS, read_curve, write_seq2seq
 from data.test_prompts import CHATML
+from inference.test_serve import Models, as_tuples, labels_of, posted
+from models.test_clusters import elang, spread
 
 from backends.test_causal import write_causal
 from backends.test_families import texts
@@ -25,6 +27,7 @@ from elang.backends.text_scores import SAMPLES, Check, Noise
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples, encode_texts
 from elang.method.scores import SEQUENCE_SCORES, sequence_scores, token_scores
+from elang.models.loaders import LoaderBatches
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
 from elang.tasks.text_task import TextTask
@@ -305,6 +308,17 @@ def test_prompt_and_text_share_the_positions(tmp_path):
     assert len(encode_texts(model.reader, ["abc" * 20], 24).columns["input_ids"]) == 24
 
 
+def test_labels_of_a_loader_are_what_follows_the_prompt(tmp_path):
+    model = made_of(write_causal(tmp_path / "model"), fine_tune=True)
+    batch = encoded(model, texts(), ["abc"] * 6).batch(list(range(6)))
+    read = LoaderBatches(TASK).read(batch, {"model": model})
+    assert torch.equal(read["model"]["labels"], batch["labels"])
+    assert model(read["model"], read["label"]).loss > 0
+    repeated = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    with pytest.raises(InputError, match="repeat the 'input_ids'"):
+        LoaderBatches(TASK).read(batch | {"labels": repeated}, {"model": model})
+
+
 def test_a_classifier_or_an_encoder_generates_nothing(tmp_path, base_model):
     from transformers import AutoModelForSequenceClassification
 
@@ -401,6 +415,8 @@ def test_a_pair_learns_and_routes(pair, data, capsys, tmp_path):
             assert answer.score == pytest.approx(value, abs=1e-4)
             assert close or answer.label == text
         assert {answer.answered_by for answer in answers} == {"swift", "super"}
+    (response,) = posted(Models(predictor).service(), {"texts": lines[:3]})
+    assert labels_of(response) == as_tuples(answers[:3])
     source = tmp_path / "lines.txt"
     source.write_text("\n".join(lines[:12]))
     bench = ["bench", "--swift_model", pair["swift"], "--super_model", pair["super"], "--input", str(source)]
@@ -421,6 +437,19 @@ def test_records_of_earlier_versions_have_fewer_scores(pair, args, tmp_path):
     assert main([*joint, "--model.output", str(tmp_path / "joint")]) == 0
     scores = {name for name in pd.read_parquet(tmp_path / "joint" / "records.parquet") if name.startswith("score_")}
     assert scores == {f"score_{name}" for name in SEQUENCE_SCORES if not name.startswith("margin")}
+
+
+def test_a_sharded_super_writes_alike(pair, args, tmp_path):
+    """On two processes, which write texts of different lengths and read equally often."""
+    score = ["score", "--model.model", pair["super"], "--model.top_k", "2", *args, *QUIET]
+    for name, more in (("one", []), ("two", spread("sharded", 2))):
+        elang(*score, "--model.output", tmp_path / f"{name}.parquet", *more)
+    one, two = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "two"))
+    assert one["prediction"].tolist() == two["prediction"].tolist()
+    scores = [torch.tensor(frame["scores"].tolist()) for frame in (one, two)]
+    torch.testing.assert_close(*scores, rtol=0, atol=1e-4)
+    assert one["steps"].tolist() == two["steps"].tolist()
+    assert one["steps"].nunique() > 1
 
 
 def test_its_folder_generates_in_plain_transformers(pair, data):
