@@ -15,7 +15,7 @@ from data.test_prompts import CHATML
 from inference.test_serve import Models, as_tuples, labels_of, posted
 from models.test_clusters import elang, spread
 
-from backends.test_causal import write_causal
+from backends.test_causal import made_countable, word_tokenizer, write_causal
 from backends.test_families import texts
 from elang import InputError, JointPredictor
 from elang.backends.causal_generator import CausalGenerator
@@ -119,12 +119,7 @@ def test_flops_are_those_of_the_forward_passes(tmp_path, name, beams):
     """Counted as it generates, with keys and values kept; the layers of Gemma 2 with a window see eight tokens."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = made_of(write_causal(tmp_path / "model", name), beams, heads=True)
-    model.backbone.set_attn_implementation("eager")
-    model.backbone.config._experts_implementation = "batched_mm"
-    forget_notices()
-    model.check_cost()
-    assert not notices()
+    model = made_countable(made_of(write_causal(tmp_path / "model", name), beams, heads=True))
     given = encoded(model, texts())
     for i, steps in ((0, 1), (0, 9), (3, 10), (5, 2)):
         inputs = given.batch([i])
@@ -349,16 +344,12 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def base(data):
     """An untrained Llama that reads whole words, with a chat template."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = str(data / "base")
     words = ["<s>", "</s>", "<unk>", ".", "=", *SOURCE_WORDS, *TARGET_WORDS, "<|user|>", "<|assistant|>", "<|system|>"]
     words += ["Yes", "No"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": 64}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHATML, **special).save_pretrained(folder)
+    word_tokenizer(words, split="WhitespaceSplit").save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(

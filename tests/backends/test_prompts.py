@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from conftest import FAST, QUIET, write_t5
+from conftest import FAST, QUIET, split_args, write_splits, write_t5
 from data.test_prompts import CHATML, make_tokenizer
 
-from backends.test_causal import write_causal
+from backends.test_causal import word_tokenizer, write_causal
 from backends.test_families import texts
 from elang import JointPredictor
 from elang.backends.causal_generator import CausalGenerator
@@ -62,16 +62,9 @@ def write_llama(folder, tokenizer):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """An untrained Llama that reads whole words, with a chat template."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     words = ["<s>", "</s>", "<unk>", "which", "is", "?", ".", ":", "Answer", *LETTERS, *WORDS]
     words += ["<|user|>", "<|assistant|>", "<|system|>"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": 300}
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHATML, **special)
-    return write_llama(tmp_path_factory.mktemp("prompts") / "base", made)
+    return write_llama(tmp_path_factory.mktemp("prompts") / "base", word_tokenizer(words, 300))
 
 
 def write_choices(path, rows, seed):
@@ -86,16 +79,13 @@ def write_choices(path, rows, seed):
 
 @pytest.fixture(scope="module")
 def choices(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("choices")
-    write_choices(folder / "train.csv", 300, 1)
-    write_choices(folder / "val.csv", 40, 2)
-    return folder
+    return write_splits(tmp_path_factory.mktemp("choices"), write_choices, 300, 40, ".csv")
 
 
 @pytest.fixture(scope="module")
 def args(choices):
     return [
-        *("--data.train", str(choices / "train.csv"), "--data.validation", str(choices / "val.csv")),
+        *split_args(choices, ".csv"),
         *("--data.text", "[question, A, B, C, D]", "--data.label", "answer", "--data.prompt", PROMPT),
     ]
 
