@@ -15,8 +15,10 @@ from data.test_prompts import CHATML
 from inference.test_serve import Models, as_tuples, labels_of, posted
 from models.test_clusters import elang, spread
 
+from backends.test_adapters import needs_peft
 from backends.test_causal import write_causal
 from backends.test_families import texts
+from backends.test_prompts import write_config
 from elang import InputError, JointPredictor
 from elang.backends.causal_generator import CausalGenerator
 from elang.backends.decoder_only import turn_end
@@ -496,12 +498,40 @@ def test_a_checkpoint_is_the_same_model(data, base, args, tmp_path):
     assert Manifest.read(tmp_path / "model").task["prompt"] == "{text} ="
 
 
-def test_an_untrained_model_tells_how_it_answers(base, args, tmp_path):
+@needs_peft
+def test_adapters_of_a_model_that_generates(base, args, data, tmp_path):
+    """Trained with texts generated in between, they are merged or kept apart, and answer alike."""
+    fit = ["fit", "--model", "SwiftModule", *args, *TRAINED, "--model.model", base, "--model.distill_weight", "0"]
+    fit += [
+        "--model.hard",
+        "error",
+        "--model.score",
+        "prompt_router",
+        "--model.lora_rank",
+        "4",
+        "--seed_everything",
+        "1",
+    ]
+    models = []
+    for merge in ("true", "false"):
+        folder = str(tmp_path / merge)
+        assert main([*fit, "--model.output", folder, "--trainer.max_epochs", "1", "--model.lora_merge", merge]) == 0
+        models.append(load_model(folder).eval())
+    assert (tmp_path / "false" / "adapter_config.json").is_file()
+    inputs = encoded(models[0], [("the dog",), ("a big cat",)]).batch([0, 1])
+    made = [model.answer_columns(inputs, [0]) for model in models]
+    assert torch.equal(made[0]["ids"], made[1]["ids"])
+    torch.testing.assert_close(made[0]["prompt_router"], made[1]["prompt_router"], rtol=0, atol=1e-4)
+
+
+def test_an_untrained_model_tells_how_it_answers(base, data, tmp_path):
+    """By the example of the documentation, and with beams, whose scores cost a pass of their own."""
     forget_notices()
-    score = ["score", "--model.model", base, "--model.output", str(tmp_path / "r.parquet"), *args, *QUIET]
-    assert main([*score, "--model.num_beams", "2"]) == 0
+    files = {"model": base, "output": str(tmp_path / "r.parquet"), "validation": str(data / "val.csv")}
+    config = write_config(tmp_path / "texts.yaml", **files, source="source", target="target")
+    assert main(["score", *config, *QUIET, "--model.num_beams", "2"]) == 0
     (told,) = [one["text"] for one in notices() if one["kind"] == "free-generation"]
-    assert f"'{base}' generates its answers after the prompt '{{text}} ='" in told
+    assert f"'{base}' generates its answers after the prompt 'Question: {{text}}\\nAnswer:'" in told
     frame = pd.read_parquet(tmp_path / "r.parquet")
     assert (frame["score_flops"] > 0).all()
     assert frame["prediction"].str.len().max() > 0
