@@ -52,7 +52,7 @@ def bench(
         super_model: The Super's folder or hub id.
         pair: How the pair routes and runs.
         input: A text file with one input a line, or a table (.csv, .tsv, .jsonl, .parquet) with --text.
-        text: The text column of the table, or two for pairs.
+        text: The text column of the table, or all of the task's.
         shares: Deferred shares, each by the threshold that gives it on these inputs; by default 0.1, 0.25 and 0.5.
         seconds: Of measuring, about: the sizes below are chosen to fit. More time gives steadier figures.
         examples: Inputs that are answered in each pass, the first ones.

@@ -79,14 +79,10 @@ def extractor(extract: str) -> Callable[[str], str | None]:
     return search
 
 
-def first_texts(task: TextTask, texts: list[str]) -> list[str]:
-    """Generated texts up to where a model that was shown examples goes on to write another one."""
-    return [text.partition(task.next_example)[0] for text in texts] if task.next_example else texts
-
-
 def found_answers(task: TextTask, texts: list[str]) -> list[str | None]:
     """The answer in each generated text; ``None`` where none is found."""
-    texts = first_texts(task, texts)
+    if task.next_example:
+        texts = [text.partition(task.next_example)[0] for text in texts]
     return [extractor(task.extract)(text) for text in texts] if task.extract else [*texts]
 
 

@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-from dataclasses import replace
 
 import pandas as pd
 import pyarrow as pa
@@ -31,11 +30,8 @@ from elang.cli.verbs import main
 from elang.data.encoding import encode_examples, encode_texts
 from elang.method.scores import SEQUENCE_SCORES, sequence_scores, token_scores
 from elang.models.loaders import LoaderBatches
-from elang.models.objectives.objective import LossOptions, RecordedAnswers
-from elang.models.objectives.texts import TextObjective
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
-from elang.records.table import Records
 from elang.tasks.text_task import TextTask
 
 TASK = TextTask([], "sequence", segments=[], qualities=["exact_text"], prompt="Q{text}Z(")
@@ -309,18 +305,6 @@ def test_prompt_and_text_share_the_positions(tmp_path):
     # As the data does before a model knows the length.
     assert model.reader.limit(60, model.reader.text_limit(100)) == 24
     assert len(encode_texts(model.reader, ["abc" * 20], 24).columns["input_ids"]) == 24
-
-
-def test_examples_that_a_super_wrote_are_not_learned(tmp_path):
-    """It was shown some, and went on after its answer."""
-    task = replace(TASK, examples=["QxZ(", "y"])
-    model = load_model(write_causal(tmp_path / "model"), task, fine_tune=True)
-    records = Records(torch.arange(2), torch.zeros(2).long(), texts=["abc\n\nQdZ(e", "f"])
-    answers = RecordedAnswers("it", {"train": records}, model.vocabulary)
-    learned = TextObjective(model, LossOptions(distill_weight=1.0), answers, 9).texts
-    expected = encode_texts(model.reader, ["abc", "f"], 9)
-    assert learned.columns["input_ids"].tolist() == expected.columns["input_ids"].tolist()
-    assert learned.lengths.tolist() == [4, 2]
 
 
 def test_labels_of_a_loader_are_what_follows_the_prompt(tmp_path):

@@ -14,7 +14,6 @@ from elang.errors import InputError
 from elang.method.losses import MARGINS, token_distillation
 from elang.models.objectives.objective import Gain, LossOptions, Objective, RecordedAnswers
 from elang.records.table import Records
-from elang.tasks.extraction import first_texts
 from elang.tasks.kinds import text_targets
 
 # At most so many tokens of a batch are compared in pairs.
@@ -47,8 +46,7 @@ class TextObjective(Objective):
             return
         if options.distill == "sequence":
             assert self.records.texts is not None
-            texts = first_texts(model.task, self.records.texts)
-            self.texts = encode_texts(model.reader, texts, model.reader.text_limit(max_target_length))
+            self.texts = encode_texts(model.reader, self.records.texts, model.reader.text_limit(max_target_length))
         elif self.records.top_ids is None:
             raise InputError(
                 f"'{self.path}' has no most probable tokens, which --model.distill token needs. Make them with "
