@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pyarrow as pa
@@ -565,6 +566,25 @@ def test_whether_an_answer_is_right(tmp_path, name):
             logits = plain(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
             assert float(scores[i]) == pytest.approx(-float(logits[[yes, no]].softmax(0)[0]), abs=1e-5)
     assert -1 <= scores.min() < scores.max() <= 0
+
+
+def test_another_example_is_no_part_of_an_answer(tmp_path, monkeypatch):
+    """A model that goes on to write one is asked about its answer alone."""
+    folder = write_causal(tmp_path / "model")
+    model = load_model(folder, replace(TASK, examples=["QxZ(", "y"])).eval()
+    model.configure_generation(TOKENS)
+    inputs = encoded(model, texts()[:2]).batch([0, 1])
+    monkeypatch.setattr(model, "texts", lambda ids: ["abc", "d"])
+    asked = []
+    monkeypatch.setattr(model.check.__class__, "score", lambda self, logits: asked.append(logits) or -logits[:, 0])
+    with torch.no_grad():
+        model.score_of("p_true", model.generate(model.encode(inputs)))
+        for i, text in enumerate(("abc", "d")):
+            real = inputs["input_ids"][i][inputs["attention_mask"][i] > 0].tolist()
+            behind = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids = torch.tensor([[*real, *behind, *model.check.tokens]])
+            expected = plain_of(folder)(input_ids=ids).logits[0, -1]
+            torch.testing.assert_close(asked[0][i], expected, rtol=0, atol=1e-4)
 
 
 def test_samples_that_agree(tmp_path):
