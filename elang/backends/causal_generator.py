@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList, StaticCache, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -135,9 +136,13 @@ class CausalGenerator(DecoderOnly, Generation):
     def _p_true(self, answer: Generated) -> Tensor:
         """What the model says when it is asked whether its answer is right, by one pass over all."""
         prompts, ids = answer.encoded, self.padded_ids(answer)
+        if self.stop:
+            # What it wrote of another example is no part of its answer.
+            rows = self.prompt.answer_tokens(self.tokenizer, self.texts(ids))
+            ids = pad_sequence([ids.new_tensor(row) for row in rows], batch_first=True, padding_value=-1)
         text = (ids >= 0) & ~torch.isin(ids, torch.tensor(self.end_tokens, device=ids.device))
-        rows = torch.cat([prompts.ids, ids.clamp_min(0)], 1), torch.cat([prompts.mask, text.to(prompts.mask)], 1)
-        ids, mask = padded_left(*self.check.after(*rows))
+        asked = torch.cat([prompts.ids, ids.clamp_min(0)], 1), torch.cat([prompts.mask, text.to(prompts.mask)], 1)
+        ids, mask = padded_left(*self.check.after(*asked))
         longest = int(mask.sum(1).max())
         return self.check.score(self.after(ids[:, -longest:], mask[:, -longest:]).logits[:, -1])
 

@@ -34,7 +34,9 @@ _MEANINGS = {
     "router": "predicts what deferring an input gains, from what `elang fit` found best on the held-out slice: one "
     "score, or all logits, perhaps with the hidden state",
     "by length": "rank correlation of the score with the number of generated tokens",
-    "encoder_": "such a score decides before the Swift's decoder runs, which saves its cost for a deferred input",
+    "encoder_, prompt_router": "such a score decides before the Swift decodes its answer, which a deferred input saves",
+    "p_true": "minus the probability that the Swift gives to Yes when it is asked whether its answer is right",
+    "agreement": "1 minus the share of the most frequent answer among five samples of the Swift",
 }
 
 
