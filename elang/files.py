@@ -23,6 +23,8 @@ from elang.errors import InputError, ReaderLeftError
 # Files of a model's folder, and of an evaluation's, that are read.
 _MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".tiktoken", ".pt", ".ckpt"}
 _EVALUATION_FILES = {"records.parquet", "curve.csv"}
+# Endings that promise a format.
+_FORMATS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx", ".gz")
 # Names of open descriptors; opening them again would start at the beginning of the file.
 _DESCRIPTOR = re.compile(r"/dev/(?:fd/(\d+)|(stdout)|(stderr))|/proc/(?:self|\d+)/fd/(\d+)")
 
@@ -49,6 +51,12 @@ def check_output_file(output: str | Path, inputs: Iterable[str | Path | None] = 
             raise InputError(
                 f"{output_name} is the file of an input, {input_name}, which would be lost. Give another file."
             )
+
+
+def check_suffix(output: str, suffix: str, remedy: str) -> None:
+    """Refuse an --output whose ending promises another format than that of ``suffix``, which is written."""
+    if (ending := Path(output).suffix.lower()) in _FORMATS and ending != suffix:
+        raise InputError(f"--output '{output}' would not be {ending[1:]}: what is written is {remedy}")
 
 
 def check_folder(

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from threading import Timer, current_thread, main_thread
 from typing import Any, TypeVar
 
-from elang.errors import ReaderLeftError, error_chain, printable
+from elang.errors import ReaderLeftError, counted, error_chain, printable
 
 # What libraries log that no user could act on: their loggers, and how the messages begin.
 _NOISE = {
@@ -187,7 +187,7 @@ class Progress:
     def line(self, seconds: float) -> str:
         """How far it is after so many seconds."""
         if self.total is None or self.done >= self.total:
-            return f"{self.done:,} {self.unit}"
+            return counted(self.done, self.unit)
         line = f"{self.done:,} of {self.total:,} {self.unit}"
         if self.done - self.before < _TELLING:
             return line

@@ -9,7 +9,7 @@ import torch
 
 from elang.cli.arguments import check_minimum, note_replaced
 from elang.errors import InputError
-from elang.files import check_output_file, write_atomically
+from elang.files import check_output_file, check_suffix, write_atomically
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
@@ -63,6 +63,7 @@ def bench(
     _check_sizes(sizes := Sizes(examples, single, repeats), shares, seconds)
     if output is not None:
         check_output_file(output, [input, swift_model, super_model])
+        check_suffix(output, ".json", "one JSON object. Give a name that ends in .json.")
         note_replaced(output)
     columns = input_columns(input, text)
     if pair.threshold == DEFAULT_THRESHOLD and not _has_thresholds(pair.thresholds or swift_model):

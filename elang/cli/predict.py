@@ -1,5 +1,6 @@
 """`elang predict`: answers to the inputs of a file or of standard input, and to a benchmark's test split."""
 
+import math
 import os
 import sys
 from collections import deque
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from elang.cli.arguments import check_minimum, note_replaced
-from elang.errors import InputError
-from elang.files import check_output_file, is_stream, written_through
+from elang.errors import InputError, counted
+from elang.files import check_output_file, check_suffix, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
@@ -23,6 +24,11 @@ from elang.locks import output_lock
 from elang.notices import notice
 from elang.tasks.extraction import found_answers
 from elang.terminal import Progress, ended_at_sigterm
+
+_LINES = (
+    "one JSON object a line. Give a name that ends in .jsonl; pandas.read_json(FILE, lines=True) makes a table of it, "
+    "which .to_csv(...) writes."
+)
 
 
 def predict(
@@ -57,7 +63,7 @@ def predict(
         output: A JSONL file, or ``-`` for standard output.
         text: The text column of the table, or all of the task's.
         id: The column of the table that names its rows; by default ``id`` is the number of the row or line, from 0.
-        texts: Also write the input, as ``text``; of pairs it is a list.
+        texts: Also write the input beside its answer, as ``text``; of pairs it is a list.
         chunk: Inputs that are read, tokenised and answered by the Swift at a time.
         task: A task of GLUE or SuperGLUE (glue/rte).
         folder: The benchmark's own files; by default the hub's.
@@ -72,6 +78,8 @@ def predict(
     elif folder is not None:
         protected += files_of_task(task, folder)
     _check_output(output, input, protected)
+    if task is None:
+        check_suffix(output, ".jsonl", _LINES)
     columns = input_columns(input, text)
     if id is not None and not columns:
         raise InputError(f"--id names a column of a table, and '{input}' is read line by line. Leave it out.")
@@ -111,7 +119,7 @@ def _answer(
     """Answer the inputs without an answer so far; return how many have one now, and how many of them the Super gave."""
     (file, done, deferred), task = opened, predictor.task
     if done:
-        sys.stderr.write(f"{done} inputs were answered before; resuming after them\n")
+        sys.stderr.write(f"resuming after {counted(done, 'inputs')} answered before\n")
     ids: list[Any] | None = None if id_column is None else []
     inputs = read_inputs(source, columns, predictor.task.kind.generates, ids, id_column or "")
     # Inputs that have been read and not been answered yet.
@@ -200,12 +208,16 @@ def _submit(
 def _report(predictor: JointPredictor, total: int, deferred: int) -> None:
     for runner in predictor.runners.values():
         if runner.truncated:
+            first = f"First numbers, from 0: {', '.join(map(str, runner.first_cut))}. " if runner.first_cut else ""
+            trained = "Only a Swift trained with a larger --data.max_length, which is kept in its folder, reads more."
             notice(
                 "cut-inputs",
-                f"{runner.truncated} of {total} inputs were longer than the {runner.who}'s limit of {runner.limit} "
-                "tokens: the rest was not read.",
+                f"Of {counted(total, 'inputs')}, {runner.truncated:,} longer than the {runner.who}'s limit of "
+                f"{runner.limit} tokens: the rest was not read. {first}"
+                + (trained if runner.limit >= runner.max_length else f"The {runner.who} itself reads no more."),
             )
+    means = {math.inf: ": nothing is passed on to the Super", -math.inf: ": everything is passed on to the Super"}
     sys.stderr.write(
-        f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super, at the threshold "
-        f"{predictor.threshold:.4g} of {predictor.score}\n"
+        f"{counted(total, 'inputs')}, {deferred:,} ({deferred / total:.1%}) answered by the Super, at the threshold "
+        f"{predictor.threshold:.4g} of {predictor.score}{means.get(predictor.threshold, '')}\n"
     )

@@ -123,8 +123,8 @@ class JointModule(EvaluationModule):
             self._check_evaluated(data, data.examples(evaluated).key)
         for name, path in self.paths.items() if data is not None and "routing" in data.splits else ():
             manifest = self.text_models[name].manifest if name in self.models else None
-            fraction = manifest.routing_fraction if manifest else self._recorded_field(name, "routing_fraction")
-            check_held_out(data, {"routing_fraction": fraction}, f"'{path}'")
+            recorded = self.recorded[name].about if name in self.recorded else {}
+            check_held_out(data, vars(manifest) if manifest else recorded, f"'{path}'")
 
     on_test_start = on_validation_start
 
@@ -164,6 +164,7 @@ class JointModule(EvaluationModule):
             write_made(self.output)
             write_report(self.output, pairs, evaluated, curves, self.summary, self.label_names)
             print_summary(self.summary, self.output)
+            self.say_how_to_time(evaluated)
         self.trainer.strategy.barrier()
 
     def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class ScoreModule(EvaluationModule):
         if model.shown_examples is not None:
             metadata[EXAMPLES] = model.shown_examples
         if model.manifest is not None:
-            metadata["routing_fraction"] = model.manifest.routing_fraction
+            metadata |= {name: getattr(model.manifest, name) for name in ("routing_fraction", "drop_overlap")}
         if self.parts > 1:
             keys = hashlib.sha256()
             for split in data.eval_splits:

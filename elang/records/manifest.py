@@ -17,6 +17,7 @@ from elang.json_files import (
     TEXT,
     TEXTS,
     THRESHOLD,
+    TRUTH,
     Check,
     check_fields,
     is_number,
@@ -45,6 +46,7 @@ _FIELDS: dict[str, Check] = {
     "temperature": POSITIVE,
     "weights_sha256": TEXT,
     "routing_fraction": number(0, 1),
+    "drop_overlap": TRUTH,
     "max_length": whole(1),
     "max_target_length": whole(1),
     "num_beams": whole(1),
@@ -87,6 +89,7 @@ class Manifest:
         temperature: Its temperature.
         weights_sha256: Hash of the weights that the thresholds belong to.
         routing_fraction: Share of the training file that was held out from training.
+        drop_overlap: Whether evaluated texts were left out of the training file.
         max_length: Longest input in tokens that it was trained on.
         max_target_length: Longest generated text in tokens, in a ``sequence`` task.
         num_beams: Beams with which texts were generated when thresholds were chosen.
@@ -103,6 +106,7 @@ class Manifest:
     temperature: float = 1.0
     weights_sha256: str = ""
     routing_fraction: float = 0.0
+    drop_overlap: bool = False
     max_length: int = 512
     max_target_length: int = 128
     num_beams: int = 1

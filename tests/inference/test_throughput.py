@@ -401,7 +401,7 @@ def test_a_killed_run_goes_on(command, tmp_path, capsys, texts):
     capsys.readouterr()
     assert main(command) == 0
     said = capsys.readouterr().err
-    assert "90 inputs were answered before; resuming after them" in said
+    assert "resuming after 90 inputs answered before" in said
     # The rest was cut into other batches, which round otherwise.
     (tmp_path / "whole.jsonl").write_bytes(whole)
     found, expected = lines_of(tmp_path / "out.jsonl"), lines_of(tmp_path / "whole.jsonl")
