@@ -86,6 +86,7 @@ def test_a_long_step_tells_how_far_it_is(capfd, monkeypatch):
     ("total", "done", "before", "line"),
     [
         (None, 1200, 0, "1,200 texts"),
+        (None, 1, 0, "1 text"),
         (100, 100, 0, "100 texts"),
         (100, 99, 0, "99 of 100 texts, about a minute left"),
         (100, 50, 50, "50 of 100 texts"),

@@ -17,7 +17,7 @@ from elang.backends.network import BatchAnswers, InferenceOptions
 from elang.backends.text_model import TextModel
 from elang.data.batches import EncodedExamples, token_batches
 from elang.data.encoding import encode_examples, pad_of, pads_left, same_tokens, token_lists
-from elang.errors import InputError
+from elang.errors import InputError, counted
 from elang.inference.stream import Window
 from elang.method.scores import BEFORE_DECODER
 from elang.notices import notice
@@ -234,7 +234,7 @@ class ModelRunner:
             # Half of this batch, even if the number of inputs limited it.
             self.tokens = len(rows) // 2 * int(self._memory(encoded.lengths[rows]).max())
             now = f"{self.limits.option} is {self.tokens} now"
-            notice("batches-halved", f"A batch of {len(rows)} inputs {failure}: {now}.")
+            notice("batches-halved", f"A batch of {counted(len(rows), 'inputs')} {failure}: {now}.")
             remaining = torch.cat([rows, *batches])
             batches = deque(remaining[part] for part in self.batches(encoded.lengths[remaining]))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from elang.backends import DType
 from elang.data.examples import source_of
-from elang.errors import InputError, printable
+from elang.errors import InputError, counted, printable
 from elang.models.answering import EvaluationModule
 from elang.notices import made
 from elang.records.merging import check_same, merge_files
@@ -187,7 +187,7 @@ class ScoreModule(EvaluationModule):
 
     def _result(self, split: str, label: Tensor, answers: Records) -> str:
         """A line about the answers to a split: how many there are and how good they are."""
-        line = f"{split}: {len(answers.id)} examples"
+        line = f"{split}: {counted(len(answers.id), 'examples')}"
         if self.generate and self.task.kind.chooses:
             line += f", {int((answers.prediction < 0).sum())} generated answers are none of the task's"
         if not self.data.examples(split).labelled:

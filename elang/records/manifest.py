@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elang.errors import InputError
+from elang.errors import InputError, counted
 from elang.files import plain, write_atomically
 from elang.json_files import (
     MEASURED,
@@ -232,9 +232,9 @@ class Manifest:
             )
         if examples is not None and self.task is not None and examples != (shown := self.task.get("examples", [])):
             raise InputError(
-                f"The thresholds were chosen with {len(shown) // 2} examples in the prompt of {who}, and here it is "
-                f"shown {len(examples) // 2} others, so its scores are on another scale. Give --data.examples and the "
-                "training file as there, or choose thresholds again with `elang validate`."
+                f"The thresholds were chosen with {counted(len(shown) // 2, 'examples')} in the prompt of {who}, and "
+                f"here it is shown {len(examples) // 2} others, so its scores are on another scale. Give "
+                "--data.examples and the training file as there, or choose thresholds again with `elang validate`."
             )
 
 

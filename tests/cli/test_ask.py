@@ -180,7 +180,7 @@ def test_what_is_answered_is_not_asked_again(service, ask_args, files, tmp_path,
         file.write('{"split": "train", "id"')
     service.plan = [(None, None)]
     assert main(args) == 0
-    assert "50 answers are in" in capfd.readouterr().out
+    assert ".asked.jsonl' has 50 answers, not asked for again" in capfd.readouterr().out
     every = Counter(text for texts in texts_of(files).values() for text in texts)
     assert service.asked == every
     assert len(pd.read_parquet(output)) == 301
