@@ -92,7 +92,7 @@ def predict(
         fingerprint = partial(run_fingerprint, predictor, [swift_model, super_model], input, text=columns, ways=options)
         with _opened(output, fingerprint) as opened:
             total, deferred = _answer(predictor, input, columns, opened, id_column=id, texts=texts, chunk=chunk)
-    _report(predictor, total, deferred)
+    _report(predictor, total, deferred, numbered=task is None)
 
 
 def _check_task(task: str | None, folder: str | None, others: bool) -> None:
@@ -205,10 +205,12 @@ def _submit(
     return answers
 
 
-def _report(predictor: JointPredictor, total: int, deferred: int) -> None:
+def _report(predictor: JointPredictor, total: int, deferred: int, *, numbered: bool) -> None:
+    """Say what was cut, with the first inputs if they are ``numbered`` through, and who answered."""
     for runner in predictor.runners.values():
         if runner.truncated:
-            first = f"First numbers, from 0: {', '.join(map(str, runner.first_cut))}. " if runner.first_cut else ""
+            cut = ", ".join(map(str, runner.first_cut if numbered else ()))
+            first = f"First numbers, from 0: {cut}. " if cut else ""
             trained = "Only a Swift trained with a larger --data.max_length, which is kept in its folder, reads more."
             notice(
                 "cut-inputs",

@@ -731,11 +731,14 @@ def test_what_predict_cuts_is_told(made, models, monkeypatch):
     Path("short/elang.json").write_text(json.dumps(about | {"max_length": 6}))
     Path("long.txt").write_text("the film was good\n" * 3 + "the film was very good\n" * 9)
     args = ["--swift_model", "short", *models[2:], "--input", "long.txt", "--threshold", "inf", "--output", "out.jsonl"]
-    for few in ([], ["--few", "0"]):
-        assert main(["predict", *args, *few]) == 0
-        (said,) = [one["text"] for one in notices() if one["kind"] == "cut-inputs"]
-        assert "Of 12 inputs, 9 longer than the Swift's limit of 6 tokens" in said
-        assert "First numbers, from 0: 3, 4, 5. Only a Swift trained with a larger --data.max_length" in said
+    assert main(["predict", *args]) == 0
+    (said,) = [one["text"] for one in notices() if one["kind"] == "cut-inputs"]
+    assert "Of 12 inputs, 9 longer than the Swift's limit of 6 tokens" in said
+    assert "First numbers, from 0: 3, 4, 5. Only a Swift trained with a larger --data.max_length" in said
+    # The short way of a few inputs counts as well.
+    predictor = JointPredictor("short", models[3], threshold="inf")
+    predictor(["the film was good", "the film was very good"])
+    assert predictor.runners["swift"].first_cut == [1]
 
 
 @pytest.mark.parametrize(("threshold", "passed"), [("inf", "nothing is"), ("-inf", "everything is")])
