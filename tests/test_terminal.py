@@ -150,7 +150,7 @@ def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_pat
         ),
         (["augment", "--model", base_model, "--input", files[0], "--output", "a.csv", "--batch_size", 8], "8 of "),
         (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 60 answers"),
-        (["predict", *both, "--output", "p.jsonl"], "elang: 1 inputs"),
+        (["predict", *both, "--output", "p.jsonl"], "elang: 1 input\n"),
         (["validate", *evaluated, *data_args], " curves of the held-out slice"),
         (["report", "j"], "elang: 1 evaluations"),
         (["sweep", "j", "--score", "entropy", "margin"], "elang: 61 of 122 examples, about a minute left"),

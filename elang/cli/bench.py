@@ -9,7 +9,7 @@ import torch
 
 from elang.cli.arguments import check_minimum, note_replaced
 from elang.errors import InputError
-from elang.files import check_output_file, check_suffix, write_atomically
+from elang.files import check_output_file, write_atomically
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
@@ -62,8 +62,7 @@ def bench(
     shares = [0.1, 0.25, 0.5] if shares is None else shares if isinstance(shares, list) else [shares]
     _check_sizes(sizes := Sizes(examples, single, repeats), shares, seconds)
     if output is not None:
-        check_output_file(output, [input, swift_model, super_model])
-        check_suffix(output, ".json", "one JSON object. Give a name that ends in .json.")
+        check_output_file(output, [input, swift_model, super_model], suffix=".json")
         note_replaced(output)
     columns = input_columns(input, text)
     if pair.threshold == DEFAULT_THRESHOLD and not _has_thresholds(pair.thresholds or swift_model):

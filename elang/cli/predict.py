@@ -14,7 +14,7 @@ from typing import Any
 
 from elang.cli.arguments import check_minimum, note_replaced
 from elang.errors import InputError, counted
-from elang.files import check_output_file, check_suffix, is_stream, written_through
+from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
@@ -24,11 +24,6 @@ from elang.locks import output_lock
 from elang.notices import notice
 from elang.tasks.extraction import found_answers
 from elang.terminal import Progress, ended_at_sigterm
-
-_LINES = (
-    "one JSON object a line. Give a name that ends in .jsonl; pandas.read_json(FILE, lines=True) makes a table of it, "
-    "which .to_csv(...) writes."
-)
 
 
 def predict(
@@ -77,9 +72,7 @@ def predict(
         protected.append(input)
     elif folder is not None:
         protected += files_of_task(task, folder)
-    _check_output(output, input, protected)
-    if task is None:
-        check_suffix(output, ".jsonl", _LINES)
+    _check_output(output, input, protected, suffix=".jsonl" if task is None else None)
     columns = input_columns(input, text)
     if id is not None and not columns:
         raise InputError(f"--id names a column of a table, and '{input}' is read line by line. Leave it out.")
@@ -145,9 +138,9 @@ def _answer(
     return done + new, deferred + new_deferred
 
 
-def _check_output(output: str, source: str, files: list[str | None]) -> None:
+def _check_output(output: str, source: str, files: list[str | None], suffix: str | None) -> None:
     """Refuse an output that cannot be written, or that would overwrite an input."""
-    check_output_file(output, files)
+    check_output_file(output, files, suffix=suffix)
     if output == "-" and getattr(sys.stdout, "name", "") == os.devnull:
         raise InputError("Standard output is closed. Open it, or give a file as --output.")
     note_replaced(output)

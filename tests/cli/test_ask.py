@@ -218,7 +218,7 @@ def test_a_token_is_sent(service, files, tmp_path, monkeypatch, fails):
     [
         ((404, {}), ["No Super answers", "/super (404)", "Check the server's address"]),
         ((422, {"detail": "too long"}), ["refuses example", "too long", "--batch_size"]),
-        ((200, {"answers": ["good"]}), ["1 answers to 10 texts"]),
+        ((200, {"answers": ["good"]}), ["1 answer to 10 texts"]),
         ((200, {"answers": ["awful"] * 10}), ["'awful'", "['bad', 'good']"]),
         ((200, {"answers": [1.5] * 10}), ["1.5"]),
         ((200, {"labels": []}), ["no JSON with 'answers'"]),

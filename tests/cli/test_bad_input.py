@@ -351,9 +351,14 @@ def test_predict_on_bad_input(fails, pair, tmp_path):
     (tmp_path / "lines.txt").write_text("good film\n\nbad film\n")
     out = tmp_path / "out.jsonl"
     for wrong in ("out.csv", "out.TSV", "out.parquet", "out.json", "out.jsonl.gz"):
-        fails([*models, "--input", tmp_path / "lines.txt", "--output", tmp_path / wrong], wrong, "ends in .jsonl")
+        fails(
+            [*models, "--input", tmp_path / "lines.txt", "--output", tmp_path / wrong],
+            wrong,
+            "must end in .jsonl",
+            "pandas",
+        )
     figures = ["bench", *models[1:], "--input", tmp_path / "lines.txt", "--output", tmp_path / "figures.csv"]
-    fails(figures, "figures.csv", "ends in .json")
+    fails(figures, "figures.csv", "must end in .json:")
     fails([*models, "--input", tmp_path / "lines.txt", "--output", out], "Line 2", "empty")
     (tmp_path / "none.txt").write_text("")
     fails([*models, "--input", tmp_path / "none.txt", "--output", out], "none.txt", "empty")
@@ -434,7 +439,7 @@ def test_answers_to_examples_that_are_not_there(fails, joint_args, pair, tmp_pat
     more = frame.tail(1).assign(id=frame["id"].max() + 5)
     pd.concat([frame, more]).to_csv(tmp_path / "more.csv", index=False)
     args = replaced(joint_args, "--model.super_model", tmp_path / "more.csv")
-    fails(["validate", *args], "more.csv", "answers to 1 examples", "first id 65")
+    fails(["validate", *args], "more.csv", "answers to 1 example", "first id 65")
 
 
 @pytest.mark.parametrize(
