@@ -152,7 +152,7 @@ def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_pat
         (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 60 answers"),
         (["predict", *both, "--output", "p.jsonl"], "elang: 1 input\n"),
         (["validate", *evaluated, *data_args], " curves of the held-out slice"),
-        (["report", "j"], "elang: 1 evaluations"),
+        (["report", "j"], "elang: 1 evaluation\n"),
         (["sweep", "j", "--score", "entropy", "margin"], "elang: 61 of 122 examples, about a minute left"),
         (["merge", pair["records"], "--output", "merged.parquet"], " of 301 records, about a minute left"),
         (["fit", *swift, *data_args, "--trainer.max_steps", 1], " steps of fitting 'router'"),
