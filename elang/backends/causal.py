@@ -102,7 +102,7 @@ class CausalLabelDecoder(DecoderOnly):
         hidden = bool(self.heads) and not self.training
         chain = None if answers is None else answers[:, :-1].clamp_min(0)
         token_logits = None
-        rows = self.split(ids, mask)
+        rows = self.split(ids, mask, self.room)
         if want_logits and self.shape.added and self.shape.tree:
             output = tree_pass(self.backbone, *rows, tree=self.tree, chain=chain, hidden=hidden)
             size = len(self.tree.place)

@@ -173,7 +173,7 @@ class CausalGenerator(DecoderOnly, Generation):
             cache = StaticCache(config=self.backbone.config, max_cache_len=length)
             rows = Rows(encoded.ids, encoded.mask, cache)
         else:
-            rows = self.split(encoded.ids, encoded.mask)
+            rows = self.split(encoded.ids, encoded.mask, self.room)
             encoded.ids, encoded.mask = self.prefix.whole(rows), rows.mask
         hidden = bool(self.heads)
         output = self.run(rows, use_cache=True, output_hidden_states=hidden)

@@ -49,12 +49,12 @@ class DecoderOnly(TextModel):
         return super().train(mode)
 
     @property
-    def _room(self) -> int:
+    def room(self) -> int:
         """The most tokens that follow a prompt."""
         return self.prompt.reserved + self.max_new_tokens
 
-    def split(self, ids: Tensor, mask: Tensor) -> Rows:
-        """Prompts ``(B, L)``, without what all of them begin with if it has been read.
+    def split(self, ids: Tensor, mask: Tensor, room: int) -> Rows:
+        """Prompts ``(B, L)`` that ``room`` tokens follow, without what all of them begin with, if it has been read.
 
         Not with gradients, nor where passes are compiled, captured, or run in step with other processes.
         """
@@ -62,7 +62,7 @@ class DecoderOnly(TextModel):
         fixed = fixed or (ids.is_cuda and torch.cuda.is_current_stream_capturing())
         if not self.prefix.tokens or self.training or torch.is_grad_enabled() or fixed:
             return Rows(ids, mask)
-        return self.prefix.split(self.backbone, ids, mask, self._room)
+        return self.prefix.split(self.backbone, ids, mask, room)
 
     def counted(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The tokens of each prompt, and how many of them are read once for all inputs, int64 ``(B,)`` on the CPU.
@@ -70,14 +70,14 @@ class DecoderOnly(TextModel):
         Of an input alone: a batch whose prompts share fewer tokens reads more.
         """
         ids, mask = self.prompts(inputs)
-        return mask.sum(1).cpu(), self.prefix.counts(ids, mask, self._room).cpu()
+        return mask.sum(1).cpu(), self.prefix.counts(ids, mask, self.room).cpu()
 
     def after(self, ids: Tensor, mask: Tensor, chain: Tensor | None = None) -> Any:
         """The model over prompts ``(B, L)`` and, after each, a chain of tokens ``(B, T)``.
 
         The logits are those at the prompts' ends and at each token of the chain, ``(B, T + 1, V)``.
         """
-        return self.run(self.split(ids, mask), chain)
+        return self.run(self.split(ids, mask, 0 if chain is None else chain.shape[1]), chain)
 
     def run(self, rows: Rows, chain: Tensor | None = None, **more: Any) -> Any:
         """The same over what is left to read of prompts."""
