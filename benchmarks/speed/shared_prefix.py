@@ -6,8 +6,9 @@ MODEL is the folder of a decoder-only model, such as SmolLM2-135M-Instruct; DATA
 development set, drawn with a fixed seed, are answered after four examples from its training file: in label words, and
 by texts of eight tokens. Each batch is answered in turn with the shared tokens read once and with all tokens read; the
 ratio of their times is the median over the batches. Beginnings of other lengths before the same texts show from how
-many tokens on it pays. The bars: label words and the first tokens of texts are the same, and scores agree to 1e-4; with
-four examples both take at most .7 of the time; a beginning of the least length that is shared takes at most 1.05.
+many tokens on it pays. The bars: label words and the first tokens of texts are the same, and in float32 their scores
+agree to 1e-4; with four examples both take at most .7 of the time; a beginning of the least length that is shared takes
+at most 1.05.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def both_ways(model: Any, run: Callable[[], Any]) -> tuple[list[Any], list[float
 
 def answers_of(model: Any, given: Any, run: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     """Ratios of times and costs, and by how much scores differ."""
-    ratios, costs, differences, same = [], [], [], True
+    ratios, costs, differences, largest, same = [], [], [], 0.0, True
     steps = torch.full((BATCH,), NEW) if model.max_new_tokens else None
     for rows in given.lengths.argsort().split(BATCH):
         inputs = given.batch(rows.tolist())
@@ -69,6 +70,7 @@ def answers_of(model: Any, given: Any, run: Callable[[dict[str, Any]], Any]) -> 
         ratios.append(seconds[0] / seconds[1])
         costs.append(cost[0] / cost[1])
         differences.append(float((found[0][1] - found[1][1]).abs().max()))
+        largest = max(largest, float(found[1][1].abs().max()))
         same &= torch.equal(found[0][0], found[1][0])
     return {
         "time": round(median(ratios), 3),
@@ -77,6 +79,7 @@ def answers_of(model: Any, given: Any, run: Callable[[dict[str, Any]], Any]) -> 
         "shared": len(model.prefix.tokens),
         "same answers": same,
         "difference": max(differences),
+        "largest score": round(largest, 2),
     }
 
 
@@ -134,9 +137,13 @@ def main() -> None:
             figures["by length"] = by_length(model, given)
             shared_prefix.LEAST = least
             print(figures["by length"], flush=True)
+            model.cast(torch.bfloat16)
+            figures["label words in bf16"] = answers_of(model, given, run)
+            print(figures["label words in bf16"], flush=True)
     ways = [figures[name] for name in ("label words", "texts")]
     met = {
-        "same answers": all(way["same answers"] and way["difference"] <= ROUNDING for way in ways),
+        "same answers": all(way["same answers"] and way["difference"] <= ROUNDING for way in ways)
+        and figures["label words in bf16"]["same answers"],
         "time": all(way["time"] <= TIME_BAR for way in ways),
         "least": all(figures["by length"][f"{least} tokens, batch of {n}"] <= LEAST_BAR for n in (1, BATCH)),
     }
