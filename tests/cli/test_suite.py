@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from backends.test_adapters import needs_peft
 from benchmark_files import ALL_TASKS, write_benchmarks
 from conftest import write_data, write_model, write_t5
 
@@ -30,6 +31,7 @@ from elang.notices import Notice
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "suite"
 NAMES = ("bert-small", "bert-paper", "t5-small", "t5-paper")
+CAUSAL = ("causal-small", "causal-paper-scale")
 QUIET = {
     "accelerator": "cpu",
     "enable_progress_bar": False,
@@ -46,7 +48,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, data):
-    """Untrained models, each a Swift and a Super: ``bert`` and ``t5``."""
+    """Untrained models, each a Swift and a Super: ``bert``, ``t5`` and ``causal``."""
     root = tmp_path_factory.mktemp("tiny")
     corpus = []
     for task in ALL_TASKS:
@@ -56,7 +58,25 @@ def tiny(tmp_path_factory, data):
     return {
         "bert": [str(write_model(root / f"bert{n}", n)) for n in (1, 2)],
         "t5": [str(write_t5(root / f"t5{n}", corpus, n)) for n in (1, 2)],
+        "causal": [write_causal(root / f"causal{n}", corpus, n) for n in (1, 2)],
     }
+
+
+def write_causal(folder, corpus, layers):
+    """A tiny Llama that reads the words of a corpus, without a padding token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<unk>", *sorted({word for text in corpus for word in text.split()})]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": 512}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(words), bos_token_id=0, eos_token_id=1, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")
@@ -783,7 +803,7 @@ def test_a_table_of_one_row_keeps_its_columns():
 # The configurations that are shipped.
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *CAUSAL])
 def test_every_config_is_parsed_for_every_task(name, tmp_path, capsys):
     suite("glue,superglue", str(CONFIGS / f"{name}.yaml"), None, str(tmp_path), dry_run=True)
     assert len(capsys.readouterr().out.splitlines()) == 4 * len(ALL_TASKS) - 3
@@ -799,7 +819,9 @@ def test_every_config_is_parsed_for_every_task(name, tmp_path, capsys):
         joint = yaml.safe_load((home / "joint.yaml").read_text("utf-8"))
         # Thresholds are chosen and compared in full precision.
         assert joint["trainer"]["precision"] == "32-true"
-        assert joint["model"]["init_args"]["latency"] is True
+        # A Super that is shared by GPUs cannot be timed.
+        shared = joint["trainer"].get("strategy") == "sharded"
+        assert (joint["model"]["init_args"]["latency"], shared) == (not shared, name == "causal-paper-scale")
         # One slice for the whole of a task.
         fractions = {
             yaml.safe_load(path.read_text("utf-8"))["data"]["init_args"]["routing_fraction"]
@@ -810,6 +832,9 @@ def test_every_config_is_parsed_for_every_task(name, tmp_path, capsys):
 
 # Every task by an encoder and by a T5, and every configuration; all of them are parsed for all tasks above.
 RUNS = [(name, task) for place, task in enumerate(ALL_TASKS) for name in NAMES[place % 2 :: 2]]
+# By language models each way to answer: labels, a number, a choice among two, and a head for candidates of its own.
+RUNS += [("causal-small", task) for task in ("glue/stsb", "superglue/copa", "superglue/record")]
+RUNS += [pytest.param("causal-paper-scale", "glue/rte", marks=needs_peft)]
 
 
 @pytest.mark.parametrize(("name", "task"), RUNS)
@@ -823,6 +848,7 @@ def test_every_task_runs_as_configured(name, task, tiny, data, tmp_path):
     for step in steps:
         config = step.config
         config["trainer"] = {**config.get("trainer", {}), **QUIET, "precision": "32-true"}
+        config["trainer"].pop("strategy", None)
         if step.stage in ("super", "swift"):
             config["trainer"] |= {"max_steps": 2, "enable_checkpointing": False}
         if step.stage == "joint":
@@ -849,6 +875,11 @@ def test_every_task_runs_as_configured(name, task, tiny, data, tmp_path):
     records = pd.read_parquet(tmp_path / task / "joint" / "records.parquet")
     assert set(records["split"]) == {"validation", "routing"}
     assert ("score_encoder_router" in records) == name.startswith("t5")
+    for role in ("swift", "super") if name in CAUSAL else ():
+        about = json.loads((tmp_path / of / role / "elang.json").read_text("utf-8"))["task"]
+        # In ReCoRD by a head on the last token.
+        assert about.get("label_words") == (None if task == "superglue/record" else "prompt")
+        assert (tmp_path / of / role / "adapter_config.json").exists() == (role == "super" and "paper" in name)
 
 
 def test_own_task(tiny, tmp_path, monkeypatch, capsys):
