@@ -28,6 +28,8 @@ from elang.data.glue.table import TASKS
 from elang.errors import InputError
 from elang.metrics import ExampleTable
 from elang.notices import Notice
+from elang.records.reading import read_metadata
+from elang.records.table import EXAMPLES
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "suite"
 NAMES = ("bert-small", "bert-paper", "t5-small", "t5-paper")
@@ -55,10 +57,11 @@ def tiny(tmp_path_factory, data):
         found = TaskData(task, str(data / task.partition("/")[0]), ["train"])
         corpus += [found.text_task.prompt_text(texts) for texts in found.read("train").texts]
         corpus += found.text_task.answers * 10
+    questions = ["A B C D A. B. C. D. Answer: Question: plus = ####", *map(str, range(19))]
     return {
         "bert": [str(write_model(root / f"bert{n}", n)) for n in (1, 2)],
         "t5": [str(write_t5(root / f"t5{n}", corpus, n)) for n in (1, 2)],
-        "causal": [write_causal(root / f"causal{n}", corpus, n) for n in (1, 2)],
+        "causal": [write_causal(root / f"causal{n}", corpus + questions, n) for n in (1, 2)],
     }
 
 
@@ -803,14 +806,24 @@ def test_a_table_of_one_row_keeps_its_columns():
 # The configurations that are shipped.
 
 
-@pytest.mark.parametrize("name", [*NAMES, *CAUSAL])
-def test_every_config_is_parsed_for_every_task(name, tmp_path, capsys):
-    suite("glue,superglue", str(CONFIGS / f"{name}.yaml"), None, str(tmp_path), dry_run=True)
-    assert len(capsys.readouterr().out.splitlines()) == 4 * len(ALL_TASKS) - 3
+# One of the tasks that have the same options in the files of language models, for each set of options.
+FEW = [
+    "glue/sst2",
+    "glue/mnli",
+    "glue/mnli-mm",
+    "glue/stsb",
+    *(f"superglue/{name}" for name in ("cb", "boolq", "record")),
+]
+
+
+@pytest.mark.parametrize(("name", "tasks"), [*((n, ALL_TASKS) for n in NAMES), *((n, FEW) for n in CAUSAL)])
+def test_every_config_is_parsed(name, tasks, tmp_path, capsys):
+    suite(",".join(tasks), str(CONFIGS / f"{name}.yaml"), None, str(tmp_path), dry_run=True)
+    assert len(capsys.readouterr().out.splitlines()) == 4 * len(tasks) - 3
     plan = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text("utf-8"))
     for role in ("swift_model", "super_model"):
         assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", plan[role])
-    for task in ALL_TASKS:
+    for task in tasks:
         home = tmp_path / task
         for stage in ("super", "swift") if task != "glue/mnli-mm" else ():
             config = yaml.safe_load((home / f"{stage}.yaml").read_text("utf-8"))
@@ -904,3 +917,42 @@ def test_own_task(tiny, tmp_path, monkeypatch, capsys):
     frame = pd.read_parquet(tmp_path / "runs" / "intents" / "joint" / "records.parquet").query("split == 'validation'")
     texts = pd.read_csv(tmp_path / "test.csv")
     assert frame["label"].tolist() == [("bad", "good").index(label) for label in texts["category"]]
+
+
+def test_own_questions(tiny, tmp_path, monkeypatch, capsys):
+    """The file to copy for language models, on both of its tasks: the untrained Super is shown examples."""
+    for name, rows in (("train", 60), ("test", 21)):
+        pairs = [(n % 10, n // 10 + 6 * (name == "test")) for n in range(rows)]
+        choices = [
+            [f"{a} plus {b}", *range(a + b - n % 4, a + b - n % 4 + 4), "ABCD"[n % 4]] for n, (a, b) in enumerate(pairs)
+        ]
+        columns = ["question", *"ABCD", "answer"]
+        pd.DataFrame(choices, columns=columns).to_csv(tmp_path / f"{name}.csv", index=False)
+        sums = [{"question": f"{a} plus {b}", "answer": f"{a} plus {b} = {a + b} #### {a + b}"} for a, b in pairs]
+        pd.DataFrame(sums).to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+    monkeypatch.chdir(tmp_path)
+    suite("choices,sums", str(CONFIGS / "own-questions.yaml"), output="dry", dry_run=True)
+    assert len(capsys.readouterr().out.splitlines()) == 2 * 3
+    plan = yaml.safe_load((CONFIGS / "own-questions.yaml").read_text("utf-8"))
+    plan["swift_model"], plan["super_model"] = tiny["causal"]
+    for stage in ("score", "swift", "joint"):
+        plan[stage]["trainer"] |= {**QUIET, "precision": "32-true"}
+    plan["all"]["data"] = {"routing_fraction": 0.3}
+    plan["joint"]["model"]["latency"] = False
+    plan["swift"]["trainer"] |= {"max_steps": 2, "enable_checkpointing": False}
+    plan["tasks"]["sums"]["all"]["data"]["max_target_length"] = 8
+    done = []
+    monkeypatch.setattr(suites, "run_step", lambda step: done.append(main(step.command)))
+    suite("choices,sums", written(plan, tmp_path / "plan.yaml"), output="runs")
+    assert done == [0] * 6
+    found = json.loads((tmp_path / "runs" / "suite.json").read_text())["tasks"]
+    metrics = [("choices", 21, ["accuracy"]), ("sums", 21, ["number_match"])]
+    assert [(row["task"], row["examples"], row["metrics"]) for row in found] == metrics
+    for task, answer in (("choices", "[ABCD]"), ("sums", r"\d+ plus \d+ = (\d+) #### \1")):
+        shown = read_metadata(tmp_path / "runs" / task / "super.parquet")[EXAMPLES]
+        assert len(shown[1::2]) == 5
+        assert all(re.fullmatch(answer, one) for one in shown[1::2])
+        swift = json.loads((tmp_path / "runs" / task / "swift" / "elang.json").read_text())
+        assert "examples" not in swift["task"]
+        records = pd.read_parquet(tmp_path / "runs" / task / "joint" / "records.parquet")
+        assert ("score_prompt_router" in records) == (task == "sums")
