@@ -67,6 +67,8 @@ class LoaderBatches:
         size = len(first.get("num_choices", first["input_ids"]))
         rows: dict[str, Any] = {"targets": {}, "repeated": False, **inputs}
         rows["label"] = self._references(batch, inputs) if self.kind.generates else self._label(batch, size, first)
+        if self._first and self.kind.generates:
+            _check_texts([inputs[name] for name, model in models.items() if model.reader.end is not None])
         self.check_labels(rows["label"], labelled)
         if "id" in batch:
             rows["id"] = _column(batch, "id", size, whole=True).long()
@@ -203,6 +205,17 @@ def padded_references(labels: Tensor, width: int) -> Tensor:
             "with the tokenizer's max_length."
         )
     return F.pad(labels.masked_fill(labels == IGNORE_INDEX, -1), (0, width - labels.shape[1]), value=-1)
+
+
+def _check_texts(inputs: list[dict[str, Tensor]]) -> None:
+    """Refuse labels that repeat the inputs, as language models are trained on: here they are what follows a prompt."""
+    for columns in inputs:
+        ids, labels = columns["input_ids"], columns.get("labels")
+        if labels is not None and labels.shape == ids.shape and ((labels == ids) | (labels < 0)).all():
+            raise InputError(
+                "'labels' of the loader's batches repeat the 'input_ids'. Give the tokens of the prompt alone as "
+                "'input_ids', and those of the text that follows it, with its end, as 'labels'."
+            )
 
 
 def _column(batch: Mapping[str, Any], name: str, size: int, *, dimensions: int = 1, whole: bool = False) -> Tensor:

@@ -222,3 +222,27 @@ def test_words_of_an_adapter_of_a_language_model(tmp_path):
         assert not torch.allclose(
             answers[0](given).logits, load_model(str(tmp_path / "adapter"), task).eval()(given).logits
         )
+
+
+@needs_peft
+def test_a_base_of_the_hub(tmp_path, base, monkeypatch):
+    """Its adapter names it with the commit, is loaded beside it from the cache, and covers it by its hash."""
+    from huggingface_hub import constants
+
+    commit = "0123456789" * 4
+    cached = tmp_path / "hub" / "models--owner--name" / "snapshots" / commit
+    shutil.copytree(base, cached)
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(constants, name, str(tmp_path / "hub"))
+    path, folder = f"owner/name@{commit}", str(tmp_path / "adapter")
+    model = load_model(path, TASK3, fine_tune=True)
+    lora = Lora(model, LoraOptions(2, merge=False), path)
+    lora.merge(model)
+    save_model(model, folder, Manifest(model.label_names, TASK3.plain()), lora)
+    about = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (about["base_model_name_or_path"], about["revision"]) == ("owner/name", commit)
+    assert load_model(folder).weights_sha256 == Manifest.read(folder).weights_sha256
+    weights = load_file(cached / "model.safetensors")
+    save_file({name: weight + 1 for name, weight in weights.items()}, cached / "model.safetensors")
+    with pytest.raises(InputError, match="damaged or were replaced"):
+        load_model(folder)

@@ -159,6 +159,8 @@ def test_table_is_printed(whole):
     told = [line for line in lines if re.match(r"\S+/\S+: ", line) and "threshold" not in line]
     cautions = [row["cautions"] for row in json.loads((out / "suite.json").read_text())["tasks"]]
     assert said.count(": caution: ") == sum(map(len, cautions)) > 0
+    # The last line is the place of the table.
+    assert max(len(line) for line in said[said.index("caution: ") :].splitlines()[:-1]) <= 80
     assert len(told) == 2 * len(steps)
     for i, (task, stage) in enumerate(steps):
         assert re.fullmatch(rf"{task}: elang \w+ --config {out}/{task}/{stage}.yaml", told[2 * i])
