@@ -3,6 +3,7 @@
 # make test: lint, types, tests and doctests, on all cores; make lint: the first two
 # make coverage: the tests again, with the lines and branches of elang/ that they reach
 # make oldest: some tests with the oldest versions that are allowed, in VENV; make audit: known vulnerabilities of what CI installs
+# make language-model: answers of a real language model from the package index, if DATA has glue/SST-2 and banking77
 # make dist: the wheel and the source distribution, in dist/
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-.PHONY: demo quick test lint oldest audit coverage dist
+.PHONY: demo quick test lint oldest audit coverage language-model dist
 demo: $(VENV)/installed
 	$(BIN)/elang demo
 
@@ -50,6 +51,10 @@ coverage: $(VENV)/installed
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
+
+DATA ?= $(ELANG_TEST_DATA)/data
+language-model: $(VENV)/installed
+	$(BIN)/python benchmarks/quality/zero_shot.py --check $(DATA)
 
 dist: $(VENV)/installed
 	rm -rf dist

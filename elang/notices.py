@@ -23,15 +23,17 @@ class Notice(UserWarning):
 _notices: dict[tuple[str, str], None] = {}
 
 
-def notice(kind: str, text: str, stacklevel: int = 2) -> None:
+def notice(kind: str, text: str, stacklevel: int = 2, recorded: bool = True) -> None:
     """Report something that a result depends on, if this is the first process of a run.
 
-    ``kind`` is one of docs/reliability.md; ``text`` is one or two sentences with the numbers and the remedy.
+    ``kind`` is one of docs/reliability.md; ``text`` is one or two sentences with the numbers and the remedy. One that
+    is not ``recorded`` says nothing about the result, so it is only shown.
     """
     if process_rank():
         return
     text = " ".join(printable(text).split())
-    _notices[kind, text] = None
+    if recorded:
+        _notices[kind, text] = None
     warnings.warn(text, Notice, stacklevel=stacklevel + 1)
 
 

@@ -45,6 +45,19 @@ _LATE, _SOON = 10.0, 1.5
 # From the first few of batches, of which the longest come first, the time that is left would be far too long.
 _TELLING = 3
 _Item = TypeVar("_Item")
+# Whether a verb of the command line runs: Python programs print what they like.
+_telling = False
+
+
+@contextmanager
+def told_to_users() -> Iterator[None]:
+    """Tell on standard error how far steps are, as verbs do; everywhere else nothing is told."""
+    global _telling
+    before, _telling = _telling, True
+    try:
+        yield
+    finally:
+        _telling = before
 
 
 def quiet_libraries() -> None:
@@ -123,7 +136,8 @@ class Progress:
 
     ``total`` is the number of ``unit`` there are, if it is known, of which ``done`` are done already. Without ``bar``
     there are lines on a terminal as well. A bar that is ``late`` comes after ten seconds, for steps that usually end
-    before. The ``first`` line may come after other seconds. Of several processes only the first one shows it.
+    before. The ``first`` line may come after other seconds. Of several processes only the first one shows it, and only
+    within :func:`told_to_users`.
     """
 
     def __init__(
@@ -140,7 +154,7 @@ class Progress:
         # The first line comes earlier than after a minute.
         self.told = self.start - max(0.0, _EVERY - first)
         self.bar: Any = None
-        self.silent = process_rank() > 0
+        self.silent = process_rank() > 0 or not _telling
         if bar and sys.stderr.isatty() and not self.silent:
             from tqdm import tqdm
 
@@ -184,7 +198,7 @@ class Progress:
 
 @contextmanager
 def waiting(text: str, seconds: float = _SOON) -> Iterator[None]:
-    """Tell what runs in a block that takes longer than some ``seconds``, if this is the first process of a run.
+    """:func:`tell` what runs in a block that takes longer than some ``seconds``, if this is the first process of a run.
 
     It is told by a thread: a block that forks processes reports a :class:`Progress` instead.
     """
@@ -199,7 +213,9 @@ def waiting(text: str, seconds: float = _SOON) -> Iterator[None]:
 
 
 def tell(text: str) -> None:
-    """Print a line about the course of a run on standard error."""
+    """Print a line about the course of a run on standard error, within :func:`told_to_users`."""
+    if not _telling:
+        return
     with suppress(OSError, AttributeError):
         sys.stderr.write(f"elang: {printable(text)}\n")
         sys.stderr.flush()

@@ -124,6 +124,18 @@ def write_parallel(path: Path, rows: int, seed: int):
     return path
 
 
+def write_splits(folder: Path, write, train: int, validation: int, suffix: str = ""):
+    """Files of so many rows for training and validation, which ``write(path, rows, seed)`` writes."""
+    for name, rows, seed in (("train", train, 1), ("val", validation, 2)):
+        write(folder / f"{name}{suffix}", rows, seed)
+    return folder
+
+
+def split_args(folder: Path, suffix: str = ""):
+    """The options that name the files of :func:`write_splits`."""
+    return ["--data.train", str(folder / f"train{suffix}"), "--data.validation", str(folder / f"val{suffix}")]
+
+
 def write_seq2seq(folder: Path, kind: str = "t5", layers: int = 2, seed: int = 0, backwards: bool = False):
     """A tiny encoder-decoder (t5, marian or bart) over the words of the parallel files, as a folder of transformers."""
     import torch

@@ -9,8 +9,9 @@ import time
 import pytest
 
 import elang.terminal
+from elang import JointPredictor
 from elang.cli.verbs import main
-from elang.terminal import _NOISE, Progress, quiet_libraries, tell, waiting
+from elang.terminal import _NOISE, Progress, quiet_libraries, tell, told_to_users, waiting
 
 SAID = [
     ("torchao", "Failed to load /x/torchao/_C_mxfp8.so: Could not load this library", False),
@@ -25,6 +26,13 @@ SAID = [
     ("lightning.pytorch.accelerators.cuda", "LOCAL_RANK: 0 - CUDA_VISIBLE_DEVICES: [0]", False),
     ("torch.utils._pytree", "another warning", True),
 ]
+
+
+@pytest.fixture
+def telling():
+    """As within a verb."""
+    with told_to_users():
+        yield
 
 
 @pytest.mark.parametrize("verbose", ["", "1"])
@@ -62,6 +70,7 @@ def test_a_run_leaves_out_the_noise_of_libraries(base_model, data_args, tmp_path
     assert "examples: " in done.stderr
 
 
+@pytest.mark.usefixtures("telling")
 def test_a_long_step_tells_how_far_it_is(capfd, monkeypatch):
     now = iter([0, 30, 61, 90, 122, 130])
     monkeypatch.setattr("elang.terminal.time.monotonic", lambda: next(now))
@@ -90,6 +99,7 @@ def test_how_far_a_step_is(total, done, before, line):
     assert progress.line(60) == line
 
 
+@pytest.mark.usefixtures("telling")
 def test_a_late_bar_leaves_short_steps_alone(capfd, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with Progress(3, "curves", late=True) as progress:
@@ -102,6 +112,7 @@ def test_a_late_bar_leaves_short_steps_alone(capfd, monkeypatch):
     assert "3/3" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("telling")
 def test_of_several_processes_one_tells(capfd, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(elang.terminal, "_EVERY", 0)
@@ -112,6 +123,7 @@ def test_of_several_processes_one_tells(capfd, monkeypatch):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("telling")
 def test_a_bar_on_a_terminal(capfd, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with Progress(10, "texts") as progress:
@@ -139,6 +151,9 @@ def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_pat
         (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 60 answers"),
         (["predict", *both, "--output", "p.jsonl"], "elang: 1 inputs"),
         (["validate", *evaluated, *data_args], " curves of the held-out slice"),
+        (["report", "j"], "elang: 1 evaluations"),
+        (["sweep", "j", "--score", "entropy", "margin"], "elang: 61 of 122 examples, about a minute left"),
+        (["merge", pair["records"], "--output", "merged.parquet"], " of 301 records, about a minute left"),
         (["fit", *swift, *data_args, "--trainer.max_steps", 1], " steps of fitting 'router'"),
     ):
         monkeypatch.chdir(tmp_path)
@@ -148,6 +163,45 @@ def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_pat
         assert "it/s" not in said.out, args
 
 
+def test_a_training_without_validation_tells_no_values(base_model, files, tmp_path, capfd):
+    args = ["fit", "--model.model", base_model, "--model.output", tmp_path / "m", "--data.train", files[0]]
+    args += ["--trainer.max_epochs", 1, "--trainer.limit_train_batches", 1, "--trainer.logger", "false"]
+    args += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", tmp_path]
+    assert main(list(map(str, args))) == 0
+    assert "epoch 1" not in capfd.readouterr().err
+
+
+class _AtOnce:
+    """A timer that does not wait."""
+
+    def __init__(self, seconds, function, args):
+        self.start = lambda: function(*args)
+
+    def cancel(self):
+        pass
+
+
+def test_python_programs_are_told_nothing(pair, files, tmp_path, capfd, monkeypatch):
+    """Verbs tell what they load and how far they are, and ``JointPredictor`` by itself does not."""
+    monkeypatch.setattr(elang.terminal, "Timer", _AtOnce)
+    monkeypatch.setattr(elang.terminal, "_EVERY", 0)
+    models = [str(pair["swift"]), str(pair["super"])]
+    for terminal in (True, False):
+        monkeypatch.setattr("sys.stderr.isatty", lambda shown=terminal: shown, raising=False)
+        predictor = JointPredictor(*models, device="cpu")
+        assert len([*predictor.map(["good", "bad"])]) == 2
+        with Progress(3, "texts") as progress:
+            progress.add(3)
+    assert capfd.readouterr() == ("", "")
+    args = ["--input", files[1], "--text", "text", "--output", tmp_path / "p.jsonl", "--device", "cpu"]
+    assert main(["predict", "--swift_model", models[0], "--super_model", models[1], *map(str, args)]) == 0
+    assert f"elang: loading '{models[0]}' ...\n" in capfd.readouterr().err
+    # The next one is again alone.
+    JointPredictor(*models, device="cpu")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("telling")
 def test_a_silent_step_is_named_once_it_takes_long(capfd):
     with waiting("loading", 60):
         pass

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elang.evaluation.pair import FRACTIONS, Heads, PairAnswers, choose_thresholds, pair_answers
+from elang.evaluation.pair import FRACTIONS, PairAnswers, choose_thresholds, pair_answers
 from elang.evaluation.summarize import summarize
 from elang.method.bootstrap import gain_area
 from elang.method.quality.registry import QUALITIES
@@ -53,7 +53,7 @@ class Run:
             Records(x["id"], x["logits"].argmax(-1), x["logits"], x["key"], flops=x["flops"].double())
             for x in (own, other)
         ]
-        heads = Heads({name: score for name, score in own.items() if name.startswith("router")})
+        heads = [name for name in own if name.startswith("router")]
         return pair_answers(own, *records, task=TextTask([]), temperature=1.0, heads=heads, targets={})
 
     @cached_property

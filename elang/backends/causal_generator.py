@@ -4,6 +4,7 @@ The prompt is read once: the router head on its last hidden state decides whethe
 are what the text starts from.
 """
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessorList, StaticCache
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LogitsProcessorList, StaticCache, StoppingCriteria, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from elang.backends.backend import Generated
@@ -56,6 +58,19 @@ class Prompted:
         return Prompted(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), output)
 
 
+class _Stopped(StoppingCriteria):  # type: ignore[misc]  # transformers has no types
+    """Whether each text, which begins at ``start``, contains a string by which it ends."""
+
+    def __init__(self, tokenizer: Any, stop: str, start: int) -> None:
+        self.tokenizer, self.stop, self.start = tokenizer, stop, start
+
+    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
+        """Read the last tokens, of which each is at least a byte of the string: bool ``(B,)``."""
+        last = input_ids[:, self.start :][:, -len(self.stop.encode()) - 1 :]
+        texts = self.tokenizer.batch_decode(last, skip_special_tokens=True)
+        return torch.tensor([self.stop in text for text in texts], device=input_ids.device)
+
+
 class CausalGenerator(DecoderOnly, Generation):
     """Any ``AutoModelForCausalLM`` that generates a text after a prompt, greedily or with ``num_beams``."""
 
@@ -77,6 +92,7 @@ class CausalGenerator(DecoderOnly, Generation):
             )
         self.end = int(end)
         self.settings.update(eos_token_id=list(dict.fromkeys([*ends, self.end])), forced_bos_token_id=None)
+        self.stop = task.next_example
         self.check_batches()
 
     @cached_property
@@ -121,9 +137,13 @@ class CausalGenerator(DecoderOnly, Generation):
     def _p_true(self, answer: Generated) -> Tensor:
         """What the model says when it is asked whether its answer is right, by one pass over all."""
         prompts, ids = answer.encoded, self.padded_ids(answer)
+        if self.stop:
+            # What it wrote of another example is no part of its answer.
+            rows = self.prompt.answer_tokens(self.tokenizer, self.texts(ids))
+            ids = pad_sequence([ids.new_tensor(row) for row in rows], batch_first=True, padding_value=-1)
         text = (ids >= 0) & ~torch.isin(ids, torch.tensor(self.end_tokens, device=ids.device))
-        rows = torch.cat([prompts.ids, ids.clamp_min(0)], 1), torch.cat([prompts.mask, text.to(prompts.mask)], 1)
-        ids, mask = padded_left(*self.check.after(*rows))
+        asked = torch.cat([prompts.ids, ids.clamp_min(0)], 1), torch.cat([prompts.mask, text.to(prompts.mask)], 1)
+        ids, mask = padded_left(*self.check.after(*asked))
         longest = int(mask.sum(1).max())
         return self.check.score(self.after(ids[:, -longest:], mask[:, -longest:]).logits[:, -1])
 
@@ -207,6 +227,9 @@ class CausalGenerator(DecoderOnly, Generation):
         config.update(use_cache=True, cache_implementation=None, disable_compile=True)
         if config.pad_token_id is None:
             config.pad_token_id = self.end
+        if self.stop and (config.num_beams or 1) == 1 and not config.min_new_tokens:
+            stopped = _Stopped(self.tokenizer, self.stop, encoded.ids.shape[1])
+            options["stopping_criteria"] = StoppingCriteriaList([stopped])
         # In its older versions the library penalises repeated tokens of the padding: it is each prompt's first token.
         first = encoded.ids.gather(1, encoded.mask.argmax(1, keepdim=True))
         with read_already(self.backbone, output):
@@ -218,6 +241,19 @@ class CausalGenerator(DecoderOnly, Generation):
                 **options,
             )
         return ids[:, encoded.ids.shape[1] :]
+
+    def count_steps(self, ids: Tensor) -> Tensor:
+        """Tokens of each text ``(B, T)`` up to its end, or through the beginning of another example, int64 ``(B,)``."""
+        steps = super().count_steps(ids)
+        for row, count in enumerate(steps.tolist() if self.stop else ()):
+            tokens = ids[row, :count].tolist()
+
+            def stopped(length: int, tokens: list[int] = tokens) -> bool:
+                return self.stop in self.tokenizer.decode(tokens[:length], skip_special_tokens=True)
+
+            if stopped(count):
+                steps[row] = bisect_left(range(count), True, key=stopped)
+        return steps
 
     def short_way(self, options: InferenceOptions) -> None:
         """There is none: every step has another shape."""

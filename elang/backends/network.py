@@ -47,6 +47,8 @@ class Network(nn.Module, ABC):
     smooths_labels = True
     # A faster forward pass of a family, for inference.
     short_path: Any = None
+    # A generated text ends where this begins, too.
+    stop: str = ""
 
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask) -> None:
         super().__init__()
@@ -170,7 +172,8 @@ class Network(nn.Module, ABC):
     def texts(self, ids: Tensor) -> list[str]:
         """Generated tokens ``(B, T)``, padded with negative ones, as text."""
         rows = [[token for token in row if token >= 0] for row in ids.tolist()]
-        return [text.strip() for text in self.tokenizer.batch_decode(rows, skip_special_tokens=True)]
+        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return [(text.partition(self.stop)[0] if self.stop else text).strip() for text in texts]
 
     def answer_batch(self, inputs: dict[str, Tensor], options: InferenceOptions) -> BatchAnswers:
         """Answer and score a batch (:meth:`elang.data.batches.EncodedExamples.batch`)."""

@@ -95,8 +95,8 @@ def pair_latency(
     """Seconds per input of each model at batch 1 and at its best batch, on random tokens on the models' device.
 
     ``lengths`` and ``steps`` are the tokens of a model's inputs, over all candidates, and of texts that it generates.
-    For each model there are ``tokens``, ``batch 1``, ``best batch`` (its size) and ``at best batch``; for an
-    encoder-decoder also ``<name> encoder``, the time of an input that is deferred before the decoder.
+    For each model there are ``tokens``, ``batch 1``, ``best batch`` (its size) and ``at best batch``; for one with a
+    decoder also ``<name> encoder``, the time of an input that is deferred after its encoder, or after its prompt.
     """
     times: dict[str, Any] = {}
     for name, model in models.items():

@@ -73,8 +73,8 @@ class TextModel(Network):
     ) -> dict[str, Tensor]:
         """Cost of each input, heads included, float64 ``(B,)``.
 
-        ``flops``; for an encoder-decoder also ``early_flops``, the cost of an input that is deferred before the
-        decoder; with the ``steps`` of generated answers also ``score_flops``, what the scores cost on top.
+        ``flops``; for a model that can defer an input before it decodes also ``early_flops``, the cost of such an
+        input; with the ``steps`` of generated answers also ``score_flops``, what the scores cost on top.
         """
 
     @property

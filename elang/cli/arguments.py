@@ -82,7 +82,8 @@ def note_replaced(output: str) -> None:
     """Give a notice if an output is a file with content, which will be replaced."""
     if output != "-" and not is_stream(output) and os.path.isfile(output) and os.path.getsize(output):
         text = f"'{output}' is there already, and is replaced when this run ends. Give another --output to keep it."
-        notice("replaced-file", text)
+        # A repeated run then gives the same file.
+        notice("replaced-file", text, recorded=False)
 
 
 def check_minimum(minimum: int, **options: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from elang.backends.remote import Question, RemoteBackend, check_address, questions
+from elang.cli.arguments import note_replaced
 from elang.data.module import TextData
 from elang.errors import InputError, need
 from elang.locks import output_lock
@@ -50,6 +51,7 @@ def ask(
     if not isinstance(data, TextData):
         raise InputError(f"--data {type(data).__name__} is none of elang's data modules.")
     check_output(output, "--output", map(str, data.files.values()))
+    note_replaced(output)
     ways: dict[str, Any] = {"concurrent": concurrent, "tries": tries, "timeout": timeout}
     server = RemoteBackend(url, data.text_task, batch=batch_size, **ways)
     # A second run would ask for the same answers, and both would write the journal.

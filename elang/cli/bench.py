@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from elang.cli.arguments import check_minimum
+from elang.cli.arguments import check_minimum, note_replaced
 from elang.errors import InputError
 from elang.files import check_output_file, write_atomically
 from elang.inference.inputs import input_columns, read_inputs
@@ -43,16 +43,15 @@ def bench(
 ) -> None:
     """Time Swift, Super and the pair on real inputs, and compare with what FLOPs predict.
 
-    The Super runs in the same way as the pair: the same batches, the same overlap. All are timed in turns, the pair at
-    --threshold and at some deferred shares. If the models run in another precision than float32, the answers that this
-    changes are counted.
+    The Super runs like the pair, with the same batches and overlap. All are timed in turns, the pair at --threshold and
+    at some deferred shares. In another precision than float32, the answers that this changes are counted.
 
     Args:
         swift_model: The Swift's folder.
         super_model: The Super's folder or hub id.
         pair: How the pair routes and runs.
         input: A text file with one input a line, or a table (.csv, .tsv, .jsonl, .parquet) with --text.
-        text: The text column of the table, or two for pairs.
+        text: The text column of the table, or all of the task's.
         shares: Deferred shares, each by the threshold that gives it on these inputs; by default 0.1, 0.25 and 0.5.
         seconds: Of measuring, about: the sizes below are chosen to fit. More time gives steadier figures.
         examples: Inputs that are answered in each pass, the first ones.
@@ -64,6 +63,7 @@ def bench(
     _check_sizes(sizes := Sizes(examples, single, repeats), shares, seconds)
     if output is not None:
         check_output_file(output, [input, swift_model, super_model])
+        note_replaced(output)
     columns = input_columns(input, text)
     if pair.threshold == DEFAULT_THRESHOLD and not _has_thresholds(pair.thresholds or swift_model):
         pair = replace(pair, threshold="inf")

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from elang.cli.arguments import check_minimum
+from elang.cli.arguments import check_minimum, note_replaced
 from elang.cli.suite_plan import write_configs
 from elang.cli.suite_steps import Step, forget_stale, run_chains
 from elang.errors import InputError
@@ -34,6 +34,7 @@ def crossfit(fit: list[str], output: str = "out_of_fold.parquet", folds: int = 5
     check_minimum(1, jobs=jobs)
     config = run("fit", fit, parse_only=True)
     check_output(output, "--output", texts_in([config["data"], config["model"]]))
+    note_replaced(output)
     if "fold" not in config["data"]["init_args"]:
         raise InputError(f"{config['data']['class_path'].rsplit('.', 1)[-1]} has no --data.fold, so it has no parts.")
     count, visible = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -17,7 +17,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
 from elang.backends.loading.checkpoints import CHECKPOINT_KEY, read_checkpoint
-from elang.cli.options import MODE, given_options, last_value, refuse_nulls, texts_in, with_checkpoint
+from elang.cli.arguments import note_replaced
+from elang.cli.messages import class_at
+from elang.cli.options import MODE, given_options, last_value, refuse_nulls, texts_in, with_checkpoint, with_lists
 from elang.cli.progress import LogsEachEpoch, ProgressLines, new_folders, remove_logs
 from elang.cli.verb_help import OursFirst, chosen_class, with_classes
 from elang.data.benchmarks import TaskData
@@ -32,7 +34,7 @@ from elang.models.joint import JointModule
 from elang.models.scoring import ScoreModule
 from elang.models.swift import SwiftModule
 from elang.notices import notice
-from elang.terminal import tell
+from elang.terminal import at_sigterm, tell
 
 __all__ = ["FinetuneModule", "JointModule", "ScoreModule", "Seq2SeqData", "SwiftModule", "TaskData", "run"]
 
@@ -88,6 +90,7 @@ class ElangCLI(LightningCLI):
         self._defaults = {"model": _class_path(_MODELS[verb]), "data": _class_path(TextClassificationData)}
         self._shown = {part: chosen_class(part, args, path) for part, path in self._defaults.items()}
         self._logs: list[Path] = []
+        made_by = {"trainer": Trainer} | {part: class_at(path) for part, path in self._shown.items()}
         super().__init__(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -100,7 +103,7 @@ class ElangCLI(LightningCLI):
             trainer_defaults={"callbacks": [ProgressLines(), *callbacks]},
             parser_class=_LightningParser,
             parser_kwargs={"prog": "elang", "allow_abbrev": False, "parser_mode": MODE, verb: verb_parser},
-            args=[verb, *with_classes(args, self._shown)],
+            args=[verb, *with_lists(with_classes(args, self._shown), made_by)],
         )
 
     @override
@@ -122,10 +125,12 @@ class ElangCLI(LightningCLI):
         if self._parse_only:
             return
         try:
-            super()._run_subcommand(subcommand)
+            with at_sigterm(_end_unless_handled):
+                super()._run_subcommand(subcommand)
         except SIGTERMException:
             # This SystemExit has no code, so the process would end as if it had succeeded.
             self._report_stop("SIGTERM")
+            remove_logs(self.trainer, self._logs)
             raise SystemExit(128 + signal.SIGTERM) from None
         except BaseException as end:
             # Lightning exits with the code 1 after Ctrl-C.
@@ -242,6 +247,9 @@ class ElangCLI(LightningCLI):
         inputs = [*texts_in(read), *map(str, options.get("config") or [])]
         if output.endswith(".parquet"):
             check_output_file(output, inputs, "--model.output")
+            # A part goes beside it.
+            if self._model_name == "ScoreModule" and options["model"]["init_args"].get("part") is None:
+                note_replaced(output)
         else:
             names = None if self._verb == "fit" else EVALUATION_FILES
             check_folder(output, inputs, names, option="--model.output")
@@ -271,6 +279,12 @@ def run(verb: str, args: list[str], parse_only: bool = False, callbacks: Sequenc
 
 def _class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _end_unless_handled(number: int, frame: Any) -> None:
+    """Exit at SIGTERM, so that logs are removed, until Lightning handles it; its handler calls this one, too."""
+    if signal.getsignal(number) is _end_unless_handled:
+        raise SystemExit(128 + number)
 
 
 def _make_printable(record: logging.LogRecord) -> bool:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from elang.cli.arguments import note_replaced
 from elang.errors import InputError
 from elang.records.merging import merge_files
 from elang.records.table import check_output
@@ -22,4 +23,5 @@ def merge(records: list[str], output: str = "records.parquet") -> None:
     if not files:
         raise InputError(f"There are no records in {', '.join(records) or 'nothing'}. Give files of `elang score`.")
     check_output(output, "--output", files)
+    note_replaced(output)
     merge_files(files, output)

@@ -3,16 +3,17 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from inspect import Parameter
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_dumper, set_loader
 
+from elang.cli.arguments import is_number
 from elang.cli.messages import CLASSES, explained, parameters_of, refuse_tables
 from elang.errors import InputError, input_error_behind
 from elang.notices import notice
@@ -160,6 +161,50 @@ def given_options(parser: ArgumentParser, args: Any, parts: tuple[str, ...], ver
         if "class_path" in chosen:
             parser.set_defaults({part: {"class_path": chosen["class_path"]}})
     return given
+
+
+def _list_options(made_by: Mapping[str, Callable[..., Any] | None]) -> dict[str, bool]:
+    """The options that take a list of texts or numbers, and whether these are numbers."""
+    lists: dict[str, bool] = {}
+    for part, owner in made_by.items():
+        for name, parameter in parameters_of(owner).items() if owner is not None else ():
+            for hint in (parameter.annotation, *get_args(parameter.annotation)):
+                items = get_args(hint) if get_origin(hint) is list else ()
+                if items and (items[0] in (str, int, float) or get_origin(items[0]) is Literal):
+                    lists["--" + ".".join(filter(None, (part, name)))] = items[0] in (int, float)
+    return lists
+
+
+def with_lists(
+    args: list[str], made_by: Mapping[str, Callable[..., Any] | None], positional: bool = False
+) -> list[str]:
+    """Join several values of an option that takes a list to one, in YAML.
+
+    ``made_by`` has the class of each part, such as ``data``, or a function by an empty name. Where there are
+    ``positional`` arguments, these may follow the texts of an option, unless they come first.
+
+    >>> def sweep(joint: str, score: list[str] | str, points: int) -> None: ...
+    >>> with_lists(["joint", "--score", "entropy", "margin", "--points", "9"], {"": sweep}, True)
+    ['joint', '--score', '["entropy", "margin"]', '--points', '9']
+    """
+    lists = _list_options(made_by)
+    joined: list[str] = []
+    remaining = list(args)
+    while remaining:
+        option = remaining.pop(0)
+        joined.append(option)
+        if option not in lists:
+            continue
+        takes_all = not positional or not joined[0].startswith("-")
+        values: list[str] = []
+        while remaining and not remaining[0].startswith("--"):
+            if not (is_number(remaining[0]) if lists[option] else takes_all or not values):
+                break
+            values.append(remaining.pop(0))
+        if len(values) > 1:
+            values = [f"[{', '.join(values)}]" if lists[option] else json.dumps(values, ensure_ascii=False)]
+        joined += values
+    return joined
 
 
 def last_value(args: list[str], *options: str) -> str | None:

@@ -22,7 +22,7 @@ from elang.inference.stream import Prediction
 from elang.locks import output_lock
 from elang.notices import notice
 from elang.tasks.extraction import found_answers
-from elang.terminal import ended_at_sigterm
+from elang.terminal import Progress, ended_at_sigterm
 
 
 def predict(
@@ -186,9 +186,11 @@ def _submit(
         )
     examples = data.read(split)
     answers: list[Prediction] = []
-    for start in range(0, len(examples), chunk):
-        part = slice(start, start + chunk)
-        answers += predictor.answer(examples.texts[part], examples.choices[part] if examples.choices else None)
+    with Progress(len(examples), "inputs") as progress:
+        for start in range(0, len(examples), chunk):
+            part = slice(start, start + chunk)
+            answers += predictor.answer(examples.texts[part], examples.choices[part] if examples.choices else None)
+            progress.add(len(answers) - start)
     # Models have a label for every input.
     labels = [answer.label for answer in answers if answer.label is not None]
     write_submission(data.task, data.rows(split), labels, path=output)

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from typing_extensions import override
 
 from elang.data.module import TextData
+from elang.models.resuming import batches_per_epoch
 from elang.terminal import Progress, tell
 
 # Seconds until the first line about how far a step is.
@@ -25,9 +26,7 @@ class LogsEachEpoch(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data: Any = getattr(trainer, "datamodule", None)
         if isinstance(data, TextData):
-            limit, batches = trainer.limit_train_batches, len(data.train_dataloader())
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-            steps = max(1, batches // trainer.accumulate_grad_batches)
+            steps = max(1, batches_per_epoch(trainer, data) // trainer.accumulate_grad_batches)
             trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # type: ignore[attr-defined]
 
 
@@ -76,8 +75,9 @@ class ProgressLines(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._training is not None and not trainer.sanity_checking:
             metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-            values = (f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("validation/"))
-            tell(f"epoch {trainer.current_epoch + 1}: {', '.join(values)}")
+            values = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("validation/")]
+            if values:
+                tell(f"epoch {trainer.current_epoch + 1}: {', '.join(values)}")
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from elang.cli.arguments import note_replaced
 from elang.errors import InputError
 from elang.evaluation.report.files import EVALUATION_FILES
 from elang.evaluation.report.folder import Evaluation
 from elang.evaluation.report.page import section
 from elang.files import check_output_file, write_atomically
-from elang.terminal import say, say_wrapped
+from elang.terminal import Progress, say_wrapped, waiting
 
 
 def report(joint: list[str], output: str = "report.html", threshold: str | None = None) -> None:
@@ -29,19 +30,22 @@ def report(joint: list[str], output: str = "report.html", threshold: str | None 
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"The page must be an .html file, but --output is '{output}'.")
     check_output_file(path, [Path(folder) / name for folder in joint for name in EVALUATION_FILES])
-    evaluations = [Evaluation(Path(folder)) for folder in joint]
+    note_replaced(output)
+    with waiting("reading the evaluations"):
+        evaluations = [Evaluation(Path(folder)) for folder in joint]
     figures = path.with_name(f"{path.stem}_files")
     stems = [evaluation.name or path.stem for evaluation in evaluations]
     stems = [name if stems.count(name) == 1 else f"{name} {number}" for number, name in enumerate(stems, 1)]
     # The task is the title; of several pairs on one task, or of an earlier version's, the folder tells which it is.
     tasks = [evaluation.summary.task for evaluation in evaluations]
     sections = []
-    for evaluation, task, stem in zip(evaluations, tasks, stems, strict=True):
-        label = stem if not task else task if tasks.count(task) == 1 else f"{task}, {stem}"
-        sections.append(section(evaluation, label, threshold, beside=figures, stem=stem))
+    with waiting("drawing the figures"), Progress(len(joint), "evaluations", late=True) as progress:
+        for evaluation, task, stem in progress.each(zip(evaluations, tasks, stems, strict=True)):
+            label = stem if not task else task if tasks.count(task) == 1 else f"{task}, {stem}"
+            sections.append(section(evaluation, label, threshold, beside=figures, stem=stem))
     environment = Environment(loader=PackageLoader("elang"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     html = environment.get_template("report.html").render(sections=sections)
     with write_atomically(path) as aside:
         aside.write_text(html, "utf-8")
     say_wrapped(*(part["answer"] for part in sections))
-    say(f"The report is {path}; its figures are in {figures}/ as PNG and SVG.")
+    say_wrapped(f"The report is {path}; its figures are in {figures}/ as PNG and SVG.")

@@ -13,7 +13,7 @@ from elang.locks import output_lock
 from elang.method.scores import ASKED_SCORES, BEFORE_DECODER, SCORES, SEQUENCE_SCORES
 from elang.notices import notice
 from elang.records.manifest import known_name
-from elang.terminal import say
+from elang.terminal import say, say_wrapped
 
 
 def suite(
@@ -65,7 +65,7 @@ def suite(
         rows = _run(chains, score, jobs)
         write_tables(root / "suite.json", rows)
     print_tables(rows, points or _usual_points(rows))
-    say(*(f"{row['task']}: caution: {caution}." for row in rows for caution in row["cautions"]))
+    say_wrapped(*(f"{row['task']}: caution: {caution}." for row in rows for caution in row["cautions"]))
     say(f"everything is in {root}/, the table in suite.json")
 
 

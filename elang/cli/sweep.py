@@ -15,7 +15,7 @@ from elang.method.curve.points import Point
 from elang.method.quality.registry import QualityName
 from elang.method.scores import DEFAULT_SCORE
 from elang.notices import write_made
-from elang.terminal import say_table, say_wrapped, without_repeats
+from elang.terminal import Progress, say_table, say_wrapped, waiting, without_repeats
 
 
 def sweep(
@@ -41,9 +41,12 @@ def sweep(
     folder = Path(output)
     inputs = [file for path in joint for file in files_of(path)]
     check_folder(folder, inputs, ("curve.csv", "summary.json", "made.json"))
-    records = Joint(joint, split, memory)
-    metric = records.metric(quality)
-    curves = {name: swept(records, name, metric, points=points) for name in columns_of(score) or [DEFAULT_SCORE]}
+    with waiting("reading and checking the records"):
+        records = Joint(joint, split, memory)
+    metric, scores = records.metric(quality), columns_of(score) or [DEFAULT_SCORE]
+    # The first examples come when all are sorted.
+    with waiting("sorting the examples"), Progress(len(scores) * records.count, "examples", late=True) as progress:
+        curves = {name: swept(records, name, metric, points, progress) for name in scores}
     folder.mkdir(parents=True, exist_ok=True)
     with write_atomically(folder / "curve.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)

@@ -1,7 +1,6 @@
 """The entry point of the command line, and the verbs. Heavy imports wait until the verb is known."""
 
 import atexit
-import json
 import os
 import re
 import sys
@@ -15,11 +14,11 @@ from io import TextIOWrapper
 from typing import Any
 
 from elang._version import __version__
-from elang.cli.arguments import checked_arguments, is_number, renamed
+from elang.cli.arguments import checked_arguments, renamed
 from elang.errors import InputError, input_error_behind, machine_error_behind, printable
 from elang.files import check_output_file
 from elang.notices import Notice, forget_notices
-from elang.terminal import quiet_libraries, reader_left, waiting
+from elang.terminal import quiet_libraries, reader_left, told_to_users, waiting
 
 _HELP = """usage: elang <verb> [options]
 
@@ -58,6 +57,7 @@ _LISTS = {
     "sweep": {"joint": "folders that `elang validate` wrote, or their records"},
     "merge": {"records": "files that `elang score` wrote, or folders of such files"},
 }
+_DATA = "elang.TextClassificationData"
 # Options of a pair that a verb does not have, or has by itself.
 _LEFT_OUT = {
     "predict": {"few"},
@@ -96,7 +96,8 @@ def _exit_code(args: list[str]) -> int:
     quiet_libraries()
     try:
         try:
-            _run(args)
+            with told_to_users():
+                _run(args)
         finally:
             # Only here can a reader that has left, or a full disk, be told from a fault.
             sys.stdout.flush()
@@ -176,34 +177,6 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
         sys.stderr.write(f"{source}: {printable(str(message))}\n")
 
 
-def with_lists(args: list[str]) -> list[str]:
-    """Join several values of an option of `elang calibrate` to a list.
-
-    >>> with_lists(["joint", "--score", "entropy", "margin", "--max_regret", "0.02"])
-    ['joint', '--score', '["entropy", "margin"]', '--max_regret', '0.02']
-    """
-    joined: list[str] = []
-    remaining = list(args)
-    while remaining:
-        option = remaining.pop(0)
-        joined.append(option)
-        if option not in ("--score", "--max_regret", "--max_drop"):
-            continue
-        numbers = option != "--score"
-        # A second word after --score is the folder, if that was not named before.
-        has_folder = len(joined) > 1 and not joined[0].startswith("-")
-        values: list[str] = []
-        while remaining and not remaining[0].startswith("--"):
-            if not (is_number(remaining[0]) if numbers else has_folder or not values):
-                break
-            values.append(remaining.pop(0))
-        if len(values) > 1:
-            joined.append(json.dumps([float(value) for value in values] if numbers else values))
-        else:
-            joined += values
-    return joined
-
-
 def with_values(args: list[str], switches: Set[str]) -> list[str]:
     """Switch an option on that is named without a value.
 
@@ -248,7 +221,9 @@ def _run_crossfit(args: list[str]) -> None:
 def _run_function(verb: str, args: list[str]) -> None:
     """Parse the arguments of a verb that is a function, and call it."""
     with _loading(args):
-        from elang.cli.options import MODE, Parser, given_options, refuse_nulls
+        from elang.cli.messages import class_at
+        from elang.cli.options import MODE, Parser, given_options, refuse_nulls, with_lists
+        from elang.cli.verb_help import chosen_class
 
         function: Callable[..., None] = getattr(import_module(f"elang.cli.{verb}"), verb)
     summary = (function.__doc__ or "").split("\n", 1)[0]
@@ -260,12 +235,14 @@ def _run_function(verb: str, args: list[str]) -> None:
         parser.add_argument(name, nargs="+", type=str, help=help_text)
     groups = add_options(parser, function, positional, skip=lists.keys())
     classes = ("data",) if verb == "ask" else ()
+    made_by = {"": function} | {part: class_at(chosen_class(part, args, _DATA)) for part in classes}
+    args = with_lists(args, made_by, positional)
     if classes:
-        parser.set_defaults({"data": {"class_path": "elang.TextClassificationData"}})
+        parser.set_defaults({"data": {"class_path": _DATA}})
         given_options(parser, args, classes, verbs={})
     switches = {f"--{action.dest}" for action in parser._actions if getattr(action, "_typehint", None) is bool}
     args = with_values(args, switches)
-    config = parser.parse_args(with_lists(args) if verb == "calibrate" else args)
+    config = parser.parse_args(args)
     refuse_nulls(config, classes)
     options: dict[str, Any] = vars(parser.instantiate(config))
     files = [] if positional else options.pop("config", None) or []

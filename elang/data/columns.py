@@ -77,11 +77,9 @@ def texts_of(
     """The text columns of a frame, one tuple a row; ``where`` and ``option`` name their origin in messages.
 
     Raises:
-        InputError: If a column is missing, there are no rows, or a value is not a text, or empty without ``empty``.
+        InputError: If a column is missing or has no rows, or a value is not a text, or empty without ``empty``.
     """
     texts = [column_of(frame, column, where, option) for column in columns]
-    if len(frame) == 0:
-        raise InputError(f"{where} is an empty data set: it has a header but no rows. Give another file.")
     for column, values in zip(columns, texts, strict=True):
         if {*map(type, values)} != {str}:
             bad = [row for row, value in enumerate(values) if not isinstance(value, str)]
@@ -142,7 +140,7 @@ def describe(value: Any) -> str:
 
 
 def column_of(frame: Any, column: str, where: str, option: str) -> list[Any]:
-    """The values of a column; an ``InputError`` if it is missing, there are two, or it cannot be read."""
+    """The values of a column; an ``InputError`` if it is missing, has no rows or a twin, or cannot be read."""
     names = list(frame.columns)
     place = column_place(names, column)
     if place is None:
@@ -153,6 +151,8 @@ def column_of(frame: Any, column: str, where: str, option: str) -> list[Any]:
         )
     if (count := names.count(names[place])) > 1:
         raise InputError(f"{where} has {count} columns '{names[place]}'. Rename or remove all but one.")
+    if len(frame) == 0:
+        raise InputError(f"{where} is an empty data set: it has a header but no rows. Give another file.")
     try:
         values: list[Any] = frame[names[place]].astype(object).tolist()
     except Exception as error:  # only now pyarrow sees bytes that are not UTF-8

@@ -86,7 +86,8 @@ def no_better_than_one(prediction: Tensor, label: Tensor, label_names: list[str]
     """What to say of a model that is right no more often than the most frequent label alone would be."""
     most, share = most_frequent(label, label_names)
     known = int((label >= 0).sum())
-    right = int((prediction == label).sum())
+    # An answer that is none of the labels is no right answer to an input without one.
+    right = int(((prediction == label) & (label >= 0)).sum())
     if most < 0 or share == 1 or right > round(share * known):
         return None
     return (

@@ -18,6 +18,7 @@ from elang.method.curve.points import OperatingCurve, Point
 from elang.method.curve.reading import at_best, at_drop, at_parity, at_share
 from elang.method.quality.metric import Quality
 from elang.records import DEFAULT_THRESHOLD
+from elang.terminal import Progress
 
 
 @dataclass
@@ -103,8 +104,11 @@ def _error(means: Tensor, n: int) -> Tensor:
     return ((square - mean.square()).clamp_min(0) / n).sqrt()
 
 
-def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Swept:
-    """Sweep one score of joint records by a metric of :meth:`Joint.metric`; the grid has at most ``points``."""
+def swept(records: Joint, score: str, metric: Quality, points: int = 1001, progress: Progress | None = None) -> Swept:
+    """Sweep one score of joint records by a metric of :meth:`Joint.metric`; the grid has at most ``points``.
+
+    The ``progress`` is told of each example that has passed.
+    """
     if points < 2:
         raise InputError(f"A grid needs at least 2 points, but --points is {points}.")
     sums = records.sums(metric)
@@ -115,7 +119,11 @@ def swept(records: Joint, score: str, metric: Quality, points: int = 1001) -> Sw
     grid = torch.zeros(4, len(steps), dtype=torch.float64)
     named: dict[str, Point] = {}
     area, end = 0.0, (torch.zeros(0), torch.zeros(0))
+    passed = 0
     for curve, error in _curve_pieces(records, score, metric, total=sums[0]):
+        if progress is not None:
+            progress.add(int(curve.deferred[-1]) - passed)
+            passed = int(curve.deferred[-1])
         # A later piece has the points of the same share that lie nearer.
         place = torch.searchsorted(curve.deferred, steps, right=True) - 1
         columns = torch.stack([curve.threshold, curve.deferred.double(), curve.quality, curve.cost])

@@ -125,7 +125,7 @@ def read_inputs(
         texts = texts_of(frame, columns, f"'{source}'", empty=empty, option="--text")
         if ids is not None:
             ids += column_of(frame, id_column, f"'{source}'", "--id")
-            if bad := [row for row, value in enumerate(ids) if type(value) not in (int, str)]:
+            if bad := [row for row, value in enumerate(ids) if type(value) not in (int, str) or value == ""]:
                 raise InputError(
                     f"The column '{id_column}' of '{source}' must hold whole numbers or texts to be --id, but row "
                     f"{bad[0]} (counted from 0) has {describe(ids[bad[0]])}. Correct it, or name another column."

@@ -99,8 +99,10 @@ def _load(
 def routing_of(pair: Pair, options: PairOptions, super_model: AnyModel) -> tuple[str, float]:
     """The score by which the Swift of a pair routes, and its threshold; refuses what the Swift does not have."""
     manifest, asked = pair.manifest, str(options.threshold)
-    score, threshold = options.score or manifest.score, as_number(options.threshold)
-    known = [*pair.first.task.kind.scores, *pair.first.head_scores]
+    known, threshold = [*pair.first.task.kind.scores, *pair.first.head_scores], as_number(options.threshold)
+    # A model that was not trained as a Swift has chosen none.
+    chosen = (manifest.score, pair.first.task.kind.default_score)
+    score = options.score or next((name for name in chosen if name in known), manifest.score)
     if score not in known:
         raise InputError(f"The Swift has no score '{score}'; choose one of {', '.join(known)}.")
     if threshold is None:

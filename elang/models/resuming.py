@@ -45,7 +45,6 @@ class Plan:
     @classmethod
     def of(cls, trainer: Trainer, data: Any) -> "Plan":
         """The plan of a trainer that is about to fit a data module."""
-        limit, batches = trainer.limit_train_batches, len(data.train_dataloader())
         trained = [data.examples(split) for split in ("train", "transfer") if split in data.splits]
         evaluated = [data.examples("validation")] if "validation" in data.splits else []
         names = ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches")
@@ -55,7 +54,7 @@ class Plan:
         options |= {f"--data.{name}": getattr(data, name) for name in ("max_length", "max_target_length")}
         options |= {"--seed_everything": os.environ.get("PL_GLOBAL_SEED")}
         return cls(
-            batches=min(batches, limit) if isinstance(limit, int) else int(batches * limit),
+            batches=batches_per_epoch(trainer, data),
             accumulated=trainer.accumulate_grad_batches,
             shift=0,
             options=options,
@@ -138,6 +137,12 @@ class Plan:
                 f"--data.fold is {new}, but the checkpoint was trained with {old}: the part that is left out was "
                 "trained on. Give the same fold, or train anew."
             )
+
+
+def batches_per_epoch(trainer: Trainer, data: Any) -> int:
+    """How many batches of a data module each process takes in an epoch, as ``limit_train_batches`` says."""
+    limit, batches = trainer.limit_train_batches, len(data.train_dataloader())
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
 
 
 def _hash(parts: list[Examples]) -> str:

@@ -13,7 +13,7 @@ from elang.files import write_atomically
 from elang.notices import made, notices
 from elang.records.reading import read_metadata
 from elang.records.table import FORMAT, METADATA
-from elang.terminal import say
+from elang.terminal import Progress, say, waiting
 
 _ROWS = 1 << 21  # in memory at a time, over all files
 _BUFFER = 1 << 16  # bytes of each column of each file
@@ -49,9 +49,9 @@ def merge_files(files: list[Path], output: str) -> None:
     """
     import pyarrow.parquet as pq
 
-    schema, splits, common = _check_files(files)
+    with waiting("checking the records"):
+        schema, splits, common = _check_files(files)
     _allow_open(len(files))
-    count = 0
     about = {"format": FORMAT} | {name: value for name, value in common.items() if name != "how"}
     metadata = {METADATA: json.dumps(about).encode()}
     writing: Future[None] | None = None
@@ -60,15 +60,16 @@ def merge_files(files: list[Path], output: str) -> None:
         pq.ParquetWriter(aside, schema.with_metadata(metadata)) as writer,
         # Reads the files, and meanwhile writes the previous table.
         ThreadPoolExecutor() as pool,
+        Progress(sum(pq.read_metadata(file).num_rows for file in files), "records", late=True) as progress,
     ):
         for table in chain.from_iterable(_ascending(files, split, schema, pool=pool) for split in splits):
             if writing is not None:
                 writing.result()
-            count += len(table)
+            progress.add(len(table))
             writing = pool.submit(writer.write_table, table)
         if writing is not None:
             writing.result()
-    say(f"{count:,} records of {len(files)} files are in {output}")
+    say(f"{progress.done:,} records of {len(files)} files are in {output}")
 
 
 def _check_files(files: list[Path]) -> tuple[Any, list[str], dict[str, Any]]:

@@ -109,7 +109,7 @@ class Kind(ABC):
         if table := {"answer_f1", "worth"} & targets.keys():
             worth = targets[min(table)].double()
             return worth.gather(1, prediction.clamp_min(0)[:, None]).squeeze(1) * (prediction >= 0)
-        return (prediction == label).double()
+        return ((prediction == label) & (prediction >= 0)).double()
 
     def worth(self, quality: str, targets: dict[str, Tensor]) -> dict[str, Any]:
         """The ``largest`` reward (``None`` if unbounded) and its ``unit``; ``quality`` is the task's first metric."""

@@ -131,7 +131,7 @@ class TextTask:
         """What ends the answer of a model that goes on to write examples; empty in a chat, and without examples."""
         if not self.examples or self.label_words == "chat":
             return ""
-        return "\n\n" + next(literal for literal, _, _, _ in Formatter().parse(self.prompt))
+        return "\n\n" + next(literal for literal, _, _, _ in Formatter().parse(self.prompt)).rstrip(" ")
 
     def check_prompt(self) -> None:
         """Raise an ``InputError`` if the prompt has no placeholder: all texts would be asked alike."""

@@ -116,17 +116,25 @@ def test_a_family(tmp_path, name, words):
 COUNTED = ["llama", "qwen2", "gemma", "qwen3_moe", "gpt2", "bloom", "granite"]
 
 
-@pytest.mark.parametrize(("name", "words"), [(n, "tree") for n in COUNTED] + [("llama", "single"), ("mpt", "single")])
-def test_flops_are_those_of_the_forward_pass(tmp_path, name, words):
-    """Counted on the model that answers; attention that is not eager is not counted, nor experts in groups."""
-    from torch.utils.flop_counter import FlopCounterMode
+def made_countable(model):
+    """A model whose passes torch counts, after a check that its own formula is one of its family.
 
-    model = load_model(write_causal(tmp_path / "model", name), task_of(WORDS_OF[words])).eval()
+    Attention that is not eager is not counted, nor experts in groups.
+    """
     model.backbone.set_attn_implementation("eager")
     model.backbone.config._experts_implementation = "batched_mm"
     forget_notices()
     model.check_cost()
     assert not notices()
+    return model
+
+
+@pytest.mark.parametrize(("name", "words"), [(n, "tree") for n in COUNTED] + [("llama", "single"), ("mpt", "single")])
+def test_flops_are_those_of_the_forward_pass(tmp_path, name, words):
+    """Counted on the model that answers."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = made_countable(load_model(write_causal(tmp_path / "model", name), task_of(WORDS_OF[words])).eval())
     given = encoded(model, texts())
     for i in (0, 3, 5):
         inputs = given.batch([i])
@@ -367,19 +375,26 @@ def test_half_precision_keeps_logits_in_float32(tmp_path):
 # A whole pair.
 
 
+def word_tokenizer(words, length=64, split="Whitespace"):
+    """A tokenizer that reads whole words, of which the first three are special, with a chat template."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = getattr(pre_tokenizers, split)()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": length}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHATML, **special)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, files):
     """An untrained Llama of two layers that reads whole words, with a chat template."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = str(tmp_path_factory.mktemp("causal") / "base")
     words = ["<s>", "</s>", "<unk>", "text", "label", ":", *FILLER, "good", "great", "fine", "superb", "bad", "poor"]
     words += ["awful", "dull", "1", "2", "3", "<|user|>", "<|assistant|>", "<|system|>"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": 64}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHATML, **special).save_pretrained(folder)
+    word_tokenizer(words).save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {**LLAMA, "hidden_size": 32, "intermediate_size": 64}
     config = LlamaConfig(

@@ -3,24 +3,32 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
-from conftest import FAST, QUIET, write_t5
-from data.test_prompts import CHATML
+from conftest import FAST, QUIET, split_args, write_splits, write_t5
+from data.test_prompts import CHATML, make_tokenizer
 
+from backends.test_causal import word_tokenizer, write_causal
+from backends.test_families import texts
 from elang import JointPredictor
+from elang.backends.causal_generator import CausalGenerator
 from elang.backends.loading.load import load_model
 from elang.cli.verbs import main
+from elang.data.encoding import encode_examples
 from elang.data.examples import Examples
 from elang.data.text_classification import TextClassificationData
 from elang.inference.speed import flops_of
-from elang.method.scores import SEQUENCE_SCORES
+from elang.method.scores import SEQUENCE_SCORES, sequence_scores
+from elang.models.objectives.objective import LossOptions
+from elang.models.objectives.texts import TextObjective
 from elang.notices import Notice, forget_notices, notices
 from elang.records.manifest import Manifest
 from elang.records.reading import read_records
 from elang.records.table import EXAMPLES, Records, write_records
+from elang.tasks.text_task import TextTask
 
 LETTERS = ["A", "B", "C", "D"]
 WORDS = ["red", "green", "blue", "white", "black", "brown", "grey", "pink"]
@@ -40,24 +48,24 @@ def write_config(path, **others):
     return ["--config", str(path)]
 
 
+def write_llama(folder, tokenizer):
+    """An untrained Llama with a tokenizer, whose answers differ."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(2)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=1, initializer_range=0.5, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """An untrained Llama that reads whole words, with a chat template."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    folder = str(tmp_path_factory.mktemp("prompts") / "base")
     words = ["<s>", "</s>", "<unk>", "which", "is", "?", ".", ":", "Answer", *LETTERS, *WORDS]
     words += ["<|user|>", "<|assistant|>", "<|system|>"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": 300}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=CHATML, **special).save_pretrained(folder)
-    torch.manual_seed(2)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=len(words), bos_token_id=0, eos_token_id=1, initializer_range=0.5, **sizes)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return write_llama(tmp_path_factory.mktemp("prompts") / "base", word_tokenizer(words, 300))
 
 
 def write_choices(path, rows, seed):
@@ -72,16 +80,13 @@ def write_choices(path, rows, seed):
 
 @pytest.fixture(scope="module")
 def choices(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("choices")
-    write_choices(folder / "train.csv", 300, 1)
-    write_choices(folder / "val.csv", 40, 2)
-    return folder
+    return write_splits(tmp_path_factory.mktemp("choices"), write_choices, 300, 40, ".csv")
 
 
 @pytest.fixture(scope="module")
 def args(choices):
     return [
-        *("--data.train", str(choices / "train.csv"), "--data.validation", str(choices / "val.csv")),
+        *split_args(choices, ".csv"),
         *("--data.text", "[question, A, B, C, D]", "--data.label", "answer", "--data.prompt", PROMPT),
     ]
 
@@ -383,3 +388,81 @@ def test_answers_of_predict_and_of_score(sums, tmp_path):
     assert len(rows) == 40
     assert [row["answer"] for row in rows] == [row["label"][:2].strip() if row["label"][1:] else None for row in rows]
     assert sum(row["answer"] is not None for row in rows) > 20, [row["label"] for row in rows]
+
+
+def test_a_text_ends_where_the_next_example_would_begin(tmp_path):
+    """Its tokens up to there, alone and in a batch; the answer is what stands before, and costs no more."""
+    task = TextTask([], "sequence", segments=[], prompt="Q{text}Z(")
+    model = load_model(write_causal(tmp_path / "model"), task).eval()
+    model.configure_generation(10)
+    given = encode_examples(model.reader, task, texts(), None, model.reader.limit(60))
+    with torch.no_grad():
+        free = model.generate(model.encode(given.batch(list(range(6)))))
+        said = model.texts(model.padded_ids(free))
+        stop = next(text[2:4] for text in said if text[2:4] and text[2:4] not in text[:3])
+        model.stop = stop
+        batch = model.generate(model.encode(given.batch(list(range(6)))))
+        alone = [model.generate(model.encode(given.batch([i]))) for i in range(6)]
+    stopped = 0
+    for i, text in enumerate(said):
+        place = text.find(stop)
+        steps = int(free.steps[i]) if place < 0 else place + 2
+        stopped += place >= 0
+        scores = model._score(model.encode(given.batch([i])), free.ids[i : i + 1, :steps])
+        for made, row in ((batch, i), (alone[i], 0)):
+            assert int(made.steps[row]) == steps
+            assert made.ids[row, :steps].tolist() == free.ids[i, :steps].tolist()
+            assert model.texts(model.padded_ids(made))[row] == text.partition(stop)[0]
+            torch.testing.assert_close(
+                made.scores[row], sequence_scores(scores, torch.tensor([steps]))[0], atol=1e-4, rtol=0
+            )
+        assert alone[i].ids.shape[1] == steps
+    assert stopped > 0
+    costs = [model.flops(given.batch([0]), steps=made.steps[:1])["flops"].item() for made in (free, batch)]
+    assert (costs[1] < costs[0]) == (stop in said[0])
+    # Chosen among beams it may be longer; what follows is left out.
+    model.configure_generation(10, 3)
+    with torch.no_grad():
+        made = model.generate(model.encode(given.batch(list(range(6)))))
+    assert not any(stop in text for text in model.texts(model.padded_ids(made)))
+
+
+def test_what_deferring_gains_is_counted_in_answers(tmp_path, monkeypatch):
+    """The router of a Swift learns from what is found in both texts, not from the texts."""
+    task = TextTask([], "sequence", segments=[], prompt="Q{text}Z(", extract="number", qualities=["number_match"])
+    model = load_model(write_causal(tmp_path / "model"), task)
+    monkeypatch.setattr(CausalGenerator, "texts", lambda self, ids: ["It is 7.", "none", "8"])
+    data = SimpleNamespace(references=lambda split, ids: ["so #### 7", "#### 1,000", "#### 8"])
+    super_ = Records(torch.arange(3), torch.zeros(3), texts=["none", "about 1000.0", "#### 8"])
+    objective = TextObjective(model, LossOptions(), None, 4)
+    _, gain, _ = objective.gain({"id": torch.arange(3), "ids": torch.zeros(3, 1)}, super_, data, "number_match")
+    assert gain.tolist() == [-1, 1, 0]
+
+
+def test_samples_agree_by_the_answer_in_them(tmp_path, monkeypatch):
+    task = TextTask([], "sequence", segments=[], prompt="Q{text}Z(", extract="number")
+    model = load_model(write_causal(tmp_path / "model"), task).eval()
+    model.configure_generation(4)
+    given = encode_examples(model.reader, task, [("ab",), ("cd",)], None, 30)
+    made = [*("It is 7", "so 7.0", "#### 7", "7", "8"), *("none", "no", "7", "none", "")]
+    monkeypatch.setattr(CausalGenerator, "texts", lambda self, ids: made)
+    with torch.no_grad():
+        answer = model.generate(model.encode(given.batch([0, 1])))
+        assert model.score_of("agreement", answer).tolist() == pytest.approx([0.4, 0.8])
+
+
+def test_questions_are_generated_after_examples(sums, tmp_path):
+    """A language model is asked with them, greedily and in a chat, and its folder keeps them."""
+    folder, _ = sums
+    tokenizer = make_tokenizer("bytes", model_max_length=2000, chat_template=CHATML)
+    base = write_llama(tmp_path / "base", tokenizer)
+    args = [*sums_args(folder, tmp_path), "--data.examples", "2", "--data.max_target_length", "4"]
+    for chat in ("false", "true"):
+        output = tmp_path / f"model-{chat}"
+        fit = ["fit", *args, *FAST, "--model.model", base, "--model.output", str(output), "--data.chat", chat]
+        assert main([*fit, "--trainer.max_steps", "1"]) == 0
+        model = load_model(str(output))
+        assert isinstance(model, CausalGenerator)
+        assert len(model.task.examples) == 4
+        assert model.task.example_pairs[0][1] in model.prompt.template
+        assert model.stop == ("" if chat == "true" else "\n\nQuestion:")

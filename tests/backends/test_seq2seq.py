@@ -12,7 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import QUIET, SOURCE_WORDS, devices, read_curve, write_model, write_parallel, write_seq2seq
+from conftest import (
+    QUIET,
+    SOURCE_WORDS,
+    devices,
+    read_curve,
+    split_args,
+    write_model,
+    write_parallel,
+    write_seq2seq,
+    write_splits,
+)
 from models.test_distributed import elang
 from sacrebleu.metrics import BLEU, CHRF
 from torch.utils.flop_counter import FlopCounterMode
@@ -369,22 +379,15 @@ def test_families_that_are_not_supported_are_refused(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def mt_data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("parallel")
-    write_parallel(folder / "train", 700, 1)
-    write_parallel(folder / "val", 61, 2)
-    return folder
+    return write_splits(tmp_path_factory.mktemp("parallel"), write_parallel, 700, 61)
 
 
 @pytest.fixture(scope="module")
 def mt_args(mt_data):
     return [
-        *("--data", "Seq2SeqData", "--data.train", str(mt_data / "train"), "--data.validation", str(mt_data / "val")),
+        *("--data", "Seq2SeqData", *split_args(mt_data)),
         *("--data.source", "en", "--data.target", "de", "--data.max_target_length", "14"),
-        *(
-            "--data.routing_fraction",
-            "0.2",
-        ),
-        *("--data.batch_size", "16", "--data.eval_batch_size", "8"),
+        *("--data.routing_fraction", "0.2", "--data.batch_size", "16", "--data.eval_batch_size", "8"),
     ]
 
 

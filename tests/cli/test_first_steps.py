@@ -13,8 +13,9 @@ import time
 import pandas as pd
 import pytest
 import torch
-from conftest import FAST, read_curve, write_data, write_model
+from conftest import FAST, QUIET, read_curve, write_data, write_model
 
+from elang.cli.progress import LogsEachEpoch
 from elang.cli.serve import _load_swift
 from elang.cli.verbs import main
 from elang.evaluation.cautions import cautions, little_to_gain
@@ -313,6 +314,43 @@ def test_a_run_that_is_refused_leaves_no_folder_of_logs(base_model, data_args, t
     assert [path.name for path in (tmp_path / "runs").glob("version_*")] == ["version_0"]
 
 
+def test_a_run_that_is_stopped_before_its_first_step_leaves_no_folder_of_logs(
+    base_model, data_args, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    # Before Lightning handles the signal, which it then does after a step.
+    monkeypatch.setattr(LogsEachEpoch, "on_fit_start", lambda *about: os.kill(os.getpid(), signal.SIGTERM))
+    fit = ["fit", "--model.model", base_model, *data_args, "--trainer.accelerator", "cpu"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*map(str, fit), "--trainer.enable_progress_bar", "false", "--model.output", str(tmp_path / "model")])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert not [*(tmp_path / "runs").glob("version_*")]
+
+
+def test_a_records_file_that_is_replaced_is_told_and_stays_the_same(pair, files, tmp_path, recwarn):
+    """What says nothing about the answers is not kept with them."""
+    score = ["score", "--model.model", pair["super"], "--data.validation", files[1], *QUIET, "--model.output"]
+    merge = ["merge", tmp_path / "r.parquet", "--output"]
+    for command, output in ((score, tmp_path / "r.parquet"), (merge, tmp_path / "m.parquet")):
+        args, contents = [*map(str, [*command, output])], []
+        for again in (False, True):
+            assert main(args) == 0
+            assert _told(recwarn, f"'{output}' is there already, and is replaced") == again
+            contents.append(output.read_bytes())
+        assert contents[0] == contents[1]
+    # A part is written beside it.
+    assert main([*map(str, [*score, tmp_path / "r.parquet"]), "--model.parts", "2", "--model.part", "0"]) == 0
+    assert not _told(recwarn, "is replaced")
+
+
+def _told(recwarn, text):
+    """Whether a note says it, of those since the last call."""
+    said = [str(w.message) for w in recwarn]
+    recwarn.clear()
+    return any(text in each for each in said)
+
+
 def _fails_late(self, *batch):
     raise RuntimeError("late")
 
@@ -335,8 +373,10 @@ def test_a_swift_that_is_too_large_is_told_before_it_is_trained(
     )
 
 
-def test_the_page_is_named_after_the_task(joint, tmp_path):
-    assert main(["report", str(joint), "--output", str(tmp_path / "page.html")]) == 0
+def test_the_page_is_named_after_the_task(joint, tmp_path, recwarn):
+    for again in (False, True):
+        assert main(["report", str(joint), "--output", str(tmp_path / "page.html")]) == 0
+        assert _told(recwarn, "page.html' is there already, and is replaced") == again
     assert "<h1>Joint inference: validation.csv (label)</h1>" in (tmp_path / "page.html").read_text("utf-8")
     # An evaluation of an earlier version does not say what was asked; its folder does.
     summary = json.loads((joint / "summary.json").read_text())

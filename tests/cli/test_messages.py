@@ -1,6 +1,12 @@
 """Mistakes in options end in one paragraph: the option, its value and the remedy, without usage and types."""
 
+from functools import wraps
+from importlib import import_module
+
 import pytest
+
+from elang.cli.lightning import run
+from elang.cli.verbs import main
 
 URL = ["--url", "http://localhost:1"]
 
@@ -40,6 +46,73 @@ def test_a_mistake_on_the_command_line(line, words, fails, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.csv").write_text("text,label\na,b\n")
     assert len(message(fails, line.split(), words)) < 400
+
+
+@pytest.mark.parametrize(
+    ("line", "option", "value"),
+    [
+        ("sweep joint --score a b --points 5", "score", ["a", "b"]),
+        ("sweep --score a joint", "score", "a"),
+        ("calibrate joint --max_regret 0.02 .01", "max_regret", [0.02, 0.01]),
+        ("calibrate --score energy joint --max_drop -.1", "score", "energy"),
+        ("suite glue --points read_here other", "points", ["read_here", "other"]),
+        ("predict --swift_model a --super_model b --text question answer", "text", ["question", "answer"]),
+        ("predict --swift_model a --super_model b --text question", "text", "question"),
+        ("augment --model a --input b --output c --text 1 2", "text", ["1", "2"]),
+        ("bench --swift_model a --super_model b --input c --shares .5 0.25", "shares", [0.5, 0.25]),
+    ],
+)
+def test_several_values_are_a_list_in_all_verbs(line, option, value, monkeypatch):
+    verb, *args = line.split()
+    module, taken = import_module(f"elang.cli.{verb}"), {}
+    function = getattr(module, verb)
+    monkeypatch.setattr(module, verb, wraps(function)(lambda **options: taken.update(options)))
+    assert main([verb, *args]) == 0
+    assert taken[option] == value
+
+
+def test_several_values_are_a_list_of_a_class(files):
+    data = [
+        "--model.swift_model",
+        "a",
+        "--model.super_model",
+        "b",
+        "--data.train",
+        str(files[0]),
+        "--data.text",
+        "question",
+        "no, it isn't",
+        "--data.label",
+        "intent",
+    ]
+    data += ["--data.label_names", "on", "1", "null"]
+    config = run(
+        "validate", [*data, "--model.quality", "accuracy", "f1", "--trainer.devices", "0", "1"], parse_only=True
+    )
+    found = config["data"]["init_args"]
+    assert (found["text"], found["label"]) == (["question", "no, it isn't"], "intent")
+    assert found["label_names"] == ["on", "1", "null"]
+    assert (config["model"]["init_args"]["quality"], config["trainer"]["devices"]) == (["accuracy", "f1"], [0, 1])
+    config = run(
+        "fit", ["--model", "SwiftModule", "--model.model", "m", "--model.layer_map", "0", "3"], parse_only=True
+    )
+    assert config["model"]["init_args"]["layer_map"] == [0, 3]
+
+
+def test_ask_takes_several_columns(tmp_path, fails):
+    (tmp_path / "x.csv").write_text("a,b,label\n1,2,x\n3,4,y\n")
+    args = [
+        "ask",
+        *URL,
+        "--data.train",
+        tmp_path / "x.csv",
+        "--data.text",
+        "a",
+        "c",
+        "--output",
+        tmp_path / "r.parquet",
+    ]
+    fails(args, "has no column 'c'")
 
 
 def test_a_value_that_only_the_trainer_knows_to_be_wrong(base_model, data_args, fails, tmp_path, monkeypatch):

@@ -9,6 +9,8 @@ import torch
 from elang.data.batches import LengthBatches, Repeated
 from elang.data.examples import content_key, in_slice
 from elang.data.text_classification import TextClassificationData
+from elang.errors import InputError
+from elang.inference.inputs import read_inputs
 
 
 @pytest.mark.parametrize("n", [1, 2, 13, 100])
@@ -121,3 +123,18 @@ def test_numeric_labels_sort_as_numbers(tmp_path):
     rows = "\n".join(f"text {i},{i}" for i in range(12))
     (tmp_path / "x.csv").write_text(f"text,label\n{rows}\n")
     assert TextClassificationData(validation=str(tmp_path / "x.csv")).label_names == [str(i) for i in range(12)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize("problem", ["classification", "regression"])
+def test_a_table_without_rows_is_said_to_have_none(tmp_path, suffix, problem):
+    """Also where the labels are read first, to find the names of the classes."""
+    path = tmp_path / f"x.{suffix}"
+    frame = pd.DataFrame({"text": [], "label": []}, dtype=str)
+    frame.to_parquet(path) if suffix == "parquet" else frame.to_csv(path, sep=",\t"[suffix == "tsv"], index=False)
+    with pytest.raises(InputError, match=r"x\.\w+' is an empty data set: it has a header but no rows"):
+        TextClassificationData(str(path), problem=problem).examples("train")
+    with pytest.raises(InputError, match="no rows"):
+        list(read_inputs(str(path), ["text"]))
+    with pytest.raises(InputError, match="no column 'question'"):
+        TextClassificationData(str(path), problem=problem, text="question", label="question").examples("train")

@@ -73,7 +73,7 @@ def test_of_a_long_prompt_the_text_is_cut_and_no_example(chat):
 
 
 def test_where_the_next_example_begins():
-    assert task_of(examples=SHOWN).next_example == "\n\nReview: "
+    assert task_of(examples=SHOWN).next_example == "\n\nReview:"
     assert task_of(label_words="chat", examples=SHOWN).next_example == ""
     assert task_of().next_example == ""
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from benchmark_files import write_benchmarks
@@ -82,6 +83,16 @@ def test_test_splits_are_answered(task, name, trained, folders, tmp_path, capsys
         wanted = [tuple(row["idx"].values()) for row in data.rows("test")]
         assert [one[:3] for one in found] == wanted
         assert [one[3] for one in found] == [int(label == "True") for label in said]
+
+
+def test_how_far_a_submission_is(trained, folders, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("elang.terminal._EVERY", 0)
+    root, folder = trained("glue/rte"), str(folders / "glue")
+    args = ["predict", "--swift_model", str(root / "swift"), "--super_model", str(root / "super"), "--task", "glue/rte"]
+    assert main([*args, "--folder", folder, "--output", str(tmp_path / "RTE.tsv"), "--chunk", "3"]) == 0
+    count = len(TaskData("glue/rte", folder, ["test"]).read("test"))
+    lines = re.findall(r"^elang: \d+.* inputs.*", capfd.readouterr().err, re.MULTILINE)
+    assert [line.split()[1] for line in lines] == [*map(str, range(3, count, 3)), str(count)]
 
 
 def test_pairs_of_texts_are_told_as_lists(trained, tmp_path):

@@ -17,7 +17,7 @@ from elang.evaluation.cautions import little_to_save
 from elang.evaluation.pair import PairAnswers, choose_thresholds
 from elang.evaluation.report import figures as drawing
 from elang.evaluation.report.console import print_summary
-from elang.evaluation.report.words import outcome, statement_lines
+from elang.evaluation.report.words import meanings, outcome, statement_lines
 from elang.evaluation.summarize import all_curves, summarize_pair
 from elang.evaluation.summary import EvaluatedPair
 from elang.method.quality.registry import QUALITIES
@@ -159,6 +159,37 @@ def test_what_the_pair_saves_in_a_sentence(low, high, speedup, share, expected):
     assert ("may be chance" in words) == (low < 0 < high)
     assert ("is more than chance" in words) == (low > 0 or high < 0)
     assert ("--model.super_flops" in words) == math.isnan(speedup)
+
+
+@pytest.mark.parametrize(
+    ("swift", "super_", "said"),
+    [
+        (1e9, 8e9, ["An input costs 1 GFLOPs by the Swift alone, 3 by the pair, 8 by the Super alone."]),
+        (math.nan, 8e9, ["An input costs 8 GFLOPs by the Super alone.", "What the Swift costs is unknown"]),
+        (1e9, math.nan, ["An input costs 1 GFLOPs by the Swift alone.", "What the Super costs is unknown"]),
+        (math.nan, math.nan, ["What the Super costs is unknown", "What the Swift costs is unknown"]),
+    ],
+)
+def test_only_costs_that_are_known_are_printed(swift, super_, said):
+    """Records of others may lack them."""
+    summary = summary_of(names=("accuracy",))
+    first = summary.first
+    first = replace(first, swift=replace(first.swift, cost=swift), super=replace(first.super, cost=super_))
+    pair_cost = 3e9 if swift + super_ > 0 else math.nan
+    point = replace(first.swift, deferred_share=0.2, cost=pair_cost, speedup=super_ / pair_cost)
+    lines = outcome(replace(summary, qualities={"accuracy": first}), point, None)
+    assert "nan" not in " ".join(lines)
+    for line, expected in zip(lines[-len(said) :], said, strict=True):
+        assert line.startswith(expected)
+
+
+def test_a_threshold_is_explained_where_it_stands():
+    """`calibrate` has a column of deferred shares, and no threshold by a share."""
+    assert meanings(["threshold", "deferred"]) == [
+        "deferred: share of the inputs that the Swift passes on to the Super"
+    ]
+    (by_share,) = meanings(["held out, defer 10%", "defer 30%"], told=["held out"])
+    assert by_share.startswith("defer 10%, defer 30%: ")
 
 
 def test_a_broken_promise_is_explained():

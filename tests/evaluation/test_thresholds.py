@@ -12,6 +12,7 @@ from elang.evaluation.summarize import all_curves, summarize, summarize_pair
 from elang.evaluation.summary import EvaluatedPair
 from elang.method.bootstrap import difference_errors
 from elang.method.quality.registry import QUALITIES
+from elang.tasks.kind import KINDS
 
 
 def made(n=400, swift_cost=1.0, super_cost=8.0, seed=0, problem="classification"):
@@ -99,6 +100,10 @@ def test_a_model_that_has_learned_nothing_is_a_caution():
     assert "right on 60.0%, and always answering 'a'" in no_better_than_one(torch.zeros(10).long(), label, ["a", "b"])
     assert no_better_than_one(label, label, ["a", "b"]) is None
     assert no_better_than_one(label[:6], label[:6], ["a", "b"]) is None
+    # Of four known labels half are right; an answer that is none of the labels is not right where none is known.
+    label = torch.tensor([0, 0, 0, 1, -1, -1])
+    assert "right on 50.0%" in no_better_than_one(torch.tensor([0, 0, 1, 0, -1, -1]), label, ["a", "b"])
+    assert KINDS["classification"].reward(torch.tensor([-1, 0, 1]), torch.tensor([-1, 0, 0]), {}).tolist() == [0, 1, 0]
 
 
 def test_a_pair_that_saves_nothing_defers_everything_and_is_a_caution():

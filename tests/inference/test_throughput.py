@@ -480,6 +480,8 @@ def test_ids_that_name_nothing(pair, texts, tmp_path, fails):
     table = ["predict", *models, "--input", tmp_path / "in.jsonl", "--text", "text"]
     fails([*table, "--id", "nr"], "column 'nr'", "row 1", "no value")
     fails([*table, "--id", "number"], "no column 'number'", "--id")
+    (tmp_path / "in.csv").write_text("nr,text\n7,a film\n,a plot\n")
+    fails(["predict", *models, "--input", tmp_path / "in.csv", "--text", "text", "--id", "nr"], "row 1", "a text ('')")
     (tmp_path / "in.txt").write_text("good\n")
     fails(["predict", *models, "--input", tmp_path / "in.txt", "--id", "nr"], "--id names a column", "line by line")
     fails(["predict", *models, "--task", "glue/rte", "--texts", "true"], "With --task", "--texts")

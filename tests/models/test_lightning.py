@@ -22,7 +22,16 @@ from test_pitfalls import run_cli
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, DataCollatorWithPadding
 
-from elang import FinetuneModule, InputError, JointModule, ScoreModule, Seq2SeqData, SwiftModule, TextClassificationData
+from elang import (
+    FinetuneModule,
+    InputError,
+    JointModule,
+    JointPredictor,
+    ScoreModule,
+    Seq2SeqData,
+    SwiftModule,
+    TextClassificationData,
+)
 from elang.backends.loading.checkpoints import read_checkpoint
 from elang.cli.verbs import main
 from elang.data.batches import Reader
@@ -493,6 +502,8 @@ def test_texts_are_trained_and_predicted(tmp_path):
     assert ours["validation/bleu"] == pytest.approx(theirs["validation/bleu"])
     texts = [text for answer in trainer(tmp_path).predict(module, loader) for text in answer["text"]]
     assert len(texts) == 20
+    alone = JointPredictor(str(tmp_path / "model"), None, "inf")
+    assert [answer.label for answer in alone(sides[0])] == texts
     forget_notices()
     swift = SwiftModule(str(base), [], data.task_fields, output=str(tmp_path / "swift"))
     trainer(tmp_path, max_steps=1).fit(swift, loader, loader)

@@ -132,8 +132,8 @@ def _more(summary: JointSummary) -> Iterator[str]:
             yield f"{name}: {signature}"
     if summary.lengths and "decoder_share" in summary.lengths:
         yield (
-            f"An input that is deferred before the Swift's decoder runs saves {summary.lengths['decoder_share']:.1%} "
-            "of the Swift's FLOPs."
+            f"An input that is deferred before the Swift decodes saves {summary.lengths['decoder_share']:.1%} of the "
+            "Swift's FLOPs."
         )
     for statement in summary.statements or []:
         yield " ".join([f"{statement['name']} ({statement['score']}):", *statement_lines(statement)])

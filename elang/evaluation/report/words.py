@@ -24,7 +24,9 @@ _MEANINGS = {
     "random": "for comparison, deferring by chance",
     "oracle": "for comparison, a score that knows both models' answers",
     "most frequent label": "for comparison, always answering '{label}', the label of {share} of these examples",
-    "deferred": "share of the inputs that the Swift passes on to the Super; 'defer 10%' aims at 10%",
+    "deferred": "share of the inputs that the Swift passes on to the Super",
+    "defer 10%, defer 20%, defer 30%, defer 50%": "the threshold that defers at most this share of the examples that "
+    "chose it",
     "speed-up": "FLOPs of the Super alone divided by FLOPs of the pair; below 1x the pair costs more",
     "area": "how well a score finds the inputs that the Super answers better, 0 (as by chance) to 1 (all of them); "
     "below 0 it is worse than chance",
@@ -32,7 +34,9 @@ _MEANINGS = {
     "router": "predicts what deferring an input gains, from what `elang fit` found best on the held-out slice: one "
     "score, or all logits, perhaps with the hidden state",
     "by length": "rank correlation of the score with the number of generated tokens",
-    "encoder_": "such a score decides before the Swift's decoder runs, which saves its cost for a deferred input",
+    "encoder_, prompt_router": "such a score decides before the Swift decodes its answer, which a deferred input saves",
+    "p_true": "minus the probability that the Swift gives to Yes when it is asked whether its answer is right",
+    "agreement": "1 minus the share of the most frequent answer among five samples of the Swift",
 }
 
 
@@ -81,13 +85,18 @@ def outcome(summary: JointSummary, point: Point, to_super: dict[str, Any] | None
             lines.append("The Super is never asked: where that is not good enough, take a threshold that asks it.")
         lines += [] if to_super is None else [_difference(to_super, summary.worth)]
     lines.append(f"The Swift alone has {metric} {swift}.")
-    if math.isnan(first.super.cost):
+    return lines + _costs(first.swift.cost, point.cost, first.super.cost)
+
+
+def _costs(swift: float, pair: float, super_: float) -> list[str]:
+    """What an input costs by each, as far as it is known."""
+    costs = {"the Swift alone": swift, "the pair": pair, "the Super alone": super_}
+    known = [f"{cost / 1e9:.3g}{{}} by {who}" for who, cost in costs.items() if not math.isnan(cost)]
+    lines = ["An input costs " + ", ".join(known).replace("{}", " GFLOPs", 1).replace("{}", "") + "."] if known else []
+    if math.isnan(super_):
         lines.append("What the Super costs is unknown: give it with --model.super_flops.")
-    else:
-        costs = [f"{cost / 1e9:.3g}" for cost in (first.swift.cost, point.cost, first.super.cost)]
-        lines.append(
-            "An input costs {} GFLOPs by the Swift alone, {} by the pair, {} by the Super alone.".format(*costs)
-        )
+    if math.isnan(swift):
+        lines.append("What the Swift costs is unknown: its records have no FLOPs.")
     return lines
 
 
