@@ -84,7 +84,9 @@ class SharedPrefix:
             with torch.inference_mode(False), torch.no_grad():
                 ids = torch.tensor([self.tokens], device=backbone.device)
                 read = chain_pass(backbone, ids, torch.ones_like(ids), keep=1, use_cache=True).past_key_values
-            self._state, self._layers = state, [(layer.keys, layer.values) for layer in read.layers]
+            # In this order, for other threads.
+            self._layers = [(layer.keys, layer.values) for layer in read.layers]
+            self._state = state
         past = DynamicCache(config=backbone.config)
         for i, pair in enumerate(self._layers):
             keys, values = (part[:, :, :shared].expand(rows, -1, -1, -1) for part in pair)
