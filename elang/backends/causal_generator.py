@@ -169,12 +169,6 @@ class CausalGenerator(DecoderOnly, Generation):
         """Half of the positions that prompt and text share."""
         return int(self.tokenizer.model_max_length // 2)
 
-    @property
-    def hidden_size(self) -> int:
-        """Width of the hidden states."""
-        width: int = self.backbone.config.get_text_config().hidden_size
-        return width
-
     def compiled_parts(self) -> list[nn.Module]:
         """All but the head on the vocabulary."""
         return [self.backbone.base_model]
