@@ -102,8 +102,10 @@ def test_a_family(tmp_path, name):
 def test_a_cache_of_fixed_size(tmp_path, name):
     folder = write_causal(tmp_path / "model", name)
     model = made_of(folder)
+    model.ask_for("agreement")
     inputs = encoded(model, texts()).batch(list(range(6)))
     made = [model.generate(model.encode(inputs))]
+    agreement = model.score_of("agreement", made[0])
     model.use_static_cache(True)
     from transformers import StaticCache
 
@@ -111,6 +113,18 @@ def test_a_cache_of_fixed_size(tmp_path, name):
     made.append(model.generate(model.encode(inputs)))
     assert torch.equal(made[0].ids, made[1].ids)
     torch.testing.assert_close(made[0].scores, made[1].scores, rtol=0, atol=1e-4)
+    # Several texts of a prompt take another cache.
+    assert torch.equal(model.score_of("agreement", made[1]), agreement)
+    assert model.static_cache
+
+
+@pytest.mark.parametrize(("name", "beams", "why"), [("llama", 3, "3 beams without"), ("gpt_neo", 1, "without")])
+def test_where_there_is_no_cache_of_fixed_size(tmp_path, name, beams, why):
+    """GPT-Neo would write other texts with it."""
+    model = made_of(write_causal(tmp_path / "model", name), beams)
+    with pytest.raises(InputError, match=f"'{name}' model generates {why}"):
+        model.use_static_cache(True)
+    model.use_static_cache(False)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma", "gemma2", "qwen3_moe", "bloom"])
