@@ -276,8 +276,8 @@ class Generation(TextModel):
         return {"num_beams": self.num_beams, "top_k": top_k, "vocabulary": self.vocabulary}
 
     def timed_parts(self, steps: int, scored: bool) -> dict[str, Callable[[dict[str, Tensor]], object]]:
-        """Generation of this many tokens, and what comes before it."""
+        """Generation of this many tokens, and what comes before it: the ``encoder``, or reading the ``prompt``."""
         return {
             "": lambda inputs: self.generate(self.encode(inputs), exactly=steps, scored=scored),
-            "encoder": lambda inputs: self.begin(self.encode(inputs)),
+            self.early_router.removesuffix("_router"): lambda inputs: self.begin(self.encode(inputs)),
         }

@@ -26,6 +26,7 @@ from elang.backends.decoder_only import turn_end
 from elang.backends.generator import TextGenerator
 from elang.backends.loading.load import load_model
 from elang.backends.network import InferenceOptions
+from elang.backends.seconds import pair_latency
 from elang.backends.text_scores import SAMPLES, Check, Noise
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples, encode_texts
@@ -686,3 +687,20 @@ def test_a_pair_routes_by_a_score_that_is_asked_for(pair, base, data, args, tmp_
     predictor = JointPredictor(str(tmp_path / "swift"), pair["super"], threshold, score, device="cpu", batch_size=7)
     for answer, value in zip(predictor(lines), frame[f"score_{score}"], strict=True):
         assert answer.score == pytest.approx(value, abs=1e-4)
+
+
+def test_scores_of_a_model_that_was_not_trained_for_them(pair, base, data, args, tmp_path, fails):
+    """It computes those that are asked for, before it is told the limit of its prompts."""
+    predictor = JointPredictor(pair["swift"], pair["super"], -0.5, "p_true", device="cpu")
+    first = predictor.swift
+    assert (first.head_scores[-1], first.prompt.reserved) == ("p_true", len(first.check.tokens))
+    assert -1 <= predictor(["the dog is here"])[0].score < 0
+    wrong = ["--model", "SwiftModule", "--model.super_records", pair["super.parquet"], "--model.score", "p_tru"]
+    fails(["fit", *args, "--model.model", base, *wrong], "no score 'p_tru'", "router, prompt_router, p_true, agreement")
+
+
+def test_the_times_of_a_prompt_and_of_a_text(tmp_path, monkeypatch):
+    """Not called an encoder's."""
+    model = made_of(write_causal(tmp_path / "model"))
+    monkeypatch.setattr("elang.backends.seconds.measure_latency", lambda call, *_: (call() and 0.0) or 0.5)
+    assert pair_latency({"swift": model}, {"swift": 7}, steps={"swift": 2}).keys() == {"swift", "swift prompt"}
