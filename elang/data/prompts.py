@@ -131,7 +131,7 @@ class Prompt:
         return InputError(
             f"The prompt takes {tokens + len(self.start)} tokens without any text{shown}, and {allowed} are allowed. "
             f"{remedy} --data.prompt (or --data.system), or raise --data.max_length. If the limit is the model's "
-            "context, of which the answers get their part first, shorten these: --data.max_target_length, --data.answers."
+            "context, of which answers get their part first, shorten these: --data.max_target_length, --data.answers."
         )
 
 
