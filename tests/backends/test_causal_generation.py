@@ -273,6 +273,27 @@ def test_what_ends_a_text(tmp_path):
         load_model(folder, TASK)
 
 
+def test_settings_of_generation(tmp_path):
+    """Those that say how many texts, or how fast, change nothing; those of other ways to choose tokens are refused."""
+    folder = write_causal(tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    settings = json.loads(path.read_text())
+    made = []
+    unused = {"num_return_sequences": 2, "num_beams": 2, "cache_implementation": "quantized"}
+    for more in ({"num_beams": 2}, unused, {}, {"prompt_lookup_num_tokens": 3, "guidance_scale": 1.0}):
+        path.write_text(json.dumps(settings | more))
+        model = load_model(folder, TASK).eval()
+        model.configure_generation(TOKENS)
+        made.append(model.generate(model.encode(encoded(model, texts()).batch(list(range(6))))).ids)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[2], made[3])
+    for wrong in ({"stop_strings": ["a"]}, {"guidance_scale": 1.5}, {"num_beams": 4, "num_beam_groups": 2}):
+        path.write_text(json.dumps(settings | wrong))
+        with pytest.raises(InputError, match=f"sets '{[*wrong][-1]}', .*take it out"):
+            load_model(folder, TASK)
+    load_model(folder, TASK, num_beams=1)
+
+
 def test_the_end_of_an_assistants_turn():
     from data.test_prompts import INST, make_tokenizer
 
