@@ -32,7 +32,7 @@ from elang.tasks.text_task import TextTask
 
 # Logits that are scored at a time: vocabularies are large.
 _CHUNK = 1 << 26
-# Settings of generation_config.json that change no text, and those with which `generate` of transformers would fail here.
+# Settings of generation_config.json that change no text, and those with which the library would fail here.
 _UNUSED = {"cache_implementation": None, "num_return_sequences": 1, "prompt_lookup_num_tokens": None}
 _REFUSED = ("stop_strings", "penalty_alpha", "guidance_scale", "num_beam_groups", "dola_layers")
 
@@ -57,7 +57,8 @@ class Generation(TextModel):
                 f"The generation_config.json of this '{backbone.config.model_type}' model sets {listed(wrong)}, which "
                 "elang does not follow: take it out of the file."
             )
-        self.settings.update(**_UNUSED)
+        # What is not set stays so: T5's short way looks for settings.
+        self.settings.update(**{k: v for k, v in _UNUSED.items() if getattr(self.settings, k) not in (None, v)})
         if self.settings.do_sample:
             notice(
                 "greedy-texts",
