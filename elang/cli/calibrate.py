@@ -117,7 +117,7 @@ def _add_thresholds(
             f"{repeated} of the {first.rows} rows of '{request.part}' repeat the text of another row. Each text counts "
             "once, because a promise needs independent examples.",
         )
-    if caution := little_to_gain(first.gain):
+    if caution := little_to_gain(first.gain, first.worth, first.bounded):
         say_wrapped(f"Caution: {caution}.")
     for (score, name), entry in entries.items():
         say_wrapped(f"{score}, '{name}': {entry['statement']}" if len(entries) > 1 else entry["statement"])

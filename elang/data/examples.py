@@ -128,7 +128,7 @@ def warn_of_overlap(split: str, key: Tensor, train: Tensor) -> None:
 def told_sizes(splits: dict[str, Examples]) -> str:
     """How many examples there are of each split, in words."""
     sizes = ", ".join(f"{split} {len(found):,}" for split, found in splits.items())
-    return f"examples: {sizes}".replace("routing", "held out of train for thresholds (routing)")
+    return f"examples: {sizes}".replace("routing", "routing slice (held out of train, to choose thresholds on)")
 
 
 def source_of(split: str) -> str:
