@@ -10,7 +10,7 @@ from torch import Tensor
 from elang.errors import listed
 from elang.evaluation.pair import HALF_POINT, PairAnswers
 from elang.evaluation.slices import FEW, independent_units
-from elang.evaluation.summary import QualitySummary, Worth
+from elang.evaluation.summary import EvaluatedPair, QualitySummary, Worth
 from elang.method.bootstrap import mean_intervals
 from elang.method.quality.labels import spearman
 from elang.method.quality.metric import Quality
@@ -158,7 +158,7 @@ def saves_nothing(thresholds: dict[str, dict[str, dict[str, Any]]], score: str) 
 
 
 def allows_the_lead(named: dict[str, dict[str, Any]], first: QualitySummary) -> list[str]:
-    """A caution if the default one of the ``named`` thresholds may lose all of the Super's lead, by the first metric."""
+    """A caution if the default one of the ``named`` thresholds may lose all of the Super's lead by the first metric."""
     name = known_name(named)
     allowed, lead = named.get(name, {}).get("allowed_drop"), first.super.quality - first.swift.quality
     if allowed is None or not 0 < lead <= allowed:
@@ -167,19 +167,22 @@ def allows_the_lead(named: dict[str, dict[str, Any]], first: QualitySummary) -> 
     # Half a point is allowed on any number of examples.
     more = ", or hold out more examples to choose it on (--data.routing_fraction)" if allowed > 100 * HALF_POINT else ""
     return [
-        f"the threshold '{name}' was allowed to lose {allowed:.2f} points, and the Super leads by {lead:.2f} here, so it "
-        f"may lose all of the lead. Take '--threshold parity'{more}"
+        f"the threshold '{name}' was allowed to lose {allowed:.2f} points, and the Super leads by {lead:.2f} here, so "
+        f"it may lose all of the lead. Take '--threshold parity'{more}"
     ]
 
 
-def another_super(manifest: Manifest | None, super_sha256: str, path: str) -> list[str]:
-    """A caution if the thresholds and the router of a ``manifest`` were made with another Super than that at ``path``."""
-    known = "" if manifest is None else manifest.super_sha256
-    if not known or not super_sha256 or known == super_sha256:
+def wrong_super(manifest: Manifest | None, about: EvaluatedPair) -> list[str]:
+    """A caution if the Super is the Swift, or not the one that a ``manifest`` was made with."""
+    known, current = "" if manifest is None else manifest.super_sha256, about.weights["super"]
+    if about.weights["swift"] == current != "":
+        return ["Swift and Super are the same model"]
+    if not known or not current or known == current:
         return []
     return [
         f"the Swift's router and thresholds were made with the answers of another Super (weights {known[:12]}…) than "
-        f"'{path}' (weights {super_sha256[:12]}…): is it the right folder? If it is, train the Swift on its answers"
+        f"'{about.super_model}' (weights {current[:12]}…): is it the right folder? If it is, train the Swift on its "
+        "answers"
     ]
 
 

@@ -293,9 +293,7 @@ def _entries(
     curve: OperatingCurve, chosen_on: str, quality: str | None = None, allowed: Tensor | None = None
 ) -> dict[str, dict[str, Any]]:
     points = named_points(curve, quality, allowed)
-    more = (
-        {} if allowed is None else {DEFAULT_THRESHOLD: {"allowed_drop": float(allowed[points[DEFAULT_THRESHOLD][0]])}}
-    )
+    more = {k: {"allowed_drop": float(allowed[points[k][0]])} for k in [DEFAULT_THRESHOLD] if allowed is not None}
     return {
         name: threshold_entry(curve[index], rule, chosen_on, curve.num_examples, **more.get(name, {}))
         for name, (index, rule) in points.items()

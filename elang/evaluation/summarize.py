@@ -5,13 +5,13 @@ import torch
 from elang.evaluation.cautions import (
     allows_the_lead,
     always_one,
-    another_super,
     below_allowance,
     cautions,
     length_bias,
     near_threshold,
     repeated,
     saves_nothing,
+    wrong_super,
 )
 from elang.evaluation.pair import (
     BY_QUALITY,
@@ -73,9 +73,7 @@ def summarize_pair(
     worth = Worth(**answers.kind.worth(qualities[0].name, answers.targets))
     named = thresholds.get(about.score, {})
     denied, limited = cautions(answers, label_names, worth)
-    denied = saves_nothing(thresholds, about.score) + denied
-    if about.weights["swift"] == about.weights["super"] != "":
-        denied.insert(0, "Swift and Super are the same model")
+    denied = wrong_super(manifest, about) + saves_nothing(thresholds, about.score) + denied
     if len(answers) < expected:
         denied.insert(0, f"only {len(answers)} of {expected} examples of '{about.evaluated_on}' were answered")
     statements = None
@@ -93,14 +91,13 @@ def summarize_pair(
     generates, (summaries, areas) = answers.kind.generates, _resampled(answers, curves, thresholds, about.score)
     points = operating_points(answers, qualities, summaries[qualities[0].name])
     denied = below_allowance(points.get(about.score, {}), named, worth.largest) + denied
-    denied = another_super(manifest, about.weights["super"], about.super_model) + denied
-    limited = allows_the_lead(named, summaries[qualities[0].name]) + limited
+    limited += allows_the_lead(named, summaries[qualities[0].name]) + repeated(answers.key, answers.unit)
     return JointSummary(
         **vars(about),
         worth=worth,
         qualities=summaries,
         operating_points=points,
-        cautions=denied + limited + repeated(answers.key, answers.unit),
+        cautions=denied + limited,
         denied=len(denied),
         most_frequent=always_one(answers, label_names, curves),
         areas=areas,

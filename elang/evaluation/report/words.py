@@ -78,8 +78,8 @@ def better_scores(summary: JointSummary) -> list[str]:
         return []
     best = max(better, key=lambda name: better[name]["difference"])
     return [
-        f"By area, {best} is better than {summary.score} here by more than chance. To route by it, give `--score {best}` "
-        "to `elang predict`, `serve` and `calibrate`; confirm it on other examples than these."
+        f"By area, {best} is better than {summary.score} here by more than chance. To route by it, give "
+        f"`--score {best}` to `elang predict`, `serve` and `calibrate`; confirm it on other examples than these."
     ]
 
 
