@@ -569,13 +569,3 @@ def test_the_first_caution_says_which_model_to_use(swift_wrong, super_wrong, ver
     alone = f"use the Swift alone: 4.00x fewer FLOPs, {lead:.2f} points below the Super"
     assert denied[:-1] == [alone] * verdict
     assert denied[-1].startswith("the Super is not shown to be better")
-
-
-def test_a_training_goes_on_in_its_own_folder(pair, data_args, tmp_path, recwarn):
-    """As the README says: the model is read before it is replaced."""
-    folder = tmp_path / "super"
-    shutil.copytree(pair["super"], folder)
-    args = ["fit", "--model", "FinetuneModule", "--model.model", folder, "--model.output", folder, *data_args, *FAST]
-    assert main([*map(str, args), "--trainer.max_steps", "2"]) == 0
-    assert Manifest.read(folder).weights_sha256 == folder_sha256(folder) != folder_sha256(pair["super"])
-    assert _told(recwarn, f"'{folder}' is replaced by the new one")
