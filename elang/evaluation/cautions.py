@@ -217,7 +217,8 @@ def cautions(answers: PairAnswers, label_names: list[str], worth: Worth) -> tupl
         lead = 100 * float(gain.mean())
         if not denied and worth.largest and 0 <= lead < _NO_LEAD and swift_cost < super_cost:
             denied.append(
-                f"use the Swift alone: {super_cost / swift_cost:.2f}x fewer FLOPs, {lead:.2f} points below the Super"
+                f"use the Swift alone, unless a row below is worth more to you: {super_cost / swift_cost:.2f}x fewer "
+                f"FLOPs, {lead:.2f} points below the Super"
             )
         denied.append(caution)
     return denied, limited
