@@ -212,14 +212,21 @@ class Manifest:
         known = str(entry.get("super_sha256", self.super_sha256) or "")
         if not known or not (current := digest()) or current == known:
             return
-        kind, how = "another-super", "was chosen with"
-        remedy = ": is it the right folder? If it is, train the Swift on its answers, or choose thresholds anew with "
-        remedy += "`elang validate`."
-        if {"max_regret", "max_drop"} & entry.keys():
-            kind, how = "promise-of-another-super", "was certified against"
-            remedy = ", and may not hold with this one. Run `elang validate` and `elang calibrate` with it."
         others = f"another Super (weights {known[:12]}…) than '{path}' (weights {current[:12]}…)"
-        notice(kind, f"The threshold '{name}' {how} {others}{remedy}", stacklevel=3)
+        if {"max_regret", "max_drop"} & entry.keys():
+            notice(
+                "promise-of-another-super",
+                f"What the threshold '{name}' promises was certified against {others}, and may not hold with this one. "
+                "Run `elang validate` and `elang calibrate` with it.",
+                stacklevel=3,
+            )
+            return
+        notice(
+            "another-super",
+            f"The threshold '{name}' was chosen with {others}: is it the right folder? If it is, train the Swift on "
+            "its answers, or choose thresholds anew with `elang validate`.",
+            stacklevel=3,
+        )
 
     @property
     def super_sha256(self) -> str:
