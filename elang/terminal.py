@@ -191,7 +191,10 @@ class Progress:
         line = f"{self.done:,} of {self.total:,} {self.unit}"
         if self.done - self.before < _TELLING:
             return line
-        minutes = round((self.total - self.done) * seconds / (self.done - self.before) / 60)
+        left_seconds = (self.total - self.done) * seconds / (self.done - self.before)
+        if left_seconds < 60:
+            return f"{line}, less than a minute left"
+        minutes = round(left_seconds / 60)
         left = f"{minutes // 60} h {minutes % 60} min" if minutes >= 120 else f"{minutes} minutes"
         return f"{line}, about {left} left" if minutes > 1 else f"{line}, about a minute left"
 

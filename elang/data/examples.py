@@ -115,7 +115,7 @@ def held_out(units: Tensor, fraction: float, fold: tuple[int, int] | None) -> tu
 def told_sizes(splits: dict[str, Examples]) -> str:
     """How many examples there are of each split, in words."""
     sizes = ", ".join(f"{split} {len(found):,}" for split, found in splits.items())
-    return f"examples: {sizes}".replace("routing", "held out of train for thresholds (routing)")
+    return f"examples: {sizes}".replace("routing", "routing slice (held out of train, to choose thresholds on)")
 
 
 def source_of(split: str) -> str:

@@ -18,7 +18,7 @@ from elang.backends.text_model import TextModel
 from elang.data.examples import Examples, fold_of
 from elang.data.prompts import tell_examples
 from elang.errors import InputError
-from elang.evaluation.cautions import check_apart
+from elang.evaluation.slices import check_apart
 from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
 from elang.notices import notice

@@ -15,7 +15,7 @@ from elang.backends.loading.checkpoints import PREFIX, save_model
 from elang.backends.loading.lora import Lora
 from elang.backends.text_model import TextModel
 from elang.data.module import TextData
-from elang.errors import InputError, first_line, listed
+from elang.errors import InputError, first_line
 from elang.notices import notice
 from elang.records.manifest import Manifest
 
@@ -106,13 +106,13 @@ def _read(path: str) -> tuple[dict[str, Tensor], int, int]:
         raise ValueError(f"cannot be read ({type(error).__name__}: {first_line(error)})") from error
 
 
-def note_training(trainer: Trainer, step: int, never_right: dict[int, list[str]], evaluated: bool) -> None:
+def note_training(trainer: Trainer, step: int, never_right: dict[int, str], evaluated: bool) -> None:
     """Add notices of a training that was too short, or that did not evaluate the model.
 
     Args:
         trainer: The trainer.
         step: The step that the exported weights are of.
-        never_right: Labels that the model never predicts right, by the step of the evaluation.
+        never_right: :func:`elang.evaluation.cautions.never_right`, by the step of the evaluation.
         evaluated: Whether the model was evaluated.
     """
     last = max((other for other in never_right if other <= step), default=None)
@@ -120,8 +120,9 @@ def note_training(trainer: Trainer, step: int, never_right: dict[int, list[str]]
         notice(
             "never-right",
             f"After {step:,} steps the model is never right on 'validation' where the label is "
-            f"{listed(never_right[last])}: it has not learned that yet. Train longer (--trainer.max_epochs), or raise "
-            f"--model.lr, which was {trainer.optimizers[0].defaults['lr']:g}.",
+            f"{never_right[last]}: it has not learned that yet. Train longer, say twice as long "
+            f"(--trainer.max_epochs {2 * trainer.fit_loop.epoch_progress.total.ready}), or raise --model.lr, which was "
+            f"{trainer.optimizers[0].defaults['lr']:g}.",
         )
     data: Any = getattr(trainer, "datamodule", None)
     progress = trainer.fit_loop.epoch_loop.batch_progress.total.ready

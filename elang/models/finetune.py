@@ -99,7 +99,7 @@ class FinetuneModule(TaskModule):
         self.quality = QUALITIES[quality or self.task.qualities[0]](len(label_names))  # type: ignore[index]
         self.output = output
         # Labels that the model never predicts correctly, by the step of the evaluation.
-        self._never_right: dict[int, list[str]] = {}
+        self._never_right: dict[int, str] = {}
         self._evaluated = False
         # Whether the weights are those of a training, not of the folder.
         self._trained = False

@@ -296,5 +296,5 @@ class SwiftModule(FinetuneModule):
             score=self.score,
             router=self.router_report,
             thresholds=slice_.thresholds(super_, self.quality, targets),
-            chosen_on=describe_slice(slice_.table["key"].cpu()),
+            chosen_on=describe_slice(slice_.table["key"].cpu(), objective.answers.sha256 if objective.answers else ""),
         )

@@ -67,7 +67,7 @@ _ENTRY: dict[str, Check] = {
     "slice_sketch": TEXT,
     "temperature": POSITIVE,
     **dict.fromkeys(("num_examples", "attempts", "max_length"), whole(1)),
-    **dict.fromkeys(("deferred_share", "quality", "speedup", "regretted", "p_value"), MEASURED),
+    **dict.fromkeys(("deferred_share", "quality", "speedup", "regretted", "p_value", "allowed_drop"), MEASURED),
     **dict.fromkeys(("max_regret", "max_drop", "confidence"), number(0)),
     "score_quantiles": (
         "a list of finite numbers",
@@ -95,7 +95,7 @@ class Manifest:
         num_beams: Beams with which texts were generated when thresholds were chosen.
         router: What each router head reads, and why: :meth:`elang.method.router.RouterHead.fit`.
         thresholds: ``{score: {name: entry}}``; an entry has ``threshold`` and how it was chosen.
-        chosen_on: The examples on which entries without their own were chosen,
+        chosen_on: The examples on which entries without their own were chosen, and with which Super,
             :func:`elang.evaluation.slices.describe_slice`.
         versions: Versions of the libraries that made it.
     """
@@ -154,6 +154,14 @@ class Manifest:
         """The threshold called ``name`` (``1-SE``, ``99%``, ``defer 30%``) of a score, or an ``InputError``."""
         score = score or self.score
         known = self.thresholds.get(score, {})
+        if name.startswith("read here, "):
+            best = known_name(known, name.removeprefix("read here, "))
+            instead = f"'{best}', which was chosen on held-out ones" if best in known else "a name of a held-out slice"
+            raise InputError(
+                f"The threshold '{name}' was chosen on the evaluated examples themselves, so it promises nothing for "
+                f"new inputs and no file keeps it. Give {instead}, or a number: those of `elang validate` are under "
+                "operating_points in its summary.json."
+            )
         if name not in known:
             remedy = f"it has {', '.join(map(repr, known))}. Give one of these, or" if known else "it has none. Give"
             raise InputError(
@@ -199,20 +207,35 @@ class Manifest:
         return score, threshold
 
     def warn_of_another_super(self, name: str, score: str, path: str, digest: Callable[[], str]) -> None:
-        """Give a notice if a threshold's promise of quality was certified against another Super than that at ``path``.
+        """Give a notice if a threshold was chosen with another Super than that at ``path``, or certified against it.
 
         ``digest`` hashes the Super's weights, or returns an empty text if they are unknown; it is called if needed.
         """
-        entry = self.thresholds.get(score, {}).get(name, {})
-        certified = str(entry.get("super_sha256") or "") if {"max_regret", "max_drop"} & entry.keys() else ""
-        if certified and (current := digest()) and current != certified:
+        if (entry := self.thresholds.get(score, {}).get(name)) is None:
+            return
+        known = str(entry.get("super_sha256", self.super_sha256) or "")
+        if not known or not (current := digest()) or current == known:
+            return
+        others = f"another Super (weights {known[:12]}…) than '{path}' (weights {current[:12]}…)"
+        if {"max_regret", "max_drop"} & entry.keys():
             notice(
                 "promise-of-another-super",
-                f"What the threshold '{name}' promises was certified against another Super (weights {certified[:12]}…) "
-                f"than '{path}' (weights {current[:12]}…), and may not hold with this one. Run `elang validate` and "
-                "`elang calibrate` with it.",
+                f"What the threshold '{name}' promises was certified against {others}, and may not hold with this one. "
+                "Run `elang validate` and `elang calibrate` with it.",
                 stacklevel=3,
             )
+            return
+        notice(
+            "another-super",
+            f"The threshold '{name}' was chosen with {others}: is it the right folder? If it is, train the Swift on "
+            "its answers, or choose thresholds anew with `elang validate`.",
+            stacklevel=3,
+        )
+
+    @property
+    def super_sha256(self) -> str:
+        """Hash of the Super's weights with whose answers router and thresholds were made; empty if unknown."""
+        return str(self.chosen_on.get("super_sha256") or "")
 
     def check_whole(self, digest: str, path: str) -> None:
         """Raise an ``InputError`` if a model's weights are not those that the file was written with."""
@@ -254,8 +277,8 @@ def entry_speedup(entry: dict[str, Any]) -> float:
     return 1.0 if not math.isnan(speedup) and float(entry["threshold"]) == -math.inf else speedup
 
 
-def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int) -> dict[str, Any]:
-    """One entry of :attr:`Manifest.thresholds`: a threshold and how it was chosen."""
+def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int, **more: Any) -> dict[str, Any]:
+    """One entry of :attr:`Manifest.thresholds`: a threshold and how it was chosen, with ``more`` that is known."""
     return {
         "threshold": point.threshold,
         "rule": rule,
@@ -264,4 +287,5 @@ def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int) 
         "deferred_share": point.deferred_share,
         "quality": point.quality,
         "speedup": point.speedup,
+        **more,
     }
