@@ -109,7 +109,7 @@ def test_training_ends_by_itself(base_model, data_args, tmp_path, monkeypatch, c
     assert main(args) == 0
     assert ("training for 3 epochs" in capsys.readouterr().err) == (not given)
     (last,) = [one for one in said if one.startswith("the model is in")]
-    assert "validation/accuracy" in last
+    assert "its weights are those of the last epoch; validation/accuracy" in last
     (folder,) = re.findall(r"metrics.csv in (\S+)", last)
     assert pd.read_csv(f"{folder}/metrics.csv")["epoch"].max() + 1 == epochs
 
