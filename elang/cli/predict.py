@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from elang.cli.arguments import check_minimum, note_replaced
-from elang.errors import InputError
+from elang.errors import InputError, printable
 from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
@@ -84,7 +84,7 @@ def predict(
         fingerprint = partial(run_fingerprint, predictor, [swift_model, super_model], input, text=columns, ways=options)
         with _opened(output, fingerprint) as opened:
             total, deferred = _answer(predictor, input, columns, opened, id_column=id, texts=texts, chunk=chunk)
-    _report(predictor, total, deferred)
+    _report(predictor, total, deferred, output=output)
 
 
 def _check_task(task: str | None, folder: str | None, others: bool) -> None:
@@ -197,7 +197,7 @@ def _submit(
     return answers
 
 
-def _report(predictor: JointPredictor, total: int, deferred: int) -> None:
+def _report(predictor: JointPredictor, total: int, deferred: int, output: str) -> None:
     for runner in predictor.runners.values():
         if runner.truncated:
             notice(
@@ -206,6 +206,7 @@ def _report(predictor: JointPredictor, total: int, deferred: int) -> None:
                 "tokens: the rest was not read.",
             )
     sys.stderr.write(
-        f"{total} inputs, {deferred} ({deferred / total:.1%}) answered by the Super, at the threshold "
-        f"{predictor.threshold:.4g} of {predictor.score}\n"
+        f"{total} inputs, {total - deferred} answered by the Swift and {deferred} ({deferred / total:.1%}) by the "
+        f"Super, at the threshold {predictor.threshold:.4g} of {predictor.score}"
+        f"{'' if output == '-' else printable(f'; answers in {output}')}\n"
     )

@@ -24,6 +24,7 @@ from elang.evaluation.slices import read_slice
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
 from elang.models.finetune import FinetuneModule
+from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
 from elang.tasks.kind import KINDS
 
@@ -112,6 +113,38 @@ def test_training_ends_by_itself(base_model, data_args, tmp_path, monkeypatch, c
     assert "its weights are those of the last epoch; validation/accuracy" in last
     (folder,) = re.findall(r"metrics.csv in (\S+)", last)
     assert pd.read_csv(f"{folder}/metrics.csv")["epoch"].max() + 1 == epochs
+
+
+def test_predict_says_who_answered_and_where_the_answers_are(pair, files, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = ["--swift_model", str(pair["swift"]), "--super_model", str(pair["super"])]
+    args = ["predict", *models, "--input", str(files[1]), "--text", "text", "--threshold", "defer 30%"]
+    assert main([*args, "--output", "answers.jsonl"]) == 0
+    by = [json.loads(line)["answered_by"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    swift, super_ = by.count("swift"), by.count("super")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        f"61 inputs, {swift} answered by the Swift and {super_} ({super_ / 61:.1%}) by the Super, at"
+    )
+    assert said.endswith("; answers in answers.jsonl")
+    assert main(args) == 0
+    assert "answers in" not in capsys.readouterr().err
+
+
+def test_a_model_that_knows_its_training_texts_by_heart_is_told_of(pair, files, data_args, tmp_path):
+    """As if: the labels of the validation file are the wrong way round."""
+
+    def notes(args):
+        forget_notices()
+        records = str(tmp_path / "records.parquet")
+        assert main(["score", "--model.model", str(pair["super"]), *args, *QUIET, "--model.output", records]) == 0
+        return [one["text"] for one in notices() if one["kind"] == "learned-by-heart"]
+
+    assert notes(data_args) == []
+    other = str(write_data(tmp_path / "other.csv", 61, 2, noise=0.95))
+    data = ["--data.train", str(files[0]), "--data.validation", other, "--data.routing_fraction", "0"]
+    (said,) = notes(data)
+    assert re.match(r"accuracy is 0\.\d+ on 'train' and 0\.\d+ on 'validation', so the model has learned", said)
 
 
 def test_a_good_super_is_not_cautioned_of(joint):
