@@ -1,4 +1,4 @@
-"""The shipped SST-2 configs on 2,000 real rows and a small pretrained model, and logits of a real pair."""
+"""The shipped SST-2 configs on 1,200 real rows and a small pretrained model, and logits of a real pair."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 
 @pytest.mark.data
 def test_sst2_with_the_shipped_suite(real_data, tmp_path, capsys):
-    """The small encoder suite on 2,000 real rows, with a small pretrained model in both roles."""
+    """The small encoder suite on 1,200 real rows, with a small pretrained model in both roles."""
     source = real_data / "data" / "glue" / "SST-2"
-    rows = (source / "train.tsv").read_text("utf-8").splitlines(keepends=True)[:2001]
+    rows = (source / "train.tsv").read_text("utf-8").splitlines(keepends=True)[:1201]
     (tmp_path / "train.tsv").write_text("".join(rows), "utf-8")
     (tmp_path / "dev.tsv").write_text((source / "dev.tsv").read_text("utf-8"), "utf-8")
     model = str(real_data / "models" / "minilm-l3")

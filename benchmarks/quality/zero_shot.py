@@ -100,6 +100,8 @@ def measure(path: str, task: str, way: str, *, folder: Path, rows: int) -> dict[
     data = data_of(task, way, folder)
     data = data_of(task, way, folder, data.label_names) if WAYS[task][way][1] is None else data
     model: Any = load_model(path, data.text_task).eval()
+    # What labels cost is compared with a pass over the whole prompt.
+    model.prefix.tokens = ()
     examples = data.examples("validation")
     chosen = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0))[:rows].sort().values
     texts, label = [examples.texts[i] for i in chosen.tolist()], examples.label[chosen]

@@ -102,8 +102,9 @@ class CausalLabelDecoder(DecoderOnly):
         hidden = bool(self.heads) and not self.training
         chain = None if answers is None else answers[:, :-1].clamp_min(0)
         token_logits = None
+        rows = self.split(ids, mask, self.room)
         if want_logits and self.shape.added and self.shape.tree:
-            output = tree_pass(self.backbone, ids, mask, self.tree, chain=chain, hidden=hidden)
+            output = tree_pass(self.backbone, *rows, tree=self.tree, chain=chain, hidden=hidden)
             size = len(self.tree.place)
             logits = self.trie.node_logits(output.logits[:, :size])
             token_logits = output.logits[:, size:]
@@ -112,20 +113,20 @@ class CausalLabelDecoder(DecoderOnly):
             logits = self.trie.label_logits(after)
             token_logits = None if chain is None else self.after(ids, mask, chain).logits
         else:
-            output = self.after(ids, mask, chain, output_hidden_states=hidden)
+            output = self.run(rows, chain, output_hidden_states=hidden)
             token_logits = output.logits
             logits = token_logits.new_zeros(len(ids), len(self.task.answers), dtype=torch.float32)
             if want_logits:
                 logits = self.trie.node_logits(token_logits[:, :1])
-        pooled = output.hidden_states[-1][:, ids.shape[1] - 1].detach() if hidden else None
+        pooled = output.hidden_states[-1][:, rows.ids.shape[1] - 1].detach() if hidden else None
         return logits, token_logits, pooled
 
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Cost of each input: the prompt, the tree of answers after it, and the head."""
-        lengths = inputs["attention_mask"].sum(-1).cpu()
-        flops = label_words_flops(self.backbone.config, lengths, self.shape, convention)
+        """Cost of each input: the prompt without what all share, the tree of answers after it, and the head."""
+        lengths, shared = self.counted(inputs)
+        flops = label_words_flops(self.backbone.config, lengths, self.shape, convention, shared)
         return {"flops": flops + self._head_flops("router")}
 
     def probe(self, ids: Tensor, mask: Tensor) -> Tensor:

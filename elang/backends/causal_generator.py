@@ -22,6 +22,7 @@ from elang.backends.decoder_only import DecoderOnly, turn_end
 from elang.backends.flops import FlopsConvention, tell_estimated
 from elang.backends.generation import Generation
 from elang.backends.network import InferenceOptions
+from elang.backends.shared_prefix import Rows
 from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement
 from elang.data.batches import Reader
 from elang.errors import InputError
@@ -168,12 +169,6 @@ class CausalGenerator(DecoderOnly, Generation):
         """Half of the positions that prompt and text share."""
         return int(self.tokenizer.model_max_length // 2)
 
-    @property
-    def hidden_size(self) -> int:
-        """Width of the hidden states."""
-        width: int = self.backbone.config.get_text_config().hidden_size
-        return width
-
     def compiled_parts(self) -> list[nn.Module]:
         """All but the head on the vocabulary."""
         return [self.backbone.base_model]
@@ -187,12 +182,15 @@ class CausalGenerator(DecoderOnly, Generation):
         """Read the prompts."""
         if encoded.output is not None:
             return encoded
-        cache = {}
         if self.static_cache and self.num_beams == 1:
             length = encoded.ids.shape[1] + self.max_new_tokens
-            cache["past_key_values"] = StaticCache(config=self.backbone.config, max_cache_len=length)
+            cache = StaticCache(config=self.backbone.config, max_cache_len=length)
+            rows = Rows(encoded.ids, encoded.mask, cache)
+        else:
+            rows = self.split(encoded.ids, encoded.mask, self.room)
+            encoded.ids, encoded.mask = self.prefix.whole(rows), rows.mask
         hidden = bool(self.heads)
-        output = self.after(encoded.ids, encoded.mask, use_cache=True, output_hidden_states=hidden, **cache)
+        output = self.run(rows, use_cache=True, output_hidden_states=hidden)
         encoded.output = CausalLMOutputWithPast(logits=output.logits, past_key_values=output.past_key_values)
         encoded.pooled = output.hidden_states[-1][:, -1] if hidden else None
         return encoded
@@ -264,13 +262,14 @@ class CausalGenerator(DecoderOnly, Generation):
         """Cost of each input, with and without the text, which took ``steps``; without them it generates."""
         if steps is None:
             steps = self.generate(self.encode(inputs), scored=False).steps
-        config, lengths = self.backbone.config, inputs["attention_mask"].sum(-1)
-        prompt, text, again = text_flops(config, lengths, steps, convention, self.num_beams)
+        config, (lengths, shared), steps = self.backbone.config, self.counted(inputs), steps.cpu()
+        prompt, text, again = text_flops(config, lengths, steps, convention, beams=self.num_beams, shared=shared)
         early = prompt + self._head_flops(self.early_router)
         asked = {}
         if "p_true" in self.asked:
             # The end of the text is left out, and the question whether it is right follows.
-            asked["p_true_flops"] = read_flops(config, lengths + steps - 1 + len(self.check.tokens), convention)
+            length = lengths + steps - 1 + len(self.check.tokens)
+            asked["p_true_flops"] = read_flops(config, length, convention, shared=shared)
         if "agreement" in self.asked:
             # As if each sample were as long as the text.
             asked["agreement_flops"] = prompt + SAMPLES * text / self.num_beams

@@ -52,11 +52,19 @@ def chain_pass(backbone: Any, ids: Tensor, mask: Tensor, *, keep: int, **more: A
 
 
 def tree_pass(
-    backbone: Any, ids: Tensor, mask: Tensor, tree: AnswerTree, *, chain: Tensor | None = None, hidden: bool = False
+    backbone: Any,
+    ids: Tensor,
+    mask: Tensor,
+    past: Any = None,
+    *,
+    tree: AnswerTree,
+    chain: Tensor | None = None,
+    hidden: bool = False,
 ) -> Any:
     """The model over prompts ``(B, L)`` and a tree, in one pass; the logits are those of the tree's branching nodes.
 
     ``chain``, ``(B, T)``, are tokens that also follow each prompt; the logits at its end and at theirs come last.
+    ``past`` are keys and values of what stands before ``ids``; the mask is that of both.
     """
     size, length, nodes = *ids.shape, len(tree.tokens)
     added = tree.tokens.expand(size, -1)
@@ -67,25 +75,27 @@ def tree_pass(
         sees = torch.block_diag(sees, steps[:, None] >= steps).bool()
         place = torch.cat([place, place.new_tensor([length - 1]), steps + length + nodes])
     position = torch.cat([mask.cumsum(-1) - 1, mask.sum(-1, keepdim=True) + depth - 1], 1).clamp_min(0)
+    read = mask.shape[1] - length
     return backbone(
         input_ids=torch.cat([ids, added], 1),
-        attention_mask=_masks(backbone.config, mask, sees, position=position, dtype=backbone.dtype),
-        position_ids=position,
+        attention_mask=_masks(backbone.config, mask, sees, position=position, read=read, dtype=backbone.dtype),
+        position_ids=position[:, read:],
         logits_to_keep=place,
-        use_cache=False,
+        past_key_values=past,
+        use_cache=past is not None,
         output_hidden_states=hidden,
     )
 
 
-def _masks(config: Any, mask: Tensor, sees: Tensor, *, position: Tensor, dtype: torch.dtype) -> Any:
-    """Who attends to whom: one mask, ``(B, 1, S, S)``, or one for each type of layer."""
+def _masks(config: Any, mask: Tensor, sees: Tensor, *, position: Tensor, read: int, dtype: torch.dtype) -> Any:
+    """Who attends to whom: one mask, ``(B, 1, S, S)``, or one for each type of layer; no rows of what has been read."""
     length = mask.shape[1]
     total = position.shape[1]
-    allowed = F.pad(mask.bool(), (0, total - length))[:, None].repeat(1, total, 1)
-    allowed[:, :length] &= torch.ones(length, total, dtype=torch.bool, device=mask.device).tril()
-    allowed[:, length:, length:] = sees
+    allowed = F.pad(mask.bool(), (0, total - length))[:, None].repeat(1, total - read, 1)
+    allowed[:, : length - read] &= torch.ones(length, total, dtype=torch.bool, device=mask.device).tril()[read:]
+    allowed[:, length - read :, length:] = sees
     # Attention to nothing would be NaN.
-    allowed |= torch.eye(total, dtype=torch.bool, device=mask.device)
+    allowed |= torch.eye(total, dtype=torch.bool, device=mask.device)[read:]
 
     def form(allowed: Tensor) -> Tensor:
         allowed = allowed[:, None]
@@ -94,7 +104,7 @@ def _masks(config: Any, mask: Tensor, sees: Tensor, *, position: Tensor, dtype: 
         return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
     window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    near = allowed & (position[:, :, None] - position[:, None] < window) if window else allowed
+    near = allowed & (position[:, read:, None] - position[:, None] < window) if window else allowed
     if types is None:
         return form(near)
     return {name: form(near if name == "sliding_attention" else allowed) for name in set(types)}
@@ -142,15 +152,27 @@ class Shape(NamedTuple):
         return self.nodes if self.tree else self.paths * self.tokens
 
 
-def label_words_flops(config: Any, lengths: Tensor, shape: Shape, convention: FlopsConvention = "exact") -> Tensor:
-    """FLOPs of scoring the answers after prompts of these lengths, ``(N,)``, in float64 ``(N,)``."""
+def label_words_flops(
+    config: Any, lengths: Tensor, shape: Shape, convention: FlopsConvention = "exact", shared: Tensor | int = 0
+) -> Tensor:
+    """FLOPs of scoring the answers after prompts of these lengths, ``(N,)``, in float64 ``(N,)``.
+
+    The first ``shared`` tokens are not read, ``(N,)``; the others attend to them.
+    """
     config_json = config.to_json_string(use_diff=False)
     if convention == "paper":
         flops = 2.0 * causal_weights(config_json) * (PAPER_LENGTH + shape.added)
         return torch.full(lengths.shape, flops, dtype=torch.float64)
-    law, _ = words_law(config_json, shape)
+    return _by_length(words_law(config_json, shape)[0], lengths, shared, added=shape.added)
+
+
+def _by_length(law: list[float], lengths: Tensor, shared: Tensor | int, *, added: int = 0) -> Tensor:
+    """FLOPs by the coefficients of a pass over so many tokens and ``added`` ones, without reading ``shared`` ones.
+
+    Each token would attend to all tokens, and the second coefficient also counts the added ones' attention to it.
+    """
     x = lengths.double().cpu()
-    return law[0] + law[1] * x + law[2] * x * x
+    return law[0] + law[1] * x + law[2] * x * x - shared * (law[1] + law[2] * (x - added))
 
 
 @lru_cache(maxsize=32)
@@ -165,7 +187,7 @@ def words_law(config_json: str, shape: Shape) -> tuple[list[float], str]:
         elif shape.tree:
             n, m = shape.nodes, shape.branching
             tokens, depth, sees, place = (ids.new_zeros(size) for size in ((n,), (n,), (n, n), (m,)))
-            tree_pass(model, ids, mask, AnswerTree(tokens, depth, sees.bool(), place))
+            tree_pass(model, ids, mask, tree=AnswerTree(tokens, depth, sees.bool(), place))
         else:
             paths_pass(model, ids, mask, ids.new_zeros(shape.paths, shape.tokens))
 
@@ -201,27 +223,43 @@ _WIDE, _NARROW = 4096, 2
 _PROMPT = Shape(tree=True, nodes=0, branching=1, paths=1, tokens=0)
 
 
-def read_flops(config: Any, lengths: Tensor, convention: FlopsConvention = "exact", places: Tensor | int = 1) -> Tensor:
-    """FLOPs of one pass over so many tokens, ``(N,)``, with logits at some places, in float64 ``(N,)``."""
+def read_flops(
+    config: Any,
+    lengths: Tensor,
+    convention: FlopsConvention = "exact",
+    places: Tensor | int = 1,
+    shared: Tensor | int = 0,
+) -> Tensor:
+    """FLOPs of one pass over so many tokens, ``(N,)``, with logits at some places, in float64 ``(N,)``.
+
+    The first ``shared`` tokens are not read, ``(N,)``; the others attend to them.
+    """
     config_json = config.to_json_string(use_diff=False)
-    x = lengths.double().cpu()
     if convention == "paper":
-        return 2.0 * causal_weights(config_json) * torch.full_like(x, PAPER_LENGTH)
+        return torch.full(lengths.shape, 2.0 * causal_weights(config_json) * PAPER_LENGTH, dtype=torch.float64)
     law = text_law(config_json)[0]
-    return law[0] * places + law[1] * x + law[2] * x * x
+    return _by_length(law, lengths, shared) + law[0] * (places - 1)
 
 
 def text_flops(
-    config: Any, lengths: Tensor, steps: Tensor, convention: FlopsConvention = "exact", beams: int = 1
+    config: Any,
+    lengths: Tensor,
+    steps: Tensor,
+    convention: FlopsConvention = "exact",
+    *,
+    beams: int = 1,
+    shared: Tensor | int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """FLOPs of a text of ``steps`` tokens after a prompt of ``lengths`` tokens, both ``(N,)``, in float64 ``(N,)``.
 
-    Three parts: reading the prompt, which gives the first token; each later token, on each of the ``beams``, with the
-    keys and values of those before it; and scoring the finished text by one pass over prompt and text.
+    Three parts: reading the prompt but its first ``shared`` tokens, which gives the first token of the text; each later
+    token, on each of the ``beams``, with the keys and values of those before it; and scoring the finished text by one
+    pass over prompt and text.
     """
     x, more = lengths.double().cpu(), steps.double().cpu() - 1
     config_json = config.to_json_string(use_diff=False)
-    prompt, again = read_flops(config, x, convention), read_flops(config, x + more, convention, places=more + 1)
+    prompt = read_flops(config, x, convention, shared=shared)
+    again = read_flops(config, x + more, convention, places=more + 1, shared=shared)
     if convention == "paper":
         token = 2.0 * causal_weights(config_json)
         return prompt, token * beams * more, again + token * more

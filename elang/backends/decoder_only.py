@@ -6,9 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Self
 
 from elang.backends.causal_passes import chain_pass, padded_left
 from elang.backends.loading.padding import CHECKED
+from elang.backends.shared_prefix import Rows, SharedPrefix
 from elang.backends.text_model import TextModel
 from elang.data.batches import Reader
 from elang.data.encoding import pads_left
@@ -28,6 +30,7 @@ class DecoderOnly(TextModel):
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask, *options: Any) -> None:
         super().__init__(backbone, tokenizer, task, *options)
         self.prompt = Prompt.of(tokenizer, task)
+        self.prefix = SharedPrefix(backbone.config, self.prompt.beginning(tokenizer))
 
     @property
     def reader(self) -> Reader:
@@ -39,15 +42,51 @@ class DecoderOnly(TextModel):
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         return (ids, mask) if pads_left(self.tokenizer) else padded_left(ids, mask)
 
-    def after(self, ids: Tensor, mask: Tensor, chain: Tensor | None = None, **more: Any) -> Any:
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; what was kept of the weights before a training is dropped."""
+        if mode:
+            self.prefix.forget()
+        return super().train(mode)
+
+    @property
+    def room(self) -> int:
+        """The most tokens that follow a prompt."""
+        return self.prompt.reserved + self.max_new_tokens
+
+    def split(self, ids: Tensor, mask: Tensor, room: int) -> Rows:
+        """Prompts ``(B, L)`` that ``room`` tokens follow, without what all of them begin with, if it has been read.
+
+        Not with gradients, nor where passes are compiled, captured, or run in step with other processes.
+        """
+        fixed = self.in_step or any(part._compiled_call_impl is not None for part in self.compiled_parts())
+        fixed = fixed or (ids.is_cuda and torch.cuda.is_current_stream_capturing())
+        if not self.prefix.tokens or self.training or torch.is_grad_enabled() or fixed:
+            return Rows(ids, mask)
+        return self.prefix.split(self.backbone, ids, mask, room)
+
+    def counted(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The tokens of each prompt, and how many of them are read once for all inputs, int64 ``(B,)`` on the CPU.
+
+        Of an input alone: a batch whose prompts share fewer tokens reads more.
+        """
+        ids, mask = self.prompts(inputs)
+        return mask.sum(1).cpu(), self.prefix.counts(ids, mask, self.room).cpu()
+
+    def after(self, ids: Tensor, mask: Tensor, chain: Tensor | None = None) -> Any:
         """The model over prompts ``(B, L)`` and, after each, a chain of tokens ``(B, T)``.
 
         The logits are those at the prompts' ends and at each token of the chain, ``(B, T + 1, V)``.
         """
-        keep = 1
+        return self.run(self.split(ids, mask, 0 if chain is None else chain.shape[1]), chain)
+
+    def run(self, rows: Rows, chain: Tensor | None = None, **more: Any) -> Any:
+        """The same over what is left to read of prompts."""
+        ids, mask, keep = rows.ids, rows.mask, 1
         if chain is not None:
             keep += chain.shape[1]
             ids, mask = torch.cat([ids, chain], 1), F.pad(mask, (0, chain.shape[1]), value=1)
+        if rows.past is not None:
+            more |= {"past_key_values": rows.past, "use_cache": True}
         return chain_pass(self.backbone, ids, mask, keep=keep, **more)
 
     @abstractmethod

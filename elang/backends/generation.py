@@ -81,11 +81,6 @@ class Generation(TextModel):
     def longest_text(self) -> int | None:
         """The most tokens that there are positions for, if there is a limit."""
 
-    @property
-    @abstractmethod
-    def hidden_size(self) -> int:
-        """Width of :meth:`pooled`."""
-
     def limit_new_tokens(self, tokens: int) -> None:
         """Limit the length of texts, also to :attr:`longest_text`."""
         # The library would apply the model's own limit, too.

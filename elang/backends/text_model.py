@@ -136,9 +136,15 @@ class TextModel(Network):
     def _features(self, pooled: Tensor, logits: Tensor) -> Tensor:
         return torch.cat([logit_features(logits, logits.shape[-1]), pooled.detach().float()], -1)
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states that router heads read."""
+        config = self.backbone.config.get_text_config()
+        # Small OPT models project what their body returns.
+        return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
     def _router(self, size: int) -> RouterHead:
-        hidden: int = self.backbone.config.get_text_config().hidden_size
-        return RouterHead(num_logit_features(size) + hidden, hidden)
+        return RouterHead(num_logit_features(size) + self.hidden_size, self.hidden_size)
 
     def score_of(self, name: str, answer: Any, temperature: float = 1.0) -> Tensor:
         """One of :meth:`scores`, computed without the others, ``(B,)``."""

@@ -66,7 +66,7 @@ def suite(
         write_tables(root / "suite.json", rows)
     print_tables(rows, points or _usual_points(rows))
     say_wrapped(*(f"{row['task']}: caution: {caution}." for row in rows for caution in row["cautions"]))
-    say_wrapped(f"everything is in {root}/, the table in suite.json")
+    say(f"everything is in {root}/, the table in suite.json")
 
 
 def _usual_points(rows: list[dict[str, Any]]) -> list[str]:

@@ -64,6 +64,15 @@ class Prompt:
         """The same prompt, with room for this many tokens of an answer."""
         return replace(self, reserved=tokens)
 
+    def beginning(self, tokenizer: Any) -> tuple[int, ...]:
+        """The tokens of what stands before the first field; the last ones may join with what follows them."""
+        text = ""
+        for literal, name, _, _ in Formatter().parse(self.template):
+            text += literal
+            if name is not None:
+                break
+        return (*self.start, *_tokens(tokenizer, [text])[0])
+
     def answer_tokens(self, tokenizer: Any, answers: list[str]) -> list[list[int]]:
         """The tokens of each answer as they follow the prompt."""
         words = [_led(self.lead, answer) for answer in answers]

@@ -107,6 +107,7 @@ def test_a_family(tmp_path, name, words):
     tokens = model.prompt.answer_tokens(model.tokenizer, model.task.answers)
     for other in (torch.cat([one.logits for one in alone]), right.logits, by_hand(folder, given, tokens)):
         torch.testing.assert_close(batch.logits, other, rtol=0, atol=1e-5)
+    assert model.scores(batch)["router"].shape == (6,)
     for other in (torch.cat([one.pooled for one in alone]), right.pooled):
         torch.testing.assert_close(batch.pooled, other, rtol=0, atol=1e-4)
     assert batch.logits.std(0).min() > 1e-2

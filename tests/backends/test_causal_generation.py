@@ -96,6 +96,7 @@ def test_a_family(tmp_path, name):
                 torch.testing.assert_close(made.scores[row], scores, rtol=0, atol=1e-4)
                 torch.testing.assert_close(made.encoded.pooled[row], one.encoded.pooled[0], rtol=0, atol=1e-4)
         assert batch.encoded.pooled.std(0).max() > 1e-2
+        assert model.scores(batch)["prompt_router"].shape == (6,)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])

@@ -20,6 +20,7 @@ from elang.cli.verbs import main
 from elang.data.encoding import encode_examples
 from elang.data.examples import Examples
 from elang.data.text_classification import TextClassificationData
+from elang.inference.speed import flops_of
 from elang.method.scores import SEQUENCE_SCORES, sequence_scores
 from elang.models.objectives.objective import LossOptions
 from elang.models.objectives.texts import TextObjective
@@ -185,6 +186,22 @@ def test_a_trained_model_keeps_its_examples(trained, base, choices, args, tmp_pa
     for swift, super_, shown in ((plain, trained, expected), (trained, plain, plain_answers(plain, asked([], val)))):
         pair = JointPredictor(str(swift), str(super_), "-inf", device="cpu")
         assert [one.label for one in pair(rows)] == shown
+
+
+def test_examples_are_read_once_and_charged_to_no_input(trained, choices, args, tmp_path):
+    """In the records, from which thresholds are chosen, as in `bench`; the answers go on from what was read."""
+    rows = list(pd.read_csv(choices / "val.csv")[COLUMNS].itertuples(index=False, name=None))
+    predictor = JointPredictor(None, trained, device="cpu")
+    costs, answers = flops_of(predictor, predictor.super_, rows)["flops"], [one.label for one in predictor(rows)]
+    prefix = predictor.super_.prefix
+    assert prefix._layers[0][0].shape[2] == len(prefix.tokens) > 30
+    score = ["score", "--model.model", trained, *args, *QUIET, "--model.output", str(tmp_path / "records.parquet")]
+    assert main(score) == 0
+    records = read_records(str(tmp_path / "records.parquet"), LETTERS, "classification")[0]["validation"]
+    torch.testing.assert_close(records.flops[records.id.argsort()], costs)
+    prefix.tokens = ()
+    assert [one.label for one in predictor(rows)] == answers
+    assert (flops_of(predictor, predictor.super_, rows)["flops"] > 1.5 * costs).all()
 
 
 def test_an_untrained_model_keeps_its_examples_in_a_folder(base, choices, args, tmp_path):

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from backends.test_adapters import needs_peft
 from benchmark_files import ALL_TASKS, write_benchmarks
 from conftest import write_data, write_model, write_t5
 
@@ -27,9 +28,12 @@ from elang.data.glue.table import TASKS
 from elang.errors import InputError
 from elang.metrics import ExampleTable
 from elang.notices import Notice
+from elang.records.reading import read_metadata
+from elang.records.table import EXAMPLES
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "suite"
 NAMES = ("bert-small", "bert-paper", "t5-small", "t5-paper")
+CAUSAL = ("causal-small", "causal-paper-scale")
 QUIET = {
     "accelerator": "cpu",
     "enable_progress_bar": False,
@@ -46,17 +50,36 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory, data):
-    """Untrained models, each a Swift and a Super: ``bert`` and ``t5``."""
+    """Untrained models, each a Swift and a Super: ``bert``, ``t5`` and ``causal``."""
     root = tmp_path_factory.mktemp("tiny")
     corpus = []
     for task in ALL_TASKS:
         found = TaskData(task, str(data / task.partition("/")[0]), ["train"])
         corpus += [found.text_task.prompt_text(texts) for texts in found.read("train").texts]
         corpus += found.text_task.answers * 10
+    questions = ["A B C D A. B. C. D. Answer: Question: plus = ####", *map(str, range(19))]
     return {
         "bert": [str(write_model(root / f"bert{n}", n)) for n in (1, 2)],
         "t5": [str(write_t5(root / f"t5{n}", corpus, n)) for n in (1, 2)],
+        "causal": [write_causal(root / f"causal{n}", corpus + questions, n) for n in (1, 2)],
     }
+
+
+def write_causal(folder, corpus, layers):
+    """A tiny Llama that reads the words of a corpus, without a padding token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["<s>", "</s>", "<unk>", *sorted({word for text in corpus for word in text.split()})]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "model_max_length": 512}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": layers, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(words), bos_token_id=0, eos_token_id=1, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="session")
@@ -136,8 +159,8 @@ def test_table_is_printed(whole):
     told = [line for line in lines if re.match(r"\S+/\S+: ", line) and "threshold" not in line]
     cautions = [row["cautions"] for row in json.loads((out / "suite.json").read_text())["tasks"]]
     assert said.count(": caution: ") == sum(map(len, cautions)) > 0
-    # Each is longer than a line, and all before the last line, the place of the table, is within 80 columns.
-    assert max(len(line) for line in said[said.index(": caution: ") :].splitlines()[:-3]) <= 80
+    # The last line is the place of the table.
+    assert max(len(line) for line in said[said.index("caution: ") :].splitlines()[:-1]) <= 80
     assert len(told) == 2 * len(steps)
     for i, (task, stage) in enumerate(steps):
         assert re.fullmatch(rf"{task}: elang \w+ --config {out}/{task}/{stage}.yaml", told[2 * i])
@@ -785,14 +808,17 @@ def test_a_table_of_one_row_keeps_its_columns():
 # The configurations that are shipped.
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_config_is_parsed_for_every_task(name, tmp_path, capsys):
-    suite("glue,superglue", str(CONFIGS / f"{name}.yaml"), None, str(tmp_path), dry_run=True)
-    assert len(capsys.readouterr().out.splitlines()) == 4 * len(ALL_TASKS) - 3
+@pytest.mark.parametrize("name", [*NAMES, *CAUSAL])
+def test_every_config_is_parsed(name, tmp_path, capsys):
+    """The first one for all tasks, the others for one task of each set of options, and both parts of MNLI."""
     plan = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text("utf-8"))
+    sets = {str(plan["tasks"].get(task)): task for task in ALL_TASKS}
+    tasks = ALL_TASKS if name == NAMES[0] else list(dict.fromkeys(["glue/mnli", "glue/mnli-mm", *sets.values()]))
+    suite(",".join(tasks), str(CONFIGS / f"{name}.yaml"), None, str(tmp_path), dry_run=True)
+    assert len(capsys.readouterr().out.splitlines()) == 4 * len(tasks) - 3
     for role in ("swift_model", "super_model"):
         assert re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", plan[role])
-    for task in ALL_TASKS:
+    for task in tasks:
         home = tmp_path / task
         for stage in ("super", "swift") if task != "glue/mnli-mm" else ():
             config = yaml.safe_load((home / f"{stage}.yaml").read_text("utf-8"))
@@ -801,7 +827,9 @@ def test_every_config_is_parsed_for_every_task(name, tmp_path, capsys):
         joint = yaml.safe_load((home / "joint.yaml").read_text("utf-8"))
         # Thresholds are chosen and compared in full precision.
         assert joint["trainer"]["precision"] == "32-true"
-        assert joint["model"]["init_args"]["latency"] is True
+        # A Super that is shared by GPUs cannot be timed.
+        shared = joint["trainer"].get("strategy") == "sharded"
+        assert (joint["model"]["init_args"]["latency"], shared) == (not shared, name == "causal-paper-scale")
         # One slice for the whole of a task.
         fractions = {
             yaml.safe_load(path.read_text("utf-8"))["data"]["init_args"]["routing_fraction"]
@@ -812,6 +840,9 @@ def test_every_config_is_parsed_for_every_task(name, tmp_path, capsys):
 
 # Every task by an encoder and by a T5, and every configuration; all of them are parsed for all tasks above.
 RUNS = [(name, task) for place, task in enumerate(ALL_TASKS) for name in NAMES[place % 2 :: 2]]
+# By language models each way to answer: labels, a number, a choice among two, and a head for candidates of its own.
+RUNS += [("causal-small", task) for task in ("glue/stsb", "superglue/copa", "superglue/record")]
+RUNS += [pytest.param("causal-paper-scale", "glue/rte", marks=needs_peft)]
 
 
 @pytest.mark.parametrize(("name", "task"), RUNS)
@@ -825,6 +856,7 @@ def test_every_task_runs_as_configured(name, task, tiny, data, tmp_path):
     for step in steps:
         config = step.config
         config["trainer"] = {**config.get("trainer", {}), **QUIET, "precision": "32-true"}
+        config["trainer"].pop("strategy", None)
         if step.stage in ("super", "swift"):
             config["trainer"] |= {"max_steps": 2, "enable_checkpointing": False}
         if step.stage == "joint":
@@ -851,6 +883,11 @@ def test_every_task_runs_as_configured(name, task, tiny, data, tmp_path):
     records = pd.read_parquet(tmp_path / task / "joint" / "records.parquet")
     assert set(records["split"]) == {"validation", "routing"}
     assert ("score_encoder_router" in records) == name.startswith("t5")
+    for role in ("swift", "super") if name in CAUSAL else ():
+        about = json.loads((tmp_path / of / role / "elang.json").read_text("utf-8"))["task"]
+        # In ReCoRD by a head on the last token.
+        assert about.get("label_words") == (None if task == "superglue/record" else "prompt")
+        assert (tmp_path / of / role / "adapter_config.json").exists() == (role == "super" and "paper" in name)
 
 
 def test_own_task(tiny, tmp_path, monkeypatch, capsys):
@@ -875,3 +912,42 @@ def test_own_task(tiny, tmp_path, monkeypatch, capsys):
     frame = pd.read_parquet(tmp_path / "runs" / "intents" / "joint" / "records.parquet").query("split == 'validation'")
     texts = pd.read_csv(tmp_path / "test.csv")
     assert frame["label"].tolist() == [("bad", "good").index(label) for label in texts["category"]]
+
+
+def test_own_questions(tiny, tmp_path, monkeypatch, capsys):
+    """The file to copy for language models, on both of its tasks: the untrained Super is shown examples."""
+    for name, rows in (("train", 60), ("test", 21)):
+        pairs = [(n % 10, n // 10 + 6 * (name == "test")) for n in range(rows)]
+        choices = [
+            [f"{a} plus {b}", *range(a + b - n % 4, a + b - n % 4 + 4), "ABCD"[n % 4]] for n, (a, b) in enumerate(pairs)
+        ]
+        columns = ["question", *"ABCD", "answer"]
+        pd.DataFrame(choices, columns=columns).to_csv(tmp_path / f"{name}.csv", index=False)
+        sums = [{"question": f"{a} plus {b}", "answer": f"{a} plus {b} = {a + b} #### {a + b}"} for a, b in pairs]
+        pd.DataFrame(sums).to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+    monkeypatch.chdir(tmp_path)
+    suite("choices,sums", str(CONFIGS / "own-questions.yaml"), output="dry", dry_run=True)
+    assert len(capsys.readouterr().out.splitlines()) == 2 * 3
+    plan = yaml.safe_load((CONFIGS / "own-questions.yaml").read_text("utf-8"))
+    plan["swift_model"], plan["super_model"] = tiny["causal"]
+    for stage in ("score", "swift", "joint"):
+        plan[stage]["trainer"] |= {**QUIET, "precision": "32-true"}
+    plan["all"]["data"] = {"routing_fraction": 0.3}
+    plan["joint"]["model"]["latency"] = False
+    plan["swift"]["trainer"] |= {"max_steps": 2, "enable_checkpointing": False}
+    plan["tasks"]["sums"]["all"]["data"]["max_target_length"] = 8
+    done = []
+    monkeypatch.setattr(suites, "run_step", lambda step: done.append(main(step.command)))
+    suite("choices,sums", written(plan, tmp_path / "plan.yaml"), output="runs")
+    assert done == [0] * 6
+    found = json.loads((tmp_path / "runs" / "suite.json").read_text())["tasks"]
+    metrics = [("choices", 21, ["accuracy"]), ("sums", 21, ["number_match"])]
+    assert [(row["task"], row["examples"], row["metrics"]) for row in found] == metrics
+    for task, answer in (("choices", "[ABCD]"), ("sums", r"\d+ plus \d+ = (\d+) #### \1")):
+        shown = read_metadata(tmp_path / "runs" / task / "super.parquet")[EXAMPLES]
+        assert len(shown[1::2]) == 5
+        assert all(re.fullmatch(answer, one) for one in shown[1::2])
+        swift = json.loads((tmp_path / "runs" / task / "swift" / "elang.json").read_text())
+        assert "examples" not in swift["task"]
+        records = pd.read_parquet(tmp_path / "runs" / task / "joint" / "records.parquet")
+        assert ("score_prompt_router" in records) == (task == "sums")
