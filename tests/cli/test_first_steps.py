@@ -157,7 +157,7 @@ def test_a_good_super_is_not_cautioned_of(joint):
 
 def test_a_regression_has_no_classes(joint):
     class Answers:
-        kind = KINDS["regression"]
+        kind, more = KINDS["regression"], {}
         gain, swift_flops, super_flops = torch.ones(9), torch.ones(9), torch.ones(9)
 
     assert cautions(Answers(), ["score"], None)[1] == []
@@ -165,7 +165,7 @@ def test_a_regression_has_no_classes(joint):
 
 def test_many_classes_are_counted():
     class Answers:
-        kind = KINDS["classification"]
+        kind, more = KINDS["classification"], {}
         label = torch.arange(150).repeat(5)
         # Of the first class all are right, and one of the second: more than always answering one would be.
         swift, super_ = torch.zeros_like(label), label
