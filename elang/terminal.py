@@ -42,8 +42,8 @@ _EVERY = 60.0
 _WIDTH, _READABLE = 80, 100
 # Seconds after which a bar is shown that need not be there for a short step, and after which a silent one is named.
 _LATE, _SOON = 10.0, 1.5
-# From the first few of batches, of which the longest come first, the time that is left would be far too long.
-_TELLING = 3
+# From the first batch the time that is left would be far too long. After a line without it the next one comes sooner.
+_TELLING, _NEXT = 2, 15.0
 _Item = TypeVar("_Item")
 # Whether a verb of the command line runs: Python programs print what they like.
 _telling = False
@@ -175,8 +175,11 @@ class Progress:
             return
         now = time.monotonic()
         if now - self.told >= _EVERY and not self.silent:
-            self.told = now
-            tell(self.line(now - self.start))
+            line = self.line(now - self.start)
+            # Where the total is unknown, so is the time.
+            timed = self.total is None or line.endswith(" left")
+            self.told = now if timed else now - max(0.0, _EVERY - _NEXT)
+            tell(line)
 
     def each(self, items: Iterable[_Item]) -> Iterator[_Item]:
         """Go through items, and count each one that is done."""

@@ -82,6 +82,19 @@ def test_a_long_step_tells_how_far_it_is(capfd, monkeypatch):
     )
 
 
+@pytest.mark.usefixtures("telling")
+def test_after_a_line_without_a_time_the_next_comes_soon(capfd, monkeypatch):
+    now = iter([0, 5, 10, 19, 21, 60, 79, 82])
+    monkeypatch.setattr("elang.terminal.time.monotonic", lambda: next(now))
+    progress = Progress(60, "batches evaluated", first=5.0)
+    for _ in range(7):
+        progress.add()
+    assert capfd.readouterr().err == (
+        "elang: 1 of 60 batches evaluated\nelang: 4 of 60 batches evaluated, about 5 minutes left\n"
+        "elang: 7 of 60 batches evaluated, about 10 minutes left\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("total", "done", "before", "line"),
     [
@@ -91,7 +104,8 @@ def test_a_long_step_tells_how_far_it_is(capfd, monkeypatch):
         (100, 99, 0, "99 of 100 texts, less than a minute left"),
         (100, 45, 0, "45 of 100 texts, about a minute left"),
         (100, 50, 50, "50 of 100 texts"),
-        (100, 52, 50, "52 of 100 texts"),
+        (100, 51, 50, "51 of 100 texts"),
+        (100, 52, 50, "52 of 100 texts, about 24 minutes left"),
         (100_000, 200, 100, "200 of 100,000 texts, about 16 h 38 min left"),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elang.cli.arguments import check_minimum, note_replaced
-from elang.errors import InputError, counted
+from elang.errors import InputError, counted, printable
 from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
@@ -85,7 +85,7 @@ def predict(
         fingerprint = partial(run_fingerprint, predictor, [swift_model, super_model], input, text=columns, ways=options)
         with _opened(output, fingerprint) as opened:
             total, deferred = _answer(predictor, input, columns, opened, id_column=id, texts=texts, chunk=chunk)
-    _report(predictor, total, deferred, numbered=task is None)
+    _report(predictor, total, deferred, numbered=task is None, output=output)
 
 
 def _check_task(task: str | None, folder: str | None, others: bool) -> None:
@@ -198,7 +198,7 @@ def _submit(
     return answers
 
 
-def _report(predictor: JointPredictor, total: int, deferred: int, *, numbered: bool) -> None:
+def _report(predictor: JointPredictor, total: int, deferred: int, *, numbered: bool, output: str) -> None:
     """Say what was cut, with the first inputs if they are ``numbered`` through, and who answered."""
     for runner in predictor.runners.values():
         if runner.truncated:
@@ -213,6 +213,7 @@ def _report(predictor: JointPredictor, total: int, deferred: int, *, numbered: b
             )
     means = {math.inf: ": nothing is passed on to the Super", -math.inf: ": everything is passed on to the Super"}
     sys.stderr.write(
-        f"{counted(total, 'inputs')}, {deferred:,} ({deferred / total:.1%}) answered by the Super, at the threshold "
-        f"{predictor.threshold:.4g} of {predictor.score}{means.get(predictor.threshold, '')}\n"
+        f"{counted(total, 'inputs')}, {total - deferred:,} answered by the Swift and {deferred:,} "
+        f"({deferred / total:.1%}) by the Super, at the threshold {predictor.threshold:.4g} of {predictor.score}"
+        f"{means.get(predictor.threshold, '')}{'' if output == '-' else printable(f'; answers in {output}')}\n"
     )

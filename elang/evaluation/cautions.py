@@ -21,6 +21,11 @@ from elang.tasks.kinds import measure
 
 # With fewer examples, chance alone explains why none of a class is right.
 _ENOUGH = 5
+# What to do with a model that has learned too little, where the course of its training is not known.
+_AGAIN = (
+    "Where the validation loss that `elang fit` printed rose, train for fewer epochs (--trainer.max_epochs) or with a "
+    "lower --model.lr; where it fell to the end, train longer"
+)
 # Share of the Super's cost from which a Swift is too dear; one of a third of the layers has a little more than a third.
 _COSTLY_SWIFT = 0.35
 # Points by which the Super may lead, by chance, and the Swift alone still be the choice; else examples are too few.
@@ -101,7 +106,7 @@ def always_one(answers: PairAnswers, label_names: list[str], qualities: Iterable
     return {"label": label_names[most], "share": share, "qualities": reached}
 
 
-def no_better_than_one(prediction: Tensor, label: Tensor, label_names: list[str]) -> str | None:
+def no_better_than_one(prediction: Tensor, label: Tensor, label_names: list[str], remedy: str = _AGAIN) -> str | None:
     """What to say of a model that is right no more often than the most frequent label alone would be."""
     most, share = most_frequent(label, label_names)
     known = int((label >= 0).sum())
@@ -111,7 +116,7 @@ def no_better_than_one(prediction: Tensor, label: Tensor, label_names: list[str]
         return None
     return (
         f"is right on {right / known:.1%}, and always answering '{label_names[most]}' would be right on {share:.1%}: "
-        "it has learned too little. Train it longer (--trainer.max_epochs), or with another --model.lr"
+        f"it has learned too little. {remedy}"
     )
 
 
@@ -129,10 +134,19 @@ def below_allowance(points: dict[str, Any], named: dict[str, dict[str, Any]], la
     chosen = (
         f"the {count:,} examples that chose it were too few, or others than these" if count else "it was chosen badly"
     )
+    # A threshold is advised only if here it saves something and keeps within half a point of the Super.
+    good = [
+        key
+        for key, point in points.items()
+        if not point.speedup <= WORTH_NAMING and (point.to_super or to_super)["difference"] >= -HALF_POINT * largest
+    ]
+    take = next((f"take '--threshold {key[10:]}', " for key in good if key.startswith("held out, ")), "")
+    remedy = f"Hold out more (--data.routing_fraction), {take}or calibrate one (`elang calibrate`)"
+    if not good:
+        remedy = "No threshold of this pair helps here: ask the Super alone, or train a better Swift"
     return [
         f"at the threshold '{name}' the pair is {below:.1f} points below the Super, which is more than chance and more "
-        f"than half a point: {chosen}. Hold out more (--data.routing_fraction), take '--threshold parity', or "
-        "calibrate one (`elang calibrate`)"
+        f"than half a point: {chosen}. {remedy}"
     ]
 
 
@@ -202,8 +216,7 @@ def cautions(answers: PairAnswers, label_names: list[str], worth: Worth) -> tupl
             elif labels := never_right(prediction, answers.label, label_names):
                 limited.append(
                     f"the {who} is never right where the label is {labels}: it has not learned that, or its answers "
-                    "use other names. Train it longer (say, twice the --trainer.max_epochs; or a higher --model.lr), "
-                    "or correct its answers"
+                    f"use other names. {_AGAIN}"
                 )
     for who in ("Swift", "Super"):
         extracted = answers.more.get(f"{who.lower()}_answer")

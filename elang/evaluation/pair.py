@@ -255,15 +255,15 @@ def named_points(
     """
     points = {}
     if quality and allowed is not None:
-        index = at_drop(curve, allowed)
-        within = f"at most half a point or one standard error, whichever is larger, below the Super's {quality}"
-        rule = f"least deferral that costs less than the Super alone and is {within}"
-        if float(curve.cost[index]) >= curve.super_cost:
-            rule = f"everything is deferred: no threshold that costs less than the Super alone is {within}"
-        points[DEFAULT_THRESHOLD] = index, rule
+        within = f"is at most half a point or one standard error, whichever is larger, below the Super's {quality}"
+        points[DEFAULT_THRESHOLD] = at_drop(curve, allowed), within
     for name, fraction in FRACTIONS.items() if quality else ():
-        rule = f"least deferral that reaches {fraction:.1%} of the Super's {quality}"
-        points[name] = at_parity(curve, fraction), rule
+        points[name] = at_parity(curve, fraction), f"reaches {fraction:.1%} of the Super's {quality}"
+    for name, (index, good) in points.items():
+        rule = f"least deferral that costs less than the Super alone and {good}"
+        if float(curve.cost[index]) >= curve.super_cost:
+            rule = f"everything is deferred: no threshold that costs less than the Super alone {good}"
+        points[name] = index, rule
     for name, share in SHARES.items():
         points[name] = at_share(curve, share), f"most deferral up to {share:.0%} of the inputs"
     return points

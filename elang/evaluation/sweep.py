@@ -131,14 +131,13 @@ def swept(records: Joint, score: str, metric: Quality, points: int = 1001, progr
         for name, largest in SHARES.items():
             if int(curve.deferred[0]) <= largest * records.count:
                 named[name] = curve[at_share(curve, largest)]
-        # Parity is measured by the Super's quality, with which a complete curve ends.
-        ends = torch.cat([curve.quality, super_quality]), torch.nn.functional.pad(curve.cost, (0, 1), value=math.nan)
-        to_super = replace(curve, quality=ends[0], cost=ends[1])
-        allowed = torch.nn.functional.pad(error, (0, 1)).clamp_min(HALF_POINT)
-        if DEFAULT_THRESHOLD not in named and (index := at_drop(to_super, allowed)) < len(curve):
-            named[DEFAULT_THRESHOLD] = curve[index]
-        for name, fraction in FRACTIONS.items():
-            if name not in named and (index := at_parity(to_super, fraction)) < len(curve):
+        # Points are measured by the Super's quality, with which a complete curve ends.
+        cost = torch.nn.functional.pad(curve.cost, (0, 1), value=records.super_cost)
+        to_super = replace(curve, quality=torch.cat([curve.quality, super_quality]), cost=cost)
+        found = {name: at_parity(to_super, fraction) for name, fraction in FRACTIONS.items()}
+        found[DEFAULT_THRESHOLD] = at_drop(to_super, torch.nn.functional.pad(error, (0, 1)).clamp_min(HALF_POINT))
+        for name, index in found.items():
+            if index < len(curve) and (name not in named or curve[index].cost < named[name].cost):
                 named[name] = curve[index]
         best = curve[at_best(curve)]
         if "best" not in named or best.quality > named["best"].quality:
@@ -146,7 +145,8 @@ def swept(records: Joint, score: str, metric: Quality, points: int = 1001, progr
         along, quality = (torch.cat(pair) for pair in zip(end, (curve.deferred_share, curve.quality), strict=True))
         area += float(torch.trapezoid(quality, along))
         end = along[-1:], quality[-1:]
-    named.setdefault(DEFAULT_THRESHOLD, curve[-1])
+    # The curve ends with the Super alone.
+    named = dict.fromkeys((*FRACTIONS, DEFAULT_THRESHOLD), curve[-1]) | named
     threshold, deferred, quality, cost = grid[:, grid[1].diff(prepend=torch.tensor([-1.0])) > 0]
     even = replace(curve, threshold=threshold, deferred=deferred.long(), quality=quality, cost=cost)
     return Swept(points=named, grid=even, area=area, random=random)

@@ -1,4 +1,4 @@
-"""The end of a training: which weights are exported, notices about it, and the folder that is written."""
+"""The end of a training: which weights are exported, and the folder that is written."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from torch.distributed.tensor import DTensor
 from elang.backends.loading.checkpoints import PREFIX, save_model
 from elang.backends.loading.lora import Lora
 from elang.backends.text_model import TextModel
-from elang.data.module import TextData
 from elang.errors import InputError, first_line
 from elang.notices import notice
 from elang.records.manifest import Manifest
@@ -106,40 +105,6 @@ def _read(path: str) -> tuple[dict[str, Tensor], int, int]:
         raise ValueError(f"cannot be read ({type(error).__name__}: {first_line(error)})") from error
 
 
-def note_training(trainer: Trainer, step: int, never_right: dict[int, str], evaluated: bool) -> None:
-    """Add notices of a training that was too short, or that did not evaluate the model.
-
-    Args:
-        trainer: The trainer.
-        step: The step that the exported weights are of.
-        never_right: :func:`elang.evaluation.cautions.never_right`, by the step of the evaluation.
-        evaluated: Whether the model was evaluated.
-    """
-    last = max((other for other in never_right if other <= step), default=None)
-    if last is not None and never_right[last]:
-        notice(
-            "never-right",
-            f"After {step:,} steps the model is never right on 'validation' where the label is "
-            f"{never_right[last]}: it has not learned that yet. Train longer, say twice as long "
-            f"(--trainer.max_epochs {2 * trainer.fit_loop.epoch_progress.total.ready}), or raise --model.lr, which was "
-            f"{trainer.optimizers[0].defaults['lr']:g}.",
-        )
-    data: Any = getattr(trainer, "datamodule", None)
-    progress = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-    # Other data modules may not know how many batches an epoch has.
-    batches = len(data.train_dataloader()) if isinstance(data, TextData) else 0
-    if not progress:
-        notice("untrained", "No training step was taken: the weights are the initial ones.")
-    elif progress < batches:
-        notice(
-            "part-trained",
-            f"Training ended after {progress:,} of the {batches:,} batches of an epoch, so it has not seen all of "
-            "its examples.",
-        )
-    if not evaluated and isinstance(data, TextData) and "validation" in data.splits:
-        notice("not-evaluated", "The model was never evaluated on 'validation' in this training.")
-
-
 def check_weights_finite(model: nn.Module, trainer: Trainer) -> None:
     """Refuse to write the weights of a training that diverged. All processes must call it."""
     # Sharded weights are checked by the first process, which holds the gathered ones.
@@ -159,14 +124,15 @@ def write_folder(
     save_model(model, folder, manifest, lora)
     metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("validation/")}
     values = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-    quality = f"its weights are {description}" if description else values
+    weights = f"its weights are {description}" if description else "its weights are those of the last epoch"
     logged = [Path(logger.log_dir) / "metrics.csv" for logger in trainer.loggers if isinstance(logger, CSVLogger)]
     files = [f"metrics.csv in {path.parent}" for path in logged if path.is_file()]
     rank_zero_info(
         "; ".join(
             [
                 f"the {'model' if lora is None or lora.options.merge else 'adapter'} is in {folder}",
-                *([quality] if quality else []),
+                weights,
+                *([values] if values and not description else []),
                 *files,
             ]
         )

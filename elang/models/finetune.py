@@ -17,12 +17,12 @@ from elang.backends.loading.weights import check_state
 from elang.backends.text_model import TextModel
 from elang.data.module import TextData
 from elang.errors import InputError, counted
-from elang.evaluation.cautions import never_right
 from elang.method.deferral import check_logits
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.models import resuming
 from elang.models.base import TaskModule
-from elang.models.export import check_weights_finite, load_best, note_training, write_folder
+from elang.models.course import Course, note_end
+from elang.models.export import check_weights_finite, load_best, write_folder
 from elang.models.optimizer import Schedule, adamw
 from elang.records.manifest import Manifest
 from elang.tasks.kinds import check_qualities
@@ -98,9 +98,7 @@ class FinetuneModule(TaskModule):
         check_qualities([quality] if quality else [], self.task)
         self.quality = QUALITIES[quality or self.task.qualities[0]](len(label_names))  # type: ignore[index]
         self.output = output
-        # Labels that the model never predicts correctly, by the step of the evaluation.
-        self._never_right: dict[int, str] = {}
-        self._evaluated = False
+        self._course, self._evaluated = Course(self.quality.name), False
         # Whether the weights are those of a training, not of the folder.
         self._trained = False
         self._manifest: Manifest | None = None
@@ -122,7 +120,7 @@ class FinetuneModule(TaskModule):
             return
         # An earlier training of this object ended with the model in evaluation mode, and wrote its own manifest.
         self.classifier.train()
-        self._manifest, self._never_right, self._evaluated = None, {}, False
+        self._manifest, self._course, self._evaluated = None, Course(self.quality.name), False
         self.lora.merge(self.classifier, False)
         resuming.stop_together(self.trainer)
         if getattr(self.data, "transfer", None):
@@ -208,10 +206,11 @@ class FinetuneModule(TaskModule):
             answers = self.classifier.records(table)
             if answers.logits is not None:
                 check_logits(answers.logits, f"the model's logits on '{split}'", self.task.kind.has_candidates)
-            if split == "validation" and self.task.kind.has_classes and not self.trainer.sanity_checking:
-                labels = never_right(answers.prediction, table["label"], self.label_names)
-                self._never_right[self.trainer.global_step] = labels
-            for name, value in self.measure_answers(split, answers, table["label"], [self.quality.name]).items():
+            values = self.measure_answers(split, answers, table["label"], [self.quality.name])
+            if split == "validation" and not self.trainer.sanity_checking:
+                names = self.label_names if self.task.kind.has_classes else []
+                self._course.add(self.trainer, values[self.quality.name], answers, table, names=names)
+            for name, value in values.items():
                 self.log(f"{split}/{name}", value, prog_bar=True, sync_dist=True)
                 if self.trainer.state.fn != TrainerFn.FITTING:
                     self.print(f"{name} on {counted(num_examples, 'examples')} of {split}: {value:.4f}")
@@ -280,7 +279,8 @@ class FinetuneModule(TaskModule):
             self.classifier = self.classifier if gathered is None else gathered
         self._trained = True
         step, self._description = load_best(self.trainer, self._callback_states, self.classifier, everywhere=everywhere)
-        note_training(self.trainer, step, self._never_right, evaluated=self._evaluated or self._resumed)
+        self._course.note(self.trainer, step, chosen=bool(self._description))
+        note_end(self.trainer, evaluated=self._evaluated or self._resumed)
         if everywhere or self.trainer.is_global_zero:
             # As the folder will be loaded; the manifest has thresholds.
             self.lora.merge(self.classifier)

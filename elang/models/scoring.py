@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from torch import Tensor
 from elang.backends import DType
 from elang.data.examples import source_of
 from elang.errors import InputError, counted, printable
+from elang.method.quality.texts import full_mark
 from elang.models.answering import EvaluationModule
-from elang.notices import made
+from elang.notices import made, notice
 from elang.records.merging import check_same, merge_files
 from elang.records.table import EXAMPLES, Records, check_output, join_records, write_records
 from elang.tables import is_table
@@ -164,11 +166,16 @@ class ScoreModule(EvaluationModule):
         if not self.writes:
             return
         records: dict[str, list[Records]] = {}
+        self._qualities = dict[str, float]()
         for split, table in tables.items():
             answers = self.answers("model", split, table)
             records.setdefault(source_of(split), []).append(answers)
             if self.parts == 1:
                 self.print(printable(self._result(split, table["label"], answers)))
+        held_out = next((split for split in ("routing", "validation") if split in self._qualities), "train")
+        if "train" in self._qualities:
+            counts = {split: len(tables[split]["id"]) for split in ("train", held_out)}
+            _note_by_heart(self.task.qualities[0], self._qualities, held_out, fewest=min(counts.values()))
         path = self._path(self._current_part)
         joined = {source: join_records(some) for source, some in records.items()}
         write_records(path, joined, self.label_names, **self._metadata(self._current_part), made=made())
@@ -193,4 +200,21 @@ class ScoreModule(EvaluationModule):
         if not self.data.examples(split).labelled:
             return f"{line}, no {'labels' if answers.texts is None else 'references'}"
         values = self.measure_answers(split, answers, label, self.task.qualities)
+        self._qualities[split] = values[self.task.qualities[0]]
         return line + "".join(f", {name} {value:.4f}" for name, value in values.items())
+
+
+def _note_by_heart(metric: str, qualities: dict[str, float], held_out: str, fewest: int) -> None:
+    """Tell of a model that is far better on the texts that it was trained on than on those ``held_out``.
+
+    That is by ten points, and by two of the largest standard errors of the ``fewest`` examples.
+    """
+    gap = qualities["train"] - qualities[held_out]
+    if gap > full_mark(metric) * max(0.1, 1 / math.sqrt(fewest)):
+        notice(
+            "learned-by-heart",
+            f"{metric} is {qualities['train']:.4f} on 'train' and {qualities[held_out]:.4f} on '{held_out}', so the "
+            "model has learned its training texts by heart: its answers to them are surer and more often right than "
+            "those to new texts, and a Swift that learns from them learns little more than the labels. Train this "
+            "model for fewer epochs (--trainer.max_epochs), or let it answer new texts, too (--data.transfer).",
+        )

@@ -118,8 +118,12 @@ class Manifest:
     def write(self, path: str | Path) -> None:
         """Write to the file ``path``; infinities become strings, because JSON has none."""
         self.versions = versions()
+        values = {"format": _FORMAT, **plain(asdict(self))}
+        if not self.drop_overlap:
+            # Versions before this field can read what does not need it.
+            del values["drop_overlap"]
         with write_atomically(path) as aside:
-            aside.write_text(json.dumps({"format": _FORMAT, **plain(asdict(self))}, indent=2) + "\n", "utf-8")
+            aside.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> "Manifest":

@@ -268,7 +268,7 @@ def test_the_page_in_a_browser(joint, tmp_path, screen, chrome):
     from selenium.webdriver.common.keys import Keys
 
     out = tmp_path / "report.html"
-    page_of(joint, out=out, threshold="99%")
+    page_of(joint, out=out, threshold="defer 10%")
     metrics = {"width": screen[0], "height": screen[1], "deviceScaleFactor": 1, "mobile": screen[0] < 500}
     chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     chrome.get_log("performance")

@@ -137,6 +137,15 @@ def test_a_better_score_is_told_with_how_to_route_by_it(capsys):
         assert ("`--score entropy` to `elang predict`, `serve` and `calibrate`" in words) == told
 
 
+def test_thresholds_that_stand_for_the_super_alone_are_named_so(capsys):
+    """None that costs less has the Super's quality, so all of it costs 1, and not more."""
+    print_summary(summary_of(super_cost=1.05e9, names=("accuracy",)), Path("joint"))
+    words = " ".join(capsys.readouterr().out.split())
+    alone = "'held out, 1-SE', 'held out, parity', 'held out, 99.5%', 'held out, 99%', 'read here, 1-SE', 'read here, "
+    assert f"Left out, equal to 'Super alone': {alone}parity'" in words
+    assert "Super alone: also what 1-SE, parity and the shares stand for" in words
+
+
 def test_always_answering_one_label_is_a_row(capsys):
     """By it a newcomer judges the others; where nearly all labels are one, accuracy alone is said to hide the rest."""
     print_summary(summary_of(names=("accuracy",)), Path("joint"))
@@ -261,6 +270,10 @@ def test_a_line_over_compute_does_not_lead_back(monkeypatch):
         for x in lines:
             assert (x[1:] >= x[:-1]).all()
             assert x[-1] == pytest.approx(last, abs=0.01)
+        # The Super alone is marked at its own compute.
+        (alone,) = [text for text in axis.texts if text.get_text() == "Super alone"]
+        assert alone.xy[0] == 1
+        assert any(line.get_xydata().tolist() == [list(alone.xy)] for line in axis.lines)
 
 
 def test_curves_are_computed_once(joint_args, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from elang.evaluation.cautions import below_allowance, no_better_than_one, saves_nothing
-from elang.evaluation.pair import PairAnswers, allowed_drops, choose_thresholds, named_points, pair_curves
+from elang.evaluation.pair import BY_QUALITY, PairAnswers, allowed_drops, choose_thresholds, named_points, pair_curves
 from elang.evaluation.summarize import all_curves, summarize, summarize_pair
 from elang.evaluation.summary import EvaluatedPair
 from elang.method.bootstrap import difference_errors
@@ -86,13 +86,26 @@ def test_what_saves_something_is_named_where_the_default_saves_nothing():
 def test_a_threshold_that_does_not_hold_here_is_a_caution():
     named = {"1-SE": {"threshold": -0.6, "num_examples": 286}}
 
-    def point(high):
-        return {"held out, 1-SE": SimpleNamespace(to_super={"difference": -0.062, "low": -0.082, "high": high})}
+    def points(high=-0.043, **others):
+        found = {"held out, 1-SE": (-0.062, high, 1.5)} | {key.replace("_", ", "): one for key, one in others.items()}
+        names = "difference", "high"
+        return {
+            key: SimpleNamespace(to_super=dict(zip(names, one[:2], strict=True)), speedup=one[2])
+            for key, one in found.items()
+        }
 
-    (caution,) = below_allowance(point(-0.043), named, 1.0)
+    (caution,) = below_allowance(points(), named, 1.0)
     assert "6.2 points below the Super" in caution
     assert "the 286 examples that chose it" in caution
-    assert below_allowance(point(-0.004), named, 1.0) == below_allowance({}, named, 1.0) == []
+    assert below_allowance(points(-0.004), named, 1.0) == below_allowance({}, named, 1.0) == []
+    # A threshold is advised only if it saves something and keeps the Super's quality here.
+    for parity in ((-0.02, 0.01, 1.5), (-0.001, 0.01, 0.99), (-0.001, 0.01, 1.04)):
+        (caution,) = below_allowance(points(**{"held out_parity": parity}), named, 1.0)
+        assert caution.endswith("No threshold of this pair helps here: ask the Super alone, or train a better Swift")
+    (caution,) = below_allowance(points(**{"held out_parity": (-0.001, 0.01, 1.2)}), named, 1.0)
+    assert "take '--threshold parity', or calibrate" in caution
+    (caution,) = below_allowance(points(**{"read here_99%": (-0.001, 0.01, math.nan)}), named, 1.0)
+    assert "(--data.routing_fraction), or calibrate" in caution
 
 
 def test_a_model_that_has_learned_nothing_is_a_caution():
@@ -119,7 +132,17 @@ def test_a_pair_that_saves_nothing_defers_everything_and_is_a_caution():
         curves = all_curves(answers, [quality])
         summary = summarize_pair(EvaluatedPair(**about), answers, curves, thresholds, ["a", "b", "c"], 400, None, 4e-7)
         assert any("this pair saves nothing" in caution for caution in summary.cautions) != saves
+        on_this_set = summary.first.scores["s"].on_this_set
+        rules = {name: thresholds["s"][name]["rule"] for name in BY_QUALITY}
+        if super_cost == super_cost:
+            # By any rule, the Super alone is taken before a threshold that costs more.
+            points = [on_this_set[name] for name in BY_QUALITY]
+            assert all(point.speedup > 1 or point.threshold == -math.inf for point in points)
+            for name, rule in rules.items():
+                everything = float(thresholds["s"][name]["threshold"]) == -math.inf
+                assert rule.startswith("everything is deferred: no threshold that costs less") == everything
         if not saves:
+            assert on_this_set["parity"].speedup == 1
             assert summary.operating_points["s"]["held out, 1-SE"].quality == summary.first.super.quality
             # The Super alone answers, and is all that is paid.
             assert entry["speedup"] == summary.operating_points["s"]["held out, 1-SE"].speedup == 1

@@ -301,8 +301,8 @@ def test_at_parity(name, classes, fraction):
         curve, _, _ = example(41, seed % 2 == 0, seed, name, classes)
         best = curve[-1].quality
         least = best - (1 - fraction) * abs(best)
-        first = next(i for i, point in enumerate(curve) if point.quality >= least - 1e-12)
-        assert at_parity(curve, fraction) == first
+        reached = [i for i, point in enumerate(curve) if point.quality >= least - 1e-12 and point.speedup > 1]
+        assert at_parity(curve, fraction) == (reached[0] if reached else len(curve) - 1)
 
 
 def drawn(quality, cost=None):
@@ -314,12 +314,21 @@ def drawn(quality, cost=None):
 
 
 def test_at_parity_by_hand():
-    assert at_parity(drawn([0.1, 0.3, 0.1 + 0.2])) == 1  # equal but for the last bit
-    assert at_parity(drawn([0.5, 0.9, 0.8])) == 1
-    assert at_parity(drawn([0.9, 0.7, 0.8])) == 0
+    cheap = [1.0, 1.1, 2.0]
+    assert at_parity(drawn([0.1, 0.3, 0.1 + 0.2], cheap)) == 1  # equal but for the last bit
+    assert at_parity(drawn([0.5, 0.9, 0.8], cheap)) == 1
+    assert at_parity(drawn([0.9, 0.7, 0.8], cheap)) == 0
     assert at_parity(drawn([math.nan, math.nan])) == 1
     assert target_quality(drawn([-0.5, -0.2]), 0.5) == pytest.approx(-0.3)
-    assert at_parity(drawn([-0.5, -0.3, -0.2]), 0.5) == 1
+    assert at_parity(drawn([-0.5, -0.3, -0.2], cheap), 0.5) == 1
+
+
+def test_the_cheapest_point_is_so_by_cost():
+    """It is neither one that costs as much as the Super alone, nor the one that defers least."""
+    assert at_parity(drawn([0.5, 0.9, 0.95, 0.9], [1.0, 3.1, 4.0, 3.0])) == 3
+    assert at_parity(drawn([0.5, 0.9, 0.95, 0.9], [1.0, 3.0, 4.0, 3.0])) == 3
+    assert at_parity(drawn([0.5, 0.9, 0.95, 0.9], [1.0, 2.9, 2.5, 3.0])) == 2
+    assert at_parity(drawn([0.5, 0.9, 0.95, 0.9], [math.nan] * 4)) == 1
 
 
 def test_at_drop_by_hand():

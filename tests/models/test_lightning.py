@@ -45,6 +45,8 @@ from elang.records.reading import read_records
 from elang.tasks.text_task import TextTask
 
 NAMES = ["bad", "good"]
+# What a tiny training may be told.
+BADLY_TRAINED = {"never-right", "learned-too-little", "better-epoch"}
 
 
 def trainer(folder, **options):
@@ -161,7 +163,7 @@ def test_a_swift_learns_from_the_supers_logits_in_the_batch(trained, base_model,
     run.fit(swift, datamodule=Own(loader(taught, shuffle=True), loader(rows[1])))
     assert {"train/distill", "train/margin", "validation/loss"} <= run.callback_metrics.keys()
     assert float(run.callback_metrics["validation/accuracy"]) > 0.7
-    assert set(kinds()) - {"never-right"} == {"no-routing-slice"}
+    assert set(kinds()) - BADLY_TRAINED == {"no-routing-slice"}
     # The same by the formulas.
     swift.eval()
     batch = next(iter(loader(taught)))
@@ -192,7 +194,7 @@ def test_without_a_super_a_swift_learns_from_labels(base_model, rows, loader, fi
     swift = SwiftModule(str(base_model), NAMES, layers=1, lr=3e-3, output=str(tmp_path / "swift"))
     run = trainer(tmp_path, max_epochs=1, log_every_n_steps=1)
     run.fit(swift, loader(rows[0], shuffle=True), loader(rows[1]))
-    assert set(kinds()) - {"never-right"} == {"no-super-answers", "no-routing-slice"}
+    assert set(kinds()) - BADLY_TRAINED == {"no-super-answers", "no-routing-slice"}
     assert "train/distill" not in run.callback_metrics
     insists = SwiftModule(str(base_model), NAMES, layers=1, distill_weight=1.0)
     with pytest.raises(InputError, match="needs 'super_logits'"):

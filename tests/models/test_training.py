@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FAST, QUIET
+from conftest import FAST, QUIET, write_data
 from lightning.pytorch import Callback
 from safetensors.torch import load_file
 from test_pitfalls import run_cli
@@ -21,6 +22,7 @@ from elang import JointPredictor, locks
 from elang.cli.lightning import run
 from elang.cli.verbs import main
 from elang.errors import InputError
+from elang.models.course import Course, Evaluation
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
 
@@ -203,6 +205,61 @@ def test_the_last_weights_with_a_reason(fit_args, tmp_path, monkeypatch, kind):
     assert words[kind] in said
     assert "validation/accuracy" in said
     assert "step 44" in said
+
+
+def test_a_better_earlier_epoch_is_told_and_its_option_keeps_it(fit_args, tmp_path):
+    """The validation file's labels are the wrong way round, so the better it learns the worse it gets."""
+    data = str(write_data(tmp_path / "dev.csv", 61, 2, noise=0.95))
+    args = [data if fit_args[i - 1] == "--data.validation" else a for i, a in enumerate(fit_args)]
+    cli = run_cli("fit", *args)
+    said, last = told("better-epoch"), weights(tmp_path / "model")
+    assert "epoch 1 was better than epoch 4, whose weights these are: accuracy 0." in said
+    assert "(--trainer.max_epochs 1), or with a lower --model.lr, which was 0.005;" in said
+    assert f"and {float(cli.trainer.callback_metrics['validation/loss']):.4f}, a difference" in said
+    too_little = told("learned-too-little")
+    assert "always answering '" in too_little
+    assert "Its loss there rose after epoch 1. Train for fewer epochs (--trainer.max_epochs 1)" in too_little
+    forget_notices()
+    option = said.partition("keep the best epoch's weights: ")[2].split()
+    run_cli("fit", *args, *option, "--trainer.callbacks.dirpath", tmp_path / "best")
+    assert "epoch 0 (step 11), the best by validation/accuracy" in told("best-weights")
+    assert not told("better-epoch")
+    assert not same(weights(tmp_path / "model"), last)
+
+
+def test_when_an_earlier_epoch_is_better():
+    def course(*values, n=900):
+        found = Course("accuracy")
+        for epoch, (quality, loss) in enumerate(values, 1):
+            found.evaluations.append(Evaluation(10 * epoch, epoch, loss, 0.03, quality, n, too_little="is bad: "))
+        return found
+
+    class Run:
+        optimizers = (SimpleNamespace(defaults={"lr": 1e-4}),)
+
+    def notes(*values, step=99, chosen=False, n=900):
+        forget_notices()
+        course(*values, n=n).note(Run(), step, chosen=chosen)
+        return told("better-epoch"), told("learned-too-little")
+
+    better, little = notes((0.6978, 0.6433), (0.6611, 0.7399), (0.6667, 0.8129), (0.6522, 0.7864))
+    assert "epoch 1 was better than epoch 4" in better
+    assert "accuracy 0.6978 and loss 0.6433, not 0.6522 and 0.7864" in better
+    assert better.endswith(
+        "ModelCheckpoint --trainer.callbacks.monitor validation/accuracy --trainer.callbacks.mode max"
+    )
+    assert little.startswith("On 'validation' the model is bad: Its loss there rose after epoch 1. Train for fewer")
+    # By the loss, where the metric is no worse.
+    assert notes((0.7, 0.5), (0.7, 0.6))[0].endswith("--trainer.callbacks.monitor validation/loss")
+    # A metric that still rises, what may be chance, few examples, weights that a metric chose, and one epoch.
+    assert not notes((0.7644, 0.4774), (0.7778, 0.55))[0]
+    assert not notes((0.71, 0.5), (0.7, 0.52))[0]
+    assert not notes((0.75, 0.5), (0.7, 0.52), n=60)[0]
+    assert not notes((0.75, 0.5), (0.7, 0.52), chosen=True)[0]
+    assert not notes((0.75, 0.5))[0]
+    # Of the epochs up to the exported weights.
+    assert not notes((0.7, 0.5), (0.75, 0.4), (0.6, 0.6), step=20)[0]
+    assert "Train longer (--trainer.max_epochs), or raise --model.lr" in notes((0.6, 0.6), (0.7, 0.5))[1]
 
 
 def locked(path):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from elang.evaluation.report.words import (
     allowance,
-    area_difference,
     better_scores,
+    default_point,
     meanings,
     outcome,
-    point_cells,
     quality_text,
+    score_rows,
     speedup_text,
     statement_lines,
 )
@@ -25,8 +25,8 @@ _MOSTLY_ONE = 0.8
 def print_summary(summary: JointSummary, folder: Path) -> None:
     """Print what the pair saves, after what denies that and before what limits it, then tables and everything else."""
     chosen, points = summary.first.scores[summary.score], summary.operating_points.get(summary.score, {})
-    where = "held out" if chosen.point(chosen.usual("held out")) else "read here"
-    usual = chosen.usual(where)
+    usual = default_point(summary)
+    where, _, name = usual.partition(", ")
     point = chosen.point(usual)
     assert point is not None, "a curve has the default point"
     to_super = points[usual].to_super if usual in points else None
@@ -38,7 +38,7 @@ def print_summary(summary: JointSummary, folder: Path) -> None:
     if where == "read here":
         chosen_on = "these same examples, which is optimistic: there is no held-out one"
     details.append(
-        f"This is at the threshold '{usual.partition(', ')[2]}' ({point.threshold:.4g}): inputs that are harder, by "
+        f"This is at the threshold '{name}' ({point.threshold:.4g}): inputs that are harder, by "
         f"the difficulty score {summary.score}, go to the Super. It was chosen on {chosen_on}. `elang predict "
         "--threshold` takes any 'held out' name of the table below, or a number."
     )
@@ -69,8 +69,11 @@ def _print_thresholds(summary: JointSummary) -> list[str]:
     for name, other in (("at random, 99%", "random"), ("oracle, 99%", "oracle")):
         point = first.scores[other].on_this_set["99%"]
         rows.append(row(name, {metrics[0]: point.quality}, point.deferred_share, point.speedup))
-    rows, notes = without_repeats(rows)
     alone = {metric: (quality.swift.quality, quality.super.quality) for metric, quality in qualities.items()}
+    # Thresholds that stand for the Super alone are named after it, which is the last row.
+    rows.insert(0, row("Super alone", {m: super_ for m, (_, super_) in alone.items()}, 1.0, 0 * first.super.cost + 1))
+    rows, notes = without_repeats(rows)
+    rows.append(rows.pop(0))
     rows.insert(0, row("Swift alone", {m: swift for m, (swift, _) in alone.items()}, 0.0, first.swift.speedup))
     about = {"metric": metrics[0], "chosen_on": summary.thresholds_from, "allowed": allowance(summary)}
     if (one := summary.most_frequent) is not None:
@@ -82,7 +85,6 @@ def _print_thresholds(summary: JointSummary) -> list[str]:
                 f"{one['share']:.1%} of the labels are '{one['label']}', so accuracy hardly shows how the others are "
                 'answered: --model.quality "[accuracy, f1_macro]" shows both.'
             )
-    rows.append(row("Super alone", {m: super_ for m, (_, super_) in alone.items()}, 1.0, 0 * first.super.cost + 1))
     head = ["threshold", *metrics, "deferred", "speed-up"]
     title = f"{metrics[0]} on {first.num_examples:,} examples of {summary.evaluated_on}, by thresholds of {score}"
     words = [*head, *(row[0] for row in rows), *notes]
@@ -97,17 +99,7 @@ def _print_scores(summary: JointSummary, usual: str, told: list[str]) -> None:
     metric, by_length = quality.quality_name, lengths.get("generated", lengths.get("source"))
     head = ["score", "area", *["difference"] * bool(summary.areas), *["by length"] * bool(by_length)]
     head = [*head, metric, "deferred", "speed-up"]
-    rows = []
-    for name in sorted(quality.scores, key=lambda name: name != summary.score):
-        if name in ("random", "oracle"):
-            continue
-        score = quality.scores[name]
-        cells = [name, "-" if math.isnan(score.area) else f"{score.area:.3f}"]
-        if summary.areas:
-            cells.append(area_difference(summary.areas.get(name, {}), interval=False))
-        if by_length:
-            cells.append(f"{by_length.get(name, math.nan):.2f}".replace("nan", "-"))
-        rows.append([*cells, *point_cells(score.point(usual), metric)])
+    rows = score_rows(summary, usual)
     rows, notes = without_repeats(rows)
     rows[0][0] += "*"
     if len(rows) == 1 and not notes:

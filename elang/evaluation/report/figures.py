@@ -11,7 +11,8 @@ import torch
 
 from elang.evaluation.pair import PairAnswers
 from elang.evaluation.report.folder import Evaluation
-from elang.evaluation.summary import JointSummary, QualitySummary
+from elang.evaluation.report.words import default_point, score_rows
+from elang.evaluation.summary import JointSummary
 from elang.files import write_atomically
 from elang.method.bootstrap import curve_interval
 from elang.method.curve.points import OperatingCurve
@@ -76,7 +77,7 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], about: JointSumma
     The curves are of the first metric of ``about``.
     """
     summary, routing = about.first, about.score
-    labels = _drawn(curves, summary, routing)
+    labels = _drawn(curves, about)
     known = bool(torch.isfinite(curves["random"].cost).all())
     figure, axes = new_axes(12, 5, columns=2 if known else 1)
     for axis, by_cost in zip(axes, (False, True), strict=False):
@@ -102,17 +103,17 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], about: JointSumma
 
 
 def _mark_models(axis: Any, swift: tuple[float, float], super_: float) -> None:
-    """Mark the Swift alone at its place, and the quality of the Super alone."""
+    """Mark both models alone: all is kept or deferred, and costs their own compute, the Super's 1."""
     axis.axhline(super_, color="black", linewidth=0.8)
-    place = {"xytext": (-4, 3), "textcoords": "offset points", "ha": "right"}
-    axis.annotate("Super alone", (1, super_), xycoords=("axes fraction", "data"), **place)
-    axis.plot(*swift, "s", color="black", zorder=6)
-    axis.annotate("Swift alone", swift, xytext=(8, -4), textcoords="offset points")
+    place = {"textcoords": "offset points", "zorder": 7}
+    for name, marked, offset in (("Swift alone", swift, (8, -4)), ("Super alone", (1, super_), (-4, 6))):
+        axis.plot(*marked, "s", color="black", zorder=6)
+        axis.annotate(name, marked, xytext=offset, ha="right" if offset[0] < 0 else "left", **place)
 
 
-def _drawn(curves: dict[str, OperatingCurve], summary: QualitySummary, routing: str) -> dict[str, str]:
-    """The curves to draw, with their labels: equal curves, of which one would hide the others, share a line."""
-    names = list(curves)
+def _drawn(curves: dict[str, OperatingCurve], about: JointSummary) -> dict[str, str]:
+    """The curves to draw, with their labels: scores that are one row of the table share a line."""
+    names, summary, routing = list(curves), about.first, about.score
     if len(names) > MAX_DRAWN:
         # The best of each kind; the table has them all.
         areas = {name: summary.scores[name].area for name in names}
@@ -120,17 +121,13 @@ def _drawn(curves: dict[str, OperatingCurve], summary: QualitySummary, routing: 
         shown = {next((name for name in by_area if name.startswith(kind)), kind) for kind in TOKEN_SCORES}
         shown |= {routing, "router", "encoder_router", "prompt_router", "random", "oracle"}
         names = [name for name in names if name in shown]
-    groups: list[list[str]] = []
+    groups: dict[tuple[str, ...], list[str]] = {}
     # A line has the style of its first score, so the one that routes comes first.
-    for name in sorted(names, key=lambda name: name != routing):
-        same = next((group for group in groups if _alike(curves[group[0]], curves[name])), None)
-        groups.append([name]) if same is None else same.append(name)
-    return {group[0]: " = ".join(group) for group in sorted(groups, key=lambda group: names.index(group[0]))}
-
-
-def _alike(a: OperatingCurve, b: OperatingCurve) -> bool:
-    pairs = (a.deferred, b.deferred), (a.quality, b.quality), (a.cost, b.cost)
-    return all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in pairs)
+    for name, *cells in score_rows(about, default_point(about)):
+        if name in names:
+            groups.setdefault(tuple(cells), []).append(name)
+    labels = {group[0]: " = ".join(group) for group in groups.values()} | {"random": "random", "oracle": "oracle"}
+    return {name: labels[name] for name in names if name in labels}
 
 
 def plot_lengths(path: Path, answers: PairAnswers, routing: str, bins: int = 10) -> None:

@@ -21,6 +21,7 @@ _MEANINGS = {
     "error if that is larger{allowed}",
     "parity": "the cheapest threshold with all of the Super's {metric}",
     "99.5%, 99%": "the cheapest threshold with this share of the Super's {metric}",
+    "Super alone": "also what 1-SE, parity and the shares stand for where no threshold that costs less is good enough",
     "random": "for comparison, deferring by chance",
     "oracle": "for comparison, a score that knows both models' answers",
     "most frequent label": "for comparison, always answering '{label}', the label of {share} of these examples",
@@ -200,3 +201,29 @@ def area_difference(area: dict[str, float], interval: bool = True) -> str:
     if not re.search("[1-9]", text):
         return "="
     return text if interval else text.partition(" (")[0]
+
+
+def default_point(summary: JointSummary) -> str:
+    """The name of the point at the default threshold of the score that routes: a held-out one, if there is one."""
+    chosen = summary.first.scores[summary.score]
+    usual = chosen.usual("held out")
+    return usual if chosen.point(usual) else chosen.usual("read here")
+
+
+def score_rows(summary: JointSummary, usual: str) -> list[list[str]]:
+    """A row of cells for each score at its threshold ``usual``, that of the score that routes first.
+
+    Scores whose cells are equal are one row of the table, and one line of the plot.
+    """
+    quality, lengths = summary.first, summary.lengths or {}
+    by_length = lengths.get("generated", lengths.get("source"))
+    rows = []
+    for name in sorted(quality.scores.keys() - {"random", "oracle"}, key=list(quality.scores).index):
+        score = quality.scores[name]
+        cells = [name, "-" if math.isnan(score.area) else f"{score.area:.3f}"]
+        if summary.areas:
+            cells.append(area_difference(summary.areas.get(name, {}), interval=False))
+        if by_length:
+            cells.append(f"{by_length.get(name, math.nan):.2f}".replace("nan", "-"))
+        rows.append([*cells, *point_cells(score.point(usual), quality.quality_name)])
+    return sorted(rows, key=lambda row: row[0] != summary.score)

@@ -35,26 +35,29 @@ def target_quality(curve: OperatingCurve, fraction: float) -> float:
 
 
 def at_parity(curve: OperatingCurve, fraction: float = 1.0) -> int:
-    """Index of the least deferral whose quality reaches ``fraction``, in ``(0, 1]``, of the Super's."""
+    """Index of the cheapest point whose quality reaches ``fraction``, in ``(0, 1]``, of the Super's."""
     if not 0 < fraction <= 1:
         raise InputError(f"The share of the Super's quality must be in (0, 1], but it is {fraction}.")
-    # Equal qualities from different sums may differ in their last bit.
-    reached = curve.quality >= target_quality(curve, fraction) - 1e-12
-    reached[-1] = True
-    return int(reached.nonzero()[0])
+    return _cheapest(curve, target_quality(curve, fraction))
 
 
 def at_drop(curve: OperatingCurve, allowed: Tensor) -> int:
-    """Index of the least deferral whose quality is at most ``allowed``, ``(M,)``, below the Super's.
+    """Index of the cheapest point whose quality is at most ``allowed``, ``(M,)``, below the Super's."""
+    return _cheapest(curve, curve.quality[-1] - allowed.to(curve.quality))
 
-    Only points that cost less than the Super alone count, if costs are known. Where there is none, everything is
-    deferred.
+
+def _cheapest(curve: OperatingCurve, least: Tensor | float) -> int:
+    """Index of the cheapest point of a quality of at least ``least``; without costs, of the one that defers least.
+
+    The last point, the Super alone, always counts, so points that cost as much or more do not.
     """
-    reached = curve.quality >= curve.quality[-1] - allowed.to(curve.quality) - 1e-12
+    # Equal qualities from different sums may differ in their last bit.
+    reached = curve.quality >= least - 1e-12
     # An unknown cost, NaN, is no reason against a point.
     reached &= ~(curve.cost >= curve.super_cost)
     reached[-1] = True
-    return int(reached.nonzero()[0])
+    cost = torch.where(curve.cost.isnan(), -math.inf, curve.cost)
+    return int(torch.where(reached, cost, math.inf).argmin())
 
 
 def at_share(curve: OperatingCurve, share: float) -> int:
