@@ -87,10 +87,8 @@ class Course:
         if not until:
             return
         last, lowest, rate = until[-1], min(until, key=lambda one: one.loss), trainer.optimizers[0].defaults["lr"]
-        twice = 2 * trainer.fit_loop.epoch_progress.total.ready
-        remedy = (
-            f"Train longer, say twice as long (--trainer.max_epochs {twice}), or raise --model.lr, which was {rate:g}."
-        )
+        twice = f"(--trainer.max_epochs {2 * last.epoch})"
+        remedy = f"Train longer, say twice as long {twice}, or raise --model.lr, which was {rate:g}."
         fewer = "Train for fewer epochs (--trainer.max_epochs {}), or with a lower --model.lr, which was {:g}"
         if last.loss - lowest.loss > last.loss_error:
             remedy = f"Its loss there rose after epoch {lowest.epoch}. {fewer.format(lowest.epoch, rate)}."
