@@ -53,6 +53,18 @@ def listed(names: list[str]) -> str:
     return text + (f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else "")
 
 
+def counted(number: int, nouns: str) -> str:
+    """A number with its noun, which is given in the plural.
+
+    >>> counted(1, "batches of texts"), counted(1, "entries"), counted(1000, "inputs")
+    ('1 batch of texts', '1 entry', '1,000 inputs')
+    """
+    noun, *rest = nouns.split(" ", 1)
+    if number == 1:
+        noun = f"{noun[:-3]}y" if noun.endswith("ies") else noun[: -2 if noun.endswith(("ches", "sses")) else -1]
+    return " ".join([f"{number:,}", noun, *rest])
+
+
 def need(what: str, extra: str, *packages: str) -> None:
     """Raise an :class:`InputError` with the command that installs an extra, unless its packages are installed."""
     if missing := [name for name in packages if find_spec(name) is None]:

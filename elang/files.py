@@ -23,19 +23,29 @@ from elang.errors import InputError, ReaderLeftError
 # Files of a model's folder, and of an evaluation's, that are read.
 _MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".model", ".jinja", ".tiktoken", ".pt", ".ckpt"}
 _EVALUATION_FILES = {"records.parquet", "curve.csv"}
+# Endings that promise a format, and what is written under two of them.
+_PROMISES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xlsx", ".gz")
+_WRITTEN = {
+    ".json": "one object of JSON",
+    ".jsonl": "one object of JSON a line, as pandas.read_json(FILE, lines=True) reads it",
+}
 # Names of open descriptors; opening them again would start at the beginning of the file.
 _DESCRIPTOR = re.compile(r"/dev/(?:fd/(\d+)|(stdout)|(stderr))|/proc/(?:self|\d+)/fd/(\d+)")
 
 
-def check_output_file(output: str | Path, inputs: Iterable[str | Path | None] = (), option: str = "--output") -> None:
+def check_output_file(
+    output: str | Path, inputs: Iterable[str | Path | None] = (), option: str = "--output", suffix: str | None = None
+) -> None:
     """Refuse an output that cannot be written, or that is an input, before any work is done.
 
     ``-`` is standard output or input. A folder among the inputs stands for the files of a model or an evaluation in it,
-    and missing inputs are ignored.
+    and missing inputs are ignored. An ending that promises another format than that of ``suffix`` is refused.
 
     Raises:
         InputError: Naming the output by ``option``.
     """
+    if suffix is not None and (ending := Path(output).suffix.lower()) in _PROMISES and ending != suffix:
+        raise InputError(f"{option} '{output}' must end in {suffix}: what is written is {_WRITTEN[suffix]}.")
     if str(output) != "-" and not is_stream(output):
         _check_place(Path(output), option)
     status = _status(output, 1)

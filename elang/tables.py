@@ -124,7 +124,8 @@ def _frame(names: list[str], columns: list[list[Any]], skipped: int, path: Path)
 
     if skipped:
         notice(
-            "blank-lines", f"{skipped} blank lines among the rows of '{path}' were left out; rows are counted without."
+            "blank-lines",
+            f"Blank lines among the rows of '{path}' are left out: {skipped:,}. Row numbers do not count them.",
         )
     return pd.DataFrame(dict(enumerate(columns)), dtype=object).set_axis(names, axis=1)
 

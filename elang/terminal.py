@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from threading import Timer, current_thread, main_thread
 from typing import Any, TypeVar
 
-from elang.errors import ReaderLeftError, error_chain, printable
+from elang.errors import ReaderLeftError, counted, error_chain, printable
 
 # What libraries log that no user could act on: their loggers, and how the messages begin.
 _NOISE = {
@@ -190,11 +190,14 @@ class Progress:
     def line(self, seconds: float) -> str:
         """How far it is after so many seconds."""
         if self.total is None or self.done >= self.total:
-            return f"{self.done:,} {self.unit}"
+            return counted(self.done, self.unit)
         line = f"{self.done:,} of {self.total:,} {self.unit}"
         if self.done - self.before < _TELLING:
             return line
-        minutes = round((self.total - self.done) * seconds / (self.done - self.before) / 60)
+        left_seconds = (self.total - self.done) * seconds / (self.done - self.before)
+        if left_seconds < 60:
+            return f"{line}, less than a minute left"
+        minutes = round(left_seconds / 60)
         left = f"{minutes // 60} h {minutes % 60} min" if minutes >= 120 else f"{minutes} minutes"
         return f"{line}, about {left} left" if minutes > 1 else f"{line}, about a minute left"
 

@@ -1,6 +1,9 @@
 """The three verbs on a tiny pair, and what they leave behind."""
 
 import json
+import os
+import shlex
+import stat
 import subprocess
 import sys
 
@@ -48,6 +51,33 @@ def test_the_folder_loads_with_plain_transformers(pair):
         label = model.config.id2label[int(model(**inputs).logits.argmax())]
     found = JointPredictor(str(pair["swift"]), str(pair["super"]), threshold="inf")(["the film was great"])
     assert (found[0].label, found[0].answered_by) == (label, "swift")
+
+
+def test_outputs_are_readable_by_whom_the_umask_says(base_model, pair, data_args, tmp_path):
+    """The library of safetensors makes its files readable by their owner alone."""
+    args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "m"), *data_args, *FAST]
+    before = os.umask(0o027)
+    try:
+        assert main([*args, "--trainer.max_steps", "1", "--trainer.default_root_dir", str(tmp_path)]) == 0
+    finally:
+        os.umask(before)
+    for folder, mode in ((tmp_path, 0o640), (pair["swift"], 0o666 & ~before), (pair["root"], 0o666 & ~before)):
+        modes = {path: stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+        assert {path.suffix for path in modes} >= {".json", ".safetensors"}
+        assert {path: oct(found) for path, found in modes.items() if found != mode} == {}
+
+
+def test_validate_ends_with_the_command_that_measures_seconds(pair, joint_args, files, tmp_path, capsys):
+    assert main(["validate", *joint_args, "--model.output", str(tmp_path / "joint")]) == 0
+    *_, said, command = capsys.readouterr().out.splitlines()
+    assert "FLOPs" in said
+    assert "seconds" in said
+    expected = ["elang", "bench", "--swift_model", pair["swift"], "--super_model", pair["super"]]
+    assert shlex.split(command) == [*map(str, [*expected, "--input", files[1], "--text", "text"])]
+    # Records cannot be timed.
+    args = [str(pair["records"]) if part == str(pair["super"]) else part for part in joint_args]
+    assert main(["validate", *args, "--model.output", str(tmp_path / "recorded")]) == 0
+    assert "elang bench" not in capsys.readouterr().out
 
 
 def test_the_folder_goes_back_into_fit(pair, data_args, tmp_path):

@@ -14,8 +14,8 @@ import torch
 from conftest import FAST, QUIET
 
 from elang.errors import InputError, machine_error_behind
-from elang.evaluation.cautions import check_apart
 from elang.evaluation.pair import check_curves, pair_curves
+from elang.evaluation.slices import check_apart
 from elang.method.quality.registry import QUALITIES
 
 

@@ -451,7 +451,7 @@ def test_words_are_replaced_by_likely_ones(base_model, files, tmp_path, capsys):
     assert main(args) == 0
     said = capsys.readouterr().out
     made, texts = pd.read_json(out, lines=True)["text"].tolist(), pd.read_csv(files[0])["text"].tolist()
-    assert f"{len(made)} texts are in {out}, by masked words" in said
+    assert f"{out} has {len(made)} texts, by masked words" in said
     assert any(f"{480 - len(made)} of 480 new texts came twice" in one["text"] for one in notices())
     assert len(set(made)) == len(made) > 400
     assert not set(made) & set(texts)

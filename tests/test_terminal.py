@@ -99,8 +99,10 @@ def test_after_a_line_without_a_time_the_next_comes_soon(capfd, monkeypatch):
     ("total", "done", "before", "line"),
     [
         (None, 1200, 0, "1,200 texts"),
+        (None, 1, 0, "1 text"),
         (100, 100, 0, "100 texts"),
-        (100, 99, 0, "99 of 100 texts, about a minute left"),
+        (100, 99, 0, "99 of 100 texts, less than a minute left"),
+        (100, 45, 0, "45 of 100 texts, about a minute left"),
         (100, 50, 50, "50 of 100 texts"),
         (100, 51, 50, "51 of 100 texts"),
         (100, 52, 50, "52 of 100 texts, about 24 minutes left"),
@@ -159,15 +161,15 @@ def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_pat
         (["fit", *model, base_model, "--model.output", "n", *data_args, "--trainer.max_epochs", 1], "elang: epoch 1: "),
         (
             ["score", *model, pair["super"], "--model.output", "s.parquet", *data_args],
-            "batches evaluated, about a minute left",
+            "batches of validation, the routing slice, train, less than a minute left",
         ),
         (["augment", "--model", base_model, "--input", files[0], "--output", "a.csv", "--batch_size", 8], "8 of "),
         (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 60 answers"),
-        (["predict", *both, "--output", "p.jsonl"], "elang: 1 inputs"),
+        (["predict", *both, "--output", "p.jsonl"], "elang: 1 input\n"),
         (["validate", *evaluated, *data_args], " curves of the held-out slice"),
-        (["report", "j"], "elang: 1 evaluations"),
-        (["sweep", "j", "--score", "entropy", "margin"], "elang: 61 of 122 examples, about a minute left"),
-        (["merge", pair["records"], "--output", "merged.parquet"], " of 301 records, about a minute left"),
+        (["report", "j"], "elang: 1 evaluation\n"),
+        (["sweep", "j", "--score", "entropy", "margin"], "elang: 61 of 122 examples, less than a minute left"),
+        (["merge", pair["records"], "--output", "merged.parquet"], " of 301 records, less than a minute left"),
         (["fit", *swift, *data_args, "--trainer.max_steps", 1], " steps of fitting 'router'"),
     ):
         monkeypatch.chdir(tmp_path)

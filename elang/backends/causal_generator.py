@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from elang.backends.backend import Generated
 from elang.backends.causal_passes import padded_left, read_already, read_flops, text_flops, text_law
-from elang.backends.decoder_only import DecoderOnly, turn_end
+from elang.backends.decoder_only import DecoderOnly, check_fixed_cache, turn_end
 from elang.backends.flops import FlopsConvention, tell_estimated
 from elang.backends.generation import Generation
 from elang.backends.network import InferenceOptions
@@ -150,7 +150,10 @@ class CausalGenerator(DecoderOnly, Generation):
     @torch.no_grad()
     def _disagreement(self, answer: Generated) -> Tensor:
         """By how many of :data:`SAMPLES` samples the most frequent answer is missed, as a share."""
+        # A cache of fixed size has no room for several texts of a prompt.
+        fixed, self.static_cache = self.static_cache, False
         prompts = self.begin(Prompted(answer.encoded.ids, answer.encoded.mask)).repeated(SAMPLES)
+        self.static_cache = fixed
         config = self.greedy_settings()
         config.update(num_beams=1, early_stopping=False, length_penalty=1.0)
         noise = Noise(answer.encoded.ids, answer.encoded.mask, SAMPLES)
@@ -172,6 +175,12 @@ class CausalGenerator(DecoderOnly, Generation):
     def compiled_parts(self) -> list[nn.Module]:
         """All but the head on the vocabulary."""
         return [self.backbone.base_model]
+
+    def use_static_cache(self, static: bool) -> None:
+        """Set whether texts are generated with a cache of fixed size. Raises InputError if that cannot be."""
+        if static:
+            check_fixed_cache(self.backbone.config, self.num_beams)
+        super().use_static_cache(static)
 
     def encode(self, inputs: dict[str, Tensor]) -> Prompted:
         """The prompts, not yet read."""

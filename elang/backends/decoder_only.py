@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Self
 
-from elang.backends.causal_passes import chain_pass, padded_left
+from elang.backends.causal_passes import chain_pass, padded_left, takes_any_mask
 from elang.backends.loading.padding import CHECKED
 from elang.backends.shared_prefix import Rows, SharedPrefix
 from elang.backends.text_model import TextModel
@@ -130,3 +130,16 @@ def turn_end(tokenizer: Any) -> int | None:
     after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2].strip()
     ids = tokenizer(after, add_special_tokens=False)["input_ids"]
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
+
+
+def check_fixed_cache(config: Any, num_beams: int) -> None:
+    """Refuse a cache of fixed size for beams, and for families that would write other texts with it, or none."""
+    what = f"A '{config.model_type}' model"
+    remedy = "leave out --model.static_cache."
+    if num_beams > 1:
+        raise InputError(
+            f"{what} generates {num_beams} beams without a cache of fixed size: set --model.num_beams 1, or {remedy}"
+        )
+    # Some of the others count positions from the cache's size.
+    if not takes_any_mask(config):
+        raise InputError(f"{what} generates without a cache of fixed size: {remedy}")

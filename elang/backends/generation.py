@@ -16,7 +16,7 @@ from elang.backends.network import BatchAnswers, InferenceOptions
 from elang.backends.text_model import TextModel
 from elang.backends.text_scores import TokenWatch
 from elang.data.batches import IGNORE_INDEX
-from elang.errors import InputError
+from elang.errors import InputError, listed
 from elang.method.deferral import route
 from elang.method.router import RouterHead
 from elang.method.scores import (
@@ -32,6 +32,9 @@ from elang.tasks.text_task import TextTask
 
 # Logits that are scored at a time: vocabularies are large.
 _CHUNK = 1 << 26
+# Settings of generation_config.json that change no text, and those with which the library would fail here.
+_UNUSED = {"cache_implementation": None, "num_return_sequences": 1, "prompt_lookup_num_tokens": None}
+_REFUSED = ("stop_strings", "penalty_alpha", "guidance_scale", "num_beam_groups", "dola_layers")
 
 
 class Generation(TextModel):
@@ -49,6 +52,13 @@ class Generation(TextModel):
         super().__init__(backbone, tokenizer, task)
         self.settings = backbone.generation_config
         self.configure_generation(128, num_beams)
+        if wrong := [name for name in _REFUSED if getattr(self.settings, name, None) not in (None, 0, 1)]:
+            raise InputError(
+                f"The generation_config.json of this '{backbone.config.model_type}' model sets {listed(wrong)}, which "
+                "elang does not follow: take it out of the file."
+            )
+        # What is not set stays so: T5's short way looks for settings.
+        self.settings.update(**{k: v for k, v in _UNUSED.items() if getattr(self.settings, k) not in (None, v)})
         if self.settings.do_sample:
             notice(
                 "greedy-texts",
@@ -271,8 +281,8 @@ class Generation(TextModel):
         return {"num_beams": self.num_beams, "top_k": top_k, "vocabulary": self.vocabulary}
 
     def timed_parts(self, steps: int, scored: bool) -> dict[str, Callable[[dict[str, Tensor]], object]]:
-        """Generation of this many tokens, and what comes before it."""
+        """Generation of this many tokens, and what comes before it: the ``encoder``, or reading the ``prompt``."""
         return {
             "": lambda inputs: self.generate(self.encode(inputs), exactly=steps, scored=scored),
-            "encoder": lambda inputs: self.begin(self.encode(inputs)),
+            self.early_router.removesuffix("_router"): lambda inputs: self.begin(self.encode(inputs)),
         }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from elang.errors import InputError, need
+from elang.errors import InputError, counted, need
 from elang.notices import notice
 
 if TYPE_CHECKING:
@@ -178,7 +178,9 @@ class RemoteBackend:
         except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(f"The server at {url} returns no JSON with 'answers': {response.text[:200]!r}.") from None
         if not isinstance(answers, list) or count != len(batch):
-            raise InputError(f"The server at {url} returns {count} answers to {len(batch)} texts.")
+            raise InputError(
+                f"The server at {url} returns {counted(count, 'answers')} to {counted(len(batch), 'texts')}."
+            )
         return answers, cut if isinstance(cut, list) else []
 
 

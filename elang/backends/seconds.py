@@ -96,7 +96,7 @@ def pair_latency(
 
     ``lengths`` and ``steps`` are the tokens of a model's inputs, over all candidates, and of texts that it generates.
     For each model there are ``tokens``, ``batch 1``, ``best batch`` (its size) and ``at best batch``; for one with a
-    decoder also ``<name> encoder``, the time of an input that is deferred after its encoder, or after its prompt.
+    decoder also ``<name> encoder``, or ``<name> prompt`` without one: the time of an input that is deferred after it.
     """
     times: dict[str, Any] = {}
     for name, model in models.items():

@@ -274,7 +274,7 @@ class TextModel(Network):
         return {}
 
     def timed_parts(self, steps: int, scored: bool) -> dict[str, Callable[[dict[str, Tensor]], object]]:
-        """Functions of a batch to be timed: the whole model, ``""``, and its ``encoder`` if it has a decoder."""
+        """Functions of a batch to be timed: the whole model, ``""``, and what comes before a decoder by its name."""
         return {"": self}
 
     def _head_flops(self, *names: str) -> float:

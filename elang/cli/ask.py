@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from elang.backends.remote import Question, RemoteBackend, check_address, questions
 from elang.cli.arguments import note_replaced
 from elang.data.module import TextData
-from elang.errors import InputError, need
+from elang.errors import InputError, counted, need
 from elang.locks import output_lock
 from elang.records.table import Records, check_output, join_records, write_records
 from elang.terminal import Progress, say
@@ -59,7 +59,7 @@ def ask(
         journal = _Journal(Path(f"{output}.asked.jsonl"), server, data)
         asked = len(journal.answers)
         if asked:
-            say(f"{asked} answers are in '{journal.path}' and are not asked for again")
+            say(f"'{journal.path}' has {counted(asked, 'answers')}, not asked for again")
         try:
             with Progress(sum(len(data.examples(split)) for split in journal.splits), "inputs", asked) as progress:
                 journal.progress = progress
@@ -70,7 +70,7 @@ def ask(
             ) from error
         count = journal.finish(output)
     server.report_cut(len(journal.cut), count)
-    say(f"{count} answers of {url}, {count - asked} of them asked for now, are in {output}")
+    say(f"{output} has {counted(count, 'answers')} of {url}, {count - asked} of them asked for now")
 
 
 class _Journal:

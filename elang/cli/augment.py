@@ -15,7 +15,7 @@ from torch import Tensor
 from elang.cli.arguments import check_minimum, note_replaced
 from elang.data.columns import SOURCE_KEY, columns_of, read_frame, texts_of
 from elang.data.examples import content_key
-from elang.errors import InputError
+from elang.errors import InputError, counted
 from elang.files import check_output_file, write_atomically
 from elang.notices import notice
 from elang.terminal import Progress, say
@@ -79,9 +79,9 @@ def augment(
         raise InputError(f"No word of the {len(texts)} texts could be replaced. Set another --model or --candidates.")
     _write(keys, columns, output)
     if dropped := len(rows) - len(keys):
-        text = f"{dropped} of {len(rows)} new texts equal another one or their original, and were left out."
+        text = f"Of {counted(len(rows), 'texts')} made, {dropped:,} left out: equal to another one or its original."
         notice("augmented-left-out", text)
-    say(f"{len(keys)} texts are in {output}, by {source.method}")
+    say(f"{output} has {counted(len(keys), 'texts')}, by {source.method}")
 
 
 def _replaced(

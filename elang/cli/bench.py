@@ -62,7 +62,7 @@ def bench(
     shares = [0.1, 0.25, 0.5] if shares is None else shares if isinstance(shares, list) else [shares]
     _check_sizes(sizes := Sizes(examples, single, repeats), shares, seconds)
     if output is not None:
-        check_output_file(output, [input, swift_model, super_model])
+        check_output_file(output, [input, swift_model, super_model], suffix=".json")
         note_replaced(output)
     columns = input_columns(input, text)
     if pair.threshold == DEFAULT_THRESHOLD and not _has_thresholds(pair.thresholds or swift_model):

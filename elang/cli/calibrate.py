@@ -114,10 +114,10 @@ def _add_thresholds(
     if repeated := first.rows - len(first.key):
         notice(
             "repeated-examples",
-            f"{repeated} of the {first.rows} rows of '{request.part}' repeat the text of another row. Each text counts "
-            "once, because a promise needs independent examples.",
+            f"Rows of '{request.part}' that repeat another one's text: {repeated:,} of {first.rows:,}. Each text "
+            "counts once, because a promise needs independent examples.",
         )
-    if caution := little_to_gain(first.gain):
+    if caution := little_to_gain(first.gain, first.worth, first.bounded):
         say_wrapped(f"Caution: {caution}.")
     for (score, name), entry in entries.items():
         say_wrapped(f"{score}, '{name}': {entry['statement']}" if len(entries) > 1 else entry["statement"])

@@ -8,7 +8,7 @@ from typing import Any
 from elang.cli.arguments import check_minimum, note_replaced
 from elang.cli.suite_plan import write_configs
 from elang.cli.suite_steps import Step, forget_stale, run_chains
-from elang.errors import InputError
+from elang.errors import InputError, counted
 from elang.files import write_atomically
 from elang.locks import output_lock
 from elang.records.merging import merge_provenance
@@ -87,4 +87,4 @@ def _join(parts: list[Path], output: str) -> None:
     joined = pa.concat_tables(table.replace_schema_metadata(None) for table in tables).sort_by("id")
     with write_atomically(output) as aside:
         pq.write_table(joined.replace_schema_metadata({b"elang": json.dumps(joined_metadata).encode()}), aside)
-    say(f"{len(joined)} answers out of fold are in {output}")
+    say(f"{output} has {counted(len(joined), 'answers')} out of fold")

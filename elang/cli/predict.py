@@ -1,5 +1,6 @@
 """`elang predict`: answers to the inputs of a file or of standard input, and to a benchmark's test split."""
 
+import math
 import os
 import sys
 from collections import deque
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from elang.cli.arguments import check_minimum, note_replaced
-from elang.errors import InputError, printable
+from elang.errors import InputError, counted, printable
 from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
@@ -57,7 +58,7 @@ def predict(
         output: A JSONL file, or ``-`` for standard output.
         text: The text column of the table, or all of the task's.
         id: The column of the table that names its rows; by default ``id`` is the number of the row or line, from 0.
-        texts: Also write the input, as ``text``; of pairs it is a list.
+        texts: Also write the input beside its answer, as ``text``; of pairs it is a list.
         chunk: Inputs that are read, tokenised and answered by the Swift at a time.
         task: A task of GLUE or SuperGLUE (glue/rte).
         folder: The benchmark's own files; by default the hub's.
@@ -71,7 +72,7 @@ def predict(
         protected.append(input)
     elif folder is not None:
         protected += files_of_task(task, folder)
-    _check_output(output, input, protected)
+    _check_output(output, input, protected, suffix=".jsonl" if task is None else None)
     columns = input_columns(input, text)
     if id is not None and not columns:
         raise InputError(f"--id names a column of a table, and '{input}' is read line by line. Leave it out.")
@@ -84,7 +85,7 @@ def predict(
         fingerprint = partial(run_fingerprint, predictor, [swift_model, super_model], input, text=columns, ways=options)
         with _opened(output, fingerprint) as opened:
             total, deferred = _answer(predictor, input, columns, opened, id_column=id, texts=texts, chunk=chunk)
-    _report(predictor, total, deferred, output=output)
+    _report(predictor, total, deferred, numbered=task is None, output=output)
 
 
 def _check_task(task: str | None, folder: str | None, others: bool) -> None:
@@ -111,7 +112,7 @@ def _answer(
     """Answer the inputs without an answer so far; return how many have one now, and how many of them the Super gave."""
     (file, done, deferred), task = opened, predictor.task
     if done:
-        sys.stderr.write(f"{done} inputs were answered before; resuming after them\n")
+        sys.stderr.write(f"resuming after {counted(done, 'inputs')} answered before\n")
     ids: list[Any] | None = None if id_column is None else []
     inputs = read_inputs(source, columns, predictor.task.kind.generates, ids, id_column or "")
     # Inputs that have been read and not been answered yet.
@@ -137,9 +138,9 @@ def _answer(
     return done + new, deferred + new_deferred
 
 
-def _check_output(output: str, source: str, files: list[str | None]) -> None:
+def _check_output(output: str, source: str, files: list[str | None], suffix: str | None) -> None:
     """Refuse an output that cannot be written, or that would overwrite an input."""
-    check_output_file(output, files)
+    check_output_file(output, files, suffix=suffix)
     if output == "-" and getattr(sys.stdout, "name", "") == os.devnull:
         raise InputError("Standard output is closed. Open it, or give a file as --output.")
     note_replaced(output)
@@ -197,16 +198,22 @@ def _submit(
     return answers
 
 
-def _report(predictor: JointPredictor, total: int, deferred: int, output: str) -> None:
+def _report(predictor: JointPredictor, total: int, deferred: int, *, numbered: bool, output: str) -> None:
+    """Say what was cut, with the first inputs if they are ``numbered`` through, and who answered."""
     for runner in predictor.runners.values():
         if runner.truncated:
+            cut = ", ".join(map(str, runner.first_cut if numbered else ()))
+            first = f"First numbers, from 0: {cut}. " if cut else ""
+            trained = "Only a Swift trained with a larger --data.max_length, which is kept in its folder, reads more."
             notice(
                 "cut-inputs",
-                f"{runner.truncated} of {total} inputs were longer than the {runner.who}'s limit of {runner.limit} "
-                "tokens: the rest was not read.",
+                f"Of {counted(total, 'inputs')}, {runner.truncated:,} longer than the {runner.who}'s limit of "
+                f"{runner.limit} tokens: the rest was not read. {first}"
+                + (trained if runner.limit >= runner.max_length else f"The {runner.who} itself reads no more."),
             )
+    means = {math.inf: ": nothing is passed on to the Super", -math.inf: ": everything is passed on to the Super"}
     sys.stderr.write(
-        f"{total} inputs, {total - deferred} answered by the Swift and {deferred} ({deferred / total:.1%}) by the "
-        f"Super, at the threshold {predictor.threshold:.4g} of {predictor.score}"
-        f"{'' if output == '-' else printable(f'; answers in {output}')}\n"
+        f"{counted(total, 'inputs')}, {total - deferred:,} answered by the Swift and {deferred:,} "
+        f"({deferred / total:.1%}) by the Super, at the threshold {predictor.threshold:.4g} of {predictor.score}"
+        f"{means.get(predictor.threshold, '')}{'' if output == '-' else printable(f'; answers in {output}')}\n"
     )

@@ -64,7 +64,7 @@ class ProgressLines(pl.Callback):
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # The last one of a training comes behind its last line.
-        self._validation = self._begun(sum(trainer.num_val_batches), "batches evaluated")
+        self._validation = self._begun(sum(trainer.num_val_batches), f"batches of {_evaluated(trainer)}")
 
     @override
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
@@ -85,7 +85,7 @@ class ProgressLines(pl.Callback):
 
     @override
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._validation = self._begun(sum(trainer.num_test_batches), "batches evaluated")
+        self._validation = self._begun(sum(trainer.num_test_batches), f"batches of {_evaluated(trainer)}")
 
     @override
     def on_test_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
@@ -95,6 +95,15 @@ class ProgressLines(pl.Callback):
         # The number of batches of a stream is infinite.
         known = None if total in (None, float("inf")) else int(total or 0)
         return Progress(known, unit, done, bar=False, first=_FIRST) if self._active else None
+
+
+def _evaluated(trainer: pl.Trainer) -> str:
+    """The splits that an evaluation answers."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if not isinstance(data, TextData):
+        return "test" if trainer.testing else "validation"
+    splits = data.test_splits if trainer.testing else data.eval_splits
+    return ", ".join(splits).replace("routing", "the routing slice")
 
 
 def new_folders(trainer: pl.Trainer) -> list[Path]:

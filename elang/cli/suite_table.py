@@ -94,7 +94,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _pair_ms(ms: dict[str, dict[str, float]], score: str, share: float, batch: str, *, alone: bool = False) -> float:
-    """The pair's milliseconds for an input, ``c_swift + r c_super``, without the Swift's decoder where it is spared.
+    """The pair's milliseconds for an input, ``c_swift + r c_super``, without the Swift's decoding where it is spared.
 
     Where the Super is asked ``alone``, the Swift does not run.
     """
@@ -103,7 +103,8 @@ def _pair_ms(ms: dict[str, dict[str, float]], score: str, share: float, batch: s
     swift, super_ = ms["swift"][batch], ms["super"][batch]
     if alone:
         return super_
-    deferred = ms["swift encoder"][batch] if score in BEFORE_DECODER and "swift encoder" in ms else swift
+    early = [ms[f"swift {part}"][batch] for part in ("encoder", "prompt") if f"swift {part}" in ms]
+    deferred = early[0] if score in BEFORE_DECODER and early else swift
     return (1 - share) * swift + share * (deferred + super_)
 
 

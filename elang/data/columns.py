@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from elang.data.examples import Examples
-from elang.errors import HUB_PATIENCE, InputError, first_line
+from elang.errors import HUB_PATIENCE, InputError, counted, first_line
 from elang.tables import file_lines, other_delimiter, read_table
 
 SOURCE_KEY = "source_key"
@@ -84,14 +84,14 @@ def texts_of(
         if {*map(type, values)} != {str}:
             bad = [row for row, value in enumerate(values) if not isinstance(value, str)]
             raise InputError(
-                f"{where} has {len(bad)} rows whose '{column}' is no text, first row {bad[0]} (counted from 0): it is "
-                f"{describe(values[bad[0]])}. Set {option} to a column of texts, or make it one: join the tokens of a "
-                "list, write numbers as strings, fill or remove rows without a text."
+                f"{where} has {counted(len(bad), 'rows')} whose '{column}' is no text, first row {bad[0]} (counted "
+                f"from 0): it is {describe(values[bad[0]])}. Set {option} to a column of texts, or make it one: join "
+                "the tokens of a list, write numbers as strings, fill or remove rows without a text."
             )
         if not empty and not all(map(str.strip, values)):
             bad = [row for row, value in enumerate(values) if not value.strip()]
             raise InputError(
-                f"{where} has {len(bad)} rows with an empty text, first row {bad[0]} (counted from 0): "
+                f"{where} has {counted(len(bad), 'rows')} with an empty text, first row {bad[0]} (counted from 0): "
                 f"{tuple(column[bad[0]] for column in texts)!r}. Remove or fill those rows."
             )
         try:

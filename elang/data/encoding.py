@@ -29,8 +29,8 @@ class CutTexts:
 
     def tell(self) -> None:
         """Give a notice for each limit."""
-        for (_, option, limit), counts in self.counts.items():
-            cut = f"{', '.join(counts.values())} are longer than {limit} tokens and were cut"
+        for (kind, option, limit), counts in self.counts.items():
+            cut = f"{kind.capitalize()} longer than {limit} tokens were cut: {', '.join(counts.values())}"
             notice("cut-inputs", f"{cut}. Raise --data.{option} to keep them whole.")
 
 

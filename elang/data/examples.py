@@ -10,10 +10,7 @@ from torch import Tensor
 
 from elang.errors import InputError
 from elang.method.router import FOLDS
-from elang.notices import notice
 
-# Share of evaluated texts that may also be training texts without a notice: real data repeats itself a little.
-_MAX_OVERLAP = 0.01
 SplitName = Literal["train", "routing", "validation", "test", "transfer", "fold"]
 
 
@@ -115,20 +112,10 @@ def held_out(units: Tensor, fraction: float, fold: tuple[int, int] | None) -> tu
     return routing, in_fold
 
 
-def warn_of_overlap(split: str, key: Tensor, train: Tensor) -> None:
-    """Give a notice if many of a split's texts, by their keys, are also training texts."""
-    if (repeated := int(torch.isin(key, train).sum())) >= max(1, _MAX_OVERLAP * len(key)):
-        notice(
-            "overlap",
-            f"{repeated:,} of the {len(key):,} texts of '{split}' are also in the training data. They are kept, and "
-            "make results look too good: delete them from one of the two files.",
-        )
-
-
 def told_sizes(splits: dict[str, Examples]) -> str:
     """How many examples there are of each split, in words."""
     sizes = ", ".join(f"{split} {len(found):,}" for split, found in splits.items())
-    return f"examples: {sizes}".replace("routing", "held out of train for thresholds (routing)")
+    return f"examples: {sizes}".replace("routing", "routing slice (held out of train, to choose thresholds on)")
 
 
 def source_of(split: str) -> str:
@@ -157,4 +144,9 @@ def check_held_out(data: Any, about: dict[str, Any], who: str) -> None:
         raise InputError(
             f"--data.routing_fraction is {data.routing_fraction}, but {who} was trained with {trained}: part of the "
             f"slice was trained on. Give --data.routing_fraction {trained} or less."
+        )
+    if data.drop_overlap and about.get("drop_overlap") is False:
+        raise InputError(
+            f"--data.drop_overlap is true, but {who} was trained without it, also on texts that are evaluated here. "
+            "Train it again with --data.drop_overlap true, or leave it out."
         )

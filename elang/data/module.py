@@ -16,7 +16,8 @@ from elang.data.arguments import KeepsArguments
 from elang.data.batches import EncodedExamples, LengthBatches, Reader, SplitBatches
 from elang.data.columns import check_file, read_transfer
 from elang.data.encoding import CutTexts, encode_split
-from elang.data.examples import Examples, SplitName, fold_parts, held_out, source_of, told_sizes, warn_of_overlap
+from elang.data.examples import Examples, SplitName, fold_parts, held_out, source_of, told_sizes
+from elang.data.overlap import warn_of_overlap, without_overlap
 from elang.errors import InputError
 from elang.notices import notice
 from elang.tasks.text_task import TaskFields, TextTask
@@ -44,6 +45,7 @@ class TextData(KeepsArguments):
     max_target_length = 128
     # The hub's data set whose splits ``files`` names; None if these are local files.
     hub: str | None = None
+    drop_overlap = False
 
     def __init__(
         self,
@@ -65,8 +67,7 @@ class TextData(KeepsArguments):
         self.files, self.transfer, self.fold = files, transfer, fold_parts(fold)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.max_length, self.routing_fraction, self.num_workers = max_length, routing_fraction, num_workers
-        self.parts = (1, [0])
-        self._all_splits = False
+        self.parts, self._all_splits = (1, [0]), False
         self._examples: dict[str, Examples] = {}
         self._encoded: dict[tuple[str, str], EncodedExamples] = {}
         self._readers: dict[str, Reader] = {}
@@ -162,6 +163,8 @@ class TextData(KeepsArguments):
     def _split_training(self, examples: Examples) -> None:
         """Separate the routing slice and the fold from the training examples."""
         self.file_rows = len(examples)
+        if self.drop_overlap:
+            examples = without_overlap(examples, self)
         routing, fold = held_out(examples.units, self.routing_fraction, self.fold)
         masks: dict[SplitName, Tensor] = {"train": ~(routing | fold), "routing": routing, "fold": fold}
         for split in (split for split in self.splits if split in masks):
@@ -176,9 +179,7 @@ class TextData(KeepsArguments):
         """The transfer set, without texts that were made from held-out ones."""
         task, train = self.text_task, self.examples("train")
         if task.kind.has_candidates or task.kind.generates or train.targets:
-            raise InputError(
-                f"--data.transfer is for classification and regression of texts, not for a {task.problem}."
-            )
+            raise InputError(f"--data.transfer is for classification and regression, not for a {task.problem} task.")
         label = torch.tensor(task.kind.unknown, dtype=train.label.dtype)
         examples, made_from = read_transfer(path, self.text_columns, label)
         if made_from is None:
@@ -230,9 +231,8 @@ class TextData(KeepsArguments):
                     tokens = encode_split(split, examples, task, reader=reader, limits=limits, cut=cut)
                     self._encoded[split, name] = tokens
         cut.tell()
-        if "train" in self._examples and self.fold is None:
-            for split in (split for split in needed if split in ("validation", "test")):
-                warn_of_overlap(split, self.examples(split).key, self.examples("train").key)
+        if self.fold is None:
+            warn_of_overlap({split: self._examples[split] for split in self._examples if split in {*needed, "train"}})
         rank_zero_info(told_sizes(self._examples))
 
     def _epoch(self, batches: int) -> int:

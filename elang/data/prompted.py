@@ -23,6 +23,7 @@ class PromptedData(TextData):
         examples: Number of answered examples in front of the prompt. They are drawn from the training file without its
             held-out parts, of each class equally many, and stay with a model that is trained with them.
         examples_seed: Another number draws other examples.
+        drop_overlap: Leave texts that are also in the validation or test file out of the training file.
         options: Those of :class:`elang.data.module.TextData`.
     """
 
@@ -34,9 +35,11 @@ class PromptedData(TextData):
         system: str | None = None,
         examples: int = 0,
         examples_seed: int = 0,
+        drop_overlap: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(files, **options)
+        self.drop_overlap = drop_overlap
         if label_words is False and (chat or system or examples):
             raise InputError(
                 "--data.chat, --data.system and --data.examples ask for label words; leave out --data.label_words "

@@ -136,9 +136,11 @@ class Prompt:
     def _too_long(self, tokens: int, room: int) -> InputError:
         shown = f", its {self.examples} examples included" if self.examples else ""
         remedy = "Give fewer --data.examples, shorten" if self.examples else "Shorten"
+        allowed = max(0, room + len(self.start))
         return InputError(
-            f"The prompt takes {tokens + len(self.start)} tokens without any text{shown}, and {room + len(self.start)} "
-            f"are allowed. {remedy} --data.prompt (or --data.system), or raise --data.max_length."
+            f"The prompt takes {tokens + len(self.start)} tokens without any text{shown}, and {allowed} are allowed. "
+            f"{remedy} --data.prompt (or --data.system), or raise --data.max_length. If the limit is the model's "
+            "context, of which answers get their part first, shorten these: --data.max_target_length, --data.answers."
         )
 
 

@@ -7,18 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elang.errors import InputError, listed
-from elang.evaluation.pair import HALF_POINT, ROUTING_SLICE, PairAnswers
-from elang.evaluation.slices import FEW, MOSTLY, SOME, independent_units, share_of_slice
+from elang.errors import listed
+from elang.evaluation.pair import HALF_POINT, PairAnswers
+from elang.evaluation.slices import FEW, independent_units
+from elang.evaluation.summary import EvaluatedPair, QualitySummary, Worth
 from elang.method.bootstrap import mean_intervals
 from elang.method.quality.labels import spearman
 from elang.method.quality.metric import Quality
-from elang.notices import notice
+from elang.method.quality.texts import full_mark
 from elang.records import WORTH_NAMING
 from elang.records.manifest import Manifest, entry_speedup, known_name
 from elang.tasks.kinds import measure
 
-# With fewer examples, chance alone explains why none of a class is right, or why some are known.
+# With fewer examples, chance alone explains why none of a class is right.
 _ENOUGH = 5
 # What to do with a model that has learned too little, where the course of its training is not known.
 _AGAIN = (
@@ -27,31 +28,49 @@ _AGAIN = (
 )
 # Share of the Super's cost from which a Swift is too dear; one of a third of the layers has a little more than a third.
 _COSTLY_SWIFT = 0.35
+# Points by which the Super may lead, by chance, and the Swift alone still be the choice; else examples are too few.
+_NO_LEAD = 2.0
 
 
-def never_right(prediction: Tensor, label: Tensor, label_names: list[str]) -> list[str]:
-    """The classes with five examples or more of which not one is answered right.
+def never_right(prediction: Tensor, label: Tensor, label_names: list[str]) -> str:
+    """The classes with five examples or more of which not one is answered right, in words; empty if there is none.
 
-    Predictions and labels are int64 ``(N,)``, and a label is -1 if unknown.
+    Of the one with the most examples also what is answered instead. Predictions and labels are int64 ``(N,)``; a label
+    is -1 if unknown, a prediction if it names no class.
 
     >>> never_right(torch.tensor([0] * 9), torch.tensor([0] * 4 + [1] * 5), ["a", "b"])
-    ['b']
+    "'b' (5 of the 5 examples of 'b' are answered 'a')"
     """
     right = (prediction == label) & (label >= 0)
     counts, hits = (x.bincount(minlength=len(label_names)).tolist() for x in (label[label >= 0], label[right]))
-    return [name for i, name in enumerate(label_names) if counts[i] >= _ENOUGH and hits[i] == 0]
+    never = [i for i in range(len(label_names)) if counts[i] >= _ENOUGH and hits[i] == 0]
+    if not never:
+        return ""
+    worst = max(never, key=lambda i: counts[i])
+    number, instead = (int(x) for x in (prediction[label == worst] + 1).bincount().max(0))
+    answer = f"'{label_names[instead - 1]}'" if instead else "with none of the labels"
+    names = listed([label_names[i] for i in never])
+    return f"{names} ({number:,} of the {counts[worst]:,} examples of '{label_names[worst]}' are answered {answer})"
 
 
-def little_to_gain(gain: Tensor) -> str:
-    """A caution if the Super is not shown to be better than the Swift, by ``gain`` ``(N,)``; otherwise empty."""
-    low = float(mean_intervals(gain[:, None])[0])
+def little_to_gain(gain: Tensor, unit: str, bounded: bool = True) -> str:
+    """A caution if the Super is not shown to be better than the Swift; otherwise empty.
+
+    ``gain`` ``(N,)`` counts ``unit``, as a share of the largest worth if that is ``bounded``.
+    """
+    ends = (float(end) for end in (gain.double().mean(), *mean_intervals(gain[:, None])))
+    mean, low, high = (100 * end + 0.0 if bounded else end for end in ends)
     if low > 0:
         return ""
+    found = (
+        f"than the Swift on these {len(gain):,} examples (difference {mean:+.2f}{' points' * bounded}, "
+        f"{unit.partition(',')[0]}; 95% interval {low:+.2f} to {high:+.2f})"
+    )
+    if high < 0:
+        return f"the Super is worse {found}: is it the right folder? If it is, use the Swift alone or a better Super"
     return (
-        f"the Super is not shown to be better than the Swift on these {len(gain):,} examples (mean gain "
-        f"{float(gain.mean()):+.4f}, 95% interval from {low:+.4f}): deferring has little to gain, and areas, "
-        "thresholds and certificates mean little. Evaluate on more examples; if it stays so, use the Swift alone or a "
-        "better Super"
+        f"the Super is not shown to be better {found}: deferring has little to gain, and areas, thresholds and "
+        "certificates mean little. Evaluate on more examples; if it stays so, use the Swift alone or a better Super"
     )
 
 
@@ -152,10 +171,41 @@ def saves_nothing(thresholds: dict[str, dict[str, dict[str, Any]]], score: str) 
     ]
 
 
-def cautions(answers: PairAnswers, label_names: list[str], largest: float | None) -> tuple[list[str], list[str]]:
+def allows_the_lead(named: dict[str, dict[str, Any]], first: QualitySummary) -> list[str]:
+    """A caution if the default one of the ``named`` thresholds may lose all of the Super's lead by the first metric."""
+    name = known_name(named)
+    allowed, lead = named.get(name, {}).get("allowed_drop"), first.super.quality - first.swift.quality
+    if allowed is None or not 0 < lead <= allowed:
+        return []
+    allowed, lead = (100 * drop / full_mark(first.quality_name) for drop in (allowed, lead))
+    costly = entry_speedup(named.get("parity", {})) <= WORTH_NAMING
+    take = "Ask the Super alone" if costly else "Take '--threshold parity'"
+    # Half a point is allowed on any number of examples.
+    more = ", or hold out more examples to choose it on (--data.routing_fraction)" if allowed > 100 * HALF_POINT else ""
+    return [
+        f"the threshold '{name}' was allowed to lose {allowed:.2f} points, and the Super leads by {lead:.2f} here, so "
+        f"it may lose all of the lead. {take}{more}"
+    ]
+
+
+def wrong_super(manifest: Manifest | None, about: EvaluatedPair) -> list[str]:
+    """A caution if the Super is the Swift, or not the one that a ``manifest`` was made with."""
+    known, current = "" if manifest is None else manifest.super_sha256, about.weights["super"]
+    if about.weights["swift"] == current != "":
+        return ["Swift and Super are the same model"]
+    if not known or not current or known == current:
+        return []
+    return [
+        f"the Swift's router and thresholds were made with the answers of another Super (weights {known[:12]}…) than "
+        f"'{about.super_model}' (weights {current[:12]}…): is it the right folder? If it is, train the Swift on its "
+        "answers"
+    ]
+
+
+def cautions(answers: PairAnswers, label_names: list[str], worth: Worth) -> tuple[list[str], list[str]]:
     """Reasons in a pair's answers that deny its success, and others to trust its figures less.
 
-    ``largest`` is the most that an answer can be worth.
+    What to do instead comes first, where the Swift alone is clearly the choice.
     """
     denied, limited = list[str](), list[str]()
     swift_cost, super_cost = float(answers.swift_flops.mean()), float(answers.super_flops.mean())
@@ -165,10 +215,10 @@ def cautions(answers: PairAnswers, label_names: list[str], largest: float | None
         for who, prediction in (("Swift", answers.swift), ("Super", answers.super_)):
             if (learned := no_better_than_one(prediction, answers.label, label_names)) is not None:
                 denied.append(f"the {who} {learned}")
-            elif names := never_right(prediction, answers.label, label_names):
+            elif labels := never_right(prediction, answers.label, label_names):
                 limited.append(
-                    f"the {who} is never right where the label is {listed(names)}: it has not learned that, or its "
-                    f"answers use other names. {_AGAIN}"
+                    f"the {who} is never right where the label is {labels}: it has not learned that, or its answers "
+                    f"use other names. {_AGAIN}"
                 )
     for who in ("Swift", "Super"):
         extracted = answers.more.get(f"{who.lower()}_answer")
@@ -177,7 +227,14 @@ def cautions(answers: PairAnswers, label_names: list[str], largest: float | None
                 f"in {missing:,} of the {len(extracted):,} texts of the {who} no answer is found (--data.extract): "
                 "they count as wrong"
             )
-    if caution := little_to_gain(answers.gain / (largest or 1.0)):
+    gain = answers.gain / (worth.largest or 1.0)
+    if caution := little_to_gain(gain, worth.unit, worth.largest is not None):
+        lead = 100 * float(gain.mean())
+        if not denied and worth.largest and 0 <= lead < _NO_LEAD and swift_cost < super_cost:
+            denied.append(
+                f"use the Swift alone, unless a row below is worth more to you: {super_cost / swift_cost:.2f}x fewer "
+                f"FLOPs, {lead:.2f} points below the Super"
+            )
         denied.append(caution)
     return denied, limited
 
@@ -199,57 +256,6 @@ def near_threshold(score: Tensor, named: dict[str, dict[str, Any]], rounding: fl
     # Half precision and the composition of batches move energies by up to 0.004 (float32: 4e-7).
     within = (score - threshold).abs() <= rounding
     return {"distance": rounding, "share": float(within.double().mean())} if math.isfinite(threshold) else None
-
-
-def check_apart(evaluated: Tensor, train: Tensor, chosen_on: Tensor) -> None:
-    """Refuse to evaluate on the training file, and warn about examples that thresholds are also chosen on.
-
-    All arguments are keys, int64 ``(N,)``; the routing slice ``chosen_on`` is the part of the file outside ``train``.
-
-    Raises:
-        InputError: If half of the evaluation set, or more, is in the training file.
-    """
-    in_slice = torch.isin(evaluated, chosen_on)
-    known, chosen, n = int((in_slice | torch.isin(evaluated, train)).sum()), int(in_slice.sum()), len(evaluated)
-    if known >= MOSTLY * n:
-        raise InputError(
-            f"{known} of the {n} evaluated examples are in the training file, {chosen} of them in its {ROUTING_SLICE}, "
-            "on which thresholds are chosen: are --data.train and --data.validation the same file? Give another one."
-        )
-    if chosen > FEW * n:
-        notice(
-            "evaluated-on-slice",
-            f"{chosen} of the {n} evaluated examples are also in the {ROUTING_SLICE}, on which thresholds are chosen; "
-            "the figures are optimistic by as much.",
-        )
-
-
-def check_manifest_apart(evaluated: Tensor, manifest: Manifest, statements: bool) -> None:
-    """Refuse to evaluate a manifest's thresholds on the examples, by key ``(N,)``, that they were chosen on.
-
-    With ``statements``, calibrated thresholds are also checked, each of which may have a slice of its own.
-
-    Raises:
-        InputError: If a tenth of the evaluation set was chosen on; or so much of it that half of it must be the
-            training file, of which a threshold's slice is only a part.
-    """
-    fraction, n = manifest.routing_fraction, len(evaluated)
-    chosen: list[tuple[str, dict[str, Any], float]] = [("Thresholds were", manifest.chosen_on, fraction)]
-    for named in manifest.thresholds.values() if statements else ():
-        for name, entry in named.items():
-            if "statement" in entry:
-                part = fraction if entry["chosen_on"].startswith("routing") else 0.0
-                chosen.append((f"The threshold '{name}' was", entry, part))
-    for subject, about, part in chosen:
-        share = share_of_slice(evaluated, about)
-        overlap = f"{subject} chosen on examples of which about {share * n:.0f} are among the {n} evaluated ones"
-        if share >= SOME or (share >= MOSTLY * part > 0 and share * n >= _ENOUGH):
-            raise InputError(
-                f"{overlap if share < 1 else f'{subject} chosen on these very examples'}, so they cannot show whether "
-                "a statement holds. Evaluate on others than the training file and what was calibrated on."
-            )
-        if share > FEW:
-            notice("evaluated-on-slice", f"{overlap}; the figures are optimistic by as much.")
 
 
 def length_bias(answers: PairAnswers) -> dict[str, Any]:

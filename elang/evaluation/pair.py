@@ -292,7 +292,9 @@ def share_thresholds(scores: dict[str, Tensor], chosen_on: str) -> Thresholds:
 def _entries(
     curve: OperatingCurve, chosen_on: str, quality: str | None = None, allowed: Tensor | None = None
 ) -> dict[str, dict[str, Any]]:
+    points = named_points(curve, quality, allowed)
+    more = {k: {"allowed_drop": float(allowed[points[k][0]])} for k in [DEFAULT_THRESHOLD] if allowed is not None}
     return {
-        name: threshold_entry(curve[index], rule, chosen_on, num_examples=curve.num_examples)
-        for name, (index, rule) in named_points(curve, quality, allowed).items()
+        name: threshold_entry(curve[index], rule, chosen_on, curve.num_examples, **more.get(name, {}))
+        for name, (index, rule) in points.items()
     }

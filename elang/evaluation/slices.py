@@ -13,15 +13,19 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.evaluation.pair import swift_cost_columns
+from elang.evaluation.pair import ROUTING_SLICE, swift_cost_columns
 from elang.method.certificate import mixed
 from elang.method.curve.points import Costs
+from elang.notices import notice
 from elang.records.columns import numbers
+from elang.records.manifest import Manifest
 from elang.records.reading import read_metadata
 from elang.tables import read_parquet
 
 # Hashes that a slice is recognized by, and the share of the smaller of two slices from which they count as one.
 _SKETCH, _SAME = 256, 0.1
+# With fewer examples, chance alone explains why some are known.
+_SOME_ROWS = 5
 MOSTLY, SOME, FEW = 0.5, 0.1, 0.01
 """Shares of the evaluated examples: ``MOSTLY`` known from training or ``SOME`` that a threshold was chosen on are
 refused; more than ``FEW`` are reported."""
@@ -145,10 +149,14 @@ def slice_sha256(key: Tensor) -> str:
     return hashlib.sha256(key.sort().values.numpy().astype("<i8").tobytes()).hexdigest()
 
 
-def describe_slice(key: Tensor) -> dict[str, Any]:
-    """What identifies examples: ``slice_sha256``, and ``slice_sketch``, the smallest hashes of their texts."""
+def describe_slice(key: Tensor, super_sha256: str = "") -> dict[str, Any]:
+    """What identifies examples: ``slice_sha256``, and ``slice_sketch``, the smallest hashes of their texts.
+
+    The hash of the Super that answered them is added if it is known.
+    """
     smallest = mixed(key).unique()[:_SKETCH].numpy().astype("<i8")
-    return {"slice_sha256": slice_sha256(key), "slice_sketch": base64.b64encode(smallest.tobytes()).decode()}
+    about = {"slice_sha256": slice_sha256(key), "slice_sketch": base64.b64encode(smallest.tobytes()).decode()}
+    return about | ({"super_sha256": super_sha256} if super_sha256 else {})
 
 
 def share_of_slice(key: Tensor, about: dict[str, Any]) -> float:
@@ -188,3 +196,54 @@ def one_slice(first: dict[str, Any], second: dict[str, Any]) -> bool:
     limit = min((int(hashes[-1]) for hashes in sketches if len(hashes) == _SKETCH), default=1 << 53)
     a, b = (hashes[hashes <= limit] for hashes in sketches)
     return min(len(a), len(b)) > 0 and int(torch.isin(a, b).sum()) >= _SAME * min(len(a), len(b))
+
+
+def check_apart(evaluated: Tensor, train: Tensor, chosen_on: Tensor) -> None:
+    """Refuse to evaluate on the training file, and warn about examples that thresholds are also chosen on.
+
+    All arguments are keys, int64 ``(N,)``; the routing slice ``chosen_on`` is the part of the file outside ``train``.
+
+    Raises:
+        InputError: If half of the evaluation set, or more, is in the training file.
+    """
+    in_slice = torch.isin(evaluated, chosen_on)
+    known, chosen, n = int((in_slice | torch.isin(evaluated, train)).sum()), int(in_slice.sum()), len(evaluated)
+    if known >= MOSTLY * n:
+        raise InputError(
+            f"{known} of the {n} evaluated examples are in the training file, {chosen} of them in its {ROUTING_SLICE}, "
+            "on which thresholds are chosen: are --data.train and --data.validation the same file? Give another one."
+        )
+    if chosen > FEW * n:
+        notice(
+            "evaluated-on-slice",
+            f"{chosen} of the {n} evaluated examples are also in the {ROUTING_SLICE}, on which thresholds are chosen; "
+            "the figures are optimistic by as much.",
+        )
+
+
+def check_manifest_apart(evaluated: Tensor, manifest: Manifest, statements: bool) -> None:
+    """Refuse to evaluate a manifest's thresholds on the examples, by key ``(N,)``, that they were chosen on.
+
+    With ``statements``, calibrated thresholds are also checked, each of which may have a slice of its own.
+
+    Raises:
+        InputError: If a tenth of the evaluation set was chosen on; or so much of it that half of it must be the
+            training file, of which a threshold's slice is only a part.
+    """
+    fraction, n = manifest.routing_fraction, len(evaluated)
+    chosen: list[tuple[str, dict[str, Any], float]] = [("Thresholds were", manifest.chosen_on, fraction)]
+    for named in manifest.thresholds.values() if statements else ():
+        for name, entry in named.items():
+            if "statement" in entry:
+                part = fraction if entry["chosen_on"].startswith("routing") else 0.0
+                chosen.append((f"The threshold '{name}' was", entry, part))
+    for subject, about, part in chosen:
+        share = share_of_slice(evaluated, about)
+        overlap = f"{subject} chosen on examples of which about {share * n:.0f} are among the {n} evaluated ones"
+        if share >= SOME or (share >= MOSTLY * part > 0 and share * n >= _SOME_ROWS):
+            raise InputError(
+                f"{overlap if share < 1 else f'{subject} chosen on these very examples'}, so they cannot show whether "
+                "a statement holds. Evaluate on others than the training file and what was calibrated on."
+            )
+        if share > FEW:
+            notice("evaluated-on-slice", f"{overlap}; the figures are optimistic by as much.")

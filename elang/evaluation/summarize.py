@@ -3,6 +3,7 @@
 import torch
 
 from elang.evaluation.cautions import (
+    allows_the_lead,
     always_one,
     below_allowance,
     cautions,
@@ -10,6 +11,7 @@ from elang.evaluation.cautions import (
     near_threshold,
     repeated,
     saves_nothing,
+    wrong_super,
 )
 from elang.evaluation.pair import (
     BY_QUALITY,
@@ -36,7 +38,7 @@ from elang.method.curve.reading import at_best, at_budget, point_at, relative_ar
 from elang.method.deferral import route
 from elang.method.quality.metric import Quality
 from elang.method.quality.texts import signature
-from elang.records.manifest import Manifest
+from elang.records.manifest import Manifest, known_name
 from elang.terminal import Progress, waiting
 
 Curves = dict[Quality, dict[str, OperatingCurve]]
@@ -70,10 +72,8 @@ def summarize_pair(
     qualities = list(curves)
     worth = Worth(**answers.kind.worth(qualities[0].name, answers.targets))
     named = thresholds.get(about.score, {})
-    denied, limited = cautions(answers, label_names, worth.largest)
-    denied = saves_nothing(thresholds, about.score) + denied
-    if about.weights["swift"] == about.weights["super"] != "":
-        denied.insert(0, "Swift and Super are the same model")
+    denied, limited = cautions(answers, label_names, worth)
+    denied = wrong_super(manifest, about) + saves_nothing(thresholds, about.score) + denied
     if len(answers) < expected:
         denied.insert(0, f"only {len(answers)} of {expected} examples of '{about.evaluated_on}' were answered")
     statements = None
@@ -91,18 +91,20 @@ def summarize_pair(
     generates, (summaries, areas) = answers.kind.generates, _resampled(answers, curves, thresholds, about.score)
     points = operating_points(answers, qualities, summaries[qualities[0].name])
     denied = below_allowance(points.get(about.score, {}), named, worth.largest) + denied
+    limited += allows_the_lead(named, summaries[qualities[0].name]) + repeated(answers.key, answers.unit)
     return JointSummary(
         **vars(about),
         worth=worth,
         qualities=summaries,
         operating_points=points,
-        cautions=denied + limited + repeated(answers.key, answers.unit),
+        cautions=denied + limited,
         denied=len(denied),
         most_frequent=always_one(answers, label_names, curves),
         areas=areas,
         statements=statements,
         signatures={q.name: signature(q.name) for q in qualities} if generates else None,
         lengths=length_bias(answers) if generates else None,
+        allowed_drop=named.get(known_name(named), {}).get("allowed_drop"),
         within_rounding_of_threshold=near_threshold(answers.scores[about.score], named, rounding),
     )
 

@@ -120,6 +120,7 @@ class JointSummary(EvaluatedPair):
         areas: From :func:`elang.method.bootstrap.compare_areas`.
         statements: From :func:`elang.evaluation.statements.check_statements`.
         signatures: Of metrics of texts, by name.
+        allowed_drop: How far below the Super the default threshold was allowed to be on the slice that chose it.
         lengths: Of generated texts, from :func:`elang.evaluation.cautions.length_bias`.
         within_rounding_of_threshold: ``share`` of examples whose score is within ``distance`` of the default
             threshold, so another precision may decide otherwise.
@@ -137,6 +138,7 @@ class JointSummary(EvaluatedPair):
     statements: list[dict[str, Any]] | None = None
     signatures: dict[str, str] | None = None
     lengths: dict[str, Any] | None = None
+    allowed_drop: float | None = None
     within_rounding_of_threshold: dict[str, float] | None = None
     latency: dict[str, dict[str, Any]] | None = None
     curve_points: dict[str, int] | None = None

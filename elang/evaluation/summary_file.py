@@ -32,6 +32,7 @@ _OPTIONAL: dict[str, check.Check] = {
     **dict.fromkeys(("operating_points", "areas", "latency"), check.OBJECTS),
     "cautions": check.TEXTS,
     "denied": check.whole(0),
+    "allowed_drop": check.number(0),
     "most_frequent": ("an object of label, share and qualities, or left out", lambda v: _is_one_label(v)),
     "signatures": check.OBJECT,
     "statements": ("a list of objects", lambda v: isinstance(v, list) and all(isinstance(one, dict) for one in v)),

@@ -99,7 +99,9 @@ def _load(
 def routing_of(pair: Pair, options: PairOptions, super_model: AnyModel) -> tuple[str, float]:
     """The score by which the Swift of a pair routes, and its threshold; refuses what the Swift does not have."""
     manifest, asked = pair.manifest, str(options.threshold)
-    known, threshold = [*pair.first.task.kind.scores, *pair.first.head_scores], as_number(options.threshold)
+    # Of scores with passes of their own it has those that it was trained for, or that are asked for.
+    heads = pair.first.ask_for(*filter(None, [options.score]))
+    known, threshold = [*pair.first.task.kind.scores, *heads], as_number(options.threshold)
     # A model that was not trained as a Swift has chosen none.
     chosen = (manifest.score, pair.first.task.kind.default_score)
     score = options.score or next((name for name in chosen if name in known), manifest.score)

@@ -28,9 +28,9 @@ class PairOptions:
     """How a pair routes, and how its models run.
 
     Args:
-        threshold: Name of a threshold in ``elang.json`` (``1-SE``, ``99%``, ``defer 30%``) or a number: inputs that
-            score above it go to the Super. Also ``inf`` and ``-inf``. A Swift of an earlier version has no ``1-SE``,
-            and ``parity`` is used.
+        threshold: Name of a threshold in ``elang.json`` (``1-SE``, ``99%``, ``defer 30%``), also as the table of
+            `elang validate` has it (``held out, 99%``), or a number: inputs that score above it go to the Super. Also
+            ``inf`` and ``-inf``. A Swift of an earlier version has no ``1-SE``, and ``parity`` is used.
         score: The score that routes; by default the one that the named threshold was calibrated for, else the Swift's.
         thresholds: Another threshold file, as `elang validate` writes it.
         device: By default a GPU if there is one.
@@ -72,6 +72,8 @@ class PairOptions:
                 raise InputError(f"{name} must be at least {smallest}, but it is {size}.")
         if self.dtype not in get_args(DType):
             raise InputError(f"dtype must be one of {', '.join(get_args(DType))}, but it is {self.dtype!r}.")
+        if isinstance(self.threshold, str):
+            object.__setattr__(self, "threshold", self.threshold.removeprefix("held out, "))
         as_number(self.threshold)
 
     def place(self) -> torch.device:

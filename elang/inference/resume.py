@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from elang.errors import InputError, printable
+from elang.errors import InputError, counted, printable
 from elang.files import plain, replace_file
 from elang.inference.predictor import JointPredictor
 from elang.inference.stream import Prediction
@@ -87,8 +87,8 @@ def resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int]
                     same = False
                 if not same:
                     if done:
-                        of_another_run = f"the {done:,} answers in '{aside}' are of another run, and are deleted"
-                        notice("answers-begun-anew", f"Beginning anew: {of_another_run}.")
+                        deleted = f"'{aside}', with {counted(done, 'answers')} of another run, is deleted"
+                        notice("answers-begun-anew", f"Beginning anew: {deleted}.")
                     done = deferred = 0
                     file.truncate(0)
                     note.write_text(json.dumps(about), "utf-8")

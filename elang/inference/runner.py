@@ -17,7 +17,7 @@ from elang.backends.network import BatchAnswers, InferenceOptions
 from elang.backends.text_model import TextModel
 from elang.data.batches import EncodedExamples, token_batches
 from elang.data.encoding import encode_examples, pad_of, pads_left, same_tokens, token_lists
-from elang.errors import InputError
+from elang.errors import InputError, counted
 from elang.inference.stream import Window
 from elang.method.scores import BEFORE_DECODER
 from elang.notices import notice
@@ -25,6 +25,8 @@ from elang.tasks.text_task import TextTask
 
 # The logits over a vocabulary take as much memory as this many tokens.
 _TOKENS_PER_LOGITS = 8
+# Truncated inputs that are named.
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,8 @@ class ModelRunner:
         self._short_score = scoring[0] if scoring else None
         self._temperature = scoring[1] if scoring else 1.0
         self._order = None if order is None or order == list(range(len(order))) else order
-        # Inputs that were truncated so far.
-        self.truncated = 0
+        # Inputs that were truncated so far, and the numbers of the first ones.
+        self.truncated, self.first_cut = 0, list[int]()
         self.small_batches: SmallBatches | None = None
         with torch.inference_mode():
             options = InferenceOptions(self._short_score, temperature=self._temperature, order=self._order)
@@ -134,7 +136,18 @@ class ModelRunner:
         """Tokenise a window ahead of time, unless ``short`` is allowed and it takes the short way."""
         if not (short and self._takes_short_way(window)):
             window.encoded = self.encode(window.texts, window.choices)
-            self.truncated += window.encoded.texts.truncated
+            self._count_cut(window, window.encoded.texts.truncated, window.encoded.lengths.tolist())
+
+    def _count_cut(self, window: Window, truncated: int, lengths: list[int]) -> None:
+        """Count the truncated inputs of a window, and keep the numbers of the first ones."""
+        self.truncated += truncated
+        # A text may be just as long as the limit.
+        for place in (i for i, length in enumerate(lengths) if truncated and length >= self.limit):
+            if len(self.first_cut) == _SHOWN:
+                break
+            choices = None if window.choices is None else [window.choices[place]]
+            if self.encode([window.texts[place]], choices).texts.truncated:
+                self.first_cut.append(window.ids[place])
 
     def answer(self, window: Window) -> Scored:
         """The answers to a window; their scores mean nothing."""
@@ -179,7 +192,7 @@ class ModelRunner:
         tokens = window.token_lists
         if tokens is None:
             tokens, truncated = self.token_lists(window.texts)
-            self.truncated += truncated
+            self._count_cut(window, truncated, [len(columns["input_ids"]) for columns in tokens])
             # The next model counts truncated texts itself.
             window.token_lists = None if truncated else tokens
         scores, *rest = self.small_batches.first(tokens)
@@ -221,7 +234,7 @@ class ModelRunner:
             # Half of this batch, even if the number of inputs limited it.
             self.tokens = len(rows) // 2 * int(self._memory(encoded.lengths[rows]).max())
             now = f"{self.limits.option} is {self.tokens} now"
-            notice("batches-halved", f"A batch of {len(rows)} inputs {failure}: {now}.")
+            notice("batches-halved", f"A batch of {counted(len(rows), 'inputs')} {failure}: {now}.")
             remaining = torch.cat([rows, *batches])
             batches = deque(remaining[part] for part in self.batches(encoded.lengths[remaining]))
 

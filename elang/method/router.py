@@ -160,7 +160,7 @@ class RouterHead(nn.Module):
             areas = {name: float(gain_area(held_out[name], y)) for name in {chosen, simple}}
             report["areas_by_answers"] = areas
             if areas[chosen] < areas[simple]:
-                report["why"] = f"{chosen} is better by the Super's probabilities, but worse by right answers"
+                report["why"] = f"from {chosen} it did better by the Super's probabilities, but worse by right answers"
                 chosen = report["reads"] = simple
         (weight, bias), _ = fits[chosen]
         # In float32, whatever type the model was trained in.
@@ -192,7 +192,7 @@ def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None, each:
     report["better_by_at_least"] = bound
     if bound > 0:
         return best, report | {"why": f"{_BEST}: better than {simple} with {_CONFIDENCE:.0%} confidence"}
-    why = f"{best} looks better, but {len(gain)} held-out examples cannot tell that from chance"
+    why = f"from {best} it did better on the {len(gain)} held-out examples, but by no more than chance explains"
     return simple, report | {"reads": simple, "why": why}
 
 

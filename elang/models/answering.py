@@ -1,6 +1,8 @@
 """The answers of one or several finished models, or of what stands in for them, to whole splits."""
 
+import shlex
 from concurrent.futures import Future, wait
+from pathlib import Path
 from threading import Thread
 from typing import Any, cast
 
@@ -16,12 +18,13 @@ from elang.backends.text_model import TextModel
 from elang.data.examples import Examples, fold_of
 from elang.data.prompts import tell_examples
 from elang.errors import InputError
-from elang.evaluation.cautions import check_apart
+from elang.evaluation.slices import check_apart
 from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
 from elang.notices import notice
 from elang.records.table import EXAMPLES, Records
 from elang.tasks.text_task import TaskFields
+from elang.terminal import say, say_wrapped
 
 # Seconds between two messages to the other processes.
 _MINUTE = 60.0
@@ -161,6 +164,15 @@ class EvaluationModule(TaskModule):
                         table[f"{name}_logits"], f"logits of {self.paths[name]}", self.task.kind.has_candidates
                     )
         return tables
+
+    def say_how_to_time(self, split: str) -> None:
+        """Print the command that times two models on the file of a split, if they run here and it reads the file."""
+        file, columns = getattr(self.data, "files", {}).get(split, ""), getattr(self.data, "text", [])
+        if len(self.models) == len(self.paths) and columns and Path(file).is_file():
+            models = [part for name, path in self.paths.items() for part in (f"--{name}_model", path)]
+            command = shlex.join(["elang", "bench", *models, "--input", file, "--text", *columns])
+            say_wrapped("Speed-ups here count FLOPs. What the pair saves in seconds on this machine:")
+            say(f"  {command}")
 
     def answers(self, name: str, split: str, table: dict[str, Tensor]) -> Records:
         """The answers of a model, or of its backend, to the rows of a split's ``table``."""

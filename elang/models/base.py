@@ -229,7 +229,7 @@ class TaskModule(AnyShape, LightningModule):
 
     def new_manifest(self, **fields: Any) -> Manifest:
         """A manifest with these fields and those that the task and the data give."""
-        names = ("routing_fraction", "max_length", "max_target_length")
+        names = ("routing_fraction", "drop_overlap", "max_length", "max_target_length")
         about = {name: getattr(self.data, name) for name in names if hasattr(self.data, name)}
         return Manifest(**{"label_names": self.label_names, "task": self.task.plain()} | about | fields)
 

@@ -8,7 +8,6 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from elang.data.module import TextData
-from elang.errors import listed
 from elang.evaluation.cautions import never_right, no_better_than_one
 from elang.method.quality.texts import full_mark
 from elang.notices import notice
@@ -26,7 +25,7 @@ class Evaluation:
         loss_error: Its standard error.
         quality: The metric of the training.
         num_examples: How many were answered.
-        never_right: Labels that are never predicted right.
+        never_right: Labels that are never predicted right, in words.
         too_little: What to say if the model is no better than always giving one label; otherwise empty.
     """
 
@@ -36,7 +35,7 @@ class Evaluation:
     loss_error: float
     quality: float
     num_examples: int
-    never_right: list[str] = field(default_factory=list)
+    never_right: str = ""
     too_little: str = ""
 
     def beats(self, last: "Evaluation", metric: str) -> bool:
@@ -71,7 +70,7 @@ class Course:
                 loss_error=float(loss.std()) / math.sqrt(n) if n > 1 else math.inf,
                 quality=quality,
                 num_examples=n,
-                never_right=never_right(*rows) if names else [],
+                never_right=never_right(*rows) if names else "",
                 too_little=(no_better_than_one(*rows, remedy="") or "") if names else "",
             )
         )
@@ -88,7 +87,10 @@ class Course:
         if not until:
             return
         last, lowest, rate = until[-1], min(until, key=lambda one: one.loss), trainer.optimizers[0].defaults["lr"]
-        remedy = f"Train longer (--trainer.max_epochs), or raise --model.lr, which was {rate:g}."
+        twice = 2 * trainer.fit_loop.epoch_progress.total.ready
+        remedy = (
+            f"Train longer, say twice as long (--trainer.max_epochs {twice}), or raise --model.lr, which was {rate:g}."
+        )
         fewer = "Train for fewer epochs (--trainer.max_epochs {}), or with a lower --model.lr, which was {:g}"
         if last.loss - lowest.loss > last.loss_error:
             remedy = f"Its loss there rose after epoch {lowest.epoch}. {fewer.format(lowest.epoch, rate)}."
@@ -96,7 +98,7 @@ class Course:
             notice(
                 "never-right",
                 f"After {step:,} steps the model is never right on 'validation' where the label is "
-                f"{listed(last.never_right)}: it has not learned that yet. {remedy}",
+                f"{last.never_right}: it has not learned that yet. {remedy}",
             )
         if last.too_little:
             notice("learned-too-little", f"On 'validation' the model {last.too_little}{remedy}")

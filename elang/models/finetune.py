@@ -16,7 +16,7 @@ from elang.backends.loading.lora import Lora, LoraOptions
 from elang.backends.loading.weights import check_state
 from elang.backends.text_model import TextModel
 from elang.data.module import TextData
-from elang.errors import InputError
+from elang.errors import InputError, counted
 from elang.method.deferral import check_logits
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.models import resuming
@@ -213,7 +213,7 @@ class FinetuneModule(TaskModule):
             for name, value in values.items():
                 self.log(f"{split}/{name}", value, prog_bar=True, sync_dist=True)
                 if self.trainer.state.fn != TrainerFn.FITTING:
-                    self.print(f"{name} on {num_examples} examples of {split}: {value:.4f}")
+                    self.print(f"{name} on {counted(num_examples, 'examples')} of {split}: {value:.4f}")
             # The task's own: what a Swift learns from its Super is only known in training.
             self.log(f"{split}/loss", table["loss"].mean(), prog_bar=True, sync_dist=True)
 

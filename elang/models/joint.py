@@ -14,11 +14,10 @@ from elang.backends.seconds import pair_latency
 from elang.backends.text_model import TextModel
 from elang.data.examples import check_held_out
 from elang.errors import InputError
-from elang.evaluation.cautions import check_apart, check_manifest_apart
 from elang.evaluation.pair import ROUTING_SLICE, PairAnswers, Thresholds, choose_thresholds, pair_answers
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
-from elang.evaluation.slices import describe_slice
+from elang.evaluation.slices import check_apart, check_manifest_apart, describe_slice
 from elang.evaluation.statements import report_dropped
 from elang.evaluation.summarize import Curves, all_curves, summarize_pair
 from elang.evaluation.summary import EvaluatedPair, JointSummary
@@ -107,8 +106,11 @@ class JointModule(EvaluationModule):
     def _swift(self) -> TextModel | None:
         return self.text_models.get("swift")
 
-    def _recorded_field(self, name: str, field: str) -> Any:
-        return self.recorded[name].about.get(field) if name in self.recorded else None
+    @property
+    def _weights(self) -> dict[str, str]:
+        """Hash of each model's weights, empty if unknown."""
+        recorded = {name: str(b.about.get("weights_sha256") or "") for name, b in self.recorded.items()}
+        return {"swift": "", "super": ""} | recorded | {name: m.weights_sha256 for name, m in self.text_models.items()}
 
     def setup(self, stage: str) -> None:
         """Lock the output folder against other runs."""
@@ -123,8 +125,8 @@ class JointModule(EvaluationModule):
             self._check_evaluated(data, data.examples(evaluated).key)
         for name, path in self.paths.items() if data is not None and "routing" in data.splits else ():
             manifest = self.text_models[name].manifest if name in self.models else None
-            fraction = manifest.routing_fraction if manifest else self._recorded_field(name, "routing_fraction")
-            check_held_out(data, {"routing_fraction": fraction}, f"'{path}'")
+            about = vars(manifest) if manifest else self.recorded[name].about if name in self.recorded else {}
+            check_held_out(data, about, f"'{path}'")
 
     on_test_start = on_validation_start
 
@@ -164,6 +166,7 @@ class JointModule(EvaluationModule):
             write_made(self.output)
             write_report(self.output, pairs, evaluated, curves, self.summary, self.label_names)
             print_summary(self.summary, self.output)
+            self.say_how_to_time(evaluated)
         self.trainer.strategy.barrier()
 
     def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -231,8 +234,6 @@ class JointModule(EvaluationModule):
         thresholds, source = self._thresholds(pairs)
         answers, data = pairs[evaluated], self.data
         float32 = str(self.trainer.precision).startswith(("32", "64")) and self.hparams["dtype"] == "float32"
-        hashes = {name: self._recorded_field(name, "weights_sha256") for name in ("swift", "super")}
-        hashes |= {name: model.weights_sha256 for name, model in self.text_models.items()}
         about = EvaluatedPair(
             evaluated_on=evaluated,
             num_examples=len(answers),
@@ -245,7 +246,7 @@ class JointModule(EvaluationModule):
             max_length=getattr(data, "max_length", None) if self._swift else None,
             thresholds=source if thresholds else "",
             thresholds_from=source,
-            weights={name: str(value or "") for name, value in hashes.items()},
+            weights=self._weights,
             task="" if data is None else data.title(evaluated),
         )
         expected = len(answers) if data is None else self.num_examples(evaluated)
@@ -269,7 +270,7 @@ class JointModule(EvaluationModule):
                 num_beams=swift.num_beams if swift else 1,
                 router=self.manifest.router if swift and self.manifest else {},
                 thresholds=choose_thresholds(held_out, self.qualities[0], ROUTING_SLICE),
-                chosen_on=describe_slice(held_out.key.cpu()),
+                chosen_on=describe_slice(held_out.key.cpu(), self._weights["super"]),
             )
             return self.thresholds_manifest.thresholds, f"the {ROUTING_SLICE}: {len(held_out)} examples"
         if self.manifest is not None and self.manifest.thresholds and self.temperature == self.manifest.temperature:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elang.backends import DType
 from elang.data.examples import source_of
-from elang.errors import InputError, printable
+from elang.errors import InputError, counted, printable
 from elang.method.quality.texts import full_mark
 from elang.models.answering import EvaluationModule
 from elang.notices import made, notice
@@ -88,7 +88,7 @@ class ScoreModule(EvaluationModule):
         if model.shown_examples is not None:
             metadata[EXAMPLES] = model.shown_examples
         if model.manifest is not None:
-            metadata["routing_fraction"] = model.manifest.routing_fraction
+            metadata |= {name: getattr(model.manifest, name) for name in ("routing_fraction", "drop_overlap")}
         if self.parts > 1:
             keys = hashlib.sha256()
             for split in data.eval_splits:
@@ -194,7 +194,7 @@ class ScoreModule(EvaluationModule):
 
     def _result(self, split: str, label: Tensor, answers: Records) -> str:
         """A line about the answers to a split: how many there are and how good they are."""
-        line = f"{split}: {len(answers.id)} examples"
+        line = f"{split}: {counted(len(answers.id), 'examples')}"
         if self.generate and self.task.kind.chooses:
             line += f", {int((answers.prediction < 0).sum())} generated answers are none of the task's"
         if not self.data.examples(split).labelled:

@@ -13,7 +13,7 @@ from elang.errors import InputError
 from elang.evaluation.slices import describe_slice
 from elang.method.losses import MarginKind
 from elang.method.quality.registry import QualityName
-from elang.method.scores import BEFORE_DECODER, DEFAULT_SCORE, SEQUENCE_DEFAULT
+from elang.method.scores import ASKED_SCORES, BEFORE_DECODER, DEFAULT_SCORE, SEQUENCE_DEFAULT
 from elang.models.finetune import FinetuneModule
 from elang.models.objectives.hidden import HiddenStateObjective
 from elang.models.objectives.labels import LabelObjective
@@ -136,6 +136,7 @@ class SwiftModule(FinetuneModule):
             raise InputError("A regression's router learns where the Super is nearer: it needs --model.hard gain.")
         known = [*kind.scores, *self.classifier.ask_for(self.score)]
         if self.score not in known:
+            known = [*kind.scores, *self.classifier.ask_for(*ASKED_SCORES)]
             why = "Energy means nothing for a regression's single output. " if not kind.scores else ""
             raise InputError(
                 f"This Swift has no score '{self.score}'. {why}Choose one of {', '.join(known) or 'none'}; the "
@@ -295,5 +296,5 @@ class SwiftModule(FinetuneModule):
             score=self.score,
             router=self.router_report,
             thresholds=slice_.thresholds(super_, self.quality, targets),
-            chosen_on=describe_slice(slice_.table["key"].cpu()),
+            chosen_on=describe_slice(slice_.table["key"].cpu(), objective.answers.sha256 if objective.answers else ""),
         )

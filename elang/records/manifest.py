@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from elang.errors import InputError
+from elang.errors import InputError, counted
 from elang.files import plain, write_atomically
 from elang.json_files import (
     MEASURED,
@@ -17,6 +17,7 @@ from elang.json_files import (
     TEXT,
     TEXTS,
     THRESHOLD,
+    TRUTH,
     Check,
     check_fields,
     is_number,
@@ -45,6 +46,7 @@ _FIELDS: dict[str, Check] = {
     "temperature": POSITIVE,
     "weights_sha256": TEXT,
     "routing_fraction": number(0, 1),
+    "drop_overlap": TRUTH,
     "max_length": whole(1),
     "max_target_length": whole(1),
     "num_beams": whole(1),
@@ -65,7 +67,7 @@ _ENTRY: dict[str, Check] = {
     "slice_sketch": TEXT,
     "temperature": POSITIVE,
     **dict.fromkeys(("num_examples", "attempts", "max_length"), whole(1)),
-    **dict.fromkeys(("deferred_share", "quality", "speedup", "regretted", "p_value"), MEASURED),
+    **dict.fromkeys(("deferred_share", "quality", "speedup", "regretted", "p_value", "allowed_drop"), MEASURED),
     **dict.fromkeys(("max_regret", "max_drop", "confidence"), number(0)),
     "score_quantiles": (
         "a list of finite numbers",
@@ -87,12 +89,13 @@ class Manifest:
         temperature: Its temperature.
         weights_sha256: Hash of the weights that the thresholds belong to.
         routing_fraction: Share of the training file that was held out from training.
+        drop_overlap: Whether evaluated texts were left out of the training file.
         max_length: Longest input in tokens that it was trained on.
         max_target_length: Longest generated text in tokens, in a ``sequence`` task.
         num_beams: Beams with which texts were generated when thresholds were chosen.
         router: What each router head reads, and why: :meth:`elang.method.router.RouterHead.fit`.
         thresholds: ``{score: {name: entry}}``; an entry has ``threshold`` and how it was chosen.
-        chosen_on: The examples on which entries without their own were chosen,
+        chosen_on: The examples on which entries without their own were chosen, and with which Super,
             :func:`elang.evaluation.slices.describe_slice`.
         versions: Versions of the libraries that made it.
     """
@@ -103,6 +106,7 @@ class Manifest:
     temperature: float = 1.0
     weights_sha256: str = ""
     routing_fraction: float = 0.0
+    drop_overlap: bool = False
     max_length: int = 512
     max_target_length: int = 128
     num_beams: int = 1
@@ -114,8 +118,12 @@ class Manifest:
     def write(self, path: str | Path) -> None:
         """Write to the file ``path``; infinities become strings, because JSON has none."""
         self.versions = versions()
+        values = {"format": _FORMAT, **plain(asdict(self))}
+        if not self.drop_overlap:
+            # Versions before this field can read what does not need it.
+            del values["drop_overlap"]
         with write_atomically(path) as aside:
-            aside.write_text(json.dumps({"format": _FORMAT, **plain(asdict(self))}, indent=2) + "\n", "utf-8")
+            aside.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 
     @classmethod
     def read(cls, path: str | Path) -> "Manifest":
@@ -150,6 +158,14 @@ class Manifest:
         """The threshold called ``name`` (``1-SE``, ``99%``, ``defer 30%``) of a score, or an ``InputError``."""
         score = score or self.score
         known = self.thresholds.get(score, {})
+        if name.startswith("read here, "):
+            best = known_name(known, name.removeprefix("read here, "))
+            instead = f"'{best}', which was chosen on held-out ones" if best in known else "a name of a held-out slice"
+            raise InputError(
+                f"The threshold '{name}' was chosen on the evaluated examples themselves, so it promises nothing for "
+                f"new inputs and no file keeps it. Give {instead}, or a number: those of `elang validate` are under "
+                "operating_points in its summary.json."
+            )
         if name not in known:
             remedy = f"it has {', '.join(map(repr, known))}. Give one of these, or" if known else "it has none. Give"
             raise InputError(
@@ -195,20 +211,35 @@ class Manifest:
         return score, threshold
 
     def warn_of_another_super(self, name: str, score: str, path: str, digest: Callable[[], str]) -> None:
-        """Give a notice if a threshold's promise of quality was certified against another Super than that at ``path``.
+        """Give a notice if a threshold was chosen with another Super than that at ``path``, or certified against it.
 
         ``digest`` hashes the Super's weights, or returns an empty text if they are unknown; it is called if needed.
         """
-        entry = self.thresholds.get(score, {}).get(name, {})
-        certified = str(entry.get("super_sha256") or "") if {"max_regret", "max_drop"} & entry.keys() else ""
-        if certified and (current := digest()) and current != certified:
+        if (entry := self.thresholds.get(score, {}).get(name)) is None:
+            return
+        known = str(entry.get("super_sha256", self.super_sha256) or "")
+        if not known or not (current := digest()) or current == known:
+            return
+        others = f"another Super (weights {known[:12]}…) than '{path}' (weights {current[:12]}…)"
+        if {"max_regret", "max_drop"} & entry.keys():
             notice(
                 "promise-of-another-super",
-                f"What the threshold '{name}' promises was certified against another Super (weights {certified[:12]}…) "
-                f"than '{path}' (weights {current[:12]}…), and may not hold with this one. Run `elang validate` and "
-                "`elang calibrate` with it.",
+                f"What the threshold '{name}' promises was certified against {others}, and may not hold with this one. "
+                "Run `elang validate` and `elang calibrate` with it.",
                 stacklevel=3,
             )
+            return
+        notice(
+            "another-super",
+            f"The threshold '{name}' was chosen with {others}: is it the right folder? If it is, train the Swift on "
+            "its answers, or choose thresholds anew with `elang validate`.",
+            stacklevel=3,
+        )
+
+    @property
+    def super_sha256(self) -> str:
+        """Hash of the Super's weights with whose answers router and thresholds were made; empty if unknown."""
+        return str(self.chosen_on.get("super_sha256") or "")
 
     def check_whole(self, digest: str, path: str) -> None:
         """Raise an ``InputError`` if a model's weights are not those that the file was written with."""
@@ -228,9 +259,9 @@ class Manifest:
             )
         if examples is not None and self.task is not None and examples != (shown := self.task.get("examples", [])):
             raise InputError(
-                f"The thresholds were chosen with {len(shown) // 2} examples in the prompt of {who}, and here it is "
-                f"shown {len(examples) // 2} others, so its scores are on another scale. Give --data.examples and the "
-                "training file as there, or choose thresholds again with `elang validate`."
+                f"The thresholds were chosen with {counted(len(shown) // 2, 'examples')} in the prompt of {who}, and "
+                f"here it is shown {len(examples) // 2} others, so its scores are on another scale. Give "
+                "--data.examples and the training file as there, or choose thresholds again with `elang validate`."
             )
 
 
@@ -250,8 +281,8 @@ def entry_speedup(entry: dict[str, Any]) -> float:
     return 1.0 if not math.isnan(speedup) and float(entry["threshold"]) == -math.inf else speedup
 
 
-def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int) -> dict[str, Any]:
-    """One entry of :attr:`Manifest.thresholds`: a threshold and how it was chosen."""
+def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int, **more: Any) -> dict[str, Any]:
+    """One entry of :attr:`Manifest.thresholds`: a threshold and how it was chosen, with ``more`` that is known."""
     return {
         "threshold": point.threshold,
         "rule": rule,
@@ -260,4 +291,5 @@ def threshold_entry(point: Point, rule: str, chosen_on: str, num_examples: int) 
         "deferred_share": point.deferred_share,
         "quality": point.quality,
         "speedup": point.speedup,
+        **more,
     }

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from elang.errors import InputError
+from elang.errors import InputError, counted
 from elang.files import write_atomically
 from elang.notices import made, notices
 from elang.records.reading import read_metadata
@@ -69,7 +69,7 @@ def merge_files(files: list[Path], output: str) -> None:
             writing = pool.submit(writer.write_table, table)
         if writing is not None:
             writing.result()
-    say(f"{progress.done:,} records of {len(files)} files are in {output}")
+    say(f"{output} has {counted(progress.done, 'records')} of {counted(len(files), 'files')}")
 
 
 def _check_files(files: list[Path]) -> tuple[Any, list[str], dict[str, Any]]:

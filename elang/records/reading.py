@@ -34,6 +34,7 @@ _METADATA = {
     "top_k": whole(0),
     "model": TEXT,
     "routing_fraction": number(0, 1),
+    "drop_overlap": TRUTH,
     "made": (
         "an object with a list of notices",
         lambda v: isinstance(v, dict) and isinstance(v.get("notices", []), list),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elang.errors import InputError
+from elang.errors import InputError, counted
 from elang.files import check_output_file, write_atomically
 
 METADATA = b"elang"
@@ -90,7 +90,7 @@ class Records:
         """Raise an ``InputError`` if examples after the ``last`` one are answered: the ids are of another file."""
         if (beyond := self.id[self.id > last]).numel():
             raise InputError(
-                f"{what} have answers to {len(beyond)} examples that the data does not have, first id "
+                f"{what} have answers to {counted(len(beyond), 'examples')} that the data does not have, first id "
                 f"{int(beyond.min())}, where the last is {last}: ids count the rows of one file from 0. Give the file "
                 "that was answered, or add the column 'key' of `elang score`."
             )

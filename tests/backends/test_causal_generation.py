@@ -26,6 +26,7 @@ from elang.backends.decoder_only import turn_end
 from elang.backends.generator import TextGenerator
 from elang.backends.loading.load import load_model
 from elang.backends.network import InferenceOptions
+from elang.backends.seconds import pair_latency
 from elang.backends.text_scores import SAMPLES, Check, Noise
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples, encode_texts
@@ -103,8 +104,10 @@ def test_a_family(tmp_path, name):
 def test_a_cache_of_fixed_size(tmp_path, name):
     folder = write_causal(tmp_path / "model", name)
     model = made_of(folder)
+    model.ask_for("agreement")
     inputs = encoded(model, texts()).batch(list(range(6)))
     made = [model.generate(model.encode(inputs))]
+    agreement = model.score_of("agreement", made[0])
     model.use_static_cache(True)
     from transformers import StaticCache
 
@@ -112,6 +115,18 @@ def test_a_cache_of_fixed_size(tmp_path, name):
     made.append(model.generate(model.encode(inputs)))
     assert torch.equal(made[0].ids, made[1].ids)
     torch.testing.assert_close(made[0].scores, made[1].scores, rtol=0, atol=1e-4)
+    # Several texts of a prompt take another cache.
+    assert torch.equal(model.score_of("agreement", made[1]), agreement)
+    assert model.static_cache
+
+
+@pytest.mark.parametrize(("name", "beams", "why"), [("llama", 3, "3 beams without"), ("gpt_neo", 1, "without")])
+def test_where_there_is_no_cache_of_fixed_size(tmp_path, name, beams, why):
+    """GPT-Neo would write other texts with it."""
+    model = made_of(write_causal(tmp_path / "model", name), beams)
+    with pytest.raises(InputError, match=f"'{name}' model generates {why}"):
+        model.use_static_cache(True)
+    model.use_static_cache(False)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gemma", "gemma2", "qwen3_moe", "bloom"])
@@ -257,6 +272,27 @@ def test_what_ends_a_text(tmp_path):
     (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(about))
     with pytest.raises(InputError, match="texts would never end"):
         load_model(folder, TASK)
+
+
+def test_settings_of_generation(tmp_path):
+    """Those that say how many texts, or how fast, change nothing; those of other ways to choose tokens are refused."""
+    folder = write_causal(tmp_path / "model")
+    path = tmp_path / "model" / "generation_config.json"
+    settings = json.loads(path.read_text())
+    made = []
+    unused = {"num_return_sequences": 2, "num_beams": 2, "cache_implementation": "quantized"}
+    for more in ({"num_beams": 2}, unused, {}, {"prompt_lookup_num_tokens": 3, "guidance_scale": 1.0}):
+        path.write_text(json.dumps(settings | more))
+        model = load_model(folder, TASK).eval()
+        model.configure_generation(TOKENS)
+        made.append(model.generate(model.encode(encoded(model, texts()).batch(list(range(6))))).ids)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[2], made[3])
+    for wrong in ({"stop_strings": ["a"]}, {"guidance_scale": 1.5}, {"num_beams": 4, "num_beam_groups": 2}):
+        path.write_text(json.dumps(settings | wrong))
+        with pytest.raises(InputError, match=f"sets '{[*wrong][-1]}', .*take it out"):
+            load_model(folder, TASK)
+    load_model(folder, TASK, num_beams=1)
 
 
 def test_the_end_of_an_assistants_turn():
@@ -673,3 +709,20 @@ def test_a_pair_routes_by_a_score_that_is_asked_for(pair, base, data, args, tmp_
     predictor = JointPredictor(str(tmp_path / "swift"), pair["super"], threshold, score, device="cpu", batch_size=7)
     for answer, value in zip(predictor(lines), frame[f"score_{score}"], strict=True):
         assert answer.score == pytest.approx(value, abs=1e-4)
+
+
+def test_scores_of_a_model_that_was_not_trained_for_them(pair, base, data, args, tmp_path, fails):
+    """It computes those that are asked for, before it is told the limit of its prompts."""
+    predictor = JointPredictor(pair["swift"], pair["super"], -0.5, "p_true", device="cpu")
+    first = predictor.swift
+    assert (first.head_scores[-1], first.prompt.reserved) == ("p_true", len(first.check.tokens))
+    assert -1 <= predictor(["the dog is here"])[0].score < 0
+    wrong = ["--model", "SwiftModule", "--model.super_records", pair["super.parquet"], "--model.score", "p_tru"]
+    fails(["fit", *args, "--model.model", base, *wrong], "no score 'p_tru'", "router, prompt_router, p_true, agreement")
+
+
+def test_the_times_of_a_prompt_and_of_a_text(tmp_path, monkeypatch):
+    """Not called an encoder's."""
+    model = made_of(write_causal(tmp_path / "model"))
+    monkeypatch.setattr("elang.backends.seconds.measure_latency", lambda call, *_: (call() and 0.0) or 0.5)
+    assert pair_latency({"swift": model}, {"swift": 7}, steps={"swift": 2}).keys() == {"swift", "swift prompt"}

@@ -180,7 +180,7 @@ def test_what_is_answered_is_not_asked_again(service, ask_args, files, tmp_path,
         file.write('{"split": "train", "id"')
     service.plan = [(None, None)]
     assert main(args) == 0
-    assert "50 answers are in" in capfd.readouterr().out
+    assert ".asked.jsonl' has 50 answers, not asked for again" in capfd.readouterr().out
     every = Counter(text for texts in texts_of(files).values() for text in texts)
     assert service.asked == every
     assert len(pd.read_parquet(output)) == 301
@@ -218,7 +218,7 @@ def test_a_token_is_sent(service, files, tmp_path, monkeypatch, fails):
     [
         ((404, {}), ["No Super answers", "/super (404)", "Check the server's address"]),
         ((422, {"detail": "too long"}), ["refuses example", "too long", "--batch_size"]),
-        ((200, {"answers": ["good"]}), ["1 answers to 10 texts"]),
+        ((200, {"answers": ["good"]}), ["1 answer to 10 texts"]),
         ((200, {"answers": ["awful"] * 10}), ["'awful'", "['bad', 'good']"]),
         ((200, {"answers": [1.5] * 10}), ["1.5"]),
         ((200, {"labels": []}), ["no JSON with 'answers'"]),

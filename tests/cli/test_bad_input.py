@@ -19,7 +19,7 @@ from elang.data.columns import read_frame, texts_of
 from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError
 from elang.inference.predictor import JointPredictor
-from elang.notices import Notice
+from elang.notices import Notice, notices
 from elang.records.reading import read_records
 
 
@@ -126,7 +126,7 @@ def test_over_long_texts_are_counted_and_said(base_model, data_args, recwarn):
     lengths = pd.read_csv(data_args[3])["text"].str.split().str.len() + 2
     said = [str(w.message) for w in recwarn if "longer than 8 tokens" in str(w.message)]
     assert said == [said[0]]
-    assert said[0].startswith(f"{(lengths > 8).sum()} of 61 inputs of 'validation'")
+    assert f" were cut: {(lengths > 8).sum()} of 61 inputs of 'validation'" in said[0]
     assert max(data._encoded["validation", "model"].lengths) == 8
     assert args
 
@@ -278,7 +278,7 @@ def test_records_of_a_split_that_nothing_reads(fails, joint_args, pair, tmp_path
 
 @pytest.mark.parametrize(("known", "most", "said"), [(0, 0.01, 0), (1, 0.01, 1), (8, 0.01, 1), (8, 0.15, 0)])
 def test_evaluating_what_is_trained_on_is_said(files, tmp_path, monkeypatch, known, most, said):
-    monkeypatch.setattr("elang.data.examples._MAX_OVERLAP", most)
+    monkeypatch.setattr("elang.data.overlap._MAX_OVERLAP", most)
     validation = pd.read_csv(files[1])
     data = TextClassificationData(str(files[0]), str(tmp_path / "dev.csv"), routing_fraction=0.2)
     learned = data.examples("train").texts
@@ -288,9 +288,40 @@ def test_evaluating_what_is_trained_on_is_said(files, tmp_path, monkeypatch, kno
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             data.setup(stage)
-        found = [str(w.message) for w in seen if "are also in the training data" in str(w.message)]
+        found = [str(w.message) for w in seen if "also in the training file" in str(w.message)]
         assert len(found) == said
-        assert not said or found[0].startswith(f"{known} of the {61 + known} texts of 'validation' are")
+        texts, numbered = f"Of {61 + known} texts of 'validation', ", ", ".join(map(str, range(min(known, 3))))
+        told = f"also in the training file: {known} in what is trained on, 0 in its slice for thresholds; first rows "
+        assert not said or (found[0].startswith(texts) and f"{told}{numbered} (counted from 0)" in found[0])
+
+
+def test_evaluated_texts_are_left_out_of_the_training_file(fails, files, base_model, tmp_path):
+    """Of training and of the slice that chooses thresholds; a model that was trained with them is refused."""
+    whole = pd.read_csv(files[0])
+    parts = TextClassificationData(str(files[0]), str(files[1]))
+    leaked = [row for part in ("train", "routing") for row in parts.examples(part).id[:2].tolist()]
+    dev, n = tmp_path / "dev.csv", len(whole)
+    pd.concat([whole.iloc[leaked], pd.read_csv(files[1])]).to_csv(dev, index=False)
+    args = ["--data.train", files[0], "--data.validation", dev, "--trainer.default_root_dir", tmp_path, *FAST]
+    fit = ["fit", "--model.model", base_model, *args, "--trainer.max_steps", 1, "--model.output"]
+    for name, dropped in (("with", []), ("without", ["--data.drop_overlap", "true"])):
+        assert main([*map(str, [*fit, tmp_path / name, *dropped])]) == 0
+        (said,) = [one["text"] for one in notices() if one["kind"].startswith("overlap")]
+        if not dropped:
+            assert "2 in what is trained on, 2 in its slice for thresholds; first rows 0, 1, 2 (counted" in said
+            assert "--data.drop_overlap true in every step, from the first training on" in said
+    assert said.startswith(f"Left out 4 rows of the {n} of '{files[0]}'")
+    kept = TextClassificationData(str(files[0]), str(dev), drop_overlap=True)
+    ids = [row for part in ("train", "routing") for row in kept.examples(part).id.tolist()]
+    assert sorted(ids) == sorted({*range(n)} - {*leaked})
+    assert kept.file_rows == n
+    models = ["--model.swift_model", tmp_path / "without", "--model.super_model", tmp_path / "with"]
+    validate = ["validate", *models, *args[:4], "--data.drop_overlap", "true", "--model.output", tmp_path / "joint"]
+    fails(validate, f"'{tmp_path / 'with'}' was trained without it", "Train it again with --data.drop_overlap true")
+    # What `score` records about its model is checked alike.
+    records = tmp_path / "records.parquet"
+    assert main([*map(str, ["score", "--model.model", tmp_path / "with", "--model.output", records, *args[:4]])]) == 0
+    fails([records if part == tmp_path / "with" else part for part in validate], "was trained without it")
 
 
 def test_records_that_lack_rows(fails, joint_args, pair, tmp_path):
@@ -319,6 +350,15 @@ def test_predict_on_bad_input(fails, pair, tmp_path):
     models = ["predict", "--swift_model", pair["swift"], "--super_model", pair["super"]]
     (tmp_path / "lines.txt").write_text("good film\n\nbad film\n")
     out = tmp_path / "out.jsonl"
+    for wrong in ("out.csv", "out.TSV", "out.parquet", "out.json", "out.jsonl.gz"):
+        fails(
+            [*models, "--input", tmp_path / "lines.txt", "--output", tmp_path / wrong],
+            wrong,
+            "must end in .jsonl",
+            "pandas",
+        )
+    figures = ["bench", *models[1:], "--input", tmp_path / "lines.txt", "--output", tmp_path / "figures.csv"]
+    fails(figures, "figures.csv", "must end in .json:")
     fails([*models, "--input", tmp_path / "lines.txt", "--output", out], "Line 2", "empty")
     (tmp_path / "none.txt").write_text("")
     fails([*models, "--input", tmp_path / "none.txt", "--output", out], "none.txt", "empty")
@@ -399,7 +439,7 @@ def test_answers_to_examples_that_are_not_there(fails, joint_args, pair, tmp_pat
     more = frame.tail(1).assign(id=frame["id"].max() + 5)
     pd.concat([frame, more]).to_csv(tmp_path / "more.csv", index=False)
     args = replaced(joint_args, "--model.super_model", tmp_path / "more.csv")
-    fails(["validate", *args], "more.csv", "answers to 1 examples", "first id 65")
+    fails(["validate", *args], "more.csv", "answers to 1 example", "first id 65")
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,7 @@ def test_ctrl_c_leaves_what_can_be_gone_on_with(made, models, monkeypatch, capfd
     assert "Traceback" not in said
     assert "the same command goes on" in said
     assert main(args) == 0
-    assert "inputs were answered before" in capfd.readouterr().err
+    assert "inputs answered before" in capfd.readouterr().err
     assert Path("out.jsonl").read_bytes().count(b"\n") == 30000
 
 
@@ -723,6 +723,32 @@ def test_what_predict_cuts_is_told(made, models, monkeypatch):
     with pytest.warns(UserWarning, match="longer than the Swift's"):
         assert main(["predict", *models, "--input", "long.txt", "--threshold", "-1e9", "--output", "out.jsonl"]) == 0
     assert [one["kind"] for one in notices()] == ["cut-inputs", "cut-inputs"]
+    assert all("Of 2 inputs, 1 longer than the" in one["text"] for one in notices())
+    assert all("First numbers, from 0: 1. The S" in one["text"] for one in notices())
+    # Not the model's own limit, but that of its training. A text of just so many tokens is whole.
+    shutil.copytree(models[1], "short")
+    about = json.loads(Path("short/elang.json").read_text())
+    Path("short/elang.json").write_text(json.dumps(about | {"max_length": 6}))
+    Path("long.txt").write_text("the film was good\n" * 3 + "the film was very good\n" * 9)
+    args = ["--swift_model", "short", *models[2:], "--input", "long.txt", "--threshold", "inf", "--output", "out.jsonl"]
+    assert main(["predict", *args]) == 0
+    (said,) = [one["text"] for one in notices() if one["kind"] == "cut-inputs"]
+    assert "Of 12 inputs, 9 longer than the Swift's limit of 6 tokens" in said
+    assert "First numbers, from 0: 3, 4, 5. Only a Swift trained with a larger --data.max_length" in said
+    # The short way of a few inputs counts as well.
+    predictor = JointPredictor("short", models[3], threshold="inf")
+    predictor(["the film was good", "the film was very good"])
+    assert predictor.runners["swift"].first_cut == [1]
+
+
+@pytest.mark.parametrize(("threshold", "passed"), [("inf", "nothing is"), ("-inf", "everything is")])
+def test_predict_says_in_words_what_an_infinite_threshold_does(threshold, passed, made, models, monkeypatch, capfd):
+    monkeypatch.chdir(made)
+    Path("one.txt").write_text("the film was good\n")
+    assert main(["predict", *models, "--input", "one.txt", f"--threshold={threshold}", "--output", "one.jsonl"]) == 0
+    said = capfd.readouterr().err
+    assert said.splitlines()[-1].startswith(f"1 input, {threshold.count('-')} (")
+    assert f"threshold {threshold} of max_softmax: {passed} passed on to the Super" in said
 
 
 @pytest.mark.parametrize(("value", "by"), [("0.5", "swift"), ("-5e-1", "swift"), ("-.inf", "super"), ("inf", "swift")])

@@ -9,18 +9,22 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import FAST, QUIET, read_curve, write_data, write_model
+from safetensors.torch import load_file, save_file
 
 from elang.cli.progress import LogsEachEpoch
 from elang.cli.serve import _load_swift
 from elang.cli.verbs import main
-from elang.evaluation.cautions import cautions, little_to_gain
+from elang.evaluation.cautions import cautions, little_to_gain, never_right
 from elang.evaluation.slices import read_slice
+from elang.evaluation.summary import Worth
+from elang.files import folder_sha256
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
 from elang.models.finetune import FinetuneModule
@@ -54,7 +58,8 @@ def test_a_class_that_was_not_learned_is_named(tmp_path, recwarn):
     assert len(said) == 1
     assert re.search(r"After \d+ steps", said[0])
     assert "'odd'" in said[0]
-    assert "--trainer.max_epochs" in said[0]
+    assert re.search(r"\((\d+) of the \1 examples of '(good|odd)' are answered '(good|bad)'\)", said[0])
+    assert "say twice as long (--trainer.max_epochs 6)" in said[0]
 
 
 def test_a_super_that_is_no_better_is_told(pair, joint_args, files, tmp_path, capsys):
@@ -151,8 +156,8 @@ def test_a_good_super_is_not_cautioned_of(joint):
     summary = json.loads((joint / "summary.json").read_text())
     assert summary["qualities"]["accuracy"]["super"]["quality"] > summary["qualities"]["accuracy"]["swift"]["quality"]
     assert not [said for said in summary["cautions"] if "the Super is" in said]
-    assert little_to_gain(torch.tensor([1.0] * 30 + [0.0] * 70)) == ""
-    assert "+0.0000" in little_to_gain(torch.zeros(50))
+    assert little_to_gain(torch.tensor([1.0] * 30 + [0.0] * 70), "right answers") == ""
+    assert "+0.00 to +0.00" in little_to_gain(torch.zeros(50), "right answers")
 
 
 def test_a_regression_has_no_classes(joint):
@@ -160,7 +165,7 @@ def test_a_regression_has_no_classes(joint):
         kind, more = KINDS["regression"], {}
         gain, swift_flops, super_flops = torch.ones(9), torch.ones(9), torch.ones(9)
 
-    assert cautions(Answers(), ["score"], None)[1] == []
+    assert cautions(Answers(), ["score"], Worth(None, "negative absolute error"))[1] == []
 
 
 def test_many_classes_are_counted():
@@ -171,9 +176,9 @@ def test_many_classes_are_counted():
         swift, super_ = torch.zeros_like(label), label
         swift[1] = 1
         gain = (swift != label).double()
-        swift_flops, super_flops = gain, gain
+        swift_flops, super_flops, more = gain, gain, {}
 
-    denied, limited = cautions(Answers(), [f"class {i}" for i in range(150)], 1.0)
+    denied, limited = cautions(Answers(), [f"class {i}" for i in range(150)], Worth(1.0, "right answers"))
     assert len(limited) == 1
     assert "'class 9' and 140 more" in limited[0]
     assert not [said for said in denied if "always answering" in said]
@@ -404,7 +409,8 @@ def test_a_swift_that_is_too_large_is_told_before_it_is_trained(
     assert re.match(r"The Swift takes 10\d% of the Super's FLOPs, so no threshold saves anything", large)
     (router,) = said
     assert re.match(
-        r"the score 'router' is computed from [\w ]+, chosen among free_energy, max_softmax, logits, ", router
+        r"the score 'router' predicts what asking the Super gains, from [\w ]+: .+ \(tried: free_energy; max_",
+        router,
     )
 
 
@@ -497,3 +503,112 @@ def test_a_prompt_is_taken_as_it_is(given, wanted, files):
 def test_an_option_is_no_prompt(files, fails):
     args = ["--data.validation", files[1], "--model.model", "m", "--data.prompt", "--data.batch_size=1"]
     fails(["score", *args], "--data, or one of its options --data.NAME, has no value")
+
+
+def test_another_super_is_told_wherever_a_threshold_is_used(pair, joint_args, tmp_path, capsys):
+    """With whose answers thresholds and router were made is known from the records; a file of before says nothing."""
+    manifest = Manifest.read(pair["swift"])
+    assert manifest.super_sha256 == folder_sha256(pair["super"])
+    other = tmp_path / "other"
+    shutil.copytree(pair["super"], other)
+    (weights,) = other.glob("*.safetensors")
+    save_file({name: 1.01 * tensor for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    own = Manifest.read(other)
+    own.weights_sha256 = folder_sha256(other)
+    own.write(other / "elang.json")
+
+    def told(super_, **options):
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            JointPredictor(str(pair["swift"]), str(super_), **options)
+            _load_swift(str(pair["swift"]), str(super_), pair=PairOptions(**options), remote=False)
+        return [str(w.message) for w in seen if "another Super" in str(w.message)]
+
+    assert told(pair["super"]) == []
+    assert told(other, threshold=0.0) == []
+    for said in (found := told(other, threshold="99%")):
+        assert f"'{other}'" in said
+        assert "is it the right folder?" in said
+    assert len(found) == 2
+    args = [str(other) if a == str(pair["super"]) else a for a in joint_args]
+    assert main(["validate", *args, "--model.output", str(tmp_path / "joint")]) == 0
+    first = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "Caution: the Swift's router and thresholds were made with the answers of another Super" in first
+    assert first.index("of another Super") < first.index("With this in mind")
+    # Thresholds that were chosen with it are its own.
+    assert told(other, thresholds=str(tmp_path / "joint" / "elang.json")) == []
+    # A file of an earlier version.
+    del manifest.chosen_on["super_sha256"]
+    manifest.write(tmp_path / "elang.json")
+    assert told(other, thresholds=str(tmp_path / "elang.json")) == []
+
+
+def test_a_threshold_is_named_as_the_table_does(pair, fails, tmp_path):
+    named = Manifest.read(pair["swift"]).thresholds["max_softmax"]
+    predictor = JointPredictor(str(pair["swift"]), str(pair["super"]), threshold="held out, 99%")
+    assert predictor.threshold == float(named["99%"]["threshold"])
+    args = ["predict", "--swift_model", pair["swift"], "--super_model", pair["super"], "--text", "text"]
+    args += ["--input", tmp_path / "in.csv", "--output", tmp_path / "out.jsonl"]
+    (tmp_path / "in.csv").write_text("text\ngood\n")
+    fails([*args, "--threshold", "read here, parity"], "on the evaluated examples themselves", "Give 'parity'")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ([0, 0, 0], "'b', 'c' (6 of the 6 examples of 'b' are answered 'a')"),
+        ([0, 2, 2], "'b' (6 of the 6 examples of 'b' are answered 'c')"),
+        ([0, -1, 2], "'b' (6 of the 6 examples of 'b' are answered with none of the labels)"),
+        ([0, 1, 2], ""),
+    ],
+)
+def test_what_is_answered_in_place_of_a_class_is_told(answers, said):
+    label = torch.tensor([0] * 5 + [1] * 6 + [2] * 5)
+    assert never_right(torch.tensor(answers)[label], label, ["a", "b", "c"]) == said
+
+
+@pytest.mark.parametrize(
+    ("worse", "better", "words"),
+    [
+        (
+            2,
+            6,
+            "not shown to be better than the Swift on these 200 examples (difference +2.00 points, right answers; ",
+        ),
+        (
+            30,
+            3,
+            "worse than the Swift on these 200 examples (difference -13.50 points, right answers; 95% interval",
+        ),
+    ],
+)
+def test_a_super_that_is_worse_is_no_super_that_is_as_good(worse, better, words):
+    gain = torch.tensor([-1.0] * worse + [1.0] * better + [0.0] * (200 - worse - better))
+    said = little_to_gain(gain, "right answers")
+    assert said.startswith(f"the Super is {words}")
+    assert ("is it the right folder?" in said) == (worse > better)
+    # An unbounded worth has no points.
+    assert "points" not in little_to_gain(gain, "negative absolute error", bounded=False)
+
+
+@pytest.mark.parametrize(("swift_wrong", "super_wrong", "verdict"), [(5, 2, True), (2, 2, True), (18, 12, False)])
+def test_the_first_caution_says_which_model_to_use(swift_wrong, super_wrong, verdict):
+    """Where the Super leads by little, and that may be chance; by more, there are too few examples to say so."""
+
+    class Answers:
+        kind = KINDS["classification"]
+        label = torch.arange(2).repeat(100)
+        swift, super_ = label.clone(), label.clone()
+        swift[:swift_wrong] = 1 - label[:swift_wrong]
+        super_[-super_wrong:] = 1 - label[-super_wrong:]
+        gain = (super_ == label).double() - (swift == label).double()
+        swift_flops, super_flops, more = torch.ones(200), torch.full((200,), 4.0), {}
+
+    denied, _ = cautions(Answers(), ["a", "b"], Worth(1.0, "right answers"))
+    lead = (swift_wrong - super_wrong) / 2
+    assert len(denied) == 1 + verdict
+    if verdict:
+        assert denied[0].startswith("use the Swift alone, ")
+        assert denied[0].endswith(f": 4.00x fewer FLOPs, {lead:.2f} points below the Super")
+    assert denied[-1].startswith("the Super is not shown to be better")

@@ -730,6 +730,9 @@ def test_a_decision_before_the_decoder_saves_it():
     assert _pair_ms(ms, "free_energy", 0.25, "b") == 10 + 0.25 * 50
     assert _pair_ms(ms, "router", 0.0, "b") == 10.0
     assert _pair_ms(ms, "router", 1.0, "b", alone=True) == 50.0
+    # A language model reads its prompt first.
+    read = {("swift prompt" if name == "swift encoder" else name): times for name, times in ms.items()}
+    assert _pair_ms(read, "prompt_router", 1.0, "b") == 54.0
     # An encoder has no decoder to save.
     assert _pair_ms({"swift": {"b": 10.0}, "super": {"b": 50.0}}, "encoder_energy", 0.5, "b") == 35.0
     assert math.isnan(_pair_ms({"swift": {"b": 10.0}}, "free_energy", 0.5, "b"))

@@ -182,6 +182,9 @@ def test_of_a_long_prompt_the_text_is_cut(kind):
     assert first[: len(made.start)] == second[: len(made.start)] == list(made.start)
     with pytest.raises(InputError, match=r"The prompt takes \d+ tokens without any text, and 5 are allowed"):
         made.token_lists(tokenizer, ["text", "other"], [(long, short)], limit=5)
+    # Answers may take more than the context.
+    with pytest.raises(InputError, match=r"and 0 are allowed\. .* the model's context, .* --data\.max_target_length"):
+        made.token_lists(tokenizer, ["text", "other"], [(long, short)], limit=-12)
 
 
 def test_answers_have_room_in_the_context():

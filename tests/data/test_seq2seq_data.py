@@ -145,11 +145,11 @@ def test_bad_options(files, options, said):
     [
         ("val", None, r"no file '.*val\.de', nor one with \.gz"),
         ("x.tsv", "en\tfr\na\tb\n", r"no column 'de'; it has \['en', 'fr'\]"),
-        ("x.jsonl", '{"en": "a", "de": null}\n', "1 rows whose 'de' is no text, first row 0"),
+        ("x.jsonl", '{"en": "a", "de": null}\n', "1 row whose 'de' is no text, first row 0"),
         ("x.tsv", "en\tde\n", "an empty data set"),
         ("x.tsv", "en\tde\na\tb\na\tb\tc\n", r"Line 3 of '.*x\.tsv' has 3 fields where the header has 2"),
         ("x.tsv", "en\tde\na\n", "Line 2 .* has 1 fields"),
-        ("x.jsonl", '{"translation": {"en": "a", "de": null}}\n', "1 rows whose 'de' is no text, first row 0"),
+        ("x.jsonl", '{"translation": {"en": "a", "de": null}}\n', "1 row whose 'de' is no text, first row 0"),
         ("x.jsonl", '{"translation": {"en": "a", "de": "b"}}\n{"translation": {"en": "a"}}\n', "whose 'de' is no text"),
         ("x.jsonl", '{"translation": null}\n', r"translates between \[\]"),
     ],

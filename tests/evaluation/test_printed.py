@@ -102,8 +102,39 @@ def test_equal_thresholds_are_one_row(capsys):
     others = ("held out, parity", "held out, 99.5%", "held out, 99%", "read here, 1-SE")
     assert "Left out, equal to 'held out, 1-SE': " + ", ".join(map(repr, others)) in words
     # What denies the success comes first, and the answer does not look like one.
-    assert words.startswith("Caution: the Super is not shown to be better")
+    assert words.startswith(
+        "Caution: the Super is worse than the Swift on these 400 examples (difference -6.75 points, right answers;"
+    )
     assert "With this in mind: on dev.csv (intent), the pair answers better than the Super (" in words
+
+
+def test_what_the_default_may_lose_is_told_beside_the_lead(capsys):
+    """The table says both; where all of the lead may be lost, a caution says what to do about it."""
+    for right, loses in ((0.8, False), (0.94, True)):
+        summary = summary_of(names=("accuracy",), swift_right=right)
+        lead = 100 * (summary.first.super.quality - summary.first.swift.quality)
+        allowed = 100 * summary.allowed_drop
+        assert allowed >= 0.5
+        assert (0 < lead <= allowed) == loses
+        print_summary(summary, Path("joint"))
+        words = " ".join(capsys.readouterr().out.split())
+        assert f"if that is larger (here {allowed:.2f} points; the Super leads by {lead:.2f})" in words
+        caution = (
+            f"the threshold '1-SE' was allowed to lose {allowed:.2f} points, and the Super leads by {lead:.2f} here"
+        )
+        assert (caution in words) == loses
+        assert ("Take '--threshold parity'" in words) == loses
+
+
+def test_a_better_score_is_told_with_how_to_route_by_it(capsys):
+    summary = summary_of()
+    chance = {"difference": 0.3, "difference_low": -0.1, "difference_high": 0.6}
+    for low, told in ((0.02, True), (-0.02, False)):
+        better = {"difference": 0.1, "difference_low": low, "difference_high": 0.2}
+        print_summary(replace(summary, areas={"entropy": better, LONG: chance, "max_softmax": {}}), Path("joint"))
+        words = " ".join(capsys.readouterr().out.split())
+        assert ("By area, entropy is better than max_softmax here" in words) == told
+        assert ("`--score entropy` to `elang predict`, `serve` and `calibrate`" in words) == told
 
 
 def test_thresholds_that_stand_for_the_super_alone_are_named_so(capsys):

@@ -401,7 +401,7 @@ def test_a_killed_run_goes_on(command, tmp_path, capsys, texts):
     capsys.readouterr()
     assert main(command) == 0
     said = capsys.readouterr().err
-    assert "90 inputs were answered before; resuming after them" in said
+    assert "resuming after 90 inputs answered before" in said
     # The rest was cut into other batches, which round otherwise.
     (tmp_path / "whole.jsonl").write_bytes(whole)
     found, expected = lines_of(tmp_path / "out.jsonl"), lines_of(tmp_path / "whole.jsonl")
@@ -446,7 +446,7 @@ def test_another_run_begins_anew(command, tmp_path, capsys, recwarn, change, tex
     said = capsys.readouterr().err
     assert "answered before" not in said
     begun = [str(one.message) for one in recwarn if "of another run" in str(one.message)]
-    assert begun == [f"Beginning anew: the 20 answers in '{part}' are of another run, and are deleted."]
+    assert begun == [f"Beginning anew: '{part}', with 20 answers of another run, is deleted."]
     found = lines_of(tmp_path / "out.jsonl")
     assert len(found) == (30 if change == "input" else len(texts))
     assert not any(one["label"] == "stale" for one in found)

@@ -17,7 +17,7 @@ from elang.backends.loading.source import Source
 from elang.backends.loading.weights import check_state
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
-from elang.files import folder_sha256, sync_to_disk
+from elang.files import folder_sha256, sync_to_disk, weights_files
 from elang.notices import notice, write_made
 from elang.records.manifest import FILENAME, Manifest
 from elang.tasks.text_task import TextTask
@@ -143,6 +143,9 @@ def save_model(model: TextModel, folder: str | Path, manifest: Manifest, lora: L
             save_file({k: v.contiguous() for k, v in model.heads.state_dict().items()}, aside / ROUTER_FILE)
         manifest.weights_sha256 = folder_sha256(aside, *bases)
         manifest.write(aside / FILENAME)
+        for file in weights_files(aside):
+            # The library makes them readable by their owner alone.
+            shutil.copymode(aside / FILENAME, file)
         write_made(aside)
         for path in (*aside.iterdir(), aside):
             sync_to_disk(path)

@@ -13,7 +13,7 @@ from elang.backends.generator import TextGenerator
 from elang.backends.label_decoder import LabelDecoder
 from elang.backends.loading.padding import finds_last_by_padding, has_decoder
 from elang.backends.text_model import TextModel
-from elang.errors import InputError, listed
+from elang.errors import InputError, counted, listed
 from elang.notices import notice
 from elang.records.manifest import FILENAME, Manifest
 from elang.tasks.text_task import TextTask
@@ -174,8 +174,8 @@ def check_words(trained: TextTask, task: TextTask, path: str, after_prompt: bool
     if after_prompt and task.examples and trained.examples != task.examples:
         notice(
             "other-examples",
-            f"'{path}' was trained with {len(trained.example_pairs)} examples in its prompt and is shown these, not "
-            f"the {len(task.example_pairs)} others that it is asked with.",
+            f"'{path}' was trained with {counted(len(trained.example_pairs), 'examples')} in its prompt and is shown "
+            f"these, not the {len(task.example_pairs)} others that it is asked with.",
         )
 
 

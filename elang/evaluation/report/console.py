@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from elang.evaluation.report.words import (
+    allowance,
+    better_scores,
     default_point,
     meanings,
     outcome,
@@ -37,8 +39,8 @@ def print_summary(summary: JointSummary, folder: Path) -> None:
         chosen_on = "these same examples, which is optimistic: there is no held-out one"
     details.append(
         f"This is at the threshold '{name}' ({point.threshold:.4g}): inputs that are harder, by "
-        f"the difficulty score {summary.score}, go to the Super. It was chosen on {chosen_on}. `elang predict` takes a "
-        "number or any name of the table below as --threshold."
+        f"the difficulty score {summary.score}, go to the Super. It was chosen on {chosen_on}. `elang predict "
+        "--threshold` takes any 'held out' name of the table below, or a number."
     )
     warned = [f"Caution: {caution}." for caution in summary.cautions]
     say_wrapped(*warned[: summary.denied], answer, " ".join(details), *warned[summary.denied :])
@@ -73,7 +75,7 @@ def _print_thresholds(summary: JointSummary) -> list[str]:
     rows, notes = without_repeats(rows)
     rows.append(rows.pop(0))
     rows.insert(0, row("Swift alone", {m: swift for m, (swift, _) in alone.items()}, 0.0, first.swift.speedup))
-    about = {"metric": metrics[0], "chosen_on": summary.thresholds_from}
+    about = {"metric": metrics[0], "chosen_on": summary.thresholds_from, "allowed": allowance(summary)}
     if (one := summary.most_frequent) is not None:
         reached = [quality_text(metric, one["qualities"].get(metric, math.nan)) for metric in metrics]
         rows.insert(0, ["most frequent label", *reached, "-", "-"])
@@ -102,7 +104,8 @@ def _print_scores(summary: JointSummary, usual: str, told: list[str]) -> None:
     rows[0][0] += "*"
     if len(rows) == 1 and not notes:
         return
-    notes.append("*: the score that routes. Other thresholds of the other scores are in summary.json.")
+    notes += ["*: the score that routes. Other thresholds of the other scores are in summary.json."]
+    notes += better_scores(summary)
     notes += meanings([*head, *(row[0] for row in rows), *notes], told, metric=metric, score=summary.score)
     say_table(f"All scores, each at its own threshold '{usual}'", head, rows, notes)
 

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from elang.evaluation.report.figures import curve_figure, keep, plain_texts, reliability_figure, score_figure
 from elang.evaluation.report.folder import Evaluation
-from elang.evaluation.report.words import area_difference, meanings, outcome, point_cells, statement_lines
+from elang.evaluation.report.words import (
+    allowance,
+    area_difference,
+    better_scores,
+    meanings,
+    outcome,
+    point_cells,
+    statement_lines,
+)
 from elang.method.bootstrap import lost_to_super
 from elang.method.curve.points import Point
 from elang.method.deferral import route
@@ -42,6 +50,7 @@ def section(
     answer, *details = outcome(summary, point, to_super)
     heads, rows, notes = _scores(evaluation)
     about = {"metric": evaluation.metric, "chosen_on": summary.thresholds_from, "score": score}
+    about["allowed"] = allowance(summary)
     return {
         "label": label,
         "id": "".join(c if c.isalnum() else "-" for c in label),
@@ -86,6 +95,7 @@ def _scores(evaluation: Evaluation) -> tuple[list[str], dict[str, list[str]], li
         points = (score.point(point) for point in shown)
         rows.append([name, *cells, *(", ".join(point_cells(point, metric)) if point else "-" for point in points)])
     kept, notes = without_repeats(rows)
+    notes += better_scores(summary)
     heads = ["score", "area", *[f"area minus {evaluation.score}"] * bool(summary.areas), *shown]
     return heads, {name: cells for name, *cells in kept}, notes
 

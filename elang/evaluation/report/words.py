@@ -18,7 +18,7 @@ _MEANINGS = {
     "held out": "chosen on {chosen_on}, and tried here",
     "read here": "chosen on these same examples, which is optimistic: it promises nothing for new inputs",
     "1-SE": "the cheapest threshold at which {metric} is below the Super's by at most half a point, or one standard "
-    "error if that is larger",
+    "error if that is larger{allowed}",
     "parity": "the cheapest threshold with all of the Super's {metric}",
     "99.5%, 99%": "the cheapest threshold with this share of the Super's {metric}",
     "Super alone": "also what 1-SE, parity and the shares stand for where no threshold that costs less is good enough",
@@ -44,13 +44,14 @@ _MEANINGS = {
 def meanings(texts: Iterable[str], told: Iterable[str] = (), **about: str) -> list[str]:
     """A line for each word in some texts that needs explaining, unless a text that was ``told`` has it, too.
 
-    ``about`` are ``metric``, ``chosen_on`` and ``score``, and ``label`` and ``share`` of the most frequent one.
+    ``about`` are ``metric``, ``chosen_on`` and ``score``, ``allowed`` from :func:`allowance`, and ``label`` and
+    ``share`` of the most frequent one.
 
     >>> [line.partition(":")[0] for line in meanings(["score", "area", "speed-up"], told=["speed-up"])]
     ['area']
     """
     usual = {"metric": "quality", "chosen_on": "held-out examples", "score": "the first score"}
-    about = usual | {"label": "it", "share": "most"} | about
+    about = usual | {"label": "it", "share": "most", "allowed": ""} | about
     found, before = ("\n".join(some) for some in (texts, told))
     lines = []
     for words, meaning in _MEANINGS.items():
@@ -58,6 +59,29 @@ def meanings(texts: Iterable[str], told: Iterable[str] = (), **about: str) -> li
         if named and not any(word in before for word in named):
             lines.append(f"{', '.join(named)}: {meaning}".format(**about))
     return lines
+
+
+def allowance(summary: JointSummary) -> str:
+    """How much the default threshold was allowed to lose, and by how much the Super leads; empty if unknown."""
+    if summary.allowed_drop is None:
+        return ""
+    first = summary.first
+    lead = first.super.quality - first.swift.quality
+    allowed, lead = (100 * drop / full_mark(first.quality_name) for drop in (summary.allowed_drop, lead))
+    leads = f"leads by {lead:.2f}" if lead > 0 else "does not lead"
+    return f" (here {allowed:.2f} points; the Super {leads})"
+
+
+def better_scores(summary: JointSummary) -> list[str]:
+    """How to route by the score that finds best what the Super answers better, if it is not by chance."""
+    better = {name: area for name, area in summary.areas.items() if area.get("difference_low", 0.0) > 0}
+    if not better:
+        return []
+    best = max(better, key=lambda name: better[name]["difference"])
+    return [
+        f"By area, {best} is better than {summary.score} here by more than chance. To route by it, give "
+        f"`--score {best}` to `elang predict`, `serve` and `calibrate`; confirm it on other examples than these."
+    ]
 
 
 def outcome(summary: JointSummary, point: Point, to_super: dict[str, Any] | None) -> list[str]:

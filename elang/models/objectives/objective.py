@@ -80,12 +80,14 @@ class RecordedAnswers:
         records: Answers to the training file (``train``) and to the transfer set (``transfer``), if there is one.
         vocabulary: Hash of the vocabulary of a model that generates texts.
         convention: How the Super's FLOPs were counted.
+        sha256: Hash of the Super's weights; empty if unknown.
     """
 
     path: str | None
     records: dict[str, Records]
     vocabulary: str | None = None
     convention: FlopsConvention = "exact"
+    sha256: str = ""
 
     @classmethod
     def read(cls, path: str, task: TextTask, data: Any, out_of_fold: bool = False) -> "RecordedAnswers":
@@ -118,7 +120,8 @@ class RecordedAnswers:
         if not out_of_fold and EXAMPLES in about:
             tell_examples({f"the Super of '{path}'": about[EXAMPLES], "the Swift": task.examples})
         convention: FlopsConvention = "paper" if about.get("flops_convention") == "paper" else "exact"
-        return cls(path, {source: records[source] for source in needed}, about.get("vocabulary"), convention)
+        made = about.get("vocabulary"), convention, str(about.get("weights_sha256") or "")
+        return cls(path, {source: records[source] for source in needed}, *made)
 
     def tell_saving(self, model: TextModel, data: Any) -> None:
         """Tell how much a pair with this Swift can save at most, if that is little, by some training texts."""
