@@ -178,11 +178,13 @@ def allows_the_lead(named: dict[str, dict[str, Any]], first: QualitySummary) -> 
     if allowed is None or not 0 < lead <= allowed:
         return []
     allowed, lead = (100 * drop / full_mark(first.quality_name) for drop in (allowed, lead))
+    costly = entry_speedup(named.get("parity", {})) <= WORTH_NAMING
+    take = "Ask the Super alone" if costly else "Take '--threshold parity'"
     # Half a point is allowed on any number of examples.
     more = ", or hold out more examples to choose it on (--data.routing_fraction)" if allowed > 100 * HALF_POINT else ""
     return [
         f"the threshold '{name}' was allowed to lose {allowed:.2f} points, and the Super leads by {lead:.2f} here, so "
-        f"it may lose all of the lead. Take '--threshold parity'{more}"
+        f"it may lose all of the lead. {take}{more}"
     ]
 
 

@@ -1,12 +1,13 @@
 """Which point of a curve each name stands for."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from elang.evaluation.cautions import below_allowance, no_better_than_one, saves_nothing
+from elang.evaluation.cautions import allows_the_lead, below_allowance, no_better_than_one, saves_nothing
 from elang.evaluation.pair import BY_QUALITY, PairAnswers, allowed_drops, choose_thresholds, named_points, pair_curves
 from elang.evaluation.summarize import all_curves, summarize, summarize_pair
 from elang.evaluation.summary import EvaluatedPair
@@ -108,9 +109,26 @@ def test_a_threshold_that_does_not_hold_here_is_a_caution():
     assert "(--data.routing_fraction), or calibrate" in caution
 
 
+def test_parity_is_advised_for_all_of_the_lead_only_if_it_saves_something():
+    first = SimpleNamespace(
+        quality_name="accuracy", super=SimpleNamespace(quality=0.905), swift=SimpleNamespace(quality=0.9)
+    )
+    for speedup, advice in (
+        (1.0, "Ask the Super alone"),
+        (2.0, "Take '--threshold parity'"),
+        (math.nan, "Take '--thr"),
+    ):
+        named = {"1-SE": {"allowed_drop": 0.01}, "parity": {"threshold": -0.5, "speedup": speedup}}
+        (caution,) = allows_the_lead(named, first)
+        assert f"all of the lead. {advice}" in caution
+
+
 def test_a_model_that_has_learned_nothing_is_a_caution():
     label = torch.tensor([0] * 6 + [1] * 4)
-    assert "right on 60.0%, and always answering 'a'" in no_better_than_one(torch.zeros(10).long(), label, ["a", "b"])
+    said = no_better_than_one(torch.zeros(10).long(), label, ["a", "b"])
+    assert "right on 60.0%, and always answering 'a'" in said
+    # Longer or shorter: that depends on where the loss went.
+    assert re.search("loss .* rose, train for fewer epochs .* a lower --model.lr; where it fell .* train longer$", said)
     assert no_better_than_one(label, label, ["a", "b"]) is None
     assert no_better_than_one(label[:6], label[:6], ["a", "b"]) is None
     # Of four known labels half are right; an answer that is none of the labels is not right where none is known.

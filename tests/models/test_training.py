@@ -236,6 +236,7 @@ def test_when_an_earlier_epoch_is_better():
 
     class Run:
         optimizers = (SimpleNamespace(defaults={"lr": 1e-4}),)
+        fit_loop = SimpleNamespace(epoch_progress=SimpleNamespace(total=SimpleNamespace(ready=2)))
 
     def notes(*values, step=99, chosen=False, n=900):
         forget_notices()
@@ -259,7 +260,8 @@ def test_when_an_earlier_epoch_is_better():
     assert not notes((0.75, 0.5))[0]
     # Of the epochs up to the exported weights.
     assert not notes((0.7, 0.5), (0.75, 0.4), (0.6, 0.6), step=20)[0]
-    assert "Train longer (--trainer.max_epochs), or raise --model.lr" in notes((0.6, 0.6), (0.7, 0.5))[1]
+    longer = "Train longer, say twice as long (--trainer.max_epochs 4), or raise --model.lr"
+    assert longer in notes((0.6, 0.6), (0.7, 0.5))[1]
 
 
 def locked(path):
