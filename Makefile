@@ -40,8 +40,8 @@ audit: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --no-deps --disable-pip --requirement .ci/lock.txt
 
-# In the order of tests/conftest.py.
-SPREAD = -n logical --dist loadfile --no-loadscope-reorder
+# In the order of tests/conftest.py, with a process more than cores: many tests wait for others.
+SPREAD = -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
 
 coverage: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet 'coverage>=7.10'

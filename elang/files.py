@@ -44,21 +44,19 @@ def check_output_file(
     Raises:
         InputError: Naming the output by ``option``.
     """
-    if suffix is not None and (ending := Path(output).suffix.lower()) in _PROMISES and ending != suffix:
-        raise InputError(f"{option} '{output}' must end in {suffix}: what is written is {_WRITTEN[suffix]}.")
     if str(output) != "-" and not is_stream(output):
         _check_place(Path(output), option)
     status = _status(output, 1)
-    if status is None:
-        return
     for path in [path for source in inputs for path in files_of(source)]:
         input_status = _status(path, 0)
-        if input_status is not None and os.path.samestat(status, input_status):
+        if status is not None and input_status is not None and os.path.samestat(status, input_status):
             input_name = "standard input" if str(path) == "-" else f"'{path}'"
             output_name = "Standard output" if str(output) == "-" else f"{option} '{output}'"
             raise InputError(
                 f"{output_name} is the file of an input, {input_name}, which would be lost. Give another file."
             )
+    if suffix is not None and (ending := Path(output).suffix.lower()) in _PROMISES and ending != suffix:
+        raise InputError(f"{option} '{output}' must end in {suffix}: what is written is {_WRITTEN[suffix]}.")
 
 
 def check_folder(

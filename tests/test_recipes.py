@@ -232,7 +232,11 @@ def test_the_default_score_is_the_routers_where_it_is_better(
 ):
     def choose(held_out, gain, simple, *others):
         assert simple == "max_softmax"
-        return ("logits" if better else simple), {"reads": "logits" if better else simple, "why": "told so"}
+        return ("logits" if better else simple), {
+            "reads": "logits" if better else simple,
+            "why": "told so",
+            "areas": {},
+        }
 
     monkeypatch.setattr("elang.method.router._choose", choose)
     monkeypatch.setattr("elang.method.router.gain_area", lambda *_: torch.tensor(0.5))
@@ -452,7 +456,7 @@ def test_words_are_replaced_by_likely_ones(base_model, files, tmp_path, capsys):
     said = capsys.readouterr().out
     made, texts = pd.read_json(out, lines=True)["text"].tolist(), pd.read_csv(files[0])["text"].tolist()
     assert f"{out} has {len(made)} texts, by masked words" in said
-    assert any(f"{480 - len(made)} of 480 new texts came twice" in one["text"] for one in notices())
+    assert any(f"Of 480 texts made, {480 - len(made)} left out" in one["text"] for one in notices())
     assert len(set(made)) == len(made) > 400
     assert not set(made) & set(texts)
     lengths = {len(text.split()) for text in texts}

@@ -747,7 +747,9 @@ def test_predict_says_in_words_what_an_infinite_threshold_does(threshold, passed
     Path("one.txt").write_text("the film was good\n")
     assert main(["predict", *models, "--input", "one.txt", f"--threshold={threshold}", "--output", "one.jsonl"]) == 0
     said = capfd.readouterr().err
-    assert said.splitlines()[-1].startswith(f"1 input, {threshold.count('-')} (")
+    assert said.splitlines()[-1].startswith(
+        f"1 input, {threshold.count('i') - threshold.count('-')} answered by the Swift and {threshold.count('-')} ("
+    )
     assert f"threshold {threshold} of max_softmax: {passed} passed on to the Super" in said
 
 

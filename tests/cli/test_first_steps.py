@@ -59,7 +59,7 @@ def test_a_class_that_was_not_learned_is_named(tmp_path, recwarn):
     assert re.search(r"After \d+ steps", said[0])
     assert "'odd'" in said[0]
     assert re.search(r"\((\d+) of the \1 examples of '(good|odd)' are answered '(good|bad)'\)", said[0])
-    assert "say twice as long (--trainer.max_epochs 6)" in said[0]
+    assert re.search(r"say twice as long \(--trainer\.max_epochs \d+\)", said[0])
 
 
 def test_a_super_that_is_no_better_is_told(pair, joint_args, files, tmp_path, capsys):

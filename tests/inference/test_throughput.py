@@ -408,7 +408,7 @@ def test_a_killed_run_goes_on(command, tmp_path, capsys, texts):
     (tmp_path / "whole.jsonl").unlink()
     assert [about(one) for one in expected] == found
     deferred = whole.count(b'"answered_by": "super"')
-    assert f"{len(texts)} inputs, {deferred} (" in said
+    assert f"{len(texts)} inputs, {len(texts) - deferred} answered by the Swift and {deferred} (" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "out.jsonl"]
 
 

@@ -764,7 +764,7 @@ def test_what_generation_costs(generated, said_freely, silent, silent_data, clas
     found = json.loads((tmp_path / "summary.json").read_text())
     alone = found["qualities"]["accuracy"]["swift"]["cost"]
     assert alone == pytest.approx(frame["swift_flops"].mean())
-    kept = found["qualities"]["accuracy"]["scores"]["free_energy"]["on_this_set"]["99%"]
+    kept = found["qualities"]["accuracy"]["scores"]["free_energy"]["on_this_set"]["best"]
     assert kept["deferred_share"] == 0
     assert kept["cost"] == pytest.approx(alone + float(more.mean()))
     for i, (_, steps, length) in enumerate(said_freely):
