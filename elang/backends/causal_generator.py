@@ -18,13 +18,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from elang.backends.backend import Generated
 from elang.backends.causal_passes import padded_left, read_already, read_flops, text_flops, text_law
-from elang.backends.decoder_only import DecoderOnly, check_fixed_cache, turn_end
+from elang.backends.decoder_only import DecoderOnly, check_fixed_cache
 from elang.backends.flops import FlopsConvention, tell_estimated
 from elang.backends.generation import Generation
 from elang.backends.network import InferenceOptions
 from elang.backends.shared_prefix import Rows
 from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement
 from elang.data.batches import Reader
+from elang.data.prompts import turn_end
 from elang.errors import InputError
 from elang.method.scores import ASKED_SCORES
 from elang.records.manifest import Manifest

@@ -123,15 +123,6 @@ class DecoderOnly(TextModel):
         )
 
 
-def turn_end(tokenizer: Any) -> int | None:
-    """The token that ends an assistant's turn in the tokenizer's chat template, if there is one."""
-    question, answer = "\ue000question\ue000", "\ue000answer\ue000"
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)[2].strip()
-    ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
-
-
 def check_fixed_cache(config: Any, num_beams: int) -> None:
     """Refuse a cache of fixed size for beams, and for families that would write other texts with it, or none."""
     what = f"A '{config.model_type}' model"

@@ -155,6 +155,14 @@ def tell_examples(shown: dict[str, list[str]]) -> None:
         )
 
 
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that ends an assistant's turn in the tokenizer's chat template, if there is one."""
+    turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    after = tokenizer.apply_chat_template(turns, **_CHAT).rpartition(_ANSWER)[2].strip()
+    ids = _tokens(tokenizer, [after])[0]
+    return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
+
+
 def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """The tokens of texts, without those that the tokenizer puts around them."""
     options = {"add_special_tokens": False, "padding": False, "truncation": False, "verbose": False}

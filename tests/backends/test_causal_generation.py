@@ -22,7 +22,6 @@ from backends.test_families import texts
 from backends.test_prompts import write_config
 from elang import InputError, JointPredictor
 from elang.backends.causal_generator import CausalGenerator
-from elang.backends.decoder_only import turn_end
 from elang.backends.generator import TextGenerator
 from elang.backends.loading.load import load_model
 from elang.backends.network import InferenceOptions
@@ -30,6 +29,7 @@ from elang.backends.seconds import pair_latency
 from elang.backends.text_scores import SAMPLES, Check, Noise
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples, encode_texts
+from elang.data.prompts import turn_end
 from elang.method.scores import SEQUENCE_SCORES, sequence_scores, token_scores
 from elang.models.loaders import LoaderBatches
 from elang.notices import forget_notices, notices

@@ -33,6 +33,7 @@ class Adapter:
     folder: Path
     base: str  # the folder or the hub id of the model that it was trained on
     options: dict[str, Any]  # for ``from_pretrained`` of the base
+    task_type: str  # by peft's names; empty if it does not say
 
     @classmethod
     def find(cls, path: str, name: str, options: dict[str, Any]) -> "Adapter | None":
@@ -58,12 +59,11 @@ class Adapter:
         with explained(f"The adapter '{path}' cannot be read", f"Correct its {ADAPTER_CONFIG}."):
             fields = read_object(folder / ADAPTER_CONFIG)
         base, options = _base_of(path, str(fields.get("base_model_name_or_path") or ""), fields.get("revision"))
-        return cls(path, folder, base, options)
+        return cls(path, folder, base, options, task_type=str(fields.get("task_type") or ""))
 
     def describe(self, config: Any) -> None:
         """Put what the adapter says of the task into the configuration of its base, if it has none of its own."""
-        fields = json.loads((self.folder / ADAPTER_CONFIG).read_text("utf-8"))
-        if fields.get("task_type") != "SEQ_CLS":
+        if self.task_type != "SEQ_CLS":
             return
         heads = [w for name, w in self._weights().items() if _HEADS.search(name) and "lora_" not in name]
         if sizes := [len(weight) for weight in heads if weight.ndim == 2]:
