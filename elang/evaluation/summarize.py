@@ -1,10 +1,11 @@
 """Summarizes the answers to an evaluation set: points and areas of the curves, and what limits them."""
 
+from typing import Any
+
 import torch
 
 from elang.evaluation.cautions import (
     allows_the_lead,
-    always_one,
     below_allowance,
     cautions,
     length_bias,
@@ -13,6 +14,7 @@ from elang.evaluation.cautions import (
     saves_nothing,
     wrong_super,
 )
+from elang.evaluation.labels import always_one, keeps_one, recalls
 from elang.evaluation.pair import (
     BY_QUALITY,
     PairAnswers,
@@ -76,21 +78,12 @@ def summarize_pair(
     denied = wrong_super(manifest, about) + saves_nothing(thresholds, about.score) + denied
     if len(answers) < expected:
         denied.insert(0, f"only {len(answers)} of {expected} examples of '{about.evaluated_on}' were answered")
-    statements = None
-    # Thresholds are comparable with scores of the same temperature only.
-    if manifest is not None and manifest.temperature == about.temperature:
-        statements = check_statements(
-            manifest,
-            answers.key,
-            answers.scores,
-            gain=answers.gain / (worth.largest or 1.0),
-            super_sha256=about.weights["super"],
-            unit=answers.unit,
-            conditions=about.conditions,
-        )
     generates, (summaries, areas) = answers.kind.generates, _resampled(answers, curves, thresholds, about.score)
     points = operating_points(answers, qualities, summaries[qualities[0].name])
     denied = below_allowance(points.get(about.score, {}), named, worth.largest) + denied
+    default = named.get(known_name(named), {}).get("threshold")
+    deferred = None if default is None else route(answers.scores[about.score], float(default))
+    limited += keeps_one(answers, label_names, deferred)
     limited += allows_the_lead(named, summaries[qualities[0].name]) + repeated(answers.key, answers.unit)
     return JointSummary(
         **vars(about),
@@ -100,12 +93,30 @@ def summarize_pair(
         cautions=denied + limited,
         denied=len(denied),
         most_frequent=always_one(answers, label_names, curves),
+        recalls=recalls(answers, label_names, deferred),
         areas=areas,
-        statements=statements,
+        statements=_statements(manifest, about, answers, worth),
         signatures={q.name: signature(q.name) for q in qualities} if generates else None,
         lengths=length_bias(answers) if generates else None,
         allowed_drop=named.get(known_name(named), {}).get("allowed_drop"),
         within_rounding_of_threshold=near_threshold(answers.scores[about.score], named, rounding),
+    )
+
+
+def _statements(
+    manifest: Manifest | None, about: EvaluatedPair, answers: PairAnswers, worth: Worth
+) -> list[dict[str, Any]] | None:
+    """How the promises of a manifest hold; thresholds are comparable with scores of the same temperature only."""
+    if manifest is None or manifest.temperature != about.temperature:
+        return None
+    return check_statements(
+        manifest,
+        answers.key,
+        answers.scores,
+        gain=answers.gain / (worth.largest or 1.0),
+        super_sha256=about.weights["super"],
+        unit=answers.unit,
+        conditions=about.conditions,
     )
 
 

@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from elang.cli.progress import LogsEachEpoch
 from elang.cli.serve import _load_swift
 from elang.cli.verbs import main
-from elang.evaluation.cautions import cautions, little_to_gain, never_right
+from elang.evaluation.cautions import cautions, little_to_gain
+from elang.evaluation.labels import never_right
 from elang.evaluation.slices import read_slice
 from elang.evaluation.summary import Worth
 from elang.files import folder_sha256
