@@ -27,7 +27,7 @@ from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement
 from elang.data.batches import Reader
 from elang.data.prompts import turn_end
 from elang.errors import InputError
-from elang.method.scores import ASKED_SCORES
+from elang.method.scores import ASKED_SCORES, token_scores
 from elang.records.manifest import Manifest
 from elang.tasks.extraction import found_answers
 from elang.tasks.text_task import TextTask
@@ -40,7 +40,7 @@ class Prompted:
     ids: Tensor  # (B, L)
     mask: Tensor  # (B, L)
     output: Any = None  # logits at the prompts' ends, (B, 1, V), keys and values; until texts are generated from them
-    pooled: Tensor | None = None  # the last hidden state, (B, D), if there are heads
+    pooled: Tensor | None = None  # scores of the first token and the last hidden state, (B, 5 + D), if there are heads
 
     def __getitem__(self, rows: Tensor) -> "Prompted":
         """Some of the prompts; of the others, keys and values are given up."""
@@ -75,7 +75,7 @@ class _Stopped(StoppingCriteria):  # type: ignore[misc]  # transformers has no t
 class CausalGenerator(DecoderOnly, Generation):
     """Any ``AutoModelForCausalLM`` that generates a text after a prompt, greedily or with ``num_beams``."""
 
-    early_router = "prompt_router"
+    early_router, first_token = "prompt_router", True
     asked: tuple[str, ...] = ()
     """The :data:`~elang.method.scores.ASKED_SCORES` that are computed with each answer."""
 
@@ -202,11 +202,14 @@ class CausalGenerator(DecoderOnly, Generation):
         hidden = bool(self.heads)
         output = self.run(rows, use_cache=True, output_hidden_states=hidden)
         encoded.output = CausalLMOutputWithPast(logits=output.logits, past_key_values=output.past_key_values)
-        encoded.pooled = output.hidden_states[-1][:, -1] if hidden else None
+        if hidden:
+            first = output.logits[:, -1]
+            state = output.hidden_states[-1][:, -1].float()
+            encoded.pooled = torch.cat([token_scores(first, first.argmax(-1)), state], 1)
         return encoded
 
     def pooled(self, encoded: Prompted) -> Tensor:
-        """The last hidden state at the prompts' ends."""
+        """The scores of the first token, and the last hidden state at the prompts' ends."""
         pooled = encoded.pooled if encoded.pooled is not None else self.begin(encoded).pooled
         assert pooled is not None
         return pooled
