@@ -17,11 +17,12 @@ from transformers import LogitsProcessorList, StaticCache, StoppingCriteria, Sto
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from elang.backends.backend import Generated
-from elang.backends.causal_passes import padded_left, read_already, read_flops, text_flops, text_law
-from elang.backends.decoder_only import DecoderOnly, check_fixed_cache
+from elang.backends.causal_passes import padded_left, read_flops, text_flops, text_law
+from elang.backends.decoder_only import DecoderOnly, check_fixed_cache, read_already
 from elang.backends.flops import FlopsConvention, tell_estimated
 from elang.backends.generation import Generation
 from elang.backends.network import InferenceOptions
+from elang.backends.packing import After, packed_logits
 from elang.backends.shared_prefix import Rows
 from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement
 from elang.data.batches import Reader
@@ -213,6 +214,8 @@ class CausalGenerator(DecoderOnly, Generation):
 
     def logits(self, encoded: Prompted, labels: Tensor) -> Tensor:
         """The logits for each token of given texts, after the prompt and the ones before it, ``(B, T, V)``."""
+        if self.packs:
+            return packed_logits(self.backbone, encoded.ids, encoded.mask, After.of(None, labels))
         logits: Tensor = self.after(encoded.ids, encoded.mask, labels[:, :-1].clamp_min(0)).logits
         return logits
 

@@ -1,6 +1,9 @@
 """What decoder-only language models share that answer after a prompt: how they read it, and that batches are safe."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -10,6 +13,7 @@ from typing_extensions import Self
 
 from elang.backends.causal_passes import chain_pass, padded_left, takes_any_mask
 from elang.backends.loading.padding import CHECKED
+from elang.backends.packing import check_packing
 from elang.backends.shared_prefix import Rows, SharedPrefix
 from elang.backends.text_model import TextModel
 from elang.data.batches import Reader
@@ -48,6 +52,10 @@ class DecoderOnly(TextModel):
             self.prefix.forget()
         return super().train(mode)
 
+    def check_packing(self) -> None:
+        """Refuse a family in whose layers texts of one row cannot be kept apart."""
+        check_packing(self.backbone.config)
+
     @property
     def room(self) -> int:
         """The most tokens that follow a prompt."""
@@ -71,6 +79,11 @@ class DecoderOnly(TextModel):
         """
         ids, mask = self.prompts(inputs)
         return mask.sum(1).cpu(), self.prefix.counts(ids, mask, self.room).cpu()
+
+    @property
+    def packs(self) -> bool:
+        """Whether several prompts share a row now."""
+        return self.packing and self.training
 
     def after(self, ids: Tensor, mask: Tensor, chain: Tensor | None = None) -> Any:
         """The model over prompts ``(B, L)`` and, after each, a chain of tokens ``(B, T)``.
@@ -121,6 +134,29 @@ class DecoderOnly(TextModel):
             f"A '{self.backbone.config.model_type}' model {why}, so it is not supported. docs/language-models.md lists "
             "the families that are."
         )
+
+
+@contextmanager
+def read_already(backbone: Any, output: Any) -> Iterator[None]:
+    """Within, the next forward pass of a model returns this output at once, because it has run over these inputs."""
+    forward, own = backbone.forward, "forward" in vars(backbone)
+
+    def restore() -> None:
+        if own:
+            backbone.forward = forward
+        elif "forward" in vars(backbone):
+            del backbone.forward
+
+    @wraps(forward)
+    def once(*args: Any, **options: Any) -> Any:
+        restore()
+        return output
+
+    backbone.forward = once
+    try:
+        yield
+    finally:
+        restore()
 
 
 def check_fixed_cache(config: Any, num_beams: int) -> None:

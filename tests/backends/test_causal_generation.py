@@ -452,6 +452,23 @@ def test_a_pair_learns_and_routes(pair, data, capsys, tmp_path):
     assert "12 inputs on cpu" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("distill", ["token", "sequence"])
+def test_a_packed_training_ends_with_the_same_weights(pair, base, args, data, distill, tmp_path):
+    """With the Super's tokens or texts, and a margin between tokens; the heads are fitted on texts of their own rows."""
+    from safetensors.torch import load_file
+
+    swift = ["fit", "--model", "SwiftModule", *args, *TRAINED, "--model.model", base, "--model.margin_weight", "0.1"]
+    swift += ["--model.super_records", pair["super.parquet"], "--model.distill", distill, "--trainer.max_steps", "4"]
+    swift += ["--seed_everything", "1", "--trainer.limit_val_batches", "0", "--model.score", "prompt_router"]
+    folders = [tmp_path / name for name in ("packed", "plain")]
+    for folder in folders:
+        packing = str(folder.name == "packed").lower()
+        assert main([*swift, "--model.packing", packing, "--model.output", str(folder)]) == 0
+    packed, plain = (load_file(folder / "model.safetensors") for folder in folders)
+    for key, weight in plain.items():
+        torch.testing.assert_close(packed[key], weight, rtol=1e-3, atol=1e-3, msg=key)
+
+
 def test_records_of_earlier_versions_have_fewer_scores(pair, args, tmp_path):
     """They are read, and the pair is evaluated by those that there are."""
     records = str(tmp_path / "swift.parquet")
