@@ -77,6 +77,11 @@ class Network(nn.Module, ABC):
         self.packing = packing
         if packing:
             self.check_packing()
+        if packing and compiled:
+            raise InputError(
+                "--model.packing wants logits at other places in each step, for which --model.compile would compile "
+                "anew: leave out one of them."
+            )
         if not 0 <= label_smoothing < 1 or (label_smoothing and not self.smooths_labels):
             raise InputError(
                 f"--model.label_smoothing {label_smoothing} must be in [0, 1), and 0 where a model answers in label "

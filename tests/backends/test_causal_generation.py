@@ -454,7 +454,7 @@ def test_a_pair_learns_and_routes(pair, data, capsys, tmp_path):
 
 @pytest.mark.parametrize("distill", ["token", "sequence"])
 def test_a_packed_training_ends_with_the_same_weights(pair, base, args, data, distill, tmp_path):
-    """With the Super's tokens or texts, and a margin between tokens; the heads are fitted on texts of their own rows."""
+    """With the Super's tokens or texts, and a margin; the heads are fitted on one text a row."""
     from safetensors.torch import load_file
 
     swift = ["fit", "--model", "SwiftModule", *args, *TRAINED, "--model.model", base, "--model.margin_weight", "0.1"]

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from backends.test_causal import BY_PATHS, WORDS_OF, encoded, task_of, write_causal
-from backends.test_causal_generation import made_of
 from backends.test_causal_generation import encoded as encoded_texts
+from backends.test_causal_generation import made_of
 from backends.test_families import texts
 from elang import FinetuneModule, InputError
 from elang.backends import packing
 from elang.backends.loading.load import load_model
-from elang.cli.verbs import main
 from elang.tasks.text_task import TextTask
 
 WAYS = [(name, way) for name in ("llama", "qwen2", "gpt2", "gemma3_text") for way in ("sdpa", "eager")]
@@ -131,6 +130,12 @@ def test_heads_are_refused(tmp_path, base_model):
     for folder in (write_causal(tmp_path / "model"), str(base_model)):
         with pytest.raises(InputError, match=r"packing is for decoder-only .* reads one text in each row"):
             FinetuneModule(folder, task.label_names, task.plain(), packing=True)
+
+
+def test_it_is_not_compiled(tmp_path):
+    folder, task = write_causal(tmp_path / "model"), task_of(WORDS_OF["single"])
+    with pytest.raises(InputError, match=r"--model\.compile would compile anew"):
+        FinetuneModule(folder, task.label_names, task.plain(), packing=True, compile=True)
 
 
 def test_rows_are_as_long_as_the_longest_text():
