@@ -107,7 +107,8 @@ def packed_logits(backbone: Any, ids: Tensor, mask: Tensor, after: After) -> Ten
             position_ids=where,
             use_cache=False,
         ).logits[0]
-    return flat.new_zeros(*there.shape, flat.shape[-1]).index_put(there.nonzero(as_tuple=True), flat)
+    logits: Tensor = flat.new_zeros(*there.shape, flat.shape[-1]).index_put(there.nonzero(as_tuple=True), flat)
+    return logits
 
 
 def _allowed(text: Tensor, node: Tensor, position: Tensor, sees: Tensor) -> Tensor:
