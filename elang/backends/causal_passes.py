@@ -92,17 +92,16 @@ def _masks(config: Any, mask: Tensor, sees: Tensor, *, position: Tensor, read: i
     allowed = F.pad(mask.bool(), (0, total - length))[:, None].repeat(1, total - read, 1)
     allowed[:, : length - read] &= torch.ones(length, total, dtype=torch.bool, device=mask.device).tril()[read:]
     allowed[:, length - read :, length:] = sees
-    return masks(config, allowed, position, dtype)
+    # Attention to nothing would be NaN.
+    allowed |= torch.eye(total, dtype=torch.bool, device=mask.device)[read:]
+    return masks(config, allowed, position[:, read:], position, dtype=dtype)
 
 
-def masks(config: Any, allowed: Tensor, position: Tensor, dtype: torch.dtype) -> Any:
+def masks(config: Any, allowed: Tensor, query: Tensor, position: Tensor, *, dtype: torch.dtype) -> Any:
     """Who attends to whom, bool ``(B, S, K)``, for a model: one mask, ``(B, 1, S, K)``, or one for each type of layer.
 
-    The ``position`` of each of the ``K`` tokens, of which the last ``S`` attend, counts for layers with a window.
+    The positions of those that attend, ``(B, S)``, and of all, ``(B, K)``, count for layers with a window.
     """
-    read = allowed.shape[2] - allowed.shape[1]
-    # Attention to nothing would be NaN.
-    allowed = allowed | torch.eye(allowed.shape[2], dtype=torch.bool, device=allowed.device)[read:]
 
     def form(allowed: Tensor) -> Tensor:
         allowed = allowed[:, None]
@@ -112,7 +111,7 @@ def masks(config: Any, allowed: Tensor, position: Tensor, dtype: torch.dtype) ->
         return zeros.masked_fill(~allowed, torch.finfo(dtype).min)
 
     window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    near = allowed & (position[:, read:, None] - position[:, None] < window) if window else allowed
+    near = allowed & (query[:, :, None] - position[:, None] < window) if window else allowed
     if types is None:
         return form(near)
     return {name: form(near if name == "sliding_attention" else allowed) for name in set(types)}

@@ -1,9 +1,6 @@
 """What decoder-only language models share that answer after a prompt: how they read it, and that batches are safe."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import wraps
 from typing import Any
 
 import torch
@@ -134,29 +131,6 @@ class DecoderOnly(TextModel):
             f"A '{self.backbone.config.model_type}' model {why}, so it is not supported. docs/language-models.md lists "
             "the families that are."
         )
-
-
-@contextmanager
-def read_already(backbone: Any, output: Any) -> Iterator[None]:
-    """Within, the next forward pass of a model returns this output at once, because it has run over these inputs."""
-    forward, own = backbone.forward, "forward" in vars(backbone)
-
-    def restore() -> None:
-        if own:
-            backbone.forward = forward
-        elif "forward" in vars(backbone):
-            del backbone.forward
-
-    @wraps(forward)
-    def once(*args: Any, **options: Any) -> Any:
-        restore()
-        return output
-
-    backbone.forward = once
-    try:
-        yield
-    finally:
-        restore()
 
 
 def check_fixed_cache(config: Any, num_beams: int) -> None:

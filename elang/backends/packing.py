@@ -103,7 +103,7 @@ def packed_logits(backbone: Any, ids: Tensor, mask: Tensor, after: After) -> Ten
     with _logits_at(backbone, row[:, None].expand_as(there)[there], column):
         flat = backbone(
             input_ids=packed(tokens, 0),
-            attention_mask=masks(backbone.config, allowed, where, backbone.dtype),
+            attention_mask=masks(backbone.config, allowed, where, where, dtype=backbone.dtype),
             position_ids=where,
             use_cache=False,
         ).logits[0]
@@ -119,6 +119,7 @@ def _allowed(text: Tensor, node: Tensor, position: Tensor, sees: Tensor) -> Tens
     # One more row and column for the tokens of prompts.
     after = F.pad(sees, (0, 1, 0, 1))[node[:, :, None], node[:, None]]
     before = (node[:, None] < 0) & (position[:, None] <= position[:, :, None])
+    # Padding attends to padding, because attention to nothing would be NaN.
     return (text[:, None] == text[:, :, None]) & (after | before)
 
 

@@ -443,6 +443,16 @@ def test_a_pair_learns_and_routes(pair, data, capsys, tmp_path):
             assert answer.score == pytest.approx(value, abs=1e-4)
             assert close or answer.label == text
         assert {answer.answered_by for answer in answers} == {"swift", "super"}
+        # A few at a time, in a cache of fixed size.
+        few = JointPredictor(pair["swift"], pair["super"], threshold, score, device="cpu", few=4)
+        assert all(runner.small_batches is not None for runner in few.runners.values())
+        for start in range(0, 24, 4):
+            for one, other in zip(few(lines[start : start + 4]), answers[start : start + 4], strict=True):
+                assert one.score == pytest.approx(other.score, abs=1e-4)
+                assert abs(one.score - threshold) < 1e-4 or (one.label, one.answered_by) == (
+                    other.label,
+                    other.answered_by,
+                )
     (response,) = posted(Models(predictor).service(), {"texts": lines[:3]})
     assert labels_of(response) == as_tuples(answers[:3])
     source = tmp_path / "lines.txt"
