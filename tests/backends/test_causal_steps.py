@@ -99,7 +99,7 @@ def test_a_graph_could_capture_it(tmp_path, name, monkeypatch):
 
 
 def test_what_has_no_short_way(tmp_path):
-    """Beams, strings that end texts, shared beginnings, scores with passes of their own, families without such masks."""
+    """Beams, strings that end texts, shared beginnings, scores with passes of their own, families without masks."""
     folder, options = write_causal(tmp_path / "model"), InferenceOptions("nll_mean")
     model = made_of(folder)
     assert model.short_way(options)
