@@ -81,7 +81,7 @@ def predict(
         answers = _submit(predictor, task, folder, split=split, output=output, chunk=chunk)
         total, deferred = len(answers), sum(answer.answered_by == "super" for answer in answers)
     else:
-        options = [pair.dtype, pair.compile, pair.super_int8, pair.onnx, id, texts]
+        options = [pair.dtype, pair.compile, pair.super_int8, pair.onnx, id, texts, str(predictor.sampling)]
         fingerprint = partial(run_fingerprint, predictor, [swift_model, super_model], input, text=columns, ways=options)
         with _opened(output, fingerprint) as opened:
             total, deferred = _answer(predictor, input, columns, opened, id_column=id, texts=texts, chunk=chunk)

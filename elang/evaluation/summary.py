@@ -85,6 +85,7 @@ class EvaluatedPair:
         thresholds_from: The same in words, also if there are none.
         weights: Hash of each model's weights, empty if unknown.
         task: What was asked, for titles: the task's name, or the file and its label column; empty if unknown.
+        sampling: How the Swift's texts were drawn, :meth:`elang.tasks.sampling.Sampling.plain`, if they were.
     """
 
     evaluated_on: str
@@ -99,11 +100,16 @@ class EvaluatedPair:
     thresholds_from: str
     weights: dict[str, str] = field(default_factory=dict)
     task: str = ""
+    sampling: dict[str, Any] | None = None
 
     @property
     def conditions(self) -> dict[str, Any]:
         """The known conditions that a threshold depends on."""
-        known = {"flops_convention": self.flops_convention or None, "max_length": self.max_length}
+        known = {
+            "flops_convention": self.flops_convention or None,
+            "max_length": self.max_length,
+            "sampling": self.sampling,
+        }
         return {name: value for name, value in known.items() if value is not None}
 
 

@@ -18,6 +18,7 @@ from elang.notices import notice
 from elang.records import WORTH_NAMING
 from elang.records.manifest import Manifest, entry_speedup, known_name
 from elang.tables import is_table
+from elang.tasks.sampling import Sampling, tell_sampled
 from elang.tasks.text_task import TextTask
 
 # A FLOPs speed-up that is below 1 even when rounded to two digits.
@@ -123,6 +124,29 @@ def routing_of(pair: Pair, options: PairOptions, super_model: AnyModel) -> tuple
     return score, threshold
 
 
+def set_sampling(pair: Pair, options: PairOptions, score: str) -> Sampling | None:
+    """Draw the texts of a pair's models if that is asked for, or was done when its threshold was chosen."""
+    manifest, name = pair.manifest, str(options.threshold)
+    named = manifest.thresholds.get(score, {})
+    entry = named.get(known_name(named, name), {})
+    chosen = Sampling.of(entry.get("sampling", manifest.sampling))
+    sampling = options.sampling or chosen
+    if entry and sampling != chosen:
+        then = "drawn otherwise" if chosen else "those of the most probable tokens"
+        notice(
+            "other-sampling",
+            f"The threshold '{name}' was chosen with answers that were {then}: what it promises does not hold for "
+            "these. Leave sampling out, or run `elang validate` with it.",
+        )
+    for model in pair.models.values():
+        model.sampling = None
+        if sampling is not None:
+            model.sample(sampling)
+    if sampling is not None:
+        tell_sampled(sampling.plain())
+    return sampling
+
+
 def make_runners(pair: Pair, options: PairOptions, score: str, *, device: torch.device) -> dict[str, ModelRunner]:
     """Set up the models of a pair for answering with a score, and what runs them, by the names of their stages."""
     first, manifest = pair.first, pair.manifest
@@ -133,6 +157,7 @@ def make_runners(pair: Pair, options: PairOptions, score: str, *, device: torch.
         if model.task.kind.generates:
             # With other beams the scores would not be on the scale of the thresholds.
             beams = manifest.num_beams if model is first and manifest.thresholds else None
+            beams = 1 if model.sampling is not None else beams
             model.configure_generation(manifest.max_target_length, beams)
         for part in model.compiled_parts() if options.compile else []:
             part.compile(dynamic=True)
