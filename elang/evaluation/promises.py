@@ -88,6 +88,7 @@ def choose_entries(
             "super_sha256": summary.weights.get("super", ""),
             "temperature": summary.temperature,
             **summary.conditions,
+            **({"denial": summary.denial} if summary.denial else {}),
         }
     return entries
 

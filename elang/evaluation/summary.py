@@ -154,6 +154,11 @@ class JointSummary(EvaluatedPair):
         """The summary of the first metric, which chose the thresholds."""
         return next(iter(self.qualities.values()))
 
+    @property
+    def denial(self) -> str:
+        """The first reason why the pair is no success; empty if there is none."""
+        return self.cautions[0] if self.denied else ""
+
     def as_dict(self) -> dict[str, Any]:
         """The contents of ``summary.json``, with NaN and infinities still in it."""
         return {"format": FORMAT} | {name: value for name, value in asdict(self).items() if value is not None}

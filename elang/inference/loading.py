@@ -121,6 +121,10 @@ def routing_of(pair: Pair, options: PairOptions, super_model: AnyModel) -> tuple
             warn_if_costly(manifest, score, name)
             manifest.warn_of_another_super(name, score, str(super_model), lambda: super_.weights_sha256)
         as_number(threshold)
+    else:
+        name = ""
+    if denial := manifest.thresholds.get(score, {}).get(name, {}).get("denial", manifest.denial):
+        notice("denied-pair", f"`elang validate` said of this pair: {denial}.")
     return score, threshold
 
 

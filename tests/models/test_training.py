@@ -155,7 +155,7 @@ def test_the_best_weights_are_exported(fit_args, tmp_path, only):
     made = json.loads((tmp_path / "model" / "made.json").read_text())
     said = [one["text"] for one in made["notices"] if one["kind"] == "best-weights"]
     assert len(said) == 1
-    assert all(word in said[0] for word in ("epoch 0 (step 11)", "validation/accuracy", "0.", "min", "step 44"))
+    assert all(word in said[0] for word in ("epoch 1 (step 11)", "validation/accuracy", "0.", "min", "step 44"))
 
 
 def test_the_best_may_be_the_last_or_of_an_earlier_run(fit_args, tmp_path):
@@ -171,7 +171,7 @@ def test_the_best_may_be_the_last_or_of_an_earlier_run(fit_args, tmp_path):
     callbacks = checkpoints(tmp_path / "b", **monitor)
     with pytest.warns(UserWarning, match="dirpath has changed"):
         run_cli("fit", *fit_args, "--trainer.callbacks", callbacks, "--ckpt_path", tmp_path / "a" / "epoch=1.ckpt")
-    assert "epoch 1 (step 22)" in told("best-weights")
+    assert "epoch 2 (step 22)" in told("best-weights")
     assert same(weights(tmp_path / "model"), weights(tmp_path / "a" / "epoch=1.ckpt"))
 
 
@@ -222,7 +222,7 @@ def test_a_better_earlier_epoch_is_told_and_its_option_keeps_it(fit_args, tmp_pa
     forget_notices()
     option = said.partition("keep the best epoch's weights: ")[2].split()
     run_cli("fit", *args, *option, "--trainer.callbacks.dirpath", tmp_path / "best")
-    assert "epoch 0 (step 11), the best by validation/accuracy" in told("best-weights")
+    assert "epoch 1 (step 11), the best by validation/accuracy" in told("best-weights")
     assert not told("better-epoch")
     assert not same(weights(tmp_path / "model"), last)
 
