@@ -9,6 +9,7 @@ from os import PathLike, fspath
 import torch
 
 from elang.backends.loading.load import load_model
+from elang.backends.loading.source import tell_if_larger
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
 from elang.inference.inputs import type_name
@@ -56,10 +57,7 @@ def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions
     order = list(range(len(first.label_names)))
     if not alone and super_model is not None:
         super_ = models["super"] = _load(super_model, first.task, options, device=device, int8=options.super_int8)
-        swift_size, super_size = (sum(p.numel() for p in model.parameters()) for model in (first, super_))
-        if swift_size > super_size:
-            sizes = f"'{swift_model}' has {swift_size:,} weights and the Super '{super_model}' only {super_size:,}"
-            notice("swapped-models", f"The Swift {sizes}: did you swap them?")
+        tell_if_larger(str(swift_model), first.size, str(super_model), super_.size)
         untrained = "" if first.manifest is not None else ", which `elang fit` has not written,"
         order = super_.class_order(first.label_names, f"'{super_model}'", f"'{swift_model}'{untrained}")
         if super_.manifest is not None and super_.task.fields != first.task.fields:

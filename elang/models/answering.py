@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from elang.backends.backend import Answer, Backend, Columns
 from elang.backends.flops import FlopsConvention
 from elang.backends.loading.load import load_model, open_backend
+from elang.backends.loading.source import tell_if_larger
 from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
 from elang.data.examples import Examples, fold_of
@@ -79,6 +80,10 @@ class EvaluationModule(TaskModule):
                 model.check_cost()
             if model.manifest is not None:
                 model.manifest.check_whole(model.weights_sha256, path)
+        if "swift" in self.models:
+            super_ = self.text_models["super"].size if "super" in self.models else 0
+            known = self.recorded["super"].about.get("model", "") if "super" in self.recorded else models["super"]
+            tell_if_larger(models["swift"], self.text_models["swift"].size, known, super_)
         # An encoder reads no examples, but those of its task are a Super's in `elang predict`.
         shown = {n: m.task.examples if n == "swift" else m.shown_examples for n, m in self.text_models.items()}
         shown |= {name: backend.about.get(EXAMPLES) for name, backend in self.recorded.items()}

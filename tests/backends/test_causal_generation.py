@@ -876,6 +876,16 @@ def test_a_threshold_of_another_draw_is_told_of(sampled, pair):
     manifest.write(f"{pair['swift']}/elang.json")
 
 
+def test_a_swift_that_saves_little_is_told_before_training(pair, args, tmp_path):
+    """By the Super's recorded costs, as if it wrote texts of the same lengths."""
+    forget_notices()
+    swift = ["--model", "SwiftModule", "--model.model", pair["super"], "--model.super_records", pair["super.parquet"]]
+    fit = ["fit", *swift, *args, *TRAINED, "--model.output", str(tmp_path / "swift"), "--model.distill_weight", "0"]
+    assert main([*fit, "--trainer.max_steps", "1", "--model.hard", "error"]) == 0
+    (said,) = [one["text"] for one in notices() if one["kind"] == "little-to-save"]
+    assert said.startswith("The Swift takes 100% of the Super's FLOPs")
+
+
 def test_sampling_is_refused_where_nothing_is_drawn(pair, args, base_model, fails, data):
     for wrong, why in (
         ({"temperature": 0}, "above 0"),

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from test_pitfalls import run_cli
 
 from elang import JointPredictor, locks
+from elang.backends.loading.weights import num_weights
 from elang.cli.lightning import run
 from elang.cli.verbs import main
 from elang.errors import InputError
@@ -502,6 +503,26 @@ def test_scoring_tells_of_texts_that_were_trained_on(pair, data_args, files, tmp
     assert "overlap" in [one["kind"] for one in notices()]
 
 
+def test_a_swift_that_is_too_large_is_told_before_anything_long(pair, base_model, data_args, tmp_path, monkeypatch):
+    """By the folder of the Super that the records name, in `fit` and in `validate`; its files' headers are enough."""
+    records = str(tmp_path / "small.parquet")
+    assert main(["score", "--model.model", str(pair["swift"]), *data_args, *QUIET, "--model.output", records]) == 0
+
+    def stop(*args, **options):
+        raise InputError("the data are encoded")
+
+    monkeypatch.setattr("elang.data.module.encode_split", stop)
+    swift = ["--model.model", str(base_model), "--model.super_records", records, "--model.output", str(tmp_path / "x")]
+    joint = ["--model.swift_model", str(pair["super"]), "--model.super_model", records]
+    for command in (["fit", "--model", "SwiftModule", *swift, *FAST], ["validate", *joint, *QUIET]):
+        forget_notices()
+        assert main([*command, *data_args]) == 2
+        (said,) = [one["text"] for one in notices() if one["kind"] == "swapped-models"]
+        assert re.search(r"Swift '.*' has [\d,]+ weights and the Super '.*swift' only [\d,]+", said)
+    known = sum(weight.numel() for weight in load_file(pair["super"] / "model.safetensors").values())
+    assert num_weights(pair["super"]) == known
+
+
 def test_a_pair_the_other_way_round(pair, data_args, tmp_path):
     forget_notices()
     JointPredictor(str(pair["super"]), str(pair["swift"]), "0.0")
@@ -515,6 +536,8 @@ def test_a_pair_the_other_way_round(pair, data_args, tmp_path):
         "--model.output",
         tmp_path / "j",
     ]
+    forget_notices()
     assert main(["validate", *map(str, args), *data_args, *QUIET]) == 0
+    assert said in [one["text"] for one in notices() if one["kind"] == "swapped-models"]
     cautions = json.loads((tmp_path / "j" / "summary.json").read_text())["cautions"]
     assert [one for one in cautions if "so no threshold saves anything" in one]
