@@ -35,8 +35,8 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p of sampling must be above 0 and at most 1, but it is {self.top_p}.")
         for name, value in (("top_k", self.top_k), ("seed", self.seed)):
-            if not 0 <= value < 2**31:
-                raise InputError(f"{name} of sampling must be from 0 to 2,147,483,647, but it is {value}.")
+            if type(value) is not int or not 0 <= value < 2**31:
+                raise InputError(f"{name} of sampling must be a whole number from 0 to 2^31 - 1, but it is {value}.")
 
     @classmethod
     def of(cls, values: dict[str, Any] | None) -> "Sampling | None":
@@ -48,12 +48,12 @@ class Sampling:
         return asdict(self)
 
 
-def tell_sampled(sampling: dict[str, Any], what: str = "The answers", where: str = "") -> None:
+def tell_sampled(sampling: dict[str, Any], what: str = "The answers") -> None:
     """Give a notice that answers are drawn, by :meth:`Sampling.plain`, so that all figures are those of one draw."""
     how = ", ".join(f"{name} {value}" for name, value in sampling.items())
     notice(
         "sampled-texts",
-        f"{what} are drawn{where} ({how}), one for each prompt. Figures, thresholds and certificates are of this draw "
+        f"{what} are drawn ({how}), one for each prompt. Figures, thresholds and certificates are of this draw "
         "alone: another seed gives other answers, of which they say nothing.",
         stacklevel=3,
     )

@@ -890,7 +890,7 @@ def test_sampling_is_refused_where_nothing_is_drawn(pair, args, base_model, fail
     for wrong, why in (
         ({"temperature": 0}, "above 0"),
         ({"top_p": 1.5}, "top_p of sampling must be above 0 and at most 1"),
-        ({"top_k": -1}, "top_k of sampling must be from 0"),
+        ({"top_k": -1}, "top_k of sampling must be a whole number from 0"),
     ):
         score = ["score", "--model.model", pair["swift"], "--model.output", str(data / "none.parquet")]
         fails([*score, *args, "--model.sampling", json.dumps(wrong)], why)
@@ -898,10 +898,10 @@ def test_sampling_is_refused_where_nothing_is_drawn(pair, args, base_model, fail
     fails([*score, *args, *beams], "--model.sampling draws one text")
     with pytest.raises(InputError, match="Sampled answers are for decoder-only language models"):
         JointPredictor(str(base_model), None, "inf", sampling=Sampling())
-    manifest = Manifest([], sampling={"temperature": -1})
-    manifest.write(data / "wrong.json")
-    with pytest.raises(InputError, match="'sampling'"):
-        Manifest.read(data / "wrong.json")
+    for wrong in ({"temperature": -1}, {"top_k": 2.5}, {"heat": 1}, {"seed": "1"}):
+        Manifest([], sampling=wrong).write(data / "wrong.json")
+        with pytest.raises(InputError, match="'sampling'"):
+            Manifest.read(data / "wrong.json")
 
 
 def test_asked_scores_are_kept_in_records(pair, args, data, tmp_path, fails):
