@@ -25,7 +25,6 @@ from elang.inference.stream import Prediction
 from elang.locks import output_lock
 from elang.notices import notice
 from elang.records import DEFAULT_THRESHOLD
-from elang.tasks.extraction import found_answers
 from elang.terminal import Progress, ended_at_sigterm
 
 
@@ -81,7 +80,7 @@ def predict(
         answers = _submit(predictor, task, folder, split=split, output=output, chunk=chunk)
         total, deferred = len(answers), sum(answer.answered_by == "super" for answer in answers)
     else:
-        options = [pair.dtype, pair.compile, pair.super_int8, pair.onnx, id, texts]
+        options = [pair.dtype, pair.compile, pair.super_int8, pair.onnx, id, texts, str(predictor.sampling)]
         models = [model for model in (swift_model, super_model) if model is not None]
         fingerprint = partial(run_fingerprint, predictor, models, input, text=columns, ways=options)
         with _opened(output, fingerprint) as opened:
@@ -137,13 +136,11 @@ def _answer(
     given: dict[str, Counter[Any]] = {"swift": Counter(), "super": Counter()}
 
     def fields(answer: Prediction) -> dict[str, Any]:
-        values = vars(answer)
+        values = {name: value for name, value in vars(answer).items() if name != "answer" or task.extract}
         if task.kind.has_classes:
             given[answer.answered_by][answer.label] += 1
         if ids is not None:
-            values = {**values, "id": ids[answer.id]}
-        if task.extract:
-            values = {**values, "answer": None if answer.label is None else found_answers(task, [str(answer.label)])[0]}
+            values["id"] = ids[answer.id]
         return {**values, "text": waiting.popleft()} if texts else values
 
     answers = predictor.map(kept() if texts else islice(inputs, done, None), chunk, done)

@@ -8,7 +8,7 @@ from torch import Tensor
 from elang.evaluation.labels import AGAIN, never_right, no_better_than_one
 from elang.evaluation.pair import HALF_POINT, PairAnswers
 from elang.evaluation.slices import FEW, independent_units
-from elang.evaluation.summary import NO_PAIR, SWIFT_ALONE, EvaluatedPair, QualitySummary, Worth
+from elang.evaluation.summary import ANOTHER_SUPER, NO_PAIR, SWIFT_ALONE, EvaluatedPair, QualitySummary, Worth
 from elang.method.bootstrap import mean_intervals
 from elang.method.quality.labels import spearman
 from elang.method.quality.texts import full_mark
@@ -37,8 +37,8 @@ def little_to_gain(gain: Tensor, unit: str, bounded: bool = True) -> str:
     if high < 0:
         return f"the Super is worse {found}: is it the right folder? If it is, use the Swift alone or a better Super"
     return (
-        f"the Super is not shown to be better {found}: asking it has little to gain, and what is said below of "
-        "thresholds and scores may be chance. Evaluate on more examples; if it stays so, use the Swift alone or a "
+        f"the Super is not shown to be better {found}: asking it has little to gain, and what thresholds and "
+        "scores do here may be chance. Evaluate on more examples; if it stays so, use the Swift alone or a "
         "better Super"
     )
 
@@ -136,9 +136,9 @@ def wrong_super(manifest: Manifest | None, about: EvaluatedPair) -> list[str]:
     if not known or not current or known == current:
         return []
     return [
-        f"the Swift's router and thresholds were made with the answers of another Super (weights {known[:12]}…) than "
+        f"the Swift's router and thresholds {ANOTHER_SUPER} (weights {known[:12]}…) than "
         f"'{about.super_model}' (weights {current[:12]}…): is it the right folder? If it is, train the Swift on its "
-        "answers, or use the thresholds of this evaluation, as in the last command below"
+        "answers, or use the thresholds of this evaluation (--thresholds)"
     ]
 
 
@@ -172,8 +172,8 @@ def cautions(answers: PairAnswers, label_names: list[str], worth: Worth) -> tupl
         lead, shown_worse = 100 * float(gain.mean()), caution.startswith("the Super is worse")
         if not denied and worth.largest and lead < _NO_LEAD and swift_cost < super_cost and not shown_worse:
             denied.append(
-                f"{SWIFT_ALONE}, unless a row below is worth more to you: {super_cost / swift_cost:.2f}x fewer FLOPs, "
-                f"{abs(lead):.2f} points {'below' if lead >= 0 else 'above'} the Super"
+                f"{SWIFT_ALONE}, unless another threshold is worth more to you: {super_cost / swift_cost:.2f}x fewer "
+                f"FLOPs, {abs(lead):.2f} points {'below' if lead >= 0 else 'above'} the Super"
             )
         denied.append(caution)
     return denied, limited

@@ -9,6 +9,8 @@ from elang.records.table import FORMAT
 
 # What cautions that advise against a pair say.
 SWIFT_ALONE, NO_PAIR = "use the Swift alone", "no threshold saves anything"
+# What the caution says of which thresholds that are chosen anew are no part.
+ANOTHER_SUPER = "were made with the answers of another Super"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class EvaluatedPair:
         thresholds_from: The same in words, also if there are none.
         weights: Hash of each model's weights, empty if unknown.
         task: What was asked, for titles: the task's name, or the file and its label column; empty if unknown.
+        sampling: How the Swift's texts were drawn, :meth:`elang.tasks.sampling.Sampling.plain`, if they were.
     """
 
     evaluated_on: str
@@ -102,11 +105,16 @@ class EvaluatedPair:
     thresholds_from: str
     weights: dict[str, str] = field(default_factory=dict)
     task: str = ""
+    sampling: dict[str, Any] | None = None
 
     @property
     def conditions(self) -> dict[str, Any]:
         """The known conditions that a threshold depends on."""
-        known = {"flops_convention": self.flops_convention or None, "max_length": self.max_length}
+        known = {
+            "flops_convention": self.flops_convention or None,
+            "max_length": self.max_length,
+            "sampling": self.sampling,
+        }
         return {name: value for name, value in known.items() if value is not None}
 
 
@@ -152,6 +160,11 @@ class JointSummary(EvaluatedPair):
     def first(self) -> QualitySummary:
         """The summary of the first metric, which chose the thresholds."""
         return next(iter(self.qualities.values()))
+
+    @property
+    def denial(self) -> str:
+        """The first reason why the pair is no success, whatever the Swift was made with; empty if there is none."""
+        return next((said for said in self.cautions[: self.denied] if ANOTHER_SUPER not in said), "")
 
     def advises(self, against: str) -> bool:
         """Whether a caution that denies the success says ``SWIFT_ALONE`` or ``NO_PAIR``."""

@@ -104,7 +104,7 @@ def test_a_super_of_unknown_cost_is_told(pair, joint_args, files, tmp_path, caps
     said = capsys.readouterr().out
     assert "give it with --model.super_flops" in re.sub(r"\s+", " ", said)
     assert "-x" not in said
-    assert re.search(r"held out, defer 10% +[\d.]+ +[\d.]+% +- *\n", said)
+    assert re.search(r"held out, defer 10% +-[\d.]+ +[\d.]+ +[\d.]+% +- *\n", said)
 
 
 @pytest.mark.parametrize(("given", "epochs"), [([], 3), (["--trainer.max_epochs", "1"], 1)])
