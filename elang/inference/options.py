@@ -39,8 +39,8 @@ class PairOptions:
         tokens: Tokens in a batch of the Swift, with padding; by default what suits the device.
         super_tokens: The same for the Super.
         few: Up to this many inputs at a time take the short way, for latency: captured graphs on a GPU, for which
-            loading takes longer. Of texts only those that a T5 or mT5 generates without beams; not where each input
-            has candidates of its own.
+            loading takes longer. Of texts only those that T5, mT5 and most decoder-only models generate without beams;
+            not where each input has candidates of its own.
         dtype: Precision of both models' weights; scores are float32 in any, but thresholds that were chosen in float32
             are met only approximately.
         compile: Compile both models with ``torch.compile``, for any shapes, at the first inputs; T5 then runs by the

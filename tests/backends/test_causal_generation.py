@@ -179,7 +179,12 @@ def test_a_prompt_that_is_deferred_is_only_read(tmp_path, monkeypatch):
         whole = model.answer_columns(inputs, [0], features=True)
         scores = whole["prompt_router"]
         assert model.columns(features=True).keys() == whole.keys()
-        torch.testing.assert_close(scores, model.routers["prompt_router"](whole["prompt_router_features"]))
+        features = whole["prompt_router_features"]
+        torch.testing.assert_close(scores, model.routers["prompt_router"](features))
+        # It knows how sure the first token is: the log of the length is followed by its scores.
+        first = token_scores(model.probe(inputs["input_ids"], inputs["attention_mask"]), whole["ids"][:, 0])
+        torch.testing.assert_close(features[:, 1:6], first, rtol=0, atol=1e-4)
+        assert model.candidates("prompt_router")[0]["nll of the first token"] == [4]
         limit = float(scores.sort().values[2:4].mean())
         seen = []
         hook = model.backbone.model.register_forward_hook(
@@ -445,6 +450,16 @@ def test_a_pair_learns_and_routes(pair, data, capsys, tmp_path):
             assert answer.score == pytest.approx(value, abs=1e-4)
             assert close or answer.label == text
         assert {answer.answered_by for answer in answers} == {"swift", "super"}
+        # A few at a time, in a cache of fixed size.
+        few = JointPredictor(pair["swift"], pair["super"], threshold, score, device="cpu", few=4)
+        assert all(runner.small_batches is not None for runner in few.runners.values())
+        for start in range(0, 24, 4):
+            for one, other in zip(few(lines[start : start + 4]), answers[start : start + 4], strict=True):
+                assert one.score == pytest.approx(other.score, abs=1e-4)
+                assert abs(one.score - threshold) < 1e-4 or (one.label, one.answered_by) == (
+                    other.label,
+                    other.answered_by,
+                )
     (response,) = posted(Models(predictor).service(), {"texts": lines[:3]})
     assert labels_of(response) == as_tuples(answers[:3])
     source = tmp_path / "lines.txt"
@@ -452,6 +467,23 @@ def test_a_pair_learns_and_routes(pair, data, capsys, tmp_path):
     bench = ["bench", "--swift_model", pair["swift"], "--super_model", pair["super"], "--input", str(source)]
     assert main([*bench, "--examples", "12", "--single", "2", "--repeats", "1", "--device", "cpu"]) == 0
     assert "12 inputs on cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("distill", ["token", "sequence"])
+def test_a_packed_training_ends_with_the_same_weights(pair, base, args, data, distill, tmp_path):
+    """With the Super's tokens or texts, and a margin; the heads are fitted on one text a row."""
+    from safetensors.torch import load_file
+
+    swift = ["fit", "--model", "SwiftModule", *args, *TRAINED, "--model.model", base, "--model.margin_weight", "0.1"]
+    swift += ["--model.super_records", pair["super.parquet"], "--model.distill", distill, "--trainer.max_steps", "4"]
+    swift += ["--seed_everything", "1", "--trainer.limit_val_batches", "0", "--model.score", "prompt_router"]
+    folders = [tmp_path / name for name in ("packed", "plain")]
+    for folder in folders:
+        packing = str(folder.name == "packed").lower()
+        assert main([*swift, "--model.packing", packing, "--model.output", str(folder)]) == 0
+    packed, plain = (load_file(folder / "model.safetensors") for folder in folders)
+    for key, weight in plain.items():
+        torch.testing.assert_close(packed[key], weight, rtol=1e-3, atol=1e-3, msg=key)
 
 
 def test_records_of_earlier_versions_have_fewer_scores(pair, args, tmp_path):
