@@ -30,7 +30,7 @@ from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement
 from elang.data.batches import Reader
 from elang.data.prompts import turn_end
 from elang.errors import InputError
-from elang.method.scores import ASKED_SCORES, BEFORE_DECODER
+from elang.method.scores import ASKED_SCORES, BEFORE_DECODER, token_scores
 from elang.records.manifest import Manifest
 from elang.tasks.extraction import found_answers
 from elang.tasks.text_task import TextTask
@@ -39,7 +39,7 @@ from elang.tasks.text_task import TextTask
 class CausalGenerator(DecoderOnly, Generation):
     """Any ``AutoModelForCausalLM`` that generates a text after a prompt, greedily or with ``num_beams``."""
 
-    early_router = "prompt_router"
+    early_router, first_token = "prompt_router", True
     asked: tuple[str, ...] = ()
     """The :data:`~elang.method.scores.ASKED_SCORES` that are computed with each answer."""
 
@@ -166,11 +166,14 @@ class CausalGenerator(DecoderOnly, Generation):
         hidden = bool(self.heads)
         output = self.run(rows, use_cache=True, output_hidden_states=hidden)
         encoded.output = CausalLMOutputWithPast(logits=output.logits, past_key_values=output.past_key_values)
-        encoded.pooled = output.hidden_states[-1][:, -1] if hidden else None
+        if hidden:
+            first = output.logits[:, -1]
+            state = output.hidden_states[-1][:, -1].float()
+            encoded.pooled = torch.cat([token_scores(first, first.argmax(-1)), state], 1)
         return encoded
 
     def pooled(self, encoded: Prompted) -> Tensor:
-        """The last hidden state at the prompts' ends."""
+        """The scores of the first token, and the last hidden state at the prompts' ends."""
         pooled = encoded.pooled if encoded.pooled is not None else self.begin(encoded).pooled
         assert pooled is not None
         return pooled

@@ -177,7 +177,12 @@ def test_a_prompt_that_is_deferred_is_only_read(tmp_path, monkeypatch):
         whole = model.answer_columns(inputs, [0], features=True)
         scores = whole["prompt_router"]
         assert model.columns(features=True).keys() == whole.keys()
-        torch.testing.assert_close(scores, model.routers["prompt_router"](whole["prompt_router_features"]))
+        features = whole["prompt_router_features"]
+        torch.testing.assert_close(scores, model.routers["prompt_router"](features))
+        # It knows how sure the first token is: the log of the length is followed by its scores.
+        first = token_scores(model.probe(inputs["input_ids"], inputs["attention_mask"]), whole["ids"][:, 0])
+        torch.testing.assert_close(features[:, 1:6], first, rtol=0, atol=1e-4)
+        assert model.candidates("prompt_router")[0]["nll of the first token"] == [4]
         limit = float(scores.sort().values[2:4].mean())
         seen = []
         hook = model.backbone.model.register_forward_hook(
