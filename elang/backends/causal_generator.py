@@ -26,13 +26,14 @@ from elang.backends.network import InferenceOptions
 from elang.backends.packing import After, packed_logits
 from elang.backends.prompted import Prompted, Stopped, read_already
 from elang.backends.shared_prefix import Rows
-from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement
+from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement, drawn_by
 from elang.data.batches import Reader
 from elang.data.prompts import turn_end
 from elang.errors import InputError
 from elang.method.scores import ASKED_SCORES, BEFORE_DECODER, token_scores
 from elang.records.manifest import Manifest
 from elang.tasks.extraction import found_answers
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask
 
 
@@ -141,6 +142,11 @@ class CausalGenerator(DecoderOnly, Generation):
         """All but the head on the vocabulary."""
         return [self.backbone.base_model]
 
+    def sample(self, sampling: Sampling) -> None:
+        """Draw texts from now on, instead of the most probable tokens or beams."""
+        self.configure_generation(self.max_new_tokens, 1)
+        self.sampling = sampling
+
     def use_static_cache(self, static: bool) -> None:
         """Set whether texts are generated with a cache of fixed size. Raises InputError if that cannot be."""
         if static:
@@ -192,7 +198,8 @@ class CausalGenerator(DecoderOnly, Generation):
 
     def generated_ids(self, encoded: Prompted, config: Any) -> Tensor:
         """The tokens that the library generates with a configuration, without the prompt, int64 ``(B, T)``."""
-        return self._continued(encoded, encoded.repeated(self.num_beams).output, config)
+        more = {} if self.sampling is None else {"logits_processor": drawn_by(self.sampling, encoded.ids, encoded.mask)}
+        return self._continued(encoded, encoded.repeated(self.num_beams).output, config, **more)
 
     def _continued(self, encoded: Prompted, output: Any, config: Any, **options: Any) -> Tensor:
         """The tokens that the library puts behind prompts, whose ``output`` has a row for each beam."""

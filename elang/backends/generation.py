@@ -289,7 +289,8 @@ class Generation(TextModel):
 
     def described_answers(self, top_k: int) -> dict[str, Any]:
         """How the texts are chosen, and what their tokens mean."""
-        return {"num_beams": self.num_beams, "top_k": top_k, "vocabulary": self.vocabulary}
+        how = {"num_beams": self.num_beams, "top_k": top_k, "vocabulary": self.vocabulary}
+        return how | ({} if self.sampling is None else {"sampling": self.sampling.plain()})
 
     def timed_parts(self, steps: int, scored: bool) -> dict[str, Callable[[dict[str, Tensor]], object]]:
         """Generation of this many tokens, and what comes before it: the ``encoder``, or reading the ``prompt``."""

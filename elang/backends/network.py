@@ -157,6 +157,11 @@ class Network(nn.Module, ABC):
         """Hash of all files that the weights come from; empty for a model from the hub."""
         return folder_sha256(*filter(None, (self.weights, self.base))) if self.weights is not None else ""
 
+    @property
+    def size(self) -> int:
+        """The number of weights, heads included."""
+        return sum(weight.numel() for weight in self.parameters())
+
     @abstractmethod
     def score_of(self, name: str, answer: Any, temperature: float = 1.0) -> Tensor:
         """One difficulty score of an answer to a batch, ``(B,)``; larger is harder."""

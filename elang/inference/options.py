@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from elang.backends import DType
 from elang.errors import InputError
 from elang.records import DEFAULT_THRESHOLD
+from elang.tasks.sampling import Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,8 @@ class PairOptions:
         super_int8: Keep the matrices of the Super's layers as int8 (torchao; the extra ``int8``), for a card that it is
             too large for; computations stay in ``dtype``.
         onnx: Run both encoders by ONNX Runtime (the extra ``onnx``), on a CPU, in float32.
+        sampling: Draw texts instead of the most probable tokens, as ``"{temperature: 0.7, top_p: 0.9, seed: 1}"``; by
+            default as when the threshold was chosen.
 
     Raises:
         InputError: If a value is out of range, or ``onnx`` does not go with the others.
@@ -64,6 +67,7 @@ class PairOptions:
     compile: bool = False
     super_int8: bool = False
     onnx: bool = False
+    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         for name, smallest in (("batch_size", 1), ("tokens", 1), ("super_tokens", 1), ("few", 0)):
