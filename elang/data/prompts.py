@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any
 
+from elang.data.fast_tokens import bare_tokens as _tokens
 from elang.errors import InputError, first_line
 from elang.notices import notice
 from elang.tasks.text_task import TextTask, escaped
@@ -161,12 +162,6 @@ def turn_end(tokenizer: Any) -> int | None:
     after = tokenizer.apply_chat_template(turns, **_CHAT).rpartition(_ANSWER)[2].strip()
     ids = _tokens(tokenizer, [after])[0]
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
-
-
-def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """The tokens of texts, without those that the tokenizer puts around them."""
-    options = {"add_special_tokens": False, "padding": False, "truncation": False, "verbose": False}
-    return [list(ids) for ids in tokenizer(texts, return_attention_mask=False, **options)["input_ids"]]
 
 
 def _end_of(template: str) -> str:
