@@ -20,7 +20,7 @@ from elang.backends.causal_passes import padded_left, read_flops, takes_any_mask
 from elang.backends.decoder_only import DecoderOnly, check_fixed_cache
 from elang.backends.fast.causal import CausalSteps, passes_of
 from elang.backends.fast.graphs import Pass, is_greedy
-from elang.backends.flops import FlopsConvention, tell_estimated
+from elang.backends.flops import FlopsConvention, flops_key, tell_estimated
 from elang.backends.generation import Generation
 from elang.backends.network import InferenceOptions
 from elang.backends.packing import After, packed_logits
@@ -261,7 +261,7 @@ class CausalGenerator(DecoderOnly, Generation):
 
     def check_cost(self) -> None:
         """Count FLOPs before they are needed; a notice tells if they are estimated."""
-        tell_estimated(self.backbone.config, text_law(self.backbone.config.to_json_string(use_diff=False))[2])
+        tell_estimated(self.backbone.config, text_law(flops_key(self.backbone.config))[2])
 
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
