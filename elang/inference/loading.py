@@ -8,7 +8,9 @@ from os import PathLike, fspath
 
 import torch
 
-from elang.backends.loading.load import load_model
+from elang.backends.backend import Backend
+from elang.backends.loading.load import load_model, open_backend
+from elang.backends.openai.backend import OpenAIBackend
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
 from elang.inference.inputs import type_name
@@ -30,12 +32,14 @@ class Pair:
     """The models of a pair that are here, ``swift``, ``super`` or both, and the manifest that routes between them.
 
     ``first`` is the Swift, or a Super without one; ``order`` the position of its classes among the Super's logits.
+    ``remote`` answers in place of a Super here.
     """
 
     models: dict[str, TextModel]
     first: TextModel
     manifest: Manifest
     order: list[int]
+    remote: Backend | None = None
 
 
 def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions, *, device: torch.device) -> Pair:
@@ -53,7 +57,13 @@ def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions
     elif first.weights_sha256:
         manifest.check_weights(first.weights_sha256, f"'{first_model}'", first.shown_examples)
     order = list(range(len(first.label_names)))
-    if not alone and super_model is not None:
+    remote = None
+    if not alone and isinstance(super_model, str):
+        # Asked as the Swift was trained to be.
+        remote = open_backend(super_model, first.task)
+    if isinstance(remote, OpenAIBackend):
+        remote.limit_new_tokens(manifest.max_target_length)
+    if not alone and super_model is not None and remote is None:
         super_ = models["super"] = _load(super_model, first.task, options, device=device, int8=options.super_int8)
         swift_size, super_size = (sum(p.numel() for p in model.parameters()) for model in (first, super_))
         if swift_size > super_size:
@@ -64,7 +74,7 @@ def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions
         if super_.manifest is not None and super_.task.fields != first.task.fields:
             fields = f"on the texts {super_.task.fields}, '{swift_model}' on {first.task.fields}"
             raise InputError(f"'{super_model}' was trained {fields}. Train both on one task.")
-    return Pair(models, first, manifest, order=order)
+    return Pair(models, first, manifest, order=order, remote=remote)
 
 
 def _model_or_path(model: AnyModel) -> str | TextModel | None:

@@ -32,7 +32,8 @@ class JointPredictor(Cascade):
     Args:
         swift_model: The Swift's folder, as `elang fit` writes it, or a loaded
             :class:`~elang.backends.text_model.TextModel`; ``None`` where only the Super is used.
-        super_model: The same, or a hub id; ``None`` where it is elsewhere and only :meth:`ask_swift` is used.
+        super_model: The same, a hub id, or the address of a server or of a model behind an API (docs/super.md);
+            ``None`` where it is elsewhere and only :meth:`ask_swift` is used.
         threshold: This and all further options are those of :class:`~elang.inference.options.PairOptions`.
 
     Attributes:
@@ -74,7 +75,8 @@ class JointPredictor(Cascade):
             self.score, limit = routing_of(pair, options, super_model)
         runners = make_runners(pair, options, self.score, device=self.device)
         collect = _FULL_BATCHES * max(1, options.budgets(self.device)[1] // _USUAL_LENGTH)
-        stages = [Stage("super", runners.get("super") or _MissingSuper(self.swift.task), collect=collect)]
+        super_ = runners.get("super") or pair.remote or _MissingSuper(self.swift.task)
+        stages = [Stage("super", super_, collect=collect)]
         if swift_model is not None:
             stages.insert(0, Stage("swift", runners["swift"], self.score, threshold=limit))
         super().__init__(stages, self.swift.task)

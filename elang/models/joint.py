@@ -24,7 +24,7 @@ from elang.evaluation.summary import EvaluatedPair, JointSummary
 from elang.method.deferral import route
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT
-from elang.models.answering import EvaluationModule
+from elang.models.answering import EvaluationModule, check_scored
 from elang.notices import notice, write_made
 from elang.records.manifest import Manifest, known_name
 from elang.tasks.kinds import check_qualities, text_targets
@@ -84,7 +84,7 @@ class JointModule(EvaluationModule):
             raise InputError(f"Unknown quality {unknown or names}; choose from {', '.join(QUALITIES)}.")
         check_qualities(names, self.task)
         self.qualities = [QUALITIES[name](len(label_names)) for name in dict.fromkeys(names)]
-        self.output = Path(output)
+        self.output, self.asked_file = Path(output), f"{output}.asked.jsonl"
         if self.output.exists() and not self.output.is_dir():
             raise InputError(f"'{output}' is a file; --model.output must be a folder.")
         if super_flops is not None and not 0 < super_flops < math.inf:
@@ -165,6 +165,7 @@ class JointModule(EvaluationModule):
                 self.thresholds_manifest.write(self.output / "elang.json")
             write_made(self.output)
             write_report(self.output, pairs, evaluated, curves, self.summary, self.label_names)
+            self.forget_asked()
             print_summary(self.summary, self.output)
             self.say_how_to_time(evaluated)
         self.trainer.strategy.barrier()
@@ -188,22 +189,8 @@ class JointModule(EvaluationModule):
     def pair(self, split: str, table: dict[str, Tensor]) -> PairAnswers:
         """Both models' answers to one split."""
         swift, super_ = self.answers("swift", split, table), self.answers("super", split, table)
-        if self.task.kind.generates and swift.scores is None:
-            raise InputError(
-                f"'{self.paths['swift']}' has texts but no scores of their tokens, and a Swift routes by these. Only a "
-                "Super may be a table of bare texts; `elang score` keeps the scores."
-            )
-        if not self.task.kind.generates and swift.logits is None:
-            raise InputError(
-                f"'{self.paths['swift']}' has no logits, and a Swift's scores are computed from its logits. Only a "
-                "Super may be a table of bare answers."
-            )
         heads = self._swift.head_scores if self._swift else []
-        if not heads and not self.task.kind.scores:
-            raise InputError(
-                f"Energy means nothing for a regression's single output, and '{self.paths['swift']}' has no router "
-                "head to route by. Train the Swift with SwiftModule, and give it as a model."
-            )
+        check_scored(swift, self.paths["swift"], self.task, heads)
         if super_.flops is None and self.super_flops is not None:
             super_ = replace(super_, flops=torch.full((len(table["id"]),), self.super_flops, dtype=torch.float64))
         data = self.data
