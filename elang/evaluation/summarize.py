@@ -1,5 +1,7 @@
 """Summarizes the answers to an evaluation set: points and areas of the curves, and what limits them."""
 
+from typing import Any
+
 import torch
 
 from elang.evaluation.cautions import (
@@ -32,6 +34,7 @@ from elang.evaluation.summary import (
     ScoreSummary,
     Worth,
 )
+from elang.evaluation.units import told_in
 from elang.method.bootstrap import Each, compare_areas, lost_to_super
 from elang.method.curve.points import OperatingCurve, Point
 from elang.method.curve.reading import at_best, at_budget, point_at, relative_area
@@ -96,8 +99,8 @@ def summarize_pair(
         **vars(about),
         worth=worth,
         qualities=summaries,
-        operating_points=points,
-        cautions=denied + limited,
+        operating_points={name: _in_unit(those, about) for name, those in points.items()},
+        cautions=[told_in(caution, about.flops_convention) for caution in denied + limited],
         denied=len(denied),
         most_frequent=always_one(answers, label_names, curves),
         areas=areas,
@@ -107,6 +110,11 @@ def summarize_pair(
         allowed_drop=named.get(known_name(named), {}).get("allowed_drop"),
         within_rounding_of_threshold=near_threshold(answers.scores[about.score], named, rounding),
     )
+
+
+def _in_unit(points: dict[str, Any], about: EvaluatedPair) -> dict[str, Any]:
+    """Points by names that say what their costs are."""
+    return {told_in(name, about.flops_convention): point for name, point in points.items()}
 
 
 def all_curves(answers: PairAnswers, qualities: list[Quality]) -> Curves:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from elang.backends import DType
 from elang.backends.flops import FlopsConvention
-from elang.backends.seconds import pair_latency
 from elang.backends.text_model import TextModel
 from elang.data.examples import check_held_out
 from elang.errors import InputError
@@ -21,10 +20,12 @@ from elang.evaluation.slices import check_apart, check_manifest_apart, describe_
 from elang.evaluation.statements import report_dropped
 from elang.evaluation.summarize import Curves, all_curves, summarize_pair
 from elang.evaluation.summary import EvaluatedPair, JointSummary
+from elang.evaluation.units import Cost
 from elang.method.deferral import route
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT
 from elang.models.answering import EvaluationModule, check_scored
+from elang.models.costs import PairCosts, measured
 from elang.notices import notice, write_made
 from elang.records.manifest import Manifest, known_name
 from elang.tasks.kinds import check_qualities, text_targets
@@ -47,6 +48,10 @@ class JointModule(EvaluationModule):
         temperature: Temperature of the scores; by default the Swift's own.
         flops_convention: ``exact`` (true lengths, attention counted) or ``paper`` (2 x weights x 128 tokens).
         super_flops: FLOPs of one answer of a black-box Super whose records do not have them.
+        cost: What curves, thresholds and the report count: ``flops``; ``seconds``, measured at the best batch size, an
+            input's by its share of the FLOPs; or ``money``: of a model behind an API by its prices, of one that runs
+            here by its seconds.
+        hour_price: The price of an hour of the machine on which models run here, in the currency of the prices.
         latency: Also measure both models' seconds, at batch size 1 and at the best batch size.
         generate: Text-to-text models answer by free generation, matched with the task's answers.
         num_beams: Beams of generated texts; by default each model's own setting.
@@ -67,6 +72,8 @@ class JointModule(EvaluationModule):
         temperature: float | None = None,
         flops_convention: FlopsConvention = "exact",
         super_flops: float | None = None,
+        cost: Cost = "flops",
+        hour_price: float | None = None,
         latency: bool = False,
         generate: bool = False,
         num_beams: int | None = None,
@@ -90,6 +97,8 @@ class JointModule(EvaluationModule):
         if super_flops is not None and not 0 < super_flops < math.inf:
             raise InputError(f"--model.super_flops must be a finite number above 0, but it is {super_flops}.")
         self.super_flops, self.latency, self.texts = super_flops, latency, texts
+        abouts = [b.describe() for b in self.asked.values()] + [b.about for b in self.recorded.values()]
+        self.costs = PairCosts(cost, hour_price, [about["prices"] for about in abouts if about.get("prices")])
         swift = self._swift
         self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None
         if self.manifest is not None and swift is not None and swift.weights_sha256:
@@ -209,6 +218,8 @@ class JointModule(EvaluationModule):
             prefix="swift_",
             targets=targets,
         )
+        models = {} if self._sharded else self.text_models
+        answers = self.costs.counted(answers, models, self.trainer.precision_plugin, paths=self.paths)
         if data is None:
             return answers
         examples = data.examples(split)
@@ -228,7 +239,7 @@ class JointModule(EvaluationModule):
             super_model=self.paths["super"],
             score=self._default_score(answers.scores),
             temperature=self.temperature,
-            flops_convention=self.flops_convention,
+            flops_convention=self.costs.convention(self.flops_convention),
             # It is not known at which length records were cut.
             max_length=getattr(data, "max_length", None) if self._swift else None,
             thresholds=source if thresholds else "",
@@ -273,13 +284,7 @@ class JointModule(EvaluationModule):
             needed = "each model to fit one device" if self._sharded else "both models to run here"
             notice("no-latency", f"Latency was not measured: that needs {needed}.")
             return None
-        columns: dict[str, Any] = answers.more
-        tokens = {name: int(columns[f"{name}_tokens"].median()) for name in models}
-        steps = {name: int(columns[f"{name}_steps"].median()) for name in models if f"{name}_steps" in columns}
-        candidates = int((columns["swift_logits"] > -math.inf).sum(-1).median()) if not steps else 0
-        # In the evaluation's precision, which Lightning sets up only for steps.
-        with self.trainer.precision_plugin.forward_context():
-            return pair_latency(models, tokens, candidates=candidates, steps=steps)
+        return measured(models, answers, self.trainer.precision_plugin)
 
     def _default_score(self, scores: dict[str, Tensor]) -> str:
         """The score that the manifest names, or a default if the Swift does not have that one."""

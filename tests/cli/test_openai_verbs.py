@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -290,3 +291,49 @@ def test_answers_are_those_of_the_same_model_here(api, tmp_path, way):  # noqa: 
     assert int(known.sum()) == 18
     torch.testing.assert_close(records.scores[whole][:, known], here.scores[whole][:, known], rtol=1e-4, atol=1e-4)
     assert "not 'free_energy', 'entropy'" in kinds()["partial-scores"]
+
+
+def test_money_is_the_cost(labels, files, data_args, tmp_path, pair, capfd, fails):
+    """The Super by its prices, the Swift by those of its hour: in the curve, thresholds, the report and a budget."""
+    joint = tmp_path / "joint"
+    path = write_settings(tmp_path, labels, prices={**PRICES, "currency": "EUR"})
+    args = ["validate", "--model.swift_model", str(pair["swift"]), "--model.super_model", path, *data_args, *QUIET]
+    args += ["--model.output", str(joint), "--model.cost", "money"]
+    fails(args, "What", "costs in money is not known", "--model.hour_price")
+    assert main([*args, "--model.hour_price", "0.001"]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    records = pd.read_parquet(joint / "records.parquet")
+    assert records["super_flops"].tolist() == records["super_price"].tolist()
+    # A Swift's input has its part of the seconds by its FLOPs, which for one length are the same.
+    assert records["swift_flops"].between(1e-13, 1e-6).all()
+    summary = json.loads((joint / "summary.json").read_text())
+    assert summary["flops_convention"] == "money, in EUR"
+    evaluated = records[records["split"] == "validation"]
+    accuracy = summary["qualities"]["accuracy"]
+    assert accuracy["super"]["cost"] == pytest.approx(evaluated["super_price"].mean())
+    assert accuracy["swift"]["cost"] == pytest.approx(evaluated["swift_flops"].mean())
+    cost = 1e3 * evaluated["super_price"].mean()
+    assert "FLOPs" not in said.replace("Speed-ups here count FLOPs", "")
+    assert re.search(rf"1,000 inputs cost [\d.e-]+ EUR by the Swift alone, .* {cost:.3g} by the Super alone", said)
+    budget = ["calibrate", str(joint), "--flops", "0.5", "--split", "validation", "--output", str(tmp_path / "c")]
+    assert main(budget) == 0
+    entries = json.loads((tmp_path / "c" / "elang.json").read_text())["thresholds"]
+    (entry,) = [one for named in entries.values() for one in named.values() if "flops" in one]
+    assert "at most 0.5 of the Super's cost" in entry["statement"]
+    assert main(["report", str(joint), "--output", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "EUR for 1,000 inputs" in page
+    assert "GFLOPs" not in page
+
+
+def test_seconds_are_the_cost(tmp_path, joint_args, fails, pair, data_args):
+    joint = tmp_path / "joint"
+    assert main(["validate", *joint_args, "--model.output", str(joint), "--model.cost", "seconds"]) == 0
+    records = pd.read_parquet(joint / "records.parquet")
+    assert records["swift_flops"].between(1e-7, 1).all()
+    assert json.loads((joint / "summary.json").read_text())["flops_convention"] == "seconds"
+    fails(
+        ["validate", *joint_args, "--model.cost", "seconds", "--model.hour_price", "1"], "goes with --model.cost money"
+    )
+    args = ["validate", "--model.swift_model", str(pair["swift"]), "--model.super_model", str(pair["records"])]
+    fails([*args, *data_args, *QUIET, "--model.cost", "seconds", "--model.output", str(joint)], "must run here")
