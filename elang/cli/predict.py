@@ -52,7 +52,7 @@ def predict(
     submissions.
 
     Args:
-        swift_model: The Swift's folder.
+        swift_model: The Swift's folder, or the address of a model behind an API (with --thresholds).
         super_model: The Super's folder or hub id, or the address of a server or of a model behind an API.
         pair: How the pair routes and runs.
         input: A text file with one input a line, a table (.csv, .tsv, .jsonl, .parquet) with --text, or ``-``.
@@ -174,13 +174,13 @@ def _opened(output: str, fingerprint: Callable[[], dict[str, Any]]) -> Iterator[
 @contextmanager
 def _replies_kept(predictor: JointPredictor, output: str) -> Iterator[None]:
     """Keep the replies of an API beside the output: a killed run has not written the answers of its last windows."""
-    asked = predictor.stages[-1].backend
-    if not isinstance(asked, OpenAIBackend) or output == "-" or is_stream(output):
-        yield
-        return
-    asked.keep_answers(f"{output}.asked.jsonl")
+    asked = {stage.name: stage.backend for stage in predictor.stages if isinstance(stage.backend, OpenAIBackend)}
+    asked = asked if output != "-" and not is_stream(output) else {}
+    for name, backend in asked.items():
+        backend.keep_answers(f"{output}.{name}.asked.jsonl")
     yield
-    asked.forget_answers()
+    for backend in asked.values():
+        backend.forget_answers()
 
 
 def _submit(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from backends.openai_server import KEY, Api
 from backends.test_causal import write_causal
 from backends.test_openai import PRICES, api, examples_of, kinds, write_settings  # noqa: F401 - a fixture
@@ -107,6 +108,51 @@ def test_a_swift_of_an_evaluation(labels, files, data_args, tmp_path, pair, fail
     assert joint["score_max_softmax"].tolist() == pytest.approx([float(expected)] * len(joint), abs=1e-5)
     labels.write = lambda body: label(Api.question(body))
     fails(["validate", *args], "has no logits", "its server gives no log-probabilities")
+
+
+def test_a_swift_at_work(labels, files, data_args, tmp_path, pair, fails):
+    """With the thresholds that an evaluation chose for it; both models may be behind APIs."""
+    swift, joint, output = f"openai:small@{labels.url}", tmp_path / "joint", tmp_path / "answers.jsonl"
+    labels.write = lambda body: chosen(body) if body["model"] == "small" else "good"
+    args = ["--model.swift_model", swift, "--model.super_model", str(pair["records"]), "--model.output", str(joint)]
+    assert main(["validate", *args, *data_args, *QUIET]) == 0
+    super_ = write_settings(tmp_path, labels)
+    args = ["predict", "--swift_model", swift, "--super_model", super_, "--input", str(files[1]), "--text", "text"]
+    args += ["--output", str(output)]
+    fails(args, "has no thresholds of its own", "--thresholds")
+    # The score of all is the same, so a threshold beside it decides for all.
+    args += ["--thresholds", str(joint), "--score", "max_softmax"]
+    texts = pd.read_csv(files[1])["text"].tolist()
+    for threshold, who in (("-0.5", "swift"), ("-0.95", "super")):
+        assert main([*args, "--threshold", threshold]) == 0
+        answers = [json.loads(line) for line in output.read_text().splitlines()]
+        assert {answer["answered_by"] for answer in answers} == {who}
+        expected = [label(text) for text in texts] if who == "swift" else ["good"] * len(texts)
+        assert [answer["label"] for answer in answers] == expected
+        assert [answer["score"] for answer in answers] == pytest.approx([-0.8808] * len(texts), abs=1e-4)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["answers.jsonl", "joint", "super.yaml"]
+    for models in ((swift, str(pair["super"])), (str(pair["swift"]), super_)):
+        bench = ["bench", "--swift_model", models[0], "--super_model", models[1], "--input", str(files[1])]
+        fails([*bench, "--text", "text"], "times models that run here")
+
+
+def test_a_suite_with_it(labels, files, tmp_path, base_model):
+    """It answers the training file, a Swift learns from that, and it is the Super of the evaluation."""
+    data = {"train": str(files[0]), "validation": str(files[1]), "text": ["text"], "label_names": ["bad", "good"]}
+    off = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "logger"), False)
+    plan = {
+        "swift_model": str(base_model),
+        "super_model": write_settings(tmp_path, labels),
+        "all": {"trainer": {**off, "accelerator": "cpu"}},
+        "swift": {"model": {"distill_weight": 0}, "trainer": {"max_steps": 2}},
+        "joint": {"model": {"super_flops": 1e9}},
+        "tasks": {"films": {"all": {"data": data}}},
+    }
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(plan))
+    assert main(["suite", "films", "--config", str(tmp_path / "suite.yaml"), "--output", str(tmp_path / "runs")]) == 0
+    joint = pd.read_parquet(tmp_path / "runs" / "films" / "joint" / "records.parquet").query("split == 'validation'")
+    expected = pd.read_csv(files[1])["text"].map(label).tolist()
+    assert [["bad", "good"][place] for place in joint["super_prediction"]] == expected
 
 
 def test_ask_takes_it_too(labels, files, tmp_path):

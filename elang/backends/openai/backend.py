@@ -39,6 +39,9 @@ class OpenAIBackend:
         task: The task.
     """
 
+    # What else a Swift of a pair is asked for: it is no folder of `elang fit`, and has no heads.
+    manifest, head_scores = None, list[str]()
+
     def __init__(self, address: str, task: TextTask) -> None:
         need(f"'{address}'", "openai", "httpx")
         self.settings, self.task = Settings.of(address), task
@@ -47,11 +50,24 @@ class OpenAIBackend:
         self.settings.headers_now()
         self.questions = Questions(self.settings, task)
         self.spending = Spending(self.settings)
-        self.journal = Journal()
+        self.journal, self.temperature = Journal(), 1.0
         self._told = False
 
-    def want_scores(self) -> None:
-        """Ask for log-probabilities, too: it is a Swift."""
+    @property
+    def label_names(self) -> list[str]:
+        """The classes."""
+        return self.task.label_names
+
+    def ask_for(self, *names: str) -> list[str]:
+        """No scores but :attr:`score_names`."""
+        return []
+
+    def drop_routers(self) -> None:
+        """There are none."""
+
+    def want_scores(self, temperature: float = 1.0) -> None:
+        """Ask for log-probabilities, too: it is a Swift. The temperature is that of scores of labels."""
+        self.temperature = temperature
         self.questions = replace(self.questions, scored=True)
 
     def limit_new_tokens(self, tokens: int) -> None:
@@ -138,16 +154,15 @@ class OpenAIBackend:
         if not self.questions.scored:
             self.want_scores()
         records = self.answer(examples)
-        known = self.task.kind.scores_of(records.logits, records.scores, 1.0) if self._has_scores(records) else {}
+        known = {}
+        if records.logits is not None or records.scores is not None:
+            known = self.task.kind.scores_of(records.logits, records.scores, self.temperature)
         if score not in known:
             raise InputError(
                 f"{self.address} gives no log-probabilities that the score '{score}' could be computed from; there "
                 f"{'is ' + listed(list(known)) if known else 'is no score at all'}."
             )
         return Scored.of(records, self.task.kind, known[score].tolist(), route(known[score], threshold).tolist())
-
-    def _has_scores(self, records: Records) -> bool:
-        return records.logits is not None or records.scores is not None
 
     def _costs(self, replies: Sequence[Reply]) -> dict[str, Any]:
         """The tokens of prompts and answers, and the price, where all are known."""
