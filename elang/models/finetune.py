@@ -121,7 +121,7 @@ class FinetuneModule(TaskModule):
         # An earlier training of this object ended with the model in evaluation mode, and wrote its own manifest.
         self.classifier.train()
         self._manifest, self._course, self._evaluated = None, Course(self.quality.name), False
-        self.lora.merge(self.classifier, False)
+        self.lora.begin(self.classifier, "" if self.device_mesh else str(self.trainer.precision))
         resuming.stop_together(self.trainer)
         if getattr(self.data, "transfer", None):
             self._check_transfer()
