@@ -24,18 +24,40 @@ class Api:
         self.plan, self.seen, self.asked, self.sent = [], [], Counter(), 0
         self.most = self.now = 0
         self.usage = True
+        # Of batches: what is sent, each one's file and how often it was looked at, and lines put into the next output.
+        self.files, self.batches, self.lines = {}, {}, []
         lock, api = threading.Lock(), self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def do_GET(self):
+                with lock:
+                    said = api.looked_at(self.path)
+                self.send_response(200)
+                self.send_header("content-length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+
             def do_POST(self):
+                if self.path == "/v1/files":
+                    sent = self.rfile.read(int(self.headers["content-length"])).decode()
+                    with lock:
+                        name = f"file-{len(api.files)}"
+                        api.files[name] = [json.loads(line) for line in sent.splitlines() if line.startswith("{")]
+                    assert 'name="purpose"' in sent
+                    self.reply({}, (200, {"id": name}))
+                    return
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 with lock:
                     api.now += 1
                     api.most = max(api.most, api.now)
                     api.seen.append((time.monotonic(), self.path, dict(self.headers), body))
-                    planned = api.plan.pop(0) if api.plan else None
+                    planned = api.plan.pop(0) if api.plan and self.path != "/v1/batches" else None
+                    if self.path == "/v1/batches":
+                        name = f"batch-{len(api.batches)}"
+                        api.batches[name] = [body["input_file_id"], 0]
+                        planned = (200, {"id": name, "status": "validating"})
                 try:
                     self.reply(body, planned)
                 finally:
@@ -74,6 +96,28 @@ class Api:
         self.server.handle_error = lambda *_: None
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def looked_at(self, path):
+        """What a look at a batch, or at the file of its replies, gives."""
+        name = path.split("/")[3]
+        if "/batches/" in path:
+            self.batches[name][1] += 1
+            done = self.batches[name][1] > 1
+            more = {"output_file_id": f"out-{name}"} if done else {}
+            return json.dumps({"id": name, "status": "completed" if done else "in_progress", **more}).encode()
+        rows, lines = self.files[self.batches[name.removeprefix("out-")][0]], []
+        for row in rows:
+            planned = self.plan.pop(0) if self.plan else None
+            assert row["url"] == "/v1/chat/completions"
+            if isinstance(planned, tuple):
+                answer = {"status_code": planned[0], "body": planned[1]}
+            else:
+                answer = {"status_code": 200, "body": self.payload(row["body"], planned)}
+                self.asked[self.question(row["body"])] += 1
+            lines.append(json.dumps({"custom_id": row["custom_id"], "response": answer}))
+        mixed = [*self.lines, *lines, *lines[:1]]
+        self.lines = []
+        return "\n".join(mixed).encode()
 
     @staticmethod
     def question(body):

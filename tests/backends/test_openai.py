@@ -437,3 +437,38 @@ def test_a_damaged_journal(api, tmp_path):
     path.write_bytes(b'{"format": 2}\n')
     with pytest.raises(InputError, match="is damaged"):
         backend.answer(examples_of(TEXTS))
+
+
+def test_batch_files(api, tmp_path, monkeypatch):
+    """What fails goes into another file; what is waited for is not sent again by the next run."""
+    monkeypatch.setattr("elang.backends.openai.batch_files._FIRST_LOOK", 0.01)
+    monkeypatch.setattr("elang.backends.openai.batch_files._MOST", 8)
+    path, journal = write_settings(tmp_path, api, batch=True, prices=PRICES), tmp_path / "j.jsonl"
+    backend = open_backend(path, TASK)
+    backend.keep_answers(journal)
+    # Of the first batch one request fails, one is refused; other lines are nobody's, or no JSON.
+    api.plan = [(500, error_of("x")), "refusal", None, "empty"]
+    api.lines = ['{"custom_id": "unknown", "response": {"status_code": 200, "body": {}}}', "no json", "[1]"]
+    records = backend.answer(examples_of(TEXTS))
+    right = answers_to(TEXTS)
+    assert [pair for pair in zip(labels_of(records), right, strict=True) if pair[0] != pair[1]] == [(None, right[1])]
+    assert [len(rows) for rows in api.files.values()] == [8, 4, 2]
+    assert not api.seen or {one[1] for one in api.seen} == {"/v1/batches"}
+    assert set(api.asked) == {f"review: {text}" for text in TEXTS}
+    assert backend.spending.replies == 12
+    assert backend.spending.held == 0
+    sent = dict(api.files)
+    backend.answer(examples_of(TEXTS))
+    assert api.files == sent
+    # A run that was killed while it waited: its batch is in the file, and its replies are not.
+    rows = [line for line in journal.read_text().splitlines() if '"reply"' not in line]
+    journal.write_text("\n".join(rows[:2]) + "\n")
+    again = open_backend(path, TASK)
+    again.keep_answers(journal)
+    first = again.answer(examples_of(TEXTS[:8]))
+    assert labels_of(first) == right[:8]
+    assert api.files == sent
+    few = open_backend(write_settings(tmp_path, api, batch=True, prices=PRICES, budget=1e-6), TASK)
+    with pytest.raises(InputError, match="The budget of"):
+        few.answer(examples_of(TEXTS))
+    assert api.files == sent

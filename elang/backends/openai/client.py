@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from elang.backends.openai.batch_files import BatchFiles
 from elang.backends.openai.journal import Journal
 from elang.backends.openai.questions import Questions
 from elang.backends.openai.replies import Reply
@@ -39,6 +40,7 @@ class Client:
     def __init__(self, questions: Questions, spending: Spending) -> None:
         self.questions, self.settings, self.spending = questions, questions.settings, spending
         self.failures: dict[str, int] = {}
+        self._pace: Pace | None = None
 
     def ask(self, requests: dict[str, dict[str, Any]], journal: Journal) -> None:
         """Ask for those of the requests, by their hashes, that the journal has no reply to.
@@ -49,7 +51,9 @@ class Client:
             InputError: If the server refuses the key, the model or a request, does not answer, or the budget ends.
         """
         left = {digest: body for digest, body in requests.items() if digest not in journal}
-        if left:
+        if left and self.settings.batch:
+            run_async(BatchFiles(self).ask(left, journal))
+        elif left:
             run_async(self._ask(left, journal, done=len(requests) - len(left)))
 
     async def _ask(self, left: dict[str, dict[str, Any]], journal: Journal, done: int) -> None:
@@ -108,17 +112,18 @@ class Client:
                 lambda: self._attempt(http, content, body),
                 self.settings.tries,
                 self.settings.deadline,
-                failed=self._failed,
+                failed=self.count,
                 wait=self._wait,
             )
         except GivenUpError as error:
             remedy = "Check that it is running, and its limits."
             raise InputError(f"{self.settings.address} did not answer {error}. {remedy}") from None
 
-    def _failed(self, error: TemporaryError) -> None:
+    def count(self, error: TemporaryError) -> None:
+        """Count a failed attempt; a pause that the server asks for is one of all requests."""
         kind = error.reason.partition(":")[0]
         self.failures[kind] = self.failures.get(kind, 0) + 1
-        if error.pause:
+        if error.pause and self._pace is not None:
             self._pace.pause(error.pause)
 
     async def _attempt(self, http: "httpx.AsyncClient", content: bytes, body: dict[str, Any]) -> Reply:
@@ -129,6 +134,7 @@ class Client:
         output = body.get("max_tokens") or body.get("max_completion_tokens") or self.questions.max_tokens
         # What is sent beside the texts is small, and the first reply corrects the ratio.
         estimate = spending.estimate(len(content), int(output))
+        assert self._pace is not None
         await self._pace.turn(estimate.input + estimate.output)
         while not spending.fits(estimate) and spending.under_way:
             # What is held for others is more than they take.
@@ -139,7 +145,7 @@ class Client:
             sent = http.post(self.questions.url, content=content, headers=headers)
             response = await asyncio.wait_for(sent, self.settings.timeout)
             lost = response.status_code == 200
-            reply = self._read(response)
+            reply = self.read(response)
             usage = reply.usage
             if usage is None:
                 # Errors about one input cost nothing.
@@ -156,18 +162,18 @@ class Client:
         finally:
             spending.settle(held, usage, len(content), lost=lost)
 
-    def _read(self, response: "httpx.Response") -> Reply:
+    def read(self, response: "httpx.Response") -> Reply:
         """The reply in a response; a TemporaryError if another attempt may help."""
         status = response.status_code
         if status != 200:
             return self._error(response)
         try:
-            return Reply.parse(json.loads(self._without_key(response)))
+            return Reply.parse(json.loads(self.without_key(response)))
         except (ValueError, RecursionError) as error:
             what = "the reply is no JSON" if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) else error
             raise TemporaryError(str(what)) from None
 
-    def _without_key(self, response: "httpx.Response") -> str:
+    def without_key(self, response: "httpx.Response") -> str:
         """The text of a response; the key, should the server repeat it, is taken out."""
         key = self.settings.secret
         text: str = response.content.decode("utf-8", "strict" if response.status_code == 200 else "replace")
@@ -176,7 +182,7 @@ class Client:
     def _error(self, response: "httpx.Response") -> Reply:
         """What an error's status and text mean; a reply if it is about this input alone."""
         status, who = response.status_code, self.settings.address
-        code, message = _error_of(self._without_key(response))
+        code, message = _error_of(self.without_key(response))
         if status in (401, 403):
             named = f"set {self.settings.key}" if self.settings.key else "name the variable with its key as 'key'"
             raise InputError(f"{who} refuses the key ({status}): {named} (docs/super.md).")

@@ -25,6 +25,8 @@ class Journal:
         self._places: dict[str, int] = {}
         self._replies: dict[str, Reply] = {}
         self._file: Any = None
+        # The requests of batches that are under way, by their ids.
+        self.batches: dict[str, list[str]] = {}
 
     def __len__(self) -> int:
         return len(self._places) + len(self._replies)
@@ -40,6 +42,7 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         """Read the file if it is another time, and keep others from writing it."""
+        self.batches = {}
         if self.path is None:
             self._replies.clear()
             return self
@@ -74,7 +77,9 @@ class Journal:
                 row = parse_object(line)
                 if first and row.get("format") != _FORMAT:
                     raise ValueError(f"its first line is {row}")
-                if not first:
+                if "batch" in row:
+                    self._note(str(row["batch"]), row["requests"])
+                elif not first:
                     Reply.of(row["reply"])
                     self._places[row["request"]] = start
                 start, first = start + len(line), False
@@ -97,6 +102,17 @@ class Journal:
             self._replies[request] = reply
         else:
             self._places[request] = self._write({"request": request, "reply": reply.plain()})
+
+    def keep_batch(self, batch: str, requests: list[str]) -> None:
+        """Remember the requests of a batch; none, once their replies are kept."""
+        if self._file is not None:
+            self._write({"batch": batch, "requests": requests})
+        self._note(batch, requests)
+
+    def _note(self, batch: str, requests: list[str]) -> None:
+        self.batches.pop(batch, None)
+        if requests:
+            self.batches[batch] = [str(request) for request in requests]
 
     def delete(self) -> None:
         """Delete the file, once what is in it is kept elsewhere."""

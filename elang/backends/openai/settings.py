@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from elang.errors import InputError, first_line, listed
-from elang.json_files import POSITIVE, Check, check_fields, number, whole
+from elang.json_files import POSITIVE, TRUTH, Check, check_fields, number, whole
 
 SCHEME = "openai:"
 _VENDOR, _VENDOR_KEY = "https://api.openai.com/v1", "OPENAI_API_KEY"
@@ -96,6 +96,7 @@ class Settings:
         tries: Attempts at a request.
         timeout: Seconds that an attempt may take.
         deadline: Seconds after which a request is not tried again.
+        batch: Whether requests go as batch files (``/batches``), whose answers may take a day.
         budget: The most money that a run may spend, in the prices' currency.
         prices: What tokens cost.
     """
@@ -118,6 +119,7 @@ class Settings:
     tries: int = 8
     timeout: float = 60.0
     deadline: float | None = None
+    batch: bool = False
     budget: float | None = None
     prices: Prices | None = None
 
@@ -208,6 +210,7 @@ _COUNT: Check = whole(1)
 _CHECKS: dict[str, Check] = {
     **dict.fromkeys(("key", "key_header", "organization", "project"), _TEXT),
     "headers": _HEADERS,
+    "batch": TRUTH,
     "api": _one_of(Api),
     "structured": _one_of(Structured),
     **dict.fromkeys(("max_tokens", "concurrent", "tries"), _COUNT),

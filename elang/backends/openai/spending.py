@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from elang.backends.openai.settings import Prices, Settings, Usage
+from elang.backends.openai.settings import Settings, Usage
 from elang.errors import InputError
 from elang.terminal import Progress
 
@@ -76,6 +76,17 @@ class Spending:
         if usage is None:
             self.spent += held if lost else 0.0
             return
+        self.add(usage, size)
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self.held, self.under_way = 0.0, 0
+
+    def add(self, usage: Usage | None, size: int) -> None:
+        """Count what the answer to a request of so many bytes took, if that is known."""
+        if usage is None:
+            self.unreported += 1
+            return
         self.spent += self._price(usage)
         self.replies += 1
         self.used = Usage(*(sum(pair) for pair in zip(_counts(self.used), _counts(usage), strict=True)))
@@ -99,11 +110,6 @@ class Spending:
 
 def _counts(usage: Usage) -> tuple[int, int, int]:
     return usage.input, usage.cached, usage.output
-
-
-def price_of(usage: Usage | None, prices: Prices | None) -> float | None:
-    """The price of an answer, where tokens and prices are known."""
-    return None if usage is None or prices is None else prices.of(usage)
 
 
 class SpendingProgress(Progress):
