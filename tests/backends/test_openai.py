@@ -472,3 +472,15 @@ def test_batch_files(api, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="The budget of"):
         few.answer(examples_of(TEXTS))
     assert api.files == sent
+
+
+def test_a_proxy_of_the_environment(api, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", api.url.removesuffix("/v1"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    records = open_backend("openai:big@http://models.invalid/v1", TASK).answer(examples_of(TEXTS[:2]))
+    assert labels_of(records) == answers_to(TEXTS[:2])
+    assert api.seen[0][1] == "http://models.invalid/v1/chat/completions"
+    monkeypatch.setenv("HTTP_PROXY", "nonsense://127.0.0.1:1")
+    with pytest.raises(InputError, match=r"The proxy .* cannot be used .* NO_PROXY"):
+        open_backend("openai:big@http://models.invalid/v1", TASK).answer(examples_of(TEXTS[:2]))

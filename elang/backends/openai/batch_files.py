@@ -37,10 +37,8 @@ class BatchFiles:
             InputError: If the server has no batches, refuses one, or does not answer in as many files as there are
                 tries; or if the budget may not be enough.
         """
-        import httpx
-
         options: dict[str, Any] = {"headers": self.settings.headers_now(), "timeout": self.settings.timeout}
-        async with httpx.AsyncClient(**options) as http:
+        async with self.client.opened(**options) as http:
             for _ in range(self.settings.tries):
                 under_way = {digest for digests in journal.batches.values() for digest in digests}
                 new = iter(

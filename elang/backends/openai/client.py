@@ -11,7 +11,7 @@ from elang.backends.openai.questions import Questions
 from elang.backends.openai.replies import Reply
 from elang.backends.openai.spending import Pace, Spending, SpendingProgress
 from elang.backends.retrying import RETRIED, GivenUpError, TemporaryError, pause_of, persistently, run_async
-from elang.errors import InputError, counted
+from elang.errors import InputError, counted, first_line
 from elang.terminal import Progress
 
 if TYPE_CHECKING:
@@ -56,6 +56,19 @@ class Client:
         elif left:
             run_async(self._ask(left, journal, done=len(requests) - len(left)))
 
+    @staticmethod
+    def opened(**options: Any) -> "httpx.AsyncClient":
+        """An HTTP client; an InputError if the environment names a proxy that cannot be used."""
+        import httpx
+
+        try:
+            return httpx.AsyncClient(**options)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise InputError(
+                f"The proxy that the environment names cannot be used ({first_line(error)}). Correct HTTP_PROXY, "
+                "HTTPS_PROXY or ALL_PROXY, or name the host in NO_PROXY."
+            ) from error
+
     async def _ask(self, left: dict[str, dict[str, Any]], journal: Journal, done: int) -> None:
         import httpx
 
@@ -73,7 +86,7 @@ class Client:
         limits = httpx.Limits(max_connections=settings.concurrent, max_keepalive_connections=settings.concurrent)
         options: dict[str, Any] = {"headers": settings.headers_now(), "timeout": settings.timeout, "limits": limits}
         with SpendingProgress(self.spending, len(left) + done, done) as progress:
-            async with httpx.AsyncClient(**options) as http:
+            async with self.opened(**options) as http:
                 workers = [
                     self._work(http, pending, journal, progress, errors, stopped) for _ in range(settings.concurrent)
                 ]
