@@ -84,6 +84,7 @@ class BatchFiles:
         about = {"input_file_id": sent.get("id"), "endpoint": f"/v1{where}", "completion_window": "24h"}
         batch = await self._call(http, "POST", "/batches", json=about)
         journal.keep_batch(str(batch.get("id")), list(part))
+        await journal.synced()
         tell(f"{counted(len(part), 'requests')} are sent as the batch {batch.get('id')}")
 
     async def _collect(
@@ -100,6 +101,7 @@ class BatchFiles:
             text = (await self._call(http, "GET", f"/files/{file}/content", raw=True)) if file else ""
             for line in text.splitlines():
                 self._keep(line, left, journal)
+        await journal.synced()
         if status.get("status") == "failed":
             journal.keep_batch(batch, [])
             errors = json.dumps(status.get("errors"))[:300]

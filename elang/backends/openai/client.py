@@ -108,6 +108,7 @@ class Client:
             try:
                 reply = await self._reply(http, body)
                 journal.keep(digest, reply)
+                await journal.synced()
             except _StoppedError:
                 return
             except Exception as error:

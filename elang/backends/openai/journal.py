@@ -1,5 +1,6 @@
 """Replies as they arrive, in a file that survives a kill: what is in it is not asked again."""
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ _FORMAT = 1
 
 
 class Journal:
-    """Replies by the hashes of their requests; with a ``path`` each is on the disk before it counts.
+    """Replies by the hashes of their requests; with a ``path`` in a file, which is on the disk after :meth:`synced`.
 
     The requests themselves, with texts and headers, are not kept.
     """
@@ -25,6 +26,9 @@ class Journal:
         self._places: dict[str, int] = {}
         self._replies: dict[str, Reply] = {}
         self._file: Any = None
+        # Rows that are written, and how many of them are on the disk.
+        self._written = self._on_disk = 0
+        self._syncing: asyncio.Future[None] | None = None
         # The requests of batches that are under way, by their ids.
         self.batches: dict[str, list[str]] = {}
 
@@ -93,8 +97,21 @@ class Journal:
         place: int = self._file.seek(0, os.SEEK_END)
         self._file.write(json.dumps(row).encode() + b"\n")
         self._file.flush()
-        os.fsync(self._file.fileno())
+        self._written += 1
         return place
+
+    async def synced(self) -> None:
+        """Wait until all that is written is on the disk, in a thread; those who wait together share one sync."""
+        rows = self._written
+        while self._file is not None and self._on_disk < rows:
+            if self._syncing is None or self._syncing.done():
+                self._syncing = asyncio.ensure_future(asyncio.to_thread(self._sync, self._file.fileno()))
+            await asyncio.shield(self._syncing)
+
+    def _sync(self, number: int) -> None:
+        rows = self._written
+        os.fsync(number)
+        self._on_disk = rows
 
     def keep(self, request: str, reply: Reply) -> None:
         """Add a reply."""
