@@ -142,7 +142,7 @@ def _serve(
     predictor = _load_swift(swift_model, super_model, pair=pair, remote=remote)
     options = {**vars(pair), "swift_model": swift_model, "super_model": super_model}
     if predictor is not None:
-        options |= {"threshold": predictor.threshold, "score": predictor.score}
+        options |= {"threshold": predictor.threshold, "score": predictor.score, "sampling": predictor.sampling}
     n_models = (swift_model is not None) + (not remote)
     waiting = {"pending": server.max_pending, "deferred": server.max_deferred}
     built = build_server(
@@ -176,7 +176,7 @@ def _load_swift(
     if swift_model is None:
         check_model(super_model)
         return None
-    routing = PairOptions(pair.threshold, pair.score, pair.thresholds, device="cpu")
+    routing = PairOptions(pair.threshold, pair.score, pair.thresholds, device="cpu", sampling=pair.sampling)
     predictor = JointPredictor(swift_model, None, **vars(routing))
     threshold = known_name(predictor.manifest.thresholds.get(predictor.score, {}), str(pair.threshold))
     if not remote:

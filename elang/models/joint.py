@@ -23,12 +23,13 @@ from elang.evaluation.summary import EvaluatedPair, JointSummary
 from elang.evaluation.units import Cost
 from elang.method.deferral import route
 from elang.method.quality.registry import QUALITIES, QualityName
-from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT
+from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT, AskedScore
 from elang.models.answering import EvaluationModule, check_scored
 from elang.models.costs import PairCosts, measured
 from elang.notices import notice, write_made
 from elang.records.manifest import Manifest, known_name
 from elang.tasks.kinds import check_qualities, text_targets
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TaskFields
 
 
@@ -56,6 +57,8 @@ class JointModule(EvaluationModule):
         generate: Text-to-text models answer by free generation, matched with the task's answers.
         num_beams: Beams of generated texts; by default each model's own setting.
         static_cache: Generate with a cache of fixed size.
+        sampling: Draw texts instead of the most probable tokens, as ``"{temperature: 0.7, top_p: 0.9, seed: 1}"``.
+        asked_scores: Also these scores of the Swift's texts, with passes of their own: ``p_true``, ``agreement``.
         texts: Keep the inputs in the records, for `elang report` to show some.
         dtype: Precision of both models' weights; logits and scores are always float32.
     """
@@ -78,11 +81,14 @@ class JointModule(EvaluationModule):
         generate: bool = False,
         num_beams: int | None = None,
         static_cache: bool = False,
+        sampling: Sampling | None = None,
+        asked_scores: list[AskedScore] | None = None,
         texts: bool = True,
         dtype: DType = "float32",
     ) -> None:
         models = {"swift": swift_model, "super": super_model}
         options: dict[str, Any] = {"generate": generate, "num_beams": num_beams, "static_cache": static_cache}
+        options |= {"sampling": sampling, "asked_scores": asked_scores}
         super().__init__(models, label_names, task, flops_convention=flops_convention, dtype=dtype, **options)
         self.save_hyperparameters()
         names: Any = [quality] if isinstance(quality, str) else quality or self.task.qualities
@@ -97,8 +103,7 @@ class JointModule(EvaluationModule):
         if super_flops is not None and not 0 < super_flops < math.inf:
             raise InputError(f"--model.super_flops must be a finite number above 0, but it is {super_flops}.")
         self.super_flops, self.latency, self.texts = super_flops, latency, texts
-        abouts = [b.describe() for b in self.asked.values()] + [b.about for b in self.recorded.values()]
-        self.costs = PairCosts(cost, hour_price, [about["prices"] for about in abouts if about.get("prices")])
+        self.costs = PairCosts(cost, hour_price, self.prices)
         swift = self._swift
         self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None
         if self.manifest is not None and swift is not None and swift.weights_sha256:
@@ -170,6 +175,7 @@ class JointModule(EvaluationModule):
             self.log(f"super/{name}", quality.super.quality, sync_dist=True)
         if self.writes:
             if self.thresholds_manifest is not None:
+                self.thresholds_manifest.denial = self.summary.denial
                 report_dropped(self.output / "elang.json")
                 self.thresholds_manifest.write(self.output / "elang.json")
             write_made(self.output)
@@ -246,6 +252,7 @@ class JointModule(EvaluationModule):
             thresholds_from=source,
             weights=self._weights,
             task="" if data is None else data.title(evaluated),
+            sampling=self.sampling or None,
         )
         expected = len(answers) if data is None else self.num_examples(evaluated)
         rounding = 4e-7 if float32 else self.task.kind.rounding
@@ -266,6 +273,7 @@ class JointModule(EvaluationModule):
                 temperature=self.temperature,
                 weights_sha256=swift.weights_sha256 if swift else "",
                 num_beams=swift.num_beams if swift else 1,
+                sampling=self.sampling,
                 router=self.manifest.router if swift and self.manifest else {},
                 thresholds=choose_thresholds(held_out, self.qualities[0], ROUTING_SLICE),
                 chosen_on=describe_slice(held_out.key.cpu(), self._weights["super"]),
