@@ -39,7 +39,7 @@ class JointModule(EvaluationModule):
     Args:
         swift_model: The Swift: a folder, a ``.ckpt``, a hub id (``owner/name@revision``), or a records file with
             logits.
-        super_model: The Super: the same; as records it may be any black box.
+        super_model: The Super: the same; as records, or behind an API (docs/super.md), it may be any black box.
         label_names: The data's classes; the command line takes them from the data.
         task: :meth:`elang.tasks.text_task.TextTask.plain`; the command line takes it from the data.
         quality: Metrics, the first one chooses the thresholds; by default the task's own.

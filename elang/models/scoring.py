@@ -28,7 +28,7 @@ class ScoreModule(EvaluationModule):
     """Runs one model over every example of every file and writes its records (:mod:`elang.records.table`).
 
     Args:
-        model: A folder, a ``.ckpt`` or a hub id.
+        model: A folder, a ``.ckpt``, a hub id, or the address of a server or of a model behind an API (docs/super.md).
         label_names: The data's classes; the command line takes them from the data.
         task: :meth:`elang.tasks.text_task.TextTask.plain`; the command line takes it from the data.
         output: The parquet file to write.

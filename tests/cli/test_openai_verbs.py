@@ -24,6 +24,7 @@ from elang import JointPredictor
 from elang.backends.loading.load import check_model, load_model, open_backend
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples
+from elang.inference.serving.server import Model
 from elang.tasks.text_task import TextTask
 
 NAMES = ["--data.label_names", "[bad, good]"]
@@ -131,6 +132,13 @@ def test_a_swift_at_work(labels, files, data_args, tmp_path, pair, fails):
         assert [answer["label"] for answer in answers] == expected
         assert [answer["score"] for answer in answers] == pytest.approx([-0.8808] * len(texts), abs=1e-4)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["answers.jsonl", "joint", "super.yaml"]
+    # A worker of `elang serve`, and one of its Super.
+    options = {"swift_model": swift, "super_model": super_, "thresholds": str(joint), "score": "max_softmax"}
+    worker = Model("swift", {**options, "threshold": -0.5}, 1, "cpu")
+    reply = worker(texts[:3], None, False)
+    assert [(one, hard) for one, _, hard in reply["answers"]] == [(label(text), False) for text in texts[:3]]
+    assert reply["probabilities"] == pytest.approx([0.8808] * 3, abs=1e-4)
+    assert Model("super", {**options, "threshold": -0.5}, 1, "cpu")(texts[:2], None, False)["answers"] == ["good"] * 2
     for models in ((swift, str(pair["super"])), (str(pair["swift"]), super_)):
         bench = ["bench", "--swift_model", models[0], "--super_model", models[1], "--input", str(files[1])]
         fails([*bench, "--text", "text"], "times models that run here")
@@ -187,8 +195,6 @@ def test_a_pair_at_work(labels, files, tmp_path, pair):
 
 def test_a_server_asks_it(labels, files, tmp_path, pair):
     """A worker of `elang serve` answers as the API does; an input without an answer gets none."""
-    from elang.inference.serving.server import Model
-
     options = {"swift_model": str(pair["swift"]), "super_model": write_settings(tmp_path, labels)}
     check_model(options["super_model"])
     model = Model("super", options, 1, "cpu")
