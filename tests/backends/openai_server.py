@@ -78,6 +78,8 @@ class Api:
                     with lock:
                         api.asked[api.question(body)] += 1
                 said = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+                if planned == "endless":
+                    said += b" " * (17 << 20)
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)

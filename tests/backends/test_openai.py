@@ -13,8 +13,8 @@ import yaml
 
 import elang.backends.retrying
 from backends.openai_server import KEY, Api, error_of
-from elang import InputError
-from elang.backends.loading.load import open_backend
+from elang import InputError, JointPredictor
+from elang.backends.loading.load import load_model, open_backend
 from elang.backends.openai.labels import label_logits, match_label, text_scores
 from elang.backends.openai.replies import Reply
 from elang.backends.openai.settings import Settings
@@ -167,18 +167,19 @@ def test_a_regression(api, tmp_path):
     assert "the lowest value" in kinds()["no-answer"]
 
 
-def test_no_answer_is_lost_or_doubled_by_a_hostile_server(api, tmp_path):
+def test_no_answer_is_lost_or_doubled_by_a_hostile_server(api, tmp_path, monkeypatch):
     """Failures that may pass are tried again and named; what is no answer counts as wrong, and is named, too."""
     api.plan = [
         (429, error_of("rate_limit_exceeded"), {"retry-after": "0.05"}),
         (429, error_of("rate_limit_exceeded")),
         (500, b"oops"),
         (503, error_of("overloaded", f"the key was {KEY}")),
-        *("hang", "half", "no json", "not utf-8", "deep", "list", "empty", "null", "other model"),
+        *("hang", "half", "endless", "no json", "not utf-8", "deep", "list", "empty", "null", "other model"),
         *("refusal", "filter", "length", "chatter", "surrogate"),
         (400, error_of("context_length_exceeded", "This model's maximum context length is 8 tokens")),
     ]
-    path = write_settings(tmp_path, api, concurrent=3, timeout=0.5, tries=16)
+    path = write_settings(tmp_path, api, concurrent=3, timeout=0.5, tries=17)
+    monkeypatch.setattr("elang.backends.openai.client._LONGEST", 1 << 16)
     backend = open_backend(path, TASK)
     backend.keep_answers(tmp_path / "journal.jsonl")
     records = backend.answer(examples_of(TEXTS))
@@ -198,11 +199,12 @@ def test_no_answer_is_lost_or_doubled_by_a_hostile_server(api, tmp_path):
 
 
 def test_what_was_tried_again_is_named(api, tmp_path, recwarn):
-    api.plan = [(500, b"oops"), (429, error_of("x"), {"retry-after": "0"}), "no json", "empty", "half"]
+    api.plan = [(500, b"oops"), (429, error_of("x"), {"retry-after": "0"}), "no json", "empty", "half", "endless"]
     open_backend(write_settings(tmp_path, api, concurrent=1), TASK).answer(examples_of(TEXTS))
     said = next(str(one.message) for one in recwarn if "asked again" in str(one.message))
     for reason in ("500", "429", "the reply is no JSON", "the reply has no choices", "RemoteProtocolError"):
         assert f"{reason} (1 time)" in said
+    assert "the reply has more than 16 MB (1 time)" in said
     # They say nothing about the result.
     assert "asked-again" not in kinds()
 
@@ -484,3 +486,12 @@ def test_a_proxy_of_the_environment(api, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "nonsense://127.0.0.1:1")
     with pytest.raises(InputError, match=r"The proxy .* cannot be used .* NO_PROXY"):
         open_backend("openai:big@http://models.invalid/v1", TASK).answer(examples_of(TEXTS[:2]))
+
+
+def test_it_is_no_model_to_train_or_to_serve_alone(api, tmp_path):
+    for address in (f"openai:big@{api.url}", write_settings(tmp_path, api)):
+        with pytest.raises(InputError, match="is behind an API"):
+            load_model(address, TASK, fine_tune=True)
+        with pytest.raises(InputError, match="is behind an API"):
+            JointPredictor(None, address)
+    assert not api.seen

@@ -75,6 +75,11 @@ def load_model(
     Raises InputError if it cannot be loaded, answers another task, or overflows in this precision.
     """
     options = {"generate": generate, "num_beams": num_beams, "dtype": dtype}
+    if backend_of(path) is OpenAIBackend:
+        raise InputError(
+            f"'{path}' is behind an API: it answers as a Super, or as a Swift beside one, but it is no model to train "
+            "or to serve alone. Give a folder or a hub id."
+        )
     if path.endswith(".ckpt"):
         if fine_tune:
             read_checkpoint(path)

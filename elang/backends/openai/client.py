@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 300
 _POLL = 0.02
+_LONGEST = 16 << 20
 # Codes of 429 and of 400 that a further try does not help.
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _TOO_LONG = ("context_length_exceeded", "string_above_max_length")
@@ -155,9 +156,7 @@ class Client:
             await self._wait(_POLL)
         held, lost, usage = spending.hold(estimate), True, None
         try:
-            headers = {"content-type": "application/json"}
-            sent = http.post(self.questions.url, content=content, headers=headers)
-            response = await asyncio.wait_for(sent, self.settings.timeout)
+            response = await asyncio.wait_for(self._post(http, content), self.settings.timeout)
             lost = response.status_code == 200
             reply = self.read(response)
             usage = reply.usage
@@ -175,6 +174,20 @@ class Client:
             raise TemporaryError(f"{type(error).__name__}: {error}") from None
         finally:
             spending.settle(held, usage, len(content), lost=lost)
+
+    async def _post(self, http: "httpx.AsyncClient", content: bytes) -> "httpx.Response":
+        """The response to a request, whose size is limited: a server may send without end."""
+        import httpx
+
+        headers, body = {"content-type": "application/json"}, bytearray()
+        async with http.stream("POST", self.questions.url, content=content, headers=headers) as response:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > _LONGEST:
+                    raise TemporaryError(f"the reply has more than {_LONGEST >> 20} MB")
+            # What is read is decompressed already.
+            kept = {name: value for name, value in response.headers.items() if name != "content-encoding"}
+            return httpx.Response(response.status_code, headers=kept, content=bytes(body))
 
     def read(self, response: "httpx.Response") -> Reply:
         """The reply in a response; a TemporaryError if another attempt may help."""
