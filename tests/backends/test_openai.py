@@ -495,3 +495,18 @@ def test_it_is_no_model_to_train_or_to_serve_alone(api, tmp_path):
         with pytest.raises(InputError, match="is behind an API"):
             JointPredictor(None, address)
     assert not api.seen
+
+
+def test_scores_of_labels_that_a_server_shows_in_part(api, tmp_path):
+    token = {"token": "good", "logprob": -0.1, "top_logprobs": [{"token": "good", "logprob": -0.1}]}
+    api.write = lambda body: {"message": {"content": "good"}, "logprobs": {"content": [token]}}
+    backend = open_backend(write_settings(tmp_path, api, logprobs=1), TASK)
+    scored = backend.score(examples_of(["x"]), "max_softmax", -0.5)
+    assert scored.answers == [1]
+    assert scored.scores == pytest.approx([-math.exp(-0.1)], abs=1e-6)
+    assert scored.deferred == [False]
+    assert "gives the 1 most probable tokens, and there are 2 labels" in kinds()["partial-scores"]
+    api.write = lambda body: "good"
+    with pytest.raises(InputError, match="there is no score at all"):
+        backend.score(examples_of(["x"]), "max_softmax", -0.5)
+    assert "gives no log-probabilities" in kinds()["partial-scores"]

@@ -184,6 +184,12 @@ class OpenAIBackend:
         if not self._check_tokens(replies):
             return None
         answers, even = self.task.answers, [0.0] * len(self.task.answers)
+        if len(answers) > self.questions.top:
+            notice(
+                "partial-scores",
+                f"{self.address} gives the {self.questions.top} most probable tokens, and there are {len(answers)} "
+                "labels: those that it does not show share the probability that is left.",
+            )
         pairs = zip(replies, labels, strict=True)
         rows = [even if reply.tokens is None else label_logits(reply.tokens, answers, i) for reply, i in pairs]
         return torch.tensor(rows)
