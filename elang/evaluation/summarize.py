@@ -34,6 +34,7 @@ from elang.evaluation.summary import (
     ScoreSummary,
     Worth,
 )
+from elang.evaluation.units import told_in
 from elang.method.bootstrap import Each, compare_areas, lost_to_super
 from elang.method.curve.points import OperatingCurve, Point
 from elang.method.curve.reading import at_best, at_budget, point_at, relative_area
@@ -87,10 +88,10 @@ def summarize_pair(
         **vars(about),
         worth=worth,
         qualities=summaries,
-        operating_points=points,
-        cautions=every + limited,
+        operating_points={name: _in_unit(those, about) for name, those in points.items()},
+        cautions=[told_in(caution, about.flops_convention) for caution in every + limited],
         denied=len(every),
-        denial=next(iter(below + denied), None),
+        denial=next((told_in(caution, about.flops_convention) for caution in below + denied), None),
         most_frequent=always_one(answers, label_names, curves),
         areas=areas,
         statements=_checked(manifest, about, answers, largest=worth.largest or 1.0),
@@ -117,6 +118,11 @@ def _checked(
         unit=answers.unit,
         conditions=about.conditions,
     )
+
+
+def _in_unit(points: dict[str, Any], about: EvaluatedPair) -> dict[str, Any]:
+    """Points by names that say what their costs are."""
+    return {told_in(name, about.flops_convention): point for name, point in points.items()}
 
 
 def all_curves(answers: PairAnswers, qualities: list[Quality]) -> Curves:
