@@ -103,6 +103,11 @@ class TextModel(Network):
         """Names of the scores that its heads compute, and of those that were asked for."""
         return list(self.routers)
 
+    @property
+    def streams(self) -> bool:
+        """Whether it writes texts token by token, and so can answer chats."""
+        return False
+
     def ask_for(self, *names: str) -> list[str]:
         """Compute those of :data:`~elang.method.scores.ASKED_SCORES` that it has; returns :attr:`head_scores`."""
         return self.head_scores
