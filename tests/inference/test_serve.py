@@ -435,6 +435,13 @@ def talked(talk):
 
     async def app(scope, receive, send):
         body = (await receive())["body"] or b"x" * 100_000
+        if body == b"strea":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for part in (b"a", b"b"):
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                await asyncio.sleep(1.5)
+            await send({"type": "http.response.body", "body": b"c"})
+            return
         await asyncio.sleep(0.4 * (body == b"later"))
         await PlainTextResponse(body)(scope, receive, send)
 
@@ -540,6 +547,19 @@ def test_a_connection_that_takes_no_answers_is_not_kept(monkeypatch):
     assert kept == 0
     assert set(counted) <= {200, 400, 499}
     assert 2 < len(counted) < 50
+
+
+def test_a_stream_may_take_its_time(monkeypatch):
+    """It is the server's turn then, not the client's."""
+    monkeypatch.setattr("elang.inference.serving.http._TAKEN", 0.5)
+
+    async def talk(port, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nContent-Length: 5\r\nConnection: close\r\n\r\nstrea")
+        return await reader.read()
+
+    answer, _ = talked(talk)
+    assert answer.endswith(b"1\r\nc\r\n0\r\n\r\n")
 
 
 def test_a_token(predictor):

@@ -402,7 +402,8 @@ def test_what_is_told_of_a_text_is_never_taken_back(models, stops):
 
 def upstream(handler, key=None):
     super_ = Upstream("openai:large@http://elsewhere", key, 5.0)
-    super_.client = httpx.AsyncClient(transport=httpx.MockTransport(handler), headers=dict(super_.client.headers))
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    super_.new_client = lambda: httpx.AsyncClient(transport=httpx.MockTransport(handler), headers=headers)
     return super_
 
 
@@ -482,6 +483,26 @@ def test_a_super_elsewhere_that_fails(models, caplog, reply, reason, status):
     assert response.status_code == status
     assert (response.headers.get("retry-after") == "7") == (status == 429)
     assert "k3y" not in response.text + caplog.text
+
+
+def test_a_super_elsewhere_is_asked_over_connections_that_are_kept(models):
+    """Each request has a client of its own: the time of one grows with the connections that it has."""
+    made = []
+
+    async def handler(request):
+        await asyncio.sleep(0.05)
+        choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+        return httpx.Response(200, json={"choices": [choice]})
+
+    super_ = upstream(handler)
+    new_client = super_.new_client
+    super_.new_client = lambda: made.append(1) or new_client()
+    app, _, _ = chat_app(models, super_=super_)
+    for count in (1, 1, 5, 5):
+        responses = posted(app, *[asked(elang={"always": "super"})] * count)
+        assert {response.json()["choices"][0]["message"]["content"] for response in responses} == {"x"}
+    assert len(made) == 5
+    assert responses[0].json()["elang"]["usage"] == {"super": None}
 
 
 def test_a_super_elsewhere_that_refuses_or_breaks_off(models):

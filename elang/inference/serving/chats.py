@@ -149,10 +149,15 @@ class Upstream:
 
     def __init__(self, address: str, key: str | None, timeout: float) -> None:
         (self.model, self.url), self.key = model_at(address), key
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-        self.client = httpx.AsyncClient(headers=headers, limits=limits, timeout=timeout)
-        self.waiting = 0
+        self.timeout, self.waiting = timeout, 0
+        self._tls = httpx.create_ssl_context()
+        # One for each request at a time: the time of a client grows with the connections that it has.
+        self._free: list[httpx.AsyncClient] = []
+
+    def new_client(self) -> httpx.AsyncClient:
+        """A client with a connection of its own, which is kept."""
+        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
+        return httpx.AsyncClient(headers=headers, timeout=self.timeout, verify=self._tls)
 
     def refuses(self, request: ChatRequest) -> tuple[str, str | None]:
         """Nothing: the server itself says what it does not take."""
@@ -170,8 +175,9 @@ class Upstream:
         if request.stream:
             body["stream_options"] = {"include_usage": True}
         self.waiting += 1
+        client = self._free.pop() if self._free else self.new_client()
         try:
-            async with self.client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
+            async with client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise self._refusal(response)
@@ -196,6 +202,7 @@ class Upstream:
             raise UnansweredError("failed", "The Super gave no answer that can be read.") from None
         finally:
             self.waiting -= 1
+            self._free.append(client)
 
     def _chunk(self, line: str) -> dict[str, Any]:
         chunk = json.loads(line)
