@@ -40,6 +40,8 @@ _IRRELEVANT = (
 _EVERY = 60.0
 # Columns of tables and texts where standard output is no terminal, and of texts on a wide one.
 _WIDTH, _READABLE = 80, 100
+# Between two columns of a table.
+_BETWEEN = 2
 # Seconds after which a bar is shown that need not be there for a short step, and after which a silent one is named.
 _LATE, _SOON = 10.0, 1.5
 # From the first batch the time that is left would be far too long. After a line without it the next one comes sooner.
@@ -248,14 +250,18 @@ def say_table(title: str, head: list[str], rows: list[list[str]], notes: list[st
     from rich import box
     from rich.table import Table
 
+    target = console()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    if sum(max(map(len, column)) + _BETWEEN for column in zip(head, *rows, strict=True)) > target.width:
+        # Names of columns break before those of rows do.
+        head = [*head[:texts], *(re.sub(r" (?=.)|(?<=_)(?=.)", "\n", name) for name in head[texts:])]
     for place, name in enumerate(head):
         table.add_column(name, justify="left" if place < texts else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     say("")
     say_wrapped(title)
-    console().print(table)
+    target.print(table)
     say_wrapped(*notes, indent="  ")
 
 

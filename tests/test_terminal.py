@@ -11,7 +11,8 @@ import pytest
 import elang.terminal
 from elang import JointPredictor
 from elang.cli.verbs import main
-from elang.terminal import _NOISE, Progress, quiet_libraries, tell, told_to_users, waiting
+from elang.method.scores import SEQUENCE_SCORES
+from elang.terminal import _NOISE, Progress, quiet_libraries, say_table, tell, told_to_users, waiting
 
 SAID = [
     ("torchao", "Failed to load /x/torchao/_C_mxfp8.so: Could not load this library", False),
@@ -116,6 +117,20 @@ def test_how_far_a_step_is(total, done, before, line):
 
 
 @pytest.mark.usefixtures("telling")
+def test_names_of_columns_break_before_those_of_rows(capsys):
+    """In 80 columns, with the names and numbers that the table of all scores of generated texts has."""
+    head = ["score", "area", "difference", "by length", "number_match", "deferred", "speed-up"]
+    rows = [[name, "0.623", "= -0.012", "-0.31", "0.7834", "100.0%", "12.34x"] for name in SEQUENCE_SCORES]
+    rows += [[f"{max(SEQUENCE_SCORES, key=len)}*", *rows[0][1:]]]
+    say_table("All scores", head, rows, [])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 3 + len(rows), lines
+    assert [line.split()[0] for line in lines[5:]] == [row[0] for row in rows]
+    assert max(map(len, lines)) <= 80
+    say_table("Narrow", [head[0], head[4]], [[row[0], row[4]] for row in rows], [])
+    assert "number_match" in capsys.readouterr().out
+
+
 def test_a_late_bar_leaves_short_steps_alone(capfd, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with Progress(3, "curves", late=True) as progress:

@@ -22,7 +22,7 @@ import torch
 from elang.cli.lightning import run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import figures_of, wait_for_gpu, write_result
+from common import figures_of, gpu, wait_for_gpu, write_result
 
 DEMO = "--data.train runs/demo/train.csv --data.validation runs/demo/validation.csv --data.max_length 32"
 QUIET = [
@@ -115,7 +115,7 @@ def main() -> int:
             name = f"{way} {rate}, seed {seed}" if way == "full" else f"{way} {rate}, rank {args.rank}, seed {seed}"
             runs[name] = measure(args, [*more, "--model.lr", rate], seed)
             print(name, runs[name], flush=True)
-    about: dict[str, Any] = {"model": Path(args.model).name, "options": args.options, "runs": runs}
+    about: dict[str, Any] = {"model": Path(args.model).name, "options": args.options, "runs": runs, "gpu": gpu()}
     full, lora = ([found for name, found in runs.items() if name.startswith(way)] for way in ("full", "lora"))
     missed = False
     if full and lora:

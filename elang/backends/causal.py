@@ -17,6 +17,7 @@ from elang.backends.backend import Answer
 from elang.backends.causal_passes import Shape, label_words_flops, paths_pass, tree_pass, words_law
 from elang.backends.decoder_only import DecoderOnly
 from elang.backends.flops import FlopsConvention, tell_estimated
+from elang.backends.packing import After, packed_logits
 from elang.data.batches import IGNORE_INDEX
 from elang.errors import InputError
 from elang.tasks.kinds import answer_values
@@ -101,6 +102,8 @@ class CausalLabelDecoder(DecoderOnly):
         # The router head is fitted after training.
         hidden = bool(self.heads) and not self.training
         chain = None if answers is None else answers[:, :-1].clamp_min(0)
+        if self.packs and answers is not None:
+            return *self._packed(ids, mask, answers, want_logits), None
         token_logits = None
         rows = self.split(ids, mask, self.room)
         if want_logits and self.shape.added and self.shape.tree:
@@ -120,6 +123,13 @@ class CausalLabelDecoder(DecoderOnly):
                 logits = self.trie.node_logits(token_logits[:, :1])
         pooled = output.hidden_states[-1][:, rows.ids.shape[1] - 1].detach() if hidden else None
         return logits, token_logits, pooled
+
+    def _packed(self, ids: Tensor, mask: Tensor, answers: Tensor, want_logits: bool) -> tuple[Tensor, Tensor]:
+        """The first two of :meth:`_run`, of prompts that share rows."""
+        tree, size = (self.tree, len(self.tree.place)) if want_logits else (None, 0)
+        both = packed_logits(self.backbone, ids, mask, After.of(tree, answers))
+        logits = both.new_zeros(len(ids), len(self.task.answers), dtype=torch.float32)
+        return self.trie.node_logits(both[:, :size]) if want_logits else logits, both[:, size:]
 
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None

@@ -5,7 +5,6 @@ are what the text starts from.
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,69 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LogitsProcessorList, StaticCache, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StaticCache, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from elang.backends.backend import Generated
-from elang.backends.causal_passes import padded_left, read_already, read_flops, text_flops, text_law
+from elang.backends.causal_passes import padded_left, read_flops, takes_any_mask, text_flops, text_law
 from elang.backends.decoder_only import DecoderOnly, check_fixed_cache
+from elang.backends.fast.causal import CausalSteps, passes_of
+from elang.backends.fast.graphs import Pass, is_greedy
 from elang.backends.flops import FlopsConvention, tell_estimated
 from elang.backends.generation import Generation
 from elang.backends.network import InferenceOptions
+from elang.backends.packing import After, packed_logits
+from elang.backends.prompted import Prompted, Stopped, read_already
 from elang.backends.shared_prefix import Rows
-from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement
+from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement, drawn_by
 from elang.data.batches import Reader
 from elang.data.prompts import turn_end
 from elang.errors import InputError
-from elang.method.scores import ASKED_SCORES
+from elang.method.scores import ASKED_SCORES, BEFORE_DECODER, token_scores
 from elang.records.manifest import Manifest
 from elang.tasks.extraction import found_answers
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask
-
-
-@dataclass
-class Prompted:
-    """A batch of prompts, padded on the left, and what reading them left, if they have been read."""
-
-    ids: Tensor  # (B, L)
-    mask: Tensor  # (B, L)
-    output: Any = None  # logits at the prompts' ends, (B, 1, V), keys and values; until texts are generated from them
-    pooled: Tensor | None = None  # the last hidden state, (B, D), if there are heads
-
-    def __getitem__(self, rows: Tensor) -> "Prompted":
-        """Some of the prompts; of the others, keys and values are given up."""
-        output, pooled = self.output, self.pooled
-        if output is not None:
-            output.past_key_values.batch_select_indices(rows)
-            output = CausalLMOutputWithPast(logits=output.logits[rows], past_key_values=output.past_key_values)
-        return Prompted(self.ids[rows], self.mask[rows], output, None if pooled is None else pooled[rows])
-
-    def repeated(self, times: int) -> "Prompted":
-        """Each prompt so many times in a row; its keys and values are given up here."""
-        output, self.output = self.output, None
-        if times > 1:
-            output.past_key_values.batch_repeat_interleave(times)
-            output.logits = output.logits.repeat_interleave(times, 0)
-        return Prompted(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), output)
-
-
-class _Stopped(StoppingCriteria):  # type: ignore[misc]  # transformers has no types
-    """Whether each text, which begins at ``start``, contains a string by which it ends."""
-
-    def __init__(self, tokenizer: Any, stop: str, start: int) -> None:
-        self.tokenizer, self.stop, self.start = tokenizer, stop, start
-
-    def __call__(self, input_ids: Tensor, scores: Any, **options: Any) -> Tensor:
-        """Read the last tokens, of which each is at least a byte of the string: bool ``(B,)``."""
-        last = input_ids[:, self.start :][:, -len(self.stop.encode()) - 1 :]
-        texts = self.tokenizer.batch_decode(last, skip_special_tokens=True)
-        return torch.tensor([self.stop in text for text in texts], device=input_ids.device)
 
 
 class CausalGenerator(DecoderOnly, Generation):
     """Any ``AutoModelForCausalLM`` that generates a text after a prompt, greedily or with ``num_beams``."""
 
-    early_router = "prompt_router"
+    early_router, first_token = "prompt_router", True
     asked: tuple[str, ...] = ()
     """The :data:`~elang.method.scores.ASKED_SCORES` that are computed with each answer."""
 
@@ -97,7 +62,7 @@ class CausalGenerator(DecoderOnly, Generation):
         self.check_batches()
 
     @property
-    def streams(self) -> bool:
+    def streams(self) -> bool:  # type: ignore[override]
         """Without beams, of which the best is known at the end."""
         return self.num_beams == 1
 
@@ -182,6 +147,11 @@ class CausalGenerator(DecoderOnly, Generation):
         """All but the head on the vocabulary."""
         return [self.backbone.base_model]
 
+    def sample(self, sampling: Sampling) -> None:
+        """Draw texts from now on, instead of the most probable tokens or beams."""
+        self.configure_generation(self.max_new_tokens, 1)
+        self.sampling = sampling
+
     def use_static_cache(self, static: bool) -> None:
         """Set whether texts are generated with a cache of fixed size. Raises InputError if that cannot be."""
         if static:
@@ -207,17 +177,22 @@ class CausalGenerator(DecoderOnly, Generation):
         hidden = bool(self.heads)
         output = self.run(rows, use_cache=True, output_hidden_states=hidden)
         encoded.output = CausalLMOutputWithPast(logits=output.logits, past_key_values=output.past_key_values)
-        encoded.pooled = output.hidden_states[-1][:, -1] if hidden else None
+        if hidden:
+            first = output.logits[:, -1]
+            state = output.hidden_states[-1][:, -1].float()
+            encoded.pooled = torch.cat([token_scores(first, first.argmax(-1)), state], 1)
         return encoded
 
     def pooled(self, encoded: Prompted) -> Tensor:
-        """The last hidden state at the prompts' ends."""
+        """The scores of the first token, and the last hidden state at the prompts' ends."""
         pooled = encoded.pooled if encoded.pooled is not None else self.begin(encoded).pooled
         assert pooled is not None
         return pooled
 
     def logits(self, encoded: Prompted, labels: Tensor) -> Tensor:
         """The logits for each token of given texts, after the prompt and the ones before it, ``(B, T, V)``."""
+        if self.packs:
+            return packed_logits(self.backbone, encoded.ids, encoded.mask, After.of(None, labels))
         logits: Tensor = self.after(encoded.ids, encoded.mask, labels[:, :-1].clamp_min(0)).logits
         return logits
 
@@ -228,6 +203,8 @@ class CausalGenerator(DecoderOnly, Generation):
 
     def generated_ids(self, encoded: Prompted, config: Any, **options: Any) -> Tensor:
         """The tokens that the library generates with a configuration, without the prompt, int64 ``(B, T)``."""
+        if self.sampling is not None and "logits_processor" not in options:
+            options["logits_processor"] = drawn_by(self.sampling, encoded.ids, encoded.mask)
         return self._continued(encoded, encoded.repeated(self.num_beams).output, config, **options)
 
     def _continued(self, encoded: Prompted, output: Any, config: Any, **options: Any) -> Tensor:
@@ -237,7 +214,7 @@ class CausalGenerator(DecoderOnly, Generation):
         if config.pad_token_id is None:
             config.pad_token_id = self.end
         if self.stop and (config.num_beams or 1) == 1 and not config.min_new_tokens:
-            stopped = _Stopped(self.tokenizer, self.stop, encoded.ids.shape[1])
+            stopped = Stopped(self.tokenizer, self.stop, encoded.ids.shape[1])
             options.setdefault("stopping_criteria", StoppingCriteriaList()).append(stopped)
         # In its older versions the library penalises repeated tokens of the padding: it is each prompt's first token.
         first = encoded.ids.gather(1, encoded.mask.argmax(1, keepdim=True))
@@ -264,8 +241,31 @@ class CausalGenerator(DecoderOnly, Generation):
                 steps[row] = bisect_left(range(count), True, key=stopped)
         return steps
 
-    def short_way(self, options: InferenceOptions) -> None:
-        """There is none: every step has another shape."""
+    def steps(self, score: str | None) -> CausalSteps | None:
+        """The short way to generate texts and compute a score of them, if there is one."""
+        # A string that ends texts is looked for on the host, and so are samples drawn.
+        other = self.stop or self.static_cache or self.in_step or getattr(self, "sampling", None)
+        # Without graphs, to read a shared beginning only once saves more.
+        other = other or (self.prefix.tokens and self.backbone.device.type == "cpu")
+        if other or score in ASKED_SCORES or not takes_any_mask(self.backbone.config) or not is_greedy(self.settings):
+            return None
+        pad = self.settings.pad_token_id
+        return CausalSteps(
+            self.backbone,
+            self.max_new_tokens,
+            ends=self.end_tokens,
+            pad=self.end if pad is None else pad,
+            scored=score is not None and score not in BEFORE_DECODER,
+            hidden=bool(self.heads),
+        )
+
+    def short_way(self, options: InferenceOptions) -> list[Pass] | None:
+        """Four passes: reading prompts, the first token, one token, the end; ``None`` without a short way.
+
+        The first table has the score if it is known before the text; the last one has it if not, and the tokens.
+        """
+        steps = self.steps(options.score)
+        return None if steps is None else passes_of(self, steps, options.score)
 
     def check_cost(self) -> None:
         """Count FLOPs before they are needed; a notice tells if they are estimated."""

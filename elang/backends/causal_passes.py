@@ -8,9 +8,7 @@ path of the tree with a copy of the keys and values that this left.
 
 import inspect
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache, wraps
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -88,7 +86,7 @@ def tree_pass(
 
 
 def _masks(config: Any, mask: Tensor, sees: Tensor, *, position: Tensor, read: int, dtype: torch.dtype) -> Any:
-    """Who attends to whom: one mask, ``(B, 1, S, S)``, or one for each type of layer; no rows of what has been read."""
+    """Who attends to whom, in the form of :func:`masks`; no rows of what has been read."""
     length = mask.shape[1]
     total = position.shape[1]
     allowed = F.pad(mask.bool(), (0, total - length))[:, None].repeat(1, total - read, 1)
@@ -96,15 +94,24 @@ def _masks(config: Any, mask: Tensor, sees: Tensor, *, position: Tensor, read: i
     allowed[:, length - read :, length:] = sees
     # Attention to nothing would be NaN.
     allowed |= torch.eye(total, dtype=torch.bool, device=mask.device)[read:]
+    return masks(config, allowed, position[:, read:], position, dtype=dtype)
+
+
+def masks(config: Any, allowed: Tensor, query: Tensor, position: Tensor, *, dtype: torch.dtype) -> Any:
+    """Who attends to whom, bool ``(B, S, K)``, for a model: one mask, ``(B, 1, S, K)``, or one for each type of layer.
+
+    The positions of those that attend, ``(B, S)``, and of all, ``(B, K)``, count for layers with a window.
+    """
 
     def form(allowed: Tensor) -> Tensor:
         allowed = allowed[:, None]
         if config._attn_implementation == "sdpa":
             return allowed
-        return torch.zeros(allowed.shape, dtype=dtype, device=mask.device).masked_fill(~allowed, torch.finfo(dtype).min)
+        zeros = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+        return zeros.masked_fill(~allowed, torch.finfo(dtype).min)
 
     window, types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    near = allowed & (position[:, read:, None] - position[:, None] < window) if window else allowed
+    near = allowed & (query[:, :, None] - position[:, None] < window) if window else allowed
     if types is None:
         return form(near)
     return {name: form(near if name == "sliding_attention" else allowed) for name in set(types)}
@@ -192,29 +199,6 @@ def words_law(config_json: str, shape: Shape) -> tuple[list[float], str]:
             paths_pass(model, ids, mask, ids.new_zeros(shape.paths, shape.tokens))
 
     return causal_law(config_json, run, longest=shape.nodes if shape.tree else shape.tokens, added=shape.added)
-
-
-@contextmanager
-def read_already(backbone: Any, output: Any) -> Iterator[None]:
-    """Within, the next forward pass of a model returns this output at once, because it has run over these inputs."""
-    forward, own = backbone.forward, "forward" in vars(backbone)
-
-    def restore() -> None:
-        if own:
-            backbone.forward = forward
-        elif "forward" in vars(backbone):
-            del backbone.forward
-
-    @wraps(forward)
-    def once(*args: Any, **options: Any) -> Any:
-        restore()
-        return output
-
-    backbone.forward = once
-    try:
-        yield
-    finally:
-        restore()
 
 
 # Windows of which one sees all that is counted, and the other next to nothing.

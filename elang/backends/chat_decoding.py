@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from elang.backends.backend import Generated
-from elang.backends.causal_generator import CausalGenerator, Prompted
+from elang.backends.causal_generator import CausalGenerator
+from elang.backends.prompted import Prompted
 from elang.backends.text_scores import Noise
-from elang.method.certificate import mixed
 from elang.method.scores import sequence_scores, token_scores
 
 # A decoder writes this where the bytes of a character are not complete yet.
@@ -32,9 +32,10 @@ class Chat:
         system: The system text, in place of the task's.
         tokens: The most tokens of an answer; by default the model's own limit.
         stop: Strings that end an answer; they are no part of it.
-        temperature: 0 takes the most probable tokens.
+        temperature: 0 takes the most probable tokens; ``None`` does as the model does.
         top_p: The share of probability that samples are drawn from.
-        seed: Makes samples repeatable.
+        top_k: The number of most probable tokens that they are drawn from; 0: any number.
+        seed: Makes samples repeatable: equal prompts and settings give the text of ``sampling`` with this seed.
         count: The number of answers, which are samples if there are several.
         top_logprobs: The number of most probable tokens that are returned at each place; ``None`` returns no
             log-probabilities at all.
@@ -46,8 +47,9 @@ class Chat:
     system: str | None = None
     tokens: int | None = None
     stop: tuple[str, ...] = ()
-    temperature: float = 0.0
+    temperature: float | None = None
     top_p: float = 1.0
+    top_k: int = 0
     seed: int | None = None
     count: int = 1
     top_logprobs: int | None = None
@@ -56,7 +58,7 @@ class Chat:
     @property
     def sampled(self) -> bool:
         """Whether its answers are samples."""
-        return self.temperature > 0
+        return bool(self.temperature)
 
 
 # Takes a conversation's place and a part of its answer, and returns the places of those that need no answer any more.
@@ -115,17 +117,19 @@ class Writing:
         self.sampled = torch.tensor([chat.sampled for chat in chats], device=device)[:, None]
         self.temperature = torch.tensor([chat.temperature or 1.0 for chat in chats], device=device)[:, None]
         self.top_p = torch.tensor([chat.top_p for chat in chats], device=device)[:, None]
+        self.top_k = torch.tensor([chat.top_k or 1 << 60 for chat in chats], device=device)[:, None]
         self.noise = Noise(encoded.ids, encoded.mask, 1)
-        seeds = [secrets.randbits(62) if chat.seed is None else chat.seed for chat in chats]
-        number = mixed(torch.tensor(seeds, device=device)) + torch.tensor([row.choice for row in rows], device=device)
-        self.noise.keys = mixed(self.noise.keys + mixed(number))
+        for number, row in enumerate(rows):
+            if row.chat.sampled:
+                seed = secrets.randbits(60) if row.chat.seed is None else row.chat.seed
+                prompt = encoded.ids[number : number + 1], encoded.mask[number : number + 1]
+                self.noise.keys[number] = Noise(*prompt, row.choice + 1, seed).keys[-1]
 
     def run(self) -> Generated | None:
         """Write until all answers have ended; returns them with their scores, if they are wanted."""
         config = self.model.greedy_settings()
         options: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([self.take])}
-        if bool(self.sampled.any()):
-            options["logits_processor"] = LogitsProcessorList([self.sample])
+        options["logits_processor"] = LogitsProcessorList([self.sample] if bool(self.sampled.any()) else [])
         encoded = self.model.begin(self.encoded)
         hook = self.model.backbone.register_forward_hook(self._watch)
         try:
@@ -144,8 +148,9 @@ class Writing:
         """Noise on the logits of sampled answers, whose best token is then a sample."""
         logits = scores.float() / self.temperature
         ordered = logits.sort(-1, descending=True)
-        share = ordered.values.softmax(-1)
-        outside = share.cumsum(-1) - share >= self.top_p
+        beyond = torch.arange(logits.shape[-1], device=logits.device) >= self.top_k
+        share = ordered.values.masked_fill(beyond, -math.inf).softmax(-1)
+        outside = (share.cumsum(-1) - share >= self.top_p) | beyond
         logits = logits.masked_fill(outside.scatter(-1, ordered.indices, outside), -math.inf)
         return torch.where(self.sampled, self.noise(input_ids, logits).to(scores), scores)
 

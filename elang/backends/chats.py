@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from elang.backends.causal_generator import CausalGenerator, Prompted
+from elang.backends.causal_generator import CausalGenerator
 from elang.backends.chat_decoding import Chat, Row, Talk, Writing
+from elang.backends.prompted import Prompted
 from elang.data.prompts import Prompt
 from elang.errors import InputError
 from elang.method.scores import BEFORE_DECODER
@@ -39,6 +40,7 @@ class ChatWriter:
         with ``text`` and ``logprobs``, the last one of a choice also ``finish`` and ``tokens``. ``error`` stands for a
         conversation that cannot be answered, with ``limit`` where it is too long.
         """
+        chats = [self._settled(chat) for chat in chats]
         prompts: dict[int, list[int]] = {}
         for place, chat in enumerate(chats):
             try:
@@ -52,6 +54,14 @@ class ChatWriter:
             size = max(1, self.budget // (len(prompts[order[0]]) + self.model.max_new_tokens))
             batch, order = order[:size], order[size:]
             self._write_batch({place: chats[place] for place in batch}, prompts, talk)
+
+    def _settled(self, chat: Chat) -> Chat:
+        """A conversation with the model's own sampling, if it has no temperature."""
+        sampling = self.model.sampling
+        if chat.temperature is not None or sampling is None:
+            return chat
+        seed, top_p = sampling.seed if chat.seed is None else chat.seed, min(chat.top_p, sampling.top_p)
+        return replace(chat, temperature=sampling.temperature, top_p=top_p, top_k=sampling.top_k, seed=seed)
 
     def _read(self, chat: Chat) -> list[int]:
         """The tokens of a conversation."""

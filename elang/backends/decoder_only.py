@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from elang.backends.causal_passes import chain_pass, padded_left, takes_any_mask
 from elang.backends.loading.padding import CHECKED
+from elang.backends.packing import check_packing
 from elang.backends.shared_prefix import Rows, SharedPrefix
 from elang.backends.text_model import TextModel
 from elang.data.batches import Reader
@@ -48,6 +49,10 @@ class DecoderOnly(TextModel):
             self.prefix.forget()
         return super().train(mode)
 
+    def check_packing(self) -> None:
+        """Refuse a family in whose layers texts of one row cannot be kept apart."""
+        check_packing(self.backbone.config)
+
     @property
     def room(self) -> int:
         """The most tokens that follow a prompt."""
@@ -71,6 +76,11 @@ class DecoderOnly(TextModel):
         """
         ids, mask = self.prompts(inputs)
         return mask.sum(1).cpu(), self.prefix.counts(ids, mask, self.room).cpu()
+
+    @property
+    def packs(self) -> bool:
+        """Whether several prompts share a row now."""
+        return self.packing and self.training
 
     def after(self, ids: Tensor, mask: Tensor, chain: Tensor | None = None) -> Any:
         """The model over prompts ``(B, L)`` and, after each, a chain of tokens ``(B, T)``.

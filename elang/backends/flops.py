@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from elang.backends.loading.padding import finds_last_by_padding, has_decoder, positions
+from elang.backends.weightless import meta_model, without_values
 from elang.errors import InputError, first_line
 from elang.notices import notice
 
@@ -29,22 +30,6 @@ _LONGEST_PROBE = 104
 _CPU_WEIGHTS = 10**9
 
 
-def _meta_model(config: Any, device: str = "meta", causal: bool = False) -> torch.nn.Module:
-    """Build the model of ``config`` without weights, with the attention whose products can be counted."""
-    import transformers
-
-    config = type(config).from_dict(config.to_dict())
-    config.use_cache = False
-    kind = "Seq2SeqLM" if has_decoder(config) else "CausalLM" if causal else "SequenceClassification"
-    auto = getattr(transformers, f"AutoModelFor{kind}")
-    with torch.device(device):
-        # The kernel that groups experts is not counted; products of each token with its experts are.
-        config._experts_implementation = "batched_mm"
-        model: torch.nn.Module = auto.from_config(config, attn_implementation="eager")
-    # The counter follows parameters that are arguments of a module (DeBERTa-v2's positions) if they need gradients.
-    return model.eval().requires_grad_(False)
-
-
 def _check_known(what: str, value: str, names: Any) -> None:
     if value not in get_args(names):
         raise InputError(f"Unknown {what} '{value}'; choose one of {', '.join(get_args(names))}.")
@@ -52,13 +37,13 @@ def _check_known(what: str, value: str, names: Any) -> None:
 
 def _countable(config: Any) -> torch.nn.Module:
     """The model on the meta device or, if it reads values as it runs (DeBERTa-v2), with weights on the CPU."""
-    model = _meta_model(config)
+    model = meta_model(config)
     try:
         _count(model, 4)
     except Exception:
         if sum(p.numel() for p in model.parameters()) > _CPU_WEIGHTS:
             raise
-        model = _meta_model(config, "cpu")
+        model = meta_model(config, "cpu")
     return model
 
 
@@ -70,7 +55,7 @@ def _count(model: Any, length: int, part: FlopsPart = "all", decoder: tuple[int,
     # An attention mask adds no product. Its values cannot be read on the meta device, which encoders may do; without
     # one, decoders would read positions.
     ids = torch.ones(1, length, dtype=torch.long, device=next(model.parameters()).device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, without_values():
         if not has_decoder(model.config):
             model(input_ids=ids, attention_mask=torch.ones_like(ids) if finds_last_by_padding(model.config) else None)
         else:
@@ -125,9 +110,9 @@ def causal_law(
     probes = (4, top // 2, top, 3 * top // 4)
     counted = []
     try:
-        model: Any = _meta_model(config, causal=True)
+        model: Any = meta_model(config, causal=True)
         for length in probes:
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
+            with FlopCounterMode(display=False) as counter, without_values():
                 run(model, torch.ones(1, length, dtype=torch.long, device="meta"))
             counted.append(counter.get_total_flops())
         if (law := _solved([[1.0, x, x * x] for x in probes], counted)) is None:
@@ -141,7 +126,7 @@ def causal_law(
 @lru_cache(maxsize=32)
 def causal_weights(config_json: str) -> int:
     """Weights of a decoder-only language model without embeddings and head."""
-    model: Any = _meta_model(_config_of(config_json), causal=True)
+    model: Any = meta_model(_config_of(config_json), causal=True)
     outside = {model.get_output_embeddings()} | {m for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     return sum(p.numel() for m in set(model.modules()) - outside for p in m.parameters(recurse=False))
 
@@ -180,7 +165,7 @@ def tell_estimated(config: Any, reason: str) -> None:
 def _stack_weights(config_json: str) -> tuple[int, int]:
     """Weights of the encoder (or of a whole classifier) and of the decoder, without embeddings, pooler and head."""
     config = _config_of(config_json)
-    model: Any = _meta_model(config)
+    model: Any = meta_model(config)
     encoder = decoder = 0
     for name, stack in model.base_model.named_children():
         if "embed" in name or name in ("shared", "pooler", "lm_head"):

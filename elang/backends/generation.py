@@ -24,6 +24,7 @@ from elang.method.scores import (
     ROUTER_READS_OF_TEXTS,
     SEQUENCE_DEFAULT,
     SEQUENCE_SCORES,
+    TOKEN_SCORES,
     sequence_scores,
     token_scores,
 )
@@ -47,6 +48,8 @@ class Generation(TextModel):
     costs = ("flops", "early_flops", "score_flops")
     early_router: str
     """The router head that is known before a text is generated."""
+    first_token = False
+    """Whether it reads the scores of the first token, too."""
 
     def __init__(self, backbone: Any, tokenizer: Any, task: TextTask, num_beams: int | None = None) -> None:
         super().__init__(backbone, tokenizer, task)
@@ -76,7 +79,10 @@ class Generation(TextModel):
 
     @abstractmethod
     def pooled(self, encoded: Any) -> Tensor:
-        """The hidden states that :attr:`early_router` reads, ``(B, D)``, without gradients."""
+        """The hidden states that :attr:`early_router` reads, ``(B, D)``, without gradients.
+
+        With :attr:`first_token` the :data:`~elang.method.scores.TOKEN_SCORES` of the first token come before them.
+        """
 
     @abstractmethod
     def logits(self, encoded: Any, labels: Tensor) -> Tensor:
@@ -129,17 +135,22 @@ class Generation(TextModel):
     def add_heads(self) -> None:
         """Add a router head for before and one for after generation, untrained."""
         self.heads["router"] = RouterHead(len(ROUTER_READS_OF_TEXTS) + 2)
-        self.heads[self.early_router] = RouterHead(self.hidden_size + 1, self.hidden_size)
+        scores = len(TOKEN_SCORES) if self.first_token else 0
+        self.heads[self.early_router] = RouterHead(1 + scores + self.hidden_size, self.hidden_size)
 
     def candidates(self, name: str) -> tuple[dict[str, list[int]] | None, str | None]:
         """Sets of features for a router head to choose from."""
-        if name == self.early_router:
+        if name == self.early_router and not self.first_token:
             return None, None
+        if name == self.early_router:
+            simple, known = "nll of the first token", range(1 + len(TOKEN_SCORES))
+            every = {"its scores and the length": list(known), "all features": list(range(self.routers[name].width))}
+            return {simple: [1 + TOKEN_SCORES.index("nll")]} | every, simple
         single = {SEQUENCE_DEFAULT: [ROUTER_READS_OF_TEXTS.index(SEQUENCE_DEFAULT)]}
         return single | {"token scores and lengths": list(range(self.routers[name].width))}, SEQUENCE_DEFAULT
 
     def early_features(self, encoded: Any) -> Tensor:
-        """What the router before generation reads, float32 ``(B, D + 1)``: log of the length, hidden state."""
+        """What the router before generation reads, float32 ``(B, 1 + D)``: log of the length, :meth:`pooled`."""
         return torch.cat([encoded.mask.sum(1, keepdim=True).log(), self.pooled(encoded).float()], 1)
 
     def router_features(self, answer: Generated) -> dict[str, Tensor]:
@@ -278,7 +289,8 @@ class Generation(TextModel):
 
     def described_answers(self, top_k: int) -> dict[str, Any]:
         """How the texts are chosen, and what their tokens mean."""
-        return {"num_beams": self.num_beams, "top_k": top_k, "vocabulary": self.vocabulary}
+        how = {"num_beams": self.num_beams, "top_k": top_k, "vocabulary": self.vocabulary}
+        return how | ({} if self.sampling is None else {"sampling": self.sampling.plain()})
 
     def timed_parts(self, steps: int, scored: bool) -> dict[str, Callable[[dict[str, Tensor]], object]]:
         """Generation of this many tokens, and what comes before it: the ``encoder``, or reading the ``prompt``."""

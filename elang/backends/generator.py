@@ -8,7 +8,7 @@ from torch import Tensor
 
 from elang.backends.backend import Encoded, Generated
 from elang.backends.encoder_decoder import EncoderDecoder
-from elang.backends.fast.graphs import WANTED, Pass
+from elang.backends.fast.graphs import WANTED, Pass, is_greedy
 from elang.backends.fast.t5 import T5Steps, Texts
 from elang.backends.flops import FlopsConvention, flops_by_length, generation_flops
 from elang.backends.generation import Generation
@@ -17,14 +17,6 @@ from elang.backends.network import InferenceOptions
 from elang.data.batches import IGNORE_INDEX
 from elang.method.scores import BEFORE_DECODER, sequence_scores
 from elang.tasks.text_task import TextTask
-
-# Settings that leave greedy decoding as it is; those of beams and samples have no effect on it.
-_GREEDY_SETTINGS = {
-    *("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id", "max_new_tokens", "num_beams"),
-    *("do_sample", "temperature", "top_k", "top_p", "use_cache", "output_attentions", "output_hidden_states"),
-    *("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty"),
-    *("return_dict_in_generate", "output_scores", "transformers_version", "_from_model_config"),
-}
 
 
 class TextGenerator(EncoderDecoder, Generation):
@@ -79,9 +71,7 @@ class TextGenerator(EncoderDecoder, Generation):
     def steps(self, scored: bool, exactly: int | None = None) -> T5Steps | None:
         """The short way to generate, if the family has one and its settings ask for plain greedy decoding."""
         path, config = self.inference_path, self.settings
-        if path is None or self.static_cache or self.num_beams > 1:
-            return None
-        if {name for name, value in config.to_diff_dict().items() if value is not None} - _GREEDY_SETTINGS:
+        if path is None or self.static_cache or not is_greedy(config):
             return None
         start, ends = config.decoder_start_token_id, self.end_tokens
         # The library's default.

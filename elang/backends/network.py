@@ -58,16 +58,30 @@ class Network(nn.Module, ABC):
         self.weights: Path | None = None
         self.base: Path | None = None
         self.label_smoothing = 0.0
-        self.in_step = False
+        self.packing = self.in_step = False
 
     def prepare_training(
-        self, label_smoothing: float, *, freeze_embeddings: bool, checkpointing: bool, compiled: bool
+        self,
+        label_smoothing: float,
+        *,
+        freeze_embeddings: bool,
+        checkpointing: bool,
+        compiled: bool,
+        packing: bool = False,
     ) -> None:
         """Set the model up for training; smoothing gives this share of probability to all other classes or tokens.
 
         Checkpointing recomputes activations in the backward pass. Modules are compiled in place, so that weights keep
-        their names.
+        their names. Packing puts several short texts into one row (:mod:`elang.backends.packing`).
         """
+        self.packing = packing
+        if packing:
+            self.check_packing()
+        if packing and compiled:
+            raise InputError(
+                "--model.packing wants logits at other places in each step, for which --model.compile would compile "
+                "anew: leave out one of them."
+            )
         if not 0 <= label_smoothing < 1 or (label_smoothing and not self.smooths_labels):
             raise InputError(
                 f"--model.label_smoothing {label_smoothing} must be in [0, 1), and 0 where a model answers in label "
@@ -85,6 +99,13 @@ class Network(nn.Module, ABC):
             getattr(self.backbone, f"{name}_checkpointing_enable")({"use_reentrant": False})
         for part in self.compiled_parts() if compiled else ():
             part.compile(dynamic=True)
+
+    def check_packing(self) -> None:
+        """Raise an ``InputError`` if a training cannot put several texts into one row."""
+        raise InputError(
+            "--model.packing is for decoder-only language models that answer in label words or with texts: this "
+            f"'{self.backbone.config.model_type}' model reads one text in each row. Leave it out."
+        )
 
     def sync_generation(self) -> None:
         """Generate as many steps as the other processes, which hold parts of the weights."""
@@ -135,6 +156,11 @@ class Network(nn.Module, ABC):
     def weights_sha256(self) -> str:
         """Hash of all files that the weights come from; empty for a model from the hub."""
         return folder_sha256(*filter(None, (self.weights, self.base))) if self.weights is not None else ""
+
+    @property
+    def size(self) -> int:
+        """The number of weights, heads included."""
+        return sum(weight.numel() for weight in self.parameters())
 
     @abstractmethod
     def score_of(self, name: str, answer: Any, temperature: float = 1.0) -> Tensor:

@@ -36,13 +36,14 @@ class RecordedBackend:
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        """The scores that need no head; the records must have logits or token scores for them."""
-        return self.task.kind.scores
+        """The scores of logits or token scores, which the records must have, and those that they keep."""
+        return (*self.task.kind.scores, *dict.fromkeys(name for each in self.splits.values() for name in each.asked))
 
     def score(self, examples: Examples, score: str, threshold: float) -> Scored:
         """Look up the answers, and compute one of :attr:`score_names`."""
         records = self.answer(examples)
-        if records.logits is None and records.scores is None:
+        if score not in records.asked and records.logits is None and records.scores is None:
             raise InputError(f"'{self.path}' has neither logits nor token scores, so there is no score '{score}'.")
-        scores = self.task.kind.scores_of(records.logits, records.scores, 1.0)[score]
+        if (scores := records.asked.get(score)) is None:
+            scores = self.task.kind.scores_of(records.logits, records.scores, 1.0)[score]
         return Scored.of(records, self.task.kind, scores.tolist(), route(scores, threshold).tolist())

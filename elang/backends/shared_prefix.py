@@ -37,12 +37,13 @@ class SharedPrefix:
         self.tokens = tokens[: self.window - 1] if self.window else tokens
         if len(tokens) < LEAST or not takes_any_mask(config):
             self.tokens = ()
+        self._watch: _Watch | None = None
         self._state: Any = None
         self._layers: list[tuple[Tensor, Tensor]] = []
 
     def forget(self) -> None:
         """Drop keys and values."""
-        self._state, self._layers = None, []
+        self._watch, self._state, self._layers = None, None, []
 
     def counts(self, ids: Tensor, mask: Tensor, room: int) -> Tensor:
         """How many tokens of prompts ``(B, L)``, padded on the left, need not be read, int64 ``(B,)``.
@@ -78,15 +79,16 @@ class SharedPrefix:
 
     def _past(self, backbone: Any, shared: int, *, rows: int) -> DynamicCache:
         """Keys and values of the first ``shared`` tokens, for each row of a batch."""
-        state = _state_of(backbone)
-        if self._state != state:
+        watch = self._watch
+        if watch is None or watch.backbone is not backbone or self._state != watch.state():
+            watch = _Watch(backbone)
             # What inference creates could not be used outside of it.
             with torch.inference_mode(False), torch.no_grad():
                 ids = torch.tensor([self.tokens], device=backbone.device)
                 read = chain_pass(backbone, ids, torch.ones_like(ids), keep=1, use_cache=True).past_key_values
             # In this order, for other threads.
             self._layers = [(layer.keys, layer.values) for layer in read.layers]
-            self._state = state
+            self._watch, self._state = watch, watch.state()
         past = DynamicCache(config=backbone.config)
         for i, pair in enumerate(self._layers):
             keys, values = (part[:, :, :shared].expand(rows, -1, -1, -1) for part in pair)
@@ -94,14 +96,26 @@ class SharedPrefix:
         return past
 
 
-def _state_of(backbone: Any) -> list[Any]:
-    """What keys and values depend on besides the tokens: it changes with the weights and their precision."""
-    device = backbone.device.type
-    state: list[Any] = [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
-    for weight in backbone.parameters():
-        try:
-            state.append((weight.data_ptr(), weight._version, weight.dtype))
-        except RuntimeError:
-            # Quantized weights and those that inference created do not change in place.
-            state.append(id(weight))
-    return state
+class _Watch:
+    """What keys and values depend on besides the tokens: it changes with the weights and their precision.
+
+    The modules are listed once, because going through them takes as long as several layers.
+    """
+
+    def __init__(self, backbone: Any) -> None:
+        self.backbone, modules = backbone, list(backbone.modules())
+        self._children = [module._modules for module in modules if module._modules]
+        self._weights = [module._parameters for module in modules if module._parameters]
+
+    def state(self) -> list[Any]:
+        """The weights' places and versions, and the modules, of which others may have taken the places."""
+        device = self.backbone.device.type
+        state: list[Any] = [torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)]
+        state += [id(child) for children in self._children for child in children.values()]
+        for weight in (weight for weights in self._weights for weight in weights.values() if weight is not None):
+            try:
+                state.append((weight.data_ptr(), weight._version, weight.dtype))
+            except RuntimeError:
+                # Quantized weights and those that inference created do not change in place.
+                state.append(id(weight))
+        return state

@@ -17,17 +17,25 @@ from elang.errors import InputError
 from elang.method.router import RouterHead, logit_features, num_logit_features
 from elang.method.scores import ROUTER_READS, SCORES, all_scores
 from elang.records.manifest import Manifest
-from elang.records.table import Records
+from elang.records.table import ASKED_COLUMNS, Records
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask, align_labels
 
 # The columns of records that a model may fill.
-_RECORD_COLUMNS = ("key", "logits", "tokens", "flops", "steps", "scores", "score_flops", "top_ids", "top_log_probs")
+_RECORD_COLUMNS = (
+    *("key", "logits", "tokens", "flops", "steps", "scores", "score_flops", "top_ids", "top_log_probs"),
+    *ASKED_COLUMNS,
+)
 
 
 class TextModel(Network):
     """A backbone with everything that is needed to use it on a task."""
 
     text_to_text = False
+    # How texts are drawn, where they are not of the most probable tokens.
+    sampling: Sampling | None = None
+    # Whether it writes texts token by token, and so can answer chats.
+    streams = False
     # The columns of `flops`.
     costs: tuple[str, ...] = ("flops",)
 
@@ -58,6 +66,13 @@ class TextModel(Network):
 
     def limit_new_tokens(self, tokens: int) -> None:
         """Limit the length of generated texts, if it generates texts."""
+
+    def sample(self, sampling: Sampling) -> None:
+        """Draw texts from now on. Raises InputError if it is no language model that generates texts after a prompt."""
+        raise InputError(
+            "Sampled answers are for decoder-only language models that generate texts, and this "
+            f"'{self.backbone.config.model_type}' model answers otherwise. Leave sampling out."
+        )
 
     def use_static_cache(self, static: bool) -> None:
         """Set whether texts are generated with a cache of fixed size."""
@@ -102,11 +117,6 @@ class TextModel(Network):
     def head_scores(self) -> list[str]:
         """Names of the scores that its heads compute, and of those that were asked for."""
         return list(self.routers)
-
-    @property
-    def streams(self) -> bool:
-        """Whether it writes texts token by token, and so can answer chats."""
-        return False
 
     def ask_for(self, *names: str) -> list[str]:
         """Compute those of :data:`~elang.method.scores.ASKED_SCORES` that it has; returns :attr:`head_scores`."""

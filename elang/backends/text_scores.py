@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from elang.data.prompts import Prompt
 from elang.errors import InputError
 from elang.method.scores import token_scores
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask, escaped
 
 SAMPLES = 5
@@ -77,12 +79,15 @@ class Check:
 class Noise:
     """Gumbel noise on logits, so that the most probable token is a sample.
 
-    It depends on the prompt and the number of the sample alone, so that a text does not depend on the batch.
+    It depends on the prompt, the number of the sample and the seed alone, so that a text does not depend on the batch.
     """
 
-    def __init__(self, ids: Tensor, mask: Tensor, samples: int) -> None:
+    def __init__(self, ids: Tensor, mask: Tensor, samples: int, seed: int | None = None) -> None:
         place = mask.cumsum(1)
         prompts = (_mixed(ids + _mixed(place)) * mask).sum(1)
+        if seed is not None:
+            # Answers are drawn independently of the samples that may have to agree with them.
+            prompts = prompts + _mixed(ids.new_tensor(seed + 1))
         self.keys = _mixed(prompts[:, None] + torch.arange(samples, device=ids.device)).flatten()
         self.steps = 0
 
@@ -93,6 +98,14 @@ class Noise:
         numbers = _mixed(_mixed(self.keys + self.steps)[:, None] + tokens)
         uniform = ((numbers >> 12) & (1 << 51) - 1).double().add(0.5) / (1 << 51)
         return scores - uniform.log().neg().log().to(scores)
+
+
+def drawn_by(sampling: Sampling, ids: Tensor, mask: Tensor) -> LogitsProcessorList:
+    """What makes the most probable token of each step a sample, for prompts ``(B, L)``."""
+    limits = [TemperatureLogitsWarper(float(sampling.temperature))]
+    limits += [TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []
+    limits += [TopPLogitsWarper(float(sampling.top_p))] if sampling.top_p < 1 else []
+    return LogitsProcessorList([*limits, Noise(ids, mask, 1, sampling.seed)])
 
 
 def _mixed(numbers: Tensor) -> Tensor:

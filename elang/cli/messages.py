@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, isclass, signature
 from itertools import pairwise
-from typing import Any
+from typing import Any, get_args
 
-from elang.errors import InputError, printable
+from jsonargparse import ArgumentParser
+
+from elang.errors import InputError, listed, printable
 from elang.tables import is_table
 
 CLASSES = {
@@ -42,7 +45,7 @@ def explained(message: str, verb: str, names: Iterable[str]) -> str:
         lists = f"`{verb} --{'.'.join(_keys(outer))}.help {path.rsplit('.', 1)[-1]}` lists the options."
     unknown = _found(r"Option '(.+?)' is not accepted|unrecognized arguments: --(\S+?)[= ]", inner)
     # Of several types that were tried, another one may take it.
-    if path and unknown and unknown not in parameters_of(class_at(path) or object):
+    if path and unknown and unknown not in _accepted(class_at(path) or object):
         return f"{_no_option_of_class(verb, option, path, unknown=unknown)} {lists}"
     if not path and (
         unknown := _found(r"option '(.+?)'$|Option '(.+?)' is not accepted|unrecognized arguments: (.*)", inner)
@@ -60,6 +63,8 @@ def explained(message: str, verb: str, names: Iterable[str]) -> str:
     no_class = r"Expected a dot import path string: (.*)|has no attribute '(.+?)'|No module named '(.+?)'"
     if name := _found(no_class, inner):
         return _no_class(verb, option, path or name, message=message)
+    if "Unexpected import path format" in inner and (mapping := _no_mapping(option, value, inner)):
+        return mapping
     if types := re.findall(r"Expected an? (?!path but)(.+?)(?=\. Got value|\n|$)", inner.rpartition("Parser key")[2]):
         return f"{_wrong_type(option, value, types)} {lists}"
     if option := _found(r"argument (--\w+).*?: expected one argument", inner):
@@ -88,6 +93,16 @@ def parameters_of(made_by: Callable[..., Any]) -> dict[str, Parameter]:
     every = {name: each for call in calls for name, each in signature(call).parameters.items()}
     kinds = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
     return {name: each for name, each in every.items() if each.kind not in kinds and name != "self"}
+
+
+def _accepted(cls: type) -> list[str]:
+    """The options that may be given for a class: :func:`parameters_of` but those that a subclass sets by itself."""
+    known = list(parameters_of(cls))
+    try:
+        taken = ArgumentParser().add_class_arguments(cls, fail_untyped=False)
+    except Exception:  # of a class of somebody else, whose signature may be anything
+        return known
+    return [name for name in known if name in taken]
 
 
 def _keys(message: str) -> list[str]:
@@ -127,18 +142,24 @@ def _no_option(unknown: str, names: list[str]) -> str:
 
 def _no_option_of_class(verb: str, option: str, path: str, *, unknown: str) -> str:
     """Of the class of a model, data module, callback and so on: another class may have it."""
-    cls = class_at(path)
-    part, name = option[2:], path.rsplit(".", 1)[-1]
+    cls = _settings_of(class_at(path), option.rpartition(".")[2]) or class_at(path)
+    part, name = option[2:], cls.__name__ if cls else path.rsplit(".", 1)[-1]
     text = f"{name} has no option {option}.{unknown}."
     classes = MODELS.get(verb.split()[-1], CLASSES["model"][:3]) if part == "model" else CLASSES.get(part, ())
     others = [other for other in classes if other != name]
-    having = [other for other in others if unknown in parameters_of(class_at(f"elang.{other}") or object)]
+    having = [other for other in others if unknown in _accepted(class_at(f"elang.{other}") or object)]
     if having:
         have = f"{' and '.join(having)} {'have' if having[1:] else 'has'} it"
         return f"{text} {have}: put {option} {having[0]} before it."
-    known = list(parameters_of(cls)) if cls else []
+    known = _accepted(cls) if cls else []
     nearest = [each for each in known if unknown.startswith(f"{each}_")] or get_close_matches(unknown, known, n=1)
     return text + "".join(f" Did you mean '{option}.{match}'?" for match in nearest)
+
+
+def _settings_of(cls: type | None, name: str) -> type | None:
+    """The dataclass whose fields are options of an option of a class, if it is one."""
+    hint = parameters_of(cls)[name].annotation if cls and name in parameters_of(cls) else None
+    return next((each for each in (hint, *get_args(hint)) if isclass(each) and is_dataclass(each)), None)
 
 
 def _no_class(verb: str, option: str, name: str, *, message: str) -> str:
@@ -165,6 +186,16 @@ def class_at(path: str) -> type | None:
 
 def _subclasses(cls: Any) -> list[type]:
     return [each for child in cls.__subclasses__() for each in (child, *_subclasses(child))]
+
+
+def _no_mapping(option: str, value: str, message: str) -> str:
+    """Of an option that takes the fields of a dataclass; empty if it is another one."""
+    settings = class_at(_found(r"Subtypes: \[<class '([\w.]+)'", message.rpartition("Does not validate")[2]))
+    if settings is None or not is_dataclass(settings):
+        return ""
+    names = [field.name for field in fields(settings)]
+    wanted = f'a mapping of {listed(names)}, as "{{{names[0]}: 1}}"'
+    return f"{option} must be {wanted}, but it is {_short(value)}."
 
 
 def _wrong_type(option: str, value: str, types: list[str]) -> str:

@@ -22,7 +22,6 @@ from elang.inference.resume import EMPTY, ESCAPED, files_of_task, partial_file, 
 from elang.inference.stream import Prediction
 from elang.locks import output_lock
 from elang.notices import notice
-from elang.tasks.extraction import found_answers
 from elang.terminal import Progress, ended_at_sigterm
 
 
@@ -81,7 +80,7 @@ def predict(
         answers = _submit(predictor, task, folder, split=split, output=output, chunk=chunk)
         total, deferred = len(answers), sum(answer.answered_by == "super" for answer in answers)
     else:
-        options = [pair.dtype, pair.compile, pair.super_int8, pair.onnx, id, texts]
+        options = [pair.dtype, pair.compile, pair.super_int8, pair.onnx, id, texts, str(predictor.sampling)]
         fingerprint = partial(run_fingerprint, predictor, [swift_model, super_model], input, text=columns, ways=options)
         with _opened(output, fingerprint) as opened:
             total, deferred = _answer(predictor, input, columns, opened, id_column=id, texts=texts, chunk=chunk)
@@ -124,11 +123,9 @@ def _answer(
             yield one
 
     def fields(answer: Prediction) -> dict[str, Any]:
-        values = vars(answer)
+        values = {name: value for name, value in vars(answer).items() if name != "answer" or task.extract}
         if ids is not None:
-            values = {**values, "id": ids[answer.id]}
-        if task.extract:
-            values = {**values, "answer": None if answer.label is None else found_answers(task, [str(answer.label)])[0]}
+            values["id"] = ids[answer.id]
         return {**values, "text": waiting.popleft()} if texts else values
 
     answers = predictor.map(kept() if texts else islice(inputs, done, None), chunk, done)

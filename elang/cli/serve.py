@@ -182,7 +182,7 @@ def _serve(
     predictor = _load_swift(swift_model, super_model, pair=pair, remote=remote)
     options = {**vars(pair), "swift_model": swift_model, "super_model": super_model}
     if predictor is not None:
-        options |= {"threshold": predictor.threshold, "score": predictor.score}
+        options |= {"threshold": predictor.threshold, "score": predictor.score, "sampling": predictor.sampling}
     chats = None
     if server.api == "openai":
         assert predictor is not None
@@ -258,7 +258,7 @@ def _load_swift(
     if swift_model is None:
         check_model(super_model)
         return None
-    routing = PairOptions(pair.threshold, pair.score, pair.thresholds, device="cpu")
+    routing = PairOptions(pair.threshold, pair.score, pair.thresholds, device="cpu", sampling=pair.sampling)
     predictor = JointPredictor(swift_model, None, **vars(routing))
     threshold = known_name(predictor.manifest.thresholds.get(predictor.score, {}), str(pair.threshold))
     if not remote:

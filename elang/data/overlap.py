@@ -1,8 +1,10 @@
-"""Texts that are evaluated and are also in the training file: they are counted, or left out of it."""
+"""Texts that are evaluated and are also in the training file, as they are or nearly: counted, or left out of it."""
 
+import re
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from elang.data.examples import Examples
 from elang.errors import counted
@@ -13,26 +15,74 @@ _MAX_OVERLAP = 0.01
 # Rows that a notice names.
 _SHOWN = 3
 _EVALUATED = ("validation", "test")
+_words = re.compile(r"[^\W_]+").findall
+_three_words = re.compile(r"[\W_]*(?:[^\W_]+[\W_]*){0,3}").match
 
 
 def warn_of_overlap(splits: dict[Any, Examples]) -> None:
-    """Give a notice if many evaluated texts are also training texts, or in the slice that chooses thresholds."""
-    parts = {part: splits[part].key for part in ("train", "routing") if part in splits}
-    for name in (name for name in _EVALUATED if name in splits and "train" in parts):
+    """Give a notice if many evaluated texts are also training texts, or in the slice that chooses thresholds.
+
+    Another one counts those that differ from a training text only in letter case, white space or punctuation.
+    """
+    parts = {part: splits[part] for part in ("train", "routing") if part in splits}
+    evaluated = [name for name in _EVALUATED if name in splits and "train" in parts]
+    # Few training texts begin as an evaluated one, and only these are looked at as a whole.
+    begins = {_begin(texts) for name in evaluated for texts in splits[name].texts}
+    known = [_alike(texts) for examples in parts.values() for texts in examples.texts if _begin(texts) in begins]
+    for name in evaluated:
         examples = splits[name]
-        found = {part: torch.isin(examples.key, key) for part, key in parts.items()}
+        found = {part: torch.isin(examples.key, parts[part].key) for part in parts}
         repeated = torch.stack([*found.values()]).any(0)
-        if int(repeated.sum()) < max(1, _MAX_OVERLAP * len(examples)):
+        forms = torch.tensor([_alike(texts) for texts in examples.texts], dtype=torch.int64)
+        near = torch.isin(forms, torch.tensor(known, dtype=torch.int64)) & ~repeated
+        if _many(near):
+            notice(
+                "near-overlap",
+                f"Of {counted(len(examples), 'texts')} of '{name}', {int(near.sum()):,} differ from one in the "
+                f"training file only in letter case, white space or punctuation; first {_rows(examples, near)}. They "
+                "are kept, also with --data.drop_overlap true, and make results look too good. Delete them from one "
+                "of the two files.",
+            )
+        if not _many(repeated):
             continue
-        rows = ", ".join(map(str, examples.id[repeated][:_SHOWN].tolist()))
         held_out = f", {int(found['routing'].sum()):,} in its slice for thresholds" if "routing" in found else ""
         notice(
             "overlap",
             f"Of {counted(len(examples), 'texts')} of '{name}', {int(repeated.sum()):,} also in the training file: "
-            f"{int(found['train'].sum()):,} in what is trained on{held_out}; first rows {rows} (counted from 0). They "
+            f"{int(found['train'].sum()):,} in what is trained on{held_out}; first {_rows(examples, repeated)}. They "
             "are kept, and make results look too good. Give --data.drop_overlap true in every step, from the first "
             "training on, to leave them out of the training file; or delete them from one of the two files.",
         )
+
+
+def _many(found: Tensor) -> bool:
+    """Whether so many of the evaluated texts, ``(N,)``, are to be told."""
+    return int(found.sum()) >= max(1, _MAX_OVERLAP * len(found))
+
+
+def _rows(examples: Examples, found: Tensor) -> str:
+    """The first of these rows, in words."""
+    return f"rows {', '.join(map(str, examples.id[found][:_SHOWN].tolist()))} (counted from 0)"
+
+
+def _begin(texts: tuple[str, ...]) -> str:
+    """The first three words of an example, in their normal form."""
+    match = _three_words(texts[0])
+    return normal_form(match[0]) if match else ""
+
+
+def _alike(texts: tuple[str, ...]) -> int:
+    """A number that examples share whose texts have the same normal forms; it differs from process to process."""
+    return hash(tuple(map(normal_form, texts)))
+
+
+def normal_form(text: str) -> str:
+    """A text in lower case, with one space for all white space and punctuation; as it is if it has nothing else.
+
+    >>> normal_form(' Well -- "yes"! '), normal_form(":-)")
+    ('well yes', ':-)')
+    """
+    return " ".join(_words(text.casefold())) or text
 
 
 def without_overlap(examples: Examples, data: Any) -> Examples:

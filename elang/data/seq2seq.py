@@ -13,7 +13,7 @@ from elang.errors import InputError
 from elang.method.quality.texts import TEXT_METRICS
 from elang.notices import notice
 from elang.tables import SUFFIXES, suffix_of
-from elang.tasks.extraction import extractor
+from elang.tasks.extraction import SlowPatternError, extractor
 from elang.tasks.text_task import TextTask
 
 
@@ -152,7 +152,10 @@ class Seq2SeqData(PromptedData):
         """Refuse references in which no answer is found, and count them if these are only some."""
         if not self.extract or not references:
             return
-        missing = [row for row, text in enumerate(references) if extractor(self.extract)(text) is None]
+        try:
+            missing = [row for row, text in enumerate(references) if extractor(self.extract)(text) is None]
+        except SlowPatternError as slow:
+            raise InputError(f"{slow} It was a reference of {where}.") from slow
         if len(missing) == len(references):
             raise InputError(
                 f"--data.extract {self.extract} finds no answer in any reference of {where}, the first of which is "

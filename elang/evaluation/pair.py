@@ -133,6 +133,7 @@ def pair_answers(
     if kind.generates:
         # A prediction says which of the two texts is meant: 0 is the Swift's, 1 the Super's.
         predictions = torch.zeros_like(swift.prediction), torch.ones_like(super_.prediction)
+    scores = kind.scores_of(swift.logits, swift.scores, temperature)
     unknown = torch.full((len(table["id"]),), math.nan, dtype=torch.float64)
     more: dict[str, Any] = {}
     for name, records in (("swift", swift), ("super", super_)):
@@ -147,13 +148,12 @@ def pair_answers(
         label=table["label"],
         swift=predictions[0],
         super_=predictions[1],
-        scores=kind.scores_of(swift.logits, swift.scores, temperature)
-        | {name: table[f"{prefix}{name}"] for name in heads},
+        scores=scores | {name: table[f"{prefix}{name}"] for name in heads} | swift.asked,
         swift_flops=unknown if swift.flops is None else swift.flops,
         super_flops=unknown if super_.flops is None else super_.flops,
         more=more,
         early_flops=table.get(f"{prefix}early_flops"),
-        own_flops={name: table[column] for name in heads if (column := f"{prefix}{name}_flops") in table},
+        own_flops={name: swift.asked_flops(name) for name in swift.asked},
         targets=targets,
         problem=task.problem,
         score_flops=swift.score_flops,

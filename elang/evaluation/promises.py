@@ -21,6 +21,7 @@ from elang.method.curve.reading import at_budget, at_share
 from elang.method.deferral import route
 from elang.notices import notice
 from elang.records.manifest import FILENAME
+from elang.tasks.sampling import tell_sampled
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ def choose_entries(
         chosen = _promises(request, slices, ledger, about=about, compared=compared, fractions=fractions)
     else:
         chosen = [by_budget(slices[score], request.kind, amount, latency=latency) for score, amount in targets]
+    if summary.sampling:
+        tell_sampled(summary.sampling, f"The answers of '{folder}'")
     entries = {}
     for (score, amount), entry in zip(targets, chosen, strict=True):
         name = request.name if len(request.amounts) == 1 else f"{request.name} {amount:g}"
@@ -85,6 +88,7 @@ def choose_entries(
             "super_sha256": summary.weights.get("super", ""),
             "temperature": summary.temperature,
             **summary.conditions,
+            **({"denial": summary.denial} if summary.denial else {}),
         }
     return entries
 

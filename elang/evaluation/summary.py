@@ -85,6 +85,7 @@ class EvaluatedPair:
         thresholds_from: The same in words, also if there are none.
         weights: Hash of each model's weights, empty if unknown.
         task: What was asked, for titles: the task's name, or the file and its label column; empty if unknown.
+        sampling: How the Swift's texts were drawn, :meth:`elang.tasks.sampling.Sampling.plain`, if they were.
     """
 
     evaluated_on: str
@@ -99,11 +100,16 @@ class EvaluatedPair:
     thresholds_from: str
     weights: dict[str, str] = field(default_factory=dict)
     task: str = ""
+    sampling: dict[str, Any] | None = None
 
     @property
     def conditions(self) -> dict[str, Any]:
         """The known conditions that a threshold depends on."""
-        known = {"flops_convention": self.flops_convention or None, "max_length": self.max_length}
+        known = {
+            "flops_convention": self.flops_convention or None,
+            "max_length": self.max_length,
+            "sampling": self.sampling,
+        }
         return {name: value for name, value in known.items() if value is not None}
 
 
@@ -147,6 +153,11 @@ class JointSummary(EvaluatedPair):
     def first(self) -> QualitySummary:
         """The summary of the first metric, which chose the thresholds."""
         return next(iter(self.qualities.values()))
+
+    @property
+    def denial(self) -> str:
+        """The first reason why the pair is no success; empty if there is none."""
+        return self.cautions[0] if self.denied else ""
 
     def as_dict(self) -> dict[str, Any]:
         """The contents of ``summary.json``, with NaN and infinities still in it."""

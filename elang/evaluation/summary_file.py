@@ -11,6 +11,7 @@ from elang.errors import InputError
 from elang.evaluation.summary import Alone, JointSummary, OperatingPoint, QualitySummary, ScoreSummary, Worth
 from elang.method.curve.points import Point
 from elang.method.quality.registry import QUALITIES
+from elang.records.manifest import SAMPLING
 from elang.records.reading import check_format
 
 FILENAME = "summary.json"
@@ -35,6 +36,7 @@ _OPTIONAL: dict[str, check.Check] = {
     "allowed_drop": check.number(0),
     "most_frequent": ("an object of label, share and qualities, or left out", lambda v: _is_one_label(v)),
     "signatures": check.OBJECT,
+    "sampling": SAMPLING,
     "statements": ("a list of objects", lambda v: isinstance(v, list) and all(isinstance(one, dict) for one in v)),
 }
 _QUALITY = {"num_examples": check.whole(1), "swift": check.OBJECT, "super": check.OBJECT, "scores": check.OBJECTS}

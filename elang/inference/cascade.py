@@ -19,6 +19,7 @@ from elang.inference.runner import ModelRunner
 from elang.inference.stream import Deferred, Prediction, Window, gathered, stream, windows
 from elang.method.deferral import check_finite
 from elang.records.table import Records
+from elang.tasks.extraction import answer_in
 from elang.tasks.text_task import TextTask
 
 Texts = Iterable[str] | Iterable[tuple[str, ...]]
@@ -236,7 +237,8 @@ class Cascade:
             if hard:
                 further.append(Deferred(window, place, score))
             else:
-                window.answers[place] = Prediction(input_id, label, probability, score, stage.name)
+                answer = answer_in(self.task, label)
+                window.answers[place] = Prediction(input_id, label, probability, score, stage.name, answer=answer)
         return further
 
     def _scored(self, stage: Stage, window: Window, threshold: float) -> Scored:

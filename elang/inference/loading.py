@@ -9,6 +9,7 @@ from os import PathLike, fspath
 import torch
 
 from elang.backends.loading.load import load_model
+from elang.backends.loading.source import tell_if_larger
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
 from elang.inference.inputs import type_name
@@ -18,6 +19,7 @@ from elang.notices import notice
 from elang.records import WORTH_NAMING
 from elang.records.manifest import Manifest, entry_speedup, known_name
 from elang.tables import is_table
+from elang.tasks.sampling import Sampling, tell_sampled
 from elang.tasks.text_task import TextTask
 
 # A FLOPs speed-up that is below 1 even when rounded to two digits.
@@ -55,10 +57,7 @@ def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions
     order = list(range(len(first.label_names)))
     if not alone and super_model is not None:
         super_ = models["super"] = _load(super_model, first.task, options, device=device, int8=options.super_int8)
-        swift_size, super_size = (sum(p.numel() for p in model.parameters()) for model in (first, super_))
-        if swift_size > super_size:
-            sizes = f"'{swift_model}' has {swift_size:,} weights and the Super '{super_model}' only {super_size:,}"
-            notice("swapped-models", f"The Swift {sizes}: did you swap them?")
+        tell_if_larger(str(swift_model), first.size, str(super_model), super_.size)
         untrained = "" if first.manifest is not None else ", which `elang fit` has not written,"
         order = super_.class_order(first.label_names, f"'{super_model}'", f"'{swift_model}'{untrained}")
         if super_.manifest is not None and super_.task.fields != first.task.fields:
@@ -120,7 +119,34 @@ def routing_of(pair: Pair, options: PairOptions, super_model: AnyModel) -> tuple
             warn_if_costly(manifest, score, name)
             manifest.warn_of_another_super(name, score, str(super_model), lambda: super_.weights_sha256)
         as_number(threshold)
+    else:
+        name = ""
+    if denial := manifest.thresholds.get(score, {}).get(name, {}).get("denial", manifest.denial):
+        notice("denied-pair", f"`elang validate` said of this pair: {denial}.")
     return score, threshold
+
+
+def set_sampling(pair: Pair, options: PairOptions, score: str) -> Sampling | None:
+    """Draw the texts of a pair's models if that is asked for, or was done when its threshold was chosen."""
+    manifest, name = pair.manifest, str(options.threshold)
+    named = manifest.thresholds.get(score, {})
+    entry = named.get(known_name(named, name), {})
+    chosen = Sampling.of(entry.get("sampling", manifest.sampling))
+    sampling = options.sampling or chosen
+    if entry and sampling != chosen:
+        then = "drawn otherwise" if chosen else "those of the most probable tokens"
+        notice(
+            "other-sampling",
+            f"The threshold '{name}' was chosen with answers that were {then}: what it promises does not hold for "
+            "these. Leave sampling out, or run `elang validate` with it.",
+        )
+    for model in pair.models.values():
+        model.sampling = None
+        if sampling is not None:
+            model.sample(sampling)
+    if sampling is not None:
+        tell_sampled(sampling.plain())
+    return sampling
 
 
 def make_runners(pair: Pair, options: PairOptions, score: str, *, device: torch.device) -> dict[str, ModelRunner]:
@@ -133,6 +159,7 @@ def make_runners(pair: Pair, options: PairOptions, score: str, *, device: torch.
         if model.task.kind.generates:
             # With other beams the scores would not be on the scale of the thresholds.
             beams = manifest.num_beams if model is first and manifest.thresholds else None
+            beams = 1 if model.sampling is not None else beams
             model.configure_generation(manifest.max_target_length, beams)
         for part in model.compiled_parts() if options.compile else []:
             part.compile(dynamic=True)

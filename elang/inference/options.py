@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from elang.backends import DType
 from elang.errors import InputError
 from elang.records import DEFAULT_THRESHOLD
+from elang.tasks.sampling import Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +39,8 @@ class PairOptions:
         tokens: Tokens in a batch of the Swift, with padding; by default what suits the device.
         super_tokens: The same for the Super.
         few: Up to this many inputs at a time take the short way, for latency: captured graphs on a GPU, for which
-            loading takes longer. Of texts only those that a T5 or mT5 generates without beams; not where each input
-            has candidates of its own.
+            loading takes longer. Of texts only those that T5, mT5 and most decoder-only models generate without beams;
+            not where each input has candidates of its own.
         dtype: Precision of both models' weights; scores are float32 in any, but thresholds that were chosen in float32
             are met only approximately.
         compile: Compile both models with ``torch.compile``, for any shapes, at the first inputs; T5 then runs by the
@@ -47,6 +48,8 @@ class PairOptions:
         super_int8: Keep the matrices of the Super's layers as int8 (torchao; the extra ``int8``), for a card that it is
             too large for; computations stay in ``dtype``.
         onnx: Run both encoders by ONNX Runtime (the extra ``onnx``), on a CPU, in float32.
+        sampling: Draw texts instead of the most probable tokens, as ``"{temperature: 0.7, top_p: 0.9, seed: 1}"``; by
+            default as when the threshold was chosen.
 
     Raises:
         InputError: If a value is out of range, or ``onnx`` does not go with the others.
@@ -64,6 +67,7 @@ class PairOptions:
     compile: bool = False
     super_int8: bool = False
     onnx: bool = False
+    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         for name, smallest in (("batch_size", 1), ("tokens", 1), ("super_tokens", 1), ("few", 0)):

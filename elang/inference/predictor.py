@@ -12,11 +12,12 @@ from elang.backends.backend import Scored
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
 from elang.inference.cascade import Cascade, Choices, Stage, Texts
-from elang.inference.loading import AnyModel, load_pair, make_runners, routing_of
+from elang.inference.loading import AnyModel, load_pair, make_runners, routing_of, set_sampling
 from elang.inference.options import PairOptions
 from elang.inference.runner import ModelRunner
 from elang.inference.stream import Prediction
 from elang.records import DEFAULT_THRESHOLD
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask
 
 # In a stream the Super runs once this many of its batches are full, so that the last, partly filled one matters little.
@@ -41,6 +42,7 @@ class JointPredictor(Cascade):
         score: The score that routes.
         manifest: Of the Swift, or of ``thresholds``.
         device: The device of both models.
+        sampling: How texts are drawn; ``None`` if they are not.
 
     >>> predictor = JointPredictor("runs/swift", "runs/super")  # doctest: +SKIP
     >>> predictor(["what is energy ?"])  # doctest: +SKIP
@@ -63,6 +65,7 @@ class JointPredictor(Cascade):
         compile: bool = False,  # noqa: A002 - the option's name
         super_int8: bool = False,
         onnx: bool = False,
+        sampling: Sampling | None = None,
     ) -> None:
         values = locals()
         options = PairOptions(**{name: values[name] for name in PairOptions.__dataclass_fields__})
@@ -72,6 +75,7 @@ class JointPredictor(Cascade):
         self.score, limit = options.score or pair.manifest.score, math.inf
         if swift_model is not None:
             self.score, limit = routing_of(pair, options, super_model)
+        self.sampling = set_sampling(pair, options, self.score)
         runners = make_runners(pair, options, self.score, device=self.device)
         collect = _FULL_BATCHES * max(1, options.budgets(self.device)[1] // _USUAL_LENGTH)
         stages = [Stage("super", runners.get("super") or _MissingSuper(self.swift.task), collect=collect)]

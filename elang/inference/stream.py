@@ -40,6 +40,7 @@ class Prediction:
         score: The last difficulty score computed for the input, larger is harder; ``None`` where none was needed: the
             Super was asked alone, or the threshold is ``-inf``.
         answered_by: The stage that answered: of a pair ``swift`` or ``super``.
+        answer: What ``--data.extract`` finds in a generated text; ``None`` where it finds nothing, or was not set.
     """
 
     id: int
@@ -47,6 +48,7 @@ class Prediction:
     probability: float | None
     score: float | None
     answered_by: str
+    answer: str | None = field(default=None, repr=False)
 
 
 @dataclass(eq=False)

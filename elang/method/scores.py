@@ -9,7 +9,7 @@ others. They ignore logits of ``-inf``, which mark choices that an example does 
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ ROUTER_READS = ("free_energy", "softmax_energy", "max_softmax", "entropy", "marg
 BEFORE_DECODER = ("encoder_energy", "encoder_max_softmax", "encoder_router", "prompt_router")
 """Scores that are known before an encoder-decoder's decoder runs, or after a decoder-only model has read its prompt: an
 input deferred by them saves the rest."""
-ASKED_SCORES = ("p_true", "agreement")
+AskedScore = Literal["p_true", "agreement"]
+ASKED_SCORES: tuple[AskedScore, ...] = get_args(AskedScore)
 """Scores of a generated text that take passes of their own, so they are computed only where they are asked for."""
 DEFAULT_SCORE = "max_softmax"
 """The score that routes without a router: in ``benchmarks/quality/ablate.py`` none is clearly better."""

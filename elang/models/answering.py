@@ -1,6 +1,7 @@
 """The answers of one or several finished models, or of what stands in for them, to whole splits."""
 
 import shlex
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Thread
@@ -9,10 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from elang.backends import DType
 from elang.backends.backend import Answer, Backend, Columns
 from elang.backends.flops import FlopsConvention
 from elang.backends.loading.load import load_model, open_backend
+from elang.backends.loading.source import tell_if_larger
 from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
 from elang.data.examples import Examples, fold_of
@@ -23,6 +24,8 @@ from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
 from elang.notices import notice
 from elang.records.table import EXAMPLES, Records
+from elang.tasks.kind import Kind
+from elang.tasks.sampling import Sampling, tell_sampled
 from elang.tasks.text_task import TaskFields
 from elang.terminal import say, say_wrapped
 
@@ -38,7 +41,7 @@ class EvaluationModule(TaskModule):
         label_names: The data's classes; the models' answers are brought into this order.
         task: :meth:`elang.tasks.text_task.TextTask.plain`.
 
-    The other options are those of :class:`elang.JointModule`.
+    The other options are those of :class:`elang.JointModule`; ``loading`` has ``generate``, ``num_beams``, ``dtype``.
     """
 
     _needs_keys = True
@@ -49,10 +52,10 @@ class EvaluationModule(TaskModule):
         label_names: list[str],
         task: TaskFields | None = None,
         flops_convention: FlopsConvention = "exact",
-        generate: bool = False,
-        num_beams: int | None = None,
         static_cache: bool = False,
-        dtype: DType = "float32",
+        sampling: Sampling | None = None,
+        asked_scores: Sequence[str] | None = None,
+        **loading: Any,
     ) -> None:
         super().__init__(label_names, task)
         self.paths, self.flops_convention = models, flops_convention
@@ -67,8 +70,9 @@ class EvaluationModule(TaskModule):
                 self.backends[name] = backend
                 continue
             # Without a task of the data's own (Python), a model answers what it was trained for.
-            own_task, precision = self.task if task else None, getattr(torch, dtype)
-            model = load_model(path, own_task, generate=generate, num_beams=num_beams, dtype=precision).eval()
+            own_task, precision = self.task if task else None, getattr(torch, loading.get("dtype", "float32"))
+            model = load_model(path, own_task, **loading | {"dtype": precision}).eval()
+            self._set_answers(model, path, sampling, asked_scores if name != "super" else None)
             model.use_static_cache(static_cache)
             self.class_order[name] = model.class_order(label_names, f"'{path}'")
             self.models[name] = model
@@ -76,10 +80,34 @@ class EvaluationModule(TaskModule):
                 model.check_cost()
             if model.manifest is not None:
                 model.manifest.check_whole(model.weights_sha256, path)
+        if "swift" in self.models:
+            super_ = self.text_models["super"].size if "super" in self.models else 0
+            known = self.recorded["super"].about.get("model", "") if "super" in self.recorded else models["super"]
+            tell_if_larger(models["swift"], self.text_models["swift"].size, known, super_)
         # An encoder reads no examples, but those of its task are a Super's in `elang predict`.
         shown = {n: m.task.examples if n == "swift" else m.shown_examples for n, m in self.text_models.items()}
         shown |= {name: backend.about.get(EXAMPLES) for name, backend in self.recorded.items()}
         tell_examples({f"'{models[name]}'": examples for name, examples in shown.items() if examples is not None})
+
+        if sampling is not None and (loading.get("num_beams") or 1) > 1:
+            raise InputError("--model.sampling draws one text: leave it out, or --model.num_beams.")
+        drawn = {name: backend.about.get("sampling") for name, backend in self.recorded.items()}
+        drawn |= {name: sampling.plain() for name in self.models if sampling is not None}
+        for name, how in drawn.items():
+            if how:
+                tell_sampled(how, f"The answers of '{models[name]}'")
+        self.sampling: dict[str, Any] = next((drawn.get(name) or {} for name in models), {})
+
+    @staticmethod
+    def _set_answers(model: TextModel, path: str, sampling: Sampling | None, asked: Sequence[str] | None) -> None:
+        """Set how a model's texts are chosen, and which scores with passes of their own it computes."""
+        if sampling is not None:
+            model.sample(sampling)
+        if missing := [name for name in asked or () if name not in model.ask_for(name)]:
+            raise InputError(
+                f"'{path}' has no score '{missing[0]}', which only decoder-only language models that generate texts "
+                "have. Leave it out of --model.asked_scores."
+            )
 
     def setup(self, stage: str) -> None:
         """Refuse what stands in for a model where there are only its inputs, not texts."""
@@ -225,4 +253,18 @@ class EvaluationModule(TaskModule):
         raise InputError(
             f"{type(self).__name__} has no weights of its own, so it cannot load --ckpt_path: the checkpoint is of "
             "another class. Give it as a model: --model.swift_model, --model.super_model or --model.model."
+        )
+
+
+def check_routable(swift: Records, kind: Kind, path: str) -> None:
+    """Refuse a Swift's records, of a ``path``, that have nothing to compute scores from."""
+    if kind.generates and swift.scores is None:
+        raise InputError(
+            f"'{path}' has texts but no scores of their tokens, and a Swift routes by these. Only a Super may be a "
+            "table of bare texts; `elang score` keeps the scores."
+        )
+    if not kind.generates and swift.logits is None:
+        raise InputError(
+            f"'{path}' has no logits, and a Swift's scores are computed from its logits. Only a Super may be a table "
+            "of bare answers."
         )

@@ -100,7 +100,8 @@ def _read(path: str) -> tuple[dict[str, Tensor], int, int]:
         # Mapped, so that the optimizer's states are not loaded.
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         state = {k.removeprefix(PREFIX): v for k, v in checkpoint["state_dict"].items() if k.startswith(PREFIX)}
-        return state, int(checkpoint["epoch"]), int(checkpoint["global_step"])
+        # Lightning counts epochs from 0, and everything that is told from 1.
+        return state, int(checkpoint["epoch"]) + 1, int(checkpoint["global_step"])
     except Exception as error:  # a missing or damaged file can raise anything
         raise ValueError(f"cannot be read ({type(error).__name__}: {first_line(error)})") from error
 

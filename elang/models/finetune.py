@@ -52,6 +52,7 @@ class FinetuneModule(TaskModule):
         quality: Task metric to log; by default the task's first.
         output: Folder to write after training; by default ``export`` in the run's log folder.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        packing: Put several short texts of a batch into one row, without attention between them (decoder-only models).
         compile: Run the backbone through ``torch.compile``.
         label_smoothing: Share of the probability that the targets give to all other classes or tokens.
         num_beams: Beams of generated texts, here and by default of the finished model.
@@ -81,6 +82,7 @@ class FinetuneModule(TaskModule):
         lora_dropout: float = 0.0,
         lora_modules: list[str] | None = None,
         lora_merge: bool = True,
+        packing: bool = False,
     ) -> None:
         super().__init__(label_names, task)
         self.save_hyperparameters()
@@ -91,20 +93,19 @@ class FinetuneModule(TaskModule):
             model, self.task, fine_tune=True, layers=layers, router=self._has_router, num_beams=num_beams
         )
         self.trained_on = self.classifier.manifest
-        options = {"freeze_embeddings": freeze_embeddings, "checkpointing": gradient_checkpointing, "compiled": compile}
-        self.classifier.prepare_training(label_smoothing, **options)
+        options = {"freeze_embeddings": freeze_embeddings, "checkpointing": gradient_checkpointing, "packing": packing}
+        self.classifier.prepare_training(label_smoothing, compiled=compile, **options)
         self.lora = Lora(self.classifier, lora, model, lr)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         check_qualities([quality] if quality else [], self.task)
         self.quality = QUALITIES[quality or self.task.qualities[0]](len(label_names))  # type: ignore[index]
         self.output = output
         self._course, self._evaluated = Course(self.quality.name), False
-        # Whether the weights are those of a training, not of the folder.
-        self._trained = False
+        self._trained = False  # whether the weights are those of a training, not of the folder
         self._manifest: Manifest | None = None
         self._plan: resuming.Plan | None = None
         self._schedule: Schedule | None = None
-        # Of the checkpoint that the training is resumed from: states of its callbacks and of its random numbers.
+        # Of the checkpoint that training resumes from: states of its callbacks and of its random numbers.
         self._resumed, self._callback_states = False, dict[str, Any]()
         self._random: dict[str, Tensor] | None = None
 
@@ -121,7 +122,7 @@ class FinetuneModule(TaskModule):
         # An earlier training of this object ended with the model in evaluation mode, and wrote its own manifest.
         self.classifier.train()
         self._manifest, self._course, self._evaluated = None, Course(self.quality.name), False
-        self.lora.merge(self.classifier, False)
+        self.lora.begin(self.classifier, "" if self.device_mesh else str(self.trainer.precision))
         resuming.stop_together(self.trainer)
         if getattr(self.data, "transfer", None):
             self._check_transfer()
@@ -188,8 +189,8 @@ class FinetuneModule(TaskModule):
 
     def answer_batch(self, batch: dict[str, Any], split: str) -> dict[str, Tensor]:
         """Answer a batch."""
-        rows = {"id": batch["id"], "label": batch["label"]}
-        return rows | self.classifier.metric_answers(batch["model"], batch["label"])
+        answers = self.classifier.metric_answers(batch["model"], batch["label"])
+        return {"id": batch["id"], "label": batch["label"]} | answers
 
     def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The ``prediction`` and ``logits`` of each example, or the ``text``."""
@@ -293,8 +294,7 @@ class FinetuneModule(TaskModule):
         check_weights_finite(self.classifier, self.trainer)
         if self._manifest is None:
             # Resumed after its last step: Lightning did not call on_train_end.
-            self.to(self.trainer.strategy.root_device)
-            self.on_train_end()
+            self.to(self.trainer.strategy.root_device).on_train_end()
         if self.trainer.is_global_zero and self._manifest is not None:
             about = {"manifest": self._manifest, "description": self._description, "lora": self.lora}
             write_folder(self.trainer, self.classifier, self._folder, **about)  # type: ignore[arg-type]

@@ -23,11 +23,12 @@ from elang.evaluation.summarize import Curves, all_curves, summarize_pair
 from elang.evaluation.summary import EvaluatedPair, JointSummary
 from elang.method.deferral import route
 from elang.method.quality.registry import QUALITIES, QualityName
-from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT
-from elang.models.answering import EvaluationModule
+from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT, AskedScore
+from elang.models.answering import EvaluationModule, check_routable
 from elang.notices import notice, write_made
 from elang.records.manifest import Manifest, known_name
 from elang.tasks.kinds import check_qualities, text_targets
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TaskFields
 
 
@@ -51,6 +52,8 @@ class JointModule(EvaluationModule):
         generate: Text-to-text models answer by free generation, matched with the task's answers.
         num_beams: Beams of generated texts; by default each model's own setting.
         static_cache: Generate with a cache of fixed size.
+        sampling: Draw texts instead of the most probable tokens, as ``"{temperature: 0.7, top_p: 0.9, seed: 1}"``.
+        asked_scores: Also these scores of the Swift's texts, with passes of their own: ``p_true``, ``agreement``.
         texts: Keep the inputs in the records, for `elang report` to show some.
         dtype: Precision of both models' weights; logits and scores are always float32.
     """
@@ -71,11 +74,14 @@ class JointModule(EvaluationModule):
         generate: bool = False,
         num_beams: int | None = None,
         static_cache: bool = False,
+        sampling: Sampling | None = None,
+        asked_scores: list[AskedScore] | None = None,
         texts: bool = True,
         dtype: DType = "float32",
     ) -> None:
         models = {"swift": swift_model, "super": super_model}
         options: dict[str, Any] = {"generate": generate, "num_beams": num_beams, "static_cache": static_cache}
+        options |= {"sampling": sampling, "asked_scores": asked_scores}
         super().__init__(models, label_names, task, flops_convention=flops_convention, dtype=dtype, **options)
         self.save_hyperparameters()
         names: Any = [quality] if isinstance(quality, str) else quality or self.task.qualities
@@ -161,6 +167,7 @@ class JointModule(EvaluationModule):
             self.log(f"super/{name}", quality.super.quality, sync_dist=True)
         if self.writes:
             if self.thresholds_manifest is not None:
+                self.thresholds_manifest.denial = self.summary.denial
                 report_dropped(self.output / "elang.json")
                 self.thresholds_manifest.write(self.output / "elang.json")
             write_made(self.output)
@@ -188,16 +195,7 @@ class JointModule(EvaluationModule):
     def pair(self, split: str, table: dict[str, Tensor]) -> PairAnswers:
         """Both models' answers to one split."""
         swift, super_ = self.answers("swift", split, table), self.answers("super", split, table)
-        if self.task.kind.generates and swift.scores is None:
-            raise InputError(
-                f"'{self.paths['swift']}' has texts but no scores of their tokens, and a Swift routes by these. Only a "
-                "Super may be a table of bare texts; `elang score` keeps the scores."
-            )
-        if not self.task.kind.generates and swift.logits is None:
-            raise InputError(
-                f"'{self.paths['swift']}' has no logits, and a Swift's scores are computed from its logits. Only a "
-                "Super may be a table of bare answers."
-            )
+        check_routable(swift, self.task.kind, self.paths["swift"])
         heads = self._swift.head_scores if self._swift else []
         if not heads and not self.task.kind.scores:
             raise InputError(
@@ -248,6 +246,7 @@ class JointModule(EvaluationModule):
             thresholds_from=source,
             weights=self._weights,
             task="" if data is None else data.title(evaluated),
+            sampling=self.sampling or None,
         )
         expected = len(answers) if data is None else self.num_examples(evaluated)
         rounding = 4e-7 if float32 else self.task.kind.rounding
@@ -268,6 +267,7 @@ class JointModule(EvaluationModule):
                 temperature=self.temperature,
                 weights_sha256=swift.weights_sha256 if swift else "",
                 num_beams=swift.num_beams if swift else 1,
+                sampling=self.sampling,
                 router=self.manifest.router if swift and self.manifest else {},
                 thresholds=choose_thresholds(held_out, self.qualities[0], ROUTING_SLICE),
                 chosen_on=describe_slice(held_out.key.cpu(), self._weights["super"]),

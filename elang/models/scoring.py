@@ -14,11 +14,13 @@ from elang.backends import DType
 from elang.data.examples import source_of
 from elang.errors import InputError, counted, printable
 from elang.method.quality.texts import full_mark
+from elang.method.scores import AskedScore
 from elang.models.answering import EvaluationModule
 from elang.notices import made, notice
 from elang.records.merging import check_same, merge_files
 from elang.records.table import EXAMPLES, Records, check_output, join_records, write_records
 from elang.tables import is_table
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TaskFields
 
 
@@ -39,6 +41,9 @@ class ScoreModule(EvaluationModule):
         top_k: For models that generate texts: number of most probable tokens to record at each position of the
             references. Distillation from tokens needs them.
         static_cache: Generate with a cache of fixed size.
+        sampling: Draw texts instead of the most probable tokens, as ``"{temperature: 0.7, top_p: 0.9, seed: 1}"``.
+        asked_scores: Scores of generated texts that take passes of their own, to record too: ``p_true`` (one more),
+            ``agreement`` (five answers). A Swift that was trained for one of them has it anyway.
         dtype: Precision of the weights; logits are always float32.
     """
 
@@ -54,6 +59,8 @@ class ScoreModule(EvaluationModule):
         num_beams: int | None = None,
         top_k: int = 0,
         static_cache: bool = False,
+        sampling: Sampling | None = None,
+        asked_scores: list[AskedScore] | None = None,
         dtype: DType = "float32",
     ) -> None:
         if is_table(model):
@@ -65,6 +72,7 @@ class ScoreModule(EvaluationModule):
                 f"{max(1, parts) - 1}."
             )
         options: dict[str, Any] = {"generate": generate, "num_beams": num_beams, "static_cache": static_cache}
+        options |= {"sampling": sampling, "asked_scores": asked_scores}
         super().__init__({"model": model}, label_names, task, dtype=dtype, **options)
         self.save_hyperparameters()
         if top_k < 0 or (top_k and not self.task.kind.generates):

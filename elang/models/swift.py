@@ -117,12 +117,12 @@ class SwiftModule(FinetuneModule):
         shared |= {"gradient_checkpointing": gradient_checkpointing, "label_smoothing": label_smoothing}
         super().__init__(model, label_names, task, num_beams=num_beams, **shared, **lora)
         self.save_hyperparameters()
+        RecordedAnswers.tell_larger(super_records, model, self.classifier)
         self.super_records, self.out_of_fold = super_records, out_of_fold
         self.temperature, self.score = temperature, score or kind.default_score
         self._check_task()
         self._prepare_heads(detach_router)
-        # With the Super's answers it is made in setup.
-        self.objective: Objective | None = None
+        self.objective: Objective | None = None  # with the Super's answers it is made in setup
         if super_records is None and not kind.generates:
             self.objective = LabelObjective(self.task, self.loss_options)
         self.hidden: HiddenStateObjective | None = None

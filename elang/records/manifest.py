@@ -31,25 +31,25 @@ from elang.method.scores import DEFAULT_SCORE
 from elang.notices import notice, versions
 from elang.records import DEFAULT_THRESHOLD
 from elang.tasks.kind import KINDS
+from elang.tasks.sampling import is_sampling
 
 FILENAME = "elang.json"
-_FORMAT = 1
+_FORMAT, _LATER = 1, ("drop_overlap", "sampling", "denial")
 _NAMED: Check = (
     "an object of scores with named entries",
     lambda v: isinstance(v, dict) and all(OBJECTS[1](named) for named in v.values()),
 )
+SAMPLING: Check = ("an object with temperature, top_p, top_k and seed, or an empty one", is_sampling)
 # Checks of the fields of the file, of its task, and of each of its thresholds.
 _FIELDS: dict[str, Check] = {
     "label_names": TEXTS,
     "task": ("an object of names and values, or null", lambda v: v is None or isinstance(v, dict)),
-    "score": TEXT,
     "temperature": POSITIVE,
-    "weights_sha256": TEXT,
+    **dict.fromkeys(("score", "weights_sha256", "denial"), TEXT),
     "routing_fraction": number(0, 1),
     "drop_overlap": TRUTH,
-    "max_length": whole(1),
-    "max_target_length": whole(1),
-    "num_beams": whole(1),
+    **dict.fromkeys(("max_length", "max_target_length", "num_beams"), whole(1)),
+    "sampling": SAMPLING,
     "router": OBJECTS,
     "chosen_on": OBJECT,
     "thresholds": _NAMED,
@@ -64,7 +64,8 @@ _TASK: dict[str, Check] = {
 _ENTRY: dict[str, Check] = {
     "threshold": THRESHOLD,
     **dict.fromkeys(("rule", "chosen_on", "statement", "slice_sha256", "swift_sha256", "super_sha256"), TEXT),
-    "slice_sketch": TEXT,
+    **dict.fromkeys(("slice_sketch", "denial"), TEXT),
+    "sampling": SAMPLING,
     "temperature": POSITIVE,
     **dict.fromkeys(("num_examples", "attempts", "max_length"), whole(1)),
     **dict.fromkeys(("deferred_share", "quality", "speedup", "regretted", "p_value", "allowed_drop"), MEASURED),
@@ -93,10 +94,12 @@ class Manifest:
         max_length: Longest input in tokens that it was trained on.
         max_target_length: Longest generated text in tokens, in a ``sequence`` task.
         num_beams: Beams with which texts were generated when thresholds were chosen.
+        sampling: How they were drawn, :meth:`elang.tasks.sampling.Sampling.plain`; empty if they were not.
         router: What each router head reads, and why: :meth:`elang.method.router.RouterHead.fit`.
         thresholds: ``{score: {name: entry}}``; an entry has ``threshold`` and how it was chosen.
         chosen_on: The examples on which entries without their own were chosen, and with which Super,
             :func:`elang.evaluation.slices.describe_slice`.
+        denial: Why `elang validate` said that the pair is no success; empty if it did not.
         versions: Versions of the libraries that made it.
     """
 
@@ -110,18 +113,19 @@ class Manifest:
     max_length: int = 512
     max_target_length: int = 128
     num_beams: int = 1
+    sampling: dict[str, Any] = field(default_factory=dict)
     router: dict[str, dict[str, Any]] = field(default_factory=dict)
     thresholds: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     chosen_on: dict[str, Any] = field(default_factory=dict)
+    denial: str = ""
     versions: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: str | Path) -> None:
         """Write to the file ``path``; infinities become strings, because JSON has none."""
         self.versions = versions()
-        values = {"format": _FORMAT, **plain(asdict(self))}
-        if not self.drop_overlap:
-            # Versions before this field can read what does not need it.
-            del values["drop_overlap"]
+        # Versions before these fields can read what does not need them.
+        values = {name: v for name, v in asdict(self).items() if v or name not in _LATER}
+        values = {"format": _FORMAT, **plain(values)}
         with write_atomically(path) as aside:
             aside.write_text(json.dumps(values, indent=2) + "\n", "utf-8")
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from elang.errors import InputError, listed
 from elang.json_files import OBJECT, TEXT, TEXTS, TRUTH, check_fields, number, parse_object, whole
-from elang.method.scores import ROUTER_READS_OF_TEXTS, SEQUENCE_SCORES
+from elang.method.scores import ASKED_SCORES, ROUTER_READS_OF_TEXTS, SEQUENCE_SCORES
 from elang.records.columns import labels, numbers, read_columns, rows_of, vectors
-from elang.records.table import EXAMPLES, FORMAT, METADATA, Records
+from elang.records.manifest import SAMPLING
+from elang.records.table import ASKED_COLUMNS, EXAMPLES, FORMAT, METADATA, Records
 from elang.tasks.kind import KINDS, Kind
 from elang.tasks.text_task import Problem, align_labels
 
@@ -24,6 +25,7 @@ _NUMBERS: dict[str, dict[str, Any]] = {
     "steps": {"whole": True, "least": 0},
     "flops": {"least": 0, "unknown": True},
     "score_flops": {"least": 0, "unknown": True},
+    **{name: {} if name in ASKED_SCORES else {"least": 0, "unknown": True} for name in ASKED_COLUMNS},
 }
 _COLUMNS = ("split", "id", "prediction", "logits", "scores", "top_ids", "top_log_probs", *_NUMBERS)
 # Allowed difference of a value and its logit, as a share of the largest: files have few digits.
@@ -41,6 +43,7 @@ _METADATA = {
     ),
     "worth": OBJECT,
     EXAMPLES: TEXTS,
+    "sampling": SAMPLING,
 }
 
 
@@ -189,6 +192,7 @@ def _text_columns(frame: Any, path: str, top_k: int) -> dict[str, Any]:
             f"{frame['prediction'][bad].iloc[0]!r}. Correct it."
         )
     columns: dict[str, Any] = _optional(frame, path, list(_NUMBERS))
+    columns |= {name: columns[name].float() for name in ASKED_SCORES if name in columns}
     if "scores" in frame:
         earlier = len(frame) > 0 and np.size(frame["scores"].iloc[0]) == len(ROUTER_READS_OF_TEXTS)
         size = len(ROUTER_READS_OF_TEXTS if earlier else SEQUENCE_SCORES)

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from elang.errors import InputError, counted
 from elang.files import check_output_file, write_atomically
+from elang.method.scores import ASKED_SCORES
 
 METADATA = b"elang"
 # Small, because merging holds one page of each column of each file in memory.
 PAGES = {"data_page_size": 1 << 16, "dictionary_pagesize_limit": 1 << 16}
 EXAMPLES = "prompt_examples"
 """The examples that a language model was shown in its prompt, in the metadata of its records."""
+ASKED_COLUMNS = tuple(f"{name}{part}" for name in ASKED_SCORES for part in ("", "_flops"))
+"""The columns of scores with passes of their own, and of their costs."""
 FORMAT = 1
 """Version of the format of records and summaries."""
 
@@ -53,6 +56,10 @@ class Records:
         score_flops: Cost of the scores beside the text's, float64 ``(N,)``.
         top_ids: The most probable tokens at each place of the reference, int32 ``(N, T, K)``, padded with -1.
         top_log_probs: Their log probabilities, float32 ``(N, T, K)``.
+        p_true: A score with a pass of its own, :data:`elang.method.scores.ASKED_SCORES`, float32 ``(N,)``.
+        p_true_flops: Its cost, float64 ``(N,)``.
+        agreement: The other one.
+        agreement_flops: Its cost.
     """
 
     id: Tensor
@@ -67,10 +74,24 @@ class Records:
     score_flops: Tensor | None = None
     top_ids: Tensor | None = None
     top_log_probs: Tensor | None = None
+    p_true: Tensor | None = None
+    p_true_flops: Tensor | None = None
+    agreement: Tensor | None = None
+    agreement_flops: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (distinct := len(self.id.unique())) < len(self.id):
             raise InputError(f"The records have {len(self.id)} rows but only {distinct} distinct ids.")
+
+    @property
+    def asked(self) -> dict[str, Tensor]:
+        """The scores with passes of their own that there are, by name."""
+        return {name: values for name in ASKED_SCORES if (values := getattr(self, name)) is not None}
+
+    def asked_flops(self, name: str) -> Tensor:
+        """The cost of one of them; NaN if it is unknown."""
+        flops: Tensor | None = getattr(self, f"{name}_flops")
+        return torch.full((len(self.id),), torch.nan, dtype=torch.float64) if flops is None else flops
 
     @cached_property
     def _row(self) -> dict[int, int]:
@@ -147,7 +168,7 @@ def write_records(path: str | Path, splits: dict[str, Records], label_names: lis
         for name in ("logits", "scores"):
             if (values := getattr(records, name)) is not None:
                 columns[name] = pa.array(list(values.numpy()), pa.list_(pa.float32()))
-        for name in ("key", "tokens", "flops", "steps", "score_flops"):
+        for name in ("key", "tokens", "flops", "steps", "score_flops", *ASKED_COLUMNS):
             if (values := getattr(records, name)) is not None:
                 columns[name] = values.numpy()
         if records.top_ids is not None and records.top_log_probs is not None:

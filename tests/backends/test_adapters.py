@@ -111,10 +111,14 @@ def theirs(base, tmp_path_factory):
         return folder, ids, model(input_ids=ids).logits
 
 
-def test_an_adapter_of_peft(theirs, base):
+def test_an_adapter_of_peft(theirs, base, monkeypatch):
     """Its base is read from its configuration, its classes from its head; as peft wrote it, and as a plain base."""
     folder, ids, expected = theirs
+    loaded = []
+    monkeypatch.setattr(adapters, "load_file", lambda path: loaded.append(path) or load_file(path))
     model = load_model(str(folder)).eval()
+    # Once, although its head's size is needed first.
+    assert len(loaded) == 1
     assert model.label_names == ["LABEL_0", "LABEL_1", "LABEL_2"]
     with torch.no_grad():
         torch.testing.assert_close(model.backbone(input_ids=ids).logits, expected, rtol=0, atol=1e-5)

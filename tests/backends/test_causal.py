@@ -427,6 +427,24 @@ def causal_pair(tmp_path_factory, base, words_args):
     return paths
 
 
+def test_a_packed_training_ends_with_the_same_weights(causal_pair, base, words_args, tmp_path):
+    """A Swift learns labels, the Super's logits and a margin, and gets its router and thresholds, packed or not."""
+    from safetensors.torch import load_file
+
+    swift = ["fit", "--model", "SwiftModule", *words_args, *FAST, "--model.model", base, "--model.score", "free_energy"]
+    swift += ["--model.super_records", causal_pair["super.parquet"], "--trainer.max_steps", "5"]
+    swift += ["--seed_everything", "1", "--trainer.limit_val_batches", "0", "--model.margin_weight", "0.1"]
+    folders = [tmp_path / name for name in ("packed", "plain")]
+    for folder in folders:
+        packing = str(folder.name == "packed").lower()
+        assert main([*swift, "--model.packing", packing, "--model.output", str(folder)]) == 0
+    for name in ("model", "router"):
+        packed, plain = (load_file(folder / f"{name}.safetensors") for folder in folders)
+        for key, weight in plain.items():
+            torch.testing.assert_close(packed[key], weight, rtol=1e-3, atol=1e-3, msg=key)
+    assert Manifest.read(folders[0]).thresholds.keys() == Manifest.read(folders[1]).thresholds.keys()
+
+
 def test_a_pair_learns_routes_and_is_certified(causal_pair, files, tmp_path):
     task = Manifest.read(causal_pair["swift"]).task
     assert (task["label_words"], task["prompt"]) == ("prompt", "text: {text}\nlabel:")

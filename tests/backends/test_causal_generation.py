@@ -25,8 +25,9 @@ from elang.backends.causal_generator import CausalGenerator
 from elang.backends.generator import TextGenerator
 from elang.backends.loading.load import load_model
 from elang.backends.network import InferenceOptions
+from elang.backends.recorded import RecordedBackend
 from elang.backends.seconds import pair_latency
-from elang.backends.text_scores import SAMPLES, Check, Noise
+from elang.backends.text_scores import SAMPLES, Check, Noise, drawn_by
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples, encode_texts
 from elang.data.prompts import turn_end
@@ -34,6 +35,7 @@ from elang.method.scores import SEQUENCE_SCORES, sequence_scores, token_scores
 from elang.models.loaders import LoaderBatches
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask
 
 TASK = TextTask([], "sequence", segments=[], qualities=["exact_text"], prompt="Q{text}Z(")
@@ -177,7 +179,12 @@ def test_a_prompt_that_is_deferred_is_only_read(tmp_path, monkeypatch):
         whole = model.answer_columns(inputs, [0], features=True)
         scores = whole["prompt_router"]
         assert model.columns(features=True).keys() == whole.keys()
-        torch.testing.assert_close(scores, model.routers["prompt_router"](whole["prompt_router_features"]))
+        features = whole["prompt_router_features"]
+        torch.testing.assert_close(scores, model.routers["prompt_router"](features))
+        # It knows how sure the first token is: the log of the length is followed by its scores.
+        first = token_scores(model.probe(inputs["input_ids"], inputs["attention_mask"]), whole["ids"][:, 0])
+        torch.testing.assert_close(features[:, 1:6], first, rtol=0, atol=1e-4)
+        assert model.candidates("prompt_router")[0]["nll of the first token"] == [4]
         limit = float(scores.sort().values[2:4].mean())
         seen = []
         hook = model.backbone.model.register_forward_hook(
@@ -443,6 +450,16 @@ def test_a_pair_learns_and_routes(pair, data, capsys, tmp_path):
             assert answer.score == pytest.approx(value, abs=1e-4)
             assert close or answer.label == text
         assert {answer.answered_by for answer in answers} == {"swift", "super"}
+        # A few at a time, in a cache of fixed size.
+        few = JointPredictor(pair["swift"], pair["super"], threshold, score, device="cpu", few=4)
+        assert all(runner.small_batches is not None for runner in few.runners.values())
+        for start in range(0, 24, 4):
+            for one, other in zip(few(lines[start : start + 4]), answers[start : start + 4], strict=True):
+                assert one.score == pytest.approx(other.score, abs=1e-4)
+                assert abs(one.score - threshold) < 1e-4 or (one.label, one.answered_by) == (
+                    other.label,
+                    other.answered_by,
+                )
     (response,) = posted(Models(predictor).service(), {"texts": lines[:3]})
     assert labels_of(response) == as_tuples(answers[:3])
     source = tmp_path / "lines.txt"
@@ -450,6 +467,23 @@ def test_a_pair_learns_and_routes(pair, data, capsys, tmp_path):
     bench = ["bench", "--swift_model", pair["swift"], "--super_model", pair["super"], "--input", str(source)]
     assert main([*bench, "--examples", "12", "--single", "2", "--repeats", "1", "--device", "cpu"]) == 0
     assert "12 inputs on cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("distill", ["token", "sequence"])
+def test_a_packed_training_ends_with_the_same_weights(pair, base, args, data, distill, tmp_path):
+    """With the Super's tokens or texts, and a margin; the heads are fitted on one text a row."""
+    from safetensors.torch import load_file
+
+    swift = ["fit", "--model", "SwiftModule", *args, *TRAINED, "--model.model", base, "--model.margin_weight", "0.1"]
+    swift += ["--model.super_records", pair["super.parquet"], "--model.distill", distill, "--trainer.max_steps", "4"]
+    swift += ["--seed_everything", "1", "--trainer.limit_val_batches", "0", "--model.score", "prompt_router"]
+    folders = [tmp_path / name for name in ("packed", "plain")]
+    for folder in folders:
+        packing = str(folder.name == "packed").lower()
+        assert main([*swift, "--model.packing", packing, "--model.output", str(folder)]) == 0
+    packed, plain = (load_file(folder / "model.safetensors") for folder in folders)
+    for key, weight in plain.items():
+        torch.testing.assert_close(packed[key], weight, rtol=1e-3, atol=1e-3, msg=key)
 
 
 def test_records_of_earlier_versions_have_fewer_scores(pair, args, tmp_path):
@@ -726,3 +760,207 @@ def test_the_times_of_a_prompt_and_of_a_text(tmp_path, monkeypatch):
     model = made_of(write_causal(tmp_path / "model"))
     monkeypatch.setattr("elang.backends.seconds.measure_latency", lambda call, *_: (call() and 0.0) or 0.5)
     assert pair_latency({"swift": model}, {"swift": 7}, steps={"swift": 2}).keys() == {"swift", "swift prompt"}
+
+
+# Sampled answers.
+
+
+def test_samples_are_those_of_the_library_with_the_same_noise(tmp_path, monkeypatch):
+    """Temperature, top_k and top_p cut the logits as they do in the library, and the noise chooses among what is left.
+
+    Prompts alone and in a batch, padded on either side, give the same texts; the scores are those of the logits.
+    """
+    folder = write_causal(tmp_path / "model", "qwen2")
+    model, plain = made_of(folder), plain_of(folder)
+    sampling = Sampling(temperature=0.7, top_p=0.8, top_k=9, seed=3)
+    model.sample(sampling)
+    given = encoded(model, texts())
+    with torch.no_grad():
+        batch = model.generate(model.encode(given.batch(list(range(6)))))
+        model.tokenizer.padding_side = "right"
+        right = model.generate(model.encode(encoded(model, texts()).batch(list(range(6)))))
+        model.tokenizer.padding_side = "left"
+        alone = [model.generate(model.encode(given.batch([i]))) for i in range(6)]
+        for i, one in enumerate(alone):
+            ids = one.ids[0, : int(one.steps[0])]
+            for made, row in ((batch, i), (right, i)):
+                assert made.ids[row, : int(made.steps[row])].tolist() == ids.tolist()
+            prompt = given.batch([i])["input_ids"]
+            logits = plain(input_ids=torch.cat([prompt, ids[None]], 1)).logits[0, prompt.shape[1] - 1 : -1]
+            expected = sequence_scores(token_scores(logits, ids)[None], torch.tensor([len(ids)]))[0]
+            torch.testing.assert_close(batch.scores[i], expected, rtol=0, atol=1e-4)
+            # What is not among the nine most probable, or not within 80%, is never drawn.
+            p = (logits / 0.7).softmax(-1)
+            more_probable = torch.where(p > p.gather(1, ids[:, None]), p, 0)
+            assert ((more_probable > 0).sum(1) < 9).all()
+            nine = p.topk(9).values.sum(1)
+            assert (more_probable.sum(1) / nine < 0.8 + 1e-4).all()
+    greedy = made_of(folder)
+    likely = greedy.generate(greedy.encode(given.batch(list(range(6)))))
+    assert greedy.texts(greedy.padded_ids(likely)) != model.texts(model.padded_ids(batch))
+    model.sample(replace(sampling, seed=4))
+    other = model.generate(model.encode(given.batch(list(range(6)))))
+    assert model.texts(model.padded_ids(other)) != model.texts(model.padded_ids(batch))
+    model.sample(Sampling(temperature=1e-4))
+    cold = model.generate(model.encode(given.batch(list(range(6)))))
+    assert model.texts(model.padded_ids(cold)) == greedy.texts(greedy.padded_ids(likely))
+    model.sample(Sampling(top_k=1))
+    assert torch.equal(model.generate(model.encode(given.batch(list(range(6))))).ids, cold.ids)
+
+
+def test_draws_have_the_distribution_of_the_model():
+    """Over many prompts, and independently of the samples of agreement and of other seeds."""
+    p = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    ids, mask = torch.arange(8000).view(4000, 2), torch.ones(4000, 2, dtype=torch.int64)
+    draws = {}
+    for seed in (0, 1):
+        process = drawn_by(Sampling(temperature=0.5, seed=seed), ids, mask)
+        draws[seed] = process(ids, p.log().expand(4000, -1).clone()).argmax(-1)
+    sharper = p**2 / (p**2).sum()
+    torch.testing.assert_close(draws[0].bincount(minlength=4) / 4000, sharper, rtol=0, atol=0.025)
+    assert (draws[0] == draws[1]).float().mean() == pytest.approx(float((sharper**2).sum()), abs=0.03)
+    first = Noise(ids, mask, SAMPLES)(ids, p.log().expand(4000 * SAMPLES, -1)).argmax(-1)[::SAMPLES]
+    assert (draws[0] == first).float().mean() == pytest.approx(float((sharper * p).sum()), abs=0.03)
+
+
+DRAWN = {"temperature": 0.9, "top_p": 0.95, "top_k": 0, "seed": 5}
+
+
+@pytest.fixture(scope="module")
+def sampled(pair, args, data):
+    """An evaluation with sampled answers, and their records; a Swift that samples has no confident answers."""
+    sampling = ["--model.sampling", json.dumps(DRAWN), *args, *QUIET]
+    paths = {"swift": str(data / "drawn.parquet"), "joint": str(data / "drawn")}
+    forget_notices()
+    models = ["--model.swift_model", pair["swift"], "--model.super_model", pair["super"]]
+    assert main(["validate", *models, *sampling, "--model.output", paths["joint"]]) == 0
+    paths["told"] = [one["text"] for one in notices() if one["kind"] == "sampled-texts"]
+    assert main(["score", "--model.model", pair["swift"], *sampling, "--model.output", paths["swift"]]) == 0
+    return paths
+
+
+def test_sampled_answers_are_one_draw_everywhere(sampled, pair, data, args, capsys, tmp_path):
+    """`validate`, `score`, `predict` and `serve` draw the same texts in batches of other sizes, and tell of it."""
+    assert len(sampled["told"]) == 2
+    assert "temperature 0.9, top_p 0.95, top_k 0, seed 5" in sampled["told"][0]
+    assert "another seed gives other answers" in sampled["told"][0]
+    frame = pd.read_parquet(f"{sampled['joint']}/records.parquet").query("split == 'validation'")
+    greedy = pd.read_parquet(f"{pair['joint']}/records.parquet").query("split == 'validation'")
+    assert frame["swift_text"].tolist() != greedy["swift_text"].tolist()
+    assert frame["swift_text"].nunique() > 3
+    records = pd.read_parquet(sampled["swift"]).query("split == 'validation'")
+    assert records["prediction"].tolist() == frame["swift_text"].tolist()
+    about = json.loads(pq.read_schema(sampled["swift"]).metadata[b"elang"])
+    manifest = Manifest.read(sampled["joint"])
+    assert about["sampling"] == manifest.sampling == DRAWN
+    summary = json.loads((data / "drawn" / "summary.json").read_text())
+    assert summary["sampling"] == DRAWN
+    lines = pd.read_csv(data / "val.csv")["source"].tolist()
+    models = {"swift_model": pair["swift"], "super_model": pair["super"], "device": "cpu"}
+    # Its thresholds were chosen with this draw.
+    predictor = JointPredictor(**models, threshold="inf", thresholds=sampled["joint"], batch_size=7)
+    assert predictor.sampling == Sampling(**DRAWN)
+    answers = predictor(lines)
+    assert [one.label for one in answers] == frame["swift_text"].tolist()
+    asked = JointPredictor(**models, threshold="-inf", sampling=Sampling(**DRAWN), batch_size=3)
+    assert [one.label for one in asked(lines)] == frame["super_text"].tolist()
+    (response,) = posted(Models(predictor).service(), {"texts": lines[:3]})
+    assert labels_of(response) == as_tuples(answers[:3])
+    source = tmp_path / "lines.txt"
+    source.write_text("\n".join(lines))
+    predict = ["predict", "--swift_model", pair["swift"], "--super_model", pair["super"], "--threshold", "inf"]
+    predict += ["--input", str(source), "--device", "cpu", "--sampling", json.dumps(DRAWN)]
+    assert main([*predict, "--output", str(tmp_path / "answers.jsonl")]) == 0
+    written = [json.loads(line)["label"] for line in (tmp_path / "answers.jsonl").open()]
+    assert written == frame["swift_text"].tolist()
+    # Without it the most probable tokens are taken.
+    assert [one.label for one in JointPredictor(**models, threshold="inf")(lines)] == greedy["swift_text"].tolist()
+    # Records of drawn texts say so.
+    forget_notices()
+    joint = ["validate", "--model.swift_model", sampled["swift"], "--model.super_model", pair["super.parquet"]]
+    assert main([*joint, *args, *QUIET, "--model.output", str(tmp_path / "joint")]) == 0
+    assert [one["kind"] for one in notices()].count("sampled-texts") == 1
+    assert json.loads((tmp_path / "joint" / "summary.json").read_text())["sampling"] == DRAWN
+
+
+def test_a_threshold_of_another_draw_is_told_of(sampled, pair):
+    """A certificate is about the draw that it was chosen with; elsewhere a notice says so."""
+    forget_notices()
+    calibrate = ["calibrate", sampled["joint"], "--max_regret", "0.5", "--confidence", "0.5", "--split", "validation"]
+    assert main([*calibrate, "--score", "nll_mean", "--name", "drawn", "--output", pair["swift"]]) == 0
+    assert [one["kind"] for one in notices()].count("sampled-texts") == 1
+    entry = Manifest.read(pair["swift"]).thresholds["nll_mean"]["drawn"]
+    assert entry["sampling"] == DRAWN
+    assert Manifest.read(pair["swift"]).sampling == {}
+    for threshold, sampling, told in (
+        ("drawn", None, []),
+        ("drawn", Sampling(seed=9), ["other-sampling"]),
+        ("defer 30%", Sampling(seed=9), ["other-sampling"]),
+        ("defer 30%", None, []),
+    ):
+        forget_notices()
+        options = {"sampling": sampling, "device": "cpu"}
+        made = JointPredictor(pair["swift"], pair["super"], threshold, **options)
+        assert [one["kind"] for one in notices() if one["kind"] == "other-sampling"] == told
+        assert made.sampling == (sampling or (Sampling(**DRAWN) if threshold == "drawn" else None))
+    manifest = Manifest.read(pair["swift"])
+    del manifest.thresholds["nll_mean"]["drawn"]
+    manifest.write(f"{pair['swift']}/elang.json")
+
+
+def test_a_swift_that_saves_little_is_told_before_training(pair, args, tmp_path):
+    """By the Super's recorded costs, as if it wrote texts of the same lengths."""
+    forget_notices()
+    swift = ["--model", "SwiftModule", "--model.model", pair["super"], "--model.super_records", pair["super.parquet"]]
+    fit = ["fit", *swift, *args, *TRAINED, "--model.output", str(tmp_path / "swift"), "--model.distill_weight", "0"]
+    assert main([*fit, "--trainer.max_steps", "1", "--model.hard", "error"]) == 0
+    (said,) = [one["text"] for one in notices() if one["kind"] == "little-to-save"]
+    assert said.startswith("The Swift takes 100% of the Super's FLOPs")
+
+
+def test_sampling_is_refused_where_nothing_is_drawn(pair, args, base_model, fails, data):
+    for wrong, why in (
+        ({"temperature": 0}, "above 0"),
+        ({"top_p": 1.5}, "top_p of sampling must be above 0 and at most 1"),
+        ({"top_k": -1}, "top_k of sampling must be a whole number from 0"),
+    ):
+        score = ["score", "--model.model", pair["swift"], "--model.output", str(data / "none.parquet")]
+        fails([*score, *args, "--model.sampling", json.dumps(wrong)], why)
+    beams = ["--model.num_beams", "2", "--model.sampling", json.dumps(DRAWN)]
+    fails([*score, *args, *beams], "--model.sampling draws one text")
+    with pytest.raises(InputError, match="Sampled answers are for decoder-only language models"):
+        JointPredictor(str(base_model), None, "inf", sampling=Sampling())
+    for wrong in ({"temperature": -1}, {"top_k": 2.5}, {"heat": 1}, {"seed": "1"}):
+        Manifest([], sampling=wrong).write(data / "wrong.json")
+        with pytest.raises(InputError, match="'sampling'"):
+            Manifest.read(data / "wrong.json")
+
+
+def test_asked_scores_are_kept_in_records(pair, args, data, tmp_path, fails):
+    """By `score`, with their costs; a pair of records has them, costed, as the pair of models has."""
+    asked = ["--model.asked_scores", "[p_true, agreement]"]
+    records = str(tmp_path / "swift.parquet")
+    assert main(["score", "--model.model", pair["swift"], "--model.output", records, *args, *QUIET, *asked]) == 0
+    frame = pd.read_parquet(records).query("split == 'validation'")
+    assert (frame[["p_true_flops", "agreement_flops"]] > 0).all(axis=None)
+    both = {}
+    for name, models in {"models": (pair["swift"], pair["super"]), "records": (records, pair["super.parquet"])}.items():
+        joint = ["validate", "--model.swift_model", models[0], "--model.super_model", models[1], *args, *QUIET]
+        assert main([*joint, *(asked if name == "models" else []), "--model.output", str(tmp_path / name)]) == 0
+        both[name] = pd.read_parquet(tmp_path / name / "records.parquet").query("split == 'validation'")
+        curve = read_curve(tmp_path / name)
+        assert {"p_true", "agreement"} <= {*curve["score"]}
+    for column in ("score_p_true", "score_agreement", "swift_p_true_flops", "swift_agreement_flops"):
+        ours, theirs = (torch.tensor(both[name][column].tolist()) for name in ("models", "records"))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert both["records"]["score_p_true"].tolist() == pytest.approx(frame["p_true"].tolist())
+    backend = RecordedBackend(records, TASK)
+    assert {"p_true", "agreement"} <= {*backend.score_names}
+    # A file of others may not know what they cost; then the cost of the pair is not known.
+    del frame["p_true_flops"]
+    frame.to_parquet(tmp_path / "bare.parquet")
+    records = RecordedBackend(str(tmp_path / "bare.parquet"), TASK).splits["validation"]
+    assert records.asked_flops("p_true").isnan().all()
+    t5 = str(write_seq2seq(tmp_path / "t5"))
+    score = ["score", "--model.model", t5, "--model.output", str(tmp_path / "t5.parquet"), *args, *QUIET]
+    fails([*score, *asked], "has no score 'p_true'")

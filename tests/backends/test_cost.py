@@ -262,8 +262,8 @@ def test_fused_attention_in_the_configuration_is_not_used_and_not_changed():
 @pytest.mark.parametrize("config", [BertConfig(**SMALL), T5Config(**T5_SMALL)], ids=["BERT", "T5"])
 def test_no_weights_are_allocated(monkeypatch, config):
     built = []
-    make = counted_flops._meta_model
-    monkeypatch.setattr(counted_flops, "_meta_model", lambda config: built.append(make(config)) or built[-1])
+    make = counted_flops.meta_model
+    monkeypatch.setattr(counted_flops, "meta_model", lambda config: built.append(make(config)) or built[-1])
     count_flops(config, 8)
     assert len(built) == 1
     assert all(tensor.is_meta for tensor in (*built[0].parameters(), *built[0].buffers()))
@@ -339,8 +339,8 @@ def test_paper_convention_counts_a_classifier_on_a_decoder_at_all_tokens():
 
 def test_a_configuration_is_built_once(monkeypatch):
     built = []
-    make = counted_flops._meta_model
-    monkeypatch.setattr(counted_flops, "_meta_model", lambda config: built.append(1) or make(config))
+    make = counted_flops.meta_model
+    monkeypatch.setattr(counted_flops, "meta_model", lambda config: built.append(1) or make(config))
     counted_flops._length_law.cache_clear()
     counted_flops._stack_weights.cache_clear()
     for convention in ("exact", "paper"):
@@ -520,3 +520,14 @@ def test_a_model_that_reads_values_is_counted_with_weights():
     )  # fmt: skip
     found = flops_by_length(config, torch.tensor([10, 20]))
     assert 2 < found[1] / found[0] < 4
+
+
+def test_models_without_weights_know_no_autocast():
+    """Older versions of the library ask for that of their device before they compute positions; torch would raise."""
+    known = torch.is_autocast_enabled
+    with counted_flops.without_values(), torch.autocast("cpu", torch.bfloat16):
+        assert not torch.is_autocast_enabled("meta")
+        assert torch.is_autocast_enabled("cpu")
+        assert not torch.is_grad_enabled()
+    assert torch.is_autocast_enabled is known
+    assert torch.is_grad_enabled()

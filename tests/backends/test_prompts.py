@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import FAST, QUIET, split_args, write_splits, write_t5
 from data.test_prompts import CHATML, make_tokenizer
+from inference.test_serve import Models, posted
 
 from backends.test_causal import word_tokenizer, write_causal
 from backends.test_families import texts
@@ -388,6 +389,14 @@ def test_answers_of_predict_and_of_score(sums, tmp_path):
     assert len(rows) == 40
     assert [row["answer"] for row in rows] == [row["label"][:2].strip() if row["label"][1:] else None for row in rows]
     assert sum(row["answer"] is not None for row in rows) > 20, [row["label"] for row in rows]
+    # The same in Python and in a server's reply.
+    predictor = JointPredictor(str(tmp_path / "model"), str(tmp_path / "model"), "inf", "nll_mean", device="cpu")
+    questions = pd.read_json(folder / "val.jsonl", lines=True)["question"].tolist()
+    answers = predictor(questions)
+    assert [one.answer for one in answers] == [row["answer"] for row in rows]
+    assert "answer=" not in repr(answers[0])
+    (response,) = posted(Models(predictor).service(), {"texts": questions[:20]})
+    assert [one["answer"] for one in response.json()["answers"]] == [row["answer"] for row in rows[:20]]
 
 
 def test_a_text_ends_where_the_next_example_would_begin(tmp_path):

@@ -1,5 +1,7 @@
 """What all prompts begin with is read once: answers and texts stay the same, and costs are those of what is read."""
 
+import copy
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -220,6 +222,35 @@ def test_what_is_kept_goes_with_the_weights(tmp_path):
     assert model.prefix._layers
     model.train()
     assert not model.prefix._layers
+
+
+@torch.no_grad()
+def test_a_batch_does_not_go_through_all_modules(tmp_path, monkeypatch):
+    """Only what follows a change does, also of one that puts another module in a layer's place."""
+    model = words_of(write_causal(tmp_path / "model", **wide("llama"))).eval()
+    inputs, passed = encoded(model, texts()).batch(ROWS), []
+    walk, count = torch.nn.Module.named_modules, len(list(model.backbone.modules()))
+
+    def counted(module, *args, **options):
+        for each in walk(module, *args, **options):
+            passed.append(each)
+            yield each
+
+    monkeypatch.setattr(torch.nn.Module, "named_modules", counted)
+    model(inputs)
+    kept = model.prefix._layers
+    assert len(passed) > count
+    passed.clear()
+    model(inputs)
+    assert model.prefix._layers is kept
+    # The first one tells the device.
+    assert len(passed) < count / 2
+    layer = model.backbone.model.layers[0].mlp
+    layer.up_proj = copy.deepcopy(layer.up_proj)
+    layer.up_proj.weight.data *= 2
+    after = model(inputs).logits
+    assert model.prefix._layers is not kept
+    torch.testing.assert_close(after, whole_logits(model, inputs), rtol=0, atol=1e-5)
 
 
 def whole_logits(model, inputs):

@@ -16,6 +16,8 @@ from elang.backends.loading.load import load_model
 from elang.cli.suite_plan import read_plan
 from elang.cli.verbs import main
 from elang.data.columns import read_frame, texts_of
+from elang.data.examples import Examples
+from elang.data.overlap import warn_of_overlap
 from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError
 from elang.inference.predictor import JointPredictor
@@ -293,6 +295,22 @@ def test_evaluating_what_is_trained_on_is_said(files, tmp_path, monkeypatch, kno
         texts, numbered = f"Of {61 + known} texts of 'validation', ", ", ".join(map(str, range(min(known, 3))))
         told = f"also in the training file: {known} in what is trained on, 0 in its slice for thresholds; first rows "
         assert not said or (found[0].startswith(texts) and f"{told}{numbered} (counted from 0)" in found[0])
+
+
+def test_nearly_equal_texts_are_counted_apart():
+    """They differ in case, white space and punctuation; texts of nothing else are compared as they are."""
+    train = ["Is it GOOD?", "a bad film", "a  good\tone", ":-)", "e-mail", "Stra\u00dfe", "x y"]
+    dev = ["is it good", "a bad film", "A good, one", ":-(", "email", "STRASSE!", "xy", "\u201cis it good\u201d"]
+    splits = {"train": train, "validation": dev}
+    with pytest.warns(Notice) as seen:
+        warn_of_overlap(
+            {name: Examples.of([(t,) for t in rows], torch.zeros(len(rows))) for name, rows in splits.items()}
+        )
+    said = [str(one.message) for one in seen]
+    assert "Of 8 texts of 'validation', 4 differ from one in the training file only in letter case" in said[0]
+    assert "first rows 0, 2, 5 (counted from 0)" in said[0]
+    assert "Of 8 texts of 'validation', 1 also in the training file" in said[1]
+    assert len(said) == 2
 
 
 def test_evaluated_texts_are_left_out_of_the_training_file(fails, files, base_model, tmp_path):

@@ -29,6 +29,7 @@ from elang.evaluation.slices import (
     slice_sha256,
 )
 from elang.evaluation.statements import attempt, check_statements, next_level
+from elang.evaluation.summary_file import read_summary
 from elang.method.bounds import (
     binomial_cdf,
     drift,
@@ -43,7 +44,7 @@ from elang.method.bounds import (
 from elang.method.certificate import certify_drop, certify_regret, regret_at
 from elang.method.curve.points import Costs
 from elang.method.deferral import route
-from elang.notices import notices
+from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
 
 
@@ -932,3 +933,26 @@ def test_a_small_slice_defers_everything_and_says_so(pair, joint_args, tmp_path,
     assert "which makes a FLOPs speed-up of 1.00x." in said
     assert "costs more than the Super alone" not in said
     assert float(entry_of(tmp_path / "joint")["threshold"]) == -math.inf
+
+
+def test_what_validate_denied_is_said_again_where_its_threshold_is_used(pair, joint, data_args, tmp_path):
+    """By its own file, and by a threshold that was calibrated on its records; not of a pair that is a success."""
+
+    def told(**options):
+        forget_notices()
+        JointPredictor(pair["super"], pair["super"], device="cpu", **options)
+        return [one["text"] for one in notices() if one["kind"] == "denied-pair"]
+
+    swift = str(shutil.copytree(pair["super"], tmp_path / "swift"))
+    both = ["--model.swift_model", swift, "--model.super_model", str(pair["super"])]
+    assert main(["validate", *both, *data_args, *QUIET, "--model.output", str(tmp_path / "joint")]) == 0
+    (said,) = told(thresholds=str(tmp_path / "joint"), threshold="parity")
+    assert said.startswith("`elang validate` said of this pair: ")
+    assert "Swift and Super are the same model" in said
+    assert told(thresholds=str(tmp_path / "joint"), threshold="0.5") == [said]
+    calibrate = ["calibrate", str(tmp_path / "joint"), "--super_share", "0.5", "--name", "half", "--output", swift]
+    assert main(calibrate) == 0
+    assert told(thresholds=swift, threshold="half") == [said]
+    assert told(thresholds=swift, threshold="0.5") == []
+    assert Manifest.read(joint).denial == read_summary(joint).cautions[0]
+    assert Manifest.read(pair["swift"]).denial == ""

@@ -24,6 +24,7 @@ from elang.inference.serving.schema import Limits, Question, model_at
 from elang.inference.serving.service import Metrics, score_edges
 from elang.inference.serving.text_chats import TextChats
 from elang.records.table import Records
+from elang.tasks.sampling import Sampling
 from inference.chat_pairs import EASY, HARD, TASK, TOKENS, write_chat_pair
 from inference.test_serve import Models, some_texts
 
@@ -74,8 +75,9 @@ def chat_app(models, score="prompt_router", super_=None, wrong=None, **policy):
     workers = {role: Here(models[score][role], **(wrong or {}).get(role, {})) for role in ("swift", "super")}
     metrics = Metrics(score_edges(predictor))
     limits = policy.pop("limits", Limits(deadline=20))
-    here = LocalChats("Swift", workers["swift"], predictor.task, samples=early, early=early)
-    behind = super_ or LocalChats("Super", workers["super"], predictor.task)
+    usual = predictor.sampling.temperature if predictor.sampling else 0.0
+    here = LocalChats("Swift", workers["swift"], predictor.task, usual=usual, fixed=not early, early=early)
+    behind = super_ or LocalChats("Super", workers["super"], predictor.task, usual=usual)
     service = ChatService(predictor, here, behind, limits=limits, metrics=metrics, **policy)
     app = FastAPI()
     add_chat_routes(app, service, "pair", predictor.task, metrics=metrics, deadline=limits.deadline)
@@ -218,6 +220,23 @@ def test_each_chat_of_a_batch_has_its_own_settings(models):
     assert together[4]["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("score", ["prompt_router", "nll_mean"])
+def test_a_pair_that_draws_its_texts_draws_the_same_ones(folders, score):
+    """As the predictor does, for requests without a temperature of their own; with it and the seed, too."""
+    sampling = Sampling(temperature=0.8, top_p=0.95, top_k=40, seed=3)
+    pair = {"swift_model": str(folders["swift"]), "super_model": str(folders["super"])}
+    options = {**pair, "score": score, "sampling": sampling}
+    expected = JointPredictor(**options, device="cpu")([EASY, HARD, "why"])
+    own = {score: {role: ChatModel(role, options, threads=1, device="cpu") for role in ("swift", "super")}}
+    app, _, _ = chat_app(own, score)
+    assert [text_of(response) for response in posted(app, *map(asked, (EASY, HARD, "why")))] == [
+        one.label for one in expected
+    ]
+    (response,) = posted(app, asked("why", temperature=0))
+    wanted = None if score == "prompt_router" else "a temperature other than 0.8"
+    assert response.json()["elang"]["deferred"] == wanted
+
+
 def test_samples_follow_the_temperature_and_top_p(models):
     """By counting: the first token's frequencies are those of the model's distribution."""
     writer = models["prompt_router"]["super"].writer
@@ -243,7 +262,7 @@ def test_what_the_swift_does_not_take_goes_to_the_super(models):
     app, _, _ = chat_app(models, "nll_mean")
     (response,) = posted(app, asked(temperature=1.0, seed=1))
     about = response.json()["elang"]
-    assert (about["answered_by"], about["deferred"], about["score"]) == ("super", "a temperature above 0", None)
+    assert (about["answered_by"], about["deferred"], about["score"]) == ("super", "a temperature other than 0", None)
     (response,) = posted(app, asked("a" * 150))
     assert (response.json()["elang"]["deferred"], response.status_code) == ("too long for the Swift", 200)
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]

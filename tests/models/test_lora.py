@@ -8,11 +8,12 @@ import torch
 from backends.test_adapters import needs_peft
 from backends.test_causal import write_causal
 from conftest import FAST, write_t5
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_pitfalls import run_cli
 
 from elang import FinetuneModule, InputError, JointPredictor
 from elang.backends.loading.load import load_model
+from elang.backends.loading.lora import Lora
 from elang.cli.verbs import main
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
@@ -57,6 +58,34 @@ def test_only_linear_layers_and_the_head_move(lora_args, base_model, tmp_path):
     assert changed - body == {f"{m}.{w}" for m in ("classifier", "bert.pooler.dense") for w in ("weight", "bias")}
     assert not (tmp_path / "model" / "adapter_config.json").exists()
     assert Manifest.read(tmp_path / "model").weights_sha256 == load_model(str(tmp_path / "model")).weights_sha256
+
+
+def test_frozen_bfloat16_weights_stay_so_in_a_bfloat16_training(lora_args, base_model, tmp_path):
+    """They take half the memory, and what is written is what is written without; other weights are left alone."""
+    folder = tmp_path / "published"
+    shutil.copytree(base_model, folder)
+    weights = {name: weight.bfloat16().float() for name, weight in load_file(folder / "model.safetensors").items()}
+    odd = next(name for name in weights if name.endswith("query.weight"))
+    weights[odd] += 2.0**-20
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    seen = {}
+
+    class Watch(Lora):
+        def begin(self, model, precision):
+            super().begin(model, "" if seen else precision)
+            seen.setdefault("halves", {n for n, p in model.backbone.named_parameters() if p.dtype == torch.bfloat16})
+
+    args = [*lora_args, "--model.model", folder, "--trainer.precision", "bf16-mixed"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("elang.models.finetune.Lora", Watch)
+        fit(*args)
+        halved = load_file(tmp_path / "model" / "model.safetensors")
+        fit(*args)
+    assert len(seen["halves"]) == 2 * 6 - 1
+    assert not [n for n in seen["halves"] if "embeddings" in n or odd.replace(".weight", ".base_layer.weight") in n]
+    whole = load_file(tmp_path / "model" / "model.safetensors")
+    assert {weight.dtype for weight in halved.values()} == {torch.float32}
+    assert all(torch.equal(weight, whole[name]) for name, weight in halved.items())
 
 
 def test_a_swift_as_an_adapter_is_the_merged_one(lora_args, pair, joint_args, data_args, tmp_path, files):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from test_pitfalls import run_cli
 
 from elang import JointPredictor, locks
+from elang.backends.loading.weights import num_weights
 from elang.cli.lightning import run
 from elang.cli.verbs import main
 from elang.errors import InputError
@@ -155,7 +156,7 @@ def test_the_best_weights_are_exported(fit_args, tmp_path, only):
     made = json.loads((tmp_path / "model" / "made.json").read_text())
     said = [one["text"] for one in made["notices"] if one["kind"] == "best-weights"]
     assert len(said) == 1
-    assert all(word in said[0] for word in ("epoch 0 (step 11)", "validation/accuracy", "0.", "min", "step 44"))
+    assert all(word in said[0] for word in ("epoch 1 (step 11)", "validation/accuracy", "0.", "min", "step 44"))
 
 
 def test_the_best_may_be_the_last_or_of_an_earlier_run(fit_args, tmp_path):
@@ -171,7 +172,7 @@ def test_the_best_may_be_the_last_or_of_an_earlier_run(fit_args, tmp_path):
     callbacks = checkpoints(tmp_path / "b", **monitor)
     with pytest.warns(UserWarning, match="dirpath has changed"):
         run_cli("fit", *fit_args, "--trainer.callbacks", callbacks, "--ckpt_path", tmp_path / "a" / "epoch=1.ckpt")
-    assert "epoch 1 (step 22)" in told("best-weights")
+    assert "epoch 2 (step 22)" in told("best-weights")
     assert same(weights(tmp_path / "model"), weights(tmp_path / "a" / "epoch=1.ckpt"))
 
 
@@ -222,7 +223,7 @@ def test_a_better_earlier_epoch_is_told_and_its_option_keeps_it(fit_args, tmp_pa
     forget_notices()
     option = said.partition("keep the best epoch's weights: ")[2].split()
     run_cli("fit", *args, *option, "--trainer.callbacks.dirpath", tmp_path / "best")
-    assert "epoch 0 (step 11), the best by validation/accuracy" in told("best-weights")
+    assert "epoch 1 (step 11), the best by validation/accuracy" in told("best-weights")
     assert not told("better-epoch")
     assert not same(weights(tmp_path / "model"), last)
 
@@ -502,6 +503,26 @@ def test_scoring_tells_of_texts_that_were_trained_on(pair, data_args, files, tmp
     assert "overlap" in [one["kind"] for one in notices()]
 
 
+def test_a_swift_that_is_too_large_is_told_before_anything_long(pair, base_model, data_args, tmp_path, monkeypatch):
+    """By the folder of the Super that the records name, in `fit` and in `validate`; its files' headers are enough."""
+    records = str(tmp_path / "small.parquet")
+    assert main(["score", "--model.model", str(pair["swift"]), *data_args, *QUIET, "--model.output", records]) == 0
+
+    def stop(*args, **options):
+        raise InputError("the data are encoded")
+
+    monkeypatch.setattr("elang.data.module.encode_split", stop)
+    swift = ["--model.model", str(base_model), "--model.super_records", records, "--model.output", str(tmp_path / "x")]
+    joint = ["--model.swift_model", str(pair["super"]), "--model.super_model", records]
+    for command in (["fit", "--model", "SwiftModule", *swift, *FAST], ["validate", *joint, *QUIET]):
+        forget_notices()
+        assert main([*command, *data_args]) == 2
+        (said,) = [one["text"] for one in notices() if one["kind"] == "swapped-models"]
+        assert re.search(r"Swift '.*' has [\d,]+ weights and the Super '.*swift' only [\d,]+", said)
+    known = sum(weight.numel() for weight in load_file(pair["super"] / "model.safetensors").values())
+    assert num_weights(pair["super"]) == known
+
+
 def test_a_pair_the_other_way_round(pair, data_args, tmp_path):
     forget_notices()
     JointPredictor(str(pair["super"]), str(pair["swift"]), "0.0")
@@ -515,6 +536,8 @@ def test_a_pair_the_other_way_round(pair, data_args, tmp_path):
         "--model.output",
         tmp_path / "j",
     ]
+    forget_notices()
     assert main(["validate", *map(str, args), *data_args, *QUIET]) == 0
+    assert said in [one["text"] for one in notices() if one["kind"] == "swapped-models"]
     cautions = json.loads((tmp_path / "j" / "summary.json").read_text())["cautions"]
     assert [one for one in cautions if "so no threshold saves anything" in one]

@@ -1,5 +1,7 @@
 """The answer in a generated text: what is found, what is not, and what that does to metrics."""
 
+import json
+
 import pytest
 
 from elang import InputError, Seq2SeqData
@@ -35,6 +37,15 @@ def task_of(extract, **more):
         ("I think it is C.", "C"),
         ("The answer is not B but C", "C"),
         ("J", "J"),
+        ("answer: c", "C"),
+        ("the answer is c because of that", "C"),
+        ("Answer: a", "A"),
+        ("ANSWER: (i).", "I"),
+        ("the answer is \\boxed{a}", "A"),
+        ("answer: a.m.", None),
+        ("option e.g. a dog", None),
+        ("the answer is c'est la vie", None),
+        ("The answer is i think a dog", None),
         ("A dog", None),
         ("I do not know", None),
         ("The answer is a dog", None),
@@ -71,6 +82,22 @@ def test_the_letter_of_a_choice(text, answer):
         ("#### none of the 3", "3"),
         ("#### none", None),
         ("H2O", None),
+        ("so 1,234.5", "1234.5"),
+        ("3.", "3"),
+        ("3e5", "3e5"),
+        ("\u22123e\u22125", "-3e-5"),
+        ("...5", "5"),
+        ("1/2", "0.5"),
+        ("That is -1/4.", "-0.25"),
+        ("3 1/2", "3.5"),
+        ("6/3", "2"),
+        ("1/0", None),
+        ("4 apples/5", "5"),
+        ("1.2.3", None),
+        ("version 1.2.3 has 4", "4"),
+        ("on 30/11/2026", None),
+        ("2026-11-30", None),
+        ("9" * 6000 + "/7", "7"),
         ("seven", None),
         ("", None),
     ],
@@ -135,3 +162,18 @@ def test_an_answer_ends_where_the_next_example_begins():
     task = task_of("number", prompt="Q: {text}\nA:", examples=["Q: 1\nA:", "1"])
     assert found_answers(task, ["7\n\nQ: what is 9 ?\nA: 9"]) == ["7"]
     assert comparable(task_of("", prompt="Q: {text}", examples=["Q: 1", "1"]), ["7\n\nQ: 9"]) == ["7"]
+
+
+# Nested repeats, which no search optimises away.
+SLOW = r"(?:(?:a|aa)+)+$(x)"
+
+
+def test_a_pattern_that_takes_too_long(tmp_path):
+    """In a reference it is refused; in a generated text it finds nothing, and a notice says why."""
+    text = "ab" * 30 + "a" * 60 + "xx"
+    with pytest.warns(Notice, match=r"takes more than 0.5 s on a text of 122 characters. Write it without repeats"):
+        assert found_answers(task_of(SLOW), ["aax", text]) == [None, None]
+    (tmp_path / "x.jsonl").write_text(json.dumps({"source": "a", "target": text}))
+    data = Seq2SeqData(validation=str(tmp_path / "x.jsonl"), extract=SLOW, qualities=["exact_answer"])
+    with pytest.raises(InputError, match=r"takes more than 0.5 s .* It was a reference of .*x.jsonl"):
+        data.read("validation")

@@ -47,8 +47,21 @@ class AnyShape:
 Pass = Callable[[Any], tuple[Tensor, Any]]
 # The inputs' column, int64 ``(B,)``, that is 0 for texts that need not be generated.
 WANTED = "wanted"
+# Settings that leave greedy decoding as it is; those of beams and samples have no effect on it.
+_GREEDY_SETTINGS = {
+    *("decoder_start_token_id", "eos_token_id", "pad_token_id", "bos_token_id", "max_new_tokens", "num_beams"),
+    *("do_sample", "temperature", "top_k", "top_p", "use_cache", "output_attentions", "output_hidden_states"),
+    *("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty"),
+    *("return_dict_in_generate", "output_scores", "transformers_version", "_from_model_config"),
+}
 _STEPS = (64, 16), (128, 32), (10**9, 64)
 _WARM_UP = 3
+
+
+def is_greedy(settings: Any) -> bool:
+    """Whether a generation configuration asks for one beam and changes nothing about greedy decoding."""
+    given = {name for name, value in settings.to_diff_dict().items() if value is not None}
+    return (settings.num_beams or 1) == 1 and not given - _GREEDY_SETTINGS
 
 
 def padded_length(length: int, limit: int) -> int:

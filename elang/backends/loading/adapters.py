@@ -5,11 +5,13 @@ A model that is loaded from such a folder is the merged one, so it answers, and 
 
 import json
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 from transformers.utils import find_adapter_config_file
@@ -65,13 +67,16 @@ class Adapter:
         """Put what the adapter says of the task into the configuration of its base, if it has none of its own."""
         if self.task_type != "SEQ_CLS":
             return
-        heads = [w for name, w in self._weights().items() if _HEADS.search(name) and "lora_" not in name]
-        if sizes := [len(weight) for weight in heads if weight.ndim == 2]:
+        # Their sizes are in the file's header, so it is not loaded for them.
+        with self._readable(), safe_open(self._file(), "pt") as weights:
+            shapes = [weights.get_slice(name).get_shape() for name in filter(_is_head, weights.keys())]
+        if sizes := [shape[0] for shape in shapes if len(shape) == 2]:
             config.num_labels = sizes[-1]
         if model := AutoModelForSequenceClassification._model_mapping.get(type(config), None):
             config.architectures = [model.__name__]
 
-    def _weights(self) -> dict[str, Any]:
+    def _file(self) -> Path:
+        """The file of its weights, which may still be missing."""
         file = self.folder / ADAPTER_WEIGHTS
         if not file.is_file() and (pickle := file.with_suffix(".bin")).is_file():
             code = (
@@ -82,15 +87,18 @@ class Adapter:
                 f"'{self.path}' holds its adapter as a pickle, which elang does not load. Convert it: "
                 f"{python_command(code)}"
             )
-        with explained(f"The weights of the adapter '{self.path}' cannot be read", f"It must hold {file.name}."):
-            weights: dict[str, Any] = load_file(file)
-        return weights
+        return file
+
+    def _readable(self) -> AbstractContextManager[None]:
+        """Around what reads its weights."""
+        return explained(f"The weights of the adapter '{self.path}' cannot be read", f"It must hold {ADAPTER_WEIGHTS}.")
 
     def merge_into(self, backbone: Any) -> set[str]:
         """Put the adapter on its base, merge it, and return the names of the base's weights that it replaced."""
         from peft import PeftConfig, PeftModel, set_peft_model_state_dict
 
-        weights = self._weights()
+        with self._readable():
+            weights: dict[str, Any] = load_file(self._file())
         trained = {id(weight): weight.requires_grad for weight in backbone.parameters()}
         does_not_fit = f"The adapter '{self.path}' does not fit its base '{self.base}'"
         remedy = "Give the base that it was trained on, as base_model_name_or_path of its adapter_config.json."
@@ -114,6 +122,11 @@ class Adapter:
         for weight in backbone.parameters():
             weight.requires_grad_(trained.get(id(weight), True))
         return {name.removeprefix(PREFIX) for name in weights} & set(backbone.state_dict())
+
+
+def _is_head(name: str) -> bool:
+    """Whether a weight of an adapter is a whole classification head's."""
+    return bool(_HEADS.search(name)) and "lora_" not in name
 
 
 def _base_of(path: str, base: str, revision: Any) -> tuple[str, dict[str, Any]]:

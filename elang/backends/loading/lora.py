@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -149,8 +150,26 @@ class Lora:
             check_base(about, model.weights_sha256, self.source.path)
             state.update({prefix + name: own[name] for name in lacking})
 
+    def begin(self, model: TextModel, precision: str) -> None:
+        """Make a model ready for a training: adapters apart, and frozen weights in bfloat16 if autocast computes in it.
+
+        Autocast would convert them in every pass. Only weights of linear layers whose values stay the same, as of
+        models that were published in bfloat16.
+        """
+        self.merge(model, False)
+        if self.options.rank is None or precision != "bf16-mixed":
+            return
+        tables = {module.weight for module in model.backbone.modules() if isinstance(module, nn.Embedding)}
+        for layer in _layers(model.backbone):
+            low = layer.weight.detach().bfloat16()
+            if not layer.weight.requires_grad and layer.weight not in tables and torch.equal(low, layer.weight):
+                layer.weight.data = low
+
     def merge(self, model: TextModel, merged: bool = True) -> None:
-        """Add the adapters to the weights of their layers, in place, or take them off again."""
+        """Add the adapters to the weights of their layers, in float32 and in place, or take them off again."""
+        if merged and self.options.rank is not None:
+            for layer in _layers(model.backbone):
+                layer.weight.data = layer.weight.data.float()
         for layer in _adapted(model.backbone).values():
             if bool(layer.merged) != merged:
                 (layer.merge if merged else layer.unmerge)()
@@ -201,6 +220,11 @@ def _adapted(backbone: nn.Module) -> dict[str, Any]:
     """The layers that have an adapter, by every name that they have."""
     modules = dict(backbone.named_modules(remove_duplicate=False))
     return {name: module for name, module in modules.items() if hasattr(module, "get_base_layer")}
+
+
+def _layers(backbone: nn.Module) -> Iterator[Any]:
+    """All linear layers, those inside of adapters, too."""
+    return (module for module in backbone.modules() if isinstance(module, nn.Linear | Conv1D))
 
 
 def _replace(backbone: nn.Module, name: str, module: nn.Module) -> None:

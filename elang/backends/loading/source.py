@@ -1,18 +1,22 @@
 """Where a model's files are, whole or as an adapter on a base, and what is read from them."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils import cached_file
 
 from elang.backends.loading.adapters import Adapter
 from elang.backends.loading.hub import locate, quiet
 from elang.backends.loading.tokenizer import load_tokenizer
-from elang.backends.loading.weights import check_format, check_precision, check_quantized
+from elang.backends.loading.weights import check_format, check_precision, check_quantized, num_weights
+from elang.errors import InputError
 from elang.files import folder_sha256
+from elang.notices import notice
 
 
 @dataclass(frozen=True)
@@ -101,3 +105,17 @@ class Source:
 def weights_sha256(path: str | Path) -> str:
     """Hash of a model's weights, of an adapter also of its base's; empty for a model from the hub."""
     return Source.find(str(path), weights=False).sha256
+
+
+def tell_if_larger(swift: str, size: int, super_: str, super_size: int = 0) -> None:
+    """Give a notice if a Swift of this size, in weights, is larger than its Super.
+
+    The Super's size is read from its files if it is not given; nothing is told where neither is at hand.
+    """
+    if not super_size and Path(super_).is_dir():
+        # A Super that cannot be read is refused where it is needed.
+        with suppress(InputError, OSError, ValueError, SafetensorError):
+            super_size = num_weights(Source.find(super_, weights=False).base)
+    if super_size and size > super_size:
+        sizes = f"'{swift}' has {size:,} weights and the Super '{super_}' only {super_size:,}"
+        notice("swapped-models", f"The Swift {sizes}: did you swap them?", stacklevel=3)

@@ -1,6 +1,7 @@
 """Whether a model's files hold the weights that it needs; the library would draw missing ones at random."""
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Collection
@@ -158,6 +159,17 @@ def check_precision(folder: Path, path: str) -> None:
             f"{_some(quantized)}. They seem to be quantized, which is not supported. Give the model in float32, "
             "bfloat16 or float16."
         )
+
+
+def num_weights(folder: Path) -> int:
+    """The number of weights in the files of a folder, from their headers alone; 0 where there are none."""
+    from safetensors import safe_open
+
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            count += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118 - no dict
+    return count
 
 
 def check_state(model: Any, state: dict[str, Any], path: str, remedy: str) -> None:

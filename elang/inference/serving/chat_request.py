@@ -208,9 +208,9 @@ def _settings(body: dict[str, Any], completion: bool) -> Chat:
         (),
         tokens=int(min(tokens)) if tokens else None,
         stop=tuple(stop),
-        temperature=_number(body, "temperature", 0, 2) if "temperature" in body else 0.0,
+        temperature=_number(body, "temperature", 0, 2) if "temperature" in body else None,
         top_p=_number(body, "top_p", 0, 1) if "top_p" in body else 1.0,
-        seed=int(_number(body, "seed", -(2**63), 2**63 - 1, whole=True)) if "seed" in body else None,
+        seed=int(_number(body, "seed", -(2**62), 2**62, whole=True)) if "seed" in body else None,
         count=int(_number(body, "n", 1, _MOST_CHOICES, whole=True)) if "n" in body else 1,
         top_logprobs=top,
     )

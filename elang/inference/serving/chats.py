@@ -48,14 +48,22 @@ class _Waiting:
 class LocalChats:
     """A language model in processes here. It answers conversations that wait together, and sends tokens as they come.
 
-    ``samples`` says whether its answers may be samples: a score after the answer was calibrated on the most probable
-    texts. ``early`` says that its score is known before it writes.
+    ``usual`` is the temperature of a request without one. ``fixed`` says that others would not do: a score after the
+    answer was calibrated on such texts. ``early`` says that its score is known before it writes.
     """
 
     def __init__(
-        self, who: str, workers: Workers, task: TextTask, *, samples: bool = True, early: bool = False
+        self,
+        who: str,
+        workers: Workers,
+        task: TextTask,
+        *,
+        usual: float = 0.0,
+        fixed: bool = False,
+        early: bool = False,
     ) -> None:
-        self.who, self.workers, self.task, self.samples, self.early = who, workers, task, samples, early
+        self.who, self.workers, self.task = who, workers, task
+        self.usual, self.fixed, self.early = usual, fixed, early
         self.gauge: Gauge | None = None
         self.waiting = 0
         self._queue: deque[_Waiting] = deque()
@@ -68,9 +76,10 @@ class LocalChats:
             return request.beyond, request.param
         if self.task.label_words != "chat" and (chat.turns or chat.system is not None):
             return "a conversation of several messages", "messages"
-        if chat.sampled and not self.samples:
-            return "a temperature above 0", "temperature"
-        if chat.count > 1 and not chat.sampled:
+        temperature = self.usual if chat.temperature is None else chat.temperature
+        if self.fixed and temperature != self.usual:
+            return f"a temperature other than {self.usual:g}", "temperature"
+        if chat.count > 1 and not temperature:
             return "n above 1 without a temperature above 0", "n"
         return "", None
 

@@ -75,6 +75,9 @@ class Answer(BaseModel):
         "the threshold defers everything."
     )
     answered_by: Role
+    answer: str | None = Field(
+        None, description="What the Swift's --data.extract finds in a generated text; null if nothing, or if not set."
+    )
     fallback: Reason | None = Field(None, description="Why the Swift answers what the Super should have.")
     cut: list[Role] = Field([], description="Which models read only the beginning: the input is too long for them.")
 

@@ -113,10 +113,11 @@ def _chat_service(
     predictor: JointPredictor, workers: dict[Role, Workers], chats: ChatOptions, remote: str | None, **policy: Any
 ) -> ChatService:
     early = predictor.score in BEFORE_DECODER
-    swift = LocalChats("Swift", workers["swift"], predictor.task, samples=early, early=early)
+    usual = 0.0 if predictor.sampling is None else predictor.sampling.temperature
+    swift = LocalChats("Swift", workers["swift"], predictor.task, usual=usual, fixed=not early, early=early)
     super_: LocalChats | Upstream
     if remote is None:
-        super_ = LocalChats("Super", workers["super"], predictor.task)
+        super_ = LocalChats("Super", workers["super"], predictor.task, usual=usual)
     else:
         super_ = Upstream(remote, chats.super_key, timeout=policy["limits"].deadline)
     return ChatService(predictor, swift, super_, prices=chats.prices, **policy)

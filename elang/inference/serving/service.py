@@ -15,6 +15,7 @@ from elang.errors import InputError
 from elang.inference.predictor import JointPredictor
 from elang.inference.serving.batcher import Batcher, ModelAnswers
 from elang.inference.serving.schema import Answer, Limits, Question, Reason, Reply, Role, TimedQuestion, busy, refused
+from elang.tasks.extraction import answer_in
 
 _log = logging.getLogger(__name__)
 OnSuperFailure = Literal["swift", "fail"]
@@ -155,6 +156,7 @@ class PairService:
                 probability=labels[i][1],
                 score=score,
                 answered_by="super" if i in deferred and not reason else "swift",
+                answer=answer_in(self.predictor.task, labels[i][0]),
                 fallback=reason if i in deferred else None,
                 cut=[role for role, places in cut.items() if i in places],
             )

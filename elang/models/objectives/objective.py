@@ -1,7 +1,9 @@
 """What a Swift's loss has besides the task's own: its options, the Super's answers, and the interface of its terms."""
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from elang.backends.backend import Answer
 from elang.backends.flops import FlopsConvention
+from elang.backends.loading.source import tell_if_larger
 from elang.backends.text_model import TextModel
 from elang.data.examples import check_held_out, source_of
 from elang.data.prompts import tell_examples
@@ -16,7 +19,7 @@ from elang.errors import InputError
 from elang.evaluation.cautions import little_to_save
 from elang.method.losses import MarginKind
 from elang.notices import notice
-from elang.records.reading import read_records
+from elang.records.reading import read_metadata, read_records
 from elang.records.table import EXAMPLES, Records
 from elang.tasks.text_task import TextTask
 
@@ -123,15 +126,26 @@ class RecordedAnswers:
         made = about.get("vocabulary"), convention, str(about.get("weights_sha256") or "")
         return cls(path, {source: records[source] for source in needed}, *made)
 
+    @staticmethod
+    def tell_larger(path: str | None, swift: str, model: TextModel) -> None:
+        """Tell of a Swift that is larger than the Super of the records at a path, before anything long."""
+        if path is not None and path.lower().endswith(".parquet") and Path(path).is_file():
+            # A damaged file is refused when it is read.
+            with suppress(ValueError):
+                tell_if_larger(swift, model.size, str(read_metadata(path).get("model", "")))
+
     def tell_saving(self, model: TextModel, data: Any) -> None:
         """Tell how much a pair with this Swift can save at most, if that is little, by some training texts."""
         records = self.records["train"]
-        if data is None or records.flops is None or model.task.kind.generates:
+        if data is None or records.flops is None or (model.task.kind.generates and records.steps is None):
             return
         texts = data.loader("train").dataset
         batch = texts[torch.linspace(0, len(texts) - 1, min(len(texts), _FEW)).long().tolist()]
-        swift = model.flops(batch["model"], self.convention)["flops"].mean()
-        super_ = records.flops[records.rows(batch["id"], batch["key"])].mean()
+        rows = records.rows(batch["id"], batch["key"])
+        # As if it wrote texts of the Super's lengths.
+        steps = None if records.steps is None else records.steps[rows]
+        swift = model.flops(batch["model"], self.convention, steps)["flops"].mean()
+        super_ = records.flops[rows].mean()
         if said := little_to_save(float(swift), float(super_)):
             notice("little-to-save", f"{said[0].upper()}{said[1:]}.")
 

@@ -1,0 +1,112 @@
+"""The short way of decoder-only models: label words, and texts in a cache of fixed size. Graphs need a GPU."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from backends.test_causal import BY_PATHS, FAMILIES, WORDS_OF, task_of, write_causal
+from backends.test_causal import encoded as encoded_words
+from backends.test_causal_generation import TOKENS, encoded, made_of
+from backends.test_families import texts
+from elang.backends.fast.graphs import WANTED, SmallBatches
+from elang.backends.loading.load import load_model
+from elang.backends.network import InferenceOptions
+from elang.data.encoding import pad_of, token_lists
+from elang.method.scores import BEFORE_DECODER
+
+ANY_MASK = sorted(set(FAMILIES) - BY_PATHS)
+# What waits for the device, or has a shape that the device decides.
+WAITING = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique", "equal", "_unique2"}
+
+
+class Captured(TorchDispatchMode):
+    """Refuses what no graph can capture."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in WAITING, f"{name} cannot be captured"
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def capturing(monkeypatch):
+    """As while a graph is captured."""
+    with monkeypatch.context() as patch, Captured():
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        yield
+
+
+def small_batches(model, score=None, **options):
+    passes = model.short_way(InferenceOptions(score))
+    assert passes is not None
+    limit = model.reader.limit(60)
+    return SmallBatches(passes, pad_of(model.tokenizer), 6, limit, torch.device("cpu"), "The Swift", **options)
+
+
+def with_heads(model):
+    model.add_heads()
+    for head in model.routers.values():
+        head.weight.normal_(generator=torch.Generator().manual_seed(0))
+        head.scale.fill_(1)
+    return model
+
+
+@pytest.mark.parametrize("name", ANY_MASK)
+@torch.inference_mode()
+def test_texts_of_a_family(tmp_path, name):
+    """Those of the library, with their scores; of inputs that need not be generated there are none."""
+    model = with_heads(made_of(write_causal(tmp_path / "model", name)))
+    rows = token_lists(model.reader, model.task, texts(), model.reader.limit(60))[0]
+    inputs = encoded(model, texts()).batch(list(range(6)))
+    # So that one text at least ends early.
+    model.settings.eos_token_id = [3, int(model.generate(model.encode(inputs)).ids[1, 4])]
+    made = model.generate(model.encode(inputs))
+    assert int(made.steps[1]) <= 5
+    expected = model.padded_ids(made)
+    for score in (None, "nll_mean", "prompt_router", "router"):
+        small = small_batches(model, score, tokens=TOKENS, left=True)
+        (early,) = small.first(rows)
+        kept = [i % 3 > 0 for i in range(6)] if score in BEFORE_DECODER else [True] * 6
+        late, *ids = small.generate(kept)
+        written = torch.tensor(ids).long().T
+        assert written.shape == (6, TOKENS)
+        for row, keep in enumerate(kept):
+            steps = int(made.steps[row]) if keep else 0
+            assert written[row, :steps].tolist() == expected[row, :steps].tolist()
+            assert set(written[row, steps:].tolist()) <= {0}
+        if score is not None:
+            value = torch.tensor(early if score in BEFORE_DECODER else late)
+            torch.testing.assert_close(value, model.score_of(score, made).float(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ANY_MASK)
+@torch.inference_mode()
+def test_a_graph_could_capture_it(tmp_path, name, monkeypatch):
+    """Nothing in the passes waits for the device, of label words as of texts."""
+    folder = write_causal(tmp_path / "model", name)
+    for model in (made_of(folder, heads=True), load_model(folder, task_of(WORDS_OF["tree"])).eval()):
+        rows = (encoded if model.max_new_tokens else encoded_words)(model, texts())
+        state = rows.batch(list(range(6))) | {WANTED: torch.ones(6, dtype=torch.int64)}
+        score = "nll_mean" if model.max_new_tokens else "max_softmax"
+        for run in model.short_way(InferenceOptions(score)):
+            # The first run moves constants.
+            run(state)
+            with capturing(monkeypatch):
+                state = run(state)[1]
+
+
+def test_what_has_no_short_way(tmp_path):
+    """Beams, strings that end texts, shared beginnings, scores with passes of their own, families without masks."""
+    folder, options = write_causal(tmp_path / "model"), InferenceOptions("nll_mean")
+    model = made_of(folder)
+    assert model.short_way(options)
+    assert made_of(folder, beams=3).short_way(options) is None
+    assert model.short_way(InferenceOptions("p_true")) is None
+    model.prefix.tokens = tuple(range(20))
+    assert model.short_way(options) is None
+    model.prefix.tokens, model.stop = (), "\n\nQ"
+    assert model.short_way(options) is None
+    assert made_of(write_causal(tmp_path / "bloom", "bloom")).short_way(options) is None
