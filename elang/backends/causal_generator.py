@@ -61,6 +61,11 @@ class CausalGenerator(DecoderOnly, Generation):
         self.stop = task.next_example
         self.check_batches()
 
+    @property
+    def streams(self) -> bool:  # type: ignore[override]
+        """Without beams, of which the best is known at the end."""
+        return self.num_beams == 1
+
     @cached_property
     def check(self) -> Check:
         """The question whether an answer is right."""
@@ -193,10 +198,11 @@ class CausalGenerator(DecoderOnly, Generation):
         logits: Tensor = self.after(ids, mask).logits[:, -1]
         return logits
 
-    def generated_ids(self, encoded: Prompted, config: Any) -> Tensor:
+    def generated_ids(self, encoded: Prompted, config: Any, **options: Any) -> Tensor:
         """The tokens that the library generates with a configuration, without the prompt, int64 ``(B, T)``."""
-        more = {} if self.sampling is None else {"logits_processor": drawn_by(self.sampling, encoded.ids, encoded.mask)}
-        return self._continued(encoded, encoded.repeated(self.num_beams).output, config, **more)
+        if self.sampling is not None and "logits_processor" not in options:
+            options["logits_processor"] = drawn_by(self.sampling, encoded.ids, encoded.mask)
+        return self._continued(encoded, encoded.repeated(self.num_beams).output, config, **options)
 
     def _continued(self, encoded: Prompted, output: Any, config: Any, **options: Any) -> Tensor:
         """The tokens that the library puts behind prompts, whose ``output`` has a row for each beam."""
@@ -206,7 +212,7 @@ class CausalGenerator(DecoderOnly, Generation):
             config.pad_token_id = self.end
         if self.stop and (config.num_beams or 1) == 1 and not config.min_new_tokens:
             stopped = Stopped(self.tokenizer, self.stop, encoded.ids.shape[1])
-            options["stopping_criteria"] = StoppingCriteriaList([stopped])
+            options.setdefault("stopping_criteria", StoppingCriteriaList()).append(stopped)
         # In its older versions the library penalises repeated tokens of the padding: it is each prompt's first token.
         first = encoded.ids.gather(1, encoded.mask.argmax(1, keepdim=True))
         with read_already(self.backbone, output):
