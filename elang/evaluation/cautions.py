@@ -8,7 +8,7 @@ from torch import Tensor
 from elang.evaluation.labels import AGAIN, never_right, no_better_than_one
 from elang.evaluation.pair import HALF_POINT, PairAnswers
 from elang.evaluation.slices import FEW, independent_units
-from elang.evaluation.summary import ANOTHER_SUPER, NO_PAIR, SWIFT_ALONE, EvaluatedPair, QualitySummary, Worth
+from elang.evaluation.summary import NO_PAIR, SWIFT_ALONE, EvaluatedPair, QualitySummary, Worth
 from elang.method.bootstrap import mean_intervals
 from elang.method.quality.labels import spearman
 from elang.method.quality.texts import full_mark
@@ -136,7 +136,7 @@ def wrong_super(manifest: Manifest | None, about: EvaluatedPair) -> list[str]:
     if not known or not current or known == current:
         return []
     return [
-        f"the Swift's router and thresholds {ANOTHER_SUPER} (weights {known[:12]}…) than "
+        f"the Swift's router and thresholds were made with the answers of another Super (weights {known[:12]}…) than "
         f"'{about.super_model}' (weights {current[:12]}…): is it the right folder? If it is, train the Swift on its "
         "answers, or use the thresholds of this evaluation (--thresholds)"
     ]

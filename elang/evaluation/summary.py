@@ -9,8 +9,6 @@ from elang.records.table import FORMAT
 
 # What cautions that advise against a pair say.
 SWIFT_ALONE, NO_PAIR = "use the Swift alone", "no threshold saves anything"
-# What the caution says of which thresholds that are chosen anew are no part.
-ANOTHER_SUPER = "were made with the answers of another Super"
 
 
 @dataclass(frozen=True)
@@ -127,6 +125,7 @@ class JointSummary(EvaluatedPair):
         qualities: By the metric's name; the first one chose the thresholds.
         operating_points: For each score its points ``held out, <name>`` and ``read here, <name>``.
         cautions: Reasons to trust the figures less; the first ``denied`` ones deny that the pair is a success.
+        denial: The first of these that says so by the pair's answers, not by how it was evaluated.
         most_frequent: What always answering one label would reach, :func:`elang.evaluation.labels.always_one`.
         recalls: Of a few labels, :func:`elang.evaluation.labels.recalls` at the default threshold.
         areas: From :func:`elang.method.bootstrap.compare_areas`.
@@ -145,6 +144,7 @@ class JointSummary(EvaluatedPair):
     operating_points: dict[str, dict[str, OperatingPoint]] = field(default_factory=dict)
     cautions: list[str] = field(default_factory=list)
     denied: int = 0
+    denial: str | None = None
     most_frequent: dict[str, Any] | None = None
     recalls: dict[str, dict[str, float]] | None = None
     areas: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -160,11 +160,6 @@ class JointSummary(EvaluatedPair):
     def first(self) -> QualitySummary:
         """The summary of the first metric, which chose the thresholds."""
         return next(iter(self.qualities.values()))
-
-    @property
-    def denial(self) -> str:
-        """The first reason why the pair is no success, whatever the Swift was made with; empty if there is none."""
-        return next((said for said in self.cautions[: self.denied] if ANOTHER_SUPER not in said), "")
 
     def advises(self, against: str) -> bool:
         """Whether a caution that denies the success says ``SWIFT_ALONE`` or ``NO_PAIR``."""

@@ -17,6 +17,7 @@ from elang.evaluation.report.words import (
     statement_lines,
 )
 from elang.evaluation.summary import NO_PAIR, SWIFT_ALONE, JointSummary
+from elang.evaluation.units import told_in, unit_of
 from elang.records.manifest import Manifest
 from elang.terminal import say, say_table, say_wrapped, without_repeats
 
@@ -68,7 +69,8 @@ def print_commands(summary: JointSummary, file: str, columns: list[str], thresho
     pair = ["--swift_model", summary.swift_model, "--super_model", summary.super_model]
     read = ["--input", file, "--text", *columns]
     if file:
-        say_wrapped("Speed-ups here count FLOPs. What the pair saves in seconds on this machine:")
+        counted = unit_of(summary.flops_convention)
+        say_wrapped(f"Speed-ups here count {counted}. What the pair saves in seconds on this machine:")
         say(f"  {shlex.join(['elang', 'bench', *pair, *thresholds, *read])}")
     where, _, name = default_point(summary).partition(", ")
     point = summary.first.scores[summary.score].point(f"{where}, {name}")
@@ -144,6 +146,7 @@ def _print_thresholds(summary: JointSummary) -> list[str]:
     rows.append(rows.pop(0))
     rows.insert(0, row("Swift alone", alone[0], 0.0, first.swift.speedup))
     about = {"metric": metrics[0], "chosen_on": summary.thresholds_from, "allowed": allowance(summary)}
+    about["cost"] = unit_of(summary.flops_convention)
     if (one := summary.most_frequent) is not None:
         reached = [quality_text(metric, one["qualities"].get(metric, math.nan)) for metric in metrics]
         rows.insert(0, ["most frequent label", *reached, "-", "-"])
@@ -195,9 +198,7 @@ def _more(summary: JointSummary) -> Iterator[str]:
         if signature != name:
             yield f"{name}: {signature}"
     if summary.lengths and "decoder_share" in summary.lengths:
-        yield (
-            f"An input that is deferred before the Swift decodes saves {summary.lengths['decoder_share']:.1%} of the "
-            "Swift's FLOPs."
-        )
+        saved = f"{summary.lengths['decoder_share']:.1%} of the Swift's FLOPs."
+        yield f"An input that is deferred before the Swift decodes saves {told_in(saved, summary.flops_convention)}"
     for statement in summary.statements or []:
         yield " ".join([f"{statement['name']} ({statement['score']}):", *statement_lines(statement)])
