@@ -136,6 +136,7 @@ def test_names_of_columns_break_before_those_of_rows(capsys):
     assert "number_match" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("telling")
 def test_a_late_bar_leaves_short_steps_alone(capfd, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with Progress(3, "curves", late=True) as progress:

@@ -74,8 +74,10 @@ def print_commands(summary: JointSummary, file: str, columns: list[str], thresho
         say(f"  {shlex.join(['elang', 'bench', *pair, *thresholds, *read])}")
     where, _, name = default_point(summary).partition(", ")
     point = summary.first.scores[summary.score].point(f"{where}, {name}")
-    if summary.advises(NO_PAIR):
-        say_wrapped("Do not build this pair: no threshold helps. Ask the Super alone, or train a better Swift.")
+    everything = point is not None and point.threshold == -math.inf
+    if everything or summary.advises(NO_PAIR):
+        why = f"at '{name}' every input goes to the Super" if everything else "no threshold helps"
+        say_wrapped(f"Do not build this pair: {why}. Ask the Super alone, or train a better Swift.")
         return
     used = f"To use the pair at '{name}'; another name or number of the table is given with --threshold"
     routing = [*pair, *thresholds]
