@@ -20,17 +20,17 @@ from elang.backends.causal_passes import padded_left, read_flops, takes_any_mask
 from elang.backends.decoder_only import DecoderOnly, check_fixed_cache
 from elang.backends.fast.causal import CausalSteps, passes_of
 from elang.backends.fast.graphs import Pass, is_greedy
-from elang.backends.flops import FlopsConvention, tell_estimated
+from elang.backends.flops import FlopsConvention, flops_key, tell_estimated
 from elang.backends.generation import Generation
 from elang.backends.network import InferenceOptions
 from elang.backends.packing import After, packed_logits
-from elang.backends.prompted import Prompted, Stopped, read_already
+from elang.backends.prompted import Prompted, Stopped, read_already, read_at_end
 from elang.backends.shared_prefix import Rows
 from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement, drawn_by
 from elang.data.batches import Reader
 from elang.data.prompts import turn_end
 from elang.errors import InputError
-from elang.method.scores import ASKED_SCORES, BEFORE_DECODER, token_scores
+from elang.method.scores import ASKED_SCORES, BEFORE_DECODER
 from elang.records.manifest import Manifest
 from elang.tasks.extraction import found_answers
 from elang.tasks.sampling import Sampling
@@ -177,10 +177,7 @@ class CausalGenerator(DecoderOnly, Generation):
         hidden = bool(self.heads)
         output = self.run(rows, use_cache=True, output_hidden_states=hidden)
         encoded.output = CausalLMOutputWithPast(logits=output.logits, past_key_values=output.past_key_values)
-        if hidden:
-            first = output.logits[:, -1]
-            state = output.hidden_states[-1][:, -1].float()
-            encoded.pooled = torch.cat([token_scores(first, first.argmax(-1)), state], 1)
+        encoded.pooled = read_at_end(output) if hidden else None
         return encoded
 
     def pooled(self, encoded: Prompted) -> Tensor:
@@ -244,10 +241,11 @@ class CausalGenerator(DecoderOnly, Generation):
     def steps(self, score: str | None) -> CausalSteps | None:
         """The short way to generate texts and compute a score of them, if there is one."""
         # A string that ends texts is looked for on the host, and so are samples drawn.
-        other = self.stop or self.static_cache or self.in_step or getattr(self, "sampling", None)
+        if self.stop or self.static_cache or self.in_step or self.sampling or score in ASKED_SCORES:
+            return None
         # Without graphs, to read a shared beginning only once saves more.
-        other = other or (self.prefix.tokens and self.backbone.device.type == "cpu")
-        if other or score in ASKED_SCORES or not takes_any_mask(self.backbone.config) or not is_greedy(self.settings):
+        shares = self.prefix.tokens and self.backbone.device.type == "cpu"
+        if shares or not (takes_any_mask(self.backbone.config) and is_greedy(self.settings)):
             return None
         pad = self.settings.pad_token_id
         return CausalSteps(
@@ -269,7 +267,7 @@ class CausalGenerator(DecoderOnly, Generation):
 
     def check_cost(self) -> None:
         """Count FLOPs before they are needed; a notice tells if they are estimated."""
-        tell_estimated(self.backbone.config, text_law(self.backbone.config.to_json_string(use_diff=False))[2])
+        tell_estimated(self.backbone.config, text_law(flops_key(self.backbone.config))[2])
 
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None
