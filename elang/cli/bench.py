@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from elang.backends.loading.load import backend_of
 from elang.cli.arguments import check_minimum, note_replaced
 from elang.errors import InputError
 from elang.files import check_output_file, write_atomically
@@ -17,6 +18,7 @@ from elang.inference.speed import Sizes, differences, time_inputs
 from elang.notices import made, notice
 from elang.records import DEFAULT_THRESHOLD
 from elang.records.manifest import Manifest
+from elang.tables import is_table
 from elang.terminal import say_table, say_wrapped
 
 _TOGETHER = ("deferred", "inputs a second", "speed-up", "by FLOPs", "ratio")
@@ -67,7 +69,7 @@ def bench(
     columns = input_columns(input, text)
     if pair.threshold == DEFAULT_THRESHOLD and not _has_thresholds(pair.thresholds or swift_model):
         pair = replace(pair, threshold="inf")
-    predictor = JointPredictor(swift_model, super_model, **vars(pair))
+    predictor = JointPredictor(*_checked_here(swift_model, super_model), **vars(pair))
     named = {f"at {pair.threshold}": predictor.threshold} if predictor.threshold < math.inf else {}
     inputs = read_inputs(input, columns, predictor.task.kind.generates)
     rows, figures = time_inputs(predictor, inputs, shares, named, sizes, seconds)
@@ -88,6 +90,15 @@ def bench(
     if output is not None:
         with write_atomically(output) as aside:
             aside.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+def _checked_here(swift_model: str, super_model: str) -> tuple[str, str]:
+    """Refuse models that do not run here, of which a file of records is refused later."""
+    if elsewhere := [
+        path for path in (swift_model, super_model) if backend_of(path) is not None and not is_table(path)
+    ]:
+        raise InputError(f"`elang bench` times models that run here, and '{elsewhere[0]}' does not. Give its folder.")
+    return swift_model, super_model
 
 
 def _check_sizes(sizes: Sizes, shares: list[float], seconds: float) -> None:

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from elang.backends.openai.backend import OpenAIBackend
 from elang.cli.arguments import check_minimum, note_replaced
 from elang.errors import InputError, counted, printable
 from elang.files import check_output_file, is_stream, written_through
@@ -50,8 +51,8 @@ def predict(
     submissions.
 
     Args:
-        swift_model: The Swift's folder.
-        super_model: The Super's folder or hub id.
+        swift_model: The Swift's folder, or the address of a model behind an API (with --thresholds).
+        super_model: The Super's folder or hub id, or the address of a server or of a model behind an API.
         pair: How the pair routes and runs.
         input: A text file with one input a line, a table (.csv, .tsv, .jsonl, .parquet) with --text, or ``-``.
         output: A JSONL file, or ``-`` for standard output.
@@ -82,7 +83,7 @@ def predict(
     else:
         options = [pair.dtype, pair.compile, pair.super_int8, pair.onnx, id, texts, str(predictor.sampling)]
         fingerprint = partial(run_fingerprint, predictor, [swift_model, super_model], input, text=columns, ways=options)
-        with _opened(output, fingerprint) as opened:
+        with _replies_kept(predictor, output), _opened(output, fingerprint) as opened:
             total, deferred = _answer(predictor, input, columns, opened, id_column=id, texts=texts, chunk=chunk)
     _report(predictor, total, deferred, numbered=task is None, output=output)
 
@@ -167,6 +168,18 @@ def _opened(output: str, fingerprint: Callable[[], dict[str, Any]]) -> Iterator[
             yield opened
 
 
+@contextmanager
+def _replies_kept(predictor: JointPredictor, output: str) -> Iterator[None]:
+    """Keep the replies of an API beside the output: a killed run has not written the answers of its last windows."""
+    asked = {stage.name: stage.backend for stage in predictor.stages if isinstance(stage.backend, OpenAIBackend)}
+    asked = asked if output != "-" and not is_stream(output) else {}
+    for name, backend in asked.items():
+        backend.keep_answers(f"{output}.{name}.asked.jsonl")
+    yield
+    for backend in asked.values():
+        backend.forget_answers()
+
+
 def _submit(
     predictor: JointPredictor, task: str, folder: str | None, *, split: str, output: str, chunk: int
 ) -> list[Prediction]:
@@ -184,12 +197,16 @@ def _submit(
         )
     examples = data.read(split)
     answers: list[Prediction] = []
-    with Progress(len(examples), "inputs") as progress:
+    with _replies_kept(predictor, output), Progress(len(examples), "inputs") as progress:
         for start in range(0, len(examples), chunk):
             part = slice(start, start + chunk)
             answers += predictor.answer(examples.texts[part], examples.choices[part] if examples.choices else None)
             progress.add(len(answers) - start)
-    # Models have a label for every input.
+    if without := [answer.id for answer in answers if answer.label is None]:
+        raise InputError(
+            f"There is no answer to {counted(len(without), 'inputs')} of '{split}', first number {without[0]}, and a "
+            "submission needs all. See the notices for why."
+        )
     labels = [answer.label for answer in answers if answer.label is not None]
     write_submission(data.task, data.rows(split), labels, path=output)
     return answers

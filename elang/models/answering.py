@@ -14,6 +14,7 @@ from elang.backends.backend import Answer, Backend, Columns
 from elang.backends.flops import FlopsConvention
 from elang.backends.loading.load import load_model, open_backend
 from elang.backends.loading.source import tell_if_larger
+from elang.backends.openai.backend import OpenAIBackend
 from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
 from elang.data.examples import Examples, fold_of
@@ -24,9 +25,8 @@ from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
 from elang.notices import notice
 from elang.records.table import EXAMPLES, Records
-from elang.tasks.kind import Kind
 from elang.tasks.sampling import Sampling, tell_sampled
-from elang.tasks.text_task import TaskFields
+from elang.tasks.text_task import TaskFields, TextTask
 from elang.terminal import say, say_wrapped
 
 # Seconds between two messages to the other processes.
@@ -45,6 +45,8 @@ class EvaluationModule(TaskModule):
     """
 
     _needs_keys = True
+    asked_file: str
+    """Where the replies of APIs are kept until all are written."""
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class EvaluationModule(TaskModule):
         # Those that answer in place of a model here.
         self.backends: dict[str, Backend] = {}
         for name, path in models.items():
-            backend = open_backend(path, self.task)
+            backend = open_backend(path, self.task, scored=name == "swift")
             if backend is not None:
                 self.backends[name] = backend
                 continue
@@ -112,6 +114,9 @@ class EvaluationModule(TaskModule):
     def setup(self, stage: str) -> None:
         """Refuse what stands in for a model where there are only its inputs, not texts."""
         super().setup(stage)
+        for backend in self.asked.values():
+            backend.limit_new_tokens(getattr(self.data, "max_target_length", 128))
+            backend.keep_answers(self.asked_file)
         if self.backends and (stage == "predict" or self.data is None):
             raise InputError(
                 f"'{self.paths[next(iter(self.backends))]}' is no model, so it answers only examples of elang's data "
@@ -127,6 +132,22 @@ class EvaluationModule(TaskModule):
     def recorded(self) -> dict[str, RecordedBackend]:
         """The files of records that stand in for models, by name."""
         return {name: backend for name, backend in self.backends.items() if isinstance(backend, RecordedBackend)}
+
+    @property
+    def asked(self) -> dict[str, OpenAIBackend]:
+        """The models behind an API, by name."""
+        return {name: backend for name, backend in self.backends.items() if isinstance(backend, OpenAIBackend)}
+
+    @property
+    def prices(self) -> list[dict[str, Any]]:
+        """The prices of tokens, for each API and for records of one, if they have them."""
+        abouts = [b.describe() for b in self.asked.values()] + [b.about for b in self.recorded.values()]
+        return [about["prices"] for about in abouts if about.get("prices")]
+
+    def forget_asked(self) -> None:
+        """Delete the replies of APIs that were kept for a run that continues this one: all are written now."""
+        for backend in self.asked.values():
+            backend.forget_answers()
 
     def table_columns(self) -> Columns:
         """``key``, ``label`` and each model's columns, with the model's name before theirs."""
@@ -256,15 +277,21 @@ class EvaluationModule(TaskModule):
         )
 
 
-def check_routable(swift: Records, kind: Kind, path: str) -> None:
-    """Refuse a Swift's records, of a ``path``, that have nothing to compute scores from."""
-    if kind.generates and swift.scores is None:
+def check_scored(swift: Records, path: str, task: TextTask, heads: list[str]) -> None:
+    """Raise an :class:`InputError` for a Swift's answers without anything that could route."""
+    remote = "If it is behind an API, its server gives no log-probabilities."
+    if task.kind.generates and swift.scores is None:
         raise InputError(
             f"'{path}' has texts but no scores of their tokens, and a Swift routes by these. Only a Super may be a "
-            "table of bare texts; `elang score` keeps the scores."
+            f"table of bare texts; `elang score` keeps the scores. {remote}"
         )
-    if not kind.generates and swift.logits is None:
+    if not task.kind.generates and swift.logits is None:
         raise InputError(
             f"'{path}' has no logits, and a Swift's scores are computed from its logits. Only a Super may be a table "
-            "of bare answers."
+            f"of bare answers. {remote}"
+        )
+    if not heads and not task.kind.scores:
+        raise InputError(
+            f"Energy means nothing for a regression's single output, and '{path}' has no router head to route by. "
+            "Train the Swift with SwiftModule, and give it as a model."
         )

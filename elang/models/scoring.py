@@ -28,7 +28,7 @@ class ScoreModule(EvaluationModule):
     """Runs one model over every example of every file and writes its records (:mod:`elang.records.table`).
 
     Args:
-        model: A folder, a ``.ckpt`` or a hub id.
+        model: A folder, a ``.ckpt``, a hub id, or the address of a server or of a model behind an API (docs/super.md).
         label_names: The data's classes; the command line takes them from the data.
         task: :meth:`elang.tasks.text_task.TextTask.plain`; the command line takes it from the data.
         output: The parquet file to write.
@@ -81,6 +81,7 @@ class ScoreModule(EvaluationModule):
         self.parts, self.part, self.dtype_name = parts, part, dtype
         self._current_part = 0
         self._folder = Path(f"{output}.parts")
+        self.asked_file = f"{output if part is None else self._path(part)}.asked.jsonl"
 
     def _path(self, part: int) -> Path:
         if self.parts == 1:
@@ -89,14 +90,19 @@ class ScoreModule(EvaluationModule):
 
     def _metadata(self, part: int) -> dict[str, Any]:
         """The metadata of a part's file. A file that exists must have the same."""
-        model, data = self.text_models["model"], self.data
-        metadata: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
-        metadata["generated"] = self.generate and model.text_to_text
-        metadata |= model.described_answers(self.top_k)
-        if model.shown_examples is not None:
-            metadata[EXAMPLES] = model.shown_examples
-        if model.manifest is not None:
-            metadata |= {name: getattr(model.manifest, name) for name in ("routing_fraction", "drop_overlap")}
+        model, data = self.text_models.get("model"), self.data
+        metadata: dict[str, Any] = {"model": self.paths["model"]}
+        if model is None:
+            metadata |= {"generated": True}
+            for backend in self.asked.values():
+                metadata |= backend.describe()
+        else:
+            metadata |= {"weights_sha256": model.weights_sha256, "generated": self.generate and model.text_to_text}
+            metadata |= model.described_answers(self.top_k)
+            if model.shown_examples is not None:
+                metadata[EXAMPLES] = model.shown_examples
+            if model.manifest is not None:
+                metadata |= {name: getattr(model.manifest, name) for name in ("routing_fraction", "drop_overlap")}
         if self.parts > 1:
             keys = hashlib.sha256()
             for split in data.eval_splits:
@@ -188,6 +194,8 @@ class ScoreModule(EvaluationModule):
         joined = {source: join_records(some) for source, some in records.items()}
         write_records(path, joined, self.label_names, **self._metadata(self._current_part), made=made())
         self.print(printable(f"the records are in {path}"))
+        if self.parts == 1:
+            self.forget_asked()
 
     def teardown(self, stage: str) -> None:
         """Merge the parts if all are there, and unlock the output."""
@@ -197,6 +205,7 @@ class ScoreModule(EvaluationModule):
             if whole and all(path.is_file() for path in paths):
                 merge_files(paths, self.output)
                 shutil.rmtree(self._folder)
+                self.forget_asked()
         finally:
             super().teardown(stage)
 

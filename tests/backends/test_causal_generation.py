@@ -864,6 +864,9 @@ def test_sampled_answers_are_one_draw_everywhere(sampled, pair, data, args, caps
     assert [one.label for one in answers] == frame["swift_text"].tolist()
     asked = JointPredictor(**models, threshold="-inf", sampling=Sampling(**DRAWN), batch_size=3)
     assert [one.label for one in asked(lines)] == frame["super_text"].tolist()
+    # A few inputs, which could take the short way, are drawn alike.
+    few = JointPredictor(**models, threshold="inf", thresholds=sampled["joint"], few=4)
+    assert [one.label for one in few(lines[:4])] == frame["swift_text"].tolist()[:4]
     (response,) = posted(Models(predictor).service(), {"texts": lines[:3]})
     assert labels_of(response) == as_tuples(answers[:3])
     source = tmp_path / "lines.txt"

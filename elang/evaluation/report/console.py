@@ -16,6 +16,7 @@ from elang.evaluation.report.words import (
     statement_lines,
 )
 from elang.evaluation.summary import JointSummary
+from elang.evaluation.units import told_in, unit_of
 from elang.terminal import say, say_table, say_wrapped, without_repeats
 
 # Share of one label from which accuracy alone hides how the other labels are answered.
@@ -76,6 +77,7 @@ def _print_thresholds(summary: JointSummary) -> list[str]:
     rows.append(rows.pop(0))
     rows.insert(0, row("Swift alone", {m: swift for m, (swift, _) in alone.items()}, 0.0, first.swift.speedup))
     about = {"metric": metrics[0], "chosen_on": summary.thresholds_from, "allowed": allowance(summary)}
+    about["cost"] = unit_of(summary.flops_convention)
     if (one := summary.most_frequent) is not None:
         reached = [quality_text(metric, one["qualities"].get(metric, math.nan)) for metric in metrics]
         rows.insert(0, ["most frequent label", *reached, "-", "-"])
@@ -126,9 +128,7 @@ def _more(summary: JointSummary) -> Iterator[str]:
         if signature != name:
             yield f"{name}: {signature}"
     if summary.lengths and "decoder_share" in summary.lengths:
-        yield (
-            f"An input that is deferred before the Swift decodes saves {summary.lengths['decoder_share']:.1%} of the "
-            "Swift's FLOPs."
-        )
+        saved = f"{summary.lengths['decoder_share']:.1%} of the Swift's FLOPs."
+        yield f"An input that is deferred before the Swift decodes saves {told_in(saved, summary.flops_convention)}"
     for statement in summary.statements or []:
         yield " ".join([f"{statement['name']} ({statement['score']}):", *statement_lines(statement)])

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from elang.evaluation.summary import JointSummary, Worth
+from elang.evaluation.units import is_other, told_in, unit_of
 from elang.method.curve.points import Point
 from elang.method.quality.texts import full_mark
 
@@ -28,7 +29,7 @@ _MEANINGS = {
     "deferred": "share of the inputs that the Swift passes on to the Super",
     "defer 10%, defer 20%, defer 30%, defer 50%": "the threshold that defers at most this share of the examples that "
     "chose it",
-    "speed-up": "FLOPs of the Super alone divided by FLOPs of the pair; below 1x the pair costs more",
+    "speed-up": "{cost} of the Super alone divided by {cost} of the pair; below 1x the pair costs more",
     "area": "how well a score finds the inputs that the Super answers better, 0 (as by chance) to 1 (all of them); "
     "below 0 it is worse than chance",
     "difference, area minus": "the area minus that of {score}; '=' if that may be chance (the 95% interval includes 0)",
@@ -51,7 +52,7 @@ def meanings(texts: Iterable[str], told: Iterable[str] = (), **about: str) -> li
     ['area']
     """
     usual = {"metric": "quality", "chosen_on": "held-out examples", "score": "the first score"}
-    about = usual | {"label": "it", "share": "most", "allowed": ""} | about
+    about = usual | {"label": "it", "share": "most", "allowed": "", "cost": "FLOPs"} | about
     found, before = ("\n".join(some) for some in (texts, told))
     lines = []
     for words, meaning in _MEANINGS.items():
@@ -110,17 +111,20 @@ def outcome(summary: JointSummary, point: Point, to_super: dict[str, Any] | None
             lines.append("The Super is never asked: where that is not good enough, take a threshold that asks it.")
         lines += [] if to_super is None else [_difference(to_super, summary.worth)]
     lines.append(f"The Swift alone has {metric} {swift}.")
-    return lines + _costs(first.swift.cost, point.cost, first.super.cost)
+    costs = {"the Swift alone": first.swift.cost, "the pair": point.cost, "the Super alone": first.super.cost}
+    return [told_in(line, summary.flops_convention) for line in lines] + _costs(costs, summary.flops_convention)
 
 
-def _costs(swift: float, pair: float, super_: float) -> list[str]:
-    """What an input costs by each, as far as it is known."""
-    costs = {"the Swift alone": swift, "the pair": pair, "the Super alone": super_}
-    known = [f"{cost / 1e9:.3g}{{}} by {who}" for who, cost in costs.items() if not math.isnan(cost)]
-    lines = ["An input costs " + ", ".join(known).replace("{}", " GFLOPs", 1).replace("{}", "") + "."] if known else []
-    if math.isnan(super_):
+def _costs(costs: dict[str, float], convention: str) -> list[str]:
+    """What an input costs by each, as far as it is known; in seconds or money, what 1,000 do."""
+    what, unit, scale = "An input costs ", "GFLOPs", 1e-9
+    if is_other(convention):
+        what, unit, scale = "1,000 inputs cost ", unit_of(convention), 1e3
+    known = [f"{cost * scale:.3g}{{}} by {who}" for who, cost in costs.items() if not math.isnan(cost)]
+    lines = [what + ", ".join(known).replace("{}", f" {unit}", 1).replace("{}", "") + "."] if known else []
+    if math.isnan(costs["the Super alone"]):
         lines.append("What the Super costs is unknown: give it with --model.super_flops.")
-    if math.isnan(swift):
+    if math.isnan(costs["the Swift alone"]):
         lines.append("What the Swift costs is unknown: its records have no FLOPs.")
     return lines
 
