@@ -309,6 +309,13 @@ def test_a_budget_is_not_passed(api, tmp_path):
         spent = len(api.seen) * one
         assert backend.spending.spent == pytest.approx(spent)
         assert budget - 8 * one * 20 < spent <= budget
+        # A run that goes on has what is left of it.
+        again = open_backend(path, TASK)
+        again.keep_answers(tmp_path / f"{budget}.jsonl")
+        with pytest.raises(InputError, match="The budget of"):
+            again.answer(examples_of(texts))
+        assert again.spending.spent == pytest.approx(len(api.seen) * one)
+        assert len(api.seen) * one <= budget
     with_losses = open_backend(write_settings(tmp_path, api, prices=PRICES, budget=1.0, concurrent=1), TASK)
     api.plan = ["half", "half", (500, b"")]
     with_losses.answer(examples_of(texts[:1]))

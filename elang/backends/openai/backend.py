@@ -51,7 +51,7 @@ class OpenAIBackend:
         self.questions = Questions(self.settings, task)
         self.spending = Spending(self.settings)
         self.journal, self.temperature = Journal(), 1.0
-        self._told = False
+        self._told = self._counted = False
 
     @property
     def label_names(self) -> list[str]:
@@ -98,6 +98,9 @@ class OpenAIBackend:
         digests = [self.questions.digest(body) for body in bodies]
         client = Client(self.questions, self.spending)
         with self.journal as journal:
+            if not self._counted:
+                self._counted = True
+                self.spending.begin(journal.kept)
             known = sum(digest in journal for digest in digests)
             if known and journal.path is not None:
                 notice(

@@ -78,6 +78,10 @@ class Spending:
             return
         self.add(usage, size)
 
+    def begin(self, kept: Usage) -> None:
+        """Count what the replies took that an earlier run has kept."""
+        self.spent, self.used = self._price(kept), kept
+
     def release(self) -> None:
         """Hold nothing any more."""
         self.held, self.under_way = 0.0, 0
