@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -54,9 +55,9 @@ def test_noise_of_libraries_is_left_out(verbose, monkeypatch):
 
 
 def test_a_run_leaves_out_the_noise_of_libraries(base_model, data_args, tmp_path):
-    """Also what they say as they are imported, so in a process of its own."""
+    """Also what they say as they are imported, so in a process of its own; a note keeps its form beside Lightning's."""
     args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "model"), *data_args]
-    args += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    args += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--data.max_length", "6"]
     done = subprocess.run(
         [sys.executable, "-m", "elang", *args],
         forked=False,
@@ -69,6 +70,10 @@ def test_a_run_leaves_out_the_noise_of_libraries(base_model, data_args, tmp_path
     for noise in ("Failed to load", "Enum", "Seed set", "PU available", "Tip:", "Writing model shards", "many workers"):
         assert noise not in done.stdout + done.stderr
     assert "examples: " in done.stderr
+    assert re.search(
+        r"^elang: note: Inputs longer than 6 tokens were cut: \d+ of \d+ inputs of '", done.stderr, re.MULTILINE
+    )
+    assert "call.py" not in done.stderr
 
 
 @pytest.mark.usefixtures("telling")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any
 
+from elang.data.fast_tokens import bare_tokens as _tokens
 from elang.errors import InputError, first_line
 from elang.notices import notice
 from elang.tasks.text_task import TextTask, escaped
@@ -37,14 +38,14 @@ class Prompt:
     examples: int = 0
 
     @classmethod
-    def of(cls, tokenizer: Any, task: TextTask) -> "Prompt":
-        """The prompt of a task for a tokenizer's model.
+    def of(cls, tokenizer: Any, task: TextTask, turns: Sequence[tuple[str, str]] = ()) -> "Prompt":
+        """The prompt of a task for a tokenizer's model, in a chat after ``turns``, each a role and what was said.
 
         Raises InputError if it has no placeholder, or for a chat without a template.
         """
         task.check_prompt()
         if task.label_words == "chat":
-            template, lead = _chat_template(tokenizer, task)
+            template, lead = _chat_template(tokenizer, task, turns)
             stripped = template.rstrip(" ")
             return cls(stripped, (), " " if stripped != template else lead, examples=len(task.example_pairs))
         # What it puts behind a text would stand between the prompt and the answer.
@@ -170,12 +171,6 @@ def turn_end(tokenizer: Any) -> int | None:
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 
 
-def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """The tokens of texts, without those that the tokenizer puts around them."""
-    options = {"add_special_tokens": False, "padding": False, "truncation": False, "verbose": False}
-    return [list(ids) for ids in tokenizer(texts, return_attention_mask=False, **options)["input_ids"]]
-
-
 def _end_of(template: str) -> str:
     """What a template has behind its last field."""
     text = ""
@@ -197,13 +192,14 @@ def _lead(end: str) -> str:
     return "" if end[-1].isspace() or opens or unicodedata.east_asian_width(end[-1]) in "WF" else " "
 
 
-def _chat_template(tokenizer: Any, task: TextTask) -> tuple[str, str]:
+def _chat_template(tokenizer: Any, task: TextTask, turns: Sequence[tuple[str, str]]) -> tuple[str, str]:
     """The template of a chat around the prompt, and what it puts before the answer."""
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("This model's tokenizer has no chat template: leave out --data.chat, or give a chat model.")
     messages = [{"role": "system", "content": task.system}] if task.system else []
     for question, answer in task.example_pairs:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    messages += [{"role": role, "content": content} for role, content in turns]
     messages.append({"role": "user", "content": _QUESTION})
     try:
         asked: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **_CHAT)

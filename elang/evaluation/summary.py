@@ -122,6 +122,7 @@ class JointSummary(EvaluatedPair):
         qualities: By the metric's name; the first one chose the thresholds.
         operating_points: For each score its points ``held out, <name>`` and ``read here, <name>``.
         cautions: Reasons to trust the figures less; the first ``denied`` ones deny that the pair is a success.
+        denial: The first of these that says so by the pair's answers, not by how it was evaluated.
         most_frequent: What always answering one label would reach, :func:`elang.evaluation.cautions.always_one`.
         areas: From :func:`elang.method.bootstrap.compare_areas`.
         statements: From :func:`elang.evaluation.statements.check_statements`.
@@ -139,6 +140,7 @@ class JointSummary(EvaluatedPair):
     operating_points: dict[str, dict[str, OperatingPoint]] = field(default_factory=dict)
     cautions: list[str] = field(default_factory=list)
     denied: int = 0
+    denial: str | None = None
     most_frequent: dict[str, Any] | None = None
     areas: dict[str, dict[str, float]] = field(default_factory=dict)
     statements: list[dict[str, Any]] | None = None
@@ -153,11 +155,6 @@ class JointSummary(EvaluatedPair):
     def first(self) -> QualitySummary:
         """The summary of the first metric, which chose the thresholds."""
         return next(iter(self.qualities.values()))
-
-    @property
-    def denial(self) -> str:
-        """The first reason why the pair is no success; empty if there is none."""
-        return self.cautions[0] if self.denied else ""
 
     def as_dict(self) -> dict[str, Any]:
         """The contents of ``summary.json``, with NaN and infinities still in it."""

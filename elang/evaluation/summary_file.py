@@ -27,7 +27,7 @@ _NEEDED: dict[str, check.Check] = {
     "worth": check.OBJECT,
 }
 _OPTIONAL: dict[str, check.Check] = {
-    **dict.fromkeys(("flops_convention", "task"), check.TEXT),
+    **dict.fromkeys(("flops_convention", "task", "denial"), check.TEXT),
     "num_examples": check.whole(1),
     "weights": ("an object of texts", lambda v: check.OBJECT[1](v) and check.TEXTS[1](list(v.values()))),
     **dict.fromkeys(("operating_points", "areas", "latency"), check.OBJECTS),

@@ -137,12 +137,15 @@ class JointPredictor(Cascade):
 
         The answer is ``None`` where the score decided before the decoder ran. ``keep`` defers none.
         """
-        scored = self.score_swift(rows, choices, keep)
+        scored = self.score_swift(rows, choices, math.inf if keep else None)
         return list(zip(scored.answers, scored.scores, scored.deferred, strict=True))
 
-    def score_swift(self, rows: list[tuple[str, ...]], choices: Choices = None, keep: bool = False) -> Scored:
-        """What :meth:`ask_swift` returns, with the probabilities."""
-        return self._scored(self.stages[0], self._prepare(rows, choices), math.inf if keep else self.threshold)
+    def score_swift(
+        self, rows: list[tuple[str, ...]], choices: Choices = None, threshold: float | None = None
+    ) -> Scored:
+        """What :meth:`ask_swift` returns, with the probabilities; ``threshold`` takes the place of the stage's."""
+        limit = self.threshold if threshold is None else threshold
+        return self._scored(self.stages[0], self._prepare(rows, choices), limit)
 
     def ask_super(self, rows: list[tuple[str, ...]], choices: Choices = None) -> list[str | float]:
         """The Super's answers to texts, as :meth:`rows` gives them."""

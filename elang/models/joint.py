@@ -175,7 +175,7 @@ class JointModule(EvaluationModule):
             self.log(f"super/{name}", quality.super.quality, sync_dist=True)
         if self.writes:
             if self.thresholds_manifest is not None:
-                self.thresholds_manifest.denial = self.summary.denial
+                self.thresholds_manifest.denial = self.summary.denial or ""
                 report_dropped(self.output / "elang.json")
                 self.thresholds_manifest.write(self.output / "elang.json")
             write_made(self.output)

@@ -476,7 +476,6 @@ def test_notes_keep_their_form_beside_lightning(pair, data_args, tmp_path):
     args = ["validate", "--model", "FinetuneModule", "--model.model", pair["super"], *data_args, *QUIET]
     done = subprocess.run(
         [sys.executable, "-m", "elang", *map(str, args), "--data.max_length", "6"],
-        forked=False,
         cwd=tmp_path,
         capture_output=True,
         text=True,
