@@ -51,7 +51,6 @@ class Journal:
         """Read the file if it is another time, and keep others from writing it."""
         self.batches = {}
         if self.path is None:
-            self._replies.clear()
             return self
         lock_output(self.path)
         try:
