@@ -24,13 +24,13 @@ from elang.backends.flops import FlopsConvention, tell_estimated
 from elang.backends.generation import Generation
 from elang.backends.network import InferenceOptions
 from elang.backends.packing import After, packed_logits
-from elang.backends.prompted import Prompted, Stopped, read_already
+from elang.backends.prompted import Prompted, Stopped, read_already, read_by_router
 from elang.backends.shared_prefix import Rows
 from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement, drawn_by
 from elang.data.batches import Reader
 from elang.data.prompts import turn_end
 from elang.errors import InputError
-from elang.method.scores import ASKED_SCORES, BEFORE_DECODER, token_scores
+from elang.method.scores import ASKED_SCORES, BEFORE_DECODER
 from elang.records.manifest import Manifest
 from elang.tasks.extraction import found_answers
 from elang.tasks.sampling import Sampling
@@ -172,10 +172,7 @@ class CausalGenerator(DecoderOnly, Generation):
         hidden = bool(self.heads)
         output = self.run(rows, use_cache=True, output_hidden_states=hidden)
         encoded.output = CausalLMOutputWithPast(logits=output.logits, past_key_values=output.past_key_values)
-        if hidden:
-            first = output.logits[:, -1]
-            state = output.hidden_states[-1][:, -1].float()
-            encoded.pooled = torch.cat([token_scores(first, first.argmax(-1)), state], 1)
+        encoded.pooled = read_by_router(output) if hidden else None
         return encoded
 
     def pooled(self, encoded: Prompted) -> Tensor:
@@ -238,7 +235,7 @@ class CausalGenerator(DecoderOnly, Generation):
     def steps(self, score: str | None) -> CausalSteps | None:
         """The short way to generate texts and compute a score of them, if there is one."""
         # A string that ends texts is looked for on the host, and so are samples drawn.
-        other = self.stop or self.static_cache or self.in_step or getattr(self, "sampling", None)
+        other = self.stop or self.static_cache or self.in_step or self.sampling
         # Without graphs, to read a shared beginning only once saves more.
         other = other or (self.prefix.tokens and self.backbone.device.type == "cpu")
         if other or score in ASKED_SCORES or not takes_any_mask(self.backbone.config) or not is_greedy(self.settings):
