@@ -235,9 +235,9 @@ class CausalGenerator(DecoderOnly, Generation):
     def steps(self, score: str | None) -> CausalSteps | None:
         """The short way to generate texts and compute a score of them, if there is one."""
         # A string that ends texts is looked for on the host, and so are samples drawn.
-        other = self.stop or self.static_cache or self.in_step or self.sampling
+        other = bool(self.stop or self.static_cache or self.in_step or self.sampling)
         # Without graphs, to read a shared beginning only once saves more.
-        other = other or (self.prefix.tokens and self.backbone.device.type == "cpu")
+        other = other or (bool(self.prefix.tokens) and self.backbone.device.type == "cpu")
         if other or score in ASKED_SCORES or not takes_any_mask(self.backbone.config) or not is_greedy(self.settings):
             return None
         pad = self.settings.pad_token_id
