@@ -909,7 +909,7 @@ def test_sampled_answers_are_one_draw_everywhere(sampled, pair, data, args, caps
     assert json.loads((tmp_path / "joint" / "summary.json").read_text())["sampling"] == DRAWN
 
 
-def test_a_threshold_of_another_draw_is_told_of(sampled, pair):
+def test_a_threshold_of_another_draw_is_told_of(sampled, pair, tmp_path):
     """A certificate is about the draw that it was chosen with; elsewhere a notice says so."""
     forget_notices()
     calibrate = ["calibrate", sampled["joint"], "--max_regret", "0.5", "--confidence", "0.5", "--split", "validation"]
@@ -932,6 +932,16 @@ def test_a_threshold_of_another_draw_is_told_of(sampled, pair):
     manifest = Manifest.read(pair["swift"])
     del manifest.thresholds["nll_mean"]["drawn"]
     manifest.write(f"{pair['swift']}/elang.json")
+    # One that was calibrated on answers of the most probable tokens, in the file of an evaluation that drew.
+    whole = Manifest.read(sampled["joint"])
+    whole.thresholds["nll_mean"]["greedy"] = {k: v for k, v in entry.items() if k not in ("sampling", "denial")}
+    whole.denial = "nothing is saved"
+    whole.write(tmp_path / "elang.json")
+    for threshold, drawn, denied in (("greedy", None, 0), ("parity", Sampling(**DRAWN), 1)):
+        forget_notices()
+        options = {"thresholds": str(tmp_path), "device": "cpu"}
+        assert JointPredictor(pair["swift"], pair["super"], threshold, "nll_mean", **options).sampling == drawn
+        assert [one["kind"] for one in notices()].count("denied-pair") == denied
 
 
 def test_a_swift_that_saves_little_is_told_before_training(pair, args, tmp_path):
