@@ -37,9 +37,9 @@ async def large(request):
     last = last if isinstance(last, str) else "an image"
     if "too many" in last:
         return JSONResponse({"error": {"message": "slow down"}}, 429, headers={"retry-after": "1"})
+    request.app.state.seen.append(body)
     if "slow" in last:
         await asyncio.sleep(8)
-    request.app.state.seen.append(body)
     usage = {"prompt_tokens": 40, "completion_tokens": 3, "total_tokens": 43}
     call = {"id": "c1", "index": 0, "type": "function", "function": {"name": "weather", "arguments": "{}"}}
     if not body.get("stream"):
