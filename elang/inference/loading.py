@@ -152,7 +152,9 @@ def routing_of(pair: Pair, options: PairOptions, super_model: AnyModel) -> tuple
         as_number(threshold)
     else:
         name = ""
-    if denial := _known_of(manifest, score, name, "denial"):
+    denial = _known_of(manifest, score, name, "denial")
+    # Not where the Swift alone is asked for.
+    if denial and (name or threshold != math.inf):
         notice("denied-pair", f"`elang validate` said of this pair: {denial}.")
     return score, threshold
 
