@@ -178,13 +178,17 @@ def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_pat
     swift += ["--model.output", "swift", "--trainer.logger", "false"]
     for args, line in (
         (["fit", *model, base_model, "--model.output", "m", *data_args, "--trainer.max_steps", 2], "1 of 2 batches"),
-        (["fit", *model, base_model, "--model.output", "n", *data_args, "--trainer.max_epochs", 1], "elang: epoch 1: "),
+        (
+            ["fit", *model, base_model, "--model.output", "n", *data_args, "--trainer.max_epochs", 1],
+            "elang: epoch 1 of 1: ",
+        ),
         (
             ["score", *model, pair["super"], "--model.output", "s.parquet", *data_args],
-            "batches of validation, the routing slice, train, less than a minute left",
+            "batches of validation, the routing slice and train, less than a minute left",
         ),
+        (["validate", *evaluated, *data_args], "elang: answering 17 batches of validation and the routing slice ..."),
         (["augment", "--model", base_model, "--input", files[0], "--output", "a.csv", "--batch_size", 8], "8 of "),
-        (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 60 answers"),
+        (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 70 answers"),
         (["predict", *both, "--output", "p.jsonl"], "elang: 1 input\n"),
         (["validate", *evaluated, *data_args], " curves of the held-out slice"),
         (["report", "j"], "elang: 1 evaluation\n"),

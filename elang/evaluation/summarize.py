@@ -6,7 +6,6 @@ import torch
 
 from elang.evaluation.cautions import (
     allows_the_lead,
-    always_one,
     below_allowance,
     cautions,
     length_bias,
@@ -15,6 +14,7 @@ from elang.evaluation.cautions import (
     saves_nothing,
     wrong_super,
 )
+from elang.evaluation.labels import always_one, keeps_one, recalls
 from elang.evaluation.pair import (
     BY_QUALITY,
     PairAnswers,
@@ -83,6 +83,9 @@ def summarize_pair(
     points = operating_points(answers, qualities, summaries[qualities[0].name])
     below = below_allowance(points.get(about.score, {}), named, worth.largest)
     every = below + circumstances + denied
+    default = named.get(known_name(named), {}).get("threshold")
+    deferred = None if default is None else route(answers.scores[about.score], float(default))
+    limited += keeps_one(answers, label_names, deferred)
     limited += allows_the_lead(named, summaries[qualities[0].name]) + repeated(answers.key, answers.unit)
     return JointSummary(
         **vars(about),
@@ -93,6 +96,7 @@ def summarize_pair(
         denied=len(every),
         denial=next((told_in(caution, about.flops_convention) for caution in below + denied), None),
         most_frequent=always_one(answers, label_names, curves),
+        recalls=recalls(answers, label_names, deferred),
         areas=areas,
         statements=_checked(manifest, about, answers, largest=worth.largest or 1.0),
         signatures={q.name: signature(q.name) for q in qualities} if generates else None,

@@ -35,7 +35,7 @@ _OPTIONAL: dict[str, check.Check] = {
     "denied": check.whole(0),
     "allowed_drop": check.number(0),
     "most_frequent": ("an object of label, share and qualities, or left out", lambda v: _is_one_label(v)),
-    "signatures": check.OBJECT,
+    **dict.fromkeys(("signatures", "recalls"), check.OBJECT),
     "sampling": SAMPLING,
     "statements": ("a list of objects", lambda v: isinstance(v, list) and all(isinstance(one, dict) for one in v)),
 }

@@ -1,6 +1,5 @@
 """The answers of one or several finished models, or of what stands in for them, to whole splits."""
 
-import shlex
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -20,14 +19,16 @@ from elang.backends.text_model import TextModel
 from elang.data.examples import Examples, fold_of
 from elang.data.prompts import tell_examples
 from elang.errors import InputError
+from elang.evaluation.report.console import print_commands, thresholds_option
 from elang.evaluation.slices import check_apart
+from elang.evaluation.summary import JointSummary
 from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
 from elang.notices import notice
+from elang.records.manifest import FILENAME, Manifest
 from elang.records.table import EXAMPLES, Records
 from elang.tasks.sampling import Sampling, tell_sampled
 from elang.tasks.text_task import TaskFields, TextTask
-from elang.terminal import say, say_wrapped
 
 # Seconds between two messages to the other processes.
 _MINUTE = 60.0
@@ -214,14 +215,14 @@ class EvaluationModule(TaskModule):
                     )
         return tables
 
-    def say_how_to_time(self, split: str) -> None:
-        """Print the command that times two models on the file of a split, if they run here and it reads the file."""
-        file, columns = getattr(self.data, "files", {}).get(split, ""), getattr(self.data, "text", [])
-        if len(self.models) == len(self.paths) and columns and Path(file).is_file():
-            models = [part for name, path in self.paths.items() for part in (f"--{name}_model", path)]
-            command = shlex.join(["elang", "bench", *models, "--input", file, "--text", *columns])
-            say_wrapped("Speed-ups here count FLOPs. What the pair saves in seconds on this machine:")
-            say(f"  {command}")
+    def say_how_to_use(self, summary: JointSummary, thresholds: Manifest | None) -> None:
+        """Print which of two models to use, with commands if both run here and commands read the evaluated file."""
+        file, columns = getattr(self.data, "files", {}).get(summary.evaluated_on, ""), getattr(self.data, "text", [])
+        if len(self.models) < len(self.paths) or not columns or not Path(file).is_file():
+            file = ""
+        own = self.text_models["swift"].manifest if "swift" in self.models else None
+        path = self.hparams["thresholds"] or str(Path(self.hparams["output"]) / FILENAME)
+        print_commands(summary, file, columns, thresholds_option(own, thresholds, path))
 
     def answers(self, name: str, split: str, table: dict[str, Tensor]) -> Records:
         """The answers of a model, or of its backend, to the rows of a split's ``table``."""

@@ -17,7 +17,7 @@ from elang.evaluation.pair import ROUTING_SLICE, PairAnswers, Thresholds, choose
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import check_apart, check_manifest_apart, describe_slice
-from elang.evaluation.statements import report_dropped
+from elang.evaluation.statements import report_dropped, report_replaced
 from elang.evaluation.summarize import Curves, all_curves, summarize_pair
 from elang.evaluation.summary import EvaluatedPair, JointSummary
 from elang.evaluation.units import Cost
@@ -130,6 +130,7 @@ class JointModule(EvaluationModule):
         """Lock the output folder against other runs."""
         super().setup(stage)
         if stage != "predict":
+            report_replaced(self.output)
             self.lock(self.output)
 
     def on_validation_start(self) -> None:
@@ -182,7 +183,7 @@ class JointModule(EvaluationModule):
             write_report(self.output, pairs, evaluated, curves, self.summary, self.label_names)
             self.forget_asked()
             print_summary(self.summary, self.output)
-            self.say_how_to_time(evaluated)
+            self.say_how_to_use(self.summary, self.thresholds_manifest or self.manifest)
         self.trainer.strategy.barrier()
 
     def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -246,8 +247,7 @@ class JointModule(EvaluationModule):
             score=self._default_score(answers.scores),
             temperature=self.temperature,
             flops_convention=self.costs.convention(self.flops_convention),
-            # It is not known at which length records were cut.
-            max_length=getattr(data, "max_length", None) if self._swift else None,
+            max_length=getattr(data, "max_length", None) if self._swift else None,  # of records it is not known
             thresholds=source if thresholds else "",
             thresholds_from=source,
             weights=self._weights,

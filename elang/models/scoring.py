@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,21 @@ from torch import Tensor
 from elang.backends import DType
 from elang.data.examples import source_of
 from elang.errors import InputError, counted, printable
-from elang.method.quality.texts import full_mark
 from elang.method.scores import AskedScore
 from elang.models.answering import EvaluationModule
-from elang.notices import made, notice
+from elang.models.course import note_by_heart
+from elang.notices import made
 from elang.records.merging import check_same, merge_files
 from elang.records.table import EXAMPLES, Records, check_output, join_records, write_records
 from elang.tables import is_table
 from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TaskFields
+
+# What to do where the course of the training is not known.
+_NEW_TEXTS = (
+    "Where the validation loss that `elang fit` printed rose, train for fewer epochs (--trainer.max_epochs); where it "
+    "fell to the end, let it answer new texts, too (--data.transfer)."
+)
 
 
 class ScoreModule(EvaluationModule):
@@ -189,7 +194,8 @@ class ScoreModule(EvaluationModule):
         held_out = next((split for split in ("routing", "validation") if split in self._qualities), "train")
         if "train" in self._qualities:
             counts = {split: len(tables[split]["id"]) for split in ("train", held_out)}
-            _note_by_heart(self.task.qualities[0], self._qualities, held_out, fewest=min(counts.values()))
+            found = self._qualities["train"], self._qualities[held_out], held_out, min(counts.values())
+            note_by_heart(self.task.qualities[0], *found, remedy=_NEW_TEXTS)
         path = self._path(self._current_part)
         joined = {source: join_records(some) for source, some in records.items()}
         write_records(path, joined, self.label_names, **self._metadata(self._current_part), made=made())
@@ -219,19 +225,3 @@ class ScoreModule(EvaluationModule):
         values = self.measure_answers(split, answers, label, self.task.qualities)
         self._qualities[split] = values[self.task.qualities[0]]
         return line + "".join(f", {name} {value:.4f}" for name, value in values.items())
-
-
-def _note_by_heart(metric: str, qualities: dict[str, float], held_out: str, fewest: int) -> None:
-    """Tell of a model that is far better on the texts that it was trained on than on those ``held_out``.
-
-    That is by ten points, and by two of the largest standard errors of the ``fewest`` examples.
-    """
-    gap = qualities["train"] - qualities[held_out]
-    if gap > full_mark(metric) * max(0.1, 1 / math.sqrt(fewest)):
-        notice(
-            "learned-by-heart",
-            f"{metric} is {qualities['train']:.4f} on 'train' and {qualities[held_out]:.4f} on '{held_out}', so the "
-            "model has learned its training texts by heart: its answers to them are surer and more often right than "
-            "those to new texts, and a Swift that learns from them learns little more than the labels. Train this "
-            "model for fewer epochs (--trainer.max_epochs), or let it answer new texts, too (--data.transfer).",
-        )

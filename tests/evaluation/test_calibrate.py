@@ -592,7 +592,8 @@ def test_an_output_that_is_not_there_is_made(pair, joint, tmp_path, capsys, wher
     args = ["calibrate", str(evaluated), "--super_share", "0.5", "--output", str(tmp_path / where)]
     assert main(args) == 0
     made = tmp_path / where if where.endswith(".json") else tmp_path / where / "elang.json"
-    assert f"{made} is a new file." in capsys.readouterr().out
+    told = f"{made} is a new file. No model is beside it: give it to `elang predict` as --thresholds {made}."
+    assert told in capsys.readouterr().out
     before = Manifest.read(joint if begun_by == "joint" else pair["swift"])
     found = Manifest.read(made)
     assert found.thresholds["max_softmax"]["certified"]["super_share"] == 0.5
