@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import forking
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
@@ -32,7 +31,4 @@ def test_notebooks_run(path, monkeypatch):
             pytest.fail("ELANG_DEMO must name the demo's folder in CI")
         pytest.skip("run `make demo` first, or set ELANG_DEMO to its folder")
     monkeypatch.setenv("ELANG_DEMO", str(demo))
-    if path != NOTEBOOKS[0]:
-        # Forked, which takes seconds less than a kernel that imports everything.
-        monkeypatch.setattr(forking, "MODULES", (*forking.MODULES, "ipykernel_launcher"))
     NotebookClient(nbformat.read(path, 4), timeout=300, kernel_name="python3").execute()

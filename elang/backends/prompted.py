@@ -21,7 +21,7 @@ class Prompted:
     ids: Tensor  # (B, L)
     mask: Tensor  # (B, L)
     output: Any = None  # logits at the prompts' ends, (B, 1, V), keys and values; until texts are generated from them
-    pooled: Tensor | None = None  # scores of the first token and the last hidden state, (B, 5 + D), if there are heads
+    pooled: Tensor | None = None  # read_at_end, if there are heads
 
     def __getitem__(self, rows: Tensor) -> "Prompted":
         """Some of the prompts; of the others, keys and values are given up."""

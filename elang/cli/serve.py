@@ -1,7 +1,5 @@
 """`elang serve`: a pair behind HTTP."""
 
-import os
-import re
 import signal
 import socket
 from dataclasses import dataclass
@@ -9,7 +7,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from elang.backends.remote import TOKEN_VARIABLE, check_address, token_of_environment
+from elang.backends.remote import TOKEN_VARIABLE
+from elang.cli.addresses import is_api, is_elsewhere, key_in, upstream_of
 from elang.cli.arguments import check_minimum
 from elang.errors import InputError, need
 from elang.inference.options import PairOptions
@@ -17,6 +16,7 @@ from elang.notices import notice
 from elang.terminal import tell
 
 if TYPE_CHECKING:
+    from elang.backends.openai.settings import Settings
     from elang.inference.predictor import JointPredictor
 
 
@@ -119,7 +119,7 @@ def serve(
         server: What the server takes.
         swift_model: The Swift's folder; without it the Super alone is served, for a pair elsewhere.
         super_model: The Super's folder or hub id, the address of a server of the Super alone (http://HOST:PORT), or of
-            a model behind OpenAI's API (openai:MODEL@URL).
+            a model behind OpenAI's API (openai:MODEL@URL, or a YAML file).
     """
     need("`elang serve`", "serve", "fastapi", "uvicorn", "httptools", "httpx", "prometheus_client")
     if pair.super_int8:
@@ -128,10 +128,11 @@ def serve(
         raise InputError("--super_model is needed: the Super's folder or, beside a --swift_model, its address.")
     if server.api == "openai" and swift_model is None:
         raise InputError("--api openai serves a pair: give its --swift_model.")
-    remote = _is_elsewhere(super_model, swift_model)
-    token, super_key = _key_in(server.key_variable), _key_in(server.super_key_variable)
-    if super_key is not None and not super_model.startswith("openai:"):
-        raise InputError("--super_key_variable is for a Super at openai:MODEL@URL. Leave it out.")
+    if server.api == "openai" and is_api(str(swift_model)):
+        raise InputError("--api openai needs a Swift that runs here, and this --swift_model is elsewhere.")
+    # First, because an address that is refused may contain a password.
+    upstream = upstream_of(super_model, server.super_key_variable, server.api == "openai")
+    remote, token = is_elsewhere(super_model, swift_model), key_in(server.key_variable)
     from elang.inference.serving.workers import listen
 
     def stop(number: int, frame: Any) -> None:
@@ -149,8 +150,8 @@ def serve(
                 f"--host {server.host} is reached from other machines, and no token is needed: whoever reaches the "
                 f"port is answered. Set {server.key_variable}, or listen on 127.0.0.1.",
             )
-        keys = {"token": token, "super_key": super_key}
-        _serve(sockets, swift_model, super_model, pair=pair, server=server, remote=remote, keys=keys)
+        more: Any = {"remote": remote, "token": token, "upstream": upstream}
+        _serve(sockets, swift_model, super_model, pair=pair, server=server, **more)
     except _StopError:
         pass
     finally:
@@ -169,7 +170,8 @@ def _serve(
     pair: PairOptions,
     server: ServerOptions,
     remote: bool,
-    keys: dict[str, str | None],
+    token: str | None,
+    upstream: "Settings | None",
 ) -> None:
     """Check both models, and serve them."""
     import torch
@@ -189,9 +191,10 @@ def _serve(
         name = server.model_name or Path(str(swift_model)).resolve().name
         if predictor.swift.streams and super_model.startswith("http"):
             raise InputError(f"'{super_model}' answers no chats. Give openai:MODEL@URL, or the Super's folder.")
-        chats = ChatOptions(name, keys["super_key"], server.prices)
-    elif super_model.startswith("openai:") and predictor is not None and predictor.task.kind.generates:
-        raise InputError("A Super at openai:MODEL@URL writes chats: add --api openai.")
+        prices = server.prices
+        if upstream is not None and upstream.prices is not None and "super" not in prices:
+            prices["super"] = (upstream.prices.input, upstream.prices.output)
+        chats = ChatOptions(name, upstream, prices)
     n_models = (swift_model is not None) + (not remote)
     waiting = {"pending": server.max_pending, "deferred": server.max_deferred}
     built = build_server(
@@ -200,7 +203,7 @@ def _serve(
         remote=super_model if remote else None,
         limits=Limits(server.seconds, server.max_texts, batch=server.batch_size, bytes=server.max_bytes, **waiting),
         on_super_failure=server.on_super_failure,
-        token=keys["token"],
+        token=token,
         processes=Processes(devices, server.threads or max(1, torch.get_num_threads() // (n_models * server.workers))),
         chats=chats,
     )
@@ -211,37 +214,6 @@ def _serve(
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {path} of {address} as soon as /ready says so; its schema is at /docs", flush=True)  # noqa: T201
     built.run(sockets)
-
-
-def _is_elsewhere(address: str, swift_model: str | None) -> bool:
-    """Whether the Super is elsewhere; refuses an address that is none, and one without a Swift."""
-    if not address.startswith(("http://", "https://", "openai:")):
-        return False
-    if address.startswith("openai:"):
-        from elang.inference.serving.schema import model_at
-
-        model_at(address)
-    elif swift_model is not None:
-        check_address(address, "--super_model")
-    if swift_model is None:
-        raise InputError(f"'{address}' serves the Super already; give the pair's --swift_model.")
-    return True
-
-
-def _key_in(variable: str | None) -> str | None:
-    """The key in an environment variable, which must be set if it is not the usual one. It is never shown."""
-    if variable is None:
-        return None
-    if variable == TOKEN_VARIABLE:
-        return token_of_environment()
-    if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", variable):
-        # It may be the key itself.
-        raise InputError("--key_variable and --super_key_variable are names of environment variables, not keys.")
-    key = os.environ.get(variable)
-    if not key or not key.isascii() or not key.isprintable() or key != key.strip():
-        state = "is not set" if key is None else "is empty or not fit for an HTTP header"
-        raise InputError(f"The environment variable {variable!r} {state}. Set it to the key.")
-    return key
 
 
 def _load_swift(

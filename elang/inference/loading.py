@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from os import PathLike, fspath
+from typing import Any
 
 import torch
 
@@ -151,21 +152,26 @@ def routing_of(pair: Pair, options: PairOptions, super_model: AnyModel) -> tuple
         as_number(threshold)
     else:
         name = ""
-    denial = manifest.thresholds.get(score, {}).get(name, {}).get("denial", manifest.denial)
+    denial = _known_of(manifest, score, name, "denial")
     # Not where the Swift alone is asked for.
     if denial and (name or threshold != math.inf):
         notice("denied-pair", f"`elang validate` said of this pair: {denial}.")
     return score, threshold
 
 
+def _known_of(manifest: Manifest, score: str, name: str, what: str) -> Any:
+    """What is known of the answers with which a threshold was chosen; a calibrated one has its own field, or none."""
+    entry = manifest.thresholds.get(score, {}).get(name, {})
+    return entry.get(what, None if "statement" in entry else getattr(manifest, what))
+
+
 def set_sampling(pair: Pair, options: PairOptions, score: str) -> Sampling | None:
     """Draw the texts of a pair's models if that is asked for, or was done when its threshold was chosen."""
-    manifest, name = pair.manifest, str(options.threshold)
-    named = manifest.thresholds.get(score, {})
-    entry = named.get(known_name(named, name), {})
-    chosen = Sampling.of(entry.get("sampling", manifest.sampling))
+    named = pair.manifest.thresholds.get(score, {})
+    name = known_name(named, str(options.threshold))
+    chosen = Sampling.of(_known_of(pair.manifest, score, name, "sampling"))
     sampling = options.sampling or chosen
-    if entry and sampling != chosen:
+    if name in named and sampling != chosen:
         then = "drawn otherwise" if chosen else "those of the most probable tokens"
         notice(
             "other-sampling",

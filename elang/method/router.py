@@ -83,6 +83,7 @@ class RouterHead(nn.Module):
     Args:
         width: Number of features; the last ``hidden`` of them are a hidden state.
         hidden: Width of the hidden state, or 0.
+        later: Features before the hidden state that heads of earlier files do not have, and so do not count.
     """
 
     mean: Tensor
@@ -93,13 +94,22 @@ class RouterHead(nn.Module):
     fold_bias: Tensor
     fitted: Tensor
 
-    def __init__(self, width: int, hidden: int = 0) -> None:
+    def __init__(self, width: int, hidden: int = 0, later: int = 0) -> None:
         super().__init__()
-        self.width, self.hidden = width, hidden
+        self.width, self.hidden, self.later = width, hidden, later
         sizes = {"mean": (width,), "scale": (width,), "weight": (width,), "bias": (1,)}
         for name, size in (sizes | {"fold_weight": (FOLDS, width), "fold_bias": (FOLDS,)}).items():
             self.register_buffer(name, torch.zeros(size))
         self.register_buffer("fitted", torch.zeros(1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        start = self.width - self.hidden - self.later
+        for name in ("mean", "scale", "weight", "fold_weight"):
+            value = state_dict.get(prefix + name)
+            if value is not None and value.shape[-1] == self.width - self.later:
+                added = value.new_zeros(*value.shape[:-1], self.later)
+                state_dict[prefix + name] = torch.cat([value[..., :start], added, value[..., start:]], -1)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, features: Tensor, fold: Tensor | None = None) -> Tensor:
         """Return the expected gain from deferring, float32 ``(N,)``; larger is harder.

@@ -209,6 +209,32 @@ def test_a_prompt_that_is_deferred_is_only_read(tmp_path, monkeypatch):
     assert (whole["early_flops"] < whole["flops"]).all()
 
 
+def test_a_router_of_before_it_read_the_first_token(tmp_path):
+    """Its file has no weights for the scores of that token, which then count as nothing."""
+    from safetensors.torch import save_file
+
+    folder = write_causal(tmp_path / "model")
+    generator = torch.Generator().manual_seed(0)
+    model = made_of(folder, heads=True)
+    state = {name: torch.randn(weight.shape, generator=generator) for name, weight in model.heads.state_dict().items()}
+    earlier = dict(state)
+    for name, weight in state.items():
+        if name.startswith("prompt_router.") and weight.shape[-1] == model.heads["prompt_router"].width:
+            earlier[name] = torch.cat([weight[..., :1], weight[..., 6:]], -1)
+    assert sum(earlier[name].shape != weight.shape for name, weight in state.items()) == 4
+    save_file(earlier, f"{folder}/router.safetensors")
+    inputs = encoded(model, texts()).batch(list(range(6)))
+    with torch.no_grad():
+        features = model.early_features(model.encode(inputs))
+        loaded = made_of(folder)
+        score = loaded.early_score(loaded.encode(inputs), "prompt_router")
+    read = torch.cat([features[:, :1], features[:, 6:]], 1)
+    mean, scale, weight, bias = (earlier[f"prompt_router.{name}"] for name in ("mean", "scale", "weight", "bias"))
+    torch.testing.assert_close(score.float(), ((read - mean) * scale) @ weight + bias, rtol=1e-4, atol=1e-4)
+    save_file(state, f"{folder}/router.safetensors")
+    assert all(torch.equal(weight, made_of(folder).heads.state_dict()[name]) for name, weight in state.items())
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2", "bloom"])
 def test_the_loss_is_that_of_the_texts_tokens(tmp_path, name):
     """Of no token of the prompt, whatever the padding; the same with checkpoints of activations."""
@@ -886,7 +912,7 @@ def test_sampled_answers_are_one_draw_everywhere(sampled, pair, data, args, caps
     assert json.loads((tmp_path / "joint" / "summary.json").read_text())["sampling"] == DRAWN
 
 
-def test_a_threshold_of_another_draw_is_told_of(sampled, pair):
+def test_a_threshold_of_another_draw_is_told_of(sampled, pair, tmp_path):
     """A certificate is about the draw that it was chosen with; elsewhere a notice says so."""
     forget_notices()
     calibrate = ["calibrate", sampled["joint"], "--max_regret", "0.5", "--confidence", "0.5", "--split", "validation"]
@@ -909,6 +935,16 @@ def test_a_threshold_of_another_draw_is_told_of(sampled, pair):
     manifest = Manifest.read(pair["swift"])
     del manifest.thresholds["nll_mean"]["drawn"]
     manifest.write(f"{pair['swift']}/elang.json")
+    # One that was calibrated on answers of the most probable tokens, in the file of an evaluation that drew.
+    whole = Manifest.read(sampled["joint"])
+    whole.thresholds["nll_mean"]["greedy"] = {k: v for k, v in entry.items() if k not in ("sampling", "denial")}
+    whole.denial = "nothing is saved"
+    whole.write(tmp_path / "elang.json")
+    for threshold, drawn, denied in (("greedy", None, 0), ("parity", Sampling(**DRAWN), 1)):
+        forget_notices()
+        options = {"thresholds": str(tmp_path), "device": "cpu"}
+        assert JointPredictor(pair["swift"], pair["super"], threshold, "nll_mean", **options).sampling == drawn
+        assert [one["kind"] for one in notices()].count("denied-pair") == denied
 
 
 def test_a_swift_that_saves_little_is_told_before_training(pair, args, tmp_path):

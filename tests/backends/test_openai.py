@@ -5,6 +5,7 @@ import math
 import re
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -309,6 +310,13 @@ def test_a_budget_is_not_passed(api, tmp_path):
         spent = len(api.seen) * one
         assert backend.spending.spent == pytest.approx(spent)
         assert budget - 8 * one * 20 < spent <= budget
+        # A run that goes on has what is left of it.
+        again = open_backend(path, TASK)
+        again.keep_answers(tmp_path / f"{budget}.jsonl")
+        with pytest.raises(InputError, match="The budget of"):
+            again.answer(examples_of(texts))
+        assert again.spending.spent == pytest.approx(len(api.seen) * one)
+        assert len(api.seen) * one <= budget
     with_losses = open_backend(write_settings(tmp_path, api, prices=PRICES, budget=1.0, concurrent=1), TASK)
     api.plan = ["half", "half", (500, b"")]
     with_losses.answer(examples_of(texts[:1]))
@@ -510,3 +518,17 @@ def test_scores_of_labels_that_a_server_shows_in_part(api, tmp_path):
     with pytest.raises(InputError, match="there is no score at all"):
         backend.score(examples_of(["x"]), "max_softmax", -0.5)
     assert "gives no log-probabilities" in kinds()["partial-scores"]
+
+
+def test_several_threads_ask(api, tmp_path):
+    """As in a server: each gets its own answers, and they share pace and counts."""
+    path = write_settings(tmp_path, api, prices=PRICES, requests_per_minute=6000)
+    backend = open_backend(path, TASK)
+    parts = [[f"{'b' * part} text {number}" for number in range(10)] for part in range(6)]
+    start = time.monotonic()
+    with ThreadPoolExecutor(6) as threads:
+        records = list(threads.map(lambda part: backend.answer(examples_of(part)), parts))
+    assert time.monotonic() - start > 0.5
+    assert [labels_of(one) for one in records] == [answers_to(part) for part in parts]
+    assert backend.spending.replies == len(api.seen) == 60
+    assert backend.spending.held == 0

@@ -27,13 +27,14 @@ from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 
 from elang import InputError, JointPredictor
+from elang.backends.openai.settings import Settings
 from elang.files import folder_sha256
 from elang.inference.serving.batcher import Batcher, ModelAnswers
 from elang.inference.serving.elsewhere import Client
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.http import Server
 from elang.inference.serving.model import Model
-from elang.inference.serving.schema import Limits, Question, TimedQuestion, model_at
+from elang.inference.serving.schema import Limits, Question, TimedQuestion
 from elang.inference.serving.server import add_routes
 from elang.inference.serving.service import Metrics, PairService, score_edges
 from elang.inference.serving.workers import Workers, listen
@@ -887,9 +888,9 @@ def options_of_pair(parser, args):
     address = parser.parse_args(args).super_model
     if not address.startswith("openai:"):
         return address
-    model, url = model_at(address)
-    assert model == "qwen3-8b"
-    return url.removesuffix("/v1")
+    settings = Settings.of(address)
+    assert settings.model == "qwen3-8b"
+    return settings.url.removesuffix("/v1")
 
 
 def test_the_compose_example_fits_the_server():

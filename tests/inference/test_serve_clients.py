@@ -37,9 +37,9 @@ async def large(request):
     last = last if isinstance(last, str) else "an image"
     if "too many" in last:
         return JSONResponse({"error": {"message": "slow down"}}, 429, headers={"retry-after": "1"})
+    request.app.state.seen.append(body)
     if "slow" in last:
         await asyncio.sleep(8)
-    request.app.state.seen.append(body)
     usage = {"prompt_tokens": 40, "completion_tokens": 3, "total_tokens": 43}
     call = {"id": "c1", "index": 0, "type": "function", "function": {"name": "weather", "arguments": "{}"}}
     if not body.get("stream"):
@@ -88,12 +88,15 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def served(folders, super_elsewhere):
+def served(folders, super_elsewhere, tmp_path_factory):
     """The address of a pair with a Super elsewhere, what became of its Super's streams, and its process."""
     address, state = super_elsewhere
+    settings = tmp_path_factory.mktemp("settings") / "super.yaml"
+    prices = {"input": 1.0, "output": 2.0, "date": "2026-11-30"}
+    settings.write_text(json.dumps({"model": address, "key": "LARGE_KEY", "prices": prices}))
     keys = {"PAIR_KEY": KEY, "LARGE_KEY": SUPER_KEY}
     options = ("--api", "openai", "--model_name", "pair", "--key_variable", "PAIR_KEY", "--deadline", "4")
-    options += ("--swift_model", folders["swift"], "--super_model", address, "--super_key_variable", "LARGE_KEY")
+    options += ("--swift_model", folders["swift"], "--super_model", settings)
     with running(*options, "--on_super_failure", "fail", wait="/ready", env=keys) as (url, process):
         yield url + "/v1", state, process
     said = process.stdout.read()
@@ -139,6 +142,7 @@ def test_openai(client, folders):
     assert reply.choices[0].message.content == f"large: {HARD[:20]}"
     assert (reply.elang["answered_by"], reply.elang["deferred"]) == ("super", "score")
     assert reply.usage.total_tokens == 43 + reply.elang["usage"]["swift"]["total_tokens"]
+    assert reply.elang["cost"] == pytest.approx((40 * 1.0 + 3 * 2.0) / 1e6)
     chosen = client.chat.completions.with_raw_response.create(
         model="pair", messages=messages(EASY), extra_body={"elang": {"always": "super"}}
     )

@@ -14,13 +14,14 @@ from elang import InputError, JointPredictor
 from elang.backends.chat_decoding import Chat, Row
 from elang.backends.chats import ChatWriter
 from elang.backends.loading.load import SCHEMES
+from elang.backends.openai.settings import Settings
 from elang.inference.serving.chat_routes import add_chat_routes
 from elang.inference.serving.chat_service import ChatService
 from elang.inference.serving.chats import LocalChats, Upstream
 from elang.inference.serving.elsewhere import BackendSuper, ask_backend
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.model import ChatModel
-from elang.inference.serving.schema import Limits, Question, model_at
+from elang.inference.serving.schema import Limits, Question
 from elang.inference.serving.service import Metrics, score_edges
 from elang.inference.serving.text_chats import TextChats
 from elang.records.table import Records
@@ -420,7 +421,8 @@ def test_what_is_told_of_a_text_is_never_taken_back(models, stops):
 
 
 def upstream(handler, key=None):
-    super_ = Upstream("openai:large@http://elsewhere", key, 5.0)
+    super_ = Upstream(Settings("large", "http://elsewhere/v1"), 5.0)
+    super_.key = key or ""
     headers = {"authorization": f"Bearer {key}"} if key else {}
     super_.new_client = lambda: httpx.AsyncClient(transport=httpx.MockTransport(handler), headers=headers)
     return super_
@@ -573,27 +575,6 @@ def test_a_ceiling_on_cost(models):
     assert 'elang_cost_total{model="super"}' in service.metrics.page().body.decode()
 
 
-@pytest.mark.parametrize(
-    ("address", "model", "url"),
-    [
-        ("openai:m@http://h:1/v1", "m", "http://h:1/v1"),
-        ("openai:owner/m@x@https://h", "owner/m@x", "https://h/v1"),
-        ("openai:m@http://h/api/v3/", "m", "http://h/api/v3"),
-    ],
-)
-def test_addresses(address, model, url):
-    assert model_at(address) == (model, url)
-
-
-@pytest.mark.parametrize(
-    "address", ["openai:m", "openai:@http://h", "openai:m@http://u:pw@h/v1", "openai:m@http://h?k=pw"]
-)
-def test_addresses_that_are_none(address):
-    with pytest.raises(InputError, match="openai:MODEL@URL") as error:
-        model_at(address)
-    assert "pw" not in str(error.value)
-
-
 # Pairs of labels.
 
 
@@ -694,8 +675,10 @@ def test_options_that_cannot_be(pair, folders, fails, monkeypatch):
     fails([*chat, *super_, "--super_price", "[1, -2]"], "--super_price")
     fails([*chat, *super_, "--model_name", " "], "--model_name")
     fails([*chat, "--super_model", "http://localhost:1"], "openai:MODEL@URL")
-    fails([*chat, "--super_model", "openai:x"], "openai:MODEL@URL")
-    fails(["serve", "--swift_model", folders["swift"], "--super_model", "openai:x@http://h"], "--api openai")
+    for address in ("openai:x@http://u:pw@h", "openai:x@http://h?k=pw"):
+        assert "pw" not in fails([*chat, "--super_model", address], "password or a query")
+    fails(["serve", "--swift_model", "openai:x@http://h", *super_, "--api", "openai", "--threshold", "1"], "runs here")
+    fails(["serve", *swift, "--super_model", "openai:x@http://h", "--super_key_variable", "PATH"], "YAML")
     fails([*chat, *super_, "--key_variable", "NOT_SET_KEY"], "NOT_SET_KEY", "is not set")
     fails([*chat, *super_, "--super_key_variable", "PATH"], "openai:MODEL@URL")
     monkeypatch.setenv("SPACED_KEY", " a ")

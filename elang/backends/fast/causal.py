@@ -84,7 +84,8 @@ class CausalSteps:
         """Read prompts ``(B, L)``, padded on the left."""
         length = ids.shape[1]
         size = length + self.room
-        after = torch.arange(self.room, device=ids.device) + mask.sum(1, keepdim=True)
+        # Steps that are only tried go no further than texts: learned positions end where the longest text does.
+        after = torch.arange(self.room, device=ids.device).clamp_max(self.length - 1) + mask.sum(1, keepdim=True)
         position = torch.cat([(mask.cumsum(1) - 1).clamp_min(0), after], 1)
         seen, places = F.pad(mask.bool(), (0, self.room)), torch.arange(size, device=ids.device)
         cache = FixedCache(size, places[:length])
@@ -169,7 +170,10 @@ def passes_of(model: Any, steps: CausalSteps, score: str | None) -> list[Pass]:
         if texts.scores is not None:
             scores = sequence_scores(texts.scores, texts.steps.clamp_min(1))
             value = model.score_of(score, Generated(encoded, texts.ids, texts.steps, scores)).float()
+        # A padding token need not be one that a text leaves out.
+        place = torch.arange(steps.length, device=texts.ids.device)
+        ids = texts.ids[:, : steps.length].masked_fill(place >= texts.steps[:, None], -1)
         # Token ids are exact in float32: there are fewer than 2^24.
-        return torch.cat([value[:, None], texts.ids[:, : steps.length].float()], 1), state
+        return torch.cat([value[:, None], ids.float()], 1), state
 
     return [first, begin, step, last]

@@ -16,7 +16,7 @@ from elang.backends.openai.labels import label_logits, match_label, text_scores
 from elang.backends.openai.questions import Questions
 from elang.backends.openai.replies import Reply, answer_of
 from elang.backends.openai.settings import Settings
-from elang.backends.openai.spending import Spending
+from elang.backends.openai.spending import Pace, Spending
 from elang.data.examples import Examples
 from elang.errors import InputError, counted, listed, need
 from elang.method.deferral import route
@@ -49,9 +49,9 @@ class OpenAIBackend:
         # Before anything else is computed.
         self.settings.headers_now()
         self.questions = Questions(self.settings, task)
-        self.spending = Spending(self.settings)
+        self.spending, self.pace = Spending(self.settings), Pace(self.settings)
         self.journal, self.temperature = Journal(), 1.0
-        self._told = False
+        self._told = self._counted = False
 
     @property
     def label_names(self) -> list[str]:
@@ -96,8 +96,12 @@ class OpenAIBackend:
             self.questions.tell()
         bodies = [self.questions.body(texts) for texts in examples.texts]
         digests = [self.questions.digest(body) for body in bodies]
-        client = Client(self.questions, self.spending)
-        with self.journal as journal:
+        client = Client(self.questions, self.spending, self.pace)
+        # Without a file each call has its own: in a server several threads ask.
+        with self.journal if self.journal.path is not None else Journal() as journal:
+            if not self._counted:
+                self._counted = True
+                self.spending.begin(journal.kept)
             known = sum(digest in journal for digest in digests)
             if known and journal.path is not None:
                 notice(

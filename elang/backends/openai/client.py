@@ -38,10 +38,9 @@ class Client:
     ``failures`` counts the attempts that failed by their reasons.
     """
 
-    def __init__(self, questions: Questions, spending: Spending) -> None:
-        self.questions, self.settings, self.spending = questions, questions.settings, spending
+    def __init__(self, questions: Questions, spending: Spending, pace: Pace) -> None:
+        self.questions, self.settings, self.spending, self.pace = questions, questions.settings, spending, pace
         self.failures: dict[str, int] = {}
-        self._pace: Pace | None = None
 
     def ask(self, requests: dict[str, dict[str, Any]], journal: Journal) -> None:
         """Ask for those of the requests, by their hashes, that the journal has no reply to.
@@ -82,7 +81,7 @@ class Client:
                 return
             raise _StoppedError
 
-        self._pace, self._wait = Pace(settings, wait), wait
+        self._wait = wait
         pending, errors = iter(left.items()), list[Exception]()
         limits = httpx.Limits(max_connections=settings.concurrent, max_keepalive_connections=settings.concurrent)
         options: dict[str, Any] = {"headers": settings.headers_now(), "timeout": settings.timeout, "limits": limits}
@@ -138,8 +137,8 @@ class Client:
         """Count a failed attempt; a pause that the server asks for is one of all requests."""
         kind = error.reason.partition(":")[0]
         self.failures[kind] = self.failures.get(kind, 0) + 1
-        if error.pause and self._pace is not None:
-            self._pace.pause(error.pause)
+        if error.pause:
+            self.pace.pause(error.pause)
 
     async def _attempt(self, http: "httpx.AsyncClient", content: bytes, body: dict[str, Any]) -> Reply:
         """Send a request once."""
@@ -149,8 +148,7 @@ class Client:
         output = body.get("max_tokens") or body.get("max_completion_tokens") or self.questions.max_tokens
         # What is sent beside the texts is small, and the first reply corrects the ratio.
         estimate = spending.estimate(len(content), int(output))
-        assert self._pace is not None
-        await self._pace.turn(estimate.input + estimate.output)
+        await self.pace.turn(estimate.input + estimate.output, self._wait)
         while not spending.fits(estimate) and spending.under_way:
             # What is held for others is more than they take.
             await self._wait(_POLL)

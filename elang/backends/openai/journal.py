@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from elang.backends.openai.replies import Reply
+from elang.backends.openai.settings import Usage
 from elang.errors import InputError
 from elang.json_files import parse_object
 from elang.locks import lock_output, unlock_output
@@ -29,6 +30,8 @@ class Journal:
         # Rows that are written, and how many of them are on the disk.
         self._written = self._on_disk = 0
         self._syncing: asyncio.Future[None] | None = None
+        # What the replies took that were in the file when it was opened.
+        self.kept = Usage(0, 0, 0)
         # The requests of batches that are under way, by their ids.
         self.batches: dict[str, list[str]] = {}
 
@@ -48,7 +51,6 @@ class Journal:
         """Read the file if it is another time, and keep others from writing it."""
         self.batches = {}
         if self.path is None:
-            self._replies.clear()
             return self
         lock_output(self.path)
         try:
@@ -71,6 +73,7 @@ class Journal:
     def _read(self, path: Path) -> None:
         """Find the replies in the file."""
         self._places, start, first = {}, 0, True
+        totals = [0, 0, 0]
         self._file.seek(0)
         try:
             for line in self._file:
@@ -84,11 +87,13 @@ class Journal:
                 if "batch" in row:
                     self._note(str(row["batch"]), row["requests"])
                 elif not first:
-                    Reply.of(row["reply"])
+                    if (usage := Reply.of(row["reply"]).usage) is not None:
+                        totals = [a + b for a, b in zip(totals, vars(usage).values(), strict=True)]
                     self._places[row["request"]] = start
                 start, first = start + len(line), False
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"'{path}' is damaged ({error}). Delete it to ask everything again.") from error
+        self.kept = Usage(*totals)
         if first:
             self._write({"format": _FORMAT})
 

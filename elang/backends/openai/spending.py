@@ -1,8 +1,8 @@
 """What requests take: tokens and money so far, what those under way may take, and the pace that a server allows."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from threading import Lock, RLock
 
 from elang.backends.openai.settings import Settings, Usage
 from elang.errors import InputError
@@ -10,25 +10,29 @@ from elang.terminal import Progress
 
 
 class Pace:
-    """Spaces requests evenly, so that no minute has more requests or tokens than are allowed; 429 makes all wait."""
+    """Spaces requests evenly, so that no minute has more requests or tokens than are allowed; 429 makes all wait.
 
-    def __init__(self, settings: Settings, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+    Also those of several threads, as in a server.
+    """
+
+    def __init__(self, settings: Settings) -> None:
         self._rates = settings.requests_per_minute, settings.tokens_per_minute
-        self._free = 0.0
-        self._sleep = sleep
+        self._free, self._lock = 0.0, Lock()
 
-    async def turn(self, tokens: int) -> None:
+    async def turn(self, tokens: int, sleep: Callable[[float], Awaitable[None]]) -> None:
         """Wait until a request of about so many tokens may be sent."""
-        now = time.monotonic()
-        start = max(now, self._free)
         taken = [60 * amount / rate for amount, rate in zip((1, tokens), self._rates, strict=True) if rate]
-        self._free = start + max(taken, default=0.0)
+        with self._lock:
+            now = time.monotonic()
+            start = max(now, self._free)
+            self._free = start + max(taken, default=0.0)
         if start > now:
-            await self._sleep(start - now)
+            await sleep(start - now)
 
     def pause(self, seconds: float) -> None:
         """Send nothing for so long."""
-        self._free = max(self._free, time.monotonic() + seconds)
+        with self._lock:
+            self._free = max(self._free, time.monotonic() + seconds)
 
 
 class Spending:
@@ -46,6 +50,8 @@ class Spending:
         self.used = Usage(0, 0, 0)
         self.unreported = 0
         self.held, self.under_way = 0.0, 0
+        # Of the threads of a server.
+        self._lock = RLock()
         self._tokens_per_byte: float | None = None
 
     def estimate(self, size: int, output: int) -> Usage:
@@ -60,23 +66,29 @@ class Spending:
     def hold(self, estimate: Usage) -> float:
         """Hold money for a request; an InputError if the budget may not be enough for it."""
         price = self._price(estimate)
-        if not self.fits(estimate):
-            raise InputError(
-                f"The budget of {self.budget:g} {self._currency} for {self.address} does not allow another request: "
-                f"{self.spent:.4g} are spent, and the next one may cost {price:.2g}. Raise 'budget'."
-            )
-        self.held, self.under_way = self.held + price, self.under_way + 1
+        with self._lock:
+            if not self.fits(estimate):
+                raise InputError(
+                    f"The budget of {self.budget:g} {self._currency} for {self.address} does not allow another "
+                    f"request: {self.spent:.4g} are spent, and the next one may cost {price:.2g}. Raise 'budget'."
+                )
+            self.held, self.under_way = self.held + price, self.under_way + 1
         return price
 
     def settle(self, held: float, usage: Usage | None, size: int = 0, lost: bool = False) -> None:
         """Count what a request took in place of what was held for it; ``lost`` may be charged without a reply."""
-        self.under_way -= 1
-        # Rounding would add up.
-        self.held = self.held - held if self.under_way else 0.0
-        if usage is None:
-            self.spent += held if lost else 0.0
-            return
-        self.add(usage, size)
+        with self._lock:
+            self.under_way -= 1
+            # Rounding would add up.
+            self.held = self.held - held if self.under_way else 0.0
+            if usage is None:
+                self.spent += held if lost else 0.0
+                return
+            self.add(usage, size)
+
+    def begin(self, kept: Usage) -> None:
+        """Count what the replies took that an earlier run has kept."""
+        self.spent, self.used = self._price(kept), kept
 
     def release(self) -> None:
         """Hold nothing any more."""
@@ -84,14 +96,15 @@ class Spending:
 
     def add(self, usage: Usage | None, size: int) -> None:
         """Count what the answer to a request of so many bytes took, if that is known."""
-        if usage is None:
-            self.unreported += 1
-            return
-        self.spent += self._price(usage)
-        self.replies += 1
-        self.used = Usage(*(sum(pair) for pair in zip(_counts(self.used), _counts(usage), strict=True)))
-        if size and usage.input:
-            self._tokens_per_byte = max(self._tokens_per_byte or 0.0, usage.input / size)
+        with self._lock:
+            if usage is None:
+                self.unreported += 1
+                return
+            self.spent += self._price(usage)
+            self.replies += 1
+            self.used = Usage(*(sum(pair) for pair in zip(_counts(self.used), _counts(usage), strict=True)))
+            if size and usage.input:
+                self._tokens_per_byte = max(self._tokens_per_byte or 0.0, usage.input / size)
 
     def _price(self, usage: Usage) -> float:
         return self.prices.of(usage) if self.prices else 0.0

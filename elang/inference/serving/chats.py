@@ -15,8 +15,9 @@ import httpx
 from prometheus_client import Gauge
 
 from elang.backends.chat_decoding import Chat
+from elang.backends.openai.settings import Settings
 from elang.inference.serving.chat_request import ChatRequest
-from elang.inference.serving.schema import ApiError, Reason, model_at
+from elang.inference.serving.schema import ApiError, Reason
 from elang.inference.serving.streams import Stream
 from elang.inference.serving.workers import Workers
 from elang.tasks.text_task import TextTask
@@ -154,10 +155,12 @@ def _choice(part: dict[str, Any]) -> dict[str, Any]:
 
 
 class Upstream:
-    """A server elsewhere that has the API of OpenAI, ``openai:MODEL@URL``, which is sent what a request contains."""
+    """A server elsewhere that has the API of OpenAI, which is sent what a request contains."""
 
-    def __init__(self, address: str, key: str | None, timeout: float) -> None:
-        (self.model, self.url), self.key = model_at(address), key
+    def __init__(self, settings: Settings, timeout: float) -> None:
+        self.settings, self.key = settings, settings.secret
+        # Before anything is asked.
+        settings.headers_now()
         self.timeout, self.waiting = timeout, 0
         self._tls = httpx.create_ssl_context()
         # One for each request at a time: the time of a client grows with the connections that it has.
@@ -165,8 +168,7 @@ class Upstream:
 
     def new_client(self) -> httpx.AsyncClient:
         """A client with a connection of its own, which is kept."""
-        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
-        return httpx.AsyncClient(headers=headers, timeout=self.timeout, verify=self._tls)
+        return httpx.AsyncClient(headers=self.settings.headers_now(), timeout=self.timeout, verify=self._tls)
 
     def refuses(self, request: ChatRequest) -> tuple[str, str | None]:
         """Nothing: the server itself says what it does not take."""
@@ -177,7 +179,8 @@ class Upstream:
 
         ``tokens`` limits them, in place of the request's limit. Raises an :class:`UnansweredError`.
         """
-        body = {**request.body, "model": self.model, "messages": messages}
+        body = {**request.body, "model": self.settings.model, "messages": messages}
+        body |= {name: value for name, value in self.settings.body.items() if value is not None}
         if tokens is not None:
             names = [name for name in ("max_completion_tokens", "max_tokens") if name in body]
             body |= dict.fromkeys(names or ["max_tokens"], tokens)
@@ -186,7 +189,7 @@ class Upstream:
         self.waiting += 1
         client = self._free.pop() if self._free else self.new_client()
         try:
-            async with client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
+            async with client.stream("POST", f"{self.settings.url}/chat/completions", json=body) as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise self._refusal(response)

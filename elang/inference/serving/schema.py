@@ -5,15 +5,12 @@ Errors name the place, never the input, so what is sent back is short.
 
 import asyncio
 import json
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
-
-from elang.errors import InputError
 
 RETRY = {"Retry-After": "1"}
 # Longer bodies are parsed in a thread, one at a time, so that short ones need not wait; this many of them may wait.
@@ -23,8 +20,6 @@ _DIGITS, _DETAIL = 20, 400
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # Stop at the first wrong element, because each further one would cost time.
 _Strings = Annotated[list[str], Field(fail_fast=True)]
-SCHEME = "openai:"
-"""What the address of a Super elsewhere that has the API of OpenAI begins with."""
 Role = Literal["swift", "super"]
 Reason = Literal["timeout", "full", "failed", "unavailable", "cost"]
 
@@ -136,18 +131,6 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     """The body of a refusal in OpenAI's form."""
     kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def model_at(address: str) -> tuple[str, str]:
-    """The model and the URL of ``openai:MODEL@URL``. Raises InputError if the address is none."""
-    match = re.fullmatch(r"openai:(.+)@(https?://[^/@?#\s]+)(/[^@?#\s]*)?", address)
-    if match is None:
-        # It may contain a password.
-        raise InputError(
-            "A Super behind an API is openai:MODEL@URL, such as openai:qwen3-8b@http://127.0.0.1:8000/v1, without a "
-            "password or a query; --super_key_variable names the environment variable with its key."
-        )
-    return match[1], match[2] + (match[3] or "/v1").rstrip("/")
 
 
 class QuestionReader:

@@ -11,6 +11,7 @@ import httpx
 from fastapi import FastAPI, Request, Response
 from starlette.responses import PlainTextResponse
 
+from elang.backends.openai.settings import Settings
 from elang.inference.predictor import JointPredictor
 from elang.inference.serving.batcher import Batcher, ModelAnswers
 from elang.inference.serving.chat_answer import Prices
@@ -21,7 +22,7 @@ from elang.inference.serving.elsewhere import BackendSuper, Client, ask_backend
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.http import Server
 from elang.inference.serving.model import ChatModel, Model
-from elang.inference.serving.schema import BODY, SCHEME, Labels, Limits, Question, QuestionReader, Reply, Role
+from elang.inference.serving.schema import BODY, Labels, Limits, Question, QuestionReader, Reply, Role
 from elang.inference.serving.service import Metrics, OnSuperFailure, PairService, ask_model, score_edges
 from elang.inference.serving.text_chats import TextChats
 from elang.inference.serving.workers import Load, Workers
@@ -36,10 +37,10 @@ _HANGS = 60.0
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """The pair behind OpenAI's API: its name, the key of a Super elsewhere, and what a million tokens cost."""
+    """The pair behind OpenAI's API: its name, how a Super elsewhere is asked, and what a million tokens cost."""
 
     model: str
-    super_key: str | None = None
+    upstream: Settings | None = None
     prices: Prices = field(default_factory=dict)
 
 
@@ -91,7 +92,7 @@ def build_server(
     policy: Any = {"limits": limits, "on_super_failure": on_super_failure, "metrics": metrics}
     if writes:
         assert chats is not None and predictor is not None  # noqa: PT018
-        service = _chat_service(predictor, workers, chats, remote, super_ready=partial(ready, "super"), **policy)
+        service = _chat_service(predictor, workers, chats, super_ready=partial(ready, "super"), **policy)
         _add_chats(app, service, predictor, chats, metrics=metrics, limits=limits)
         needed: tuple[Role, ...] = ("swift", "super") if on_super_failure == "fail" else ("swift",)
         _add_views(app, metrics, lambda: {"swift": ready("swift"), "super": ready("super")}, needed=needed)
@@ -110,16 +111,16 @@ def build_server(
 
 
 def _chat_service(
-    predictor: JointPredictor, workers: dict[Role, Workers], chats: ChatOptions, remote: str | None, **policy: Any
+    predictor: JointPredictor, workers: dict[Role, Workers], chats: ChatOptions, **policy: Any
 ) -> ChatService:
     early = predictor.score in BEFORE_DECODER
     usual = 0.0 if predictor.sampling is None else predictor.sampling.temperature
     swift = LocalChats("Swift", workers["swift"], predictor.task, usual=usual, fixed=not early, early=early)
     super_: LocalChats | Upstream
-    if remote is None:
+    if chats.upstream is None:
         super_ = LocalChats("Super", workers["super"], predictor.task, usual=usual)
     else:
-        super_ = Upstream(remote, chats.super_key, timeout=policy["limits"].deadline)
+        super_ = Upstream(chats.upstream, timeout=policy["limits"].deadline)
     return ChatService(predictor, swift, super_, prices=chats.prices, **policy)
 
 
@@ -151,7 +152,7 @@ def _batchers(
         return await model.ask((question.texts, question.choices, question.threshold))
 
     batchers = {role: Batcher(partial(ask, model), len(model.loads), **options) for role, model in workers.items()}
-    if remote and remote.startswith(SCHEME):
+    if remote and not remote.startswith(("http://", "https://")):
         assert predictor is not None
         ask_elsewhere = partial(ask_backend, BackendSuper(remote, predictor.task))
         batchers["super"] = Batcher(ask_elsewhere, _REMOTE_WORKERS, **options)
