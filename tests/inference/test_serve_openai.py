@@ -421,8 +421,9 @@ def test_what_is_told_of_a_text_is_never_taken_back(models, stops):
 
 
 def upstream(handler, key=None):
-    super_ = Upstream(Settings("large", "http://elsewhere/v1"), 5.0)
-    super_.key = key or ""
+    keyed = type("Keyed", (Settings,), {"secret": key or ""})
+    super_ = Upstream(keyed("large", "http://elsewhere/v1"), 5.0)
+    super_._free.clear()
     headers = {"authorization": f"Bearer {key}"} if key else {}
     super_.new_client = lambda: httpx.AsyncClient(transport=httpx.MockTransport(handler), headers=headers)
     return super_
@@ -486,6 +487,8 @@ def test_a_super_elsewhere_gets_what_was_asked(models):
         (httpx.Response(200, text="<html>"), "failed", 503),
         (httpx.Response(200, json={"choices": []}), "failed", 503),
         (httpx.Response(200, json=[1]), "failed", 503),
+        (httpx.Response(200, json={"choices": [{"index": 0, "message": "x"}]}), "failed", 503),
+        (httpx.Response(400, text='{"error": ' + "[" * 100_000), "failed", 503),
         (httpx.ConnectError("refused"), "failed", 503),
         (httpx.ReadTimeout("late"), "timeout", 504),
     ],
@@ -528,13 +531,13 @@ def test_a_super_elsewhere_is_asked_over_connections_that_are_kept(models):
 
 def test_a_super_elsewhere_that_refuses_or_breaks_off(models):
     def refuses(request):
-        error = {"message": "too long for k3y", "code": "context_length_exceeded", "param": "messages"}
+        error = {"message": "too long for k3y", "code": "context_length_exceeded", "param": "messages, k3y"}
         return httpx.Response(400, json={"error": error})
 
     (response,) = posted(chat_app(models, super_=upstream(refuses, "k3y"))[0], asked(HARD))
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
-    assert error["message"] == "The Super refuses this: too long for ***"
+    assert (error["message"], error["param"]) == ("The Super refuses this: too long for …", "messages, …")
 
     def breaks(request):
         chunk = {"choices": [{"index": 0, "delta": {"content": "he"}, "finish_reason": None}]}
@@ -544,6 +547,29 @@ def test_a_super_elsewhere_that_refuses_or_breaks_off(models):
     first, last = events_of(response)
     assert first["choices"][0]["delta"]["content"] == "he"
     assert last["error"]["type"] == "server_error"
+
+
+def test_what_a_super_elsewhere_leaves_out_or_repeats(models, monkeypatch):
+    """Pieces without a text or an index, impossible usages, and the key."""
+    pieces = [
+        {"choices": [{"delta": {"content": "my k3y"}}], "usage": "many"},
+        {"choices": [{"index": 0, "content_filter_results": {}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": None, "finish_reason": "stop"}], "usage": {"prompt_tokens": "?"}},
+    ]
+    text = "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces)
+    app, _, _ = chat_app(models, super_=upstream(lambda request: httpx.Response(200, text=text), "k3y"))
+    (response,) = posted(app, asked(HARD, stream=True, stream_options={"include_usage": True}))
+    *events, last, end = events_of(response)
+    assert [one["choices"][0]["delta"].get("content") for one in events] == ["my …", None, None]
+    assert (events[-1]["choices"][0]["finish_reason"], end) == ("stop", "[DONE]")
+    assert last["elang"]["usage"]["super"] is None
+
+    reply = {"choices": [{"message": {"content": "my k3y"}}]}
+    app, _, _ = chat_app(models, super_=upstream(lambda request: httpx.Response(200, json=reply), "k3y"))
+    assert text_of(posted(app, asked(HARD))[0]) == "my …"
+    monkeypatch.setenv("HTTPS_PROXY", "ftp://proxy")
+    with pytest.raises(InputError, match="proxy that the environment names"):
+        Upstream(Settings("large", "http://elsewhere/v1"), 5.0)
 
 
 def test_a_ceiling_on_cost(models):
@@ -572,6 +598,15 @@ def test_a_ceiling_on_cost(models):
     image = [{"type": "image_url", "image_url": {"url": "http://x"}}]
     body = asked(messages=[{"role": "user", "content": image}], elang={"max_cost": 1})
     assert posted(app, body)[0].json()["error"]["param"] == "elang.max_cost"
+    for part in ({"type": "file", "file": {"file_id": "f"}}, {"type": "input_audio", "input_audio": {}}):
+        body = asked(messages=[{"role": "user", "content": [part]}], elang={"max_cost": 1})
+        assert posted(app, body)[0].json()["error"]["param"] == "elang.max_cost"
+    # The word is no image, and what else is put into a prompt counts.
+    assert text_of(posted(app, asked("an image", tools=tools, elang={"max_cost": 1}))[0])
+    asked_of = len(limits)
+    body = asked(EASY, documents=[{"text": "long " * 1000}], elang={"max_cost": 0.04})
+    assert posted(app, body)[0].json()["error"]["code"] == "cost_ceiling"
+    assert len(limits) == asked_of
     assert 'elang_cost_total{model="super"}' in service.metrics.page().body.decode()
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from elang.backends.openai.batch_files import BatchFiles
@@ -200,9 +201,13 @@ class Client:
 
     def without_key(self, response: "httpx.Response") -> str:
         """The text of a response; the key, should the server repeat it, is taken out."""
-        key = self.settings.secret
         text: str = response.content.decode("utf-8", "strict" if response.status_code == 200 else "replace")
-        return text.replace(key, "…") if key else text
+        if "\\" in text and self.settings.secret:
+            # Some servers escape what need not be, such as slashes.
+            with suppress(ValueError, RecursionError):
+                text = json.dumps(json.loads(text), ensure_ascii=False)
+        escaped = json.dumps(self.settings.secret)[1:-1]
+        return self.settings.without_key(text.replace(escaped, "…") if escaped else text)
 
     def _error(self, response: "httpx.Response") -> Reply:
         """What an error's status and text mean; a reply if it is about this input alone."""

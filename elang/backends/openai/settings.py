@@ -178,6 +178,10 @@ class Settings:
         """The key itself, empty without one."""
         return os.environ.get(self.key, "") if self.key else ""
 
+    def without_key(self, text: str) -> str:
+        """A text without the key."""
+        return text.replace(self.secret, "…") if self.secret else text
+
     def headers_now(self) -> dict[str, str]:
         """The headers of a request; an InputError if the variable with the key is not set or cannot be sent."""
         headers = dict(self.headers)

@@ -80,7 +80,7 @@ _WITHOUT_EFFECT: dict[str, Callable[[Any], bool]] = {
     "suffix": lambda value: value == "",
     "best_of": lambda value: value == 1,
 }
-_READ = (
+READ = (
     *("model", "messages", "prompt", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature"),
     *("top_p", "n", "stop", "seed", "logprobs", "top_logprobs", "elang"),
 )
@@ -254,6 +254,6 @@ def _complete_as_chat(body: dict[str, Any]) -> None:
 def _beyond(body: dict[str, Any]) -> tuple[str, str | None]:
     """The first field that no model here takes, and its name."""
     for name, value in body.items():
-        if name not in _READ and not _WITHOUT_EFFECT.get(name, lambda value: False)(value):
+        if name not in READ and not _WITHOUT_EFFECT.get(name, lambda value: False)(value):
             return f"the parameter {name[:40]!a}", name[:40]
     return "", None

@@ -16,9 +16,9 @@ from elang.errors import InputError
 from elang.inference.options import as_number
 from elang.inference.predictor import JointPredictor
 from elang.inference.serving.chat_answer import ChatAnswer, Prices, cost_of, no_parts
-from elang.inference.serving.chat_request import ChatRequest
+from elang.inference.serving.chat_request import READ, ChatRequest
 from elang.inference.serving.chats import LocalChats, Parts, UnansweredError, Upstream
-from elang.inference.serving.conversation import framed
+from elang.inference.serving.conversation import framed, is_text
 from elang.inference.serving.schema import RETRY, ApiError, Limits, Role
 from elang.inference.serving.service import Metrics, OnSuperFailure
 
@@ -189,11 +189,11 @@ class ChatService:
         ceiling = request.choice.max_cost
         if ceiling is None:
             return None
-        if "image" in json.dumps(messages) and request.beyond:
-            raise ApiError(400, "What images cost is not known before: leave max_cost out.", "elang.max_cost")
-        known = {
-            name: value for name, value in request.body.items() if name in ("tools", "functions", "response_format")
-        }
+        if not all(is_text(message) for message in messages):
+            reason = "What images, sounds and files cost is not known before: leave max_cost out."
+            raise ApiError(400, reason, "elang.max_cost")
+        # Tools, schemas, and what else a server may put into the prompt.
+        known = {name: value for name, value in request.body.items() if name not in READ}
         read = len(json.dumps([messages, known], ensure_ascii=False).encode()) + _AROUND_MESSAGE * len(messages)
         spent = sum(cost_of(self.prices, role, *counts) for role, counts in answer.tokens.items() if counts)
         room, price = ceiling - spent - cost_of(self.prices, "super", read, 0), self.prices.get("super", (0.0, 0.0))[1]

@@ -15,6 +15,7 @@ import httpx
 from prometheus_client import Gauge
 
 from elang.backends.chat_decoding import Chat
+from elang.backends.openai.client import Client
 from elang.backends.openai.settings import Settings
 from elang.inference.serving.chat_request import ChatRequest
 from elang.inference.serving.schema import ApiError, Reason
@@ -27,6 +28,7 @@ _log = logging.getLogger(__name__)
 # Conversations that a process goes on with together.
 _TOGETHER = 32
 # Statuses of a server elsewhere that are about the request.
+_COUNTS = ("prompt_tokens", "completion_tokens")
 _OF_REQUEST = (400, 404, 413, 422)
 
 
@@ -158,17 +160,16 @@ class Upstream:
     """A server elsewhere that has the API of OpenAI, which is sent what a request contains."""
 
     def __init__(self, settings: Settings, timeout: float) -> None:
-        self.settings, self.key = settings, settings.secret
-        # Before anything is asked.
-        settings.headers_now()
+        self.settings = settings
         self.timeout, self.waiting = timeout, 0
         self._tls = httpx.create_ssl_context()
-        # One for each request at a time: the time of a client grows with the connections that it has.
-        self._free: list[httpx.AsyncClient] = []
+        # One for each request at a time: the time of a client grows with the connections that it has. The first one
+        # shows before anything is asked whether the key and the proxy can be used.
+        self._free = [self.new_client()]
 
     def new_client(self) -> httpx.AsyncClient:
         """A client with a connection of its own, which is kept."""
-        return httpx.AsyncClient(headers=self.settings.headers_now(), timeout=self.timeout, verify=self._tls)
+        return Client.opened(headers=self.settings.headers_now(), timeout=self.timeout, verify=self._tls)
 
     def refuses(self, request: ChatRequest) -> tuple[str, str | None]:
         """Nothing: the server itself says what it does not take."""
@@ -186,15 +187,16 @@ class Upstream:
             body |= dict.fromkeys(names or ["max_tokens"], tokens)
         if request.stream:
             body["stream_options"] = {"include_usage": True}
-        self.waiting += 1
         client = self._free.pop() if self._free else self.new_client()
+        self.waiting += 1
         try:
             async with client.stream("POST", f"{self.settings.url}/chat/completions", json=body) as response:
                 if response.status_code != 200:
                     await response.aread()
                     raise self._refusal(response)
                 if not request.stream:
-                    yield _whole(json.loads(await response.aread()))
+                    text = (await response.aread()).decode()
+                    yield _part(json.loads(self.settings.without_key(text)), "message")
                     return
                 ended = False
                 async for line in response.aiter_lines():
@@ -209,7 +211,7 @@ class Upstream:
                     raise UnansweredError("failed", "The Super broke off its answer.")
         except httpx.TimeoutException:
             raise UnansweredError("timeout", "The Super did not answer in time.") from None
-        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             _log.warning("The Super failed: %s", type(error).__name__)
             raise UnansweredError("failed", "The Super gave no answer that can be read.") from None
         finally:
@@ -217,21 +219,21 @@ class Upstream:
             self._free.append(client)
 
     def _chunk(self, line: str) -> dict[str, Any]:
-        chunk = json.loads(line)
+        chunk = json.loads(self.settings.without_key(line))
         if error := chunk.get("error"):
-            _log.warning("The Super broke off its answer: %s", self._without_key(str(error)[:200]))
+            _log.warning("The Super broke off its answer: %s", self.settings.without_key(str(error))[:200])
             raise UnansweredError("failed", "The Super broke off its answer.")
-        part: dict[str, Any] = {"choices": chunk.get("choices") or []}
-        return part | ({"usage": chunk["usage"]} if chunk.get("usage") else {})
+        return _part(chunk, "delta")
 
     def _refusal(self, response: httpx.Response) -> UnansweredError | ApiError:
         status = response.status_code
         error: Any = None
-        with suppress(ValueError, AttributeError):
+        with suppress(ValueError, AttributeError, RecursionError):
             error = response.json().get("error")
         if status in _OF_REQUEST and isinstance(error, dict):
-            message = self._without_key(str(error.get("message"))[:1000])
-            code, param = (str(error[name])[:80] if error.get(name) else None for name in ("code", "param"))
+            clean = self.settings.without_key
+            message = clean(str(error.get("message")))[:1000]
+            code, param = (clean(str(error[name]))[:80] if error.get(name) else None for name in ("code", "param"))
             return ApiError(400 if status == 404 else status, f"The Super refuses this: {message}", param, code)
         # What it says of a wrong key may contain it.
         _log.warning("The Super answered with %s", status)
@@ -241,16 +243,26 @@ class Upstream:
             return UnansweredError("full", "The Super takes no more requests now.", refusal)
         return UnansweredError("failed", f"The Super answered with {status}.")
 
-    def _without_key(self, text: str) -> str:
-        return text.replace(self.key, "***") if self.key else text
 
+def _part(reply: dict[str, Any], name: str) -> dict[str, Any]:
+    """A reply, or a piece of a stream, as a part of an answer; an error if a choice of it is none.
 
-def _whole(reply: dict[str, Any]) -> dict[str, Any]:
-    """A whole reply as one part of a stream."""
-    choices = [
-        {**{name: value for name, value in choice.items() if name != "message"}, "delta": choice["message"]}
-        for choice in reply["choices"]
-    ]
-    if not choices:
+    Some servers send pieces that only end a choice, or only say something about it.
+    """
+    choices = []
+    for choice in reply["choices"] if name == "message" else reply.get("choices") or []:
+        delta, index = choice[name] if name == "message" else choice.get(name) or {}, choice.get("index", 0)
+        if not isinstance(delta, dict) or not isinstance(index, int):
+            raise TypeError("a choice is none")
+        rest = {key: value for key, value in choice.items() if key != name}
+        choices.append({**rest, "index": index, "delta": delta})
+    if name == "message" and not choices:
         raise ValueError("no choices")
-    return {"choices": choices, "usage": reply.get("usage")}
+    return {"choices": choices, "usage": usage} if (usage := _usage(reply.get("usage"))) else {"choices": choices}
+
+
+def _usage(usage: Any) -> dict[str, int] | None:
+    """The tokens that a server tells, if it tells both."""
+    counts = {name: usage.get(name) for name in _COUNTS} if isinstance(usage, dict) else {}
+    known = counts and all(isinstance(count, int) and count >= 0 for count in counts.values())
+    return counts if known else None

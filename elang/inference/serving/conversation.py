@@ -22,6 +22,13 @@ def framed(chat: Chat, task: TextTask) -> list[dict[str, Any]]:
     return [{"role": role, "content": text} for role, text in turns]
 
 
+def is_text(message: dict[str, Any]) -> bool:
+    """Whether a message has no images, sounds or files."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return not message.get("audio") and all(part.get("type") in ("text", "refusal") for part in parts)
+
+
 def read_conversation(
     messages: Any, task: TextTask
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...], str | None, str]:
