@@ -26,6 +26,8 @@ class Api:
         self.usage = True
         # Of batches: what is sent, each one's file and how often it was looked at, and lines put into the next output.
         self.files, self.batches, self.lines = {}, {}, []
+        # What begins of batches answer although they began.
+        self.begins = []
         lock, api = threading.Lock(), self
 
         class Handler(BaseHTTPRequestHandler):
@@ -58,6 +60,8 @@ class Api:
                         name = f"batch-{len(api.batches)}"
                         api.batches[name] = [body["input_file_id"], 0]
                         planned = (200, {"id": name, "status": "validating"})
+                        if api.begins:
+                            planned = api.begins.pop(0)
                 try:
                     self.reply(body, planned)
                 finally:
@@ -101,6 +105,8 @@ class Api:
 
     def looked_at(self, path):
         """What a look at a batch, or at the file of its replies, gives."""
+        if path.startswith("/v1/batches?"):
+            return json.dumps({"data": [{"id": n, "input_file_id": b[0]} for n, b in self.batches.items()]}).encode()
         name = path.split("/")[3]
         if "/batches/" in path:
             self.batches[name][1] += 1

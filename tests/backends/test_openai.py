@@ -18,7 +18,7 @@ from elang import InputError, JointPredictor
 from elang.backends.loading.load import load_model, open_backend
 from elang.backends.openai.labels import label_logits, match_label, text_scores
 from elang.backends.openai.replies import Reply
-from elang.backends.openai.settings import Settings
+from elang.backends.openai.settings import Settings, Usage
 from elang.data.examples import Examples
 from elang.method.scores import SEQUENCE_SCORES
 from elang.notices import forget_notices, notices
@@ -364,11 +364,26 @@ def test_scores_of_texts():
 
 
 @pytest.mark.parametrize(
-    "values", [None, {}, {"content": [{"token": 3, "logprob": -1}]}, {"content": [{"token": "a"}]}]
+    "values",
+    [
+        None,
+        {},
+        {"content": [{"token": 3, "logprob": -1}]},
+        {"content": [{"token": "a"}]},
+        {"content": [{"token": "a", "logprob": -(10**400)}]},
+    ],
 )
 def test_probabilities_that_are_none(values):
     choice = {"message": {"content": "x"}, "logprobs": values}
     assert Reply.parse({"choices": [choice]}).tokens is None
+
+
+def test_a_usage_without_the_prompt_is_none():
+    """A budget would never end if it counted nothing."""
+    choices = [{"message": {"content": "x"}}]
+    for usage in ({}, {"total_tokens": 9}, {"prompt_tokens": None}, {"prompt_tokens": -1, "completion_tokens": 1}):
+        assert Reply.parse({"choices": choices, "usage": usage}).usage is None
+    assert Reply.parse({"choices": choices, "usage": {"prompt_tokens": 7}}).usage == Usage(7, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -482,6 +497,64 @@ def test_batch_files(api, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="The budget of"):
         few.answer(examples_of(TEXTS))
     assert api.files == sent
+
+
+def test_a_batch_that_began_unseen_is_not_sent_twice(api, tmp_path, monkeypatch):
+    monkeypatch.setattr("elang.backends.openai.batch_files._FIRST_LOOK", 0.01)
+    api.begins = [(500, b"oops")]
+    records = open_backend(write_settings(tmp_path, api, batch=True), TASK).answer(examples_of(TEXTS))
+    assert labels_of(records) == answers_to(TEXTS)
+    assert len(api.batches) == 1
+    assert set(api.asked.values()) == {1}
+
+
+def test_a_budget_of_batches(api, tmp_path, monkeypatch):
+    """Replies without a usage count, and so does a batch that an earlier run has left under way."""
+    monkeypatch.setattr("elang.backends.openai.batch_files._FIRST_LOOK", 0.01)
+    journal = tmp_path / "j.jsonl"
+    path = write_settings(tmp_path, api, batch=True, prices=PRICES, budget=0.01)
+    backend = open_backend(path, TASK)
+    backend.keep_answers(journal)
+    api.plan = ["no usage"] * 12
+    backend.answer(examples_of(TEXTS))
+    assert backend.spending.held == 0
+    # 12 tokens of an answer are held at 4 each.
+    assert 12 * 12 * 4e-6 < backend.spending.spent < 0.01
+    assert "12 answers" in kinds()["no-usage"]
+    journal.write_text("\n".join(line for line in journal.read_text().splitlines()[:2]) + "\n")
+    assert '"batch"' in journal.read_text()
+    again = open_backend(write_settings(tmp_path, api, batch=True, prices=PRICES, budget=backend.spending.spent), TASK)
+    again.keep_answers(journal)
+    sent = dict(api.files)
+    with pytest.raises(InputError, match="The budget of"):
+        again.answer(examples_of([*TEXTS, "one more"]))
+    assert api.files == sent
+
+
+def test_a_key_that_a_server_repeats_in_another_spelling(api, tmp_path, monkeypatch):
+    monkeypatch.setenv("A_KEY", "sk/a+b<c")
+    path = write_settings(tmp_path, api, concurrent=1)
+    for spelled in (r"sk\/a+b<c", r"sk\/a\u002bb\u003cc"):
+        api.plan = [(400, f'{{"error": {{"message": "wrong: {spelled}"}}}}'.encode())]
+        with pytest.raises(InputError, match="wrong: …"):
+            open_backend(path, TASK).answer(examples_of(TEXTS[:1]))
+        reply = f'{{"choices": [{{"message": {{"content": "good {spelled}"}}, "finish_reason": "stop"}}]}}'
+        api.plan = [(200, reply.encode())]
+        backend = open_backend(path, TASK)
+        assert backend.replies(examples_of(TEXTS[:1]))[0].text == "good …"
+
+
+def test_a_server_of_a_pair_does_not_wait_longer_than_its_requests(api, tmp_path):
+    api.plan = [(500, b"oops"), "hang", "hang"]
+    backend = open_backend(write_settings(tmp_path, api, tries=8), TASK)
+    backend.limit_seconds(0.3)
+    start = time.monotonic()
+    with pytest.raises(InputError, match="did not answer"):
+        backend.answer(examples_of(TEXTS[:1]))
+    assert time.monotonic() - start < 1.2
+    own = open_backend(write_settings(tmp_path, api, timeout=0.1, deadline=0.2), TASK)
+    own.limit_seconds(0.3)
+    assert (own.settings.timeout, own.questions.settings.deadline) == (0.1, 0.2)
 
 
 def test_a_proxy_of_the_environment(api, monkeypatch):

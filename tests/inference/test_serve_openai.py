@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import threading
 import time
 from dataclasses import replace
 
@@ -690,7 +691,7 @@ def test_any_backend_may_be_the_super_of_a_pair_of_labels(labels, monkeypatch):
             return Records(examples.id, prediction, key=examples.key)
 
     monkeypatch.setitem(SCHEMES, "own:*", Own)
-    backend = BackendSuper("own:x", labels.task)
+    backend = BackendSuper("own:x", labels.task, 5.0)
 
     def ask(*texts):
         return asyncio.run(ask_backend(backend, Question(texts=list(texts), choices=None), 0.0))
@@ -698,7 +699,36 @@ def test_any_backend_may_be_the_super_of_a_pair_of_labels(labels, monkeypatch):
     assert ask("a", "ab")["answers"] == [labels.label_names[1], labels.label_names[0]]
     assert "odd" in ask("odd")["error"]
     with pytest.raises(InputError, match="No backend of this version"):
-        BackendSuper("none:x", labels.task)
+        BackendSuper("none:x", labels.task, 5.0)
+
+
+def test_a_super_elsewhere_that_hangs_takes_no_threads_of_others(labels, monkeypatch):
+    ended = threading.Event()
+
+    class Hangs:
+        def __init__(self, address, task):
+            self.task, self.seconds = task, None
+
+        def limit_seconds(self, seconds):
+            self.seconds = seconds
+
+        def answer(self, examples):
+            ended.wait(20)
+            raise InputError("it hung")
+
+    monkeypatch.setitem(SCHEMES, "own:*", Hangs)
+    backend = BackendSuper("own:x", labels.task, 5.0)
+    assert backend.backend.seconds == 5.0
+
+    async def ask_many():
+        asking = [ask_backend(backend, Question(texts=["good"], choices=None), 0.0) for _ in range(64)]
+        waiting = [asyncio.ensure_future(one) for one in asking]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(asyncio.to_thread(int), 5)
+        ended.set()
+        return await asyncio.gather(*waiting)
+
+    assert {reply["error"] for reply in asyncio.run(ask_many())} == {"it hung"}
 
 
 def test_options_that_cannot_be(pair, folders, fails, monkeypatch):

@@ -74,6 +74,13 @@ class OpenAIBackend:
         """Limit the length of texts, unless the settings do."""
         self.questions = replace(self.questions, text_tokens=tokens)
 
+    def limit_seconds(self, seconds: float) -> None:
+        """Try no request again after so many seconds, nor wait longer for one, unless the settings say less."""
+        settings = self.settings
+        timeout, deadline = min(settings.timeout, seconds), min(settings.deadline or seconds, seconds)
+        self.settings = replace(settings, timeout=timeout, deadline=deadline)
+        self.questions = replace(self.questions, settings=self.settings)
+
     def keep_answers(self, path: str | Path) -> None:
         """Keep replies in a file as they arrive, and do not ask again for those that are in it."""
         self.journal = Journal(path)

@@ -1,11 +1,15 @@
 """Requests that are sent as files (``/batches``): cheaper at some vendors, and answered within a day."""
 
 import asyncio
+import itertools
 import json
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from elang.backends.openai.journal import Journal
+from elang.backends.openai.spending import output_of
 from elang.backends.retrying import RETRIED, GivenUpError, TemporaryError, pause_of, persistently
 from elang.errors import InputError, counted
 from elang.terminal import tell
@@ -29,6 +33,8 @@ class BatchFiles:
 
     def __init__(self, client: "Client") -> None:
         self.client, self.settings = client, client.settings
+        # What is held against the budget for the requests that are under way.
+        self._held: dict[str, float] = {}
 
     async def ask(self, left: dict[str, dict[str, Any]], journal: Journal) -> None:
         """Ask for all replies: what fails for a reason that may pass goes into another file.
@@ -39,6 +45,9 @@ class BatchFiles:
         """
         options: dict[str, Any] = {"headers": self.settings.headers_now(), "timeout": self.settings.timeout}
         async with self.client.opened(**options) as http:
+            for digest in {digest for digests in journal.batches.values() for digest in digests} & left.keys():
+                if digest not in journal:
+                    self._hold(digest, left[digest], checked=False)
             for _ in range(self.settings.tries):
                 under_way = {digest for digests in journal.batches.values() for digest in digests}
                 new = iter(
@@ -52,6 +61,7 @@ class BatchFiles:
                     await self._collect(http, batch, left, journal)
                 # What was held is counted by now, or was not asked.
                 self.client.spending.release()
+                self._held.clear()
                 if all(digest in journal for digest in left):
                     return
         missing = sum(digest not in journal for digest in left)
@@ -70,11 +80,9 @@ class BatchFiles:
 
     async def _send(self, http: "httpx.AsyncClient", part: dict[str, dict[str, Any]], journal: Journal) -> None:
         """Send a file, if the budget is enough for all of it."""
-        spending, questions = self.client.spending, self.client.questions
-        for body in part.values():
-            estimate = spending.estimate(len(json.dumps(body)), questions.max_tokens)
-            spending.hold(estimate)
-        where = questions.url.removeprefix(self.settings.url)
+        for digest, body in part.items():
+            self._hold(digest, body)
+        where = self.client.questions.url.removeprefix(self.settings.url)
         lines = [
             json.dumps({"custom_id": digest, "method": "POST", "url": f"/v1{where}", "body": body})
             for digest, body in part.items()
@@ -82,10 +90,33 @@ class BatchFiles:
         file = {"file": ("requests.jsonl", "\n".join(lines).encode(), "application/jsonl")}
         sent = await self._call(http, "POST", "/files", files=file, data={"purpose": "batch"})
         about = {"input_file_id": sent.get("id"), "endpoint": f"/v1{where}", "completion_window": "24h"}
-        batch = await self._call(http, "POST", "/batches", json=about)
+        batch = await self._persistently(self._begin(http, about))
         journal.keep_batch(str(batch.get("id")), list(part))
         await journal.synced()
         tell(f"{counted(len(part), 'requests')} are sent as the batch {batch.get('id')}")
+
+    def _hold(self, digest: str, body: dict[str, Any], checked: bool = True) -> None:
+        """Hold the most that a request may cost."""
+        spending, size = self.client.spending, len(json.dumps(body))
+        estimate = spending.estimate(size, output_of(body, self.client.questions.max_tokens))
+        self._held[digest] = spending.hold(estimate, checked)
+
+    def _begin(self, http: "httpx.AsyncClient", about: dict[str, Any]) -> Callable[[], Awaitable[Any]]:
+        """What begins a batch; after an attempt that broke off it looks first whether the server has begun it."""
+        attempts = itertools.count()
+
+        async def attempt() -> Any:
+            if next(attempts):
+                begun: Any = []
+                # Not every server lists its batches.
+                with suppress(InputError):
+                    begun = (await self._once(http, "GET", "/batches?limit=100")).get("data")
+                for batch in begun if isinstance(begun, list) else []:
+                    if isinstance(batch, dict) and batch.get("input_file_id") == about["input_file_id"]:
+                        return batch
+            return await self._once(http, "POST", "/batches", json=about)
+
+        return attempt
 
     async def _collect(
         self, http: "httpx.AsyncClient", batch: str, left: dict[str, dict[str, Any]], journal: Journal
@@ -121,43 +152,50 @@ class BatchFiles:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self.client.count(TemporaryError("a line of a batch is no reply"))
             return
-        if digest not in left or digest in journal:
+        if digest not in self._held or digest in journal:
             return
         try:
             reply = self.client.read(response)
         except TemporaryError as error:
             self.client.count(error)
             return
-        self.client.spending.add(reply.usage, len(json.dumps(left[digest])))
+        # Errors about one input cost nothing.
+        lost = reply.usage is None and response.status_code == 200
+        self.client.spending.unreported += lost
+        self.client.spending.settle(self._held[digest], reply.usage, len(json.dumps(left[digest])), lost=lost)
         journal.keep(digest, reply)
 
-    async def _call(self, http: "httpx.AsyncClient", method: str, path: str, raw: bool = False, **more: Any) -> Any:
-        """The object, or the raw text, that a call returns."""
-        import httpx
+    async def _call(self, http: "httpx.AsyncClient", method: str, path: str, **more: Any) -> Any:
+        """What a call returns, after as many attempts as it takes."""
+        return await self._persistently(lambda: self._once(http, method, path, **more))
 
-        async def attempt() -> Any:
-            try:
-                response = await http.request(method, self.settings.url + path, **more)
-            except httpx.RequestError as error:
-                raise TemporaryError(f"{type(error).__name__}: {error}") from None
-            if response.status_code in RETRIED:
-                raise TemporaryError(str(response.status_code), pause_of(response.headers))
-            if response.status_code != 200:
-                # It raises for a status that is not about one input.
-                self.client.read(response)
-                raise InputError(f"{self.settings.url}{path} answers with {response.status_code}.")
-            text = self.client.without_key(response)
-            if raw:
-                return text
-            try:
-                value = json.loads(text)
-            except ValueError:
-                value = None
-            if not isinstance(value, dict):
-                raise TemporaryError(f"{path} is no JSON object")
-            return value
-
+    async def _persistently(self, attempt: Callable[[], Awaitable[Any]]) -> Any:
         try:
             return await persistently(attempt, self.settings.tries, failed=self.client.count)
         except GivenUpError as error:
             raise InputError(f"{self.settings.address} did not answer {error}. Check that it is running.") from None
+
+    async def _once(self, http: "httpx.AsyncClient", method: str, path: str, raw: bool = False, **more: Any) -> Any:
+        """The object, or the raw text, that a call returns."""
+        import httpx
+
+        try:
+            response = await http.request(method, self.settings.url + path, **more)
+        except httpx.RequestError as error:
+            raise TemporaryError(f"{type(error).__name__}: {error}") from None
+        if response.status_code in RETRIED:
+            raise TemporaryError(str(response.status_code), pause_of(response.headers))
+        if response.status_code != 200:
+            # It raises for a status that is not about one input.
+            self.client.read(response)
+            raise InputError(f"{self.settings.url}{path} answers with {response.status_code}.")
+        text = self.client.without_key(response)
+        if raw:
+            return text
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise TemporaryError(f"{path} is no JSON object")
+        return value

@@ -10,7 +10,7 @@ from elang.backends.openai.batch_files import BatchFiles
 from elang.backends.openai.journal import Journal
 from elang.backends.openai.questions import Questions
 from elang.backends.openai.replies import Reply
-from elang.backends.openai.spending import Pace, Spending, SpendingProgress
+from elang.backends.openai.spending import Pace, Spending, SpendingProgress, output_of
 from elang.backends.retrying import RETRIED, GivenUpError, TemporaryError, pause_of, persistently, run_async
 from elang.errors import InputError, counted, first_line
 from elang.terminal import Progress
@@ -146,9 +146,8 @@ class Client:
         import httpx
 
         spending = self.spending
-        output = body.get("max_tokens") or body.get("max_completion_tokens") or self.questions.max_tokens
         # What is sent beside the texts is small, and the first reply corrects the ratio.
-        estimate = spending.estimate(len(content), int(output))
+        estimate = spending.estimate(len(content), output_of(body, self.questions.max_tokens))
         await self.pace.turn(estimate.input + estimate.output, self._wait)
         while not spending.fits(estimate) and spending.under_way:
             # What is held for others is more than they take.

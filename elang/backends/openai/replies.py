@@ -62,7 +62,7 @@ class Reply:
             finish=finish if isinstance(finish, str) else "",
             refused=refused,
             model=model if isinstance(model, str) else "",
-            usage=_usage(payload.get("usage")),
+            usage=usage_of(payload.get("usage")),
             tokens=_tokens(choice.get("logprobs")),
         )
 
@@ -83,11 +83,11 @@ class Reply:
         return reply
 
 
-def _usage(values: Any) -> Usage | None:
-    """The tokens of a response's ``usage``; ``None`` where it has none, or impossible ones."""
+def usage_of(values: Any) -> Usage | None:
+    """The tokens of a response's ``usage``; ``None`` where it has none of the prompt, or impossible ones."""
     if not isinstance(values, dict):
         return None
-    counts = [values.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
+    counts = [values.get("prompt_tokens"), values.get("completion_tokens", 0)]
     details = values.get("prompt_tokens_details")
     counts.append((details.get("cached_tokens") if isinstance(details, dict) else None) or 0)
     if not all(isinstance(count, int) and is_number(count, 0, 2.0**53) for count in counts):
@@ -112,7 +112,7 @@ def _tokens(values: Any) -> list[Token] | None:
             given = zip(values["tokens"], values["token_logprobs"], tops, strict=True)
             made = [(token, value, [*(top or {}).items()]) for token, value, top in given]
         tokens = [(_text(t), _log(p), [(_text(a), _log(q)) for a, q in top]) for t, p, top in made]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
     return tokens or None
 

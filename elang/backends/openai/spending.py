@@ -3,6 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable
 from threading import Lock, RLock
+from typing import Any
 
 from elang.backends.openai.settings import Settings, Usage
 from elang.errors import InputError
@@ -63,11 +64,11 @@ class Spending:
         """Whether the budget is enough for a request beside those under way."""
         return self.budget is None or self.spent + self.held + self._price(estimate) <= self.budget
 
-    def hold(self, estimate: Usage) -> float:
-        """Hold money for a request; an InputError if the budget may not be enough for it."""
+    def hold(self, estimate: Usage, checked: bool = True) -> float:
+        """Hold money for a request; if it is ``checked``, an InputError says that the budget may not be enough."""
         price = self._price(estimate)
         with self._lock:
-            if not self.fits(estimate):
+            if checked and not self.fits(estimate):
                 raise InputError(
                     f"The budget of {self.budget:g} {self._currency} for {self.address} does not allow another "
                     f"request: {self.spent:.4g} are spent, and the next one may cost {price:.2g}. Raise 'budget'."
@@ -94,12 +95,9 @@ class Spending:
         """Hold nothing any more."""
         self.held, self.under_way = 0.0, 0
 
-    def add(self, usage: Usage | None, size: int) -> None:
-        """Count what the answer to a request of so many bytes took, if that is known."""
+    def add(self, usage: Usage, size: int) -> None:
+        """Count what the answer to a request of so many bytes took."""
         with self._lock:
-            if usage is None:
-                self.unreported += 1
-                return
             self.spent += self._price(usage)
             self.replies += 1
             self.used = Usage(*(sum(pair) for pair in zip(_counts(self.used), _counts(usage), strict=True)))
@@ -119,6 +117,11 @@ class Spending:
             return f"{self.used.input + self.used.output:,} tokens"
         to_come = self.spent / self.replies * left if self.replies else 0.0
         return f"{self.spent:.4g} {self._currency} spent" + (f", about {to_come:.2g} to come" if to_come else "")
+
+
+def output_of(body: dict[str, Any], default: int) -> int:
+    """The most tokens that a request's answer may have."""
+    return int(body.get("max_tokens") or body.get("max_completion_tokens") or default)
 
 
 def _counts(usage: Usage) -> tuple[int, int, int]:

@@ -16,6 +16,7 @@ from prometheus_client import Gauge
 
 from elang.backends.chat_decoding import Chat
 from elang.backends.openai.client import Client
+from elang.backends.openai.replies import usage_of
 from elang.backends.openai.settings import Settings
 from elang.inference.serving.chat_request import ChatRequest
 from elang.inference.serving.schema import ApiError, Reason
@@ -28,7 +29,6 @@ _log = logging.getLogger(__name__)
 # Conversations that a process goes on with together.
 _TOGETHER = 32
 # Statuses of a server elsewhere that are about the request.
-_COUNTS = ("prompt_tokens", "completion_tokens")
 _OF_REQUEST = (400, 404, 413, 422)
 
 
@@ -258,11 +258,6 @@ def _part(reply: dict[str, Any], name: str) -> dict[str, Any]:
         choices.append({**rest, "index": index, "delta": delta})
     if name == "message" and not choices:
         raise ValueError("no choices")
-    return {"choices": choices, "usage": usage} if (usage := _usage(reply.get("usage"))) else {"choices": choices}
-
-
-def _usage(usage: Any) -> dict[str, int] | None:
-    """The tokens that a server tells, if it tells both."""
-    counts = {name: usage.get(name) for name in _COUNTS} if isinstance(usage, dict) else {}
-    known = counts and all(isinstance(count, int) and count >= 0 for count in counts.values())
-    return counts if known else None
+    usage = usage_of(reply.get("usage"))
+    told = {} if usage is None else {"usage": {"prompt_tokens": usage.input, "completion_tokens": usage.output}}
+    return {"choices": choices, **told}

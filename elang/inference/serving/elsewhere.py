@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,15 +14,25 @@ from elang.inference.inputs import as_rows, window_of
 from elang.inference.serving.schema import Question
 from elang.tasks.text_task import TextTask
 
+THREADS = 4
+"""Batches that a server elsewhere is asked at a time; it makes its own of them."""
+
 
 class BackendSuper(BackendRunner):
-    """A Super that any backend is, for batches of texts."""
+    """A Super that any backend is, for batches of texts.
 
-    def __init__(self, address: str, task: TextTask) -> None:
+    A backend that tries again is told after how many seconds nobody waits for the answer any more. It has threads of
+    its own, so that one that hangs keeps nothing else waiting.
+    """
+
+    def __init__(self, address: str, task: TextTask, seconds: float) -> None:
         backend = open_backend(address, task)
         if backend is None:
             raise InputError(f"No backend of this version answers '{task.problem}' tasks at '{address}'.")
+        if hasattr(backend, "limit_seconds"):
+            backend.limit_seconds(seconds)
         super().__init__(backend)
+        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="super")
 
     def __call__(self, question: Question) -> dict[str, Any]:
         """The answers to a question, as :class:`Model` replies; ``None`` where there is none."""
@@ -40,7 +51,7 @@ class BackendSuper(BackendRunner):
 
 async def ask_backend(backend: BackendSuper, question: Question, until: float) -> dict[str, Any]:
     """The backend's reply, from a thread."""
-    return await asyncio.to_thread(backend, question)
+    return await asyncio.get_running_loop().run_in_executor(backend.threads, backend, question)
 
 
 class Client(httpx.AsyncClient):

@@ -18,7 +18,7 @@ from elang.inference.serving.chat_answer import Prices
 from elang.inference.serving.chat_routes import AnswersChats, add_chat_routes
 from elang.inference.serving.chat_service import ChatService
 from elang.inference.serving.chats import LocalChats, Upstream
-from elang.inference.serving.elsewhere import BackendSuper, Client, ask_backend
+from elang.inference.serving.elsewhere import THREADS, BackendSuper, Client, ask_backend
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.http import Server
 from elang.inference.serving.model import ChatModel, Model
@@ -29,8 +29,6 @@ from elang.inference.serving.workers import Load, Workers
 from elang.method.scores import BEFORE_DECODER
 
 _log = logging.getLogger(__name__)
-# Batches that a server elsewhere is asked at a time; it makes its own of them.
-_REMOTE_WORKERS = 4
 # A model that does not answer a batch within this many seconds, at least, hangs.
 _HANGS = 60.0
 
@@ -154,14 +152,14 @@ def _batchers(
     batchers = {role: Batcher(partial(ask, model), len(model.loads), **options) for role, model in workers.items()}
     if remote and not remote.startswith(("http://", "https://")):
         assert predictor is not None
-        ask_elsewhere = partial(ask_backend, BackendSuper(remote, predictor.task))
-        batchers["super"] = Batcher(ask_elsewhere, _REMOTE_WORKERS, **options)
+        ask_elsewhere = partial(ask_backend, BackendSuper(remote, predictor.task, limits.deadline))
+        batchers["super"] = Batcher(ask_elsewhere, THREADS, **options)
     elif remote:
         connections = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         headers = {"authorization": f"Bearer {token}"} if token else {}
         client = Client(headers=headers, base_url=remote, limits=connections)
         options["most"] = min(limits.batch, limits.texts)
-        batchers["super"] = Batcher(partial(client.ask, "/super"), _REMOTE_WORKERS, **options)
+        batchers["super"] = Batcher(partial(client.ask, "/super"), THREADS, **options)
     return batchers
 
 
