@@ -15,7 +15,7 @@ from elang import InputError, JointPredictor
 from elang.backends.chat_decoding import Chat, Row
 from elang.backends.chats import ChatWriter
 from elang.backends.loading.load import SCHEMES
-from elang.backends.openai.settings import Settings
+from elang.backends.openai.settings import Prices, Settings
 from elang.inference.serving.chat_routes import add_chat_routes
 from elang.inference.serving.chat_service import ChatService
 from elang.inference.serving.chats import LocalChats, Upstream
@@ -548,6 +548,34 @@ def test_a_super_elsewhere_that_refuses_or_breaks_off(models):
     first, last = events_of(response)
     assert first["choices"][0]["delta"]["content"] == "he"
     assert last["error"]["type"] == "server_error"
+
+
+def test_settings_of_a_super_elsewhere_limit_its_answers(models):
+    limits = []
+
+    def handler(request):
+        limits.append(json.loads(request.content).get("max_tokens"))
+        return httpx.Response(200, json={"choices": [{"message": {"content": "x"}}]})
+
+    super_ = upstream(handler)
+    super_.settings = replace(super_.settings, max_tokens=9)
+    app, _, _ = chat_app(models, super_=super_)
+    posted(app, asked(HARD))
+    posted(app, asked(HARD, max_tokens=5))
+    posted(app, asked(HARD, max_tokens=50))
+    assert limits == [9, 5, 9]
+    prices = Prices(1.0, 1.0, "2026-11-01")
+    with pytest.raises(InputError, match=r"'budget' of openai:large@.* Leave it out"):
+        Upstream(Settings("large", "http://elsewhere/v1", budget=5.0, prices=prices), 5.0)
+
+
+def test_a_super_elsewhere_sends_without_end(models, monkeypatch):
+    monkeypatch.setattr("elang.backends.openai.client._LONGEST", 1000)
+    reply = {"choices": [{"message": {"content": "x"}}], "more": "y" * 2000}
+    for status in (200, 400):
+        super_ = upstream(lambda request, status=status: httpx.Response(status, json=reply))
+        (response,) = posted(chat_app(models, super_=super_)[0], asked(HARD))
+        assert response.json()["elang"]["fallback"] == "failed"
 
 
 def test_what_a_super_elsewhere_leaves_out_or_repeats(models, monkeypatch):

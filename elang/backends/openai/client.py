@@ -174,18 +174,15 @@ class Client:
             spending.settle(held, usage, len(content), lost=lost)
 
     async def _post(self, http: "httpx.AsyncClient", content: bytes) -> "httpx.Response":
-        """The response to a request, whose size is limited: a server may send without end."""
+        """The response to a request."""
         import httpx
 
-        headers, body = {"content-type": "application/json"}, bytearray()
+        headers = {"content-type": "application/json"}
         async with http.stream("POST", self.questions.url, content=content, headers=headers) as response:
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > _LONGEST:
-                    raise TemporaryError(f"the reply has more than {_LONGEST >> 20} MB")
+            body = await whole_body(response)
             # What is read is decompressed already.
             kept = {name: value for name, value in response.headers.items() if name != "content-encoding"}
-            return httpx.Response(response.status_code, headers=kept, content=bytes(body))
+            return httpx.Response(response.status_code, headers=kept, content=body)
 
     def read(self, response: "httpx.Response") -> Reply:
         """The reply in a response; a TemporaryError if another attempt may help."""
@@ -229,6 +226,16 @@ class Client:
                 f"{self.questions.url} is not there, or has no such model ({status}: {message}). Correct it."
             )
         raise InputError(f"{who} refuses a request ({status}: {message}). Change the settings that it names.")
+
+
+async def whole_body(response: "httpx.Response") -> bytes:
+    """What a streamed response has in it; a TemporaryError if it is too much: a server may send without end."""
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > _LONGEST:
+            raise TemporaryError(f"the reply has more than {_LONGEST >> 20} MB")
+    return bytes(body)
 
 
 def _error_of(text: str) -> tuple[str, str]:

@@ -15,9 +15,11 @@ import httpx
 from prometheus_client import Gauge
 
 from elang.backends.chat_decoding import Chat
-from elang.backends.openai.client import Client
+from elang.backends.openai.client import Client, whole_body
 from elang.backends.openai.replies import usage_of
 from elang.backends.openai.settings import Settings
+from elang.backends.retrying import TemporaryError
+from elang.errors import InputError
 from elang.inference.serving.chat_request import ChatRequest
 from elang.inference.serving.schema import ApiError, Reason
 from elang.inference.serving.streams import Stream
@@ -160,6 +162,11 @@ class Upstream:
     """A server elsewhere that has the API of OpenAI, which is sent what a request contains."""
 
     def __init__(self, settings: Settings, timeout: float) -> None:
+        if settings.budget is not None:
+            raise InputError(
+                f"The 'budget' of {settings.address} is that of a run, and a server of chats has no end. Leave it out; "
+                "requests may have elang.max_cost."
+            )
         self.settings = settings
         self.timeout, self.waiting = timeout, 0
         self._tls = httpx.create_ssl_context()
@@ -178,11 +185,13 @@ class Upstream:
     async def ask(self, request: ChatRequest, messages: list[dict[str, Any]], tokens: int | None) -> Parts:
         """The parts of an answer: ``choices`` and ``usage`` as the server gives them.
 
-        ``tokens`` limits them, in place of the request's limit. Raises an :class:`UnansweredError`.
+        ``tokens`` limits them, beside the request's limit and that of the settings. Raises an :class:`UnansweredError`.
         """
         body = {**request.body, "model": self.settings.model, "messages": messages}
         body |= {name: value for name, value in self.settings.body.items() if value is not None}
-        if tokens is not None:
+        most = [limit for limit in (tokens, self.settings.max_tokens) if limit is not None]
+        if most:
+            tokens = min(most if request.chat.tokens is None else [*most, request.chat.tokens])
             names = [name for name in ("max_completion_tokens", "max_tokens") if name in body]
             body |= dict.fromkeys(names or ["max_tokens"], tokens)
         if request.stream:
@@ -192,10 +201,9 @@ class Upstream:
         try:
             async with client.stream("POST", f"{self.settings.url}/chat/completions", json=body) as response:
                 if response.status_code != 200:
-                    await response.aread()
-                    raise self._refusal(response)
+                    raise self._refusal(response, await whole_body(response))
                 if not request.stream:
-                    text = (await response.aread()).decode()
+                    text = (await whole_body(response)).decode()
                     yield _part(json.loads(self.settings.without_key(text)), "message")
                     return
                 ended = False
@@ -211,7 +219,15 @@ class Upstream:
                     raise UnansweredError("failed", "The Super broke off its answer.")
         except httpx.TimeoutException:
             raise UnansweredError("timeout", "The Super did not answer in time.") from None
-        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            TemporaryError,
+            httpx.HTTPError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             _log.warning("The Super failed: %s", type(error).__name__)
             raise UnansweredError("failed", "The Super gave no answer that can be read.") from None
         finally:
@@ -225,11 +241,11 @@ class Upstream:
             raise UnansweredError("failed", "The Super broke off its answer.")
         return _part(chunk, "delta")
 
-    def _refusal(self, response: httpx.Response) -> UnansweredError | ApiError:
+    def _refusal(self, response: httpx.Response, body: bytes) -> UnansweredError | ApiError:
         status = response.status_code
         error: Any = None
         with suppress(ValueError, AttributeError, RecursionError):
-            error = response.json().get("error")
+            error = json.loads(body).get("error")
         if status in _OF_REQUEST and isinstance(error, dict):
             clean = self.settings.without_key
             message = clean(str(error.get("message")))[:1000]
