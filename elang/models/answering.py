@@ -115,9 +115,11 @@ class EvaluationModule(TaskModule):
     def setup(self, stage: str) -> None:
         """Refuse what stands in for a model where there are only its inputs, not texts."""
         super().setup(stage)
-        for backend in self.asked.values():
+        for name, backend in self.asked.items():
             backend.limit_new_tokens(getattr(self.data, "max_target_length", 128))
-            backend.keep_answers(self.asked_file)
+            # Each has what it spent.
+            own = self.asked_file.replace(".asked.", f".{name}.asked.") if len(self.asked) > 1 else self.asked_file
+            backend.keep_answers(own)
         if self.backends and (stage == "predict" or self.data is None):
             raise InputError(
                 f"'{self.paths[next(iter(self.backends))]}' is no model, so it answers only examples of elang's data "

@@ -16,6 +16,8 @@ import elang.backends.retrying
 from backends.openai_server import KEY, Api, error_of
 from elang import InputError, JointPredictor
 from elang.backends.loading.load import load_model, open_backend
+from elang.backends.openai import journal as journal_module
+from elang.backends.openai.journal import Journal
 from elang.backends.openai.labels import label_logits, match_label, text_scores
 from elang.backends.openai.replies import Reply
 from elang.backends.openai.settings import Settings, Usage
@@ -462,6 +464,35 @@ def test_a_damaged_journal(api, tmp_path):
     path.write_bytes(b'{"format": 2}\n')
     with pytest.raises(InputError, match="is damaged"):
         backend.answer(examples_of(TEXTS))
+
+
+def test_a_journal_is_read_once(tmp_path):
+    """Also by a run that opens it for each window; what another run has written meanwhile is read, too."""
+    path, reply = tmp_path / "j.jsonl", Reply("a", usage=Usage(2, 1, 1))
+    one, other = Journal(path), Journal(path)
+    for number, journal in enumerate((one, one, other, one)):
+        with journal:
+            assert len(journal) == number
+            journal.keep(str(number), reply)
+    with one:
+        places = dict(one._places)
+        assert [one[str(number)] for number in range(4)] == [reply] * 4
+    lines = []
+    real = journal_module.parse_object
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal_module, "parse_object", lambda line: lines.append(line) or real(line))
+        with one:
+            assert one._places == places
+        assert not lines
+        with Journal(path) as fresh:
+            assert len(lines) == 5
+            assert fresh.kept == Usage(8, 4, 4)
+    one.delete()
+    with one:
+        assert len(one) == 0
+    path.write_text('{"format": 1}\n')
+    with one:
+        assert "0" not in one
 
 
 def test_batch_files(api, tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from elang import JointPredictor
 from elang.backends.loading.load import check_model, load_model, open_backend
+from elang.backends.openai.settings import Usage
+from elang.backends.openai.spending import Spending
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples
 from elang.inference.serving.server import Model
@@ -109,6 +111,17 @@ def test_a_swift_of_an_evaluation(labels, files, data_args, tmp_path, pair, fail
     assert joint["score_max_softmax"].tolist() == pytest.approx([float(expected)] * len(joint), abs=1e-5)
     labels.write = lambda body: label(Api.question(body))
     fails(["validate", *args], "has no logits", "its server gives no log-probabilities")
+
+
+def test_two_models_behind_apis_do_not_pay_for_each_other(labels, files, data_args, tmp_path, monkeypatch):
+    begun, begin = [], Spending.begin
+    monkeypatch.setattr(Spending, "begin", lambda self, kept: begun.append(kept) or begin(self, kept))
+    super_ = write_settings(tmp_path, labels, prices=PRICES, budget=1.0)
+    args = ["--model.swift_model", f"openai:small@{labels.url}", "--model.super_model", super_]
+    args += ["--model.super_flops", "1e9", "--model.output", str(tmp_path / "joint"), *data_args, *QUIET]
+    assert main(["validate", *args]) == 0
+    assert begun == [Usage(0, 0, 0)] * 2
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["joint", "super.yaml"]
 
 
 def test_a_swift_at_work(labels, files, data_args, tmp_path, pair, fails):

@@ -34,6 +34,8 @@ class Journal:
         self.kept = Usage(0, 0, 0)
         # The requests of batches that are under way, by their ids.
         self.batches: dict[str, list[str]] = {}
+        # Which file was read, and up to where.
+        self._known = (0, 0)
 
     def __len__(self) -> int:
         return len(self._places) + len(self._replies)
@@ -48,8 +50,7 @@ class Journal:
         return Reply.of(json.loads(self._file.readline())["reply"])
 
     def __enter__(self) -> "Journal":
-        """Read the file if it is another time, and keep others from writing it."""
-        self.batches = {}
+        """Read what is new in the file, and keep others from writing it."""
         if self.path is None:
             return self
         lock_output(self.path)
@@ -66,15 +67,21 @@ class Journal:
     def __exit__(self, *error: object) -> None:
         if self.path is not None:
             if self._file is not None:
+                # After an error the last line may be incomplete.
+                self._known = (0, 0) if any(error) else (self._known[0], self._file.seek(0, os.SEEK_END))
                 self._file.close()
             self._file = None
             unlock_output(self.path)
 
     def _read(self, path: Path) -> None:
-        """Find the replies in the file."""
-        self._places, start, first = {}, 0, True
-        totals = [0, 0, 0]
-        self._file.seek(0)
+        """Find the replies in the file, or those behind what was read before."""
+        about = os.fstat(self._file.fileno())
+        file, start = self._known
+        self._known = (0, 0)
+        if file != about.st_ino or start > about.st_size:
+            self._places, self.batches, self.kept, start = {}, {}, Usage(0, 0, 0), 0
+        first, totals = start == 0, [*vars(self.kept).values()]
+        self._file.seek(start)
         try:
             for line in self._file:
                 if not line.endswith(b"\n"):
@@ -94,6 +101,7 @@ class Journal:
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise InputError(f"'{path}' is damaged ({error}). Delete it to ask everything again.") from error
         self.kept = Usage(*totals)
+        self._known = about.st_ino, start
         if first:
             self._write({"format": _FORMAT})
 
@@ -139,4 +147,5 @@ class Journal:
     def delete(self) -> None:
         """Delete the file, once what is in it is kept elsewhere."""
         if self.path is not None:
+            self._known = (0, 0)
             self.path.unlink(missing_ok=True)
