@@ -94,11 +94,8 @@ class EvaluationModule(TaskModule):
         drawn = {name: backend.about.get("sampling") or {} for name, backend in self.recorded.items()}
         drawn |= {name: {} if sampling is None else sampling.plain() for name in self.models}
         first = next(iter(models))
-        if sampling is not None and first in self.recorded and drawn[first] != sampling.plain():
-            raise InputError(
-                f"'{models[first]}' holds answers that were not drawn as --model.sampling says, and records are not "
-                "drawn anew. Leave it out, or give the model."
-            )
+        if first in self.recorded:
+            check_recorded(self.recorded[first], sampling, asked_scores)
         tell_drawn({models[name]: drawn[name] for name in models if name in drawn})
         self.sampling: dict[str, Any] = drawn.get(first, {})
 
@@ -257,6 +254,20 @@ class EvaluationModule(TaskModule):
         raise InputError(
             f"{type(self).__name__} has no weights of its own, so it cannot load --ckpt_path: the checkpoint is of "
             "another class. Give it as a model: --model.swift_model, --model.super_model or --model.model."
+        )
+
+
+def check_recorded(backend: RecordedBackend, sampling: Sampling | None, asked: Sequence[str] | None) -> None:
+    """Refuse options that would change recorded answers, or need the model that gave them."""
+    if sampling is not None and backend.about.get("sampling") != sampling.plain():
+        raise InputError(
+            f"'{backend.path}' holds answers that were not drawn as --model.sampling says, and records are not drawn "
+            "anew. Leave it out, or give the model."
+        )
+    if missing := [name for name in asked or () if name not in backend.score_names]:
+        raise InputError(
+            f"'{backend.path}' has no score '{missing[0]}', which only its model can compute. Leave it out of "
+            "--model.asked_scores, or give it to `elang score`."
         )
 
 

@@ -14,7 +14,7 @@ from elang.backends import DType
 from elang.data.examples import source_of
 from elang.errors import InputError, counted, printable
 from elang.method.quality.texts import full_mark
-from elang.method.scores import AskedScore
+from elang.method.scores import ASKED_SCORES, AskedScore
 from elang.models.answering import EvaluationModule
 from elang.notices import made, notice
 from elang.records.merging import check_same, merge_files
@@ -103,6 +103,8 @@ class ScoreModule(EvaluationModule):
                 keys.update(data.examples(split).key[data.part(split, part)].numpy().tobytes())
             how = {"dtype": self.dtype_name, "precision": str(self.trainer.precision), "task": self.task.plain()}
             how |= {"max_length": data.max_length, "max_target_length": data.max_target_length}
+            # Parts of versions before it have none.
+            how |= {"asked_scores": asked} if (asked := [n for n in model.head_scores if n in ASKED_SCORES]) else {}
             metadata |= {"part": [part, self.parts], "examples": keys.hexdigest(), "how": json.loads(json.dumps(how))}
         return metadata
 

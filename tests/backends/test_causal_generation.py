@@ -995,6 +995,13 @@ def test_asked_scores_are_kept_in_records(pair, args, data, tmp_path, fails):
     assert both["records"]["score_p_true"].tolist() == pytest.approx(frame["p_true"].tolist())
     backend = RecordedBackend(records, TASK)
     assert {"p_true", "agreement"} <= {*backend.score_names}
+    joint = ["validate", "--model.swift_model", pair["super.parquet"], "--model.super_model", pair["super"], *args]
+    fails([*joint, "--model.output", str(tmp_path / "none"), *asked], "has no score 'p_true', which only its model")
+    # Parts of one run have the same.
+    parts = ["score", "--model.model", pair["swift"], "--model.output", str(tmp_path / "parts.parquet"), *args, *QUIET]
+    parts += ["--model.parts", "2", "--model.part"]
+    assert main([*parts, "0", *asked]) == 0
+    fails([*parts, "0"], "'asked_scores': ['p_true', 'agreement']", "Delete them")
     # A file of others may not know what they cost; then the cost of the pair is not known.
     del frame["p_true_flops"]
     frame.to_parquet(tmp_path / "bare.parquet")
