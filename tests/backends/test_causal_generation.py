@@ -24,6 +24,7 @@ from elang import InputError, JointPredictor
 from elang.backends.causal_generator import CausalGenerator
 from elang.backends.generator import TextGenerator
 from elang.backends.loading.load import load_model
+from elang.backends.loading.weights import check_state
 from elang.backends.network import InferenceOptions
 from elang.backends.recorded import RecordedBackend
 from elang.backends.seconds import pair_latency
@@ -231,6 +232,13 @@ def test_a_router_of_before_it_read_the_first_token(tmp_path):
     read = torch.cat([features[:, :1], features[:, 6:]], 1)
     mean, scale, weight, bias = (earlier[f"prompt_router.{name}"] for name in ("mean", "scale", "weight", "bias"))
     torch.testing.assert_close(score.float(), ((read - mean) * scale) @ weight + bias, rtol=1e-4, atol=1e-4)
+    checkpoint = {name: weight for name, weight in model.state_dict().items() if not name.startswith("heads.")}
+    checkpoint |= {f"heads.{name}": weight for name, weight in earlier.items()}
+    check_state(model, checkpoint, "a.ckpt", "")
+    model.load_state_dict(checkpoint)
+    assert all(
+        torch.equal(weight, loaded.heads.state_dict()[name]) for name, weight in model.heads.state_dict().items()
+    )
     save_file(state, f"{folder}/router.safetensors")
     assert all(torch.equal(weight, made_of(folder).heads.state_dict()[name]) for name, weight in state.items())
 
