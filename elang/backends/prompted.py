@@ -21,7 +21,7 @@ class Prompted:
     ids: Tensor  # (B, L)
     mask: Tensor  # (B, L)
     output: Any = None  # logits at the prompts' ends, (B, 1, V), keys and values; until texts are generated from them
-    pooled: Tensor | None = None  # read_by_router, if there are heads
+    pooled: Tensor | None = None  # read_at_end, if there are heads
 
     def __getitem__(self, rows: Tensor) -> "Prompted":
         """Some of the prompts; of the others, keys and values are given up."""
@@ -40,10 +40,10 @@ class Prompted:
         return Prompted(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), output)
 
 
-def read_by_router(output: Any) -> Tensor:
-    """The scores of the first token, and the last hidden state at the prompts' ends, float32 ``(B, 5 + D)``."""
-    first = output.logits[:, -1]
-    return torch.cat([token_scores(first, first.argmax(-1)), output.hidden_states[-1][:, -1].float()], 1)
+def read_at_end(output: Any) -> Tensor:
+    """What is known where prompts end: scores of the first token and the last hidden state, ``(B, 5 + D)``."""
+    first, state = output.logits[:, -1], output.hidden_states[-1][:, -1].float()
+    return torch.cat([token_scores(first, first.argmax(-1)), state], 1)
 
 
 class Stopped(StoppingCriteria):  # type: ignore[misc]  # transformers has no types

@@ -206,7 +206,7 @@ def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None, each:
     report["better_by_at_least"] = bound
     if bound > 0:
         return best, report | {"why": f"{_BEST}: better than {simple} with {_CONFIDENCE:.0%} confidence"}
-    why = f"from {best} it did better on the {len(gain)} held-out examples, but by no more than chance explains"
+    why = f"from {best} it did better on {len(gain)} held-out examples, but that may be chance"
     return simple, report | {"reads": simple, "why": why}
 
 

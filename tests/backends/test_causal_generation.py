@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUIET, SOURCE_WORDS, TARGET_WORDS, read_curve, write_seq2seq
+from conftest import QUIET, SOURCE_WORDS, TARGET_WORDS, epochs, read_curve, write_seq2seq
 from data.test_prompts import CHATML
 from inference.test_serve import Models, as_tuples, labels_of, posted
 from models.test_clusters import elang, spread
@@ -454,12 +454,12 @@ def pair(data, base, args):
     """A trained Super, its records, a Swift of one layer that learned its tokens, and their evaluation, as paths."""
     paths = {name: str(data / name) for name in ("super", "super.parquet", "swift", "joint")}
     fit = ["fit", *args, *TRAINED, "--model.model", base]
-    assert main([*fit, "--model.output", paths["super"], "--trainer.max_epochs", "6"]) == 0
+    assert main([*fit, "--model.output", paths["super"], *epochs(6)]) == 0
     score = ["score", "--model.model", paths["super"], "--model.output", paths["super.parquet"], "--model.top_k", "4"]
     assert main([*score, *args, *QUIET]) == 0
     swift = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", paths["super.parquet"]]
     swift += ["--model.distill", "token", "--model.score", "prompt_router", "--model.margin_weight", "0.1"]
-    assert main([*fit, *swift, "--model.output", paths["swift"], "--trainer.max_epochs", "2"]) == 0
+    assert main([*fit, *swift, "--model.output", paths["swift"], *epochs(2)]) == 0
     joint = ["--model.swift_model", paths["swift"], "--model.super_model", paths["super"]]
     assert main(["validate", *joint, *args, *QUIET, "--model.output", paths["joint"]]) == 0
     return paths
@@ -898,6 +898,9 @@ def test_sampled_answers_are_one_draw_everywhere(sampled, pair, data, args, caps
     assert [one.label for one in answers] == frame["swift_text"].tolist()
     asked = JointPredictor(**models, threshold="-inf", sampling=Sampling(**DRAWN), batch_size=3)
     assert [one.label for one in asked(lines)] == frame["super_text"].tolist()
+    # A few inputs, which could take the short way, are drawn alike.
+    few = JointPredictor(**models, threshold="inf", thresholds=sampled["joint"], few=4)
+    assert [one.label for one in few(lines[:4])] == frame["swift_text"].tolist()[:4]
     (response,) = posted(Models(predictor).service(), {"texts": lines[:3]})
     assert labels_of(response) == as_tuples(answers[:3])
     source = tmp_path / "lines.txt"

@@ -15,6 +15,7 @@ from elang.backends.loading.load import load_model
 from elang.backends.network import InferenceOptions
 from elang.data.encoding import pad_of, token_lists
 from elang.method.scores import BEFORE_DECODER
+from elang.tasks.sampling import Sampling
 
 ANY_MASK = sorted(set(FAMILIES) - BY_PATHS)
 # What waits for the device, or has a shape that the device decides.
@@ -129,12 +130,15 @@ def test_a_graph_could_capture_it(tmp_path, name, monkeypatch):
 
 
 def test_what_has_no_short_way(tmp_path):
-    """Beams, strings that end texts, shared beginnings, scores with passes of their own, families without masks."""
+    """Beams, samples, strings that end texts, shared beginnings, scores with own passes, families without masks."""
     folder, options = write_causal(tmp_path / "model"), InferenceOptions("nll_mean")
     model = made_of(folder)
     assert model.short_way(options)
     assert made_of(folder, beams=3).short_way(options) is None
     assert model.short_way(InferenceOptions("p_true")) is None
+    drawn = made_of(folder)
+    drawn.sample(Sampling())
+    assert drawn.short_way(options) is None
     model.prefix.tokens = tuple(range(20))
     assert model.short_way(options) is None
     model.prefix.tokens, model.stop = (), "\n\nQ"

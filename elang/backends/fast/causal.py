@@ -16,7 +16,7 @@ from transformers import Cache
 from elang.backends.backend import Generated
 from elang.backends.causal_passes import masks
 from elang.backends.fast.graphs import WANTED, Pass
-from elang.backends.prompted import read_by_router
+from elang.backends.prompted import read_at_end
 from elang.method.scores import BEFORE_DECODER, TOKEN_SCORES, sequence_scores, token_scores
 
 # Texts have room for a few tokens more than they may have: a step is tried before it is captured.
@@ -56,7 +56,7 @@ class Prompts:
     seen: Tensor  # the places that hold a token, bool (B, S)
     position: Tensor  # of each place, int64 (B, S)
     logits: Tensor  # after the last token, (B, V)
-    pooled: Tensor | None  # read_by_router, if there are heads
+    pooled: Tensor | None  # what is known at the prompts' ends (read_at_end), if there are heads
 
 
 @dataclass
@@ -92,7 +92,7 @@ class CausalSteps:
         # A place of padding attends to itself, because attention to nothing would be NaN.
         allowed = (places <= places[:length, None]) & (seen[:, None] | (places == places[:length, None]))
         out = self._run(cache, ids, allowed, position[:, :length], position, output_hidden_states=self.hidden)
-        return Prompts(cache, seen, position, out.logits[:, -1], read_by_router(out) if self.hidden else None)
+        return Prompts(cache, seen, position, out.logits[:, -1], read_at_end(out) if self.hidden else None)
 
     def _run(
         self, cache: FixedCache, ids: Tensor, allowed: Tensor, query: Tensor, position: Tensor, **more: Any
