@@ -102,13 +102,17 @@ class RouterHead(nn.Module):
             self.register_buffer(name, torch.zeros(size))
         self.register_buffer("fitted", torch.zeros(1))
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def widen(self, state: dict[str, Any], prefix: str) -> None:
+        """Give the head of an earlier file, by names with this prefix, weights of 0 for the ``later`` features."""
         start = self.width - self.hidden - self.later
         for name in ("mean", "scale", "weight", "fold_weight"):
-            value = state_dict.get(prefix + name)
+            value = state.get(prefix + name)
             if value is not None and value.shape[-1] == self.width - self.later:
                 added = value.new_zeros(*value.shape[:-1], self.later)
-                state_dict[prefix + name] = torch.cat([value[..., :start], added, value[..., start:]], -1)
+                state[prefix + name] = torch.cat([value[..., :start], added, value[..., start:]], -1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.widen(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, features: Tensor, fold: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ from elang.models.base import TaskModule
 from elang.notices import notice
 from elang.records.manifest import FILENAME, Manifest
 from elang.records.table import EXAMPLES, Records
-from elang.tasks.sampling import Sampling, tell_sampled
+from elang.tasks.sampling import Sampling, tell_drawn
 from elang.tasks.text_task import TaskFields, TextTask
 
 # Seconds between two messages to the other processes.
@@ -94,12 +94,13 @@ class EvaluationModule(TaskModule):
 
         if sampling is not None and (loading.get("num_beams") or 1) > 1:
             raise InputError("--model.sampling draws one text: leave it out, or --model.num_beams.")
-        drawn = {name: backend.about.get("sampling") for name, backend in self.recorded.items()}
-        drawn |= {name: sampling.plain() for name in self.models if sampling is not None}
-        for name, how in drawn.items():
-            if how:
-                tell_sampled(how, f"The answers of '{models[name]}'")
-        self.sampling: dict[str, Any] = next((drawn.get(name) or {} for name in models), {})
+        drawn = {name: backend.about.get("sampling") or {} for name, backend in self.recorded.items()}
+        drawn |= {name: {} if sampling is None else sampling.plain() for name in self.models}
+        first = next(iter(models))
+        if first in self.recorded:
+            self.recorded[first].check(sampling, asked_scores)
+        tell_drawn({models[name]: drawn[name] for name in models if name in drawn})
+        self.sampling: dict[str, Any] = drawn.get(first, {})
 
     @staticmethod
     def _set_answers(model: TextModel, path: str, sampling: Sampling | None, asked: Sequence[str] | None) -> None:

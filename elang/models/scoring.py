@@ -12,7 +12,7 @@ from torch import Tensor
 from elang.backends import DType
 from elang.data.examples import source_of
 from elang.errors import InputError, counted, printable
-from elang.method.scores import AskedScore
+from elang.method.scores import ASKED_SCORES, AskedScore
 from elang.models.answering import EvaluationModule
 from elang.models.course import note_by_heart
 from elang.notices import made
@@ -114,6 +114,9 @@ class ScoreModule(EvaluationModule):
                 keys.update(data.examples(split).key[data.part(split, part)].numpy().tobytes())
             how = {"dtype": self.dtype_name, "precision": str(self.trainer.precision), "task": self.task.plain()}
             how |= {"max_length": data.max_length, "max_target_length": data.max_target_length}
+            # Parts of versions before it have none.
+            asked = [name for name in (model.head_scores if model else ()) if name in ASKED_SCORES]
+            how |= {"asked_scores": asked} if asked else {}
             metadata |= {"part": [part, self.parts], "examples": keys.hexdigest(), "how": json.loads(json.dumps(how))}
         return metadata
 
