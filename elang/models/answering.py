@@ -118,9 +118,8 @@ class EvaluationModule(TaskModule):
         super().setup(stage)
         for name, backend in self.asked.items():
             backend.limit_new_tokens(getattr(self.data, "max_target_length", 128))
-            # Each has what it spent.
-            own = self.asked_file.replace(".asked.", f".{name}.asked.") if len(self.asked) > 1 else self.asked_file
-            backend.keep_answers(own)
+            own = f".{name}.asked." if len(self.asked) > 1 else ".asked."
+            backend.keep_answers(own.join(self.asked_file.rsplit(".asked.", 1)))
         if self.backends and (stage == "predict" or self.data is None):
             raise InputError(
                 f"'{self.paths[next(iter(self.backends))]}' is no model, so it answers only examples of elang's data "
