@@ -35,6 +35,7 @@ verbs:
   test      the same on the test split
   predict   answer texts with a pair, from a file or standard input
   serve     answer texts with a pair over HTTP
+  choose    the best single model, pair or chain for a budget or a quality, from a table of answers
   curve     what validate says of a pair, from a table of answers, without a model
   calibrate choose a threshold that keeps a promise on new inputs, with a certificate
   bench     what a pair saves in time, beside what it saves in FLOPs
@@ -51,9 +52,10 @@ options:
 _SIGNAL, _INTERRUPTED, _READER_LEFT = 128, 130, 141
 # Verbs that are a function of the same name in a module of the same name; Lightning runs the others.
 _FUNCTIONS = (
-    *("ask", "augment", "bench", "calibrate", "curve", "demo", "merge", "predict", "report", "serve", "suite", "sweep"),
+    *("ask", "augment", "bench", "calibrate", "choose", "curve", "demo", "merge", "predict", "report", "serve"),
+    *("suite", "sweep"),
 )
-_POSITIONAL = ("suite", "calibrate", "curve", "report", "merge", "sweep")
+_POSITIONAL = ("suite", "calibrate", "choose", "curve", "report", "merge", "sweep")
 # Positional arguments that take several values.
 _LISTS = {
     "report": {"joint": "folders that `elang validate` wrote"},

@@ -41,7 +41,9 @@ class Stages:
                 f"{len(self.worth)}, {len(self.cost)} and {len(self.score)} of {sorted(sizes)} inputs."
             )
         for column in self.score:
-            check_finite(column, "score")
+            # A sum is faster than a look at each.
+            if not math.isfinite(float(column.double().sum())):
+                check_finite(column, "score")
 
     def __len__(self) -> int:
         return len(self.worth[0])
@@ -68,11 +70,13 @@ def answered_by(score: Sequence[Tensor], thresholds: Sequence[float]) -> Tensor:
 def outcomes(stages: Stages, thresholds: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """What each input's answer is worth, what the chain pays for it, float64, and the stage that answers: ``(N,)``."""
     stage = answered_by(stages.score, thresholds) if stages.score else torch.zeros(len(stages), dtype=torch.int64)
-    worth, cost = torch.zeros(len(stages), dtype=torch.float64), torch.zeros(len(stages), dtype=torch.float64)
-    for place, (own, price) in enumerate(zip(stages.worth, stages.cost, strict=True)):
-        worth = torch.where(stage == place, own.double(), worth)
-        if place == len(thresholds) or thresholds[place] != -math.inf:
-            cost = torch.where(stage >= place, cost + price.double(), cost)
+    # From the last stage to the first one: what it keeps is its own, and the rest is what comes after it.
+    worth, cost = stages.worth[-1].double(), stages.cost[-1].double()
+    for place in reversed(range(len(thresholds))):
+        if thresholds[place] != -math.inf:
+            kept = stages.score[place].double() <= thresholds[place]
+            worth = torch.where(kept, stages.worth[place].double(), worth)
+            cost = stages.cost[place].double() + torch.where(kept, 0.0, cost)
     return worth, cost, stage
 
 
