@@ -16,7 +16,7 @@ from elang.evaluation.slices import describe_slice, independent_rows, independen
 from elang.evaluation.statements import attempt
 from elang.evaluation.target import KINDS, Evidence, Target, alone, claimed, interval, models_tried, nothing
 from elang.method.certificate import mixed
-from elang.method.pool import Candidate, Envelope, Pool, along, envelope, unit_means
+from elang.method.pool import Candidate, Envelope, Pool, Test, Tested, along, envelope, unit_means
 
 # Candidates that are tested at most, and tried to choose between single models, pairs and chains.
 _TESTED, _READ = 100, 60
@@ -82,9 +82,8 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     pool, proof = _pool(table, target.score), _proof(table)
     tuning = torch.from_numpy((table.split == "routing").nonzero()[0])
     own = None if table.unit is None else table.unit[proof]
-    learned, plain = pool.take(tuning), pool.take(proof)
-    best = max(learned.worth, key=lambda name: float(learned.worth[name].mean()))
-    reference = table.model(target.against or best)
+    plain, means = pool.take(proof), {name: float(worth[tuning].mean()) for name, worth in pool.worth.items()}
+    reference = table.model(target.against or max(means, key=lambda name: means[name]))
     values = pool.regretting(reference) if target.max_regret is not None else pool
     chose = values.take(tuning)
     size = _size(chose, target, table.key[tuning] if table.unit is None else table.unit[tuning])
@@ -93,6 +92,8 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
         raise InputError(nothing(found[size], target, unit))
     path = _path(found[size], chose, reference if target.max_regret is not None else None)
     tested = _Tested(values.take(proof), own, path, {name: float(cost.max()) for name, cost in pool.cost.items()})
+    before = replace(tested, pool=chose, unit=None if table.unit is None else table.unit[tuning])
+    tested = replace(tested, tests=before.best_tests(target, table.binary and own is None))
     asked = {"kind": "choose", "of": asdict(target) | {"against": reference}, "models": _sha256(plain)}
     about, error = describe_slice(table.key[proof]), 1 - target.confidence
     level, attempts, total = attempt(ledger, about, asked, error=error, check=lambda level, number: None)
@@ -101,15 +102,14 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     (units, noun), metric = independent_units(table.key[proof], own), "accuracy" if table.binary else "worth"
     evidence = Evidence(
         rows=len(tuning),
-        tried=f"{found[target.longest].tried:,} settings of {models_tried(learned, target.longest)}",
+        tried=f"{found[target.longest].tried:,} settings of {models_tried(chose, target.longest)}",
         tested=len(path.candidates),
         units=f"{units:,} {noun}",
         p_value=None if passed is None else p_value,
         confidence=1 - total,
         attempts=attempts,
     )
-    kinds = [(kind, target.read(one)) for kind, one in found.items() if kind > 1]
-    bests = [found[kind].candidates[at] for kind, at in kinds if at is not None]
+    bests = [one.candidates[at] for one in found.values() if (at := target.read(one)) is not None]
     shown = [Candidate((name,)) for name in table.by_cost()] + [one for one in bests if len(one.models) > 1]
     return Choice(
         chosen=_row(plain, chosen, own),
@@ -169,26 +169,48 @@ def _size(pool: Pool, target: Target, unit: Tensor) -> int:
     return size
 
 
+@dataclass(frozen=True)
 class _Tested:
-    """The path on the rows that prove; tested in turn."""
+    """A path on some rows, tested in turn, with the largest cost of each model, and the tests of worth and of cost."""
 
-    def __init__(self, pool: Pool, unit: Tensor | None, path: Envelope, most: dict[str, float]) -> None:
-        self.pool, self.unit, self.path, self.most = pool, unit, path, most
+    pool: Pool
+    unit: Tensor | None
+    path: Envelope
+    most: dict[str, float]
+    tests: tuple[Test, Test] = ("bet", "bet")
 
     def outcomes(self, place: int) -> tuple[Tensor, Tensor]:
         """Worth and cost of each row; computed anew each time, as all of them would not fit into memory."""
         return self.pool.outcomes(self.path.candidates[place])[:2]
 
+    def good(self, target: Target, level: float, test: Test) -> Tested:
+        """Candidates that are good enough, the best first."""
+        places = range(len(self.path.candidates))[::-1]
+        return along(lambda i: 1 - self.outcomes(i)[0], places, 1 - target.needed, level, self.unit, test=test)
+
+    def cheap(self, budget: float, level: float, test: Test) -> Tested:
+        """Candidates within a budget, the cheapest first."""
+        most = max(sum(self.most[name] for name in one.models) for one in self.path.candidates)
+        places = range(len(self.path.candidates))
+        return along(lambda i: self.outcomes(i)[1], places, budget, level, self.unit, most, test)
+
+    def best_tests(self, target: Target, exact: bool) -> tuple[Test, Test]:
+        """The tests that let the most candidates pass on these rows, for use on others."""
+        kinds: tuple[Test, Test] = "bet", "bound"
+        level = 1 - target.confidence
+        good, cheap = kinds[0], kinds[0]
+        if target.good:
+            good = "exact" if exact else max(kinds, key=lambda kind: len(self.good(target, level, kind).places))
+        if (budget := target.budget) is not None:
+            cheap = max(kinds, key=lambda kind: len(self.cheap(budget, level, kind).places))
+        return good, cheap
+
     def passed(self, target: Target, level: float) -> tuple[int | None, float]:
         """The place of the candidate that is proved, and its largest p-value; ``None`` if there is none."""
-        level, places = level / (1 + (target.good and target.budget is not None)), range(len(self.path.candidates))
-        good = cheap = None
-        if target.good:
-            good = along(lambda i: 1 - self.outcomes(i)[0], places[::-1], 1 - target.needed, level, self.unit)
-        if target.budget is not None:
-            most = max(sum(self.most[name] for name in one.models) for one in self.path.candidates)
-            cheap = along(lambda i: self.outcomes(i)[1], places, target.budget, level, self.unit, most)
-        p_values = [dict(zip(each.places, each.p_values, strict=True)) for each in (good, cheap) if each]
+        level /= 1 + (target.good and target.budget is not None)
+        found = [self.good(target, level, self.tests[0])] if target.good else []
+        found += [self.cheap(target.budget, level, self.tests[1])] if target.budget is not None else []
+        p_values = [dict(zip(each.places, each.p_values, strict=True)) for each in found]
         both = set.intersection(*(set(each) for each in p_values))
         if not both:
             return None, 1.0
@@ -198,8 +220,7 @@ class _Tested:
     def single(self, target: Target, level: float) -> set[str]:
         """The single models that would pass the same test."""
         paths = {name: replace(self.path, candidates=[Candidate((name,))]) for name in self.pool.worth}
-        each = {name: _Tested(self.pool, self.unit, path, self.most) for name, path in paths.items()}
-        return {name for name, own in each.items() if own.passed(target, level)[0] is not None}
+        return {name for name, path in paths.items() if replace(self, path=path).passed(target, level)[0] is not None}
 
     def means(self) -> list[dict[str, Any]]:
         """The candidates with their means on the rows that chose, and on those that prove."""

@@ -10,14 +10,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from elang.method.bounds import binomial_cdf, log_evidence
+from elang.method.bounds import log_evidence, p_value
 from elang.method.certificate import unit_weights
 from elang.method.chain import Stages, frontier, grid_of, on_grid, outcomes
 
+Test = Literal["exact", "bet", "bound"]
 # Thresholds of each stage on the grid, by the number of stages; more stages have coarser grids.
 _POINTS = {1: 0, 2: 200, 3: 48, 4: 20}
 LONGEST = max(_POINTS)
@@ -182,20 +184,26 @@ def unit_means(values: Tensor, unit: Tensor | None) -> Tensor:
     return torch.zeros(n, dtype=torch.float64).index_add_(0, place, values.double() * weight)
 
 
-def mean_p_value(values: Tensor, allowed: float, maximum: float = 1.0) -> float:
+def mean_p_value(values: Tensor, allowed: float, maximum: float = 1.0, test: Test = "bet") -> float:
     """p-value of "the mean of independent values from 0 to ``maximum`` is above ``allowed``", for every n.
 
-    Exact if all are 0 or the maximum (Clopper and Pearson, 1934), otherwise by betting (Waudby-Smith and Ramdas, 2024).
+    Args:
+        values: Shape ``(N,)``.
+        allowed: What the mean may be.
+        maximum: No value can be larger.
+        test: ``exact``, where each value is 0 or the maximum (Clopper and Pearson, 1934); ``bet`` (Waudby-Smith and
+            Ramdas, 2024), which profits from values that vary little; or ``bound`` (Hoeffding and Bentkus's, as in
+            Learn then Test, 2021).
 
-    >>> round(mean_p_value(torch.zeros(299), 0.01), 3)
+    >>> round(mean_p_value(torch.zeros(299), 0.01, test="exact"), 3)
     0.05
     """
     values, allowed = values.double() / maximum, allowed / maximum
     if allowed >= 1:
         return 0.0
-    if bool(((values == 0) | (values == 1)).all()):
-        return binomial_cdf(int(values.sum()), len(values), allowed)
-    return math.exp(min(0.0, -log_evidence(values, allowed, 1.0)))
+    if test == "bet":
+        return math.exp(min(0.0, -log_evidence(values, allowed, 1.0)))
+    return p_value(float(values.sum()), len(values), allowed, test == "exact")
 
 
 def along(
@@ -205,6 +213,7 @@ def along(
     level: float,
     unit: Tensor | None = None,
     maximum: float = 1.0,
+    test: Test = "bet",
 ) -> Tested:
     """Test candidates in turn until the first one whose mean loss is not shown to be at most ``allowed``.
 
@@ -218,6 +227,7 @@ def along(
         level: How often something may pass that should not.
         unit: The group of each example, int64 ``(N,)``: each group counts once.
         maximum: No loss can be larger.
+        test: Which test, fixed without looking at these examples.
     """
     passed: list[int] = []
     p_values: list[float] = []
@@ -225,7 +235,7 @@ def along(
     for place in places:
         means = unit_means(losses(place), unit)
         number = len(means)
-        if (p := mean_p_value(means, allowed, maximum)) > level:
+        if (p := mean_p_value(means, allowed, maximum, test)) > level:
             break
         passed.append(place)
         p_values.append(p)

@@ -102,13 +102,14 @@ def test_regret_is_what_the_reference_would_have_been_worth_more():
 
 def test_p_values_of_right_and_wrong_are_binomial():
     values = torch.tensor([1.0] * 7 + [0.0] * 293)
-    assert mean_p_value(values, 0.05) == pytest.approx(stats.binom.cdf(7, 300, 0.05))
+    assert mean_p_value(values, 0.05, test="exact") == pytest.approx(stats.binom.cdf(7, 300, 0.05))
     # The same in another unit.
-    assert mean_p_value(5 * values, 0.25, 5.0) == pytest.approx(stats.binom.cdf(7, 300, 0.05))
+    assert mean_p_value(5 * values, 0.25, 5.0, "exact") == pytest.approx(stats.binom.cdf(7, 300, 0.05))
 
 
+@pytest.mark.parametrize("test", ["bet", "bound"])
 @pytest.mark.parametrize("kind", ["costs", "worths", "groups"])
-def test_a_mean_that_is_too_large_passes_no_more_often_than_the_level(kind):
+def test_a_mean_that_is_too_large_passes_no_more_often_than_the_level(kind, test):
     generator, passed, times = torch.Generator().manual_seed(0), 0, 400
     for _ in range(times):
         unit = None
@@ -121,14 +122,14 @@ def test_a_mean_that_is_too_large_passes_no_more_often_than_the_level(kind):
             rate = 0.4 * torch.rand(60, 1, generator=generator)
             values = (torch.rand(60, 5, generator=generator) < rate).double().flatten()
             allowed, maximum, unit = 0.2 - 1e-9, 1.0, torch.arange(60).repeat_interleave(5)
-        passed += mean_p_value(unit_means(values, unit), allowed, maximum) <= 0.1
+        passed += mean_p_value(unit_means(values, unit), allowed, maximum, test) <= 0.1
     assert passed / times <= 0.1 + 3 * math.sqrt(0.09 / times)
 
 
 def test_a_path_ends_at_the_first_that_fails():
     rates = [0.0, 0.01, 0.2, 0.0]
     losses = [torch.tensor([1.0] * round(500 * rate) + [0.0] * round(500 * (1 - rate))) for rate in rates]
-    found = along(losses.__getitem__, [0, 1, 2, 3], 0.05, 0.05)
+    found = along(losses.__getitem__, [0, 1, 2, 3], 0.05, 0.05, test="exact")
     assert found.places == [0, 1]
     assert found.num_examples == 500
     assert found.p_values[1] == pytest.approx(stats.binom.cdf(5, 500, 0.05))
@@ -138,3 +139,9 @@ def test_a_path_ends_at_the_first_that_fails():
 def test_groups_count_once():
     unit = torch.tensor([0, 0, 0, 1])
     assert unit_means(torch.tensor([1.0, 0.0, 0.5, 0.25]), unit).tolist() == [0.5, 0.25]
+
+
+def test_bets_profit_from_values_that_vary_little():
+    little, much = torch.full((300,), 0.03), (torch.arange(300) < 9).double()
+    assert mean_p_value(little, 0.05, test="bet") < mean_p_value(little, 0.05, test="bound") / 5
+    assert mean_p_value(much, 0.05, test="bet") > mean_p_value(much, 0.05, test="bound")
