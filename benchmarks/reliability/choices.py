@@ -1,6 +1,6 @@
 """How often a promise of `elang choose` is broken in simulation, and what its test saves beside others.
 
-    python benchmarks/reliability/pools.py [--repeats 2000] [--quick]
+    python benchmarks/reliability/choices.py [--repeats 2000] [--quick]
 
 Each row draws tables of answers from a known population, lets `elang choose` choose and prove on each, and counts how
 often the promise does not hold on the population. A row is missed if the share of broken promises exceeds the stated
@@ -8,7 +8,7 @@ share by more than three standard errors of the simulation; the row of a shifted
 promise is for inputs like those that proved it. For every tenth table the same candidates are also tested by
 Bonferroni's correction, and in the same order by betting alone and by Hoeffding and Bentkus's bound alone: `cost` and
 theirs are what the chosen candidates cost on the population, as a share of the most expensive model, over tables where
-each of them passes something. Prints a table and writes benchmarks/results/pools.json; exits with 1 if anything is
+each of them passes something. Prints a table and writes benchmarks/results/choices.json; exits with 1 if anything is
 missed.
 """
 
@@ -64,7 +64,7 @@ def main() -> int:
     figures = {"population": POPULATION, "repeats": repeats, "confidence": CONFIDENCE, "rows": rows}
     figures |= {"missed": len(missed), "seconds": round(time.perf_counter() - start)}
     if not args.quick:
-        write_result("pools", figures, ("torch",))
+        write_result("choices", figures, ("torch",))
     return int(bool(missed))
 
 
