@@ -15,13 +15,17 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-.PHONY: demo quick test lint oldest audit coverage language-model dist
+.PHONY: demo quick test tests lint style types oldest audit coverage language-model dist
 demo: $(VENV)/installed
 	$(BIN)/elang demo
 
-lint: $(VENV)/installed
+lint: style types
+
+style: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
 	$(BIN)/mypy
 
 quick: lint
@@ -49,7 +53,11 @@ coverage: $(VENV)/installed
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --skip-covered --show-missing
 
-test: lint
+# Types are checked beside the tests, which leave a part of the cores idle.
+test: style
+	$(MAKE) --jobs 2 types tests
+
+tests:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SPREAD)
 
 DATA ?= $(ELANG_TEST_DATA)/data

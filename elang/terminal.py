@@ -152,9 +152,8 @@ class Progress:
         first: float = _LATE,
     ) -> None:
         self.total, self.unit, self.done, self.before = total, unit, done, done
-        self.start = time.monotonic()
-        # The first line comes earlier than after a minute.
-        self.told = self.start - max(0.0, _EVERY - first)
+        self.start = self.told = time.monotonic()
+        self.told_next(first, self.start)
         self.bar: Any = None
         self.silent = process_rank() > 0 or not _telling
         if bar and sys.stderr.isatty() and not self.silent:
@@ -182,6 +181,10 @@ class Progress:
             timed = self.total is None or line.endswith(" left")
             self.told = now if timed else now - max(0.0, _EVERY - _NEXT)
             tell(line)
+
+    def told_next(self, seconds: float, now: float | None = None) -> None:
+        """Have the next line come after some seconds, earlier than after a minute."""
+        self.told = (time.monotonic() if now is None else now) - max(0.0, _EVERY - seconds)
 
     def each(self, items: Iterable[_Item]) -> Iterator[_Item]:
         """Go through items, and count each one that is done."""

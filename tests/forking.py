@@ -337,7 +337,7 @@ def run(request):
 
 
 def main(number):
-    global IS_FORKED
+    global IS_FORKED, MODULES
     # Before anything imports the name.
     subprocess.Popen = Popen
     requests = socket.socket(fileno=number)
@@ -358,6 +358,9 @@ def main(number):
         if os.fork():
             requests.close()
             become(request, given, set_by_libraries)
+            # So is what starts itself anew, as Lightning does for each further rank.
+            if request["command"][1] == "-m":
+                MODULES = (*MODULES, request["command"][2])
             Popen.servers[read_at_import(os.environ)] = here
             run(request)
         here.close()

@@ -67,10 +67,16 @@ def test_outputs_are_readable_by_whom_the_umask_says(base_model, pair, data_args
         assert {path: oct(found) for path, found in modes.items() if found != mode} == {}
 
 
-def test_validate_ends_with_the_command_that_measures_seconds(pair, joint_args, files, tmp_path, capsys):
+def test_validate_ends_with_the_command_that_measures_seconds_and_the_verdict(
+    pair, joint_args, files, tmp_path, capsys
+):
     assert main(["validate", *joint_args, "--model.output", str(tmp_path / "joint")]) == 0
-    *_, said, command = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    (place,) = [number for number, line in enumerate(lines) if "elang bench" in line]
+    said, command, *verdict = lines[place - 1 :]
     assert "FLOPs" in said
+    # This pair's default threshold defers everything.
+    assert " ".join(verdict).startswith("Do not build this pair: at '1-SE' every input goes to the Super.")
     assert "seconds" in said
     expected = ["elang", "bench", "--swift_model", pair["swift"], "--super_model", pair["super"]]
     assert shlex.split(command) == [*map(str, [*expected, "--input", files[1], "--text", "text"])]

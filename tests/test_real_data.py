@@ -34,6 +34,8 @@ def test_sst2_with_the_shipped_suite(real_data, tmp_path, capsys):
     plan["super"]["model"] |= {"freeze_embeddings": True, "lr": 3e-4}
     plan["swift"]["model"] |= {"freeze_embeddings": True, "layers": 1}
     plan["swift"]["trainer"]["max_epochs"] = 3
+    # The Super has as many.
+    plan["all"]["trainer"]["check_val_every_n_epoch"] = 3
     plan["joint"]["model"]["latency"] = False
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(plan), "utf-8")
     args = ["suite", "glue/sst2", "--config", str(tmp_path / "suite.yaml"), "--folder", str(tmp_path)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -54,9 +55,9 @@ def test_noise_of_libraries_is_left_out(verbose, monkeypatch):
 
 
 def test_a_run_leaves_out_the_noise_of_libraries(base_model, data_args, tmp_path):
-    """Also what they say as they are imported, so in a process of its own."""
+    """Also what they say as they are imported, so in a process of its own; a note keeps its form beside Lightning's."""
     args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "model"), *data_args]
-    args += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    args += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--data.max_length", "6"]
     done = subprocess.run(
         [sys.executable, "-m", "elang", *args],
         forked=False,
@@ -69,6 +70,10 @@ def test_a_run_leaves_out_the_noise_of_libraries(base_model, data_args, tmp_path
     for noise in ("Failed to load", "Enum", "Seed set", "PU available", "Tip:", "Writing model shards", "many workers"):
         assert noise not in done.stdout + done.stderr
     assert "examples: " in done.stderr
+    assert re.search(
+        r"^elang: note: Inputs longer than 6 tokens were cut: \d+ of \d+ inputs of '", done.stderr, re.MULTILINE
+    )
+    assert "call.py" not in done.stderr
 
 
 @pytest.mark.usefixtures("telling")
@@ -131,6 +136,7 @@ def test_names_of_columns_break_before_those_of_rows(capsys):
     assert "number_match" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("telling")
 def test_a_late_bar_leaves_short_steps_alone(capfd, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with Progress(3, "curves", late=True) as progress:
@@ -173,13 +179,17 @@ def test_verbs_tell_how_far_they_are(pair, base_model, files, data_args, tmp_pat
     swift += ["--model.output", "swift", "--trainer.logger", "false"]
     for args, line in (
         (["fit", *model, base_model, "--model.output", "m", *data_args, "--trainer.max_steps", 2], "1 of 2 batches"),
-        (["fit", *model, base_model, "--model.output", "n", *data_args, "--trainer.max_epochs", 1], "elang: epoch 1: "),
+        (
+            ["fit", *model, base_model, "--model.output", "n", *data_args, "--trainer.max_epochs", 1],
+            "elang: epoch 1 of 1: ",
+        ),
         (
             ["score", *model, pair["super"], "--model.output", "s.parquet", *data_args],
-            "batches of validation, the routing slice, train, less than a minute left",
+            "batches of validation, the routing slice and train, less than a minute left",
         ),
+        (["validate", *evaluated, *data_args], "elang: answering 17 batches of validation and the routing slice ..."),
         (["augment", "--model", base_model, "--input", files[0], "--output", "a.csv", "--batch_size", 8], "8 of "),
-        (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 60 answers"),
+        (["bench", *both, "--examples", 4, "--single", 1, "--repeats", 1], "4 of 70 answers"),
         (["predict", *both, "--output", "p.jsonl"], "elang: 1 input\n"),
         (["validate", *evaluated, *data_args], " curves of the held-out slice"),
         (["report", "j"], "elang: 1 evaluation\n"),

@@ -8,7 +8,8 @@ In bf16, on sentences of SST-2's development set, or on made-up ones of its leng
 words, and by two pipelines of the library: text-generation, which writes as many tokens of the answer as tell the
 labels apart, and text-classification, a head on the same body. All run at the best of several batch sizes, then in
 turns. The pair runs at thresholds that keep 60 to 90%. "From tokens" leaves reading and tokenising out. `--compile`
-also measures elang's compiled models, against the same pipelines. The bars: Swift and Super answer twice as many texts
+also measures elang's compiled models, against the same pipelines. `--single 100` also answers texts one by one, by
+captured graphs, without, and by the pipelines. The bars: Swift and Super answer twice as many texts
 a second as the text-generation pipeline, and the pair reaches 80% of the speed-up that FLOPs predict.
 """
 
@@ -19,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from elang.backends.loading.padding import settle_padding
 from elang.backends.network import InferenceOptions
 from elang.backends.text_model import TextModel
 from elang.cli.bench import _print
+from elang.inference.cascade import Cascade
 from elang.inference.speed import time_pair
 from elang.tasks.text_task import TextTask
 
@@ -114,25 +117,25 @@ def best(make: Callable[[int], Callable[[], object]], sizes: tuple[int, ...], co
     return {"size": size, "texts a second": round(rates[size]), "all": {str(k): round(v) for k, v in rates.items()}}
 
 
-def pipelines(model: Any, texts: list[str]) -> dict[str, Callable[[int], Callable[[], object]]]:
-    """The library's pipelines over the same texts: a call for each batch size."""
+def pipelines(model: Any) -> dict[str, Callable[[list[str], int], object]]:
+    """The library's pipelines, each a function of texts and a batch size."""
     from transformers import AutoModelForSequenceClassification, pipeline
 
-    device, tokenizer = model.backbone.device, model.tokenizer
-    prompts = [model.task.prompt_text((text,) * len(model.task.fields)) for text in texts]
-    tokens = model.trie.decoder[1]
-    pad = tokenizer.pad_token_id
+    device, tokenizer, pad = model.backbone.device, model.tokenizer, model.tokenizer.pad_token_id
     writes = pipeline("text-generation", model=model.backbone, tokenizer=tokenizer, device=device)
     config = type(model.backbone.config).from_dict(model.backbone.config.to_dict() | {"pad_token_id": pad})
     config.num_labels = len(model.task.label_names)
     with device:
         head = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16).eval()
     reads = pipeline("text-classification", model=head, tokenizer=tokenizer, device=device)
-    options = {"max_new_tokens": tokens, "do_sample": False, "return_full_text": False, "pad_token_id": pad}
-    return {
-        "text-generation": lambda size: lambda: writes(prompts, batch_size=size, **options),
-        "text-classification": lambda size: lambda: reads(texts, batch_size=size),
-    }
+    # As many tokens as tell the labels apart.
+    options = {"max_new_tokens": model.trie.decoder[1], "do_sample": False, "return_full_text": False}
+
+    def write(texts: list[str], size: int) -> object:
+        prompts = [model.task.prompt_text((text,) * len(model.task.fields)) for text in texts]
+        return writes(prompts, batch_size=size, pad_token_id=pad, **options)
+
+    return {"text-generation": write, "text-classification": lambda texts, size: reads(texts, batch_size=size)}
 
 
 @torch.inference_mode()
@@ -166,21 +169,41 @@ def elang_calls(predictor: Any, texts: list[str]) -> dict[str, Callable[[int], C
     return {name: make(name) for name in ways}
 
 
+def one_by_one(models: tuple[Any, Any], texts: list[str]) -> dict[str, Any]:
+    """Milliseconds of a text alone, the median: of each model with and without captured graphs, and of pipelines."""
+    figures: dict[str, Any] = {}
+    short, plain = (JointPredictor(*models, "inf", few=few) for few in (1, 0))
+    for name, model in zip(("swift", "super"), models, strict=True):
+        ways: dict[str, Callable[[str], object]] = {}
+        for way, predictor in (("graphs", short), ("no graphs", plain)):
+            asked = Cascade(predictor.stages[:1] if name == "swift" else predictor.stages[-1:], predictor.task)
+            ways[way] = lambda text, asked=asked: asked([text])  # type: ignore[misc]
+        for kind, run in pipelines(model).items():
+            ways[kind] = lambda text, run=run: run([text], 1)  # type: ignore[misc]
+        calls = {way: [timed(partial(call, text)) for text in texts] for way, call in ways.items()}
+        figures[name] = {way: round(1e3 * statistics.median(seconds), 3) for way, seconds in calls.items()}
+        captured = short.runners[name].small_batches
+        figures[name]["shapes"] = 0 if captured is None else len(captured.graphs)
+        print(f"{name}, one by one: {figures[name]}", flush=True)
+    return figures
+
+
 def measured(
     models: tuple[Any, Any], texts: list[str], args: argparse.Namespace, plain: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """All figures of one way of running: plain, or compiled if there are figures of the ``plain`` way."""
     predictor = JointPredictor(*models, "inf", compile=plain is not None)
     ours, figures = elang_calls(predictor, texts), dict[str, Any]()
+    # Pipelines are slower, so fewer texts are enough.
+    few = texts[: args.pipeline_texts]
     for name, model in zip(("swift", "super"), models, strict=True):
         one: dict[str, Any] = {"elang": best(ours[name], args.budgets, len(texts))}
         size = one["elang"]["size"]
         calls = {"elang": ours[name](size), "elang, from tokens": from_tokens(predictor, name, texts)}
-        # They are slower, so fewer texts are enough; a compiled model would compile for them, too.
-        few = texts[: args.pipeline_texts]
-        for kind, make in (pipelines(model, few) if plain is None else {}).items():
-            one[kind] = best(make, args.sizes, len(few))
-            calls[kind] = make(one[kind]["size"])
+        # A compiled model would compile for them, too.
+        for kind, run in (pipelines(model) if plain is None else {}).items():
+            one[kind] = best(lambda size, run=run: partial(run, few, size), args.sizes, len(few))  # type: ignore[misc]
+            calls[kind] = partial(run, few, one[kind]["size"])
         rates: dict[str, list[float]] = {kind: [] for kind in calls}
         for _ in range(args.rounds):
             for kind, call in calls.items():
@@ -213,11 +236,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 64, 128, 256, 512])
     parser.add_argument("--budgets", type=int, nargs="+", default=[8192, 16384, 32768, 65536, 131072])
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--single", type=int, default=0)
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     if args.tiny:
         args.models, args.texts, args.pipeline_texts, args.rounds = ["tiny", "tiny, 6 layers"], 96, 32, 2
-        args.sizes, args.budgets = [4, 8], [128, 256]
+        args.sizes, args.budgets, args.single = [4, 8], [128, 256], 3
     if len(args.models) != 2:
         parser.error("give SWIFT and SUPER, or --tiny")
     from transformers import AutoTokenizer
@@ -229,6 +253,8 @@ def main() -> None:
         models = tuple(made_or_loaded(name, tokenizer, device) for name in args.models)
         print(f"\n{way}", flush=True)
         figures[way] = measured(models, texts, args, figures.get("plain"))
+        if args.single and way == "plain":
+            figures[way]["one by one"] = one_by_one(models, texts[: args.single])
         met = bars(figures)
         print(met)
         if not args.tiny:

@@ -16,7 +16,7 @@ from elang.backends.answer_trie import AnswerTree, AnswerTrie, mean_value, neare
 from elang.backends.backend import Answer
 from elang.backends.causal_passes import Shape, label_words_flops, paths_pass, tree_pass, words_law
 from elang.backends.decoder_only import DecoderOnly
-from elang.backends.flops import FlopsConvention, tell_estimated
+from elang.backends.flops import FlopsConvention, flops_key, tell_estimated
 from elang.backends.packing import After, packed_logits
 from elang.data.batches import IGNORE_INDEX
 from elang.errors import InputError
@@ -74,7 +74,7 @@ class CausalLabelDecoder(DecoderOnly):
 
     def check_cost(self) -> None:
         """Count FLOPs before they are needed; a notice tells if they are estimated."""
-        _, reason = words_law(self.backbone.config.to_json_string(use_diff=False), self.shape)
+        _, reason = words_law(flops_key(self.backbone.config), self.shape)
         tell_estimated(self.backbone.config, reason)
 
     def forward(self, inputs: dict[str, Tensor], target: Tensor | None = None, want_logits: bool = True) -> Answer:

@@ -20,17 +20,17 @@ from elang.backends.causal_passes import padded_left, read_flops, takes_any_mask
 from elang.backends.decoder_only import DecoderOnly, check_fixed_cache
 from elang.backends.fast.causal import CausalSteps, passes_of
 from elang.backends.fast.graphs import Pass, is_greedy
-from elang.backends.flops import FlopsConvention, tell_estimated
+from elang.backends.flops import FlopsConvention, flops_key, tell_estimated
 from elang.backends.generation import Generation
 from elang.backends.network import InferenceOptions
 from elang.backends.packing import After, packed_logits
-from elang.backends.prompted import Prompted, Stopped, read_already
+from elang.backends.prompted import Prompted, Stopped, read_already, read_at_end
 from elang.backends.shared_prefix import Rows
 from elang.backends.text_scores import SAMPLES, Check, Noise, disagreement, drawn_by
 from elang.data.batches import Reader
 from elang.data.prompts import turn_end
 from elang.errors import InputError
-from elang.method.scores import ASKED_SCORES, BEFORE_DECODER, token_scores
+from elang.method.scores import ASKED_SCORES, BEFORE_DECODER
 from elang.records.manifest import Manifest
 from elang.tasks.extraction import found_answers
 from elang.tasks.sampling import Sampling
@@ -60,6 +60,11 @@ class CausalGenerator(DecoderOnly, Generation):
         self.settings.update(eos_token_id=list(dict.fromkeys([*ends, self.end])), forced_bos_token_id=None)
         self.stop = task.next_example
         self.check_batches()
+
+    @property
+    def streams(self) -> bool:  # type: ignore[override]
+        """Without beams, of which the best is known at the end."""
+        return self.num_beams == 1
 
     @cached_property
     def check(self) -> Check:
@@ -172,10 +177,7 @@ class CausalGenerator(DecoderOnly, Generation):
         hidden = bool(self.heads)
         output = self.run(rows, use_cache=True, output_hidden_states=hidden)
         encoded.output = CausalLMOutputWithPast(logits=output.logits, past_key_values=output.past_key_values)
-        if hidden:
-            first = output.logits[:, -1]
-            state = output.hidden_states[-1][:, -1].float()
-            encoded.pooled = torch.cat([token_scores(first, first.argmax(-1)), state], 1)
+        encoded.pooled = read_at_end(output) if hidden else None
         return encoded
 
     def pooled(self, encoded: Prompted) -> Tensor:
@@ -196,10 +198,11 @@ class CausalGenerator(DecoderOnly, Generation):
         logits: Tensor = self.after(ids, mask).logits[:, -1]
         return logits
 
-    def generated_ids(self, encoded: Prompted, config: Any) -> Tensor:
+    def generated_ids(self, encoded: Prompted, config: Any, **options: Any) -> Tensor:
         """The tokens that the library generates with a configuration, without the prompt, int64 ``(B, T)``."""
-        more = {} if self.sampling is None else {"logits_processor": drawn_by(self.sampling, encoded.ids, encoded.mask)}
-        return self._continued(encoded, encoded.repeated(self.num_beams).output, config, **more)
+        if self.sampling is not None and "logits_processor" not in options:
+            options["logits_processor"] = drawn_by(self.sampling, encoded.ids, encoded.mask)
+        return self._continued(encoded, encoded.repeated(self.num_beams).output, config, **options)
 
     def _continued(self, encoded: Prompted, output: Any, config: Any, **options: Any) -> Tensor:
         """The tokens that the library puts behind prompts, whose ``output`` has a row for each beam."""
@@ -209,7 +212,7 @@ class CausalGenerator(DecoderOnly, Generation):
             config.pad_token_id = self.end
         if self.stop and (config.num_beams or 1) == 1 and not config.min_new_tokens:
             stopped = Stopped(self.tokenizer, self.stop, encoded.ids.shape[1])
-            options["stopping_criteria"] = StoppingCriteriaList([stopped])
+            options.setdefault("stopping_criteria", StoppingCriteriaList()).append(stopped)
         # In its older versions the library penalises repeated tokens of the padding: it is each prompt's first token.
         first = encoded.ids.gather(1, encoded.mask.argmax(1, keepdim=True))
         with read_already(self.backbone, output):
@@ -238,10 +241,11 @@ class CausalGenerator(DecoderOnly, Generation):
     def steps(self, score: str | None) -> CausalSteps | None:
         """The short way to generate texts and compute a score of them, if there is one."""
         # A string that ends texts is looked for on the host, and so are samples drawn.
-        other = self.stop or self.static_cache or self.in_step or getattr(self, "sampling", None)
+        if self.stop or self.static_cache or self.in_step or self.sampling or score in ASKED_SCORES:
+            return None
         # Without graphs, to read a shared beginning only once saves more.
-        other = other or (self.prefix.tokens and self.backbone.device.type == "cpu")
-        if other or score in ASKED_SCORES or not takes_any_mask(self.backbone.config) or not is_greedy(self.settings):
+        shares = self.prefix.tokens and self.backbone.device.type == "cpu"
+        if shares or not (takes_any_mask(self.backbone.config) and is_greedy(self.settings)):
             return None
         pad = self.settings.pad_token_id
         return CausalSteps(
@@ -263,7 +267,7 @@ class CausalGenerator(DecoderOnly, Generation):
 
     def check_cost(self) -> None:
         """Count FLOPs before they are needed; a notice tells if they are estimated."""
-        tell_estimated(self.backbone.config, text_law(self.backbone.config.to_json_string(use_diff=False))[2])
+        tell_estimated(self.backbone.config, text_law(flops_key(self.backbone.config))[2])
 
     def flops(
         self, inputs: dict[str, Tensor], convention: FlopsConvention = "exact", steps: Tensor | None = None

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elang.backends.answer_trie import AnswerTree, AnswerTrie
-from elang.backends.flops import PAPER_LENGTH, FlopsConvention, causal_law, causal_weights
+from elang.backends.flops import PAPER_LENGTH, FlopsConvention, causal_law, causal_weights, flops_key
 
 # Their masks can be given for each pair of tokens (tests/backends/test_causal.py).
 _ANY_MASK = frozenset(
@@ -166,7 +166,7 @@ def label_words_flops(
 
     The first ``shared`` tokens are not read, ``(N,)``; the others attend to them.
     """
-    config_json = config.to_json_string(use_diff=False)
+    config_json = flops_key(config)
     if convention == "paper":
         flops = 2.0 * causal_weights(config_json) * (PAPER_LENGTH + shape.added)
         return torch.full(lengths.shape, flops, dtype=torch.float64)
@@ -218,7 +218,7 @@ def read_flops(
 
     The first ``shared`` tokens are not read, ``(N,)``; the others attend to them.
     """
-    config_json = config.to_json_string(use_diff=False)
+    config_json = flops_key(config)
     if convention == "paper":
         return torch.full(lengths.shape, 2.0 * causal_weights(config_json) * PAPER_LENGTH, dtype=torch.float64)
     law = text_law(config_json)[0]
@@ -241,7 +241,7 @@ def text_flops(
     pass over prompt and text.
     """
     x, more = lengths.double().cpu(), steps.double().cpu() - 1
-    config_json = config.to_json_string(use_diff=False)
+    config_json = flops_key(config)
     prompt = read_flops(config, x, convention, shared=shared)
     again = read_flops(config, x + more, convention, places=more + 1, shared=shared)
     if convention == "paper":

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from elang.backends.backend import Answer, spread, sum_by_example
 from elang.backends.fast.onnx import OnnxPath
 from elang.backends.flops import FlopsConvention, flops_by_length
+from elang.backends.loading.padding import finds_last_by_padding
+from elang.backends.packing import check_packing, packed_outputs
 from elang.backends.text_model import TextModel
+from elang.errors import InputError
 
 
 def masked_mean(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -61,8 +64,21 @@ class SequenceClassifier(TextModel):
         for head in heads:
             head.register_forward_pre_hook(in_float32)
 
+    def check_packing(self) -> None:
+        """Refuse what is no decoder with a head on the last token."""
+        names = self.tokenizer.model_input_names
+        if (
+            not finds_last_by_padding(self.backbone.config)
+            or "token_type_ids" in names
+            or not hasattr(self.backbone, "score")
+        ):
+            super().check_packing()
+        check_packing(self.backbone.config)
+
     def return_states(self) -> None:
         """Return hidden states with the answers in training."""
+        if self.packing:
+            raise InputError("Hidden states are not distilled from several texts in a row: leave out --model.packing.")
         self.returns_states = True
 
     def export(self) -> None:
@@ -78,6 +94,8 @@ class SequenceClassifier(TextModel):
         hidden: tuple[Tensor, ...] | None = None
         if self.onnx_path is not None and not (self.training or torch.is_grad_enabled()):
             logits, last = self.onnx_path(rows, hidden=heads)
+        elif self.packing and self.training:
+            last, logits = None, packed_outputs(self.backbone, rows["input_ids"], rows["attention_mask"]).float()
         else:
             out = self.backbone(**rows, output_hidden_states=heads or states)
             logits, hidden = out.logits.float(), out.hidden_states

@@ -67,8 +67,17 @@ def _count(model: Any, length: int, part: FlopsPart = "all", decoder: tuple[int,
     return int(counter.get_total_flops())
 
 
+def flops_key(config: Any) -> str:
+    """A configuration without its names, as JSON: the key of the caches.
+
+    A model's folder and its labels' names change no FLOPs, the number of labels does.
+    """
+    fields = json.loads(config.to_json_string(use_diff=False)) | {"num_labels": config.num_labels}
+    return json.dumps({n: v for n, v in fields.items() if n not in ("_name_or_path", "id2label", "label2id")})
+
+
 def _config_of(config_json: str) -> Any:
-    """Rebuild a configuration from the JSON that is the key of the caches."""
+    """Rebuild a configuration from the key of the caches."""
     from transformers import AutoConfig
 
     fields = json.loads(config_json)
@@ -144,7 +153,7 @@ def check_cost(config: Any, generates: bool = False) -> None:
 
     Raises InputError for a model that generates and whose decoder's attention is not global.
     """
-    config_json = config.to_json_string(use_diff=False)
+    config_json = flops_key(config)
     _, _, reason = _length_law(config_json, "all", (1, 1))
     if generates and not reason:
         _decoder_law(config_json)
@@ -206,7 +215,7 @@ def flops_by_length(
         raise InputError(f"part 'encoder': a {config.model_type} model has no decoder to leave out; use part 'all'.")
     if min(decoder) < 1:
         raise InputError(f"decoder {decoder}: it needs at least 1 path of 1 token; for none use part 'encoder'.")
-    config_json = config.to_json_string(use_diff=False)
+    config_json = flops_key(config)
     if convention == "paper":
         encoder_weights, decoder_weights = _stack_weights(config_json)
         flops = 2.0 * PAPER_LENGTH * encoder_weights
@@ -256,7 +265,7 @@ def generation_flops(
     _check_known("FLOPs convention", convention, FlopsConvention)
     if not has_decoder(config) or beams < 1:
         raise InputError(f"A '{config.model_type}' model with {beams} beams generates nothing.")
-    config_json = config.to_json_string(use_diff=False)
+    config_json = flops_key(config)
     x, s = lengths.double().cpu(), steps.double().cpu()
     if convention == "paper":
         return 2.0 * _stack_weights(config_json)[1] * beams * s

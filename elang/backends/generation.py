@@ -136,7 +136,7 @@ class Generation(TextModel):
         """Add a router head for before and one for after generation, untrained."""
         self.heads["router"] = RouterHead(len(ROUTER_READS_OF_TEXTS) + 2)
         scores = len(TOKEN_SCORES) if self.first_token else 0
-        self.heads[self.early_router] = RouterHead(1 + scores + self.hidden_size, self.hidden_size)
+        self.heads[self.early_router] = RouterHead(1 + scores + self.hidden_size, self.hidden_size, later=scores)
 
     def candidates(self, name: str) -> tuple[dict[str, list[int]] | None, str | None]:
         """Sets of features for a router head to choose from."""

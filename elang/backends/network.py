@@ -103,8 +103,8 @@ class Network(nn.Module, ABC):
     def check_packing(self) -> None:
         """Raise an ``InputError`` if a training cannot put several texts into one row."""
         raise InputError(
-            "--model.packing is for decoder-only language models that answer in label words or with texts: this "
-            f"'{self.backbone.config.model_type}' model reads one text in each row. Leave it out."
+            f"--model.packing is for decoder-only language models, and this is a '{self.backbone.config.model_type}' "
+            "model, which reads one text in each row. Leave it out."
         )
 
     def sync_generation(self) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from elang.backends.answer_trie import AnswerTree
-from elang.backends.causal_passes import masks, takes_any_mask
+from elang.backends.causal_passes import masks, padded_left, takes_any_mask
 from elang.errors import InputError
 
 
@@ -76,39 +76,68 @@ def rows_of(lengths: list[int]) -> tuple[list[int], list[int]]:
     return row, start
 
 
+class Packed(NamedTuple):
+    """Rows of texts as a model reads them, and where outputs are wanted in them."""
+
+    inputs: dict[str, Any]
+    row: Tensor  # of each place whose output is wanted, (N,)
+    column: Tensor  # (N,)
+    there: Tensor  # the texts and places that these are, in this order, bool (B, K)
+
+    @classmethod
+    def of(cls, backbone: Any, ids: Tensor, mask: Tensor, after: After) -> "Packed":
+        """Pack prompts ``(B, L)``, which are padded on the left, with what follows each."""
+        tokens, real = torch.cat([ids, after.ids], 1), torch.cat([mask.bool(), after.real], 1)
+        lengths, device = real.sum(1), ids.device
+        # The rows are planned on the CPU.
+        row, start = torch.tensor(rows_of(lengths.tolist()), device=device)
+        text, token = real.nonzero(as_tuple=True)
+        place = (row[text], (real.cumsum(1) - 1)[text, token] + start[text])
+        prompt = mask.sum(1, keepdim=True)
+        position = torch.cat([mask.cumsum(1) - 1, prompt + after.depth - 1], 1)
+        node = torch.arange(-ids.shape[1], after.ids.shape[1], device=device).clamp_min(-1)
+
+        def packed(values: Tensor, empty: int) -> Tensor:
+            out = values.new_full((int(row.max()) + 1, int(lengths.max())), empty)
+            return out.index_put(place, values.expand(real.shape)[text, token])
+
+        where, owner = packed(position, 0), packed(torch.arange(len(ids), device=device)[:, None], -1)
+        allowed = _allowed(owner, packed(node, -1), where, after.sees)
+        inputs = {
+            "input_ids": packed(tokens, 0),
+            "attention_mask": masks(backbone.config, allowed, where, where, dtype=backbone.dtype),
+            "position_ids": where,
+            "use_cache": False,
+        }
+        # The prompt's last token and, of the ones after it, those that are there.
+        there = F.pad(after.real, (1, 0), value=True)[:, after.place]
+        column = start[:, None] + prompt - 1 + F.pad(after.real, (1, 0)).cumsum(1)[:, after.place]
+        return cls(inputs, row[:, None].expand_as(there)[there], column[there], there)
+
+
 def packed_logits(backbone: Any, ids: Tensor, mask: Tensor, after: After) -> Tensor:
     """The logits at the places after each prompt ``(B, L)``, which are padded on the left: ``(B, K, V)``.
 
     Those after tokens that are not there are 0.
     """
-    tokens, real = torch.cat([ids, after.ids], 1), torch.cat([mask.bool(), after.real], 1)
-    lengths, device = real.sum(1), ids.device
-    # The rows are planned on the CPU.
-    row, start = torch.tensor(rows_of(lengths.tolist()), device=device)
-    text, token = real.nonzero(as_tuple=True)
-    place = (row[text], (real.cumsum(1) - 1)[text, token] + start[text])
-    prompt = mask.sum(1, keepdim=True)
-    position = torch.cat([mask.cumsum(1) - 1, prompt + after.depth - 1], 1)
-    node = torch.arange(-ids.shape[1], after.ids.shape[1], device=device).clamp_min(-1)
+    rows = Packed.of(backbone, ids, mask, after)
+    with _logits_at(backbone, rows.row, rows.column):
+        flat = backbone(**rows.inputs).logits[0]
+    logits: Tensor = flat.new_zeros(*rows.there.shape, flat.shape[-1])
+    return logits.index_put(rows.there.nonzero(as_tuple=True), flat)
 
-    def packed(values: Tensor, empty: int) -> Tensor:
-        out = values.new_full((int(row.max()) + 1, int(lengths.max())), empty)
-        return out.index_put(place, values.expand(real.shape)[text, token])
 
-    where = packed(position, 0)
-    allowed = _allowed(packed(torch.arange(len(ids), device=device)[:, None], -1), packed(node, -1), where, after.sees)
-    # The prompt's last token and, of the ones after it, those that are there.
-    there = F.pad(after.real, (1, 0), value=True)[:, after.place]
-    column = (start[:, None] + prompt - 1 + F.pad(after.real, (1, 0)).cumsum(1)[:, after.place])[there]
-    with _logits_at(backbone, row[:, None].expand_as(there)[there], column):
-        flat = backbone(
-            input_ids=packed(tokens, 0),
-            attention_mask=masks(backbone.config, allowed, where, where, dtype=backbone.dtype),
-            position_ids=where,
-            use_cache=False,
-        ).logits[0]
-    logits: Tensor = flat.new_zeros(*there.shape, flat.shape[-1]).index_put(there.nonzero(as_tuple=True), flat)
-    return logits
+def packed_outputs(backbone: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """The outputs of a head on the last token of each text ``(B, L)``, padded on either side: ``(B, C)``."""
+    ids, mask = padded_left(ids, mask)
+    rows, outputs = Packed.of(backbone, ids, mask, After.of(None, ids[:, :1])), list[Tensor]()
+    # The library's classifier would choose one token of each row; its head is small enough for all.
+    hook = backbone.score.register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        backbone(**rows.inputs)
+    finally:
+        hook.remove()
+    return outputs[0][rows.row, rows.column]
 
 
 def _allowed(text: Tensor, node: Tensor, position: Tensor, sees: Tensor) -> Tensor:

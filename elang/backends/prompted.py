@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from elang.method.scores import token_scores
+
 
 @dataclass
 class Prompted:
@@ -19,7 +21,7 @@ class Prompted:
     ids: Tensor  # (B, L)
     mask: Tensor  # (B, L)
     output: Any = None  # logits at the prompts' ends, (B, 1, V), keys and values; until texts are generated from them
-    pooled: Tensor | None = None  # scores of the first token and the last hidden state, (B, 5 + D), if there are heads
+    pooled: Tensor | None = None  # read_at_end, if there are heads
 
     def __getitem__(self, rows: Tensor) -> "Prompted":
         """Some of the prompts; of the others, keys and values are given up."""
@@ -36,6 +38,12 @@ class Prompted:
             output.past_key_values.batch_repeat_interleave(times)
             output.logits = output.logits.repeat_interleave(times, 0)
         return Prompted(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), output)
+
+
+def read_at_end(output: Any) -> Tensor:
+    """What is known where prompts end: scores of the first token and the last hidden state, ``(B, 5 + D)``."""
+    first, state = output.logits[:, -1], output.hidden_states[-1][:, -1].float()
+    return torch.cat([token_scores(first, first.argmax(-1)), state], 1)
 
 
 class Stopped(StoppingCriteria):  # type: ignore[misc]  # transformers has no types

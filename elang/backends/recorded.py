@@ -1,5 +1,6 @@
 """Recorded answers: from `elang score`, `elang ask`, or elsewhere."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from elang.errors import InputError
 from elang.method.deferral import route
 from elang.records.reading import read_records
 from elang.records.table import Records
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask
 
 
@@ -20,6 +22,19 @@ class RecordedBackend:
         self.splits: dict[str, Records]  # by source
         self.about: dict[str, Any]  # the file's metadata; empty for files that elang has not written
         self.splits, self.about = read_records(path, task.label_names, task.problem)
+
+    def check(self, sampling: Sampling | None, asked: Sequence[str] | None) -> None:
+        """Refuse options that would change the answers, or scores that need the model that gave them."""
+        if sampling is not None and self.about.get("sampling") != sampling.plain():
+            raise InputError(
+                f"'{self.path}' holds answers that were not drawn as --model.sampling says, and records are not drawn "
+                "anew. Leave it out, or give the model."
+            )
+        if missing := [name for name in asked or () if name not in self.score_names]:
+            raise InputError(
+                f"'{self.path}' has no score '{missing[0]}', which only its model can compute. Leave it out of "
+                "--model.asked_scores, or give it to `elang score`."
+            )
 
     def answer(self, examples: Examples) -> Records:
         """Look up the answers. Raises InputError if some are missing, or the records are of other data."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from elang.backends.retrying import RETRIED, GivenUpError, TemporaryError, pause_of, persistently, run_async
 from elang.errors import InputError, counted, need
 from elang.notices import notice
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from elang.tasks.text_task import TextTask
 
 TOKEN_VARIABLE = "ELANG_SERVE_TOKEN"
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0
-# A server that returns one of these may answer later.
-_RETRIED = (408, 425, 429, 500, 502, 503, 504)
 
 
 class Question(NamedTuple):
@@ -78,7 +75,7 @@ class RemoteBackend:
             answers.update(zip([question.id for question in batch], batch_answers, strict=True))
             too_long.update(question.id for place, question in enumerate(batch) if place in cut)
 
-        asyncio.run(self.ask(questions(examples), keep))
+        run_async(self.ask(questions(examples), keep))
         self.report_cut(len(too_long), len(answers))
         return self.records(examples, [answers[number] for number in examples.id.tolist()])
 
@@ -138,25 +135,20 @@ class RemoteBackend:
         body: dict[str, Any] = {"texts": [question.text for question in batch]}
         if batch[0].choices is not None:
             body["choices"] = [question.choices for question in batch]
-        failure, retry_after = "", 0.0
-        for number in range(self.tries):
-            if number:
-                # Random, so that the workers do not all retry at once.
-                wait = min(_LONGEST_WAIT, _FIRST_WAIT * 2 ** (number - 1)) * random.uniform(0.5, 1)
-                await asyncio.sleep(max(wait, retry_after))
-            retry_after = 0.0
+
+        async def attempt() -> Any:
             try:
                 response = await client.post(self.url, json=body)
             except httpx.RequestError as error:
-                failure = f"{type(error).__name__}: {error}"
-                continue
-            if response.status_code not in _RETRIED:
-                return self._read(response, batch)
-            failure = f"{response.status_code}: {response.text[:200]}"
-            retry_after = _seconds(response.headers.get("retry-after", ""))
-        raise InputError(
-            f"The server at {self.url} did not answer in {self.tries} tries ({failure}). Check that it is running."
-        )
+                raise TemporaryError(f"{type(error).__name__}: {error}") from error
+            if response.status_code in RETRIED:
+                raise TemporaryError(f"{response.status_code}: {response.text[:200]}", pause_of(response.headers))
+            return response
+
+        try:
+            return self._read(await persistently(attempt, self.tries), batch)
+        except GivenUpError as error:
+            raise InputError(f"The server at {self.url} did not answer {error}. Check that it is running.") from error
 
     def _read(self, response: Any, batch: list[Question]) -> tuple[list[Any], list[Any]]:
         """Parse the response to a batch."""
@@ -209,11 +201,3 @@ def token_of_environment() -> str | None:
             "outside ASCII, or spaces at its ends. Set another one, or unset it to let everyone in."
         )
     return token
-
-
-def _seconds(value: str) -> float:
-    """The seconds of a Retry-After; dates are ignored."""
-    try:
-        return min(_LONGEST_WAIT, max(0.0, float(value)))
-    except ValueError:
-        return 0.0

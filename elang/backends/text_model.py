@@ -34,6 +34,8 @@ class TextModel(Network):
     text_to_text = False
     # How texts are drawn, where they are not of the most probable tokens.
     sampling: Sampling | None = None
+    # Whether it writes texts token by token, and so can answer chats.
+    streams = False
     # The columns of `flops`.
     costs: tuple[str, ...] = ("flops",)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from elang.backends.loading.load import backend_of
+from elang.backends.openai.backend import OpenAIBackend
 from elang.backends.remote import Question, RemoteBackend, check_address, questions
 from elang.cli.arguments import note_replaced
 from elang.data.module import TextData
@@ -33,8 +35,11 @@ def ask(
     does. If the environment has ELANG_SERVE_TOKEN, it is sent as a bearer token. Answers are saved as they come, in
     ``<output>.asked.jsonl``; the same command resumes from there, and turns all answers into one parquet file.
 
+    A model behind an API (``openai:MODEL@URL``, or a YAML file with its settings, docs/super.md) is asked as by
+    `elang score`; the options after ``output`` are then in the file.
+
     Args:
-        url: The server's address, http://HOST:PORT.
+        url: The server's address, http://HOST:PORT, or that of a model behind an API.
         data: As for `elang score`.
         output: The parquet file to write.
         concurrent: Most requests at a time.
@@ -43,8 +48,9 @@ def ask(
             up to a minute, or as long as the server says.
         timeout: Seconds to wait for an answer.
     """
-    need("elang ask", "serve", "httpx")
-    check_address(url, "--url")
+    if not (of_api := backend_of(url) is OpenAIBackend):
+        need("elang ask", "serve", "httpx")
+        check_address(url, "--url")
     for name, value in (("concurrent", concurrent), ("batch_size", batch_size), ("tries", tries), ("timeout", timeout)):
         if not value > 0:
             raise InputError(f"--{name} must be above 0, but it is {value}.")
@@ -52,6 +58,9 @@ def ask(
         raise InputError(f"--data {type(data).__name__} is none of elang's data modules.")
     check_output(output, "--output", map(str, data.files.values()))
     note_replaced(output)
+    if of_api:
+        _ask_api(url, data, output)
+        return
     ways: dict[str, Any] = {"concurrent": concurrent, "tries": tries, "timeout": timeout}
     server = RemoteBackend(url, data.text_task, batch=batch_size, **ways)
     # A second run would ask for the same answers, and both would write the journal.
@@ -71,6 +80,23 @@ def ask(
         count = journal.finish(output)
     server.report_cut(len(journal.cut), count)
     say(f"{output} has {counted(count, 'answers')} of {url}, {count - asked} of them asked for now")
+
+
+def _ask_api(address: str, data: TextData, output: str) -> None:
+    """Ask a model behind an API, whose backend keeps the replies itself until all are there."""
+    backend = OpenAIBackend(address, data.text_task)
+    backend.limit_new_tokens(data.max_target_length)
+    backend.keep_answers(f"{output}.asked.jsonl")
+    parts: dict[str, list[Records]] = {}
+    with output_lock(output):
+        for split in (split for split in data.splits if split != "fold"):
+            examples = data.examples(split)
+            parts.setdefault(examples.source, []).append(backend.answer(examples))
+        records = {source: join_records(part) for source, part in parts.items()}
+        write_records(output, records, data.label_names, **backend.describe())
+        backend.forget_answers()
+    count = sum(len(part.id) for part in records.values())
+    say(f"{output} has {counted(count, 'answers')} of {backend.address}; {backend.spending.line()}")
 
 
 class _Journal:

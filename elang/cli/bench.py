@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from elang.backends.loading.load import backend_of
 from elang.cli.arguments import check_minimum, note_replaced
 from elang.errors import InputError
+from elang.evaluation.pair import SHARES
 from elang.files import check_output_file, write_atomically
 from elang.inference.inputs import input_columns, read_inputs
 from elang.inference.options import PairOptions
@@ -17,6 +19,7 @@ from elang.inference.speed import Sizes, differences, time_inputs
 from elang.notices import made, notice
 from elang.records import DEFAULT_THRESHOLD
 from elang.records.manifest import Manifest
+from elang.tables import is_table
 from elang.terminal import say_table, say_wrapped
 
 _TOGETHER = ("deferred", "inputs a second", "speed-up", "by FLOPs", "ratio")
@@ -52,14 +55,14 @@ def bench(
         pair: How the pair routes and runs.
         input: A text file with one input a line, or a table (.csv, .tsv, .jsonl, .parquet) with --text.
         text: The text column of the table, or all of the task's.
-        shares: Deferred shares, each by the threshold that gives it on these inputs; by default 0.1, 0.25 and 0.5.
+        shares: Deferred shares, each by the threshold that gives it on these inputs; by default as in `elang validate`.
         seconds: Of measuring, about: the sizes below are chosen to fit. More time gives steadier figures.
         examples: Inputs that are answered in each pass, the first ones.
         single: How many of them are also answered one by one; 0 leaves that out.
         repeats: Passes of each, by default 5 if the time allows it.
         output: A JSON file for all figures.
     """
-    shares = [0.1, 0.25, 0.5] if shares is None else shares if isinstance(shares, list) else [shares]
+    shares = list(SHARES.values()) if shares is None else shares if isinstance(shares, list) else [shares]
     _check_sizes(sizes := Sizes(examples, single, repeats), shares, seconds)
     if output is not None:
         check_output_file(output, [input, swift_model, super_model], suffix=".json")
@@ -67,7 +70,7 @@ def bench(
     columns = input_columns(input, text)
     if pair.threshold == DEFAULT_THRESHOLD and not _has_thresholds(pair.thresholds or swift_model):
         pair = replace(pair, threshold="inf")
-    predictor = JointPredictor(swift_model, super_model, **vars(pair))
+    predictor = JointPredictor(*_checked_here(swift_model, super_model), **vars(pair))
     named = {f"at {pair.threshold}": predictor.threshold} if predictor.threshold < math.inf else {}
     inputs = read_inputs(input, columns, predictor.task.kind.generates)
     rows, figures = time_inputs(predictor, inputs, shares, named, sizes, seconds)
@@ -82,12 +85,21 @@ def bench(
         except torch.OutOfMemoryError:
             message = "The pair in float32 does not fit beside this one: differences are not counted."
             notice("differences-not-counted", message)
-    figures |= {"made": made()} | {name: getattr(pair, name) for name in ("dtype", "compile", "super_int8", "onnx")}
-    figures |= {"swift_model": swift_model, "super_model": super_model, "input": input}
-    _print(figures)
+    ways = {name: getattr(pair, name) for name in ("dtype", "compile", "super_int8", "onnx")}
+    figures |= {"made": made(), **ways, "swift_model": swift_model, "super_model": super_model, "input": input}
+    _print(figures, None if examples else seconds)
     if output is not None:
         with write_atomically(output) as aside:
             aside.write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
+
+
+def _checked_here(swift_model: str, super_model: str) -> tuple[str, str]:
+    """Refuse models that do not run here, of which a file of records is refused later."""
+    if elsewhere := [
+        path for path in (swift_model, super_model) if backend_of(path) is not None and not is_table(path)
+    ]:
+        raise InputError(f"`elang bench` times models that run here, and '{elsewhere[0]}' does not. Give its folder.")
+    return swift_model, super_model
 
 
 def _check_sizes(sizes: Sizes, shares: list[float], seconds: float) -> None:
@@ -108,7 +120,9 @@ def _has_thresholds(path: str) -> bool:
         return False
 
 
-def _print(figures: dict[str, Any]) -> None:
+def _print(figures: dict[str, Any], seconds: float | None = None) -> None:
+    """Print tables of the figures; ``seconds`` chose how many inputs there are."""
+    chosen = f"{figures['inputs']} inputs: of the first as many as --seconds {seconds} allows, or as --examples says."
     passes = figures["passes"].items()
     rows = [
         [
@@ -119,7 +133,7 @@ def _print(figures: dict[str, Any]) -> None:
         for name, entry in passes
     ]
     title = f"{figures['inputs']} inputs on {figures['device']}, many at a time; passes: {figures['repeats']}"
-    say_table(title, ["", *_TOGETHER], rows, _NOTES)
+    say_table(title, ["", *_TOGETHER], rows, [*[chosen] * (seconds is not None), *_NOTES])
     single = [(name, entry["one by one"]) for name, entry in passes if "one by one" in entry]
     if single:
         rows = [

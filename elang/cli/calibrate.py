@@ -135,7 +135,9 @@ def _add_thresholds(
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent):
             if not path.is_file():
-                say(f"{path} is a new file.")
+                beside = (path.parent / "config.json").is_file()
+                use = "" if beside else f" No model is beside it: give it to `elang predict` as --thresholds {path}."
+                say(f"{path} is a new file.{use}")
             # Another calibration may have added its own in the meantime.
             manifest = Manifest.read(path) if path.is_file() else known
             add_entries(manifest, path, entries, swift=summary.weights.get("swift", ""))

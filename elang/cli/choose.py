@@ -37,7 +37,7 @@ def choose(
         answers: A parquet, JSONL or CSV file.
         columns: What its columns are.
         target: What is wanted.
-        unit: What costs are counted in: FLOPs, USD, or any word.
+        unit: What costs are counted in: FLOPs, seconds, USD, or any word.
         output: Folder for the choice, all candidates that were tested, and a plot.
         ledger: The file that counts attempts on the rows that prove; by default ``slices.json`` beside the output.
     """

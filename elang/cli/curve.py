@@ -33,7 +33,7 @@ def curve(
         swift: The model that is asked first; by default the cheapest one with a score.
         super: The model that is asked where the Swift's score is above a threshold; by default the most expensive one.
         score: The Swift's score that routes; by default its first.
-        unit: What costs are counted in: FLOPs, USD, or any word.
+        unit: What costs are counted in: FLOPs, seconds, USD, or any word.
         output: Folder for the records, curves, plot, thresholds and summary, which `elang calibrate` and `report` read.
     """
     folder = Path(output)

@@ -65,6 +65,9 @@ class ProgressLines(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # The last one of a training comes behind its last line.
         self._validation = self._begun(sum(trainer.num_val_batches), f"batches of {_evaluated(trainer)}")
+        if self._validation is not None and self._training is None:
+            # The first batch has the longest texts.
+            tell(f"answering {self._validation.total:,} {self._validation.unit} ...")
 
     @override
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
@@ -77,7 +80,10 @@ class ProgressLines(pl.Callback):
             metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
             values = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("validation/")]
             if values:
-                tell(f"epoch {trainer.current_epoch + 1}: {', '.join(values)}")
+                of = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+                tell(f"epoch {trainer.current_epoch + 1}{of}: {', '.join(values)}")
+            # The next epoch shows soon that it runs.
+            self._training.told_next(_FIRST)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -103,7 +109,8 @@ def _evaluated(trainer: pl.Trainer) -> str:
     if not isinstance(data, TextData):
         return "test" if trainer.testing else "validation"
     splits = data.test_splits if trainer.testing else data.eval_splits
-    return ", ".join(splits).replace("routing", "the routing slice")
+    *others, last = (split.replace("routing", "the routing slice") for split in splits)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def new_folders(trainer: pl.Trainer) -> list[Path]:

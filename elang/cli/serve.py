@@ -7,7 +7,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from elang.backends.remote import TOKEN_VARIABLE, check_address, token_of_environment
+from elang.backends.remote import TOKEN_VARIABLE
+from elang.cli.addresses import is_api, is_elsewhere, key_in, upstream_of
 from elang.cli.arguments import check_minimum
 from elang.errors import InputError, need
 from elang.inference.options import PairOptions
@@ -15,7 +16,12 @@ from elang.notices import notice
 from elang.terminal import tell
 
 if TYPE_CHECKING:
+    from elang.backends.openai.settings import Settings
     from elang.inference.predictor import JointPredictor
+
+
+_DEADLINE, _CHAT_DEADLINE = 10.0, 120.0
+Role = Literal["swift", "super"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,8 @@ class ServerOptions:
     Args:
         host: Address or name to listen on; the default is reached from this machine only, 0.0.0.0 and :: from others.
         port: Its port, from 1024.
-        deadline: Seconds in which a request is answered or refused.
+        deadline: Seconds in which a request is answered or refused, or a stream has begun; by default 10, and 120 with
+            `--api openai`.
         on_super_failure: What happens to a deferred text when the Super is slow, full or dead: `swift` answers with the
             Swift's own answer, flagged as `fallback`; `fail` refuses the request (503 or 504).
         batch_size: Most texts that are answered together, of all requests.
@@ -37,11 +44,17 @@ class ServerOptions:
         devices: How many of its kind; by default all.
         workers: Processes on each device, for each of the two models.
         threads: CPU threads of each of them; by default the cores are shared out.
+        api: `openai` also has the paths of OpenAI's API: /v1/chat/completions, /v1/completions and /v1/models.
+        model_name: The pair's name there; by default that of the Swift's folder.
+        key_variable: The environment variable with the token, or API key, that requests must bring.
+        super_key_variable: The environment variable with the key of a Super at openai:MODEL@URL.
+        super_price: What a million tokens cost that the Super reads, and that it writes, in any currency.
+        swift_price: The same of the Swift.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
-    deadline: float = 10.0
+    deadline: float | None = None
     on_super_failure: Literal["swift", "fail"] = "swift"
     batch_size: int = 512
     max_texts: int = 256
@@ -52,14 +65,39 @@ class ServerOptions:
     devices: int | Literal["auto"] = "auto"
     workers: int = 1
     threads: int | None = None
+    api: Literal["elang", "openai"] = "elang"
+    model_name: str | None = None
+    key_variable: str = TOKEN_VARIABLE
+    super_key_variable: str | None = None
+    super_price: tuple[float, float] | None = None
+    swift_price: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         names = ("max_texts", "max_bytes", "max_pending", "max_deferred", "workers", "batch_size", "threads")
         check_minimum(1, **{name: getattr(self, name) for name in names})
         if not 1024 <= self.port <= 65535:
             raise InputError(f"--port must be from 1024 to 65535, but it is {self.port}.")
-        if not 0 < self.deadline < float("inf"):
+        if not 0 < self.seconds < float("inf"):
             raise InputError(f"--deadline must be above 0 seconds and finite, but it is {self.deadline}.")
+        for name in ("model_name", "super_price", "swift_price"):
+            if getattr(self, name) is not None and self.api != "openai":
+                raise InputError(f"--{name} is for --api openai. Leave it out, or add that.")
+        for name in ("super_price", "swift_price"):
+            if (price := getattr(self, name)) is not None and not all(0 <= one < float("inf") for one in price):
+                raise InputError(f"--{name} must be two numbers from 0, but it is {list(price)}.")
+        if self.model_name is not None and not (self.model_name.strip() and self.model_name.isprintable()):
+            raise InputError("--model_name must not be empty, nor have characters that cannot be printed.")
+
+    @property
+    def seconds(self) -> float:
+        """The deadline."""
+        return {"elang": _DEADLINE, "openai": _CHAT_DEADLINE}[self.api] if self.deadline is None else self.deadline
+
+    @property
+    def prices(self) -> dict[Role, tuple[float, float]]:
+        """What a million tokens of a model cost, as far as that is known."""
+        given: dict[Role, tuple[float, float] | None] = {"swift": self.swift_price, "super": self.super_price}
+        return {role: price for role, price in given.items() if price is not None}
 
 
 class _StopError(BaseException):
@@ -74,25 +112,27 @@ def serve(
     ``POST /predict`` takes ``{"texts": [...]}``; ``/docs`` shows the schema, ``/metrics`` has counts for Prometheus,
     ``/ready`` says whether requests can be answered, ``/health`` whether all workers run. Requests that arrive together
     are answered together, by each model on its own. If the environment has ELANG_SERVE_TOKEN, every request must bring
-    it as ``Authorization: Bearer TOKEN``.
+    it as ``Authorization: Bearer TOKEN``; --key_variable names another variable.
 
     Args:
         pair: How the pair routes and runs.
         server: What the server takes.
         swift_model: The Swift's folder; without it the Super alone is served, for a pair elsewhere.
-        super_model: The Super's folder or hub id, or the address of a server of the Super alone (http://HOST:PORT).
+        super_model: The Super's folder or hub id, the address of a server of the Super alone (http://HOST:PORT), or of
+            a model behind OpenAI's API (openai:MODEL@URL, or a YAML file).
     """
     need("`elang serve`", "serve", "fastapi", "uvicorn", "httptools", "httpx", "prometheus_client")
     if pair.super_int8:
         need("super_int8", "int8", "torchao")
     if super_model is None:
         raise InputError("--super_model is needed: the Super's folder or, beside a --swift_model, its address.")
-    remote = super_model.startswith(("http://", "https://"))
-    if remote and swift_model is None:
-        raise InputError(f"'{super_model}' serves the Super already; give the pair's --swift_model.")
-    if remote:
-        check_address(super_model, "--super_model")
-    token = token_of_environment()
+    if server.api == "openai" and swift_model is None:
+        raise InputError("--api openai serves a pair: give its --swift_model.")
+    if server.api == "openai" and is_api(str(swift_model)):
+        raise InputError("--api openai needs a Swift that runs here, and this --swift_model is elsewhere.")
+    # First, because an address that is refused may contain a password.
+    upstream = upstream_of(super_model, server.super_key_variable, server.api == "openai")
+    remote, token = is_elsewhere(super_model, swift_model), key_in(server.key_variable)
     from elang.inference.serving.workers import listen
 
     def stop(number: int, frame: Any) -> None:
@@ -108,9 +148,10 @@ def serve(
             notice(
                 "open-server",
                 f"--host {server.host} is reached from other machines, and no token is needed: whoever reaches the "
-                f"port is answered. Set {TOKEN_VARIABLE}, or listen on 127.0.0.1.",
+                f"port is answered. Set {server.key_variable}, or listen on 127.0.0.1.",
             )
-        _serve(sockets, swift_model, super_model, pair=pair, server=server, remote=remote, token=token)
+        more: Any = {"remote": remote, "token": token, "upstream": upstream}
+        _serve(sockets, swift_model, super_model, pair=pair, server=server, **more)
     except _StopError:
         pass
     finally:
@@ -130,12 +171,13 @@ def _serve(
     server: ServerOptions,
     remote: bool,
     token: str | None,
+    upstream: "Settings | None",
 ) -> None:
     """Check both models, and serve them."""
     import torch
 
     from elang.inference.serving.schema import Limits
-    from elang.inference.serving.server import build_server
+    from elang.inference.serving.server import ChatOptions, Processes, build_server
 
     devices = _devices(server)
     tell("loading the models")
@@ -143,20 +185,32 @@ def _serve(
     options = {**vars(pair), "swift_model": swift_model, "super_model": super_model}
     if predictor is not None:
         options |= {"threshold": predictor.threshold, "score": predictor.score, "sampling": predictor.sampling}
+    chats = None
+    if server.api == "openai":
+        assert predictor is not None
+        name = server.model_name or Path(str(swift_model)).resolve().name
+        if predictor.swift.streams and super_model.startswith("http"):
+            raise InputError(f"'{super_model}' answers no chats. Give openai:MODEL@URL, or the Super's folder.")
+        prices = server.prices
+        if upstream is not None and upstream.prices is not None and "super" not in prices:
+            prices["super"] = (upstream.prices.input, upstream.prices.output)
+        chats = ChatOptions(name, upstream, prices)
     n_models = (swift_model is not None) + (not remote)
     waiting = {"pending": server.max_pending, "deferred": server.max_deferred}
     built = build_server(
         options,
         predictor,
         remote=super_model if remote else None,
-        limits=Limits(server.deadline, server.max_texts, batch=server.batch_size, bytes=server.max_bytes, **waiting),
+        limits=Limits(server.seconds, server.max_texts, batch=server.batch_size, bytes=server.max_bytes, **waiting),
         on_super_failure=server.on_super_failure,
         token=token,
-        devices=devices,
-        threads=server.threads or max(1, torch.get_num_threads() // (n_models * server.workers)),
+        processes=Processes(devices, server.threads or max(1, torch.get_num_threads() // (n_models * server.workers))),
+        chats=chats,
     )
     host, port = sockets[0].getsockname()[:2]
     path = "the pair at /predict" if swift_model is not None else "the Super at /super"
+    if chats is not None:
+        path = f"the pair as the model '{chats.model}' at /v1"
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {path} of {address} as soon as /ready says so; its schema is at /docs", flush=True)  # noqa: T201
     built.run(sockets)

@@ -1,7 +1,6 @@
 """Tokenising texts, each once."""
 
 import json
-from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from elang.data.batches import EncodedExamples, EncodedTexts, Reader
 from elang.data.examples import Examples
+from elang.data.fast_tokens import backend_columns, own_backend
 from elang.notices import notice
 from elang.tasks.text_task import TextTask
 from elang.terminal import waiting
@@ -168,7 +168,7 @@ def _token_lists(
             **options,
         )
 
-    columns = None if answers else _backend_columns(tokenizer, texts)
+    columns = None if answers else backend_columns(tokenizer, texts)
     if columns is None:
         columns = dict(tokenise(texts, truncation=False))
     long = [i for i, ids in enumerate(columns["input_ids"]) if len(ids) > max_length]
@@ -178,47 +178,6 @@ def _token_lists(
             for i, row in zip(long, cut[name], strict=True):
                 rows[i] = row
     return columns, len(long)
-
-
-def _backend_columns(tokenizer: Any, texts: list[tuple[str, ...]]) -> dict[str, list[list[int]]] | None:
-    """Uncut tokens directly from a fast tokenizer's backend; ``None`` if the tokenizer does more than its backend.
-
-    Wrapping the backend's output in the library's objects takes as long as tokenising itself.
-    """
-    if (backend := _own_backend(tokenizer)) is None:
-        return None
-    # A tokenizer's file can turn both on.
-    if backend.truncation is not None:
-        backend.no_truncation()
-    if backend.padding is not None:
-        backend.no_padding()
-    if len(texts) == 1:
-        # For a single text, starting threads takes longer than tokenising.
-        encodings = [backend.encode(*texts[0])]
-    else:
-        encodings = backend.encode_batch_fast([t[0] for t in texts] if len(texts[0]) == 1 else texts)
-    columns = {"input_ids": [encoding.ids for encoding in encodings]}
-    if "token_type_ids" in tokenizer.model_input_names:
-        # The types of single texts are equal, and mostly 0.
-        if len(texts[0]) == 1 < len(texts) and not any(backend.encode("a").type_ids):
-            return columns
-        columns["token_type_ids"] = [encoding.type_ids for encoding in encodings]
-    return columns
-
-
-def _own_backend(tokenizer: Any) -> Any:
-    """A fast tokenizer's backend, if it alone decides how texts are encoded; else ``None``."""
-    kind: Any = type(tokenizer)
-    return getattr(tokenizer, "backend_tokenizer", None) if _encodes_as_backend(kind) else None
-
-
-@cache
-def _encodes_as_backend(kind: Any) -> bool:
-    """Whether a class of tokenizers overrides none of the library's encoding methods."""
-    from transformers import PreTrainedTokenizerFast
-
-    methods = ("__call__", "_encode_plus", "_batch_encode_plus", "batch_encode_plus", "encode_plus")
-    return all(getattr(kind, method, None) is getattr(PreTrainedTokenizerFast, method, None) for method in methods)
 
 
 def pad_of(tokenizer: Any) -> dict[str, int]:
@@ -239,7 +198,7 @@ def same_tokens(first: Any, second: Any) -> bool:
     """Whether two tokenizers encode every text alike: their backends, columns and padding are equal."""
 
     def description(tokenizer: Any) -> Any:
-        if (backend := _own_backend(tokenizer)) is None:
+        if (backend := own_backend(tokenizer)) is None:
             return None
         # Truncation and padding are done elsewhere.
         parts = {k: v for k, v in json.loads(backend.to_str()).items() if k not in ("truncation", "padding")}

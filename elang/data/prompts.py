@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from string import Formatter
 from typing import Any
 
+from elang.data.fast_tokens import bare_tokens as _tokens
 from elang.errors import InputError, first_line
 from elang.notices import notice
 from elang.tasks.text_task import TextTask, escaped
@@ -37,28 +38,35 @@ class Prompt:
     examples: int = 0
 
     @classmethod
-    def of(cls, tokenizer: Any, task: TextTask) -> "Prompt":
-        """The prompt of a task for a tokenizer's model.
+    def of(cls, tokenizer: Any, task: TextTask, turns: Sequence[tuple[str, str]] = ()) -> "Prompt":
+        """The prompt of a task for a tokenizer's model, in a chat after ``turns``, each a role and what was said.
 
         Raises InputError if it has no placeholder, or for a chat without a template.
         """
         task.check_prompt()
-        start: list[int] = []
         if task.label_words == "chat":
-            template, lead = _chat_template(tokenizer, task)
-        else:
-            template, lead = task.prompt, _lead(_end_of(task.prompt))
-            # What it puts behind a text would stand between the prompt and the answer.
-            bare, whole = _tokens(tokenizer, ["a"])[0], list(tokenizer("a", padding=False)["input_ids"])
-            places = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare]
-            start = whole[: places[0]] if places and bare else []
+            template, lead = _chat_template(tokenizer, task, turns)
+            stripped = template.rstrip(" ")
+            return cls(stripped, (), " " if stripped != template else lead, examples=len(task.example_pairs))
+        # What it puts behind a text would stand between the prompt and the answer.
+        bare, whole = _tokens(tokenizer, ["a"])[0], list(tokenizer("a", padding=False)["input_ids"])
+        places = [i for i in range(len(whole)) if whole[i : i + len(bare)] == bare]
+        return replace(cls.written(task), start=tuple(whole[: places[0]]) if places and bare else ())
+
+    @classmethod
+    def written(cls, task: TextTask) -> "Prompt":
+        """The prompt of a task as one text, without a chat, for whatever tokenizer. Raises InputError as :meth:`of`."""
+        task.check_prompt()
         # A space belongs to the answer: most vocabularies have words with the space before them.
-        stripped = template.rstrip(" ")
-        lead = " " if stripped != template else lead
-        if task.label_words != "chat":
-            shown = [question.rstrip(" ") + _led(lead, answer) for question, answer in task.example_pairs]
-            stripped = escaped("".join(f"{text}\n\n" for text in shown)) + stripped
-        return cls(stripped, tuple(start), lead, examples=len(task.example_pairs))
+        stripped = task.prompt.rstrip(" ")
+        lead = " " if stripped != task.prompt else _lead(_end_of(task.prompt))
+        shown = [question.rstrip(" ") + _led(lead, answer) for question, answer in task.example_pairs]
+        before = escaped("".join(f"{text}\n\n" for text in shown))
+        return cls(before + stripped, (), lead, examples=len(shown))
+
+    def text(self, fields: Sequence[str], texts: Sequence[str]) -> str:
+        """The prompt of an example, as text."""
+        return self._fill(dict(zip(fields, texts, strict=True)))[0]
 
     def reserving(self, tokens: int) -> "Prompt":
         """The same prompt, with room for this many tokens of an answer."""
@@ -163,12 +171,6 @@ def turn_end(tokenizer: Any) -> int | None:
     return ids[0] if ids and ids[0] in tokenizer.added_tokens_decoder else None
 
 
-def _tokens(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """The tokens of texts, without those that the tokenizer puts around them."""
-    options = {"add_special_tokens": False, "padding": False, "truncation": False, "verbose": False}
-    return [list(ids) for ids in tokenizer(texts, return_attention_mask=False, **options)["input_ids"]]
-
-
 def _end_of(template: str) -> str:
     """What a template has behind its last field."""
     text = ""
@@ -190,13 +192,14 @@ def _lead(end: str) -> str:
     return "" if end[-1].isspace() or opens or unicodedata.east_asian_width(end[-1]) in "WF" else " "
 
 
-def _chat_template(tokenizer: Any, task: TextTask) -> tuple[str, str]:
+def _chat_template(tokenizer: Any, task: TextTask, turns: Sequence[tuple[str, str]]) -> tuple[str, str]:
     """The template of a chat around the prompt, and what it puts before the answer."""
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("This model's tokenizer has no chat template: leave out --data.chat, or give a chat model.")
     messages = [{"role": "system", "content": task.system}] if task.system else []
     for question, answer in task.example_pairs:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    messages += [{"role": role, "content": content} for role, content in turns]
     messages.append({"role": "user", "content": _QUESTION})
     try:
         asked: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **_CHAT)

@@ -1,56 +1,24 @@
 """What limits an evaluation: nothing to gain, repeated texts, examples that training or a threshold has seen."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from elang.errors import listed
+from elang.evaluation.labels import AGAIN, never_right, no_better_than_one
 from elang.evaluation.pair import HALF_POINT, PairAnswers
 from elang.evaluation.slices import FEW, independent_units
-from elang.evaluation.summary import EvaluatedPair, QualitySummary, Worth
+from elang.evaluation.summary import NO_PAIR, SWIFT_ALONE, EvaluatedPair, QualitySummary, Worth
 from elang.method.bootstrap import mean_intervals
 from elang.method.quality.labels import spearman
-from elang.method.quality.metric import Quality
 from elang.method.quality.texts import full_mark
 from elang.records import WORTH_NAMING
 from elang.records.manifest import Manifest, entry_speedup, known_name
-from elang.tasks.kinds import measure
 
-# With fewer examples, chance alone explains why none of a class is right.
-_ENOUGH = 5
-# What to do with a model that has learned too little, where the course of its training is not known.
-_AGAIN = (
-    "Where the validation loss that `elang fit` printed rose, train for fewer epochs (--trainer.max_epochs) or with a "
-    "lower --model.lr; where it fell to the end, train longer"
-)
 # Share of the Super's cost from which a Swift is too dear; one of a third of the layers has a little more than a third.
 _COSTLY_SWIFT = 0.35
 # Points by which the Super may lead, by chance, and the Swift alone still be the choice; else examples are too few.
 _NO_LEAD = 2.0
-
-
-def never_right(prediction: Tensor, label: Tensor, label_names: list[str]) -> str:
-    """The classes with five examples or more of which not one is answered right, in words; empty if there is none.
-
-    Of the one with the most examples also what is answered instead. Predictions and labels are int64 ``(N,)``; a label
-    is -1 if unknown, a prediction if it names no class.
-
-    >>> never_right(torch.tensor([0] * 9), torch.tensor([0] * 4 + [1] * 5), ["a", "b"])
-    "'b' (5 of the 5 examples of 'b' are answered 'a')"
-    """
-    right = (prediction == label) & (label >= 0)
-    counts, hits = (x.bincount(minlength=len(label_names)).tolist() for x in (label[label >= 0], label[right]))
-    never = [i for i in range(len(label_names)) if counts[i] >= _ENOUGH and hits[i] == 0]
-    if not never:
-        return ""
-    worst = max(never, key=lambda i: counts[i])
-    number, instead = (int(x) for x in (prediction[label == worst] + 1).bincount().max(0))
-    answer = f"'{label_names[instead - 1]}'" if instead else "with none of the labels"
-    names = listed([label_names[i] for i in never])
-    return f"{names} ({number:,} of the {counts[worst]:,} examples of '{label_names[worst]}' are answered {answer})"
 
 
 def little_to_gain(gain: Tensor, unit: str, bounded: bool = True) -> str:
@@ -69,8 +37,9 @@ def little_to_gain(gain: Tensor, unit: str, bounded: bool = True) -> str:
     if high < 0:
         return f"the Super is worse {found}: is it the right folder? If it is, use the Swift alone or a better Super"
     return (
-        f"the Super is not shown to be better {found}: deferring has little to gain, and areas, thresholds and "
-        "certificates mean little. Evaluate on more examples; if it stays so, use the Swift alone or a better Super"
+        f"the Super is not shown to be better {found}: asking it has little to gain, and what thresholds and "
+        "scores do here may be chance. Evaluate on more examples; if it stays so, use the Swift alone or a "
+        "better Super"
     )
 
 
@@ -80,43 +49,10 @@ def little_to_save(swift_cost: float, super_cost: float) -> str:
     if not share > _COSTLY_SWIFT:
         return ""
     if share >= 1:
-        return f"the Swift takes {share:.0%} of the Super's FLOPs, so no threshold saves anything: are the two swapped"
+        return f"the Swift takes {share:.0%} of the Super's FLOPs, so {NO_PAIR}: are the two swapped"
     return (
         f"the Swift takes {share:.0%} of the Super's FLOPs, so no threshold can save more than {1 / share:.2f}x. A "
         "Swift of a third or less, better a tenth, can save more"
-    )
-
-
-def most_frequent(label: Tensor, label_names: list[str]) -> tuple[int, float]:
-    """The class that most of the known labels ``(N,)`` name, and its share of them; -1 if none is known."""
-    known = label[label >= 0]
-    if not len(known):
-        return -1, math.nan
-    count, most = torch.bincount(known, minlength=len(label_names)).max(0)
-    return int(most), int(count) / len(known)
-
-
-def always_one(answers: PairAnswers, label_names: list[str], qualities: Iterable[Quality]) -> dict[str, Any] | None:
-    """What always answering the most frequent label would reach: ``label``, its ``share``, ``qualities`` by name."""
-    most, share = most_frequent(answers.label, label_names) if answers.kind.has_classes else (-1, math.nan)
-    if most < 0:
-        return None
-    always = torch.full_like(answers.label, most)
-    reached = {q.name: measure(q, always, answers.label, targets=answers.targets) for q in qualities}
-    return {"label": label_names[most], "share": share, "qualities": reached}
-
-
-def no_better_than_one(prediction: Tensor, label: Tensor, label_names: list[str], remedy: str = _AGAIN) -> str | None:
-    """What to say of a model that is right no more often than the most frequent label alone would be."""
-    most, share = most_frequent(label, label_names)
-    known = int((label >= 0).sum())
-    # An answer that is none of the labels is no right answer to an input without one.
-    right = int(((prediction == label) & (label >= 0)).sum())
-    if most < 0 or share == 1 or right > round(share * known):
-        return None
-    return (
-        f"is right on {right / known:.1%}, and always answering '{label_names[most]}' would be right on {share:.1%}: "
-        f"it has learned too little. {remedy}"
     )
 
 
@@ -131,9 +67,9 @@ def below_allowance(points: dict[str, Any], named: dict[str, dict[str, Any]], la
     if to_super is None or not largest or to_super["high"] >= -HALF_POINT * largest:
         return []
     below, count = -100 * to_super["difference"] / largest, named[name].get("num_examples")
-    chosen = (
-        f"the {count:,} examples that chose it were too few, or others than these" if count else "it was chosen badly"
-    )
+    chosen = "it was chosen badly"
+    if count:
+        chosen = f"it was chosen on {count:,} examples, which are too few, or unlike those that are evaluated here"
     # A threshold is advised only if here it saves something and keeps within half a point of the Super.
     good = [
         key
@@ -143,7 +79,7 @@ def below_allowance(points: dict[str, Any], named: dict[str, dict[str, Any]], la
     take = next((f"take '--threshold {key[10:]}', " for key in good if key.startswith("held out, ")), "")
     remedy = f"Hold out more (--data.routing_fraction), {take}or calibrate one (`elang calibrate`)"
     if not good:
-        remedy = "No threshold of this pair helps here: ask the Super alone, or train a better Swift"
+        remedy = f"Here {NO_PAIR} without losing more than that: ask the Super alone, or train a better Swift"
     return [
         f"at the threshold '{name}' the pair is {below:.1f} points below the Super, which is more than chance and more "
         f"than half a point: {chosen}. {remedy}"
@@ -164,7 +100,11 @@ def saves_nothing(thresholds: dict[str, dict[str, dict[str, Any]]], score: str) 
     saving = [f"--threshold '{other}'" for other, each in named.items() if entry_speedup(each) > WORTH_NAMING]
     others = {other: entry_speedup(each.get(name, {})) for other, each in thresholds.items()}
     saving += [f"--score {other}" for other, speedup in others.items() if speedup > WORTH_NAMING]
-    remedy = f"On the slice these save something: {', '.join(saving)}" if saving else "Or ask the Super alone"
+    remedy = (
+        f"On the slice these save something: {', '.join(saving)}"
+        if saving
+        else f"Or ask the Super alone: {NO_PAIR} here"
+    )
     return [
         f"this pair saves nothing at the Super's quality: by {score}, no threshold that costs less than the Super "
         f"alone is good enough on the slice, so '{name}' defers everything. Train a better or a smaller Swift. {remedy}"
@@ -198,7 +138,7 @@ def wrong_super(manifest: Manifest | None, about: EvaluatedPair) -> list[str]:
     return [
         f"the Swift's router and thresholds were made with the answers of another Super (weights {known[:12]}…) than "
         f"'{about.super_model}' (weights {current[:12]}…): is it the right folder? If it is, train the Swift on its "
-        "answers"
+        "answers, or use the thresholds of this evaluation (--thresholds)"
     ]
 
 
@@ -218,7 +158,7 @@ def cautions(answers: PairAnswers, label_names: list[str], worth: Worth) -> tupl
             elif labels := never_right(prediction, answers.label, label_names):
                 limited.append(
                     f"the {who} is never right where the label is {labels}: it has not learned that, or its answers "
-                    f"use other names. {_AGAIN}"
+                    f"use other names. {AGAIN}"
                 )
     for who in ("Swift", "Super"):
         extracted = answers.more.get(f"{who.lower()}_answer")
@@ -229,11 +169,11 @@ def cautions(answers: PairAnswers, label_names: list[str], worth: Worth) -> tupl
             )
     gain = answers.gain / (worth.largest or 1.0)
     if caution := little_to_gain(gain, worth.unit, worth.largest is not None):
-        lead = 100 * float(gain.mean())
-        if not denied and worth.largest and 0 <= lead < _NO_LEAD and swift_cost < super_cost:
+        lead, shown_worse = 100 * float(gain.mean()), caution.startswith("the Super is worse")
+        if not denied and worth.largest and lead < _NO_LEAD and swift_cost < super_cost and not shown_worse:
             denied.append(
-                f"use the Swift alone, unless a row below is worth more to you: {super_cost / swift_cost:.2f}x fewer "
-                f"FLOPs, {lead:.2f} points below the Super"
+                f"{SWIFT_ALONE}, unless another threshold is worth more to you: {super_cost / swift_cost:.2f}x fewer "
+                f"FLOPs, {abs(lead):.2f} points {'below' if lead >= 0 else 'above'} the Super"
             )
         denied.append(caution)
     return denied, limited
@@ -245,8 +185,8 @@ def repeated(key: Tensor, unit: Tensor | None) -> list[str]:
     if units >= (1 - FEW) * len(key):
         return []
     return [
-        f"the {len(key):,} examples are {units:,} {noun}, but intervals and p-values take all examples as "
-        "independent, so they are too narrow. Certificates count each of these once"
+        f"the {len(key):,} examples are only {units:,} {noun}. Intervals and p-values here count every example, so "
+        "they are too narrow"
     ]
 
 

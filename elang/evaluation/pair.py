@@ -137,8 +137,8 @@ def pair_answers(
     unknown = torch.full((len(table["id"]),), math.nan, dtype=torch.float64)
     more: dict[str, Any] = {}
     for name, records in (("swift", swift), ("super", super_)):
-        columns: dict[str, Any] = {column: getattr(records, column) for column in ("logits", "tokens", "steps")}
-        columns["text"] = records.texts
+        kept = ("logits", "tokens", "steps", "cached", "price")
+        columns: dict[str, Any] = {"text": records.texts} | {column: getattr(records, column) for column in kept}
         if task.extract and records.texts is not None:
             columns["answer"] = found_answers(task, records.texts)
         more |= {f"{name}_{column}": values for column, values in columns.items() if values is not None}

@@ -14,6 +14,7 @@ from elang.errors import InputError
 from elang.evaluation.slices import Slice, describe_slice
 from elang.evaluation.statements import PROMISES, attempt, percent, restate
 from elang.evaluation.summary import JointSummary
+from elang.evaluation.units import told_in
 from elang.method.bounds import effective_number, least_examples, quantiles_of
 from elang.method.certificate import certify_drop, certify_regret
 from elang.method.curve.exact import operating_curve
@@ -164,8 +165,8 @@ def _entry(examples: Slice, threshold: float, *, rule: str, statement: str, **mo
         statement += " The pair costs more than the Super alone."
     return {
         "threshold": threshold,
-        "rule": rule,
-        "statement": statement,
+        "rule": told_in(rule, examples.convention),
+        "statement": told_in(statement, examples.convention),
         "num_examples": examples.units,
         "deferred_share": share,
         "speedup": speedup,

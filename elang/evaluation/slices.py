@@ -39,12 +39,13 @@ class Slice:
         key: int64 ``(N,)``.
         score: The score that routes, ``(N,)``.
         gain: How much better the Super's answer is, float64 ``(N,)``, each answer being worth 0 to 1.
-        costs: FLOPs of each row.
+        costs: Of each row.
         worth: What ``gain`` counts.
         bounded: Whether an answer's worth has an upper bound.
         splits: How many independent units each split of the records has.
         unit: The group of each row, int64 ``(N,)``, where rows belong together.
         rows: How many rows the split has, repeated texts included.
+        convention: How costs were counted, as in the summary.
     """
 
     key: Tensor
@@ -56,6 +57,7 @@ class Slice:
     splits: dict[str, int] = field(default_factory=dict)
     unit: Tensor | None = None
     rows: int = 0
+    convention: str = ""
 
     @cached_property
     def units(self) -> int:
@@ -82,7 +84,8 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
     path = folder / "records.parquet"
     try:
         frame, _ = read_parquet(path)
-        worth = read_metadata(path).get("worth", {"unit": "", "largest": None})
+        about = read_metadata(path)
+        worth = about.get("worth", {"unit": "", "largest": None})
         largest = float(worth["largest"] or 1.0)
         counted = frame.groupby("split")["unit" if "unit" in frame else "key"].nunique()
         splits = {str(name): int(n) for name, n in counted.items()}
@@ -121,6 +124,7 @@ def read_slice(folder: Path, split: str, score: str) -> Slice:
             splits=splits,
             unit=None if unit is None else unit[rows],
             rows=len(part),
+            convention=str(about.get("flops_convention", "")),
         )
     except Exception as error:  # the same for their values
         raise InputError(f"The records '{path}' are damaged ({error}). Run `elang validate` again.") from error

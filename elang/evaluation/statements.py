@@ -176,6 +176,14 @@ def report_dropped(path: Path) -> None:
         )
 
 
+def report_replaced(folder: Path) -> None:
+    """Report the evaluation in a folder that another one is about to replace, if there is one."""
+    if (folder / "summary.json").is_file():
+        text = f"The evaluation in '{folder}' is replaced when this one ends. Give another --model.output to keep it."
+        # A repeated run then gives the same files.
+        notice("replaced-evaluation", text, recorded=False)
+
+
 def _promised(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: entry.get(key) for key in (*PROMISES, "super_share", "flops", "latency", "asked_confidence")}
 

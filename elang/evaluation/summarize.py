@@ -1,10 +1,11 @@
 """Summarizes the answers to an evaluation set: points and areas of the curves, and what limits them."""
 
+from typing import Any
+
 import torch
 
 from elang.evaluation.cautions import (
     allows_the_lead,
-    always_one,
     below_allowance,
     cautions,
     length_bias,
@@ -13,6 +14,7 @@ from elang.evaluation.cautions import (
     saves_nothing,
     wrong_super,
 )
+from elang.evaluation.labels import always_one, keeps_one, recalls
 from elang.evaluation.pair import (
     BY_QUALITY,
     PairAnswers,
@@ -32,6 +34,7 @@ from elang.evaluation.summary import (
     ScoreSummary,
     Worth,
 )
+from elang.evaluation.units import told_in
 from elang.method.bootstrap import Each, compare_areas, lost_to_super
 from elang.method.curve.points import OperatingCurve, Point
 from elang.method.curve.reading import at_best, at_budget, point_at, relative_area
@@ -73,40 +76,57 @@ def summarize_pair(
     worth = Worth(**answers.kind.worth(qualities[0].name, answers.targets))
     named = thresholds.get(about.score, {})
     denied, limited = cautions(answers, label_names, worth)
-    denied = wrong_super(manifest, about) + saves_nothing(thresholds, about.score) + denied
+    denied, circumstances = saves_nothing(thresholds, about.score) + denied, wrong_super(manifest, about)
     if len(answers) < expected:
-        denied.insert(0, f"only {len(answers)} of {expected} examples of '{about.evaluated_on}' were answered")
-    statements = None
-    # Thresholds are comparable with scores of the same temperature only.
-    if manifest is not None and manifest.temperature == about.temperature:
-        statements = check_statements(
-            manifest,
-            answers.key,
-            answers.scores,
-            gain=answers.gain / (worth.largest or 1.0),
-            super_sha256=about.weights["super"],
-            unit=answers.unit,
-            conditions=about.conditions,
-        )
+        circumstances.insert(0, f"only {len(answers)} of {expected} examples of '{about.evaluated_on}' were answered")
     generates, (summaries, areas) = answers.kind.generates, _resampled(answers, curves, thresholds, about.score)
     points = operating_points(answers, qualities, summaries[qualities[0].name])
-    denied = below_allowance(points.get(about.score, {}), named, worth.largest) + denied
+    below = below_allowance(points.get(about.score, {}), named, worth.largest)
+    every = below + circumstances + denied
+    default = named.get(known_name(named), {}).get("threshold")
+    deferred = None if default is None else route(answers.scores[about.score], float(default))
+    limited += keeps_one(answers, label_names, deferred)
     limited += allows_the_lead(named, summaries[qualities[0].name]) + repeated(answers.key, answers.unit)
     return JointSummary(
         **vars(about),
         worth=worth,
         qualities=summaries,
-        operating_points=points,
-        cautions=denied + limited,
-        denied=len(denied),
+        operating_points={name: _in_unit(those, about) for name, those in points.items()},
+        cautions=[told_in(caution, about.flops_convention) for caution in every + limited],
+        denied=len(every),
+        denial=next((told_in(caution, about.flops_convention) for caution in below + denied), None),
         most_frequent=always_one(answers, label_names, curves),
+        recalls=recalls(answers, label_names, deferred),
         areas=areas,
-        statements=statements,
+        statements=_checked(manifest, about, answers, largest=worth.largest or 1.0),
         signatures={q.name: signature(q.name) for q in qualities} if generates else None,
         lengths=length_bias(answers) if generates else None,
         allowed_drop=named.get(known_name(named), {}).get("allowed_drop"),
         within_rounding_of_threshold=near_threshold(answers.scores[about.score], named, rounding),
     )
+
+
+def _checked(
+    manifest: Manifest | None, about: EvaluatedPair, answers: PairAnswers, largest: float
+) -> list[dict[str, Any]] | None:
+    """A manifest's statements compared with the answers, of which none is worth more than the ``largest``."""
+    # Thresholds are comparable with scores of the same temperature only.
+    if manifest is None or manifest.temperature != about.temperature:
+        return None
+    return check_statements(
+        manifest,
+        answers.key,
+        answers.scores,
+        gain=answers.gain / largest,
+        super_sha256=about.weights["super"],
+        unit=answers.unit,
+        conditions=about.conditions,
+    )
+
+
+def _in_unit(points: dict[str, Any], about: EvaluatedPair) -> dict[str, Any]:
+    """Points by names that say what their costs are."""
+    return {told_in(name, about.flops_convention): point for name, point in points.items()}
 
 
 def all_curves(answers: PairAnswers, qualities: list[Quality]) -> Curves:

@@ -7,6 +7,9 @@ from elang.method.curve.points import Point
 from elang.records.manifest import known_name
 from elang.records.table import FORMAT
 
+# What cautions that advise against a pair say.
+SWIFT_ALONE, NO_PAIR = "use the Swift alone", "no threshold saves anything"
+
 
 @dataclass(frozen=True)
 class Worth:
@@ -122,7 +125,9 @@ class JointSummary(EvaluatedPair):
         qualities: By the metric's name; the first one chose the thresholds.
         operating_points: For each score its points ``held out, <name>`` and ``read here, <name>``.
         cautions: Reasons to trust the figures less; the first ``denied`` ones deny that the pair is a success.
-        most_frequent: What always answering one label would reach, :func:`elang.evaluation.cautions.always_one`.
+        denial: The first of these that says so by the pair's answers, not by how it was evaluated.
+        most_frequent: What always answering one label would reach, :func:`elang.evaluation.labels.always_one`.
+        recalls: Of a few labels, :func:`elang.evaluation.labels.recalls` at the default threshold.
         areas: From :func:`elang.method.bootstrap.compare_areas`.
         statements: From :func:`elang.evaluation.statements.check_statements`.
         signatures: Of metrics of texts, by name.
@@ -139,7 +144,9 @@ class JointSummary(EvaluatedPair):
     operating_points: dict[str, dict[str, OperatingPoint]] = field(default_factory=dict)
     cautions: list[str] = field(default_factory=list)
     denied: int = 0
+    denial: str | None = None
     most_frequent: dict[str, Any] | None = None
+    recalls: dict[str, dict[str, float]] | None = None
     areas: dict[str, dict[str, float]] = field(default_factory=dict)
     statements: list[dict[str, Any]] | None = None
     signatures: dict[str, str] | None = None
@@ -154,10 +161,9 @@ class JointSummary(EvaluatedPair):
         """The summary of the first metric, which chose the thresholds."""
         return next(iter(self.qualities.values()))
 
-    @property
-    def denial(self) -> str:
-        """The first reason why the pair is no success; empty if there is none."""
-        return self.cautions[0] if self.denied else ""
+    def advises(self, against: str) -> bool:
+        """Whether a caution that denies the success says ``SWIFT_ALONE`` or ``NO_PAIR``."""
+        return any(against in caution for caution in self.cautions[: self.denied])
 
     def as_dict(self) -> dict[str, Any]:
         """The contents of ``summary.json``, with NaN and infinities still in it."""

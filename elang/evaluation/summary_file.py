@@ -27,7 +27,7 @@ _NEEDED: dict[str, check.Check] = {
     "worth": check.OBJECT,
 }
 _OPTIONAL: dict[str, check.Check] = {
-    **dict.fromkeys(("flops_convention", "task"), check.TEXT),
+    **dict.fromkeys(("flops_convention", "task", "denial"), check.TEXT),
     "num_examples": check.whole(1),
     "weights": ("an object of texts", lambda v: check.OBJECT[1](v) and check.TEXTS[1](list(v.values()))),
     **dict.fromkeys(("operating_points", "areas", "latency"), check.OBJECTS),
@@ -35,7 +35,7 @@ _OPTIONAL: dict[str, check.Check] = {
     "denied": check.whole(0),
     "allowed_drop": check.number(0),
     "most_frequent": ("an object of label, share and qualities, or left out", lambda v: _is_one_label(v)),
-    "signatures": check.OBJECT,
+    **dict.fromkeys(("signatures", "recalls"), check.OBJECT),
     "sampling": SAMPLING,
     "statements": ("a list of objects", lambda v: isinstance(v, list) and all(isinstance(one, dict) for one in v)),
 }

@@ -12,6 +12,7 @@ from elang.evaluation.slices import describe_slice
 from elang.evaluation.statements import report_dropped
 from elang.evaluation.summarize import Curves, all_curves, summarize_pair
 from elang.evaluation.summary import EvaluatedPair, JointSummary
+from elang.evaluation.units import MONEY, SECONDS
 from elang.method.quality.metric import Quality
 from elang.method.quality.registry import worth_quality
 from elang.notices import write_made
@@ -50,8 +51,12 @@ def table_quality(table: AnswerTable) -> Quality:
 
 
 def convention_of(unit: str) -> str:
-    """How a summary says what costs are counted in: nothing of FLOPs, money of everything else."""
-    return "" if unit.lower() == "flops" else f"money, in {unit}"
+    """How a summary says what costs are counted in: FLOPs, seconds, or else like money.
+
+    >>> convention_of("FLOPs"), convention_of("seconds"), convention_of("USD")
+    ('', 'seconds', 'money, in USD')
+    """
+    return {"flops": "", SECONDS: SECONDS}.get(unit.lower(), f"{MONEY}{unit}")
 
 
 def table_pair(
@@ -64,7 +69,7 @@ def table_pair(
         swift: The model that is asked first.
         super_: The model that is asked where the Swift's score is above a threshold.
         score: The Swift's score that routes; by default its first.
-        unit: Of costs: ``FLOPs``, ``USD`` or another word.
+        unit: Of costs: ``FLOPs``, ``seconds``, ``USD`` or another word.
 
     Raises:
         InputError: If there is no such model or score.
@@ -74,15 +79,15 @@ def table_pair(
     quality, evaluated = table_quality(table), table.evaluated_on
     pairs = {split: table.pair(swift, super_, split) for split in ("routing", evaluated)}
     chosen_on, answers = pairs["routing"], pairs[evaluated]
-    score = score or next(iter(answers.scores))
-    if score not in answers.scores:
-        raise InputError(f"'{swift}' has no score '{score}'; it has {listed(list(answers.scores))}.")
+    routing: str = score or next(iter(answers.scores))
+    if routing not in answers.scores:
+        raise InputError(f"'{swift}' has no score '{routing}'; it has {listed(list(answers.scores))}.")
     curves = all_curves(answers, [quality])
     share = len(chosen_on) / (len(chosen_on) + len(answers))
     words = f"the rows of '{Path(table.source).name}' that are held out for it"
     manifest = Manifest(
         [],
-        score=score,
+        score=routing,
         routing_fraction=share,
         thresholds=choose_thresholds(chosen_on, quality, words),
         chosen_on=describe_slice(chosen_on.key, ""),
@@ -92,7 +97,7 @@ def table_pair(
     pair = EvaluatedPair(
         evaluated_on=evaluated,
         num_examples=len(answers),
-        score=score,
+        score=routing,
         temperature=1.0,
         flops_convention=convention_of(unit),
         thresholds=source,
@@ -102,5 +107,5 @@ def table_pair(
     )
     # Scores of a file have no rounding of their own.
     summary = summarize_pair(pair, answers, curves, manifest.thresholds, [], len(answers), manifest=None, rounding=0.0)
-    manifest.denial = summary.denial
+    manifest.denial = summary.denial or ""
     return TablePair(pairs, curves, summary, manifest)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from os import PathLike, fspath
+from typing import Any
 
 import torch
 
-from elang.backends.loading.load import load_model
+from elang.backends.backend import Backend
+from elang.backends.loading.load import backend_of, load_model, open_backend
 from elang.backends.loading.source import tell_if_larger
+from elang.backends.openai.backend import OpenAIBackend
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
 from elang.inference.inputs import type_name
@@ -32,12 +35,14 @@ class Pair:
     """The models of a pair that are here, ``swift``, ``super`` or both, and the manifest that routes between them.
 
     ``first`` is the Swift, or a Super without one; ``order`` the position of its classes among the Super's logits.
+    ``remote`` has those that answer elsewhere, by the same names.
     """
 
     models: dict[str, TextModel]
-    first: TextModel
+    first: TextModel | OpenAIBackend
     manifest: Manifest
     order: list[int]
+    remote: dict[str, Backend]
 
 
 def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions, *, device: torch.device) -> Pair:
@@ -47,23 +52,49 @@ def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions
     if first_model is None:
         raise InputError("Give a swift_model, a super_model, or both.")
     alone = swift_model is None
-    first = _load(first_model, None, options, device=device, int8=alone and options.super_int8)
-    models = {"super" if alone else "swift": first}
-    manifest = Manifest.read(options.thresholds) if options.thresholds else first.manifest
-    if manifest is None:
-        manifest = Manifest(first.label_names)
-    elif first.weights_sha256:
-        manifest.check_weights(first.weights_sha256, f"'{first_model}'", first.shown_examples)
+    models: dict[str, TextModel] = {}
+    remote: dict[str, Backend] = {}
+    first: TextModel | OpenAIBackend
+    if isinstance(swift_model, str) and backend_of(swift_model) is OpenAIBackend:
+        first, manifest = _remote_swift(swift_model, options)
+        remote["swift"] = first
+    else:
+        first = model = _load(first_model, None, options, device=device, int8=alone and options.super_int8)
+        models["super" if alone else "swift"] = model
+        known = Manifest.read(options.thresholds) if options.thresholds else model.manifest
+        manifest = known or Manifest(model.label_names)
+        if known is not None and model.weights_sha256:
+            manifest.check_weights(model.weights_sha256, f"'{first_model}'", model.shown_examples)
     order = list(range(len(first.label_names)))
-    if not alone and super_model is not None:
+    # Asked as the Swift was trained to be.
+    if not alone and isinstance(super_model, str) and (opened := open_backend(super_model, first.task)) is not None:
+        remote["super"] = opened
+    for backend in remote.values():
+        if isinstance(backend, OpenAIBackend):
+            backend.limit_new_tokens(manifest.max_target_length)
+    if not alone and super_model is not None and "super" not in remote:
         super_ = models["super"] = _load(super_model, first.task, options, device=device, int8=options.super_int8)
-        tell_if_larger(str(swift_model), first.size, str(super_model), super_.size)
+        if (swift := models.get("swift")) is not None:
+            tell_if_larger(str(swift_model), swift.size, str(super_model), super_.size)
         untrained = "" if first.manifest is not None else ", which `elang fit` has not written,"
         order = super_.class_order(first.label_names, f"'{super_model}'", f"'{swift_model}'{untrained}")
         if super_.manifest is not None and super_.task.fields != first.task.fields:
             fields = f"on the texts {super_.task.fields}, '{swift_model}' on {first.task.fields}"
             raise InputError(f"'{super_model}' was trained {fields}. Train both on one task.")
-    return Pair(models, first, manifest, order=order)
+    return Pair(models, first, manifest, order=order, remote=remote)
+
+
+def _remote_swift(address: str, options: PairOptions) -> tuple[OpenAIBackend, Manifest]:
+    """A Swift behind an API, and its thresholds, which say what it is asked."""
+    if options.thresholds is None:
+        raise InputError(
+            f"'{address}' has no thresholds of its own: give those that `elang validate` chose for it, as --thresholds "
+            "JOINT/elang.json."
+        )
+    manifest = Manifest.read(options.thresholds)
+    swift = OpenAIBackend(address, TextTask.of(manifest.label_names, manifest.task))
+    swift.want_scores(manifest.temperature)
+    return swift, manifest
 
 
 def _model_or_path(model: AnyModel) -> str | TextModel | None:
@@ -121,19 +152,26 @@ def routing_of(pair: Pair, options: PairOptions, super_model: AnyModel) -> tuple
         as_number(threshold)
     else:
         name = ""
-    if denial := manifest.thresholds.get(score, {}).get(name, {}).get("denial", manifest.denial):
+    denial = _known_of(manifest, score, name, "denial")
+    # Not where the Swift alone is asked for.
+    if denial and (name or threshold != math.inf):
         notice("denied-pair", f"`elang validate` said of this pair: {denial}.")
     return score, threshold
 
 
+def _known_of(manifest: Manifest, score: str, name: str, what: str) -> Any:
+    """What is known of the answers with which a threshold was chosen; a calibrated one has its own field, or none."""
+    entry = manifest.thresholds.get(score, {}).get(name, {})
+    return entry.get(what, None if "statement" in entry else getattr(manifest, what))
+
+
 def set_sampling(pair: Pair, options: PairOptions, score: str) -> Sampling | None:
     """Draw the texts of a pair's models if that is asked for, or was done when its threshold was chosen."""
-    manifest, name = pair.manifest, str(options.threshold)
-    named = manifest.thresholds.get(score, {})
-    entry = named.get(known_name(named, name), {})
-    chosen = Sampling.of(entry.get("sampling", manifest.sampling))
+    named = pair.manifest.thresholds.get(score, {})
+    name = known_name(named, str(options.threshold))
+    chosen = Sampling.of(_known_of(pair.manifest, score, name, "sampling"))
     sampling = options.sampling or chosen
-    if entry and sampling != chosen:
+    if name in named and sampling != chosen:
         then = "drawn otherwise" if chosen else "those of the most probable tokens"
         notice(
             "other-sampling",

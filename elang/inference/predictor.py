@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from torch import Tensor
 
@@ -32,8 +32,10 @@ class JointPredictor(Cascade):
 
     Args:
         swift_model: The Swift's folder, as `elang fit` writes it, or a loaded
-            :class:`~elang.backends.text_model.TextModel`; ``None`` where only the Super is used.
-        super_model: The same, or a hub id; ``None`` where it is elsewhere and only :meth:`ask_swift` is used.
+            :class:`~elang.backends.text_model.TextModel`; the address of a model behind an API, with its
+            ``thresholds``; ``None`` where only the Super is used.
+        super_model: The same, a hub id, or the address of a server or of a model behind an API (docs/super.md);
+            ``None`` where it is elsewhere and only :meth:`ask_swift` is used.
         threshold: This and all further options are those of :class:`~elang.inference.options.PairOptions`.
 
     Attributes:
@@ -71,16 +73,17 @@ class JointPredictor(Cascade):
         options = PairOptions(**{name: values[name] for name in PairOptions.__dataclass_fields__})
         self.device = options.place()
         pair = load_pair(swift_model, super_model, options, device=self.device)
-        self.swift, self.manifest = pair.first, pair.manifest
+        self.swift, self.manifest = cast(TextModel, pair.first), pair.manifest
         self.score, limit = options.score or pair.manifest.score, math.inf
         if swift_model is not None:
             self.score, limit = routing_of(pair, options, super_model)
         self.sampling = set_sampling(pair, options, self.score)
         runners = make_runners(pair, options, self.score, device=self.device)
         collect = _FULL_BATCHES * max(1, options.budgets(self.device)[1] // _USUAL_LENGTH)
-        stages = [Stage("super", runners.get("super") or _MissingSuper(self.swift.task), collect=collect)]
+        here: dict[str, Any] = {"super": _MissingSuper(self.swift.task), **pair.remote, **runners}
+        stages = [Stage("super", here["super"], collect=collect)]
         if swift_model is not None:
-            stages.insert(0, Stage("swift", runners["swift"], self.score, threshold=limit))
+            stages.insert(0, Stage("swift", here["swift"], self.score, threshold=limit))
         super().__init__(stages, self.swift.task)
 
     @property
@@ -134,12 +137,15 @@ class JointPredictor(Cascade):
 
         The answer is ``None`` where the score decided before the decoder ran. ``keep`` defers none.
         """
-        scored = self.score_swift(rows, choices, keep)
+        scored = self.score_swift(rows, choices, math.inf if keep else None)
         return list(zip(scored.answers, scored.scores, scored.deferred, strict=True))
 
-    def score_swift(self, rows: list[tuple[str, ...]], choices: Choices = None, keep: bool = False) -> Scored:
-        """What :meth:`ask_swift` returns, with the probabilities."""
-        return self._scored(self.stages[0], self._prepare(rows, choices), math.inf if keep else self.threshold)
+    def score_swift(
+        self, rows: list[tuple[str, ...]], choices: Choices = None, threshold: float | None = None
+    ) -> Scored:
+        """What :meth:`ask_swift` returns, with the probabilities; ``threshold`` takes the place of the stage's."""
+        limit = self.threshold if threshold is None else threshold
+        return self._scored(self.stages[0], self._prepare(rows, choices), limit)
 
     def ask_super(self, rows: list[tuple[str, ...]], choices: Choices = None) -> list[str | float]:
         """The Super's answers to texts, as :meth:`rows` gives them."""

@@ -83,6 +83,7 @@ class RouterHead(nn.Module):
     Args:
         width: Number of features; the last ``hidden`` of them are a hidden state.
         hidden: Width of the hidden state, or 0.
+        later: Features before the hidden state that heads of earlier files do not have, and so do not count.
     """
 
     mean: Tensor
@@ -93,13 +94,26 @@ class RouterHead(nn.Module):
     fold_bias: Tensor
     fitted: Tensor
 
-    def __init__(self, width: int, hidden: int = 0) -> None:
+    def __init__(self, width: int, hidden: int = 0, later: int = 0) -> None:
         super().__init__()
-        self.width, self.hidden = width, hidden
+        self.width, self.hidden, self.later = width, hidden, later
         sizes = {"mean": (width,), "scale": (width,), "weight": (width,), "bias": (1,)}
         for name, size in (sizes | {"fold_weight": (FOLDS, width), "fold_bias": (FOLDS,)}).items():
             self.register_buffer(name, torch.zeros(size))
         self.register_buffer("fitted", torch.zeros(1))
+
+    def widen(self, state: dict[str, Any], prefix: str) -> None:
+        """Give the head of an earlier file, by names with this prefix, weights of 0 for the ``later`` features."""
+        start = self.width - self.hidden - self.later
+        for name in ("mean", "scale", "weight", "fold_weight"):
+            value = state.get(prefix + name)
+            if value is not None and value.shape[-1] == self.width - self.later:
+                added = value.new_zeros(*value.shape[:-1], self.later)
+                state[prefix + name] = torch.cat([value[..., :start], added, value[..., start:]], -1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.widen(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, features: Tensor, fold: Tensor | None = None) -> Tensor:
         """Return the expected gain from deferring, float32 ``(N,)``; larger is harder.
@@ -192,7 +206,7 @@ def _choose(held_out: dict[str, Tensor], gain: Tensor, simple: str | None, each:
     report["better_by_at_least"] = bound
     if bound > 0:
         return best, report | {"why": f"{_BEST}: better than {simple} with {_CONFIDENCE:.0%} confidence"}
-    why = f"from {best} it did better on the {len(gain)} held-out examples, but by no more than chance explains"
+    why = f"from {best} it did better on {len(gain)} held-out examples, but that may be chance"
     return simple, report | {"reads": simple, "why": why}
 
 

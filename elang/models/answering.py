@@ -1,6 +1,5 @@
 """The answers of one or several finished models, or of what stands in for them, to whole splits."""
 
-import shlex
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -14,20 +13,22 @@ from elang.backends.backend import Answer, Backend, Columns
 from elang.backends.flops import FlopsConvention
 from elang.backends.loading.load import load_model, open_backend
 from elang.backends.loading.source import tell_if_larger
+from elang.backends.openai.backend import OpenAIBackend
 from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
 from elang.data.examples import Examples, fold_of
 from elang.data.prompts import tell_examples
 from elang.errors import InputError
+from elang.evaluation.report.console import print_commands, thresholds_option
 from elang.evaluation.slices import check_apart
+from elang.evaluation.summary import JointSummary
 from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
 from elang.notices import notice
+from elang.records.manifest import FILENAME, Manifest
 from elang.records.table import EXAMPLES, Records
-from elang.tasks.kind import Kind
-from elang.tasks.sampling import Sampling, tell_sampled
-from elang.tasks.text_task import TaskFields
-from elang.terminal import say, say_wrapped
+from elang.tasks.sampling import Sampling, tell_drawn
+from elang.tasks.text_task import TaskFields, TextTask
 
 # Seconds between two messages to the other processes.
 _MINUTE = 60.0
@@ -45,6 +46,8 @@ class EvaluationModule(TaskModule):
     """
 
     _needs_keys = True
+    asked_file: str
+    """Where the replies of APIs are kept until all are written."""
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class EvaluationModule(TaskModule):
         # Those that answer in place of a model here.
         self.backends: dict[str, Backend] = {}
         for name, path in models.items():
-            backend = open_backend(path, self.task)
+            backend = open_backend(path, self.task, scored=name == "swift")
             if backend is not None:
                 self.backends[name] = backend
                 continue
@@ -91,12 +94,13 @@ class EvaluationModule(TaskModule):
 
         if sampling is not None and (loading.get("num_beams") or 1) > 1:
             raise InputError("--model.sampling draws one text: leave it out, or --model.num_beams.")
-        drawn = {name: backend.about.get("sampling") for name, backend in self.recorded.items()}
-        drawn |= {name: sampling.plain() for name in self.models if sampling is not None}
-        for name, how in drawn.items():
-            if how:
-                tell_sampled(how, f"The answers of '{models[name]}'")
-        self.sampling: dict[str, Any] = next((drawn.get(name) or {} for name in models), {})
+        drawn = {name: backend.about.get("sampling") or {} for name, backend in self.recorded.items()}
+        drawn |= {name: {} if sampling is None else sampling.plain() for name in self.models}
+        first = next(iter(models))
+        if first in self.recorded:
+            self.recorded[first].check(sampling, asked_scores)
+        tell_drawn({models[name]: drawn[name] for name in models if name in drawn})
+        self.sampling: dict[str, Any] = drawn.get(first, {})
 
     @staticmethod
     def _set_answers(model: TextModel, path: str, sampling: Sampling | None, asked: Sequence[str] | None) -> None:
@@ -112,6 +116,9 @@ class EvaluationModule(TaskModule):
     def setup(self, stage: str) -> None:
         """Refuse what stands in for a model where there are only its inputs, not texts."""
         super().setup(stage)
+        for backend in self.asked.values():
+            backend.limit_new_tokens(getattr(self.data, "max_target_length", 128))
+            backend.keep_answers(self.asked_file)
         if self.backends and (stage == "predict" or self.data is None):
             raise InputError(
                 f"'{self.paths[next(iter(self.backends))]}' is no model, so it answers only examples of elang's data "
@@ -127,6 +134,22 @@ class EvaluationModule(TaskModule):
     def recorded(self) -> dict[str, RecordedBackend]:
         """The files of records that stand in for models, by name."""
         return {name: backend for name, backend in self.backends.items() if isinstance(backend, RecordedBackend)}
+
+    @property
+    def asked(self) -> dict[str, OpenAIBackend]:
+        """The models behind an API, by name."""
+        return {name: backend for name, backend in self.backends.items() if isinstance(backend, OpenAIBackend)}
+
+    @property
+    def prices(self) -> list[dict[str, Any]]:
+        """The prices of tokens, for each API and for records of one, if they have them."""
+        abouts = [b.describe() for b in self.asked.values()] + [b.about for b in self.recorded.values()]
+        return [about["prices"] for about in abouts if about.get("prices")]
+
+    def forget_asked(self) -> None:
+        """Delete the replies of APIs that were kept for a run that continues this one: all are written now."""
+        for backend in self.asked.values():
+            backend.forget_answers()
 
     def table_columns(self) -> Columns:
         """``key``, ``label`` and each model's columns, with the model's name before theirs."""
@@ -193,14 +216,14 @@ class EvaluationModule(TaskModule):
                     )
         return tables
 
-    def say_how_to_time(self, split: str) -> None:
-        """Print the command that times two models on the file of a split, if they run here and it reads the file."""
-        file, columns = getattr(self.data, "files", {}).get(split, ""), getattr(self.data, "text", [])
-        if len(self.models) == len(self.paths) and columns and Path(file).is_file():
-            models = [part for name, path in self.paths.items() for part in (f"--{name}_model", path)]
-            command = shlex.join(["elang", "bench", *models, "--input", file, "--text", *columns])
-            say_wrapped("Speed-ups here count FLOPs. What the pair saves in seconds on this machine:")
-            say(f"  {command}")
+    def say_how_to_use(self, summary: JointSummary, thresholds: Manifest | None) -> None:
+        """Print which of two models to use, with commands if both run here and commands read the evaluated file."""
+        file, columns = getattr(self.data, "files", {}).get(summary.evaluated_on, ""), getattr(self.data, "text", [])
+        if len(self.models) < len(self.paths) or not columns or not Path(file).is_file():
+            file = ""
+        own = self.text_models["swift"].manifest if "swift" in self.models else None
+        path = self.hparams["thresholds"] or str(Path(self.hparams["output"]) / FILENAME)
+        print_commands(summary, file, columns, thresholds_option(own, thresholds, path))
 
     def answers(self, name: str, split: str, table: dict[str, Tensor]) -> Records:
         """The answers of a model, or of its backend, to the rows of a split's ``table``."""
@@ -256,15 +279,21 @@ class EvaluationModule(TaskModule):
         )
 
 
-def check_routable(swift: Records, kind: Kind, path: str) -> None:
-    """Refuse a Swift's records, of a ``path``, that have nothing to compute scores from."""
-    if kind.generates and swift.scores is None:
+def check_scored(swift: Records, path: str, task: TextTask, heads: list[str]) -> None:
+    """Raise an :class:`InputError` for a Swift's answers without anything that could route."""
+    remote = "If it is behind an API, its server gives no log-probabilities."
+    if task.kind.generates and swift.scores is None:
         raise InputError(
             f"'{path}' has texts but no scores of their tokens, and a Swift routes by these. Only a Super may be a "
-            "table of bare texts; `elang score` keeps the scores."
+            f"table of bare texts; `elang score` keeps the scores. {remote}"
         )
-    if not kind.generates and swift.logits is None:
+    if not task.kind.generates and swift.logits is None:
         raise InputError(
             f"'{path}' has no logits, and a Swift's scores are computed from its logits. Only a Super may be a table "
-            "of bare answers."
+            f"of bare answers. {remote}"
+        )
+    if not heads and not task.kind.scores:
+        raise InputError(
+            f"Energy means nothing for a regression's single output, and '{path}' has no router head to route by. "
+            "Train the Swift with SwiftModule, and give it as a model."
         )

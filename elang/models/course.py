@@ -2,16 +2,20 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 from elang.data.module import TextData
-from elang.evaluation.cautions import never_right, no_better_than_one
+from elang.evaluation.labels import never_right, no_better_than_one
 from elang.method.quality.texts import full_mark
 from elang.notices import notice
 from elang.records.table import Records
+
+# Training texts that are answered again at the end, and how many at a time.
+_SOME_TEXTS, _BATCH = 256, 32
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,14 @@ class Course:
             return
         last, lowest, rate = until[-1], min(until, key=lambda one: one.loss), trainer.optimizers[0].defaults["lr"]
         twice = f"(--trainer.max_epochs {2 * last.epoch})"
-        remedy = f"Train longer, say twice as long {twice}, or raise --model.lr, which was {rate:g}."
-        fewer = "Train for fewer epochs (--trainer.max_epochs {}), or with a lower --model.lr, which was {:g}"
+        remedy = (
+            f"Train longer, say twice as long {twice}, or raise --model.lr, say to {2 * rate:.2g} (it was {rate:g})."
+        )
+        fewer = "Train for fewer epochs (--trainer.max_epochs {}), or with a lower --model.lr, say {:.2g} (it was {:g})"
+        new_texts = "Its loss there fell to the end, so fewer epochs are no remedy, but new texts are: --data.transfer."
         if last.loss - lowest.loss > last.loss_error:
-            remedy = f"Its loss there rose after epoch {lowest.epoch}. {fewer.format(lowest.epoch, rate)}."
+            said = fewer.format(lowest.epoch, rate / 3, rate)
+            remedy = new_texts = f"Its loss there rose after epoch {lowest.epoch}. {said}."
         if last.never_right:
             notice(
                 "never-right",
@@ -100,6 +108,9 @@ class Course:
             )
         if last.too_little:
             notice("learned-too-little", f"On 'validation' the model {last.too_little}{remedy}")
+        if self.metric == "accuracy" and (found := _right_in_training(trainer)) is not None:
+            right, count = found
+            note_by_heart("accuracy", right, last.quality, "validation", min(count, last.num_examples), new_texts)
         earlier = [one for one in until if one.beats(last, self.metric)]
         if not earlier or chosen:
             return
@@ -111,8 +122,47 @@ class Course:
             f"On 'validation' epoch {best.epoch} was better than epoch {last.epoch}, whose weights these are: "
             f"{self.metric} {best.quality:.4f} and loss {best.loss:.4f}, not {last.quality:.4f} and {last.loss:.4f}, a "
             f"difference of more than one standard error of {last.num_examples:,} examples. "
-            f"{fewer.format(best.epoch, rate)}; or keep the best epoch's weights: --trainer.callbacks ModelCheckpoint "
-            f"--trainer.callbacks.monitor {monitor}",
+            f"{fewer.format(best.epoch, rate / 3, rate)}; or keep the best epoch's weights: --trainer.callbacks "
+            f"ModelCheckpoint --trainer.callbacks.monitor {monitor}",
+        )
+
+
+@torch.inference_mode()
+def _right_in_training(trainer: Trainer) -> tuple[float, int] | None:
+    """The share of right answers to some training texts, and their number.
+
+    ``None`` where they are not at hand, and for a Swift, from whose answers nobody learns.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    module: Any = getattr(trainer, "lightning_module", None)
+    if not isinstance(data, TextData) or hasattr(module, "super_records") or getattr(module, "_sharded", True):
+        return None
+    (model,), texts = module.text_models.values(), cast(Any, data.loader("train").dataset)
+    if not model.task.kind.has_classes:
+        return None
+    rows = torch.linspace(0, len(texts) - 1, min(len(texts), _SOME_TEXTS)).long().tolist()
+    right = []
+    model.eval()
+    with trainer.precision_plugin.forward_context():
+        for part in (rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)):
+            batch = texts[part]
+            inputs = {name: column.to(module.device) for name, column in batch["model"].items()}
+            right.append(model(inputs).prediction.cpu() == batch["label"])
+    model.train()
+    return float(torch.cat(right).double().mean()), len(rows)
+
+
+def note_by_heart(metric: str, train: float, held_out: float, split: str, fewest: int, remedy: str) -> None:
+    """Tell of a model that is far better on the texts that it was trained on than on those of a held-out split.
+
+    That is by ten points, and by two of the largest standard errors of the ``fewest`` examples.
+    """
+    if train - held_out > full_mark(metric) * max(0.1, 1 / math.sqrt(fewest)):
+        notice(
+            "learned-by-heart",
+            f"{metric} is {train:.4f} on 'train' and {held_out:.4f} on '{split}', so the model has learned its "
+            "training texts by heart: its answers to them are surer and more often right than those to new texts, and "
+            f"a Swift that learns from them learns little more than the labels. {remedy}",
         )
 
 

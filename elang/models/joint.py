@@ -10,7 +10,6 @@ from torch import Tensor
 
 from elang.backends import DType
 from elang.backends.flops import FlopsConvention
-from elang.backends.seconds import pair_latency
 from elang.backends.text_model import TextModel
 from elang.data.examples import check_held_out
 from elang.errors import InputError
@@ -18,13 +17,15 @@ from elang.evaluation.pair import ROUTING_SLICE, PairAnswers, Thresholds, choose
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import write_report
 from elang.evaluation.slices import check_apart, check_manifest_apart, describe_slice
-from elang.evaluation.statements import report_dropped
+from elang.evaluation.statements import report_dropped, report_replaced
 from elang.evaluation.summarize import Curves, all_curves, summarize_pair
 from elang.evaluation.summary import EvaluatedPair, JointSummary
+from elang.evaluation.units import Cost
 from elang.method.deferral import route
 from elang.method.quality.registry import QUALITIES, QualityName
 from elang.method.scores import DEFAULT_SCORE, SEQUENCE_DEFAULT, AskedScore
-from elang.models.answering import EvaluationModule, check_routable
+from elang.models.answering import EvaluationModule, check_scored
+from elang.models.costs import PairCosts, measured
 from elang.notices import notice, write_made
 from elang.records.manifest import Manifest, known_name
 from elang.tasks.kinds import check_qualities, text_targets
@@ -38,7 +39,7 @@ class JointModule(EvaluationModule):
     Args:
         swift_model: The Swift: a folder, a ``.ckpt``, a hub id (``owner/name@revision``), or a records file with
             logits.
-        super_model: The Super: the same; as records it may be any black box.
+        super_model: The Super: the same; as records, or behind an API (docs/super.md), it may be any black box.
         label_names: The data's classes; the command line takes them from the data.
         task: :meth:`elang.tasks.text_task.TextTask.plain`; the command line takes it from the data.
         quality: Metrics, the first one chooses the thresholds; by default the task's own.
@@ -48,6 +49,10 @@ class JointModule(EvaluationModule):
         temperature: Temperature of the scores; by default the Swift's own.
         flops_convention: ``exact`` (true lengths, attention counted) or ``paper`` (2 x weights x 128 tokens).
         super_flops: FLOPs of one answer of a black-box Super whose records do not have them.
+        cost: What curves, thresholds and the report count: ``flops``; ``seconds``, measured at the best batch size, an
+            input's by its share of the FLOPs; or ``money``: of a model behind an API by its prices, of one that runs
+            here by its seconds.
+        hour_price: The price of an hour of the machine on which models run here, in the currency of the prices.
         latency: Also measure both models' seconds, at batch size 1 and at the best batch size.
         generate: Text-to-text models answer by free generation, matched with the task's answers.
         num_beams: Beams of generated texts; by default each model's own setting.
@@ -70,6 +75,8 @@ class JointModule(EvaluationModule):
         temperature: float | None = None,
         flops_convention: FlopsConvention = "exact",
         super_flops: float | None = None,
+        cost: Cost = "flops",
+        hour_price: float | None = None,
         latency: bool = False,
         generate: bool = False,
         num_beams: int | None = None,
@@ -90,12 +97,13 @@ class JointModule(EvaluationModule):
             raise InputError(f"Unknown quality {unknown or names}; choose from {', '.join(QUALITIES)}.")
         check_qualities(names, self.task)
         self.qualities = [QUALITIES[name](len(label_names)) for name in dict.fromkeys(names)]
-        self.output = Path(output)
+        self.output, self.asked_file = Path(output), f"{output}.asked.jsonl"
         if self.output.exists() and not self.output.is_dir():
             raise InputError(f"'{output}' is a file; --model.output must be a folder.")
         if super_flops is not None and not 0 < super_flops < math.inf:
             raise InputError(f"--model.super_flops must be a finite number above 0, but it is {super_flops}.")
         self.super_flops, self.latency, self.texts = super_flops, latency, texts
+        self.costs = PairCosts(cost, hour_price, self.prices)
         swift = self._swift
         self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None
         if self.manifest is not None and swift is not None and swift.weights_sha256:
@@ -122,6 +130,7 @@ class JointModule(EvaluationModule):
         """Lock the output folder against other runs."""
         super().setup(stage)
         if stage != "predict":
+            report_replaced(self.output)
             self.lock(self.output)
 
     def on_validation_start(self) -> None:
@@ -167,13 +176,14 @@ class JointModule(EvaluationModule):
             self.log(f"super/{name}", quality.super.quality, sync_dist=True)
         if self.writes:
             if self.thresholds_manifest is not None:
-                self.thresholds_manifest.denial = self.summary.denial
+                self.thresholds_manifest.denial = self.summary.denial or ""
                 report_dropped(self.output / "elang.json")
                 self.thresholds_manifest.write(self.output / "elang.json")
             write_made(self.output)
             write_report(self.output, pairs, evaluated, curves, self.summary, self.label_names)
+            self.forget_asked()
             print_summary(self.summary, self.output)
-            self.say_how_to_time(evaluated)
+            self.say_how_to_use(self.summary, self.thresholds_manifest or self.manifest)
         self.trainer.strategy.barrier()
 
     def predicted(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -195,13 +205,8 @@ class JointModule(EvaluationModule):
     def pair(self, split: str, table: dict[str, Tensor]) -> PairAnswers:
         """Both models' answers to one split."""
         swift, super_ = self.answers("swift", split, table), self.answers("super", split, table)
-        check_routable(swift, self.task.kind, self.paths["swift"])
         heads = self._swift.head_scores if self._swift else []
-        if not heads and not self.task.kind.scores:
-            raise InputError(
-                f"Energy means nothing for a regression's single output, and '{self.paths['swift']}' has no router "
-                "head to route by. Train the Swift with SwiftModule, and give it as a model."
-            )
+        check_scored(swift, self.paths["swift"], self.task, heads)
         if super_.flops is None and self.super_flops is not None:
             super_ = replace(super_, flops=torch.full((len(table["id"]),), self.super_flops, dtype=torch.float64))
         data = self.data
@@ -220,6 +225,8 @@ class JointModule(EvaluationModule):
             prefix="swift_",
             targets=targets,
         )
+        models = {} if self._sharded else self.text_models
+        answers = self.costs.counted(answers, models, self.trainer.precision_plugin, paths=self.paths)
         if data is None:
             return answers
         examples = data.examples(split)
@@ -239,9 +246,8 @@ class JointModule(EvaluationModule):
             super_model=self.paths["super"],
             score=self._default_score(answers.scores),
             temperature=self.temperature,
-            flops_convention=self.flops_convention,
-            # It is not known at which length records were cut.
-            max_length=getattr(data, "max_length", None) if self._swift else None,
+            flops_convention=self.costs.convention(self.flops_convention),
+            max_length=getattr(data, "max_length", None) if self._swift else None,  # of records it is not known
             thresholds=source if thresholds else "",
             thresholds_from=source,
             weights=self._weights,
@@ -286,13 +292,7 @@ class JointModule(EvaluationModule):
             needed = "each model to fit one device" if self._sharded else "both models to run here"
             notice("no-latency", f"Latency was not measured: that needs {needed}.")
             return None
-        columns: dict[str, Any] = answers.more
-        tokens = {name: int(columns[f"{name}_tokens"].median()) for name in models}
-        steps = {name: int(columns[f"{name}_steps"].median()) for name in models if f"{name}_steps" in columns}
-        candidates = int((columns["swift_logits"] > -math.inf).sum(-1).median()) if not steps else 0
-        # In the evaluation's precision, which Lightning sets up only for steps.
-        with self.trainer.precision_plugin.forward_context():
-            return pair_latency(models, tokens, candidates=candidates, steps=steps)
+        return measured(models, answers, self.trainer.precision_plugin)
 
     def _default_score(self, scores: dict[str, Tensor]) -> str:
         """The score that the manifest names, or a default if the Swift does not have that one."""

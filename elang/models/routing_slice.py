@@ -67,9 +67,9 @@ class RoutingSlice:
             with waiting(what, _FIRST), Progress(None, f"steps of {what}", late=True) as progress:
                 choice = model.candidates(name)
                 report = reports[name] = head.fit(features, gain, fold, *choice, expected=expected, each=progress.each)
-            tried = f" (tried: {'; '.join(report['areas'])})" if len(report["areas"]) > 1 else ""
-            about = f"the score '{name}' predicts what asking the Super gains, from {report['reads']}"
-            rank_zero_info(f"{about}: {report['why']}{tried}")
+            rank_zero_info(
+                f"the score '{name}' predicts how much asking the Super helps: it is computed from {report['reads']}"
+            )
             device = head.bias.device
             scores[name] = head(features.to(device), fold.to(device)).to(features.device)
         self._head_scores = {name: scores[name] for name in model.head_scores}

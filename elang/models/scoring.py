@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,28 @@ from torch import Tensor
 from elang.backends import DType
 from elang.data.examples import source_of
 from elang.errors import InputError, counted, printable
-from elang.method.quality.texts import full_mark
-from elang.method.scores import AskedScore
+from elang.method.scores import ASKED_SCORES, AskedScore
 from elang.models.answering import EvaluationModule
-from elang.notices import made, notice
+from elang.models.course import note_by_heart
+from elang.notices import made
 from elang.records.merging import check_same, merge_files
 from elang.records.table import EXAMPLES, Records, check_output, join_records, write_records
 from elang.tables import is_table
 from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TaskFields
 
+# What to do where the course of the training is not known.
+_NEW_TEXTS = (
+    "Where the validation loss that `elang fit` printed rose, train for fewer epochs (--trainer.max_epochs); where it "
+    "fell to the end, let it answer new texts, too (--data.transfer)."
+)
+
 
 class ScoreModule(EvaluationModule):
     """Runs one model over every example of every file and writes its records (:mod:`elang.records.table`).
 
     Args:
-        model: A folder, a ``.ckpt`` or a hub id.
+        model: A folder, a ``.ckpt``, a hub id, or the address of a server or of a model behind an API (docs/super.md).
         label_names: The data's classes; the command line takes them from the data.
         task: :meth:`elang.tasks.text_task.TextTask.plain`; the command line takes it from the data.
         output: The parquet file to write.
@@ -81,6 +86,7 @@ class ScoreModule(EvaluationModule):
         self.parts, self.part, self.dtype_name = parts, part, dtype
         self._current_part = 0
         self._folder = Path(f"{output}.parts")
+        self.asked_file = f"{output if part is None else self._path(part)}.asked.jsonl"
 
     def _path(self, part: int) -> Path:
         if self.parts == 1:
@@ -89,20 +95,28 @@ class ScoreModule(EvaluationModule):
 
     def _metadata(self, part: int) -> dict[str, Any]:
         """The metadata of a part's file. A file that exists must have the same."""
-        model, data = self.text_models["model"], self.data
-        metadata: dict[str, Any] = {"model": self.paths["model"], "weights_sha256": model.weights_sha256}
-        metadata["generated"] = self.generate and model.text_to_text
-        metadata |= model.described_answers(self.top_k)
-        if model.shown_examples is not None:
-            metadata[EXAMPLES] = model.shown_examples
-        if model.manifest is not None:
-            metadata |= {name: getattr(model.manifest, name) for name in ("routing_fraction", "drop_overlap")}
+        model, data = self.text_models.get("model"), self.data
+        metadata: dict[str, Any] = {"model": self.paths["model"]}
+        if model is None:
+            metadata |= {"generated": True}
+            for backend in self.asked.values():
+                metadata |= backend.describe()
+        else:
+            metadata |= {"weights_sha256": model.weights_sha256, "generated": self.generate and model.text_to_text}
+            metadata |= model.described_answers(self.top_k)
+            if model.shown_examples is not None:
+                metadata[EXAMPLES] = model.shown_examples
+            if model.manifest is not None:
+                metadata |= {name: getattr(model.manifest, name) for name in ("routing_fraction", "drop_overlap")}
         if self.parts > 1:
             keys = hashlib.sha256()
             for split in data.eval_splits:
                 keys.update(data.examples(split).key[data.part(split, part)].numpy().tobytes())
             how = {"dtype": self.dtype_name, "precision": str(self.trainer.precision), "task": self.task.plain()}
             how |= {"max_length": data.max_length, "max_target_length": data.max_target_length}
+            # Parts of versions before it have none.
+            asked = [name for name in (model.head_scores if model else ()) if name in ASKED_SCORES]
+            how |= {"asked_scores": asked} if asked else {}
             metadata |= {"part": [part, self.parts], "examples": keys.hexdigest(), "how": json.loads(json.dumps(how))}
         return metadata
 
@@ -183,11 +197,14 @@ class ScoreModule(EvaluationModule):
         held_out = next((split for split in ("routing", "validation") if split in self._qualities), "train")
         if "train" in self._qualities:
             counts = {split: len(tables[split]["id"]) for split in ("train", held_out)}
-            _note_by_heart(self.task.qualities[0], self._qualities, held_out, fewest=min(counts.values()))
+            found = self._qualities["train"], self._qualities[held_out], held_out, min(counts.values())
+            note_by_heart(self.task.qualities[0], *found, remedy=_NEW_TEXTS)
         path = self._path(self._current_part)
         joined = {source: join_records(some) for source, some in records.items()}
         write_records(path, joined, self.label_names, **self._metadata(self._current_part), made=made())
         self.print(printable(f"the records are in {path}"))
+        if self.parts == 1:
+            self.forget_asked()
 
     def teardown(self, stage: str) -> None:
         """Merge the parts if all are there, and unlock the output."""
@@ -197,6 +214,7 @@ class ScoreModule(EvaluationModule):
             if whole and all(path.is_file() for path in paths):
                 merge_files(paths, self.output)
                 shutil.rmtree(self._folder)
+                self.forget_asked()
         finally:
             super().teardown(stage)
 
@@ -210,19 +228,3 @@ class ScoreModule(EvaluationModule):
         values = self.measure_answers(split, answers, label, self.task.qualities)
         self._qualities[split] = values[self.task.qualities[0]]
         return line + "".join(f", {name} {value:.4f}" for name, value in values.items())
-
-
-def _note_by_heart(metric: str, qualities: dict[str, float], held_out: str, fewest: int) -> None:
-    """Tell of a model that is far better on the texts that it was trained on than on those ``held_out``.
-
-    That is by ten points, and by two of the largest standard errors of the ``fewest`` examples.
-    """
-    gap = qualities["train"] - qualities[held_out]
-    if gap > full_mark(metric) * max(0.1, 1 / math.sqrt(fewest)):
-        notice(
-            "learned-by-heart",
-            f"{metric} is {qualities['train']:.4f} on 'train' and {qualities[held_out]:.4f} on '{held_out}', so the "
-            "model has learned its training texts by heart: its answers to them are surer and more often right than "
-            "those to new texts, and a Swift that learns from them learns little more than the labels. Train this "
-            "model for fewer epochs (--trainer.max_epochs), or let it answer new texts, too (--data.transfer).",
-        )

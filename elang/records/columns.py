@@ -160,10 +160,11 @@ def _number(value: Any, whole: bool) -> Any:
     return float(value) if isfinite(value) and not (whole and abs(float(value)) >= _MAX_EXACT) else None
 
 
-def vectors(frame: Any, name: str, size: int, path: str, missing: bool = False) -> Any:
+def vectors(frame: Any, name: str, size: int, path: str, missing: bool = False, unknown: bool = False) -> Any:
     """A column of lists of ``size`` numbers, float64 ``(N, size)``, each finite in float32, too.
 
-    With ``missing``, a list may hold ``-inf`` beside other numbers. An ``InputError`` names the rows of other values.
+    With ``missing``, a list may hold ``-inf`` beside other numbers; with ``unknown``, the same places of all lists may
+    be NaN, but not all places. An ``InputError`` names the rows of other values.
     """
     values = frame[name].tolist()
     try:
@@ -178,6 +179,8 @@ def vectors(frame: Any, name: str, size: int, path: str, missing: bool = False) 
     with np.errstate(over="ignore"):
         finite = np.isfinite(parsed.astype(np.float32))
     absent = np.isneginf(parsed) & missing
+    if unknown:
+        absent |= np.isnan(parsed).all(0)
     bad |= ~(finite | absent).all(-1) | absent.all(-1)
     if bad.any():
         raise InputError(

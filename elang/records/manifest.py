@@ -236,7 +236,7 @@ class Manifest:
         notice(
             "another-super",
             f"The threshold '{name}' was chosen with {others}: is it the right folder? If it is, train the Swift on "
-            "its answers, or choose thresholds anew with `elang validate`.",
+            "its answers, or run `elang validate` with it and give its thresholds: --thresholds JOINT/elang.json.",
             stacklevel=3,
         )
 

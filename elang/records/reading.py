@@ -25,6 +25,8 @@ _NUMBERS: dict[str, dict[str, Any]] = {
     "steps": {"whole": True, "least": 0},
     "flops": {"least": 0, "unknown": True},
     "score_flops": {"least": 0, "unknown": True},
+    "cached": {"whole": True, "least": 0},
+    "price": {"least": 0, "unknown": True},
     **{name: {} if name in ASKED_SCORES else {"least": 0, "unknown": True} for name in ASKED_COLUMNS},
 }
 _COLUMNS = ("split", "id", "prediction", "logits", "scores", "top_ids", "top_log_probs", *_NUMBERS)
@@ -152,7 +154,7 @@ def _label_columns(
     frame: Any, path: str, kind: Kind, *, label_names: list[str], order: list[int], generated: bool
 ) -> dict[str, Any]:
     """The columns of records of classes or values."""
-    columns: dict[str, Any] = _optional(frame, path, ["key", "tokens", "flops"])
+    columns: dict[str, Any] = _optional(frame, path, ["key", "tokens", "flops", "steps", "cached", "price"])
     logits = None
     if "logits" in frame:
         values = vectors(frame, "logits", len(label_names), path=path, missing=kind.has_candidates)
@@ -196,7 +198,7 @@ def _text_columns(frame: Any, path: str, top_k: int) -> dict[str, Any]:
     if "scores" in frame:
         earlier = len(frame) > 0 and np.size(frame["scores"].iloc[0]) == len(ROUTER_READS_OF_TEXTS)
         size = len(ROUTER_READS_OF_TEXTS if earlier else SEQUENCE_SCORES)
-        columns["scores"] = torch.from_numpy(vectors(frame, "scores", size, path=path)).float()
+        columns["scores"] = torch.from_numpy(vectors(frame, "scores", size, path=path, unknown=True)).float()
     for name, pad in (("top_ids", -1), ("top_log_probs", -math.inf)):
         if not top_k or name not in frame:
             continue

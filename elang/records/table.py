@@ -18,6 +18,7 @@ from elang.method.scores import ASKED_SCORES
 METADATA = b"elang"
 # Small, because merging holds one page of each column of each file in memory.
 PAGES = {"data_page_size": 1 << 16, "dictionary_pagesize_limit": 1 << 16}
+_USAGE = ("tokens", "steps", "cached", "price")
 EXAMPLES = "prompt_examples"
 """The examples that a language model was shown in its prompt, in the metadata of its records."""
 ASKED_COLUMNS = tuple(f"{name}{part}" for name in ASKED_SCORES for part in ("", "_flops"))
@@ -56,6 +57,8 @@ class Records:
         score_flops: Cost of the scores beside the text's, float64 ``(N,)``.
         top_ids: The most probable tokens at each place of the reference, int32 ``(N, T, K)``, padded with -1.
         top_log_probs: Their log probabilities, float32 ``(N, T, K)``.
+        cached: Of a model behind an API: how many of the ``tokens`` its server had cached, int64 ``(N,)``.
+        price: What the answer cost there, in the currency of the file's metadata, float64 ``(N,)``.
         p_true: A score with a pass of its own, :data:`elang.method.scores.ASKED_SCORES`, float32 ``(N,)``.
         p_true_flops: Its cost, float64 ``(N,)``.
         agreement: The other one.
@@ -74,6 +77,8 @@ class Records:
     score_flops: Tensor | None = None
     top_ids: Tensor | None = None
     top_log_probs: Tensor | None = None
+    cached: Tensor | None = None
+    price: Tensor | None = None
     p_true: Tensor | None = None
     p_true_flops: Tensor | None = None
     agreement: Tensor | None = None
@@ -133,6 +138,13 @@ class Records:
         return rows
 
 
+def _common(parts: Iterable[Records]) -> set[str]:
+    """The columns of the first part, but what a server says of some parts' answers only."""
+    first, *others = parts
+    names = {column.name for column in fields(Records) if getattr(first, column.name) is not None}
+    return names - {name for name in _USAGE for part in others if getattr(part, name) is None}
+
+
 def join_records(parts: list[Records]) -> Records:
     """Records of several parts of one split, by ascending id."""
     columns: dict[str, Any] = {}
@@ -140,7 +152,7 @@ def join_records(parts: list[Records]) -> Records:
         values = [getattr(part, name) for part in parts]
         if isinstance(values[0], list):
             columns[name] = list(chain.from_iterable(values))
-        elif values[0] is not None:
+        elif name in _common(parts):
             columns[name] = torch.cat(values)
     joined = Records(**columns)
     return joined.take(joined.id.argsort())
@@ -154,7 +166,7 @@ def write_records(path: str | Path, splits: dict[str, Records], label_names: lis
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    tables = []
+    tables, common = [], _common(splits.values())
     for split, records in splits.items():
         n = len(records.id)
         columns: dict[str, Any] = {"split": pa.array([split] * n, pa.string()), "id": records.id.numpy()}
@@ -168,8 +180,8 @@ def write_records(path: str | Path, splits: dict[str, Records], label_names: lis
         for name in ("logits", "scores"):
             if (values := getattr(records, name)) is not None:
                 columns[name] = pa.array(list(values.numpy()), pa.list_(pa.float32()))
-        for name in ("key", "tokens", "flops", "steps", "score_flops", *ASKED_COLUMNS):
-            if (values := getattr(records, name)) is not None:
+        for name in ("key", "tokens", "flops", "steps", "score_flops", *ASKED_COLUMNS, "cached", "price"):
+            if (values := getattr(records, name)) is not None and name in common:
                 columns[name] = values.numpy()
         if records.top_ids is not None and records.top_log_probs is not None:
             real = records.top_ids >= 0

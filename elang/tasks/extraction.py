@@ -14,11 +14,12 @@ from elang.tasks.text_task import TextTask
 _MOST_SECONDS = 0.5
 # Private characters: in place of an answer, or of a reference, that was not found, so that no other text equals it.
 _NO_ANSWER, _NO_REFERENCE = "\ue001", "\ue002"
-# "The answer is (B)", "Answer: **B**", "option B", "answer: b"; a and i only at an end, because they are words, too.
+# "The answer is (B)", "Answer: **B**", "option B", "answer: b"; a, i and I are words, too ("Answer: I think"), so they
+# are letters only at an end, and other small ones may be of a formula: f(x), e = 2.7.
 _TOLD = re.compile(
     r"\b(?i:answer|choice|option)\b(?i:\s+(?:is|would be|should be|must be))?\s*[:=]?\s*"
     r"(?:[(\[{*\"'`$]|\\boxed\{|(?i:option|choice)\s)*"
-    r"([A-J]|[b-hj](?!\.\w)|[ai](?=[).:,;\]}*\"'`$]|\s*$|\s*\n)(?!\.\w))(?![\w'\u2019-])"
+    r"([A-HJ]|[b-hj](?!\.\w|[(+/^]|\s*=)|[aiI](?=[).:,;\]}*\"'`$]|\s*$|\s*\n)(?!\.\w))(?![\w'\u2019-])"
 )
 # A letter at the beginning; A and I are also words.
 _FIRST = re.compile(r"\W*(?:([B-HJ])(?![\w'\u2019-])|([AI])(?=[).:,\]*]|\s*$|\s*\n)|([a-j])\W*$)")

@@ -129,9 +129,16 @@ class Generation(Kind):
         return SEQUENCE_SCORES
 
     def scores_of(self, logits: Tensor | None, token_scores: Tensor | None, temperature: float) -> dict[str, Tensor]:
-        """The scores recorded during generation; records of earlier versions have the first ones."""
+        """The scores recorded during generation, but for those that are NaN because a server gives no logits.
+
+        Records of earlier versions have the first ones.
+        """
         assert token_scores is not None
-        return dict(zip(SEQUENCE_SCORES, token_scores.unbind(1), strict=False))
+        scores = dict(zip(SEQUENCE_SCORES, token_scores.unbind(1), strict=False))
+        unknown = token_scores.isnan().all(0).tolist() if len(token_scores) else []
+        return {
+            name: s for (name, s), no in zip(scores.items(), unknown or [False] * len(scores), strict=True) if not no
+        }
 
     def worth(self, quality: str, targets: dict[str, Tensor]) -> dict[str, Any]:
         """The largest value, by which reports divide, and the unit of the sentence metric."""

@@ -59,6 +59,25 @@ def tell_sampled(sampling: dict[str, Any], what: str = "The answers") -> None:
     )
 
 
+def tell_drawn(drawn: dict[str, dict[str, Any]]) -> None:
+    """Tell which of the models of an evaluation, by their paths, draw, and whether the second one draws as the first.
+
+    An empty :meth:`Sampling.plain` is of one that does not draw.
+    """
+    for path, how in drawn.items():
+        if how:
+            tell_sampled(how, f"The answers of '{path}'")
+    if any(how != next(iter(drawn.values())) for how in drawn.values()):
+        first, second = drawn
+        notice(
+            "other-sampling",
+            f"The answers of '{second}' are not drawn as those of '{first}', and where both run, `elang predict` draws "
+            "both as the Swift: what thresholds of this evaluation promise does not hold there. Draw both alike "
+            "(--model.sampling).",
+            stacklevel=3,
+        )
+
+
 def is_sampling(values: Any) -> bool:
     """Whether values of JSON are those of :meth:`Sampling.plain`, or an empty object."""
     numbers = isinstance(values, dict) and all(type(value) in (int, float) for value in values.values())

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAST, FILLER, QUIET
+from conftest import FAST, FILLER, QUIET, epochs
 from data.test_prompts import CHATML
 from inference.test_serve import Models, as_tuples, labels_of, posted
 
@@ -416,12 +416,12 @@ def causal_pair(tmp_path_factory, base, words_args):
     root = tmp_path_factory.mktemp("causal_pair")
     paths = {name: str(root / name) for name in ("super", "super.parquet", "swift", "joint")}
     fit = ["fit", *words_args, *FAST, "--trainer.default_root_dir", str(root), "--model.model", base]
-    assert main([*fit, "--model.output", paths["super"], "--trainer.max_epochs", "6"]) == 0
+    assert main([*fit, "--model.output", paths["super"], *epochs(6)]) == 0
     score = ["score", "--model.model", paths["super"], "--model.output", paths["super.parquet"]]
     assert main([*score, *words_args, *QUIET]) == 0
     swift = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", paths["super.parquet"]]
     swift += ["--model.margin_weight", "0.1", "--model.score", "free_energy", "--model.output", paths["swift"]]
-    assert main([*fit, *swift, "--trainer.max_epochs", "2"]) == 0
+    assert main([*fit, *swift, *epochs(2)]) == 0
     joint = ["--model.swift_model", paths["swift"], "--model.super_model", paths["super"]]
     assert main(["validate", *joint, *words_args, *QUIET, "--model.output", paths["joint"]]) == 0
     return paths

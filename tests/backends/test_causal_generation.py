@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUIET, SOURCE_WORDS, TARGET_WORDS, read_curve, write_seq2seq
+from conftest import QUIET, SOURCE_WORDS, TARGET_WORDS, epochs, read_curve, write_seq2seq
 from data.test_prompts import CHATML
 from inference.test_serve import Models, as_tuples, labels_of, posted
 from models.test_clusters import elang, spread
@@ -24,6 +24,7 @@ from elang import InputError, JointPredictor
 from elang.backends.causal_generator import CausalGenerator
 from elang.backends.generator import TextGenerator
 from elang.backends.loading.load import load_model
+from elang.backends.loading.weights import check_state
 from elang.backends.network import InferenceOptions
 from elang.backends.recorded import RecordedBackend
 from elang.backends.seconds import pair_latency
@@ -207,6 +208,39 @@ def test_a_prompt_that_is_deferred_is_only_read(tmp_path, monkeypatch):
     assert late.texts == expected
     torch.testing.assert_close(late.table[:, 0], whole["scores"][:, SEQUENCE_SCORES.index("nll_mean")])
     assert (whole["early_flops"] < whole["flops"]).all()
+
+
+def test_a_router_of_before_it_read_the_first_token(tmp_path):
+    """Its file has no weights for the scores of that token, which then count as nothing."""
+    from safetensors.torch import save_file
+
+    folder = write_causal(tmp_path / "model")
+    generator = torch.Generator().manual_seed(0)
+    model = made_of(folder, heads=True)
+    state = {name: torch.randn(weight.shape, generator=generator) for name, weight in model.heads.state_dict().items()}
+    earlier = dict(state)
+    for name, weight in state.items():
+        if name.startswith("prompt_router.") and weight.shape[-1] == model.heads["prompt_router"].width:
+            earlier[name] = torch.cat([weight[..., :1], weight[..., 6:]], -1)
+    assert sum(earlier[name].shape != weight.shape for name, weight in state.items()) == 4
+    save_file(earlier, f"{folder}/router.safetensors")
+    inputs = encoded(model, texts()).batch(list(range(6)))
+    with torch.no_grad():
+        features = model.early_features(model.encode(inputs))
+        loaded = made_of(folder)
+        score = loaded.early_score(loaded.encode(inputs), "prompt_router")
+    read = torch.cat([features[:, :1], features[:, 6:]], 1)
+    mean, scale, weight, bias = (earlier[f"prompt_router.{name}"] for name in ("mean", "scale", "weight", "bias"))
+    torch.testing.assert_close(score.float(), ((read - mean) * scale) @ weight + bias, rtol=1e-4, atol=1e-4)
+    checkpoint = {name: weight for name, weight in model.state_dict().items() if not name.startswith("heads.")}
+    checkpoint |= {f"heads.{name}": weight for name, weight in earlier.items()}
+    check_state(model, checkpoint, "a.ckpt", "")
+    model.load_state_dict(checkpoint)
+    assert all(
+        torch.equal(weight, loaded.heads.state_dict()[name]) for name, weight in model.heads.state_dict().items()
+    )
+    save_file(state, f"{folder}/router.safetensors")
+    assert all(torch.equal(weight, made_of(folder).heads.state_dict()[name]) for name, weight in state.items())
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "bloom"])
@@ -420,12 +454,12 @@ def pair(data, base, args):
     """A trained Super, its records, a Swift of one layer that learned its tokens, and their evaluation, as paths."""
     paths = {name: str(data / name) for name in ("super", "super.parquet", "swift", "joint")}
     fit = ["fit", *args, *TRAINED, "--model.model", base]
-    assert main([*fit, "--model.output", paths["super"], "--trainer.max_epochs", "6"]) == 0
+    assert main([*fit, "--model.output", paths["super"], *epochs(6)]) == 0
     score = ["score", "--model.model", paths["super"], "--model.output", paths["super.parquet"], "--model.top_k", "4"]
     assert main([*score, *args, *QUIET]) == 0
     swift = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", paths["super.parquet"]]
     swift += ["--model.distill", "token", "--model.score", "prompt_router", "--model.margin_weight", "0.1"]
-    assert main([*fit, *swift, "--model.output", paths["swift"], "--trainer.max_epochs", "2"]) == 0
+    assert main([*fit, *swift, "--model.output", paths["swift"], *epochs(2)]) == 0
     joint = ["--model.swift_model", paths["swift"], "--model.super_model", paths["super"]]
     assert main(["validate", *joint, *args, *QUIET, "--model.output", paths["joint"]]) == 0
     return paths
@@ -864,6 +898,9 @@ def test_sampled_answers_are_one_draw_everywhere(sampled, pair, data, args, caps
     assert [one.label for one in answers] == frame["swift_text"].tolist()
     asked = JointPredictor(**models, threshold="-inf", sampling=Sampling(**DRAWN), batch_size=3)
     assert [one.label for one in asked(lines)] == frame["super_text"].tolist()
+    # A few inputs, which could take the short way, are drawn alike.
+    few = JointPredictor(**models, threshold="inf", thresholds=sampled["joint"], few=4)
+    assert [one.label for one in few(lines[:4])] == frame["swift_text"].tolist()[:4]
     (response,) = posted(Models(predictor).service(), {"texts": lines[:3]})
     assert labels_of(response) == as_tuples(answers[:3])
     source = tmp_path / "lines.txt"
@@ -879,11 +916,12 @@ def test_sampled_answers_are_one_draw_everywhere(sampled, pair, data, args, caps
     forget_notices()
     joint = ["validate", "--model.swift_model", sampled["swift"], "--model.super_model", pair["super.parquet"]]
     assert main([*joint, *args, *QUIET, "--model.output", str(tmp_path / "joint")]) == 0
-    assert [one["kind"] for one in notices()].count("sampled-texts") == 1
+    # The Super's are greedy, and `predict` would draw them.
+    assert [one["kind"] for one in notices() if "sampl" in one["kind"]] == ["sampled-texts", "other-sampling"]
     assert json.loads((tmp_path / "joint" / "summary.json").read_text())["sampling"] == DRAWN
 
 
-def test_a_threshold_of_another_draw_is_told_of(sampled, pair):
+def test_a_threshold_of_another_draw_is_told_of(sampled, pair, tmp_path):
     """A certificate is about the draw that it was chosen with; elsewhere a notice says so."""
     forget_notices()
     calibrate = ["calibrate", sampled["joint"], "--max_regret", "0.5", "--confidence", "0.5", "--split", "validation"]
@@ -906,6 +944,16 @@ def test_a_threshold_of_another_draw_is_told_of(sampled, pair):
     manifest = Manifest.read(pair["swift"])
     del manifest.thresholds["nll_mean"]["drawn"]
     manifest.write(f"{pair['swift']}/elang.json")
+    # One that was calibrated on answers of the most probable tokens, in the file of an evaluation that drew.
+    whole = Manifest.read(sampled["joint"])
+    whole.thresholds["nll_mean"]["greedy"] = {k: v for k, v in entry.items() if k not in ("sampling", "denial")}
+    whole.denial = "nothing is saved"
+    whole.write(tmp_path / "elang.json")
+    for threshold, drawn, denied in (("greedy", None, 0), ("parity", Sampling(**DRAWN), 1)):
+        forget_notices()
+        options = {"thresholds": str(tmp_path), "device": "cpu"}
+        assert JointPredictor(pair["swift"], pair["super"], threshold, "nll_mean", **options).sampling == drawn
+        assert [one["kind"] for one in notices()].count("denied-pair") == denied
 
 
 def test_a_swift_that_saves_little_is_told_before_training(pair, args, tmp_path):
@@ -927,6 +975,8 @@ def test_sampling_is_refused_where_nothing_is_drawn(pair, args, base_model, fail
         score = ["score", "--model.model", pair["swift"], "--model.output", str(data / "none.parquet")]
         fails([*score, *args, "--model.sampling", json.dumps(wrong)], why)
     beams = ["--model.num_beams", "2", "--model.sampling", json.dumps(DRAWN)]
+    joint = ["validate", "--model.swift_model", pair["super.parquet"], "--model.super_model", pair["super"], *args]
+    fails([*joint, "--model.output", str(data / "none"), *beams[2:]], "records are not drawn anew")
     fails([*score, *args, *beams], "--model.sampling draws one text")
     with pytest.raises(InputError, match="Sampled answers are for decoder-only language models"):
         JointPredictor(str(base_model), None, "inf", sampling=Sampling())
@@ -956,6 +1006,13 @@ def test_asked_scores_are_kept_in_records(pair, args, data, tmp_path, fails):
     assert both["records"]["score_p_true"].tolist() == pytest.approx(frame["p_true"].tolist())
     backend = RecordedBackend(records, TASK)
     assert {"p_true", "agreement"} <= {*backend.score_names}
+    joint = ["validate", "--model.swift_model", pair["super.parquet"], "--model.super_model", pair["super"], *args]
+    fails([*joint, "--model.output", str(tmp_path / "none"), *asked], "has no score 'p_true', which only its model")
+    # Parts of one run have the same.
+    parts = ["score", "--model.model", pair["swift"], "--model.output", str(tmp_path / "parts.parquet"), *args, *QUIET]
+    parts += ["--model.parts", "2", "--model.part"]
+    assert main([*parts, "0", *asked]) == 0
+    fails([*parts, "0"], "'asked_scores': ['p_true', 'agreement']", "Delete them")
     # A file of others may not know what they cost; then the cost of the pair is not known.
     del frame["p_true_flops"]
     frame.to_parquet(tmp_path / "bare.parquet")

@@ -15,6 +15,7 @@ from elang.backends.loading.load import load_model
 from elang.backends.network import InferenceOptions
 from elang.data.encoding import pad_of, token_lists
 from elang.method.scores import BEFORE_DECODER
+from elang.tasks.sampling import Sampling
 
 ANY_MASK = sorted(set(FAMILIES) - BY_PATHS)
 # What waits for the device, or has a shape that the device decides.
@@ -76,10 +77,40 @@ def test_texts_of_a_family(tmp_path, name):
         for row, keep in enumerate(kept):
             steps = int(made.steps[row]) if keep else 0
             assert written[row, :steps].tolist() == expected[row, :steps].tolist()
-            assert set(written[row, steps:].tolist()) <= {0}
+            assert set(written[row, steps:].tolist()) <= {-1}
         if score is not None:
             value = torch.tensor(early if score in BEFORE_DECODER else late)
             torch.testing.assert_close(value, model.score_of(score, made).float(), rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_padding_is_no_part_of_a_text(tmp_path):
+    """Also where generation_config.json pads with a token that stands in texts."""
+    model = made_of(write_causal(tmp_path / "model"))
+    inputs = encoded(model, texts()).batch(list(range(6)))
+    model.settings.update(pad_token_id=40, eos_token_id=[3, int(model.generate(model.encode(inputs)).ids[1, 2])])
+    made = model.generate(model.encode(inputs))
+    assert int(made.steps[1]) <= 3 < TOKENS
+    small = small_batches(model, "nll_mean", tokens=TOKENS, left=True)
+    small.first(token_lists(model.reader, model.task, texts(), model.reader.limit(60))[0])
+    ids = torch.tensor(small.generate([True] * 6)[1:]).long().T
+    assert model.texts(ids) == model.texts(model.padded_ids(made))
+
+
+@torch.inference_mode()
+def test_a_step_may_be_tried_after_the_longest_prompt_of_a_short_text(tmp_path):
+    """Before it is captured it runs several times, and learned positions end where prompt and text do."""
+    model = made_of(write_causal(tmp_path / "model", "gpt2"))
+    model.tokenizer.model_max_length = model.backbone.config.n_positions
+    model.configure_generation(2)
+    ids = torch.full((1, model.reader.limit(1000)), 7)
+    assert ids.shape[1] + 2 == model.backbone.config.n_positions
+    state = {"input_ids": ids, "attention_mask": torch.ones_like(ids), WANTED: torch.ones(1, dtype=torch.int64)}
+    first, begin, step, last = model.short_way(InferenceOptions("nll_mean"))
+    made, state = model.generate(model.encode(state)), begin(first(state)[1])[1]
+    for _ in range(5):
+        step(state)
+    assert torch.equal(last(state)[0][:, 1:].long(), model.padded_ids(made))
 
 
 @pytest.mark.parametrize("name", ANY_MASK)
@@ -99,12 +130,15 @@ def test_a_graph_could_capture_it(tmp_path, name, monkeypatch):
 
 
 def test_what_has_no_short_way(tmp_path):
-    """Beams, strings that end texts, shared beginnings, scores with passes of their own, families without masks."""
+    """Beams, samples, strings that end texts, shared beginnings, scores with own passes, families without masks."""
     folder, options = write_causal(tmp_path / "model"), InferenceOptions("nll_mean")
     model = made_of(folder)
     assert model.short_way(options)
     assert made_of(folder, beams=3).short_way(options) is None
     assert model.short_way(InferenceOptions("p_true")) is None
+    drawn = made_of(folder)
+    drawn.sample(Sampling())
+    assert drawn.short_way(options) is None
     model.prefix.tokens = tuple(range(20))
     assert model.short_way(options) is None
     model.prefix.tokens, model.stop = (), "\n\nQ"

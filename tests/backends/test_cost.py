@@ -337,6 +337,22 @@ def test_paper_convention_counts_a_classifier_on_a_decoder_at_all_tokens():
     assert flops_by_length(c, torch.tensor([9]), "paper").item() == 2 * 128 * (2 * layer + 32)
 
 
+def test_a_law_is_that_of_all_models_of_a_shape(monkeypatch):
+    """Whatever their folders and labels are called, but not however many labels there are."""
+    made = []
+    make = counted_flops._countable
+    monkeypatch.setattr(counted_flops, "_countable", lambda config: made.append(1) or make(config))
+    counted_flops._length_law.cache_clear()
+    found = []
+    for folder, labels in (("swift", ("no", "yes")), ("super", ("bad", "good")), ("other", ("a", "b", "c"))):
+        config = BertConfig(**SMALL, id2label=dict(enumerate(labels)), name_or_path=folder)
+        assert config.to_json_string(use_diff=False).count(folder) == 1
+        found += flops_by_length(config, torch.tensor([5])).tolist()
+        assert found[-1] == pytest.approx(bert_flops(config, 5), rel=1e-12)
+    assert found[0] == found[1] < found[2]
+    assert len(made) == 2
+
+
 def test_a_configuration_is_built_once(monkeypatch):
     built = []
     make = counted_flops.meta_model

@@ -10,6 +10,7 @@ from backends.test_families import texts
 from elang import FinetuneModule, InputError
 from elang.backends import packing
 from elang.backends.loading.load import load_model
+from elang.data.encoding import encode_examples
 from elang.tasks.text_task import TextTask
 
 WAYS = [(name, way) for name in ("llama", "qwen2", "gpt2", "gemma3_text") for way in ("sdpa", "eager")]
@@ -125,11 +126,27 @@ def test_families_that_are_refused(tmp_path, name):
         FinetuneModule(folder, task.label_names, task.plain(), packing=True)
 
 
-def test_heads_are_refused(tmp_path, base_model):
+@pytest.mark.parametrize(("name", "attention"), WAYS)
+def test_a_head_on_the_last_token(tmp_path, name, attention):
+    """Whatever side is padded; candidates of an example are texts of their own."""
+    folder, task = write_causal(tmp_path / "model", name), TextTask.of(["a", "b", "c"])
+    models = [set_up(load_model(folder, task, fine_tune=True), on, attention) for on in (True, False)]
+    models[1].load_state_dict(models[0].state_dict())
+    batch = encode_examples(models[0].reader, task, texts(), None, 40).batch(list(range(6)))
+    seen = shapes_of(models[0])
+    results = [trained(model, batch, torch.tensor([0, 1, 2, 2, 1, 0])) for model in models]
+    assert_same(*results)
+    assert results[0][1].std(0).min() > 1e-2
+    assert seen[0][0][0] < 6
+    assert not models[0].backbone.score._forward_hooks
+    with pytest.raises(InputError, match="Hidden states are not distilled"):
+        models[0].return_states()
+
+
+def test_encoders_are_refused(tmp_path, base_model):
     task = TextTask.of(["a", "b"])
-    for folder in (write_causal(tmp_path / "model"), str(base_model)):
-        with pytest.raises(InputError, match=r"packing is for decoder-only .* reads one text in each row"):
-            FinetuneModule(folder, task.label_names, task.plain(), packing=True)
+    with pytest.raises(InputError, match=r"packing is for decoder-only .* reads one text in each row"):
+        FinetuneModule(str(base_model), task.label_names, task.plain(), packing=True)
 
 
 def test_it_is_not_compiled(tmp_path):

@@ -16,6 +16,7 @@ from conftest import (
     QUIET,
     SOURCE_WORDS,
     devices,
+    epochs,
     read_curve,
     split_args,
     write_model,
@@ -402,12 +403,12 @@ def mt_pair(mt_data, mt_args, swift_args):
     """A trained Super with beams, its records, a Swift of another size: paths by name."""
     paths = {name: str(mt_data / name) for name in ("super", "super.parquet", "swift", "joint")}
     base = str(write_seq2seq(mt_data / "super-base", "t5"))
-    super_ = ["--model.model", base, "--model.output", paths["super"], "--trainer.max_epochs", "16"]
+    super_ = ["--model.model", base, "--model.output", paths["super"], *epochs(16)]
     assert main(["fit", *super_, "--model.num_beams", "2", "--model.label_smoothing", "0.1", *mt_args, *TRAINED]) == 0
     score = ["score", "--model.model", paths["super"], "--model.output", paths["super.parquet"]]
     assert main([*score, "--model.top_k", "4", *mt_args, *QUIET]) == 0
     swift = ["--model.super_records", paths["super.parquet"], "--model.output", paths["swift"]]
-    swift += ["--model.margin_weight", "0.1", "--model.score", "encoder_router", "--trainer.max_epochs", "3"]
+    swift += ["--model.margin_weight", "0.1", "--model.score", "encoder_router", *epochs(3)]
     assert main(["fit", *swift_args, *swift, "--model.distill", "token"]) == 0
     joint = ["--model.swift_model", paths["swift"], "--model.super_model", paths["super"]]
     assert main(["validate", *joint, "--model.output", paths["joint"], *mt_args, *QUIET]) == 0
@@ -775,7 +776,7 @@ def test_one_model_is_evaluated(mt_pair, mt_args, joint, capsys):
 def test_two_families_with_tokenizers_of_their_own(mt_pair, mt_data, mt_args, swift_args, tmp_path):
     """A Marian Super numbers the words otherwise; the Swift learns from its texts."""
     base = str(write_seq2seq(tmp_path / "marian", "marian", backwards=True))
-    super_ = ["--model.model", base, "--model.output", str(tmp_path / "super"), "--trainer.max_epochs", "2"]
+    super_ = ["--model.model", base, "--model.output", str(tmp_path / "super"), *epochs(2)]
     assert main(["fit", *super_, *mt_args, *TRAINED]) == 0
     score = ["score", "--model.model", str(tmp_path / "super"), "--model.output", str(tmp_path / "super.parquet")]
     assert main([*score, "--model.top_k", "2", "--model.static_cache", "true", *mt_args, *QUIET]) == 0

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import FAST, QUIET, VOCABULARY, read_curve, write_model, write_t5
+from conftest import FAST, QUIET, VOCABULARY, epochs, read_curve, write_model, write_t5
 from lightning.pytorch import Trainer
 from models.test_distributed import elang
 from safetensors.torch import load_file
@@ -612,13 +612,13 @@ def t5_pair(tmp_path_factory, t5, data_args):
     root = tmp_path_factory.mktemp("t5_pair")
     paths = {name: str(root / name) for name in ("super", "super.parquet", "swift")}
     fit = ["fit", *data_args, *FAST, "--trainer.default_root_dir", str(root)]
-    options = ["--trainer.max_epochs", "8", "--model.lr", "3e-3", "--data.batch_size", "8"]
+    options = [*epochs(8), "--model.lr", "3e-3", "--data.batch_size", "8"]
     assert main([*fit, "--model.model", str(t5), "--model.output", paths["super"], *options]) == 0
     score = ["score", "--model.model", paths["super"], "--model.output", paths["super.parquet"]]
     assert main([*score, *data_args, *QUIET]) == 0
     swift = ["--model", "SwiftModule", "--model.model", str(t5), "--model.layers", "1"]
     swift += ["--model.super_records", paths["super.parquet"], "--model.score", "encoder_router"]
-    assert main([*fit, *swift, "--model.output", paths["swift"], "--trainer.max_epochs", "3"]) == 0
+    assert main([*fit, *swift, "--model.output", paths["swift"], *epochs(3)]) == 0
     return paths
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import QUIET
 
 import elang.backends.remote
+import elang.backends.retrying
 from elang.cli.verbs import main
 from elang.locks import output_lock
 from elang.notices import Notice
@@ -67,7 +68,7 @@ class Service:
 
 @pytest.fixture
 def service(monkeypatch):
-    monkeypatch.setattr(elang.backends.remote, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(elang.backends.retrying, "_FIRST_WAIT", 0.01)
     monkeypatch.delenv(elang.backends.remote.TOKEN_VARIABLE, raising=False)
     made = Service()
     yield made
@@ -152,7 +153,7 @@ def test_an_evaluation_counts_what_was_too_long_for_its_server(service, data_arg
 
 
 def test_an_evaluation_whose_server_does_not_answer(data_args, tmp_path, pair, fails, monkeypatch):
-    monkeypatch.setattr(elang.backends.remote, "_FIRST_WAIT", 0.0)
+    monkeypatch.setattr(elang.backends.retrying, "_FIRST_WAIT", 0.0)
     args = ["--model.swift_model", str(pair["swift"]), "--model.super_model", "http://127.0.0.1:9"]
     args += ["--model.super_flops", "1e9", "--model.output", str(tmp_path / "joint")]
     message = fails(["validate", *args, *data_args, *QUIET], "did not answer in 8 tries", "Check that it is running")

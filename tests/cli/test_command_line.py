@@ -720,11 +720,11 @@ def test_answers_that_are_replaced_are_told(made, models, monkeypatch, recwarn):
 def test_what_predict_cuts_is_told(made, models, monkeypatch):
     monkeypatch.chdir(made)
     Path("long.txt").write_text("the film was good\n" + "film " * 100 + "\n")
-    with pytest.warns(UserWarning, match="longer than the Swift's"):
+    with pytest.warns(UserWarning, match="tokens that the Swift reads at most"):
         assert main(["predict", *models, "--input", "long.txt", "--threshold", "-1e9", "--output", "out.jsonl"]) == 0
     assert [one["kind"] for one in notices()] == ["cut-inputs", "cut-inputs"]
     assert all("Of 2 inputs, 1 longer than the" in one["text"] for one in notices())
-    assert all("First numbers, from 0: 1. The S" in one["text"] for one in notices())
+    assert all(one["text"].endswith(" did not read the rest. First numbers, from 0: 1.") for one in notices())
     # Not the model's own limit, but that of its training. A text of just so many tokens is whole.
     shutil.copytree(models[1], "short")
     about = json.loads(Path("short/elang.json").read_text())
@@ -733,8 +733,8 @@ def test_what_predict_cuts_is_told(made, models, monkeypatch):
     args = ["--swift_model", "short", *models[2:], "--input", "long.txt", "--threshold", "inf", "--output", "out.jsonl"]
     assert main(["predict", *args]) == 0
     (said,) = [one["text"] for one in notices() if one["kind"] == "cut-inputs"]
-    assert "Of 12 inputs, 9 longer than the Swift's limit of 6 tokens" in said
-    assert "First numbers, from 0: 3, 4, 5. Only a Swift trained with a larger --data.max_length" in said
+    assert "Of 12 inputs, 9 longer than 6 tokens, the --data.max_length that the Swift was trained with" in said
+    assert said.endswith("the Swift did not read the rest. First numbers, from 0: 3, 4, 5.")
     # The short way of a few inputs counts as well.
     predictor = JointPredictor("short", models[3], threshold="inf")
     predictor(["the film was good", "the film was very good"])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,12 +22,14 @@ from safetensors.torch import load_file, save_file
 from elang.cli.progress import LogsEachEpoch
 from elang.cli.serve import _load_swift
 from elang.cli.verbs import main
-from elang.evaluation.cautions import cautions, little_to_gain, never_right
+from elang.evaluation.cautions import cautions, little_to_gain
+from elang.evaluation.labels import never_right
 from elang.evaluation.slices import read_slice
 from elang.evaluation.summary import Worth
 from elang.files import folder_sha256
 from elang.inference.options import PairOptions
 from elang.inference.predictor import JointPredictor
+from elang.models.course import Course, Evaluation
 from elang.models.finetune import FinetuneModule
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
@@ -101,7 +104,7 @@ def test_a_super_of_unknown_cost_is_told(pair, joint_args, files, tmp_path, caps
     said = capsys.readouterr().out
     assert "give it with --model.super_flops" in re.sub(r"\s+", " ", said)
     assert "-x" not in said
-    assert re.search(r"held out, defer 10% +[\d.]+ +[\d.]+% +- *\n", said)
+    assert re.search(r"held out, defer 10% +-[\d.]+ +[\d.]+ +[\d.]+% +- *\n", said)
 
 
 @pytest.mark.parametrize(("given", "epochs"), [([], 3), (["--trainer.max_epochs", "1"], 1)])
@@ -150,6 +153,45 @@ def test_a_model_that_knows_its_training_texts_by_heart_is_told_of(pair, files, 
     data = ["--data.train", str(files[0]), "--data.validation", other, "--data.routing_fraction", "0"]
     (said,) = notes(data)
     assert re.match(r"accuracy is 0\.\d+ on 'train' and 0\.\d+ on 'validation', so the model has learned", said)
+
+
+def test_new_texts_are_advised_where_the_loss_fell(monkeypatch):
+    forget_notices()
+    found = Course("accuracy", [Evaluation(n, n, 1 / n, 0.01, 0.8, 900) for n in (1, 2)])
+    monkeypatch.setattr("elang.models.course._right_in_training", lambda trainer: (0.95, 256))
+    trainer = SimpleNamespace(optimizers=[SimpleNamespace(defaults={"lr": 1e-4})])
+    found.note(trainer, 2, chosen=False)
+    (said,) = [one["text"] for one in notices() if one["kind"] == "learned-by-heart"]
+    assert said.endswith("fell to the end, so fewer epochs are no remedy, but new texts are: --data.transfer.")
+
+
+def test_the_swift_alone_needs_no_super(pair, files, tmp_path, capfd, fails):
+    args = ["predict", "--swift_model", pair["swift"], "--input", files[1], "--text", "text", "--output"]
+    assert main([*map(str, args), str(tmp_path / "alone.jsonl")]) == 0
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said.startswith("61 inputs, all answered by the Swift, as no --super_model was given; answers in ")
+    both = [*map(str, args), str(tmp_path / "both.jsonl"), "--super_model", str(pair["super"]), "--threshold", "inf"]
+    assert main(both) == 0
+    assert (tmp_path / "alone.jsonl").read_bytes() == (tmp_path / "both.jsonl").read_bytes()
+    fails([*args, tmp_path / "no.jsonl", "--threshold", "99%"], "--threshold 99% passes inputs on", "--super_model")
+
+
+def test_a_swift_that_gives_one_label_is_told(pair, files, tmp_path):
+    """Where it answers all there is no other label among the answers."""
+    args = ["predict", "--swift_model", str(pair["swift"]), "--super_model", str(pair["super"])]
+    args += ["--input", str(files[1]), "--text", "text", "--threshold"]
+    for threshold, number in (("defer 50%", 1), ("inf", 0)):
+        forget_notices()
+        assert main([*args, threshold, "--output", str(tmp_path / f"{number}.jsonl")]) == 0
+        said = [each["text"] for each in notices() if each["kind"] == "one-label"]
+        assert len(said) == number
+        assert all(re.match(r"100.0% of the \d+ inputs that the Swift answers get '\w+', and ", each) for each in said)
+
+
+def test_an_evaluation_that_is_replaced_is_told(joint_args, tmp_path, recwarn):
+    for again in (False, True):
+        assert main(["validate", *joint_args, "--model.output", str(tmp_path / "joint")]) == 0
+        assert _told(recwarn, f"The evaluation in '{tmp_path / 'joint'}' is replaced when this one ends") == again
 
 
 def test_a_good_super_is_not_cautioned_of(joint):
@@ -409,7 +451,7 @@ def test_a_swift_that_is_too_large_is_told_before_it_is_trained(
     assert re.match(r"The Swift takes 10\d% of the Super's FLOPs, so no threshold saves anything", large)
     (router,) = said
     assert re.match(
-        r"the score 'router' predicts what asking the Super gains, from [\w ]+: .+ \(tried: free_energy; max_",
+        r"the score 'router' predicts how much asking the Super helps: it is computed from [\w ]+$",
         router,
     )
 
@@ -529,12 +571,14 @@ def test_another_super_is_told_wherever_a_threshold_is_used(pair, joint_args, tm
     for said in (found := told(other, threshold="99%")):
         assert f"'{other}'" in said
         assert "is it the right folder?" in said
+        assert "--thresholds JOINT/elang.json" in said
     assert len(found) == 2
     args = [str(other) if a == str(pair["super"]) else a for a in joint_args]
     assert main(["validate", *args, "--model.output", str(tmp_path / "joint")]) == 0
     first = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "Caution: the Swift's router and thresholds were made with the answers of another Super" in first
     assert first.index("of another Super") < first.index("With this in mind")
+    assert f"--super_model {other} --thresholds {tmp_path / 'joint' / 'elang.json'} --input" in first
     # Thresholds that were chosen with it are its own.
     assert told(other, thresholds=str(tmp_path / "joint" / "elang.json")) == []
     # A file of an earlier version.

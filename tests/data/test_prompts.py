@@ -5,6 +5,7 @@ import pytest
 from elang.data.batches import Reader
 from elang.data.benchmarks import TaskData
 from elang.data.encoding import encode_examples, token_lists
+from elang.data.fast_tokens import bare_tokens
 from elang.data.prompts import Prompt
 from elang.data.text_classification import TextClassificationData
 from elang.errors import InputError
@@ -231,3 +232,24 @@ def test_tasks_of_before_are_written_as_before():
     assert not {"label_words", "system"} & TextTask.of(["a", "b"]).plain().keys()
     task = task_of(label_words="chat", system="x")
     assert TextTask.of(task.label_names, task.plain()) == task
+
+
+@pytest.mark.parametrize("kind", ["bytes", "unigram", "pieces"])
+def test_tokens_are_those_of_the_library(kind):
+    """They come from the tokenizer's backend, also if its file cuts or pads; one with a method of its own is asked."""
+    tokenizer, asked = make_tokenizer(kind), []
+    texts = [*CORPUS[:4], "", " a  b ", "</s>x"]
+    options = {"add_special_tokens": False, "padding": False, "truncation": False}
+    expected = [list(ids) for ids in tokenizer(texts, **options)["input_ids"]]
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=50)
+
+    class Own(type(tokenizer)):
+        def __call__(self, *args, **options):
+            asked.append(args)
+            return super().__call__(*args, **options)
+
+    assert bare_tokens(tokenizer, texts) == expected
+    tokenizer.__class__ = Own
+    assert bare_tokens(tokenizer, texts) == expected
+    assert len(asked) == 1

@@ -64,7 +64,10 @@ def test_two_commands_make_a_curve_a_certificate_and_a_page(tmp_path, capsys):
     frame["text"] = "input of " + frame["id"]
     frame.to_csv(tmp_path / "answers.csv", index=False)
     assert main(["curve", str(tmp_path / "answers.csv"), "--text", "text", "--output", str(folder)]) == 0
-    assert "small before big" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "small before big" in said
+    assert "units of cost by the Swift alone" in " ".join(said.split())
+    assert "FLOPs" not in said
     summary = read_summary(folder)
     assert summary.swift_model == "small"
     assert (folder / "curve.png").is_file()

@@ -14,13 +14,15 @@ from elang.data.text_classification import TextClassificationData
 from elang.evaluation import pair
 from elang.evaluation import summarize as summaries
 from elang.evaluation.cautions import little_to_save
+from elang.evaluation.labels import keeps_one, recalls
 from elang.evaluation.pair import PairAnswers, choose_thresholds
 from elang.evaluation.report import figures as drawing
-from elang.evaluation.report.console import print_summary
+from elang.evaluation.report.console import print_commands, print_summary, thresholds_option
 from elang.evaluation.report.words import meanings, outcome, statement_lines
 from elang.evaluation.summarize import all_curves, summarize_pair
-from elang.evaluation.summary import EvaluatedPair
+from elang.evaluation.summary import NO_PAIR, SWIFT_ALONE, EvaluatedPair
 from elang.method.quality.registry import QUALITIES
+from elang.records.manifest import Manifest
 
 ABOUT = {
     "evaluated_on": "validation",
@@ -78,7 +80,7 @@ def test_the_answer_comes_first_and_everything_fits_80_columns(capsys):
     assert "encoder_" not in said
     # Both metrics stand beside each other.
     assert next(line for line in lines if line.startswith("threshold ")).split() == [
-        *("threshold", "accuracy", "f1_macro", "deferred", "speed-up")
+        *("threshold", "score", "above", "accuracy", "f1_macro", "deferred", "speed-up")
     ]
     assert [line.split()[:2] for line in lines if line.endswith("256 ")] == [["Swift", "13"], ["Super", "13"]]
 
@@ -105,7 +107,7 @@ def test_equal_thresholds_are_one_row(capsys):
     assert words.startswith(
         "Caution: the Super is worse than the Swift on these 400 examples (difference -6.75 points, right answers;"
     )
-    assert "With this in mind: on dev.csv (intent), the pair answers better than the Super (" in words
+    assert "With this in mind: on dev.csv (intent), the Swift alone answers better than the Super (" in words
 
 
 def test_what_the_default_may_lose_is_told_beside_the_lead(capsys):
@@ -118,7 +120,8 @@ def test_what_the_default_may_lose_is_told_beside_the_lead(capsys):
         assert (0 < lead <= allowed) == loses
         print_summary(summary, Path("joint"))
         words = " ".join(capsys.readouterr().out.split())
-        assert f"if that is larger (here {allowed:.2f} points; the Super leads by {lead:.2f})" in words
+        here = f"on the 400 here the Super leads the Swift by {lead:.2f})"
+        assert f"whichever is larger ({allowed:.2f} points on the examples that chose it; {here}" in words
         caution = (
             f"the threshold '1-SE' was allowed to lose {allowed:.2f} points, and the Super leads by {lead:.2f} here"
         )
@@ -153,7 +156,7 @@ def test_always_answering_one_label_is_a_row(capsys):
     label = torch.randint(3, (400,), generator=torch.Generator().manual_seed(0))
     share = float(label.bincount().max()) / 400
     row = next(line for line in even.splitlines() if line.startswith("most frequent label "))
-    assert row.split()[3:] == [f"{share:.4f}", "-", "-"]
+    assert row.split()[3:] == ["-", f"{share:.4f}", "-", "-"]
     assert f"the label of {share:.1%} of these examples" in " ".join(even.split())
     assert "hardly shows" not in even
     uneven = {"label": "ham", "share": 0.9, "qualities": {"accuracy": 0.9}}
@@ -161,6 +164,78 @@ def test_always_answering_one_label_is_a_row(capsys):
     assert "90.0% of the labels are 'ham', so accuracy hardly shows" in " ".join(capsys.readouterr().out.split())
     print_summary(replace(summary_of(), most_frequent=uneven), Path("joint"))
     assert "hardly shows" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("caution", "said", "routing"),
+    [
+        ("", "To use the pair at '1-SE'; another", " --super_model runs/super --thresholds runs/joint/elang.json"),
+        (f"{SWIFT_ALONE}, unless", "Use the Swift alone:", ""),
+        (f"here {NO_PAIR}", "Do not build this pair: no threshold helps. Ask the Super alone", None),
+    ],
+)
+def test_the_last_words_are_the_verdict_and_its_command(caution, said, routing, capsys):
+    summary = replace(summary_of(), cautions=[caution], denied=int(bool(caution)))
+    thresholds = ["--thresholds", "runs/joint/elang.json"]
+    print_commands(summary, "my dev.csv", ["first", "second"], thresholds)
+    *_, verdict, command = (lines := capsys.readouterr().out.splitlines())
+    read = " --input 'my dev.csv' --text first second"
+    pair = "--swift_model runs/swift --super_model runs/super --thresholds runs/joint/elang.json"
+    assert f"  elang bench {pair}{read}" in lines
+    if routing is None:
+        assert " ".join(lines[-2:]).endswith("Ask the Super alone, or train a better Swift.")
+        assert said in " ".join(lines)
+        return
+    assert said in (verdict if routing == "" else " ".join(lines))
+    assert command == f"  elang predict --swift_model runs/swift{routing}{read} --output answers.jsonl"
+    # Where the texts or the models are elsewhere.
+    print_commands(summary, "", [], thresholds)
+    assert "elang" not in capsys.readouterr().out
+
+
+def test_thresholds_that_are_not_the_swifts_own_are_an_option():
+    def manifest(threshold, super_="a"):
+        entries = {"max_softmax": {"1-SE": {"threshold": threshold}}}
+        return Manifest(["x", "y"], score="max_softmax", thresholds=entries, chosen_on={"super_sha256": super_})
+
+    own, option = manifest(-0.5), ["--thresholds", "j/elang.json"]
+    assert thresholds_option(own, None, "j/elang.json") == thresholds_option(own, own, "j/elang.json") == []
+    # Batches move scores a little.
+    assert thresholds_option(own, manifest(-0.500001), "j/elang.json") == []
+    for other in (manifest(-0.6), manifest(-math.inf), manifest(-0.5, "b")):
+        assert thresholds_option(own, other, "j/elang.json") == option
+    assert thresholds_option(None, own, "j/elang.json") == option
+
+
+def test_a_swift_that_keeps_one_label_is_told_with_the_recall_of_each(capsys):
+    label = torch.tensor([0] * 60 + [1] * 40)
+    costs = [torch.ones(100, dtype=torch.float64), torch.full((100,), 4.0, dtype=torch.float64)]
+    answers = PairAnswers(label, label, label, torch.zeros_like(label), label.clone(), {}, *costs, {})
+    deferred = torch.arange(100) >= 70
+    (said,) = keeps_one(answers, ["ham", "spam"], deferred)
+    assert said.startswith("100.0% of the 70 inputs that the Swift answers get 'ham', and 60.0% of the true labels: it")
+    assert keeps_one(answers, ["ham", "spam"], None) == []
+    # As many as there are, or with other labels among them, or too few of them.
+    assert keeps_one(replace(answers, label=0 * label), ["ham", "spam"], deferred) == []
+    assert keeps_one(replace(answers, swift=label), ["ham", "spam"], deferred) == []
+    assert keeps_one(answers, ["ham", "spam"], torch.arange(100) >= 10) == []
+    found = recalls(answers, ["ham", "spam", "never"], deferred)
+    assert found == {
+        "ham": {"examples": 60, "swift": 1.0, "pair": 1.0, "super": 1.0},
+        "spam": {"examples": 40, "swift": 0.0, "pair": 0.75, "super": 1.0},
+    }
+    assert recalls(answers, [str(i) for i in range(7)], deferred) is None
+    print_summary(replace(summary_of(), recalls=found), Path("joint"))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["spam", "40", "0.0%", "75.0%", "100.0%"] in lines
+    assert ["label", "examples", "Swift", "pair", "Super"] in lines
+
+
+def test_a_row_that_defers_nothing_by_chance_has_all_metrics(capsys):
+    """Then it is another row, and left out."""
+    print_summary(summary_of(swift_right=1.0), Path("joint"))
+    words = " ".join(capsys.readouterr().out.split())
+    assert "'at random, 99%', 'oracle, 99%'." in words.partition("Left out, equal to 'held out, 1-SE'")[2]
 
 
 def test_a_swift_that_is_too_large_is_told():
@@ -173,7 +248,7 @@ def test_a_swift_that_is_too_large_is_told():
     ("low", "high", "speedup", "share", "expected"),
     [
         (-0.015, 0.011, 1.79, 0.2, "The pair answers as well as the Super (accuracy 0.9000, the Super's 0."),
-        (-0.015, 0.001, 1.79, 0.0, "The pair answers nearly as well as the Super (accuracy 0.9000, the Super's 0."),
+        (-0.015, 0.001, 1.79, 0.0, "The Swift alone answers nearly as well as the Super (accuracy 0.9000, the Su"),
         (
             -0.3,
             0.1,

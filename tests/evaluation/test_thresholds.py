@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from elang.evaluation.cautions import allows_the_lead, below_allowance, no_better_than_one, saves_nothing
+from elang.evaluation.cautions import allows_the_lead, below_allowance, saves_nothing
+from elang.evaluation.labels import no_better_than_one
 from elang.evaluation.pair import BY_QUALITY, PairAnswers, allowed_drops, choose_thresholds, named_points, pair_curves
 from elang.evaluation.summarize import all_curves, summarize, summarize_pair
-from elang.evaluation.summary import EvaluatedPair
+from elang.evaluation.summary import NO_PAIR, EvaluatedPair
 from elang.method.bootstrap import difference_errors
 from elang.method.quality.registry import QUALITIES
 from elang.tasks.kind import KINDS
@@ -81,7 +82,7 @@ def test_what_saves_something_is_named_where_the_default_saves_nothing():
     (caution,) = saves_nothing({"a": named, "b": {"1-SE": some}, "c": {"1-SE": nothing}}, "a")
     assert caution.endswith("On the slice these save something: --threshold '99%', --score b")
     (caution,) = saves_nothing({"a": {"1-SE": nothing}}, "a")
-    assert caution.endswith("Or ask the Super alone")
+    assert caution.endswith("Or ask the Super alone: no threshold saves anything here")
 
 
 def test_a_threshold_that_does_not_hold_here_is_a_caution():
@@ -97,14 +98,16 @@ def test_a_threshold_that_does_not_hold_here_is_a_caution():
 
     (caution,) = below_allowance(points(), named, 1.0)
     assert "6.2 points below the Super" in caution
-    assert "the 286 examples that chose it" in caution
+    assert "it was chosen on 286 examples, which are too few, or unlike those that are evaluated here" in caution
     assert below_allowance(points(-0.004), named, 1.0) == below_allowance({}, named, 1.0) == []
     # A threshold is advised only if it saves something and keeps the Super's quality here.
     for parity in ((-0.02, 0.01, 1.5), (-0.001, 0.01, 0.99), (-0.001, 0.01, 1.04)):
         (caution,) = below_allowance(points(**{"held out_parity": parity}), named, 1.0)
-        assert caution.endswith("No threshold of this pair helps here: ask the Super alone, or train a better Swift")
+        assert caution.endswith("without losing more than that: ask the Super alone, or train a better Swift")
+        assert NO_PAIR in caution
     (caution,) = below_allowance(points(**{"held out_parity": (-0.001, 0.01, 1.2)}), named, 1.0)
     assert "take '--threshold parity', or calibrate" in caution
+    assert NO_PAIR not in caution
     (caution,) = below_allowance(points(**{"read here_99%": (-0.001, 0.01, math.nan)}), named, 1.0)
     assert "(--data.routing_fraction), or calibrate" in caution
 
@@ -128,7 +131,9 @@ def test_a_model_that_has_learned_nothing_is_a_caution():
     said = no_better_than_one(torch.zeros(10).long(), label, ["a", "b"])
     assert "right on 60.0%, and always answering 'a'" in said
     # Longer or shorter: that depends on where the loss went.
-    assert re.search("loss .* rose, train for fewer epochs .* a lower --model.lr; where it fell .* train longer$", said)
+    assert re.search(
+        "loss .* rose, train for fewer epochs .* third of --model.lr; where it fell .* train longer$", said
+    )
     assert no_better_than_one(label, label, ["a", "b"]) is None
     assert no_better_than_one(label[:6], label[:6], ["a", "b"]) is None
     # Of four known labels half are right; an answer that is none of the labels is not right where none is known.

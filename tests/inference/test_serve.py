@@ -27,12 +27,15 @@ from fastapi import FastAPI
 from starlette.responses import PlainTextResponse
 
 from elang import InputError, JointPredictor
+from elang.backends.openai.settings import Settings
 from elang.files import folder_sha256
 from elang.inference.serving.batcher import Batcher, ModelAnswers
+from elang.inference.serving.elsewhere import Client
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.http import Server
+from elang.inference.serving.model import Model
 from elang.inference.serving.schema import Limits, Question, TimedQuestion
-from elang.inference.serving.server import Model, _Client, add_routes
+from elang.inference.serving.server import add_routes
 from elang.inference.serving.service import Metrics, PairService, score_edges
 from elang.inference.serving.workers import Workers, listen
 from elang.records.manifest import Manifest
@@ -64,7 +67,7 @@ class Models:
         rows = self.predictor.rows(question.texts)
         answering = Model.__new__(Model)
         answering.role, answering.predictor = model, self.predictor
-        return json.loads(json.dumps(answering._answers(rows, question.choices, question.keep)))
+        return json.loads(json.dumps(answering._answers(rows, question.choices, question.threshold)))
 
     def service(self, limits=None, ready=True, policy="swift"):
         lost = 2 * (limits or Limits()).deadline
@@ -246,7 +249,7 @@ def test_what_waits_goes_together():
     sent = []
 
     async def ask(question, until):
-        sent.append((question.keep, list(question.texts)))
+        sent.append((question.threshold, list(question.texts)))
         await asyncio.sleep(0.05)
         if "odd" in question.texts:
             return {"answers": [], "error": "odd is odd"}
@@ -256,11 +259,13 @@ def test_what_waits_goes_together():
         batcher = Batcher(ask, workers=1, most=4, most_characters=30)
         until = time.monotonic() + 20
 
-        def question(*texts, keep=False):
-            return batcher.ask(Question(texts=list(texts), choices=None, keep=keep), until)
+        def question(*texts, threshold=None):
+            return batcher.ask(Question(texts=list(texts), choices=None, threshold=threshold), until)
 
         parts = [("a",), ("b", "c"), ("d",), ("e",), ("f" * 40,), ("g",), ("odd",), ("h",)]
-        found = await asyncio.gather(*(question(*p) for p in parts), question("k", keep=True), return_exceptions=True)
+        found = await asyncio.gather(
+            *(question(*p) for p in parts), question("k", threshold=math.inf), return_exceptions=True
+        )
         assert batcher.waiting == 0
         return parts, found
 
@@ -275,7 +280,7 @@ def test_what_waits_goes_together():
     assert (first, second, third) == (["a"], ["f" * 40], ["b", "c", "d", "e"])
     # One that is not taken spoils no other's answer, and what is kept is asked apart.
     assert rest == [["g", "odd", "h"], ["g"], ["odd", "h"], ["odd"], ["h"], ["k"]]
-    assert [keep for keep, _ in sent] == [False] * 8 + [True]
+    assert [threshold for threshold, _ in sent] == [None] * 8 + [math.inf]
 
 
 @pytest.mark.parametrize("given", [None, [0.5], [2.0, None], ["high", math.nan], "high", [0.25, 1]])
@@ -286,7 +291,7 @@ def test_probabilities_of_a_super_elsewhere(given):
         async def send(question, until):
             return {"answers": ["a", "b"], "probabilities": given}
 
-        return await Batcher(send).ask(Question(texts=["x", "y"], choices=None, keep=False), time.monotonic() + 20)
+        return await Batcher(send).ask(Question(texts=["x", "y"], choices=None), time.monotonic() + 20)
 
     found = asyncio.run(ask()).probabilities
     assert found == (given if given == [0.25, 1] else [None] * 2 if isinstance(given, list) and len(given) == 2 else [])
@@ -302,7 +307,7 @@ def test_a_lost_batch_is_given_up():
             return {"answers": list(question.texts)}
 
         batcher = Batcher(ask, lost=0.4)
-        one = Question(texts=["a"], choices=None, keep=False)
+        one = Question(texts=["a"], choices=None)
         with pytest.raises(asyncio.TimeoutError):
             await batcher.ask(one, time.monotonic() + 0.1)
         # Its worker may still be at it.
@@ -362,7 +367,7 @@ def test_a_super_elsewhere_that_takes_less_gets_less():
         return httpx.Response(200, json={"answers": [text.upper() for text in texts]})
 
     async def all_of_them():
-        client = _Client(base_url="http://elsewhere", transport=httpx.MockTransport(super_))
+        client = Client(base_url="http://elsewhere", transport=httpx.MockTransport(super_))
         batcher = Batcher(partial(client.ask, "/super"))
         until = time.monotonic() + 20
         parts = [["a", "b"], ["c"], ["odd"], ["d", "e"], ["f"]]
@@ -431,6 +436,13 @@ def talked(talk):
 
     async def app(scope, receive, send):
         body = (await receive())["body"] or b"x" * 100_000
+        if body == b"strea":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for part in (b"a", b"b"):
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                await asyncio.sleep(1.5)
+            await send({"type": "http.response.body", "body": b"c"})
+            return
         await asyncio.sleep(0.4 * (body == b"later"))
         await PlainTextResponse(body)(scope, receive, send)
 
@@ -536,6 +548,19 @@ def test_a_connection_that_takes_no_answers_is_not_kept(monkeypatch):
     assert kept == 0
     assert set(counted) <= {200, 400, 499}
     assert 2 < len(counted) < 50
+
+
+def test_a_stream_may_take_its_time(monkeypatch):
+    """It is the server's turn then, not the client's."""
+    monkeypatch.setattr("elang.inference.serving.http._TAKEN", 0.5)
+
+    async def talk(port, server):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nContent-Length: 5\r\nConnection: close\r\n\r\nstrea")
+        return await reader.read()
+
+    answer, _ = talked(talk)
+    assert answer.endswith(b"1\r\nc\r\n0\r\n\r\n")
 
 
 def test_a_token(predictor):
@@ -820,13 +845,14 @@ def test_a_super_elsewhere(pair, predictor):
             assert [a["score"] for a in found] == [e[2] for e in expected]
 
 
-def test_the_kubernetes_example_fits_the_server(predictor):
+@pytest.mark.parametrize(("file", "super_name"), [("kubernetes", "elang-super"), ("vllm", "vllm")])
+def test_the_kubernetes_examples_fit_the_server(predictor, file, super_name):
     from jsonargparse import ArgumentParser
 
     from elang.cli.serve import serve
     from elang.cli.verbs import add_options
 
-    path = Path(__file__).parents[2] / "configs" / "serve" / "kubernetes.yaml"
+    path = Path(__file__).parents[2] / "configs" / "serve" / f"{file}.yaml"
     parts = list(yaml.safe_load_all(path.read_text("utf-8")))
     deployments = {part["metadata"]["name"]: part for part in parts if part["kind"] == "Deployment"}
     services = {part["metadata"]["name"]: part["spec"] for part in parts if part["kind"] == "Service"}
@@ -836,9 +862,11 @@ def test_the_kubernetes_example_fits_the_server(predictor):
     paths = {route.path for route in app.routes} | {"/", "/health"}
     parser = ArgumentParser()
     add_options(parser, serve)
-    assert deployments.keys() == services.keys() == {"elang", "elang-super"}
+    assert deployments.keys() == services.keys() == {"elang", super_name}
     for name, deployment in deployments.items():
         (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        if name == "vllm":
+            continue
         assert container["args"][:2] == ["elang", "serve"]
         options = parser.parse_args(container["args"][2:])
         assert [port["containerPort"] for port in container["ports"]] == [options.port]
@@ -849,8 +877,36 @@ def test_the_kubernetes_example_fits_the_server(predictor):
                 assert get["port"] == options.port
                 assert get["path"] in paths
         assert deployment["spec"]["selector"]["matchLabels"] == services[name]["selector"]
-        assert container["env"][0]["name"] == "ELANG_SERVE_TOKEN"
-    assert (
-        parser.parse_args(deployments["elang"]["spec"]["template"]["spec"]["containers"][0]["args"][2:]).super_model
-        == f"http://elang-super:{services['elang-super']['ports'][0]['port']}"
-    )
+        needed = {options.key_variable, options.super_key_variable} - {None}
+        assert {variable["name"] for variable in container["env"]} == needed
+    address = options_of_pair(parser, deployments["elang"]["spec"]["template"]["spec"]["containers"][0]["args"][2:])
+    assert address.endswith(f"http://{super_name}:{services[super_name]['ports'][0]['port']}")
+
+
+def options_of_pair(parser, args):
+    """The Super's address, whose model is the one that vLLM is told to serve."""
+    address = parser.parse_args(args).super_model
+    if not address.startswith("openai:"):
+        return address
+    settings = Settings.of(address)
+    assert settings.model == "qwen3-8b"
+    return settings.url.removesuffix("/v1")
+
+
+def test_the_compose_example_fits_the_server():
+    from jsonargparse import ArgumentParser
+
+    from elang.cli.serve import serve
+    from elang.cli.verbs import add_options
+
+    path = Path(__file__).parents[2] / "configs" / "serve" / "compose.yaml"
+    services = yaml.safe_load(path.read_text("utf-8"))["services"]
+    parser = ArgumentParser()
+    add_options(parser, serve)
+    command = services["pair"]["command"]
+    options = parser.parse_args(command[2:])
+    assert command[:2] == ["elang", "serve"]
+    assert options_of_pair(parser, command[2:]) == "http://super:8000"
+    assert services["super"]["command"][3] == "qwen3-8b"
+    assert {options.key_variable, options.super_key_variable} == services["pair"]["environment"].keys()
+    assert services["pair"]["ports"] == [f"127.0.0.1:8000:{options.port}"]

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import forking
 import lightning.pytorch as pl
 import pandas as pd
 import pytest
@@ -469,10 +470,9 @@ def test_every_example_counts_once_on_two_processes(pair, base_model, rows, load
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     (tmp_path / "rows.json").write_text(json.dumps([*map(dict, rows[1])]))
     paths = [base_model, pair["super"], tmp_path / "rows.json", tmp_path / "out"]
-    command = [sys.executable, tmp_path / "script.py", *paths]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
-    )
+    command = [sys.executable, "-m", "script", *map(str, paths)]
+    run = {"cwd": tmp_path, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "timeout": 300}
+    done = subprocess.run(command, forked=forking.CAN_FORK, capture_output=True, text=True, **run)
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads((tmp_path / f"out.{rank}").read_text()) for rank in (0, 1)]
     (wanted,) = trainer(tmp_path).validate(SwiftModule(str(pair["super"]), NAMES), loader(rows[1]), verbose=False)

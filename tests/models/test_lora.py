@@ -13,7 +13,7 @@ from test_pitfalls import run_cli
 
 from elang import FinetuneModule, InputError, JointPredictor
 from elang.backends.loading.load import load_model
-from elang.backends.loading.lora import Lora
+from elang.backends.loading.lora import Lora, LoraOptions
 from elang.cli.verbs import main
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
@@ -86,6 +86,21 @@ def test_frozen_bfloat16_weights_stay_so_in_a_bfloat16_training(lora_args, base_
     whole = load_file(tmp_path / "model" / "model.safetensors")
     assert {weight.dtype for weight in halved.values()} == {torch.float32}
     assert all(torch.equal(weight, whole[name]) for name, weight in halved.items())
+
+
+def test_weights_keep_the_precision_of_the_training(lora_args, pair, base_model, tmp_path):
+    """With bfloat16 alone no layer is of another type; one that broke off in it may go on in float32."""
+    args = ["--model", "SwiftModule", "--model.super_records", pair["records"], *lora_args]
+    fit(*args, "--trainer.precision", "bf16-true")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    model = load_model(str(base_model), fine_tune=True)
+    lora = Lora(model, LoraOptions(4), str(base_model))
+    for layer in (layers := [m for m in model.backbone.modules() if isinstance(m, torch.nn.Linear)]):
+        layer.weight.data = layer.weight.data.bfloat16().float()
+    for precision in ("bf16-mixed", "32-true"):
+        lora.begin(model, precision)
+        assert any(layer.weight.dtype == torch.bfloat16 for layer in layers) == (precision == "bf16-mixed")
 
 
 def test_a_swift_as_an_adapter_is_the_merged_one(lora_args, pair, joint_args, data_args, tmp_path, files):

@@ -215,11 +215,16 @@ def test_a_better_earlier_epoch_is_told_and_its_option_keeps_it(fit_args, tmp_pa
     cli = run_cli("fit", *args)
     said, last = told("better-epoch"), weights(tmp_path / "model")
     assert "epoch 1 was better than epoch 4, whose weights these are: accuracy 0." in said
-    assert "(--trainer.max_epochs 1), or with a lower --model.lr, which was 0.005;" in said
+    assert "(--trainer.max_epochs 1), or with a lower --model.lr, say 0.0017 (it was 0.005);" in said
     assert f"and {float(cli.trainer.callback_metrics['validation/loss']):.4f}, a difference" in said
     too_little = told("learned-too-little")
     assert "always answering '" in too_little
     assert "Its loss there rose after epoch 1. Train for fewer epochs (--trainer.max_epochs 1)" in too_little
+    # The advice on texts that are known by heart is the same.
+    assert "'validation', so the model has learned its training texts by heart" in (
+        by_heart := told("learned-by-heart")
+    )
+    assert "Its loss there rose after epoch 1. Train for fewer epochs (--trainer.max_epochs 1)" in by_heart
     forget_notices()
     option = said.partition("keep the best epoch's weights: ")[2].split()
     run_cli("fit", *args, *option, "--trainer.callbacks.dirpath", tmp_path / "best")
@@ -261,7 +266,9 @@ def test_when_an_earlier_epoch_is_better():
     assert not notes((0.75, 0.5))[0]
     # Of the epochs up to the exported weights.
     assert not notes((0.7, 0.5), (0.75, 0.4), (0.6, 0.6), step=20)[0]
-    longer = "Train longer, say twice as long (--trainer.max_epochs 4), or raise --model.lr"
+    longer = (
+        "Train longer, say twice as long (--trainer.max_epochs 4), or raise --model.lr, say to 0.0002 (it was 0.0001)"
+    )
     assert longer in notes((0.6, 0.6), (0.7, 0.5))[1]
 
 
@@ -476,7 +483,6 @@ def test_notes_keep_their_form_beside_lightning(pair, data_args, tmp_path):
     args = ["validate", "--model", "FinetuneModule", "--model.model", pair["super"], *data_args, *QUIET]
     done = subprocess.run(
         [sys.executable, "-m", "elang", *map(str, args), "--data.max_length", "6"],
-        forked=False,
         cwd=tmp_path,
         capture_output=True,
         text=True,

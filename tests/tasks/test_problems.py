@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from benchmark_files import write_benchmarks
-from conftest import BAD, FAST, FILLER, GOOD, QUIET, VOCABULARY, read_curve, write_model, write_t5
+from conftest import BAD, FAST, FILLER, GOOD, QUIET, VOCABULARY, epochs, read_curve, write_model, write_t5
 from sklearn.metrics import f1_score
 
 from elang import InputError, JointPredictor
@@ -151,7 +151,7 @@ def supers(tmp_path_factory, bases, datasets):
     def of(kind, task):
         if (kind, task) not in made:
             folder = root / f"{kind}-{task}"
-            options = ["--model.lr", "3e-3", "--trainer.max_epochs", EPOCHS.get((kind, task), 1)]
+            options = ["--model.lr", "3e-3", *epochs(EPOCHS.get((kind, task), 1))]
             model = fit(bases[kind], datasets[task], folder, *options)
             records = f"{folder}.parquet"
             score = ["score", "--model.model", model, "--model.output", records, *datasets[task], *QUIET]
@@ -174,7 +174,7 @@ def pairs(tmp_path_factory, bases, datasets, supers):
             options = ["--model", "SwiftModule", "--model.layers", "1", "--model.super_records", records]
             # The class comes before its options.
             args = ["fit", *options[:2], "--model.model", bases[swift], "--model.output", str(folder / "swift")]
-            args += [*options[2:], *datasets[task], *FAST, "--trainer.max_epochs", "2"]
+            args += [*options[2:], *datasets[task], *FAST, *epochs(2)]
             assert main([*args, "--trainer.default_root_dir", str(root)]) == 0
             found = {"swift": str(folder / "swift"), "super": model, "records": records, "joint": folder / "joint"}
             args = ["--model.swift_model", found["swift"], "--model.super_model", model, *datasets[task], *QUIET]
@@ -535,7 +535,7 @@ def classifiers(tmp_path_factory, bases, data_args):
     def of(kind, names="[bad, good]"):
         if (kind, names) not in made:
             folder = root / f"{kind}{len(made)}"
-            options = ["--model.lr", "3e-3", "--trainer.max_epochs", 8, "--data.batch_size", 8]
+            options = ["--model.lr", "3e-3", *epochs(8), "--data.batch_size", 8]
             data = [*data_args, "--data.label_names", names, "--data.answers", names]
             made[kind, names] = fit(bases[kind], data, folder, *options)
         return made[kind, names]
@@ -557,7 +557,7 @@ def test_a_pair_of_two_families(classifiers, bases, data_args, files, tmp_path, 
     assert (said["prediction"].to_numpy() == truth.to_numpy()).mean() > 0.8
     args = ["fit", "--model", "SwiftModule", "--model.model", bases[swift], "--model.super_records", records]
     args += ["--model.layers", "1", "--model.output", str(tmp_path / "swift"), *data, *FAST]
-    assert main([*args, "--trainer.max_epochs", "8", "--model.lr", "3e-3", "--data.batch_size", "8"]) == 0
+    assert main([*args, *epochs(8), "--model.lr", "3e-3", "--data.batch_size", "8"]) == 0
     # And data that counts the other way round again.
     names = "[good, bad]" if reverse else "[bad, good]"
     data = [*data_args, "--data.label_names", names, "--data.answers", names]

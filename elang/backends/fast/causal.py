@@ -16,6 +16,7 @@ from transformers import Cache
 from elang.backends.backend import Generated
 from elang.backends.causal_passes import masks
 from elang.backends.fast.graphs import WANTED, Pass
+from elang.backends.prompted import read_at_end
 from elang.method.scores import BEFORE_DECODER, TOKEN_SCORES, sequence_scores, token_scores
 
 # Texts have room for a few tokens more than they may have: a step is tried before it is captured.
@@ -55,7 +56,7 @@ class Prompts:
     seen: Tensor  # the places that hold a token, bool (B, S)
     position: Tensor  # of each place, int64 (B, S)
     logits: Tensor  # after the last token, (B, V)
-    pooled: Tensor | None  # the last hidden state at the prompt's end, (B, D), if it is read
+    pooled: Tensor | None  # what is known at the prompts' ends (read_at_end), if there are heads
 
 
 @dataclass
@@ -83,14 +84,15 @@ class CausalSteps:
         """Read prompts ``(B, L)``, padded on the left."""
         length = ids.shape[1]
         size = length + self.room
-        after = torch.arange(self.room, device=ids.device) + mask.sum(1, keepdim=True)
+        # Steps that are only tried go no further than texts: learned positions end where the longest text does.
+        after = torch.arange(self.room, device=ids.device).clamp_max(self.length - 1) + mask.sum(1, keepdim=True)
         position = torch.cat([(mask.cumsum(1) - 1).clamp_min(0), after], 1)
         seen, places = F.pad(mask.bool(), (0, self.room)), torch.arange(size, device=ids.device)
         cache = FixedCache(size, places[:length])
         # A place of padding attends to itself, because attention to nothing would be NaN.
         allowed = (places <= places[:length, None]) & (seen[:, None] | (places == places[:length, None]))
         out = self._run(cache, ids, allowed, position[:, :length], position, output_hidden_states=self.hidden)
-        return Prompts(cache, seen, position, out.logits[:, -1], out.hidden_states[-1][:, -1] if self.hidden else None)
+        return Prompts(cache, seen, position, out.logits[:, -1], read_at_end(out) if self.hidden else None)
 
     def _run(
         self, cache: FixedCache, ids: Tensor, allowed: Tensor, query: Tensor, position: Tensor, **more: Any
@@ -168,7 +170,10 @@ def passes_of(model: Any, steps: CausalSteps, score: str | None) -> list[Pass]:
         if texts.scores is not None:
             scores = sequence_scores(texts.scores, texts.steps.clamp_min(1))
             value = model.score_of(score, Generated(encoded, texts.ids, texts.steps, scores)).float()
+        # A padding token need not be one that a text leaves out.
+        place = torch.arange(steps.length, device=texts.ids.device)
+        ids = texts.ids[:, : steps.length].masked_fill(place >= texts.steps[:, None], -1)
         # Token ids are exact in float32: there are fewer than 2^24.
-        return torch.cat([value[:, None], texts.ids[:, : steps.length].float()], 1), state
+        return torch.cat([value[:, None], ids.float()], 1), state
 
     return [first, begin, step, last]

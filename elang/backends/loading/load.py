@@ -16,6 +16,8 @@ from elang.backends.loading.hub import explained, loading, quiet
 from elang.backends.loading.padding import check_family, check_padding, has_decoder, settle_padding
 from elang.backends.loading.source import Source
 from elang.backends.loading.weights import check_parts, check_weights, is_head
+from elang.backends.openai.backend import OpenAIBackend
+from elang.backends.openai.settings import Settings
 from elang.backends.recorded import RecordedBackend
 from elang.backends.remote import RemoteBackend
 from elang.backends.text_model import TextModel
@@ -27,17 +29,24 @@ from elang.tasks.text_task import TextTask
 SCHEMES: dict[str, Callable[[str, TextTask], Backend]] = {
     "http://*": RemoteBackend,
     "https://*": RemoteBackend,
+    **dict.fromkeys(("openai:*", "*.yaml", "*.yml"), OpenAIBackend),
     **dict.fromkeys((f"*{suffix}" for suffix in TABLE_SUFFIXES), RecordedBackend),
 }
 """The backends by patterns of their addresses in lower case; any other address is that of a model."""
 
 
-def open_backend(address: str, task: TextTask) -> Backend | None:
-    """Open the backend at an address of :data:`SCHEMES`; ``None`` for a model, which :func:`load_model` loads."""
-    for pattern, backend in SCHEMES.items():
-        if fnmatchcase(address.lower(), pattern):
-            return backend(address, task)
-    return None
+def backend_of(address: str) -> Callable[[str, TextTask], Backend] | None:
+    """What opens the backend at an address of :data:`SCHEMES`; ``None`` for a model, which :func:`load_model` loads."""
+    return next((backend for pattern, backend in SCHEMES.items() if fnmatchcase(address.lower(), pattern)), None)
+
+
+def open_backend(address: str, task: TextTask, scored: bool = False) -> Backend | None:
+    """Open the backend at an address, if it has one; ``scored`` asks it for scores, too, where they are an option."""
+    backend = backend_of(address)
+    opened = None if backend is None else backend(address, task)
+    if scored and isinstance(opened, OpenAIBackend):
+        opened.want_scores()
+    return opened
 
 
 def load_model(
@@ -66,6 +75,11 @@ def load_model(
     Raises InputError if it cannot be loaded, answers another task, or overflows in this precision.
     """
     options = {"generate": generate, "num_beams": num_beams, "dtype": dtype}
+    if backend_of(path) is OpenAIBackend:
+        raise InputError(
+            f"'{path}' is behind an API: it answers as a Super, or as a Swift beside one, but it is no model to train "
+            "or to serve alone. Give a folder or a hub id."
+        )
     if path.endswith(".ckpt"):
         if fine_tune:
             read_checkpoint(path)
@@ -161,6 +175,9 @@ def check_model(path: str) -> None:
     """Check that :func:`load_model` would find a model, without loading its weights."""
     if path.endswith(".ckpt"):
         read_checkpoint(path)
+        return
+    if backend_of(path) is OpenAIBackend:
+        Settings.of(path)
         return
     source = Source.find(path)
     with loading(source.title):

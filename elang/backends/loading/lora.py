@@ -78,6 +78,7 @@ class Lora:
 
     def __init__(self, model: TextModel, options: LoraOptions, path: str, lr: float | None = None) -> None:
         self.options = options
+        self._low: list[Any] = []  # layers with weights that begin has put into bfloat16
         if options.rank is not None:
             self._put_into(model, path)
         if options.rank is not None and lr is not None and lr <= _LOW_RATE:
@@ -157,6 +158,7 @@ class Lora:
         models that were published in bfloat16.
         """
         self.merge(model, False)
+        self._restore()
         if self.options.rank is None or precision != "bf16-mixed":
             return
         tables = {module.weight for module in model.backbone.modules() if isinstance(module, nn.Embedding)}
@@ -164,12 +166,17 @@ class Lora:
             low = layer.weight.detach().bfloat16()
             if not layer.weight.requires_grad and layer.weight not in tables and torch.equal(low, layer.weight):
                 layer.weight.data = low
+                self._low.append(layer)
+
+    def _restore(self) -> None:
+        for layer in self._low:
+            layer.weight.data = layer.weight.data.float()
+        self._low = []
 
     def merge(self, model: TextModel, merged: bool = True) -> None:
-        """Add the adapters to the weights of their layers, in float32 and in place, or take them off again."""
-        if merged and self.options.rank is not None:
-            for layer in _layers(model.backbone):
-                layer.weight.data = layer.weight.data.float()
+        """Add the adapters to the weights of their layers, in place, or take them off again."""
+        if merged:
+            self._restore()
         for layer in _adapted(model.backbone).values():
             if bool(layer.merged) != merged:
                 (layer.merge if merged else layer.unmerge)()

@@ -10,6 +10,7 @@ from typing import Any
 
 from elang.backends.loading.padding import finds_last_by_padding, has_decoder
 from elang.errors import InputError, listed
+from elang.method.router import RouterHead
 from elang.notices import notice
 
 # Buffers in files of older versions of the library, which computes them today.
@@ -173,7 +174,10 @@ def num_weights(folder: Path) -> int:
 
 
 def check_state(model: Any, state: dict[str, Any], path: str, remedy: str) -> None:
-    """Refuse the weights of a checkpoint, by name, unless they are exactly the model's."""
+    """Refuse the weights of a checkpoint, by name, unless they are exactly the model's; earlier heads are widened."""
+    for name, module in model.named_modules():
+        if isinstance(module, RouterHead):
+            module.widen(state, f"{name}.")
     needed = model.state_dict()
     missing, unexpected = sorted(needed.keys() - state.keys()), state.keys() - needed.keys()
     if missing:

@@ -13,6 +13,7 @@ from elang.evaluation.pair import PairAnswers
 from elang.evaluation.report.folder import Evaluation
 from elang.evaluation.report.words import default_point, score_rows
 from elang.evaluation.summary import JointSummary
+from elang.evaluation.units import told_in
 from elang.files import write_atomically
 from elang.method.bootstrap import curve_interval
 from elang.method.curve.points import OperatingCurve
@@ -94,7 +95,7 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], about: JointSumma
         if point := summary.scores[routing].point(usual := summary.scores[routing].usual("held out")):
             place = (point.cost / super_.cost if by_cost else point.deferred_share, point.quality)
             axis.plot(*place, "o", color="black", zorder=6, label=f"{routing}: {usual}")
-        axis.set_xlabel(_COST if by_cost else _SHARE)
+        axis.set_xlabel(told_in(_COST, about.flops_convention) if by_cost else _SHARE)
     axes[0].set_ylabel(summary.quality_name)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     title = f"{about.task}: " if about.task else ""
@@ -189,7 +190,7 @@ def curve_figure(evaluation: Evaluation, name: str, threshold: float) -> dict[st
         axis.fill_between(x, low, high, color=COLORS.get(routing, "#666666"), alpha=0.15, linewidth=0)
         alt += "; the band is its 95% bootstrap interval"
     _mark_models(axis, (first.swift.cost / cost if by_cost else 0, first.swift.quality), first.super.quality)
-    axis.set_xlabel(_COST if by_cost else _SHARE)
+    axis.set_xlabel(told_in(_COST, evaluation.summary.flops_convention) if by_cost else _SHARE)
     axis.set_ylabel(metric)
     figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     # Where data lies in the picture, so that the slider's mark can be put there.

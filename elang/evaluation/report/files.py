@@ -80,7 +80,7 @@ def _write_pair_records(path: Path, pairs: dict[str, PairAnswers], about: dict[s
         parts.append(pa.table(arrays))
     metadata = {"elang": json.dumps(plain(about))}
     with write_atomically(path) as aside:
-        pq.write_table(pa.concat_tables(parts).replace_schema_metadata(metadata), aside)
+        pq.write_table(pa.concat_tables(parts, promote_options="default").replace_schema_metadata(metadata), aside)
 
 
 def _quality_at(deferred: Tensor, curve: OperatingCurve) -> Tensor:

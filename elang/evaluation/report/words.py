@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from elang.evaluation.summary import JointSummary, Worth
+from elang.evaluation.units import is_other, told_in, unit_of
 from elang.method.curve.points import Point
 from elang.method.quality.texts import full_mark
 
@@ -15,20 +16,21 @@ _TOO_MUCH = 0.02
 _NO_MATTER = 0.0025
 # By the words that are explained, which are looked for as they are written.
 _MEANINGS = {
-    "held out": "chosen on {chosen_on}, and tried here",
+    "held out": "a threshold that was chosen on {chosen_on}; its row shows what it does here",
     "read here": "chosen on these same examples, which is optimistic: it promises nothing for new inputs",
-    "1-SE": "the cheapest threshold at which {metric} is below the Super's by at most half a point, or one standard "
-    "error if that is larger{allowed}",
+    "1-SE": "the cheapest threshold at which {metric} is below the Super's by at most half a point or one standard "
+    "error, whichever is larger{allowed}",
     "parity": "the cheapest threshold with all of the Super's {metric}",
     "99.5%, 99%": "the cheapest threshold with this share of the Super's {metric}",
     "Super alone": "also what 1-SE, parity and the shares stand for where no threshold that costs less is good enough",
     "random": "for comparison, deferring by chance",
     "oracle": "for comparison, a score that knows both models' answers",
     "most frequent label": "for comparison, always answering '{label}', the label of {share} of these examples",
+    "score above": "inputs with a score above this number go to the Super; at inf none does, at -inf all do",
     "deferred": "share of the inputs that the Swift passes on to the Super",
     "defer 10%, defer 20%, defer 30%, defer 50%": "the threshold that defers at most this share of the examples that "
     "chose it",
-    "speed-up": "FLOPs of the Super alone divided by FLOPs of the pair; below 1x the pair costs more",
+    "speed-up": "{cost} of the Super alone divided by {cost} of the pair; below 1x the pair costs more",
     "area": "how well a score finds the inputs that the Super answers better, 0 (as by chance) to 1 (all of them); "
     "below 0 it is worse than chance",
     "difference, area minus": "the area minus that of {score}; '=' if that may be chance (the 95% interval includes 0)",
@@ -51,7 +53,7 @@ def meanings(texts: Iterable[str], told: Iterable[str] = (), **about: str) -> li
     ['area']
     """
     usual = {"metric": "quality", "chosen_on": "held-out examples", "score": "the first score"}
-    about = usual | {"label": "it", "share": "most", "allowed": ""} | about
+    about = usual | {"label": "it", "share": "most", "allowed": "", "cost": "FLOPs"} | about
     found, before = ("\n".join(some) for some in (texts, told))
     lines = []
     for words, meaning in _MEANINGS.items():
@@ -62,14 +64,16 @@ def meanings(texts: Iterable[str], told: Iterable[str] = (), **about: str) -> li
 
 
 def allowance(summary: JointSummary) -> str:
-    """How much the default threshold was allowed to lose, and by how much the Super leads; empty if unknown."""
+    """How much the default threshold was allowed to lose, and by how much the Super leads, and on which examples."""
     if summary.allowed_drop is None:
         return ""
     first = summary.first
     lead = first.super.quality - first.swift.quality
     allowed, lead = (100 * drop / full_mark(first.quality_name) for drop in (summary.allowed_drop, lead))
-    leads = f"leads by {lead:.2f}" if lead > 0 else "does not lead"
-    return f" (here {allowed:.2f} points; the Super {leads})"
+    leads = f"leads the Swift by {lead:.2f}" if lead > 0 else "does not lead the Swift"
+    return (
+        f" ({allowed:.2f} points on the examples that chose it; on the {first.num_examples:,} here the Super {leads})"
+    )
 
 
 def better_scores(summary: JointSummary) -> list[str]:
@@ -94,33 +98,39 @@ def outcome(summary: JointSummary, point: Point, to_super: dict[str, Any] | None
     metric, task = first.quality_name, f"On {summary.task}, " if summary.task else ""
     swift, pair, super_ = (quality_text(metric, q) for q in (first.swift.quality, point.quality, first.super.quality))
     said = _compared(to_super, f"{metric} {pair}, the Super's {super_}", first.num_examples)
-    lines = [f"the pair {said} at {point.speedup:.2f}x fewer FLOPs."]
+    who = "the pair" if share else "the Swift alone"
+    lines = [f"{who} {said} at {point.speedup:.2f}x fewer FLOPs."]
     if share == 1:
         lines = ["the pair saves nothing: every input goes to the Super."]
     elif math.isnan(point.speedup):
-        lines = [f"the pair {said}; what it saves is unknown."]
+        lines = [f"{who} {said}; what it saves is unknown."]
     elif point.speedup <= 1:
-        lines = [f"the pair saves nothing: it {said} and takes {1 / point.speedup:.2f}x the Super's FLOPs."]
+        lines = [f"{who} saves nothing: it {said} and takes {1 / point.speedup:.2f}x the Super's FLOPs."]
     if summary.denied:
         task = f"With this in mind: {task[:1].lower()}{task[1:]}"
     lines[0] = task + (lines[0] if task else "T" + lines[0][1:])
-    if share < 1:
+    if share == 0:
+        lines.append("At this threshold the Super is never asked; others below ask it.")
+    elif share < 1:
         lines.append(f"The Swift answers {1 - share:.1%} of the inputs by itself, and the Super the other {share:.1%}.")
-        if share == 0:
-            lines.append("The Super is never asked: where that is not good enough, take a threshold that asks it.")
-        lines += [] if to_super is None else [_difference(to_super, summary.worth)]
-    lines.append(f"The Swift alone has {metric} {swift}.")
-    return lines + _costs(first.swift.cost, point.cost, first.super.cost)
+    if share < 1 and to_super is not None:
+        lines.append(_difference(to_super, summary.worth))
+    lines += [f"The Swift alone has {metric} {swift}."] if share else []
+    costs = {"the Swift alone": first.swift.cost, "the pair": point.cost if share else math.nan}
+    costs["the Super alone"] = first.super.cost
+    return [told_in(line, summary.flops_convention) for line in lines] + _costs(costs, summary.flops_convention)
 
 
-def _costs(swift: float, pair: float, super_: float) -> list[str]:
-    """What an input costs by each, as far as it is known."""
-    costs = {"the Swift alone": swift, "the pair": pair, "the Super alone": super_}
-    known = [f"{cost / 1e9:.3g}{{}} by {who}" for who, cost in costs.items() if not math.isnan(cost)]
-    lines = ["An input costs " + ", ".join(known).replace("{}", " GFLOPs", 1).replace("{}", "") + "."] if known else []
-    if math.isnan(super_):
+def _costs(costs: dict[str, float], convention: str) -> list[str]:
+    """What an input costs by each, as far as it is known; in seconds or money, what 1,000 do."""
+    what, unit, scale = "An input costs ", "GFLOPs", 1e-9
+    if is_other(convention):
+        what, unit, scale = "1,000 inputs cost ", unit_of(convention), 1e3
+    known = [f"{cost * scale:.3g}{{}} by {who}" for who, cost in costs.items() if not math.isnan(cost)]
+    lines = [what + ", ".join(known).replace("{}", f" {unit}", 1).replace("{}", "") + "."] if known else []
+    if math.isnan(costs["the Super alone"]):
         lines.append("What the Super costs is unknown: give it with --model.super_flops.")
-    if math.isnan(swift):
+    if math.isnan(costs["the Swift alone"]):
         lines.append("What the Swift costs is unknown: its records have no FLOPs.")
     return lines
 

@@ -85,7 +85,7 @@ class Batcher:
             queue = self._queues[self._turn]
             batch = [queue.popleft()]
             texts, characters = batch[0].size
-            while queue and queue[0].question.keep == batch[0].question.keep:
+            while queue and queue[0].question.threshold == batch[0].question.threshold:
                 texts, characters = texts + queue[0].size[0], characters + queue[0].size[1]
                 if texts > self.most or characters > self.most_characters:
                     break
@@ -103,7 +103,7 @@ class Batcher:
         try:
             texts = [text for item in batch for text in item.question.texts]
             choices = [part for item in batch for part in item.question.choices or []] or None
-            question = Question(texts=texts, choices=choices, keep=batch[0].question.keep)
+            question = Question(texts=texts, choices=choices, threshold=batch[0].question.threshold)
             reply = await asyncio.wait_for(self.send(question, time.monotonic() + self.lost), self.lost)
             if (message := reply.get("error")) and len(batch) > 1:
                 half = len(batch) // 2

@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import json
 import math
 import time
 from collections.abc import Callable
@@ -9,12 +10,13 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from elang.inference.serving.schema import RETRY
+from elang.inference.serving.schema import RETRY, error_body
 
 # A request line with its headers, and how many headers there may be.
 HEAD_BYTES, _HEADERS = 32_768, 100
 # The name of a request's task in its scope.
 TASK = "elang.task"
+_EVENTS = b"text/event-stream; charset=utf-8"
 # Seconds in which a body must come.
 _BODY = 10.0
 # Bytes of bodies that are held at a time; small ones are always accepted.
@@ -46,6 +48,8 @@ class Gate:
         # The unanswered requests: the time by which each body must be there, and why one is given up.
         self.open: dict[asyncio.Task[Any], float] = {}
         self._reasons: dict[asyncio.Task[Any], Refusal] = {}
+        # The tasks whose answers have begun and come in parts.
+        self.streaming: set[asyncio.Task[Any]] = set()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Let a request through, or refuse it."""
@@ -62,24 +66,34 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self.open.pop(task, None)
+                if (b"content-type", _EVENTS) in message.get("headers", ()):
+                    self.streaming.add(task)
                 if self.ending:
                     message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await send(message)
 
         try:
             if refusal := self._refusal(scope):
-                await response_of(*refusal)(scope, receive, send_counted)
+                await response_of(*refusal, path=scope["path"])(scope, receive, send_counted)
             else:
                 await self._answer(task, scope, receive, send=send_counted)
         except asyncio.CancelledError:
             if task not in self._reasons:
                 raise
-            await response_of(*self._reasons[task], close=True)(scope, receive, send_counted)
+            if self._reasons[task][0] == 499:
+                # Nobody is there to be told.
+                status = 499
+            elif task in self.streaming:
+                event = f"data: {json.dumps(error_body(*self._reasons[task][:2]))}\n\n".encode()
+                await send({"type": "http.response.body", "body": event})
+            else:
+                await response_of(*self._reasons[task], close=True, path=scope["path"])(scope, receive, send_counted)
         except Exception:
             status = 500
             raise
         finally:
             self.open.pop(task, None)
+            self.streaming.discard(task)
             self._reasons.pop(task, None)
             self.count(scope["path"], status)
 
@@ -97,12 +111,13 @@ class Gate:
                 parts.append(message.get("body", b""))
                 size, more = size + len(parts[-1]), message.get("more_body", False)
                 if size > self.max_bytes:
-                    await response_of(*self._too_large)(scope, receive, send)
+                    await response_of(*self._too_large, path=scope["path"])(scope, receive, send)
                     return
                 if size > _SMALL:
                     self.held, held = self.held + size - held, size
                     if self.held > _HELD:
-                        await response_of(503, "Too much is being sent. Ask again later.", RETRY)(scope, receive, send)
+                        refusal = (503, "Too much is being sent. Ask again later.", RETRY)
+                        await response_of(*refusal, path=scope["path"])(scope, receive, send)
                         return
             self.open[task] = math.inf
             messages: list[Any] = [{"type": "http.request", "body": b"".join(parts), "more_body": False}]
@@ -142,16 +157,19 @@ class Gate:
 
     def give_up_all(self) -> None:
         """Refuse all unanswered requests, because the server ends."""
-        for task in list(self.open):
+        for task in [*self.open, *self.streaming]:
             self.give_up(task, _ENDING)
 
     def give_up(self, task: "asyncio.Task[Any] | None", refusal: Refusal) -> None:
         """Stop answering a request, and refuse it."""
-        if task in self.open and task not in self._reasons:
+        if task is not None and (task in self.open or task in self.streaming) and task not in self._reasons:
             self._reasons[task] = refusal
             task.cancel()
 
 
-def response_of(status: int, detail: str, headers: dict[str, str] | None = None, close: bool = False) -> JSONResponse:
-    """A refusal, worded as FastAPI words its own."""
-    return JSONResponse({"detail": detail}, status, {**(headers or {}), **({"Connection": "close"} if close else {})})
+def response_of(
+    status: int, detail: str, headers: dict[str, str] | None = None, close: bool = False, path: str = ""
+) -> JSONResponse:
+    """A refusal, in the form of FastAPI's own or, for a path of OpenAI's API, in that of OpenAI."""
+    body = error_body(status, detail) if path.startswith("/v1/") else {"detail": detail}
+    return JSONResponse(body, status, {**(headers or {}), **({"Connection": "close"} if close else {})})

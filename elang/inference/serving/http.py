@@ -166,9 +166,12 @@ class Connection(HttpToolsProtocol):
         if phase != self.phase:
             self.phase, self.since = phase, now
         waited = now - self.since
-        if full or (cycle is not None and cycle.response_started and not cycle.response_complete):
+        if full:
             if waited > _TAKEN:
                 self.transport.abort()
+        elif cycle is not None and cycle.response_started and not cycle.response_complete:
+            # A stream, of which the server has no more yet.
+            return
         elif cycle is None or cycle.response_complete:
             if self.unparsed and waited > _HEAD and not (cycle is not None and cycle.more_body):
                 self.refuse(408, f"The head of the request has not come within {_HEAD:.0f} seconds.")
@@ -235,7 +238,8 @@ class Server(uvicorn.Server):
             self.signalled_at = self.signalled_at or now
             if now - self.signalled_at > _DRAIN:
                 self.gate.give_up_all()
-            self.should_exit = now - self.signalled_at > (_GRACE if not self.gate.open else _DRAIN + 0.5)
+            waits = self.gate.open or self.gate.streaming
+            self.should_exit = now - self.signalled_at > (_DRAIN + 0.5 if waits else _GRACE)
         self.should_exit |= any(model.failed for model in self.workers)
         return self.should_exit
 

@@ -10,16 +10,18 @@ from typing import Annotated, Any, Literal
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.json_schema import SkipJsonSchema
 
 RETRY = {"Retry-After": "1"}
 # Longer bodies are parsed in a thread, one at a time, so that short ones need not wait; this many of them may wait.
 _SHORT, _QUEUED = 16_384, 32
 # The most digits of a number, and characters of a refusal.
 _DIGITS, _DETAIL = 20, 400
+_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # Stop at the first wrong element, because each further one would cost time.
 _Strings = Annotated[list[str], Field(fail_fast=True)]
 Role = Literal["swift", "super"]
-Reason = Literal["timeout", "full", "failed", "unavailable"]
+Reason = Literal["timeout", "full", "failed", "unavailable", "cost"]
 
 
 class Question(BaseModel):
@@ -34,12 +36,15 @@ class Question(BaseModel):
     choices: Annotated[list[_Strings], Field(fail_fast=True)] | None = Field(
         None, description="Each input's candidates, where the task has its own."
     )
-    keep: bool = Field(False, description="Of the Swift alone: answer also what would be deferred.")
+    # Of the Swift alone: above which score to defer; by default the server's.
+    threshold: Annotated[SkipJsonSchema[float | None], Field(exclude=True)] = None
 
 
 class TimedQuestion(Question):
     """Texts to be answered by the pair."""
 
+    threshold: Annotated[SkipJsonSchema[None], Field(exclude=True)] = None
+    # Servers of earlier versions send it.
     keep: Literal[False] = False
     deadline: float | None = Field(
         None, gt=0, strict=True, allow_inf_nan=False, description="Seconds; at most the server's, which is the default."
@@ -100,6 +105,32 @@ class Limits:
     deferred: int = 4096
     batch: int = 512
     bytes: int = 1_000_000
+
+
+class ApiError(HTTPException):
+    """A refusal in OpenAI's form: what is wrong, in which parameter, and a code."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The body of the response."""
+        return error_body(self.status_code, self.detail, self.param, self.code)
+
+
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The body of a refusal in OpenAI's form."""
+    kind = _ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 class QuestionReader:
@@ -180,7 +211,7 @@ def _reason(error: Any) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = TimedQuestion.model_fields
+    fields = [name for name in TimedQuestion.model_fields if name != "threshold"]
     content: dict[str, Any] = {}
     for name, value in pairs:
         if name not in fields:

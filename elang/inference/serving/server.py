@@ -3,22 +3,30 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import httpx
-import torch
 from fastapi import FastAPI, Request, Response
 from starlette.responses import PlainTextResponse
 
-from elang.errors import InputError
+from elang.backends.openai.settings import Settings
 from elang.inference.predictor import JointPredictor
 from elang.inference.serving.batcher import Batcher, ModelAnswers
+from elang.inference.serving.chat_answer import Prices
+from elang.inference.serving.chat_routes import AnswersChats, add_chat_routes
+from elang.inference.serving.chat_service import ChatService
+from elang.inference.serving.chats import LocalChats, Upstream
+from elang.inference.serving.elsewhere import BackendSuper, Client, ask_backend
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.http import Server
+from elang.inference.serving.model import ChatModel, Model
 from elang.inference.serving.schema import BODY, Labels, Limits, Question, QuestionReader, Reply, Role
 from elang.inference.serving.service import Metrics, OnSuperFailure, PairService, ask_model, score_edges
+from elang.inference.serving.text_chats import TextChats
 from elang.inference.serving.workers import Load, Workers
+from elang.method.scores import BEFORE_DECODER
 
 _log = logging.getLogger(__name__)
 # Batches that a server elsewhere is asked at a time; it makes its own of them.
@@ -27,57 +35,21 @@ _REMOTE_WORKERS = 4
 _HANGS = 60.0
 
 
-class Model:
-    """Answers batches with one model of the pair, in a process of its own with so many CPU threads.
+@dataclass(frozen=True)
+class ChatOptions:
+    """The pair behind OpenAI's API: its name, how a Super elsewhere is asked, and what a million tokens cost."""
 
-    The options are those of the :class:`elang.JointPredictor`; the Super is loaded only for the Super.
-    """
+    model: str
+    upstream: Settings | None = None
+    prices: Prices = field(default_factory=dict)
 
-    def __init__(self, role: Role, options: dict[str, Any], threads: int, device: str) -> None:
-        torch.set_num_threads(threads)
-        options = {**options, "device": device}
-        if role == "swift":
-            options["super_model"] = None
-        self.role, self.predictor = role, JointPredictor(**options)
-        self.runner, task = self.predictor.runners[role], self.predictor.task
-        choices = [("a", "b")] if task.kind.has_candidates else None
-        try:
-            # So that the first request does not wait for what the first pass sets up.
-            self._answers([tuple("warm up" for _ in task.fields)], choices, True)
-        except InputError as error:
-            _log.warning("The first pass failed: %s", error)
 
-    def __call__(self, texts: list[Any], choices: list[list[str]] | None, keep: bool) -> dict[str, Any]:
-        """The ``answers`` to a batch, their ``probabilities``, and the inputs ``cut``; or the ``error`` in it."""
-        try:
-            rows = self.predictor.rows(texts)
-            before = self.runner.truncated
-            reply = self._answers(rows, choices, keep) if rows else {"answers": []}
-            return {**reply, "cut": self._cut(rows, choices) if self.runner.truncated > before else []}
-        except InputError as error:
-            return {"answers": [], "error": str(error)}
+@dataclass(frozen=True)
+class Processes:
+    """The processes of each model: their devices, and the CPU threads of each."""
 
-    def _answers(self, rows: list[tuple[str, ...]], choices: Any, keep: bool) -> dict[str, Any]:
-        if self.role == "swift":
-            scored = self.predictor.score_swift(rows, choices, keep)
-            answers: list[Any] = list(zip(scored.answers, scored.scores, scored.deferred, strict=True))
-        else:
-            scored = self.predictor.score_super(rows, choices)
-            answers = list(scored.answers)
-        return {"answers": answers, "probabilities": scored.probabilities}
-
-    def _cut(self, rows: list[tuple[str, ...]], choices: Any) -> list[int]:
-        """Places of the inputs that are too long, once it is known that some are."""
-        if len(rows) == 1:
-            return [0]
-        cut = []
-        for i, row in enumerate(rows):
-            candidates = [tuple(choices[i])] if choices else None
-            # Encode only those that may be: a character has four bytes at most, and no token is empty.
-            may_be_long = sum(map(len, (*row, *(choices[i] if choices else ())))) > self.runner.limit // 8
-            if may_be_long and self.runner.encode([row], candidates).texts.truncated:
-                cut.append(i)
-        return cut
+    devices: list[str]
+    threads: int
 
 
 def build_server(
@@ -87,8 +59,8 @@ def build_server(
     limits: Limits,
     on_super_failure: OnSuperFailure,
     token: str | None,
-    devices: list[str],
-    threads: int,
+    processes: Processes,
+    chats: ChatOptions | None = None,
 ) -> Server:
     """Build the server of a pair, or of a Super alone.
 
@@ -99,16 +71,17 @@ def build_server(
         limits: What is accepted.
         on_super_failure: As :class:`PairService` takes it.
         token: The token that requests must bring.
-        devices: One for each process of a model.
-        threads: CPU threads of each process.
+        processes: Of the models that are here.
+        chats: Also has OpenAI's API.
     """
     roles: dict[Role, bool] = {"swift": predictor is not None, "super": not remote}
+    writes = chats is not None and predictor is not None and predictor.swift.streams
     workers: dict[Role, Workers] = {}
     for role in (role for role, here in roles.items() if here):
-        loads: list[Load] = [partial(Model, role, pair, threads, device=device) for device in devices]
+        make = partial(ChatModel if writes else Model, role, pair, processes.threads)
+        loads: list[Load] = [partial(make, device=device) for device in processes.devices]
         # By three deadlines every request has been answered or refused.
         workers[role] = Workers(role.capitalize(), loads, max(_HANGS, 3 * limits.deadline))
-    batchers = _batchers(workers, limits, remote=remote, token=token)
     metrics = Metrics(None if predictor is None else score_edges(predictor))
 
     def ready(role: Role) -> bool:
@@ -116,32 +89,77 @@ def build_server(
 
     app = FastAPI(title="elang serve", redirect_slashes=False)
     _add_health(app, workers)
+    policy: Any = {"limits": limits, "on_super_failure": on_super_failure, "metrics": metrics}
+    if writes:
+        assert chats is not None and predictor is not None  # noqa: PT018
+        service = _chat_service(predictor, workers, chats, super_ready=partial(ready, "super"), **policy)
+        _add_chats(app, service, predictor, chats, metrics=metrics, limits=limits)
+        needed: tuple[Role, ...] = ("swift", "super") if on_super_failure == "fail" else ("swift",)
+        _add_views(app, metrics, lambda: {"swift": ready("swift"), "super": ready("super")}, needed=needed)
+        return Server(Gate(app, token, limits.bytes, count=metrics.count), list(workers.values()))
+    batchers = _batchers(workers, limits, remote=remote, token=token, predictor=predictor)
     if not remote:
         _add_super_route(app, batchers["super"], limits, metrics=metrics)
     if predictor is None:
         _add_views(app, metrics, lambda: {"super": ready("super")}, needed=("super",))
     else:
-        policy: Any = {"limits": limits, "on_super_failure": on_super_failure}
-        service = PairService(predictor, batchers, partial(ready, "super"), metrics=metrics, **policy)
-        add_routes(app, service, partial(ready, "swift"))
+        pair_service = PairService(predictor, batchers, partial(ready, "super"), **policy)
+        add_routes(app, pair_service, partial(ready, "swift"))
+        if chats is not None:
+            _add_chats(app, TextChats(pair_service), predictor, chats, metrics=metrics, limits=limits)
     return Server(Gate(app, token, limits.bytes, count=metrics.count), list(workers.values()))
 
 
+def _chat_service(
+    predictor: JointPredictor, workers: dict[Role, Workers], chats: ChatOptions, **policy: Any
+) -> ChatService:
+    early = predictor.score in BEFORE_DECODER
+    usual = 0.0 if predictor.sampling is None else predictor.sampling.temperature
+    swift = LocalChats("Swift", workers["swift"], predictor.task, usual=usual, fixed=not early, early=early)
+    super_: LocalChats | Upstream
+    if chats.upstream is None:
+        super_ = LocalChats("Super", workers["super"], predictor.task, usual=usual)
+    else:
+        super_ = Upstream(chats.upstream, timeout=policy["limits"].deadline)
+    return ChatService(predictor, swift, super_, prices=chats.prices, **policy)
+
+
+def _add_chats(
+    app: FastAPI,
+    service: AnswersChats,
+    predictor: JointPredictor,
+    chats: ChatOptions,
+    *,
+    metrics: Metrics,
+    limits: Limits,
+) -> None:
+    add_chat_routes(app, service, chats.model, predictor.task, metrics=metrics, deadline=limits.deadline)
+
+
 def _batchers(
-    workers: dict[Role, Workers], limits: Limits, *, remote: str | None, token: str | None
+    workers: dict[Role, Workers],
+    limits: Limits,
+    *,
+    remote: str | None,
+    token: str | None,
+    predictor: JointPredictor | None,
 ) -> dict[Role, Batcher]:
     """What packs batches for each model, here or elsewhere."""
     # A character has four bytes at most, and a server elsewhere accepts as many bytes as this one.
     options: dict[str, Any] = {"most": limits.batch, "most_characters": limits.bytes // 4, "lost": limits.deadline}
 
     async def ask(model: Workers, question: Question, until: float) -> dict[str, Any]:
-        return await model.ask((question.texts, question.choices, question.keep))
+        return await model.ask((question.texts, question.choices, question.threshold))
 
     batchers = {role: Batcher(partial(ask, model), len(model.loads), **options) for role, model in workers.items()}
-    if remote:
+    if remote and not remote.startswith(("http://", "https://")):
+        assert predictor is not None
+        ask_elsewhere = partial(ask_backend, BackendSuper(remote, predictor.task))
+        batchers["super"] = Batcher(ask_elsewhere, _REMOTE_WORKERS, **options)
+    elif remote:
         connections = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        client = _Client(headers=headers, base_url=remote, limits=connections)
+        client = Client(headers=headers, base_url=remote, limits=connections)
         options["most"] = min(limits.batch, limits.texts)
         batchers["super"] = Batcher(partial(client.ask, "/super"), _REMOTE_WORKERS, **options)
     return batchers
@@ -202,18 +220,3 @@ def _add_views(app: FastAPI, metrics: Metrics, state: Callable[[], dict[str, boo
         if not all(models[name] for name in needed):
             response.status_code = 503
         return models
-
-
-class _Client(httpx.AsyncClient):
-    """Asks a server elsewhere, over connections that are kept."""
-
-    async def ask(self, path: str, question: Question, until: float) -> dict[str, Any]:
-        """The server's reply to a question, as :class:`Model` replies."""
-        timeout = max(0.001, until - time.monotonic())
-        response = await self.post(path, json=question.model_dump(), timeout=timeout)
-        if response.status_code in (413, 422):
-            # One question is wrong, or they are too much together.
-            return {"error": f"{response.status_code}: {response.text[:200]}"}
-        response.raise_for_status()
-        answers: dict[str, Any] = response.json()
-        return answers

@@ -106,19 +106,25 @@ class PairService:
         for role, model in models.items():
             model.gauge = self.metrics.waiting.labels(role)
 
-    async def answer(self, question: TimedQuestion) -> Reply:
-        """Answer a request; an HTTPException with 422 for bad input, 503 or 504 as of :func:`ask_model`."""
-        with self.metrics.seconds.labels("request").time():
-            return await self._answer(question)
+    async def answer(self, question: TimedQuestion, threshold: float | None = None) -> Reply:
+        """Answer a request; an HTTPException with 422 for bad input, 503 or 504 as of :func:`ask_model`.
 
-    async def _answer(self, question: TimedQuestion) -> Reply:
+        ``threshold`` takes the place of the predictor's.
+        """
+        with self.metrics.seconds.labels("request").time():
+            return await self._answer(question, self.predictor.threshold if threshold is None else threshold)
+
+    async def _answer(self, question: TimedQuestion, threshold: float) -> Reply:
         seconds = min(question.deadline or self.limits.deadline, self.limits.deadline)
         until = time.monotonic() + seconds
         self._check(question)
         if not question.texts:
             return Reply(answers=[])
-        if self.predictor.threshold > -math.inf:
-            swift = await self._ask("swift", question, until, room=self.limits.pending)
+        if threshold > -math.inf:
+            asked: Question = question
+            if threshold != self.predictor.threshold:
+                asked = Question(texts=question.texts, choices=question.choices, threshold=threshold)
+            swift = await self._ask("swift", asked, until, room=self.limits.pending)
             for _, score, _ in swift.answers:
                 self.metrics.scores.observe(score)
         else:
@@ -130,7 +136,7 @@ class PairService:
         if hard:
             self.metrics.deferred.inc(len(hard))
             choices = None if question.choices is None else [question.choices[i] for i in hard]
-            part = Question(texts=[question.texts[i] for i in hard], choices=choices, keep=False)
+            part = Question(texts=[question.texts[i] for i in hard], choices=choices)
             # Keep time for the Swift's decoder if it has not run.
             decode = labels[hard[0]][0] is None and self.on_super_failure == "swift"
             supers, reason = await self._ask_super(part, until - seconds * _DECODER_SHARE * decode)
@@ -208,7 +214,7 @@ class PairService:
         if all(label is not None for label, _ in labels):
             return labels, set()
         try:
-            answers = await self._ask("swift", part.model_copy(update={"keep": True}), until, room=math.inf)
+            answers = await self._ask("swift", part.model_copy(update={"threshold": math.inf}), until, room=math.inf)
         except HTTPException as error:
             raise HTTPException(504, f"Neither model answered before the deadline. {error.detail}") from None
         return _with_probabilities([label for label, _, _ in answers.answers], answers), answers.cut

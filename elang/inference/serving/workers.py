@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,16 +23,17 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from elang.errors import InputError, first_line
+from elang.inference.serving.streams import Items, Left, Parts, Stream
 from elang.terminal import quiet_libraries, tell
 
 _log = logging.getLogger(__name__)
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 # Seconds before a process is started again; doubled as long as it does not come up.
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0
-# What a model is asked: texts, candidates, and whether it defers none.
-Job = tuple[Any, Any, bool]
-# Loads a model and returns what answers a job.
-Load = Callable[[], Callable[..., dict[str, Any]]]
+# What a model is asked: arguments of what answers a job.
+Job = tuple[Any, ...]
+# Loads a model and returns what answers a job when it is called; a stream's items are given to its `write`.
+Load = Callable[[], Any]
 
 
 class Workers:
@@ -46,7 +48,7 @@ class Workers:
         self.there = [False] * len(loads)
         self.failed: str | None = None
         self._loaded = False
-        self._jobs: asyncio.Queue[tuple[Job, asyncio.Future[dict[str, Any]]]] = asyncio.Queue()
+        self._jobs: asyncio.Queue[tuple[Job | Stream, asyncio.Future[dict[str, Any]]]] = asyncio.Queue()
         self._threads = ThreadPoolExecutor(len(loads), f"elang-{who}")
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -63,8 +65,8 @@ class Workers:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._threads.shutdown()
 
-    async def ask(self, job: Job) -> dict[str, Any]:
-        """A process's reply to a job; a RuntimeError if the process dies or hangs."""
+    async def ask(self, job: Job | Stream) -> dict[str, Any]:
+        """A process's reply to a job, for a stream once it has ended; a RuntimeError if the process dies or hangs."""
         reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._jobs.put_nowait((job, reply))
         return await reply
@@ -142,9 +144,22 @@ class Workers:
         loop.add_reader(sentinel, dead.set)
         death = asyncio.ensure_future(dead.wait())
 
-        def exchange(job: Job) -> Any:
-            connection.send(job)
-            return connection.recv()
+        numbers = count()
+
+        def exchange(job: Job | Stream) -> Any:
+            if not isinstance(job, Stream):
+                connection.send(job)
+                return connection.recv()
+            number = next(numbers)
+            connection.send(Items(number, job.items, set(job.left)))
+            job.send_left = lambda place: connection.send(Left(number, place))
+            try:
+                while (message := connection.recv())[0] is not None:
+                    job.heard = time.monotonic()
+                    loop.call_soon_threadsafe(job.tell, *message)
+                return message[1]
+            finally:
+                job.send_left = None
 
         try:
             while True:
@@ -158,7 +173,7 @@ class Workers:
                 if reply.done():
                     continue
                 try:
-                    result = await asyncio.wait_for(self._in_thread(exchange, job), self.longest)
+                    result = await self._within(self._in_thread(exchange, job), job)
                 except (EOFError, OSError, asyncio.TimeoutError):
                     if not reply.done():
                         reply.set_exception(RuntimeError("its process died"))
@@ -168,6 +183,15 @@ class Workers:
         finally:
             loop.remove_reader(sentinel)
             death.cancel()
+
+    async def _within(self, result: "asyncio.Future[Any]", job: Job | Stream) -> Any:
+        """A result, unless the process is silent for too long."""
+        start = time.monotonic()
+        while not (await asyncio.wait([result], timeout=self.longest))[0]:
+            if not (isinstance(job, Stream) and job.heard > start):
+                raise asyncio.TimeoutError
+            start = time.monotonic()
+        return result.result()
 
     def _in_thread(self, function: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":
         return asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
@@ -193,8 +217,15 @@ def _work(connection: "Connection[Any, Any]", load: Load) -> None:
         connection.send("")
         while True:
             job = connection.recv()
+            if isinstance(job, Left):
+                # An item of a stream that has ended was left.
+                continue
             try:
-                result = answer(*job)
+                if isinstance(job, Items):
+                    answer.write(job.items, Parts(connection, job.number, job.left))
+                    result: Any = (None, {})
+                else:
+                    result = answer(*job)
             except OSError:
                 # The model's, not the pipe's.
                 traceback.print_exc()

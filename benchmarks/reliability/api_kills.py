@@ -1,0 +1,113 @@
+"""Kills a run that asks an API, at random moments, and resumes it until it ends.
+
+    python benchmarks/reliability/api_kills.py [--texts 2000] [--kills 30] [--concurrent 8]
+
+The backend of `openai:MODEL@URL` asks a server of this script, which answers after 2 to 20 ms. Each run is a process of
+its own, forked where Python has loaded elang, and is killed by SIGKILL. Compares the kept replies with those of a run
+without a kill, and counts what the server answered: each text once, and again only those whose answers were under way
+at a kill. Writes benchmarks/results/api_kills.json; ends with 1 if a reply was lost or kept twice, or was asked for
+again although it was kept.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "backends"))
+from common import write_result
+from openai_server import Api
+
+from elang.backends.loading.load import open_backend
+from elang.data.examples import Examples
+from elang.tasks.text_task import TextTask
+
+TASK = TextTask(["bad", "good"], answers=["bad", "good"])
+
+
+def started(settings: Path, journal: Path, texts: list[str], log: Path) -> int:
+    """Ask for all texts in a process of its own, and return its id."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 2)
+        backend = open_backend(str(settings), TASK)
+        backend.keep_answers(journal)
+        backend.answer(Examples.of([(text,) for text in texts], torch.full((len(texts),), -1)))
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def kept_in(journal: Path) -> dict[str, str]:
+    """The kept replies by their requests; the last line may be incomplete."""
+    lines = journal.read_bytes().split(b"\n")[:-1] if journal.is_file() else []
+    rows = [json.loads(line) for line in lines[1:]]
+    kept = {row["request"]: json.dumps(row["reply"]) for row in rows}
+    if len(kept) < len(rows):
+        raise SystemExit("a reply is kept twice")
+    return kept
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("texts", 2000), ("kills", 30), ("concurrent", 8)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    rng, home = random.Random(0), Path(tempfile.mkdtemp(prefix="elang-kills-"))
+    texts = [f"text {number} {'x' * rng.randint(0, 60)}" for number in range(options.texts)]
+    server = Api(lambda body: time.sleep(rng.uniform(0.002, 0.02)) or Api.answer(Api.question(body)))
+    settings, calm, journal, log = (home / name for name in ("super.yaml", "calm.jsonl", "killed.jsonl", "log"))
+    settings.write_text(json.dumps({"model": f"openai:large@{server.url}", "concurrent": options.concurrent}))
+    start = time.monotonic()
+    os.waitpid(started(settings, calm, texts, log), 0)
+    seconds = time.monotonic() - start
+    server.asked.clear()
+    kept, under_way, moments = dict[str, str](), 0, []
+    for number in range(options.kills):
+        answered = sum(server.asked.values())
+        process = started(settings, journal, texts, log)
+        # The last kills come when little is left.
+        left = seconds * (1 - len(kept) / options.texts) / (options.kills - number)
+        time.sleep(0.15 + rng.uniform(0, 1.5) * left)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        time.sleep(0.2)
+        now = kept_in(journal)
+        if not kept.items() <= now.items():
+            raise SystemExit("a reply is lost")
+        under_way += sum(server.asked.values()) - answered - (len(now) - len(kept))
+        kept = now
+        moments.append(len(kept))
+    code = os.waitpid(started(settings, journal, texts, log), 0)[1]
+    asked_again = sum(server.asked.values()) - len(server.asked)
+    figures = {
+        "texts": options.texts,
+        "kills": options.kills,
+        "requests at a time": options.concurrent,
+        "seconds of a whole run": seconds,
+        "kept at each kill": moments,
+        "asked again": asked_again,
+        "answered by the server and not kept at a kill": under_way,
+        "replies equal to those of a run without a kill": code == 0 and kept_in(calm) == kept_in(journal),
+    }
+    write_result("api_kills", figures, ("torch",))
+    print(json.dumps(figures, indent=2))
+    fine = code == 0 and kept_in(calm) == kept_in(journal) and len(server.asked) == options.texts
+    # What was kept is not asked again: all that was asked twice had been under way.
+    return 0 if fine and asked_again <= under_way else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

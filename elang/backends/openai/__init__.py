@@ -1,0 +1,1 @@
+"""Models behind an API of OpenAI's form."""

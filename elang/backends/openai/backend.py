@@ -1,0 +1,282 @@
+"""A model behind an API of OpenAI's form as a backend: the Super of a pair, or its Swift by log-probabilities."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elang.backends.backend import Scored
+from elang.backends.openai.client import TOO_LONG, Client, told_failures
+from elang.backends.openai.journal import Journal
+from elang.backends.openai.labels import label_logits, match_label, text_scores
+from elang.backends.openai.questions import Questions
+from elang.backends.openai.replies import Reply, answer_of
+from elang.backends.openai.settings import Settings
+from elang.backends.openai.spending import Pace, Spending
+from elang.data.examples import Examples
+from elang.errors import InputError, counted, listed, need
+from elang.method.deferral import route
+from elang.method.scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES
+from elang.notices import notice
+from elang.records.table import EXAMPLES, Records
+from elang.tasks.kinds import answer_values, parse_value
+from elang.tasks.text_task import TextTask
+
+# The scores of an answer without tokens, which is the hardest.
+_HARDEST = {"nll": 100.0, "max_softmax": 0.0, "margin": 0.0}
+_WHAT = {"refused": "refused an answer", "too_long": "too long for the model", "unmatched": "without one of the labels"}
+
+
+class OpenAIBackend:
+    """Asks a model behind an API for its answers (docs/super.md).
+
+    Args:
+        address: ``openai:MODEL@URL``, or a YAML file of :class:`elang.backends.openai.settings.Settings`.
+        task: The task.
+    """
+
+    # What else a Swift of a pair is asked for: it is no folder of `elang fit`, and has no heads.
+    manifest, head_scores = None, list[str]()
+
+    def __init__(self, address: str, task: TextTask) -> None:
+        need(f"'{address}'", "openai", "httpx")
+        self.settings, self.task = Settings.of(address), task
+        self.address = self.settings.address
+        # Before anything else is computed.
+        self.settings.headers_now()
+        self.questions = Questions(self.settings, task)
+        self.spending, self.pace = Spending(self.settings), Pace(self.settings)
+        self.journal, self.temperature = Journal(), 1.0
+        self._told = self._counted = False
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes."""
+        return self.task.label_names
+
+    def ask_for(self, *names: str) -> list[str]:
+        """No scores but :attr:`score_names`."""
+        return []
+
+    def drop_routers(self) -> None:
+        """There are none."""
+
+    def want_scores(self, temperature: float = 1.0) -> None:
+        """Ask for log-probabilities, too: it is a Swift. The temperature is that of scores of labels."""
+        self.temperature = temperature
+        self.questions = replace(self.questions, scored=True)
+
+    def limit_new_tokens(self, tokens: int) -> None:
+        """Limit the length of texts, unless the settings do."""
+        self.questions = replace(self.questions, text_tokens=tokens)
+
+    def keep_answers(self, path: str | Path) -> None:
+        """Keep replies in a file as they arrive, and do not ask again for those that are in it."""
+        self.journal = Journal(path)
+
+    def forget_answers(self) -> None:
+        """Delete that file."""
+        self.journal.delete()
+
+    def describe(self) -> dict[str, Any]:
+        """What the records of its answers depend on, for their metadata."""
+        # Answers there need not be those of the largest logit, nor any of the task's.
+        about: dict[str, Any] = {"model": self.address, "generated": True, EXAMPLES: self.task.examples}
+        prices = self.settings.prices
+        return about | {"api": self.settings.api} | ({"prices": vars(prices)} if prices else {})
+
+    def replies(self, examples: Examples) -> list[Reply]:
+        """The replies to examples; equal requests are sent once."""
+        if not self._told:
+            self._told = True
+            self.questions.tell()
+        bodies = [self.questions.body(texts) for texts in examples.texts]
+        digests = [self.questions.digest(body) for body in bodies]
+        client = Client(self.questions, self.spending, self.pace)
+        # Without a file each call has its own: in a server several threads ask.
+        with self.journal if self.journal.path is not None else Journal() as journal:
+            if not self._counted:
+                self._counted = True
+                self.spending.begin(journal.kept)
+            known = sum(digest in journal for digest in digests)
+            if known and journal.path is not None:
+                notice(
+                    "answers-kept",
+                    f"'{journal.path}' has the replies to {counted(known, 'inputs')}, not asked for again.",
+                    recorded=False,
+                )
+            try:
+                client.ask(dict(zip(digests, bodies, strict=True)), journal)
+            except InputError as error:
+                if journal.path is None or not len(journal):
+                    raise
+                kept = f"The answers so far are kept in '{journal.path}': run the same command again to continue."
+                raise InputError(f"{error} {kept}") from None
+            replies = [journal[digest] for digest in digests]
+        self._tell_failures(client.failures)
+        return replies
+
+    def answer(self, examples: Examples) -> Records:
+        """Ask for the answers to examples; notices count those that are none, and what was tried again."""
+        replies = self.replies(examples)
+        kind = self.task.kind
+        costs = self._costs(replies)
+        if kind.generates:
+            # As texts of a model that runs here.
+            stop = self.task.next_example
+            texts = [(reply.text.partition(stop)[0] if stop else reply.text).strip() for reply in replies]
+            self._tell_answers(replies, None)
+            zeros = torch.zeros(len(replies), dtype=torch.int64)
+            return Records(
+                examples.id, zeros, key=examples.key, texts=texts, scores=self._text_scores(replies), **costs
+            )
+        answers = [answer_of(reply.text, self.settings.structured == "json_schema") for reply in replies]
+        if not kind.chooses:
+            values = answer_values(self.task.answers)
+            read = [parse_value(answer.strip(), torch.nan) for answer in answers]
+            self._tell_answers(replies, [-1 if value != value else 0 for value in read])
+            predicted = [min(values) if value != value else value for value in read]
+            return Records(examples.id, torch.tensor(predicted, dtype=torch.float64), key=examples.key, **costs)
+        labels = [match_label(answer, self.task.answers) for answer in answers]
+        self._tell_answers(replies, labels)
+        logits = self._logits(replies, labels)
+        return Records(examples.id, torch.tensor(labels, dtype=torch.int64), logits, key=examples.key, **costs)
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The scores that log-probabilities give."""
+        if not self.task.kind.generates:
+            return self.task.kind.scores
+        return tuple(name for name in SEQUENCE_SCORES if name.rpartition("_")[0] in _HARDEST)
+
+    def score(self, examples: Examples, score: str, threshold: float) -> Scored:
+        """Ask for the answers with log-probabilities, and compute one of :attr:`score_names`."""
+        if not self.questions.scored:
+            self.want_scores()
+        records = self.answer(examples)
+        known = {}
+        if records.logits is not None or records.scores is not None:
+            known = self.task.kind.scores_of(records.logits, records.scores, self.temperature)
+        if score not in known:
+            raise InputError(
+                f"{self.address} gives no log-probabilities that the score '{score}' could be computed from; there "
+                f"{'is ' + listed(list(known)) if known else 'is no score at all'}."
+            )
+        return Scored.of(records, self.task.kind, known[score].tolist(), route(known[score], threshold).tolist())
+
+    def _costs(self, replies: Sequence[Reply]) -> dict[str, Any]:
+        """The tokens of prompts and answers, and the price, where all are known."""
+        usages = [reply.usage for reply in replies if reply.usage is not None]
+        if len(usages) < len(replies) or not usages:
+            return {}
+        columns = {
+            "tokens": torch.tensor([usage.input for usage in usages]),
+            "cached": torch.tensor([usage.cached for usage in usages]),
+            "steps": torch.tensor([usage.output for usage in usages]),
+        }
+        prices = self.settings.prices
+        if prices is None:
+            return columns
+        return columns | {"price": torch.tensor([prices.of(usage) for usage in usages], dtype=torch.float64)}
+
+    def _logits(self, replies: Sequence[Reply], labels: Sequence[int]) -> Tensor | None:
+        """The log-probabilities of the labels, if the server gives them; of an answer without them all are equal."""
+        if not self._check_tokens(replies):
+            return None
+        answers, even = self.task.answers, [0.0] * len(self.task.answers)
+        if len(answers) > self.questions.top:
+            notice(
+                "partial-scores",
+                f"{self.address} gives the {self.questions.top} most probable tokens, and there are {len(answers)} "
+                "labels: those that it does not show share the probability that is left.",
+            )
+        pairs = zip(replies, labels, strict=True)
+        rows = [even if reply.tokens is None else label_logits(reply.tokens, answers, i) for reply, i in pairs]
+        return torch.tensor(rows)
+
+    def _text_scores(self, replies: Sequence[Reply]) -> Tensor | None:
+        """The scores of texts, NaN in the columns of those that log-probabilities do not give for all of them."""
+        if not self._check_tokens(replies):
+            return None
+        hardest = torch.tensor([_HARDEST.get(name, torch.nan) for name in TOKEN_SCORES])
+        hardest = hardest.repeat_interleave(len(QUANTILES) + 2)
+        rows = [hardest if reply.tokens is None else text_scores(reply.tokens) for reply in replies]
+        table = torch.stack(rows)
+        table[:, table.isnan().any(0)] = torch.nan
+        names = [
+            name for name, column in zip(SEQUENCE_SCORES, table.unbind(1), strict=True) if not column.isnan().any()
+        ]
+        kinds = list(dict.fromkeys(name.rpartition("_")[0] for name in names))
+        notice(
+            "partial-scores",
+            f"{self.address} gives log-probabilities, not logits: its texts have the scores {listed(kinds)}, and not "
+            f"{listed([kind for kind in TOKEN_SCORES if kind not in kinds])}.",
+        )
+        return table
+
+    def _check_tokens(self, replies: Sequence[Reply]) -> bool:
+        """Whether there are log-probabilities; a notice says if they were asked for in vain, or are missing in part."""
+        if not self.questions.scored and not self.questions.top:
+            return False
+        missing = sum(reply.tokens is None for reply in replies)
+        if missing == len(replies):
+            notice("partial-scores", f"{self.address} gives no log-probabilities, so its answers have no scores.")
+            return False
+        if missing:
+            notice(
+                "partial-scores",
+                f"{self.address} gives no log-probabilities for {missing} of {len(replies)} answers: they count as the "
+                "hardest.",
+            )
+        return True
+
+    def _tell_answers(self, replies: Sequence[Reply], labels: Sequence[int] | None) -> None:
+        """Give notices about replies that are no answers, or cut, or of another model."""
+        counts = Counter[str]()
+        strange = ""
+        for place, reply in enumerate(replies):
+            if reply.refused or reply.finish == TOO_LONG:
+                counts["refused" if reply.refused else "too_long"] += 1
+            elif labels is not None and labels[place] < 0:
+                counts["unmatched"] += 1
+                strange = strange or reply.text[:60] or "an empty text"
+        if counts:
+            told = ", ".join(f"{count} {_WHAT[name]}" for name, count in counts.items())
+            shown = f" (first: {strange!r})" if strange else ""
+            meant = "are empty" if labels is None else "name no label, and count as wrong"
+            lowest = "" if self.task.kind.chooses or labels is None else ": the lowest value takes their place"
+            notice(
+                "no-answer",
+                f"Of {counted(len(replies), 'answers')} of {self.address}, {told}{shown}: these {meant}{lowest}.",
+            )
+        if cut := sum(reply.finish == "length" for reply in replies):
+            notice(
+                "cut-answers",
+                f"{cut} of {counted(len(replies), 'answers')} of {self.address} reached the limit of "
+                f"{self.questions.max_tokens} tokens and may be cut. Raise --data.max_target_length, or 'max_tokens' "
+                "in the settings.",
+            )
+        self._tell_models(replies)
+
+    def _tell_models(self, replies: Sequence[Reply]) -> None:
+        """Give a notice if the server names another model than the one that was asked, unless it is a version of it."""
+        asked = self.settings.model
+        others = Counter(reply.model for reply in replies if reply.model and not reply.model.startswith(asked))
+        if others:
+            named = ", ".join(f"'{name}' ({counted(count, 'answers')})" for name, count in others.most_common(3))
+            notice("another-model", f"{self.address} says that another model has answered: {named}.")
+
+    def _tell_failures(self, failures: dict[str, int]) -> None:
+        if failures:
+            notice("asked-again", f"{self.address} was asked again after {told_failures(failures)}.", recorded=False)
+        if count := self.spending.unreported:
+            self.spending.unreported = 0
+            notice(
+                "no-usage",
+                f"{self.address} does not say what {counted(count, 'answers')} took: their tokens and prices are not "
+                "recorded, and a budget counts them by an estimate.",
+            )

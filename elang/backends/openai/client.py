@@ -1,0 +1,246 @@
+"""Sends requests to an API, many at a time, until each has its reply; what arrives is kept at once."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from elang.backends.openai.batch_files import BatchFiles
+from elang.backends.openai.journal import Journal
+from elang.backends.openai.questions import Questions
+from elang.backends.openai.replies import Reply
+from elang.backends.openai.spending import Pace, Spending, SpendingProgress
+from elang.backends.retrying import RETRIED, GivenUpError, TemporaryError, pause_of, persistently, run_async
+from elang.errors import InputError, counted, first_line
+from elang.terminal import Progress
+
+if TYPE_CHECKING:
+    import httpx
+
+_SHOWN = 300
+_POLL = 0.02
+_LONGEST = 16 << 20
+# Codes of 429 and of 400 that a further try does not help.
+_NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+_TOO_LONG = ("context_length_exceeded", "string_above_max_length")
+_TOO_LONG_WORDS = ("context length", "too many tokens", "context size", "context window")
+TOO_LONG, FILTERED = "too_long", "content_filter"
+"""Reasons of replies in place of which the server sent an error about this input alone."""
+
+
+class _StoppedError(Exception):
+    """Another request has failed for good."""
+
+
+class Client:
+    """Asks for replies to the requests of some questions, and counts what they took and what went wrong.
+
+    ``failures`` counts the attempts that failed by their reasons.
+    """
+
+    def __init__(self, questions: Questions, spending: Spending, pace: Pace) -> None:
+        self.questions, self.settings, self.spending, self.pace = questions, questions.settings, spending, pace
+        self.failures: dict[str, int] = {}
+
+    def ask(self, requests: dict[str, dict[str, Any]], journal: Journal) -> None:
+        """Ask for those of the requests, by their hashes, that the journal has no reply to.
+
+        If one fails for good no more are sent, and those under way are still waited for and kept.
+
+        Raises:
+            InputError: If the server refuses the key, the model or a request, does not answer, or the budget ends.
+        """
+        left = {digest: body for digest, body in requests.items() if digest not in journal}
+        if left and self.settings.batch:
+            run_async(BatchFiles(self).ask(left, journal))
+        elif left:
+            run_async(self._ask(left, journal, done=len(requests) - len(left)))
+
+    @staticmethod
+    def opened(**options: Any) -> "httpx.AsyncClient":
+        """An HTTP client; an InputError if the environment names a proxy that cannot be used."""
+        import httpx
+
+        try:
+            return httpx.AsyncClient(**options)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            raise InputError(
+                f"The proxy that the environment names cannot be used ({first_line(error)}). Correct HTTP_PROXY, "
+                "HTTPS_PROXY or ALL_PROXY, or name the host in NO_PROXY."
+            ) from error
+
+    async def _ask(self, left: dict[str, dict[str, Any]], journal: Journal, done: int) -> None:
+        import httpx
+
+        settings, stopped = self.settings, asyncio.Event()
+
+        async def wait(seconds: float) -> None:
+            try:
+                await asyncio.wait_for(stopped.wait(), seconds)
+            except asyncio.TimeoutError:
+                return
+            raise _StoppedError
+
+        self._wait = wait
+        pending, errors = iter(left.items()), list[Exception]()
+        limits = httpx.Limits(max_connections=settings.concurrent, max_keepalive_connections=settings.concurrent)
+        options: dict[str, Any] = {"headers": settings.headers_now(), "timeout": settings.timeout, "limits": limits}
+        with SpendingProgress(self.spending, len(left) + done, done) as progress:
+            async with self.opened(**options) as http:
+                workers = [
+                    self._work(http, pending, journal, progress, errors, stopped) for _ in range(settings.concurrent)
+                ]
+                await asyncio.gather(*workers)
+        if errors:
+            raise errors[0]
+
+    async def _work(
+        self,
+        http: "httpx.AsyncClient",
+        pending: Iterator[tuple[str, dict[str, Any]]],
+        journal: Journal,
+        progress: Progress,
+        errors: list[Exception],
+        stopped: asyncio.Event,
+    ) -> None:
+        """Send one request after the other until none is pending, or one has failed."""
+        for digest, body in pending:
+            try:
+                reply = await self._reply(http, body)
+                journal.keep(digest, reply)
+                await journal.synced()
+            except _StoppedError:
+                return
+            except Exception as error:
+                errors.append(error)
+                stopped.set()
+                return
+            progress.add()
+            if stopped.is_set():
+                return
+
+    async def _reply(self, http: "httpx.AsyncClient", body: dict[str, Any]) -> Reply:
+        content = json.dumps(body).encode()
+        try:
+            return await persistently(
+                lambda: self._attempt(http, content, body),
+                self.settings.tries,
+                self.settings.deadline,
+                failed=self.count,
+                wait=self._wait,
+            )
+        except GivenUpError as error:
+            remedy = "Check that it is running, and its limits."
+            raise InputError(f"{self.settings.address} did not answer {error}. {remedy}") from None
+
+    def count(self, error: TemporaryError) -> None:
+        """Count a failed attempt; a pause that the server asks for is one of all requests."""
+        kind = error.reason.partition(":")[0]
+        self.failures[kind] = self.failures.get(kind, 0) + 1
+        if error.pause:
+            self.pace.pause(error.pause)
+
+    async def _attempt(self, http: "httpx.AsyncClient", content: bytes, body: dict[str, Any]) -> Reply:
+        """Send a request once."""
+        import httpx
+
+        spending = self.spending
+        output = body.get("max_tokens") or body.get("max_completion_tokens") or self.questions.max_tokens
+        # What is sent beside the texts is small, and the first reply corrects the ratio.
+        estimate = spending.estimate(len(content), int(output))
+        await self.pace.turn(estimate.input + estimate.output, self._wait)
+        while not spending.fits(estimate) and spending.under_way:
+            # What is held for others is more than they take.
+            await self._wait(_POLL)
+        held, lost, usage = spending.hold(estimate), True, None
+        try:
+            response = await asyncio.wait_for(self._post(http, content), self.settings.timeout)
+            lost = response.status_code == 200
+            reply = self.read(response)
+            usage = reply.usage
+            if usage is None:
+                # Errors about one input cost nothing.
+                lost = reply.finish not in (TOO_LONG, FILTERED) or response.status_code == 200
+                spending.unreported += lost
+            return reply
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            lost = False
+            raise TemporaryError(f"{type(error).__name__}: {error}") from None
+        except asyncio.TimeoutError:
+            raise TemporaryError(f"no answer within {self.settings.timeout:g} seconds") from None
+        except (httpx.RequestError, httpx.StreamError) as error:
+            raise TemporaryError(f"{type(error).__name__}: {error}") from None
+        finally:
+            spending.settle(held, usage, len(content), lost=lost)
+
+    async def _post(self, http: "httpx.AsyncClient", content: bytes) -> "httpx.Response":
+        """The response to a request, whose size is limited: a server may send without end."""
+        import httpx
+
+        headers, body = {"content-type": "application/json"}, bytearray()
+        async with http.stream("POST", self.questions.url, content=content, headers=headers) as response:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > _LONGEST:
+                    raise TemporaryError(f"the reply has more than {_LONGEST >> 20} MB")
+            # What is read is decompressed already.
+            kept = {name: value for name, value in response.headers.items() if name != "content-encoding"}
+            return httpx.Response(response.status_code, headers=kept, content=bytes(body))
+
+    def read(self, response: "httpx.Response") -> Reply:
+        """The reply in a response; a TemporaryError if another attempt may help."""
+        status = response.status_code
+        if status != 200:
+            return self._error(response)
+        try:
+            return Reply.parse(json.loads(self.without_key(response)))
+        except (ValueError, RecursionError) as error:
+            what = "the reply is no JSON" if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) else error
+            raise TemporaryError(str(what)) from None
+
+    def without_key(self, response: "httpx.Response") -> str:
+        """The text of a response; the key, should the server repeat it, is taken out."""
+        key = self.settings.secret
+        text: str = response.content.decode("utf-8", "strict" if response.status_code == 200 else "replace")
+        return text.replace(key, "…") if key else text
+
+    def _error(self, response: "httpx.Response") -> Reply:
+        """What an error's status and text mean; a reply if it is about this input alone."""
+        status, who = response.status_code, self.settings.address
+        code, message = _error_of(self.without_key(response))
+        if status in (401, 403):
+            named = f"set {self.settings.key}" if self.settings.key else "name the variable with its key as 'key'"
+            raise InputError(f"{who} refuses the key ({status}): {named} (docs/super.md).")
+        if code in _NO_MONEY:
+            raise InputError(f"{who} has no more credit ({code}). Add some, then run the same command again.")
+        if status in RETRIED:
+            raise TemporaryError(f"{status}: {message}" if message else str(status), pause_of(response.headers))
+        if status in (400, 413, 422):
+            if status == 413 or code in _TOO_LONG or any(words in message.lower() for words in _TOO_LONG_WORDS):
+                return Reply("", TOO_LONG)
+            if code in (FILTERED, "content_policy_violation"):
+                return Reply("", FILTERED, refused=True)
+        if status in (404, 405) or response.is_redirect:
+            raise InputError(
+                f"{self.questions.url} is not there, or has no such model ({status}: {message}). Correct it."
+            )
+        raise InputError(f"{who} refuses a request ({status}: {message}). Change the settings that it names.")
+
+
+def _error_of(text: str) -> tuple[str, str]:
+    """The code and the message of an error, as OpenAI, vLLM and others write it."""
+    try:
+        body = json.loads(text)
+        error = body.get("error", body)
+        if isinstance(error, dict):
+            code, text = str(error.get("code") or error.get("type") or ""), str(error.get("message") or text)
+            return code, " ".join(text.split())[:_SHOWN]
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    return "", " ".join(text.split())[:_SHOWN]
+
+
+def told_failures(failures: dict[str, int]) -> str:
+    """The attempts that failed, in words, the most frequent reason first."""
+    ordered = sorted(failures.items(), key=lambda item: -item[1])
+    return ", ".join(f"{reason} ({counted(count, 'times')})" for reason, count in ordered)

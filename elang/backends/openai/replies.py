@@ -1,0 +1,142 @@
+"""What an API answers: its text, why it ended, what it took, and the probabilities of its tokens."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from elang.backends.openai.settings import Usage
+from elang.json_files import is_number
+
+# A token's text, its log-probability, and those of the most probable ones in its place.
+Token = tuple[str, float, list[tuple[str, float]]]
+# What some servers give for a token without a probability.
+_LEAST = -100.0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The answer to a request.
+
+    Attributes:
+        text: What the model wrote; empty if it refused.
+        finish: Why it ended: ``stop``, ``length``, ``content_filter``, or what else the server says.
+        refused: The model, or a filter of the server, would not answer.
+        model: The model that the server names.
+        usage: The tokens that it took, if the server says so.
+        tokens: The answer's tokens with their log-probabilities, if the server gives them.
+    """
+
+    text: str
+    finish: str = "stop"
+    refused: bool = False
+    model: str = ""
+    usage: Usage | None = None
+    tokens: list[Token] | None = None
+
+    @classmethod
+    def parse(cls, payload: Any) -> "Reply":
+        """The first choice of a response's JSON; a ValueError says what it lacks."""
+        if not isinstance(payload, dict):
+            raise ValueError("the reply is no object")
+        choices = payload.get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise ValueError("the reply has no choices")
+        choice = choices[0]
+        finish = choice.get("finish_reason")
+        message = choice.get("message") if "message" in choice else {"content": choice.get("text")}
+        if not isinstance(message, dict):
+            raise ValueError("the reply has no message")
+        refused = finish == "content_filter" or bool(message.get("refusal"))
+        text = message.get("content")
+        if text is None and (refused or finish == "length"):
+            # A model that thinks may reach the limit before it answers.
+            text = ""
+        if not isinstance(text, str):
+            raise ValueError("the reply has no text")
+        # Half of a surrogate pair is no text that a file can hold.
+        text = text.encode("utf-8", "replace").decode()
+        model = payload.get("model")
+        return cls(
+            text="" if refused else text,
+            finish=finish if isinstance(finish, str) else "",
+            refused=refused,
+            model=model if isinstance(model, str) else "",
+            usage=_usage(payload.get("usage")),
+            tokens=_tokens(choice.get("logprobs")),
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """Plain values, from which :meth:`of` makes it again."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, False)}
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Reply":
+        """A reply of plain values; a ValueError, TypeError or KeyError if they are none."""
+        usage = Usage(**values["usage"]) if values.get("usage") else None
+        tokens = None
+        if values.get("tokens") is not None:
+            tokens = [(str(t), float(p), [(str(a), float(q)) for a, q in top]) for t, p, top in values["tokens"]]
+        reply = cls(**{**values, "usage": usage, "tokens": tokens})
+        if not isinstance(reply.text, str):
+            raise ValueError("a text is none")
+        return reply
+
+
+def _usage(values: Any) -> Usage | None:
+    """The tokens of a response's ``usage``; ``None`` where it has none, or impossible ones."""
+    if not isinstance(values, dict):
+        return None
+    counts = [values.get(name, 0) for name in ("prompt_tokens", "completion_tokens")]
+    details = values.get("prompt_tokens_details")
+    counts.append((details.get("cached_tokens") if isinstance(details, dict) else None) or 0)
+    if not all(isinstance(count, int) and is_number(count, 0, 2.0**53) for count in counts):
+        return None
+    prompt, output, cached = counts
+    return Usage(prompt, min(cached, prompt), output)
+
+
+def _tokens(values: Any) -> list[Token] | None:
+    """The tokens of a chat's or a completion's ``logprobs``, with their probabilities; ``None`` if there are none."""
+    if not isinstance(values, dict):
+        return None
+    try:
+        if isinstance(values.get("content"), list):
+            rows = values["content"]
+            made = [
+                (row["token"], row["logprob"], [(t["token"], t["logprob"]) for t in row.get("top_logprobs") or []])
+                for row in rows
+            ]
+        else:
+            tops = values.get("top_logprobs") or [{}] * len(values["tokens"])
+            given = zip(values["tokens"], values["token_logprobs"], tops, strict=True)
+            made = [(token, value, [*(top or {}).items()]) for token, value, top in given]
+        tokens = [(_text(t), _log(p), [(_text(a), _log(q)) for a, q in top]) for t, p, top in made]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return tokens or None
+
+
+def _text(token: Any) -> str:
+    if not isinstance(token, str):
+        raise ValueError("a token is no text")
+    return token.encode("utf-8", "replace").decode()
+
+
+def _log(value: Any) -> float:
+    """A log-probability; a ValueError for what is none."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or math.isnan(value) or value > 1e-3:
+        raise ValueError("a log-probability is none")
+    return max(_LEAST, min(0.0, float(value)))
+
+
+def answer_of(text: str, structured: bool) -> str:
+    """The answer in a text: in a structured one the value of ``answer``, otherwise all of it."""
+    if structured:
+        try:
+            value = json.loads(text)
+            if isinstance(value, dict) and isinstance(value.get("answer"), str | int | float):
+                return str(value["answer"])
+        except (ValueError, RecursionError):
+            pass
+    return text

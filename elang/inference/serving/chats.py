@@ -1,0 +1,256 @@
+"""Who answers chats: a language model in processes here, or a server elsewhere that has the API of OpenAI."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from prometheus_client import Gauge
+
+from elang.backends.chat_decoding import Chat
+from elang.backends.openai.settings import Settings
+from elang.inference.serving.chat_request import ChatRequest
+from elang.inference.serving.schema import ApiError, Reason
+from elang.inference.serving.streams import Stream
+from elang.inference.serving.workers import Workers
+from elang.tasks.text_task import TextTask
+
+Parts = AsyncGenerator[dict[str, Any], None]
+_log = logging.getLogger(__name__)
+# Conversations that a process goes on with together.
+_TOGETHER = 32
+# Statuses of a server elsewhere that are about the request.
+_OF_REQUEST = (400, 404, 413, 422)
+
+
+class UnansweredError(Exception):
+    """A model did not answer: why, and what to tell a client that gets no other answer."""
+
+    def __init__(self, reason: Reason, message: str, refusal: ApiError | None = None) -> None:
+        super().__init__(message)
+        self.reason, self.refusal = reason, refusal
+
+
+@dataclass(eq=False)
+class _Waiting:
+    chat: Chat
+    parts: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
+    ended: int = 0
+    left: Any = None
+
+
+class LocalChats:
+    """A language model in processes here. It answers conversations that wait together, and sends tokens as they come.
+
+    ``usual`` is the temperature of a request without one. ``fixed`` says that others would not do: a score after the
+    answer was calibrated on such texts. ``early`` says that its score is known before it writes.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        workers: Workers,
+        task: TextTask,
+        *,
+        usual: float = 0.0,
+        fixed: bool = False,
+        early: bool = False,
+    ) -> None:
+        self.who, self.workers, self.task = who, workers, task
+        self.usual, self.fixed, self.early = usual, fixed, early
+        self.gauge: Gauge | None = None
+        self.waiting = 0
+        self._queue: deque[_Waiting] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+
+    def refuses(self, request: ChatRequest) -> tuple[str, str | None]:
+        """What it does not take of a request, empty if it takes all, and the parameter."""
+        chat = request.chat
+        if request.beyond:
+            return request.beyond, request.param
+        if self.task.label_words != "chat" and (chat.turns or chat.system is not None):
+            return "a conversation of several messages", "messages"
+        temperature = self.usual if chat.temperature is None else chat.temperature
+        if self.fixed and temperature != self.usual:
+            return f"a temperature other than {self.usual:g}", "temperature"
+        if chat.count > 1 and not temperature:
+            return "n above 1 without a temperature above 0", "n"
+        return "", None
+
+    async def ask(self, chat: Chat) -> Parts:
+        """The parts of an answer: first its ``score`` and ``prompt_tokens``, then ``choices`` as the API has them.
+
+        Leaving the iterator frees its place. Raises an :class:`UnansweredError`.
+        """
+        item = _Waiting(chat)
+        self._queue.append(item)
+        self._count(1)
+        self._start()
+        try:
+            while item.ended < chat.count:
+                part = await item.parts.get()
+                if isinstance(part, UnansweredError | ApiError):
+                    item.ended = chat.count
+                    raise part
+                if "finish" in part or (part.get("deferred") and self.early):
+                    item.ended += 1 if "finish" in part else chat.count
+                yield part if "score" in part else _choice(part)
+        finally:
+            self._count(-1)
+            if item in self._queue:
+                self._queue.remove(item)
+            elif item.ended < chat.count and item.left is not None:
+                item.left()
+
+    def _start(self) -> None:
+        while self._queue and len(self._running) < len(self.workers.loads):
+            batch = [self._queue.popleft() for _ in range(min(_TOGETHER, len(self._queue)))]
+            task = asyncio.ensure_future(self._answer(batch))
+            self._running.add(task)
+            task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._start()
+
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        def tell(place: int, part: Any) -> None:
+            if (error := part.get("error")) is not None:
+                code = "context_length_exceeded" if "limit" in part else None
+                part = ApiError(400, error, "messages", code)
+            batch[place].parts.put_nowait(part)
+
+        stream = Stream([item.chat for item in batch], tell)
+        for place, item in enumerate(batch):
+            item.left = lambda place=place: stream.leave(place)
+        failure: UnansweredError = UnansweredError("failed", f"The {self.who} gave no answer.")
+        try:
+            await self.workers.ask(stream)
+        except Exception as error:
+            _log.warning("The %s failed: %s: %s", self.who, type(error).__name__, error)
+            failure = UnansweredError("failed", f"The {self.who} is not there.")
+        # Those that have ended no longer look.
+        for item in batch:
+            item.parts.put_nowait(failure)
+
+    def _count(self, change: int) -> None:
+        self.waiting += change
+        if self.gauge is not None:
+            self.gauge.set(self.waiting)
+
+
+def _choice(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of an answer as a choice of the API."""
+    logprobs = {"content": part["logprobs"], "refusal": None} if "logprobs" in part else None
+    delta = {"content": part["text"]}
+    choice = {"index": part["choice"], "delta": delta, "logprobs": logprobs, "finish_reason": part.get("finish")}
+    return {"choices": [choice], "tokens": part.get("tokens", 0)}
+
+
+class Upstream:
+    """A server elsewhere that has the API of OpenAI, which is sent what a request contains."""
+
+    def __init__(self, settings: Settings, timeout: float) -> None:
+        self.settings, self.key = settings, settings.secret
+        # Before anything is asked.
+        settings.headers_now()
+        self.timeout, self.waiting = timeout, 0
+        self._tls = httpx.create_ssl_context()
+        # One for each request at a time: the time of a client grows with the connections that it has.
+        self._free: list[httpx.AsyncClient] = []
+
+    def new_client(self) -> httpx.AsyncClient:
+        """A client with a connection of its own, which is kept."""
+        return httpx.AsyncClient(headers=self.settings.headers_now(), timeout=self.timeout, verify=self._tls)
+
+    def refuses(self, request: ChatRequest) -> tuple[str, str | None]:
+        """Nothing: the server itself says what it does not take."""
+        return "", None
+
+    async def ask(self, request: ChatRequest, messages: list[dict[str, Any]], tokens: int | None) -> Parts:
+        """The parts of an answer: ``choices`` and ``usage`` as the server gives them.
+
+        ``tokens`` limits them, in place of the request's limit. Raises an :class:`UnansweredError`.
+        """
+        body = {**request.body, "model": self.settings.model, "messages": messages}
+        body |= {name: value for name, value in self.settings.body.items() if value is not None}
+        if tokens is not None:
+            names = [name for name in ("max_completion_tokens", "max_tokens") if name in body]
+            body |= dict.fromkeys(names or ["max_tokens"], tokens)
+        if request.stream:
+            body["stream_options"] = {"include_usage": True}
+        self.waiting += 1
+        client = self._free.pop() if self._free else self.new_client()
+        try:
+            async with client.stream("POST", f"{self.settings.url}/chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise self._refusal(response)
+                if not request.stream:
+                    yield _whole(json.loads(await response.aread()))
+                    return
+                ended = False
+                async for line in response.aiter_lines():
+                    if not line.startswith("data:") or not (data := line[5:].strip()):
+                        continue
+                    ended |= data == "[DONE]"
+                    if data != "[DONE]":
+                        part = self._chunk(data)
+                        ended |= any(choice.get("finish_reason") for choice in part["choices"])
+                        yield part
+                if not ended:
+                    raise UnansweredError("failed", "The Super broke off its answer.")
+        except httpx.TimeoutException:
+            raise UnansweredError("timeout", "The Super did not answer in time.") from None
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _log.warning("The Super failed: %s", type(error).__name__)
+            raise UnansweredError("failed", "The Super gave no answer that can be read.") from None
+        finally:
+            self.waiting -= 1
+            self._free.append(client)
+
+    def _chunk(self, line: str) -> dict[str, Any]:
+        chunk = json.loads(line)
+        if error := chunk.get("error"):
+            _log.warning("The Super broke off its answer: %s", self._without_key(str(error)[:200]))
+            raise UnansweredError("failed", "The Super broke off its answer.")
+        part: dict[str, Any] = {"choices": chunk.get("choices") or []}
+        return part | ({"usage": chunk["usage"]} if chunk.get("usage") else {})
+
+    def _refusal(self, response: httpx.Response) -> UnansweredError | ApiError:
+        status = response.status_code
+        error: Any = None
+        with suppress(ValueError, AttributeError):
+            error = response.json().get("error")
+        if status in _OF_REQUEST and isinstance(error, dict):
+            message = self._without_key(str(error.get("message"))[:1000])
+            code, param = (str(error[name])[:80] if error.get(name) else None for name in ("code", "param"))
+            return ApiError(400 if status == 404 else status, f"The Super refuses this: {message}", param, code)
+        # What it says of a wrong key may contain it.
+        _log.warning("The Super answered with %s", status)
+        if status == 429:
+            retry = {name: response.headers[name] for name in ("retry-after",) if name in response.headers}
+            refusal = ApiError(429, "The Super takes no more requests now.", code="rate_limit_exceeded", headers=retry)
+            return UnansweredError("full", "The Super takes no more requests now.", refusal)
+        return UnansweredError("failed", f"The Super answered with {status}.")
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self.key, "***") if self.key else text
+
+
+def _whole(reply: dict[str, Any]) -> dict[str, Any]:
+    """A whole reply as one part of a stream."""
+    choices = [
+        {**{name: value for name, value in choice.items() if name != "message"}, "delta": choice["message"]}
+        for choice in reply["choices"]
+    ]
+    if not choices:
+        raise ValueError("no choices")
+    return {"choices": choices, "usage": reply.get("usage")}

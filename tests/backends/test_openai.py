@@ -1,0 +1,534 @@
+"""Models behind an API of OpenAI's form: what is asked, what is made of the replies, and what becomes of failures."""
+
+import json
+import math
+import re
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import pytest
+import torch
+import yaml
+
+import elang.backends.retrying
+from backends.openai_server import KEY, Api, error_of
+from elang import InputError, JointPredictor
+from elang.backends.loading.load import load_model, open_backend
+from elang.backends.openai.labels import label_logits, match_label, text_scores
+from elang.backends.openai.replies import Reply
+from elang.backends.openai.settings import Settings
+from elang.data.examples import Examples
+from elang.method.scores import SEQUENCE_SCORES
+from elang.notices import forget_notices, notices
+from elang.tasks.text_task import TextTask
+
+TASK = TextTask(["bad", "good"], prompt="review: {text}", answers=["bad", "good"])
+PRICES = {"input": 1.0, "cached": 0.5, "output": 4.0, "date": "2026-11-01"}
+
+
+@pytest.fixture
+def api(monkeypatch):
+    monkeypatch.setattr(elang.backends.retrying, "_FIRST_WAIT", 0.01)
+    monkeypatch.setenv("A_KEY", KEY)
+    forget_notices()
+    made = Api()
+    yield made
+    made.close()
+
+
+def write_settings(folder, server, /, name="super.yaml", **more):
+    values = {"model": f"openai:big@{server.url}", "key": "A_KEY", "concurrent": 2, **more}
+    (folder / name).write_text(yaml.safe_dump(values), "utf-8")
+    return str(folder / name)
+
+
+def examples_of(texts):
+    return Examples.of([(text,) for text in texts], torch.full((len(texts),), -1), source="validation")
+
+
+def kinds():
+    return {one["kind"]: one["text"] for one in notices()}
+
+
+TEXTS = [f"{'a' * number} film number {number}" for number in range(12)]
+
+
+def answers_to(texts):
+    return [Api.answer(f"review: {text}") for text in texts]
+
+
+def labels_of(records):
+    return [TASK.label_names[place] if place >= 0 else None for place in records.prediction.tolist()]
+
+
+def test_what_is_sent(api, tmp_path, monkeypatch):
+    path = write_settings(
+        tmp_path,
+        api,
+        organization="org-1",
+        project="p-2",
+        headers={"X-Title": "elang"},
+        body={"seed": 3, "temperature": None},
+        max_tokens=7,
+    )
+    records = open_backend(path, TASK).answer(examples_of(TEXTS))
+    assert labels_of(records) == answers_to(TEXTS)
+    _, where, headers, body = api.seen[0]
+    headers = {name.lower(): value for name, value in headers.items()}
+    assert where == "/v1/chat/completions"
+    assert headers["authorization"] == f"Bearer {KEY}"
+    assert (headers["openai-organization"], headers["openai-project"], headers["x-title"]) == ("org-1", "p-2", "elang")
+    system = "Answer with exactly one of these, and nothing else:\nbad\ngood"
+    # The order of requests is that of the examples, but for those that are sent together.
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": api.question(body)}]
+    assert body == {"model": "big", "max_tokens": 7, "seed": 3, "messages": messages}
+    assert {api.question(one[3]) for one in api.seen} == {f"review: {text}" for text in TEXTS}
+    assert "label-words" in kinds()
+
+
+def test_a_key_in_another_header_or_none(api, tmp_path):
+    path = write_settings(tmp_path, api, key_header="api-key")
+    open_backend(path, TASK).answer(examples_of(TEXTS[:1]))
+    assert api.seen[0][2]["api-key"] == KEY
+    open_backend(f"openai:big@{api.url}", TASK).answer(examples_of(TEXTS[:1]))
+    assert "authorization" not in {name.lower() for name in api.seen[1][2]}
+
+
+def test_examples_and_a_chat_are_turns(api, tmp_path):
+    task = TextTask(
+        ["0", "1"], prompt="T: {text}", answers=["no", "yes"], label_words="chat", system="S", examples=["T: x", "yes"]
+    )
+    api.write = lambda body: " Yes.\n"
+    assert open_backend(f"openai:big@{api.url}", task).answer(examples_of(["y"])).prediction.tolist() == [1]
+    turns = [(turn["role"], turn["content"]) for turn in api.seen[0][3]["messages"]]
+    assert turns == [("system", "S"), ("user", "T: x"), ("assistant", "yes"), ("user", "T: y")]
+    assert "label-words" not in kinds()
+
+
+def test_completions(api, tmp_path):
+    task = TextTask(["0", "1"], prompt="T: {text}\nA: ", answers=["no", "yes"], examples=["T: x\nA: ", "yes"])
+    api.write = lambda body: " no"
+    path = write_settings(tmp_path, api, api="completions")
+    assert open_backend(path, task).answer(examples_of(["y"])).prediction.tolist() == [0]
+    _, where, _, body = api.seen[0]
+    assert where == "/v1/completions"
+    assert body["prompt"] == "T: x\nA: yes\n\nT: y\nA:"
+    assert body["stop"] == ["\n\nT:"]
+    with pytest.raises(InputError, match="are for 'api: chat'"):
+        open_backend(path, TextTask(["0", "1"], answers=["no", "yes"], label_words="chat"))
+
+
+@pytest.mark.parametrize(
+    ("how", "field", "reply"),
+    [
+        ("json_schema", "response_format", '{"answer": "good"}'),
+        ("choice", "structured_outputs", "good"),
+        ("guided_choice", "guided_choice", "good"),
+    ],
+)
+def test_structured_answers(api, tmp_path, how, field, reply):
+    api.write = lambda body: reply
+    backend = open_backend(write_settings(tmp_path, api, structured=how), TASK)
+    assert backend.answer(examples_of(["x"])).prediction.tolist() == [1]
+    assert json.dumps(["bad", "good"]) in json.dumps(api.seen[0][3][field])
+
+
+@pytest.mark.parametrize(
+    ("text", "answers", "place"),
+    [
+        ("good", ["bad", "good"], 1),
+        (" **Good**.\n", ["bad", "good"], 1),
+        ("The answer is good", ["bad", "good"], 1),
+        ("not entailment", ["entailment", "not entailment"], 1),
+        ("It is entailment, not 'not entailment'", ["entailment", "not entailment"], -1),
+        ("goodness", ["bad", "good"], -1),
+        ("good or bad", ["bad", "good"], -1),
+        ("", ["bad", "good"], -1),
+        ("1", ["0", "1", "10"], 1),
+        ("10", ["0", "1", "10"], 2),
+        ("A", ["a", "A"], 1),
+        ("B", ["a", "b", "B"], 2),
+        ("\u00c4rger", ["\u00e4rger", "freude"], 0),
+        ("C++", ["C", "C++"], 1),
+        ("I said C++ here", ["C", "C++"], 1),
+    ],
+)
+def test_the_label_that_a_text_means(text, answers, place):
+    assert match_label(text, answers) == place
+
+
+def test_a_regression(api, tmp_path):
+    task = TextTask(["score"], "regression", prompt="{text}", answers=["0.5", "1", "2"])
+    api.write = lambda body: {"one": " 1.25 ", "two": "none"}[api.question(body)]
+    records = open_backend(f"openai:big@{api.url}", task).answer(examples_of(["one", "two"]))
+    assert records.prediction.tolist() == [1.25, 0.5]
+    assert "1 without one of the labels" in kinds()["no-answer"]
+    assert "the lowest value" in kinds()["no-answer"]
+
+
+def test_no_answer_is_lost_or_doubled_by_a_hostile_server(api, tmp_path, monkeypatch):
+    """Failures that may pass are tried again and named; what is no answer counts as wrong, and is named, too."""
+    api.plan = [
+        (429, error_of("rate_limit_exceeded"), {"retry-after": "0.05"}),
+        (429, error_of("rate_limit_exceeded")),
+        (500, b"oops"),
+        (503, error_of("overloaded", f"the key was {KEY}")),
+        *("hang", "half", "endless", "no json", "not utf-8", "deep", "list", "empty", "null", "other model"),
+        *("refusal", "filter", "length", "chatter", "surrogate"),
+        (400, error_of("context_length_exceeded", "This model's maximum context length is 8 tokens")),
+    ]
+    path = write_settings(tmp_path, api, concurrent=3, timeout=0.5, tries=17)
+    monkeypatch.setattr("elang.backends.openai.client._LONGEST", 1 << 16)
+    backend = open_backend(path, TASK)
+    backend.keep_answers(tmp_path / "journal.jsonl")
+    records = backend.answer(examples_of(TEXTS))
+    right = answers_to(TEXTS)
+    wrong = [label for label, expected in zip(labels_of(records), right, strict=True) if label != expected]
+    assert wrong == [None] * 6
+    assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1 + len(TEXTS)
+    said = kinds()
+    assert "2 refused an answer" in said["no-answer"]
+    assert "1 too long for the model" in said["no-answer"]
+    assert "3 without one of the labels" in said["no-answer"]
+    assert "1 of 12 answers" in said["cut-answers"]
+    assert "'cheap-model' (1 answer)" in said["another-model"]
+    before = len(api.seen)
+    backend.answer(examples_of(TEXTS))
+    assert len(api.seen) == before
+
+
+def test_what_was_tried_again_is_named(api, tmp_path, recwarn):
+    api.plan = [(500, b"oops"), (429, error_of("x"), {"retry-after": "0"}), "no json", "empty", "half", "endless"]
+    open_backend(write_settings(tmp_path, api, concurrent=1), TASK).answer(examples_of(TEXTS))
+    said = next(str(one.message) for one in recwarn if "asked again" in str(one.message))
+    for reason in ("500", "429", "the reply is no JSON", "the reply has no choices", "RemoteProtocolError"):
+        assert f"{reason} (1 time)" in said
+    assert "the reply has more than 16 MB (1 time)" in said
+    # They say nothing about the result.
+    assert "asked-again" not in kinds()
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ((401, error_of("invalid_api_key", f"wrong key: {KEY}")), ["refuses the key (401)", "set A_KEY"]),
+        ((404, error_of("model_not_found", "no model 'big'")), ["no model 'big'", "/v1/chat/completions"]),
+        ((400, error_of("bad", f"no field 'seed', {KEY}")), ["refuses a request (400: no field 'seed'"]),
+        ((429, error_of("insufficient_quota")), ["no more credit"]),
+        ((307, b"", {"location": "http://127.0.0.1:9/"}), ["(307"]),
+    ],
+)
+def test_what_no_further_try_helps(api, tmp_path, reply, words):
+    api.plan = [reply]
+    with pytest.raises(InputError) as raised:
+        open_backend(write_settings(tmp_path, api, concurrent=1), TASK).answer(examples_of(TEXTS))
+    assert len(api.seen) == 1
+    for word in words:
+        assert word in str(raised.value)
+    assert KEY not in str(raised.value)
+
+
+def test_a_server_that_does_not_come_back(api, tmp_path):
+    """What was under way when another request failed is kept, and not asked again."""
+    api.plan = [*["fine"] * 4, *[(500, b"oops")] * 6]
+    backend = open_backend(write_settings(tmp_path, api, tries=3), TASK)
+    journal = tmp_path / "journal.jsonl"
+    backend.keep_answers(journal)
+    with pytest.raises(InputError, match=r"did not answer in 3 tries \(500: oops\).*kept in '.*journal.jsonl'"):
+        backend.answer(examples_of(TEXTS))
+    kept = len(journal.read_text().splitlines()) - 1
+    assert kept >= 4
+    assert kept == sum(api.asked.values())
+    api.plan = []
+    assert labels_of(backend.answer(examples_of(TEXTS))) == answers_to(TEXTS)
+    assert api.asked == Counter(f"review: {text}" for text in TEXTS)
+    with pytest.raises(InputError, match="did not answer in 8 tries"):
+        open_backend("openai:big@http://127.0.0.1:9", TASK).answer(examples_of(["x"]))
+
+
+def test_a_deadline(api, tmp_path):
+    api.plan = [(429, error_of("x"), {"retry-after": "30"})] * 9
+    start = time.monotonic()
+    with pytest.raises(InputError, match="did not answer"):
+        open_backend(write_settings(tmp_path, api, deadline=5), TASK).answer(examples_of(["x"]))
+    assert time.monotonic() - start < 4
+    assert len(api.seen) == 1
+
+
+def test_a_pace(api, tmp_path):
+    """Requests are spaced evenly, by their number or their tokens, however many may be sent at a time."""
+    for limit in ({"requests_per_minute": 600}, {"tokens_per_minute": 60 * 10 * 300}):
+        api.seen.clear()
+        backend = open_backend(write_settings(tmp_path, api, concurrent=8, max_tokens=200, **limit), TASK)
+        start = time.monotonic()
+        backend.answer(examples_of(TEXTS[:6]))
+        assert time.monotonic() - start > 0.4
+        times = sorted(one[0] for one in api.seen)
+        assert all(b - a > 0.03 for a, b in pairwise(times))
+
+
+def test_many_at_a_time(api, tmp_path):
+    api.write = lambda body: time.sleep(0.05) or "good"
+    open_backend(write_settings(tmp_path, api, concurrent=4), TASK).answer(examples_of(TEXTS))
+    assert 1 < api.most <= 4
+
+
+def test_equal_texts_are_asked_once(api, tmp_path):
+    records = open_backend(write_settings(tmp_path, api), TASK).answer(examples_of(["x", "yy", "x", "x"]))
+    assert labels_of(records) == answers_to(["x", "yy", "x", "x"])
+    assert len(api.seen) == 2
+
+
+def test_what_answers_took(api, tmp_path):
+    records = open_backend(write_settings(tmp_path, api, prices=PRICES), TASK).answer(examples_of(TEXTS))
+    prompts = [len(f"review: {text}".split()) for text in TEXTS]
+    assert records.tokens.tolist() == prompts
+    assert records.cached.tolist() == [count // 2 for count in prompts]
+    assert records.steps.tolist() == [2] * 12
+    price = [((count - count // 2) * 1.0 + count // 2 * 0.5 + 2 * 4.0) / 1e6 for count in prompts]
+    assert records.price.tolist() == pytest.approx(price, rel=1e-12)
+    api.plan = ["no usage"]
+    some = open_backend(write_settings(tmp_path, api, prices=PRICES), TASK).answer(examples_of(TEXTS[:3]))
+    assert some.price is some.tokens is some.cached is None
+    assert "1 answer" in kinds()["no-usage"]
+
+
+def test_a_budget_is_not_passed(api, tmp_path):
+    """It stops before it, keeps what it has, and what broke off counts with its estimate."""
+    texts = [f"{'x' * 40} {number}" for number in range(200)]
+    # A prompt takes 3 of its bytes' tokens and an answer 2 of the 12 that are held for it.
+    one = (3 * 1.0 - 1 * 0.5 + 2 * 4.0) / 1e6
+    for budget in (40 * one, 90 * one):
+        api.seen.clear()
+        path = write_settings(tmp_path, api, prices=PRICES, budget=budget, concurrent=8)
+        backend = open_backend(path, TASK)
+        backend.keep_answers(tmp_path / f"{budget}.jsonl")
+        with pytest.raises(InputError, match=r"The budget of .* USD .*Raise 'budget'. The answers so far are kept"):
+            backend.answer(examples_of(texts))
+        spent = len(api.seen) * one
+        assert backend.spending.spent == pytest.approx(spent)
+        assert budget - 8 * one * 20 < spent <= budget
+        # A run that goes on has what is left of it.
+        again = open_backend(path, TASK)
+        again.keep_answers(tmp_path / f"{budget}.jsonl")
+        with pytest.raises(InputError, match="The budget of"):
+            again.answer(examples_of(texts))
+        assert again.spending.spent == pytest.approx(len(api.seen) * one)
+        assert len(api.seen) * one <= budget
+    with_losses = open_backend(write_settings(tmp_path, api, prices=PRICES, budget=1.0, concurrent=1), TASK)
+    api.plan = ["half", "half", (500, b"")]
+    with_losses.answer(examples_of(texts[:1]))
+    # An answer of 12 tokens is held at 4 each, and a prompt's bytes.
+    assert with_losses.spending.spent > 2 * 12 * 4e-6 + one
+    assert with_losses.spending.spent < 4 * (12 * 4e-6 + 400e-6)
+
+
+def test_progress_has_the_money(api, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("elang.terminal._EVERY", 0.0)
+    monkeypatch.setattr("elang.terminal._telling", True)
+    open_backend(write_settings(tmp_path, api, prices=PRICES, concurrent=1), TASK).answer(examples_of(TEXTS))
+    lines = [line for line in capfd.readouterr().err.splitlines() if "USD" in line]
+    assert any(re.search(r"[\d.e-]+ USD spent, about [\d.e-]+ to come; \d+ of 12 inputs", line) for line in lines)
+
+
+def test_label_probabilities():
+    answers = ["positive", "negative", "neutral"]
+    tokens = [
+        ("ne", math.log(0.6), [("ne", math.log(0.6)), (" pos", math.log(0.3))]),
+        ("gative", math.log(0.75), [("gative", math.log(0.75)), ("utral", math.log(0.2))]),
+    ]
+    values = [math.exp(value) for value in label_logits(tokens, answers, 1)]
+    assert values == pytest.approx([0.3, 0.45, 0.12])
+    # Both go on alike: they share; and the label has at least the largest.
+    alike = label_logits([("n", 0.0, [])], ["na", "nb"], 1)
+    assert alike[0] == alike[1] == pytest.approx(math.log(0.5))
+    # What is not shown gets what is left, at most the least that is shown.
+    values = label_logits([("a", math.log(0.5), [("a", math.log(0.5)), ("b", math.log(0.1))])], ["a", "b", "c"], 0)
+    assert math.exp(values[2]) == pytest.approx(0.1)
+    assert math.exp(label_logits([("no", -0.1, [])], ["no", "not"], 0)[0]) == pytest.approx(math.exp(-0.1))
+
+
+def test_scores_of_texts():
+    tokens = [("a", -0.1, [("a", -0.1), ("b", -2.5)]), ("c", -1.2, [("d", -0.5), ("c", -1.2)])]
+    scores = dict(zip(SEQUENCE_SCORES, text_scores(tokens).tolist(), strict=True))
+    assert scores["nll_mean"] == pytest.approx(0.65)
+    assert scores["nll_sum"] == pytest.approx(1.3)
+    assert scores["nll_q0"] == pytest.approx(1.2)
+    assert scores["max_softmax_q0"] == pytest.approx(-math.exp(-0.5))
+    assert scores["margin_sum"] == pytest.approx(math.exp(-2.5) - math.exp(-0.1) + math.exp(-1.2) - math.exp(-0.5))
+    assert math.isnan(scores["entropy_mean"])
+    assert math.isnan(scores["free_energy_q50"])
+    assert math.isnan(text_scores([("a", -0.1, [("a", -0.1)])])[-1])
+
+
+@pytest.mark.parametrize(
+    "values", [None, {}, {"content": [{"token": 3, "logprob": -1}]}, {"content": [{"token": "a"}]}]
+)
+def test_probabilities_that_are_none(values):
+    choice = {"message": {"content": "x"}, "logprobs": values}
+    assert Reply.parse({"choices": [choice]}).tokens is None
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("openai:", ["no address of a model", "openai:MODEL@URL"]),
+        ("openai:http://127.0.0.1:8000", ["no address of a model"]),
+        ("openai:m@http://u:secret@host/v1", ["has a password", "://…@"]),
+        ("openai:m@http://host/v1?key=secret", ["a query"]),
+        ("openai:m@http://host:99999/v1", ["no address of a model"]),
+        ("openai:m@http://ho st/v1", ["no address of a model"]),
+        ("nothing.yaml", ["'nothing.yaml'", "No such file"]),
+    ],
+)
+def test_addresses_that_are_none(address, words):
+    with pytest.raises(InputError) as raised:
+        Settings.of(address)
+    for word in words:
+        assert word in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
+def test_addresses():
+    assert Settings.of("openai:gpt-x").key == "OPENAI_API_KEY"
+    assert Settings.of("OpenAI:a/b@c:8b@http://[::1]:8000").address == "openai:a/b@c:8b@http://[::1]:8000/v1"
+    assert Settings.of("openai:m@https://h/x/").url == "https://h/x"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"key": KEY}, "no name of an environment variable"),
+        ({"keys": "A"}, "'keys'"),
+        ({"budget": 1.0}, "needs 'prices'"),
+        ({"budget": -1}, "'budget' is -1"),
+        ({"prices": {"input": 1, "output": 2}}, "'prices.date'"),
+        ({"prices": {**PRICES, "date": "May"}}, "a day is needed"),
+        ({"prices": {**PRICES, "outputs": 2}}, "'prices.outputs'"),
+        ({"headers": {"Authorization": KEY}}, "'key_header'"),
+        ({"body": {"stream": True}}, "'stream'"),
+        ({"api": "completions", "structured": "json_schema"}, "is of 'api: chat'"),
+        ({"api": "other"}, "one of chat, completions"),
+        ({"concurrent": 0}, "'concurrent' is 0"),
+        ({"model": "big"}, "no address of a model"),
+    ],
+)
+def test_settings_that_cannot_be(api, tmp_path, more, words):
+    with pytest.raises(InputError) as raised:
+        Settings.of(write_settings(tmp_path, api, **more))
+    assert words in str(raised.value)
+    assert KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", [None, "", "two\nlines", "schlüssel", " "])
+def test_a_key_that_cannot_be_sent(api, tmp_path, monkeypatch, key):
+    monkeypatch.delenv("A_KEY")
+    if key is not None:
+        monkeypatch.setenv("A_KEY", key)
+    with pytest.raises(InputError, match="environment variable A_KEY") as raised:
+        open_backend(write_settings(tmp_path, api), TASK)
+    assert key is None or not key.strip() or key not in str(raised.value)
+
+
+def test_a_damaged_journal(api, tmp_path):
+    backend, path = open_backend(write_settings(tmp_path, api), TASK), tmp_path / "j.jsonl"
+    backend.keep_answers(path)
+    backend.answer(examples_of(TEXTS))
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"request": "x", "re')
+    backend.answer(examples_of(TEXTS))
+    assert path.read_bytes() == whole
+    for line in (b"{}", b'{"request": "x", "reply": {"text": 3}}', b'{"request": "x", "reply": {"no": "field"}}'):
+        path.write_bytes(whole + line + b"\n")
+        with pytest.raises(InputError, match=r"j.jsonl' is damaged .* Delete it"):
+            backend.answer(examples_of(TEXTS))
+    path.write_bytes(b'{"format": 2}\n')
+    with pytest.raises(InputError, match="is damaged"):
+        backend.answer(examples_of(TEXTS))
+
+
+def test_batch_files(api, tmp_path, monkeypatch):
+    """What fails goes into another file; what is waited for is not sent again by the next run."""
+    monkeypatch.setattr("elang.backends.openai.batch_files._FIRST_LOOK", 0.01)
+    monkeypatch.setattr("elang.backends.openai.batch_files._MOST", 8)
+    path, journal = write_settings(tmp_path, api, batch=True, prices=PRICES), tmp_path / "j.jsonl"
+    backend = open_backend(path, TASK)
+    backend.keep_answers(journal)
+    # Of the first batch one request fails, one is refused; other lines are nobody's, or no JSON.
+    api.plan = [(500, error_of("x")), "refusal", None, "empty"]
+    api.lines = ['{"custom_id": "unknown", "response": {"status_code": 200, "body": {}}}', "no json", "[1]"]
+    records = backend.answer(examples_of(TEXTS))
+    right = answers_to(TEXTS)
+    assert [pair for pair in zip(labels_of(records), right, strict=True) if pair[0] != pair[1]] == [(None, right[1])]
+    assert [len(rows) for rows in api.files.values()] == [8, 4, 2]
+    assert not api.seen or {one[1] for one in api.seen} == {"/v1/batches"}
+    assert set(api.asked) == {f"review: {text}" for text in TEXTS}
+    assert backend.spending.replies == 12
+    assert backend.spending.held == 0
+    sent = dict(api.files)
+    backend.answer(examples_of(TEXTS))
+    assert api.files == sent
+    # A run that was killed while it waited: its batch is in the file, and its replies are not.
+    rows = [line for line in journal.read_text().splitlines() if '"reply"' not in line]
+    journal.write_text("\n".join(rows[:2]) + "\n")
+    again = open_backend(path, TASK)
+    again.keep_answers(journal)
+    first = again.answer(examples_of(TEXTS[:8]))
+    assert labels_of(first) == right[:8]
+    assert api.files == sent
+    few = open_backend(write_settings(tmp_path, api, batch=True, prices=PRICES, budget=1e-6), TASK)
+    with pytest.raises(InputError, match="The budget of"):
+        few.answer(examples_of(TEXTS))
+    assert api.files == sent
+
+
+def test_a_proxy_of_the_environment(api, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", api.url.removesuffix("/v1"))
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    records = open_backend("openai:big@http://models.invalid/v1", TASK).answer(examples_of(TEXTS[:2]))
+    assert labels_of(records) == answers_to(TEXTS[:2])
+    assert api.seen[0][1] == "http://models.invalid/v1/chat/completions"
+    monkeypatch.setenv("HTTP_PROXY", "nonsense://127.0.0.1:1")
+    with pytest.raises(InputError, match=r"The proxy .* cannot be used .* NO_PROXY"):
+        open_backend("openai:big@http://models.invalid/v1", TASK).answer(examples_of(TEXTS[:2]))
+
+
+def test_it_is_no_model_to_train_or_to_serve_alone(api, tmp_path):
+    for address in (f"openai:big@{api.url}", write_settings(tmp_path, api)):
+        with pytest.raises(InputError, match="is behind an API"):
+            load_model(address, TASK, fine_tune=True)
+        with pytest.raises(InputError, match="is behind an API"):
+            JointPredictor(None, address)
+    assert not api.seen
+
+
+def test_scores_of_labels_that_a_server_shows_in_part(api, tmp_path):
+    token = {"token": "good", "logprob": -0.1, "top_logprobs": [{"token": "good", "logprob": -0.1}]}
+    api.write = lambda body: {"message": {"content": "good"}, "logprobs": {"content": [token]}}
+    backend = open_backend(write_settings(tmp_path, api, logprobs=1), TASK)
+    scored = backend.score(examples_of(["x"]), "max_softmax", -0.5)
+    assert scored.answers == [1]
+    assert scored.scores == pytest.approx([-math.exp(-0.1)], abs=1e-6)
+    assert scored.deferred == [False]
+    assert "gives the 1 most probable tokens, and there are 2 labels" in kinds()["partial-scores"]
+    api.write = lambda body: "good"
+    with pytest.raises(InputError, match="there is no score at all"):
+        backend.score(examples_of(["x"]), "max_softmax", -0.5)
+    assert "gives no log-probabilities" in kinds()["partial-scores"]
+
+
+def test_several_threads_ask(api, tmp_path):
+    """As in a server: each gets its own answers, and they share pace and counts."""
+    path = write_settings(tmp_path, api, prices=PRICES, requests_per_minute=6000)
+    backend = open_backend(path, TASK)
+    parts = [[f"{'b' * part} text {number}" for number in range(10)] for part in range(6)]
+    start = time.monotonic()
+    with ThreadPoolExecutor(6) as threads:
+        records = list(threads.map(lambda part: backend.answer(examples_of(part)), parts))
+    assert time.monotonic() - start > 0.5
+    assert [labels_of(one) for one in records] == [answers_to(part) for part in parts]
+    assert backend.spending.replies == len(api.seen) == 60
+    assert backend.spending.held == 0
