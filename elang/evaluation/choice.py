@@ -46,6 +46,7 @@ class Choice:
         rows: Single models, then the best candidates of each kind, by their kind; ``chosen`` is the last one.
         path: The candidates that were tested in turn, with means on the rows that chose and on those that prove.
         target: What was asked for.
+        scores: The kind of score of each model that can be asked first; thresholds are of minus a ``confidence``.
         unit: Of costs.
         metric: What worth is called.
         num_examples: Rows that chose, and independent units that prove.
@@ -58,6 +59,7 @@ class Choice:
     rows: list[Row]
     path: list[dict[str, Any]]
     target: dict[str, Any]
+    scores: dict[str, str]
     unit: str
     metric: str
     num_examples: dict[str, int]
@@ -79,7 +81,7 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     Raises:
         InputError: If nothing is good and cheap enough on the rows that choose, or a name is unknown.
     """
-    pool, proof = _pool(table, target.score), _proof(table)
+    (pool, kinds), proof = _pool(table, target.score), _proof(table)
     tuning = torch.from_numpy((table.split == "routing").nonzero()[0])
     own = None if table.unit is None else table.unit[proof]
     plain, means = pool.take(proof), {name: float(worth[tuning].mean()) for name, worth in pool.worth.items()}
@@ -109,20 +111,26 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
         confidence=1 - total,
         attempts=attempts,
     )
-    bests = [one.candidates[at] for one in found.values() if (at := target.read(one)) is not None]
-    shown = [Candidate((name,)) for name in table.by_cost()] + [one for one in bests if len(one.models) > 1]
     return Choice(
         chosen=_row(plain, chosen, own),
         certified=passed is not None,
         statement=evidence.stated(claimed(target, reference, unit, metric), target.budget is not None),
         alone=alone(plain, chose, chosen, target, own, None if passed is None else tested.single(target, level)),
-        rows=[_row(plain, one, own) for one in dict.fromkeys(shown)],
+        rows=[_row(plain, one, own) for one in _beside(table, target, found)],
         path=tested.means(),
         target=asdict(target) | ({"against": reference} if target.max_regret is not None else {}),
+        scores=kinds,
         unit=unit,
         metric=metric,
         num_examples={"chose": len(tuning), "prove": units},
     )
+
+
+def _beside(table: AnswerTable, target: Target, found: dict[int, Envelope]) -> list[Candidate]:
+    """What is shown beside the choice: single models, and the best pair and chain by the rows that choose."""
+    bests = [one.candidates[at] for one in found.values() if (at := target.read(one)) is not None]
+    singles = [Candidate((name,)) for name in table.by_cost()]
+    return list(dict.fromkeys([*singles, *bests]))
 
 
 def _proof(table: AnswerTable) -> Tensor:
@@ -131,15 +139,16 @@ def _proof(table: AnswerTable) -> Tensor:
     return rows[independent_rows(table.key[rows], rows, None if table.unit is None else table.unit[rows])]
 
 
-def _pool(table: AnswerTable, kind: str | None) -> Pool:
+def _pool(table: AnswerTable, kind: str | None) -> tuple[Pool, dict[str, str]]:
+    """The models, each with one score, and the kind of that score by model."""
     scores = {name: own for name, own in table.scores.items() if own}
     if not scores:
         table.model(next(iter(table.worth)), scored=True)
-    if kind is not None and not any(kind in own for own in scores.values()):
+    kinds = {name: kind or next(iter(own)) for name, own in scores.items() if kind is None or kind in own}
+    if not kinds:
         known = dict.fromkeys(name for own in scores.values() for name in own)
         raise InputError(f"No model has a score '{kind}'; there are {listed(list(known))}.")
-    chosen = {name: own[kind or next(iter(own))] for name, own in scores.items() if kind is None or kind in own}
-    return Pool(table.worth, table.cost, chosen)
+    return Pool(table.worth, table.cost, {name: scores[name][own] for name, own in kinds.items()}), kinds
 
 
 def _size(pool: Pool, target: Target, unit: Tensor) -> int:

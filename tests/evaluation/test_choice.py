@@ -1,5 +1,6 @@
 """The choice from a pool: what is selected on some rows and proved on others, in Python and by its command."""
 
+import html
 import json
 import math
 
@@ -101,6 +102,23 @@ def test_what_cannot_be_shown_is_not_promised(tmp_path):
     assert choice.statement.startswith("Nothing is promised")
 
 
+def test_a_rule_says_confidence_where_that_is_the_column(tmp_path, capsys):
+    frame = answers()
+    for name in COSTS:
+        frame[f"{name}.confidence"] = -frame.pop(f"{name}.score")
+    frame.to_csv(tmp_path / "answers.csv", index=False)
+    command = ["choose", str(tmp_path / "answers.csv"), "--quality", "0.85", "--output", str(tmp_path / "choice")]
+    assert main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    found = json.loads((tmp_path / "choice" / "choice.json").read_text())
+    first, second = found["chosen"]["models"][:2]
+    threshold = found["chosen"]["thresholds"][0]
+    assert f"from {first} on to {second} where {first}'s confidence is below {-threshold:.6g}." in said
+    kept = frame[f"{first}.confidence"] >= -threshold
+    rows = read_answers(frame).split == "validation"
+    assert kept[rows].mean() == pytest.approx(found["chosen"]["shares"][0])
+
+
 def test_attempts_on_the_same_rows_cost_confidence(tmp_path):
     table, ledger = read_answers(answers()), tmp_path / "slices.json"
     first = choose(table, Target(quality=0.8), ledger)
@@ -161,4 +179,8 @@ def test_the_command_writes_the_choice_and_says_it(tmp_path, capsys):
     assert len(path) == len(found["path"])
     assert (tmp_path / "choice" / "choice.png").stat().st_size > 1000
     assert (tmp_path / "slices.json").is_file()
+    page = (tmp_path / "choice" / "choice.html").read_text()
+    assert html.escape(found["statement"]) in page
+    assert "base64," in page
+    assert "http" not in page
     assert main(["choose", str(tmp_path / "answers.csv")]) == 2
