@@ -61,7 +61,7 @@ def _write(choice: Choice, folder: Path, title: str) -> None:
     write_made(folder)
     with write_atomically(folder / "path.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(["models", "thresholds", "worth", "cost", "proved_worth", "proved_cost"])
+        out.writerow(choice.path[0])
         for row in choice.path:
             out.writerow([" ".join(map(str, v)) if isinstance(v, list) else v for v in row.values()])
     plot_choice(folder / "choice.png", choice)

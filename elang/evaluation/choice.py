@@ -92,7 +92,8 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     found = {kind: envelope(chose, kind) for kind in range(1, target.longest + 1)}
     if (place := target.read(found[size])) is None:
         raise InputError(nothing(found[size], target, unit))
-    path = _path(found[size], chose, reference if target.max_regret is not None else None)
+    against = reference if target.max_regret is not None else None
+    path = _path(found[size], chose, against)
     tested = _Tested(values.take(proof), own, path, {name: float(cost.max()) for name, cost in pool.cost.items()})
     before = replace(tested, pool=chose, unit=None if table.unit is None else table.unit[tuning])
     tested = replace(tested, tests=before.best_tests(target, table.binary and own is None))
@@ -117,8 +118,8 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
         statement=evidence.stated(claimed(target, reference, unit, metric), target.budget is not None),
         alone=alone(plain, chose, chosen, target, own, None if passed is None else tested.single(target, level)),
         rows=[_row(plain, one, own) for one in _beside(table, target, found)],
-        path=tested.means(),
-        target=asdict(target) | ({"against": reference} if target.max_regret is not None else {}),
+        path=_path_rows(path, pool.take(tuning), plain, own, against),
+        target=asdict(target) | {"against": against},
         scores=kinds,
         unit=unit,
         metric=metric,
@@ -231,15 +232,22 @@ class _Tested:
         paths = {name: replace(self.path, candidates=[Candidate((name,))]) for name in self.pool.worth}
         return {name for name, path in paths.items() if replace(self, path=path).passed(target, level)[0] is not None}
 
-    def means(self) -> list[dict[str, Any]]:
-        """The candidates with their means on the rows that chose, and on those that prove."""
-        rows = []
-        for place, candidate in enumerate(self.path.candidates):
-            worth, cost = (float(unit_means(values, self.unit).mean()) for values in self.outcomes(place))
-            tuned = {"worth": float(self.path.worth[place]), "cost": float(self.path.cost[place])}
-            proved = {"proved_worth": worth, "proved_cost": cost}
-            rows.append({"models": list(candidate.models), "thresholds": list(candidate.thresholds), **tuned, **proved})
-        return rows
+
+def _path_rows(
+    path: Envelope, chose: Pool, proof: Pool, unit: Tensor | None, reference: str | None
+) -> list[dict[str, Any]]:
+    """The candidates with their means on the rows that chose, and on those that prove."""
+    rows = []
+    for candidate in path.candidates:
+        row: dict[str, Any] = {"models": list(candidate.models), "thresholds": list(candidate.thresholds)}
+        for prefix, pool, own in (("", chose, None), ("proved_", proof, unit)):
+            worth, cost, _ = pool.outcomes(candidate)
+            means = {"worth": worth, "cost": cost}
+            if reference is not None:
+                means["regret"] = (pool.worth[reference] - worth).clamp_min(0)
+            row |= {f"{prefix}{name}": float(unit_means(values, own).mean()) for name, values in means.items()}
+        rows.append(row)
+    return rows
 
 
 def _path(found: Envelope, pool: Pool, reference: str | None) -> Envelope:

@@ -56,6 +56,8 @@ def test_a_quality_is_proved_at_less_cost_than_a_model_alone(tmp_path):
     # Each candidate that was tested comes with its means on both parts.
     last = choice.path[-1]
     assert last["models"] == ["large"] or last["worth"] >= 0.85
+    place = next(row for row in choice.path if row["thresholds"] == choice.chosen.thresholds)
+    assert place["proved_worth"] == pytest.approx(choice.chosen.worth[0])
     assert [row["cost"] for row in choice.path] == sorted(row["cost"] for row in choice.path)
 
 
@@ -77,6 +79,9 @@ def test_regret_and_cost_are_promised_together(tmp_path):
     regret = (found.worth["large"] - worth).clamp_min(0)
     assert choice.certified
     assert float(regret.mean()) < 0.05
+    place = next(row for row in choice.path if row["thresholds"] == choice.chosen.thresholds)
+    assert place["proved_regret"] == pytest.approx(float(regret.mean()))
+    assert place["proved_worth"] == pytest.approx(choice.chosen.worth[0])
     assert float(cost.mean()) < 20
     assert "answered wrong although large is right and an input costs at most 20" in choice.statement
     assert choice.target["against"] == "large"
