@@ -115,7 +115,7 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     return Choice(
         chosen=_row(plain, chosen, own),
         certified=passed is not None,
-        statement=evidence.stated(claimed(target, reference, unit, metric), target.budget is not None),
+        statement=evidence.stated(claimed(target, reference, unit, metric, own), target.budget is not None),
         alone=alone(plain, chose, chosen, target, own, None if passed is None else tested.single(target, level)),
         rows=[_row(plain, one, own) for one in _beside(table, target, found)],
         path=_path_rows(path, pool.take(tuning), plain, own, against),

@@ -13,8 +13,8 @@ from elang.evaluation.statements import report_dropped
 from elang.evaluation.summarize import Curves, all_curves, summarize_pair
 from elang.evaluation.summary import EvaluatedPair, JointSummary
 from elang.evaluation.units import MONEY, SECONDS
+from elang.method.quality.labels import worth
 from elang.method.quality.metric import Quality
-from elang.method.quality.registry import worth_quality
 from elang.notices import write_made
 from elang.records.manifest import FILENAME, Manifest
 
@@ -46,7 +46,7 @@ class TablePair:
 
 def table_quality(table: AnswerTable) -> Quality:
     """The metric of a table: accuracy if all answers are right or wrong, otherwise their mean worth."""
-    quality = worth_quality(0)
+    quality = worth(0)
     return replace(quality, name="accuracy") if table.binary else quality
 
 

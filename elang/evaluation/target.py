@@ -71,7 +71,7 @@ def interval(values: Tensor) -> list[float]:
     return [mean, mean - half, mean + half]
 
 
-def claimed(target: Target, reference: str, unit: str, metric: str) -> str:
+def claimed(target: Target, reference: str, unit: str, metric: str, groups: Tensor | None = None) -> str:
     """What is promised, as part of a sentence."""
     claims = []
     if target.quality is not None:
@@ -82,7 +82,7 @@ def claimed(target: Target, reference: str, unit: str, metric: str) -> str:
         claims.append(f"at most {target.max_regret:.4g} of an answer's worth is lost to {reference} on average")
     if target.budget is not None:
         claims.append(f"an input costs at most {target.budget:.6g} {unit} on average")
-    return " and ".join(claims)
+    return " and ".join(claims) + ("" if groups is None else ", each group counting once")
 
 
 @dataclass(frozen=True)

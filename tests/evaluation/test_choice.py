@@ -145,6 +145,20 @@ def test_copies_of_a_text_prove_nothing_more(tmp_path):
     assert one.num_examples["prove"] == four.num_examples["prove"]
 
 
+def test_groups_prove_as_one_example_each(tmp_path):
+    frame = answers(4000).assign(passage=np.arange(4000) // 4)
+    table = read_answers(frame, TableColumns(group="passage"))
+    choice = choose(table, Target(quality=0.85), tmp_path / "slices.json")
+    _, (worth, _, _) = proved(table, choice)
+    rows = table.split == "validation"
+    assert choice.certified
+    assert choice.num_examples["prove"] == frame["passage"][rows].nunique()
+    by_group = pd.Series(worth.numpy()).groupby(frame["passage"][rows].to_numpy()).mean()
+    assert choice.chosen.worth[0] == pytest.approx(by_group.mean())
+    assert "each group counting once" in choice.statement
+    assert "groups of texts" in choice.statement
+
+
 @pytest.mark.parametrize(
     ("target", "message"),
     [

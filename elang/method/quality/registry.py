@@ -8,7 +8,7 @@ from torch import Tensor
 
 from elang.errors import InputError
 from elang.method.quality import labels
-from elang.method.quality.metric import Quality, mean_of_sums
+from elang.method.quality.metric import Quality
 from elang.method.quality.texts import TEXT_METRICS, TextMetricName
 
 LabelMetricName = Literal[
@@ -32,16 +32,6 @@ def text_quality(name: str) -> Callable[[int], Quality]:
     return lambda num_labels: Quality(name, statistics, value, target=name)
 
 
-def worth_quality(num_labels: int) -> Quality:
-    """The mean worth of answers, each worth 0 to 1; its target is the worth of those to choose from, ``(N, K)``."""
-
-    def statistics(prediction: Tensor, target: Tensor) -> Tensor:
-        worth = target[torch.arange(len(target), device=target.device), prediction].double()
-        return torch.stack([worth, torch.ones_like(worth)], -1)
-
-    return Quality(WORTH, statistics, mean_of_sums, target="worth")
-
-
 WORTH = "worth"
 """The metric of answers of which only the worth is known; if all are right or wrong it is called accuracy."""
 QUALITIES: dict[str, Callable[[int], Quality]] = {
@@ -55,5 +45,5 @@ QUALITIES: dict[str, Callable[[int], Quality]] = {
     "answer_f1": labels.answer_f1,
     "answer_exact": labels.answer_exact,
     **{name: text_quality(name) for name in get_args(TextMetricName)},
-    WORTH: worth_quality,
+    WORTH: labels.worth,
 }
