@@ -35,6 +35,8 @@ verbs:
   test      the same on the test split
   predict   answer texts with a pair, from a file or standard input
   serve     answer texts with a pair over HTTP
+  choose    the best single model, pair or chain for a budget or a quality, from a table of answers
+  curve     what validate says of a pair, from a table of answers, without a model
   calibrate choose a threshold that keeps a promise on new inputs, with a certificate
   bench     what a pair saves in time, beside what it saves in FLOPs
   report    evaluations as one HTML page, with a slider over all thresholds
@@ -49,8 +51,11 @@ options:
 # Exit codes as shells report them: after a signal, and after SIGINT and SIGPIPE.
 _SIGNAL, _INTERRUPTED, _READER_LEFT = 128, 130, 141
 # Verbs that are a function of the same name in a module of the same name; Lightning runs the others.
-_FUNCTIONS = ("ask", "augment", "bench", "calibrate", "demo", "merge", "predict", "report", "serve", "suite", "sweep")
-_POSITIONAL = ("suite", "calibrate", "report", "merge", "sweep")
+_FUNCTIONS = (
+    *("ask", "augment", "bench", "calibrate", "choose", "curve", "demo", "merge", "predict", "report", "serve"),
+    *("suite", "sweep"),
+)
+_POSITIONAL = ("suite", "calibrate", "choose", "curve", "report", "merge", "sweep")
 # Positional arguments that take several values.
 _LISTS = {
     "report": {"joint": "folders that `elang validate` wrote"},

@@ -244,6 +244,6 @@ class TaskModule(AnyShape, LightningModule):
             # Training would tell of every epoch's.
             where = "" if self.trainer.state.fn == "fit" else f"on '{split}'"
             return measure_texts(qualities, answers.texts, self.references(split, answers.id), self.task, where)
-        quality = QUALITIES[qualities[0]](len(self.label_names))  # type: ignore[index]
+        quality = QUALITIES[qualities[0]](len(self.label_names))
         targets = self.data.targets(split, answers.id) if self.data is not None else {}
         return {quality.name: measure(quality, answers.prediction, label, targets=targets)}

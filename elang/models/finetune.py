@@ -98,7 +98,7 @@ class FinetuneModule(TaskModule):
         self.lora = Lora(self.classifier, lora, model, lr)
         self.lr, self.weight_decay, self.warmup = lr, weight_decay, warmup
         check_qualities([quality] if quality else [], self.task)
-        self.quality = QUALITIES[quality or self.task.qualities[0]](len(label_names))  # type: ignore[index]
+        self.quality = QUALITIES[quality or self.task.qualities[0]](len(label_names))
         self.output = output
         self._course, self._evaluated = Course(self.quality.name), False
         self._trained = False  # whether the weights are those of a training, not of the folder

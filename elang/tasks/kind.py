@@ -113,7 +113,10 @@ class Kind(ABC):
 
     def worth(self, quality: str, targets: dict[str, Tensor]) -> dict[str, Any]:
         """The ``largest`` reward (``None`` if unbounded) and its ``unit``; ``quality`` is the task's first metric."""
-        return {"largest": 1.0, "unit": "F1 of the answer" if "answer_f1" in targets else "right answers"}
+        unit = "F1 of the answer" if "answer_f1" in targets else "right answers"
+        if (worth := targets.get("worth")) is not None and bool(((worth != 0) & (worth != 1)).any()):
+            unit = "worth, from 0 to 1"
+        return {"largest": 1.0, "unit": unit}
 
     def answer(self, prediction: float | str, task: "TextTask", choices: tuple[str, ...] | None) -> str | float:
         """The answer that a user reads: by default the prediction. ``choices`` are the example's own candidates."""

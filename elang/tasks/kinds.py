@@ -11,6 +11,7 @@ from torch import Tensor
 
 from elang.errors import InputError
 from elang.method.quality.metric import Quality
+from elang.method.quality.registry import WORTH
 from elang.method.quality.texts import TEXT_METRICS, worth_metric
 from elang.method.scores import SEQUENCE_DEFAULT, SEQUENCE_SCORES
 from elang.tasks.extraction import comparable, comparable_references
@@ -165,7 +166,7 @@ def measure(quality: Quality, prediction: Tensor, label: Tensor, targets: dict[s
 
 def check_qualities(names: list[str], task: TextTask) -> None:
     """Raise an :class:`InputError` for metrics of texts in a task with labels, or of labels in a task of texts."""
-    if wrong := [name for name in names if (name in TEXT_METRICS) != task.kind.generates]:
+    if wrong := [n for n in names if n == WORTH or (n in TEXT_METRICS) != task.kind.generates]:
         raise InputError(f"'{wrong[0]}' is not a metric for a {task.problem} task; it has {task.qualities}.")
 
 

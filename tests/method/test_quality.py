@@ -52,7 +52,7 @@ REFERENCE = {
 CASES = [(name, classes) for name in REFERENCE for classes in ((2,) if name == "f1" else (2, 3, 10))]
 SUMS = [case for case in CASES if case[0] != "spearman"]
 CLASSIFICATION = ["accuracy", "f1", "f1_macro", "matthews"]
-TABLES = ["answer_f1", "answer_exact"]
+TABLES = ["answer_f1", "answer_exact", "worth"]
 
 
 def answers(classes, n=200, seed=0, right=0.6):

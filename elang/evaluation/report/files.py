@@ -63,7 +63,8 @@ def _write_pair_records(path: Path, pairs: dict[str, PairAnswers], about: dict[s
     parts = []
     for split, pair in pairs.items():
         columns: dict[str, Any] = {"split": [split] * len(pair), "id": pair.id, "key": pair.key, "unit": pair.unit}
-        if not pair.kind.generates:
+        # Where only worths are known, predictions are none.
+        if "worth" not in pair.targets:
             columns |= {"label": pair.label, "swift_prediction": pair.swift, "super_prediction": pair.super_}
         columns |= {"swift_flops": pair.swift_flops, "super_flops": pair.super_flops, "gain": pair.gain}
         columns |= {"swift_early_flops": pair.early_flops, "swift_score_flops": pair.score_flops}

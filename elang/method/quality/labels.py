@@ -136,6 +136,11 @@ def answer_exact(num_labels: int) -> Quality:
     return _mean_reward("answer_exact")
 
 
+def worth(num_labels: int) -> Quality:
+    """Mean worth of the chosen answers, 0 to 1, of which nothing else need be known; as :func:`answer_f1`."""
+    return _mean_reward("worth")
+
+
 def pearson(num_labels: int) -> Quality:
     """Pearson correlation of real-valued predictions and targets; 0 where it is undefined.
 

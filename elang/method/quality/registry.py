@@ -32,7 +32,9 @@ def text_quality(name: str) -> Callable[[int], Quality]:
     return lambda num_labels: Quality(name, statistics, value, target=name)
 
 
-QUALITIES: dict[QualityName, Callable[[int], Quality]] = {
+WORTH = "worth"
+"""The metric of answers of which only the worth is known; if all are right or wrong it is called accuracy."""
+QUALITIES: dict[str, Callable[[int], Quality]] = {
     "accuracy": labels.accuracy,
     "f1": labels.f1,
     "f1_macro": labels.f1_macro,
@@ -43,4 +45,5 @@ QUALITIES: dict[QualityName, Callable[[int], Quality]] = {
     "answer_f1": labels.answer_f1,
     "answer_exact": labels.answer_exact,
     **{name: text_quality(name) for name in get_args(TextMetricName)},
+    WORTH: labels.worth,
 }
