@@ -4,7 +4,12 @@ import json
 import os
 import platform
 import re
+import signal
+import socket
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +54,33 @@ def wait_for_gpu() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+@contextmanager
+def running(command: list[str], **options: Any) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A server's address and process, once its ``/health`` answers; ``PORT`` in the command stands for a free port."""
+    import httpx
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    process = subprocess.Popen([str(port) if part == "PORT" else part for part in command], **options)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 180
+        while True:
+            if process.poll() is not None or time.monotonic() > until:
+                raise SystemExit("the server did not come up")
+            try:
+                if httpx.get(f"{address}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.3)
+        yield address, process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
 
 
 def about(libraries: tuple[str, ...]) -> dict[str, Any]:

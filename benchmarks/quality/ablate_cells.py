@@ -65,14 +65,14 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """Points of all scores, by thresholds of the routing slice and read off the evaluation set."""
         metric = SETUPS[self.task].metric
-        quality = QUALITIES[metric](self.own["validation_logits"].shape[1])  # type: ignore[index]
+        quality = QUALITIES[metric](self.own["validation_logits"].shape[1])
         thresholds = choose_thresholds(self.answers("routing"), quality, "routing slice")
         return asdict(summarize(self.dev, quality, thresholds))
 
     @cached_property
     def routing(self) -> dict[str, Any]:
         """Points of all scores, read off the routing slice itself."""
-        quality = QUALITIES[SETUPS[self.task].metric](self.own["routing_logits"].shape[1])  # type: ignore[index]
+        quality = QUALITIES[SETUPS[self.task].metric](self.own["routing_logits"].shape[1])
         found: dict[str, Any] = asdict(summarize(self.answers("routing"), quality, {}))["scores"]
         return found
 

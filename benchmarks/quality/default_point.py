@@ -60,7 +60,7 @@ def main() -> None:
 
 def points_of(run: Run) -> list[dict[str, Any]]:
     """A pair's figures on the evaluation set at each rule's threshold."""
-    quality = QUALITIES[SETUPS[run.task].metric](run.own["routing_logits"].shape[1])  # type: ignore[index]
+    quality = QUALITIES[SETUPS[run.task].metric](run.own["routing_logits"].shape[1])
     chosen = choose_thresholds(run.answers("routing"), quality, "routing slice")[SCORE]
     curve = pair_curves(run.dev, quality)[SCORE]
     found = {rule: point_at(curve, float(chosen[rule]["threshold"])) for rule in BY_QUALITY}

@@ -13,21 +13,19 @@ import argparse
 import asyncio
 import json
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import write_result
+from common import running, write_result
 
 ADDED_MS, TAKEN = 5.0, 0.10
 QUESTION = "The plot of this film is long, and then comes a longer one, which nobody has understood. What is it about?"
@@ -52,13 +50,13 @@ def main() -> int:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         swift = write_swift(Path(folder))
         own = [__file__, "--delay", str(args.delay), "--super-port"]
-        ways: dict[str, tuple[str, int]] = {}
-        ways["direct"] = stack.enter_context(running([sys.executable, *own, "PORT"], "/health"))
+        ways: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}
+        ways["direct"] = stack.enter_context(running([sys.executable, *own, "PORT"], stdout=subprocess.DEVNULL))
         pair = ["--api", "openai", "--swift_model", swift, "--super_model", f"openai:large@{ways['direct'][0]}/v1"]
         pair += ["--score", "prompt_router", "--model_name", "large", "--device", "cpu", "--port", "PORT"]
         serve = [sys.executable, "-m", "elang", "serve", *pair, "--threshold"]
-        ways["pair, threshold -inf"] = stack.enter_context(running([*serve, "-inf"], "/health"))
-        ways["pair, Swift reads"] = stack.enter_context(running([*serve, "-1e9"], "/health"))
+        ways["pair, threshold -inf"] = stack.enter_context(running([*serve, "-inf"], stdout=subprocess.DEVNULL))
+        ways["pair, Swift reads"] = stack.enter_context(running([*serve, "-1e9"], stdout=subprocess.DEVNULL))
         figures = measure(ways, args)
     missed = []
     for count in (1, args.clients):
@@ -78,7 +76,7 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def measure(ways: dict[str, tuple[str, int]], args: argparse.Namespace) -> dict[str, Any]:
+def measure(ways: dict[str, tuple[str, "subprocess.Popen[bytes]"]], args: argparse.Namespace) -> dict[str, Any]:
     """The medians over the rounds, for one client and for many."""
     figures: dict[str, Any] = {}
     for count in (1, args.clients):
@@ -87,12 +85,12 @@ def measure(ways: dict[str, tuple[str, int]], args: argparse.Namespace) -> dict[
             # In turns, each way first once.
             names = list(ways)
             for way in names[number % len(names) :] + names[: number % len(names)]:
-                address, pid = ways[way]
+                address, process = ways[way]
                 asyncio.run(load(address, count, 1.0))
-                cpu, start = cpu_seconds(pid), time.perf_counter()
+                cpu, start = cpu_seconds(process.pid), time.perf_counter()
                 p50, p99, rate = asyncio.run(load(address, count, args.seconds))
                 asked = rate * (time.perf_counter() - start)
-                found[way].append((p50, p99, rate, 1e3 * (cpu_seconds(pid) - cpu) / asked))
+                found[way].append((p50, p99, rate, 1e3 * (cpu_seconds(process.pid) - cpu) / asked))
         medians = {
             way: [statistics.median(column) for column in zip(*rows, strict=True)] for way, rows in found.items()
         }
@@ -135,31 +133,6 @@ async def load(address: str, clients: int, seconds: float) -> tuple[float, float
     took = time.perf_counter() - start
     times.sort()
     return times[len(times) // 2], times[int(0.99 * len(times))], len(times) / took
-
-
-@contextmanager
-def running(command: list[str], path: str) -> Any:
-    """A server in a process of its own, once it answers."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    process = subprocess.Popen([part if part != "PORT" else str(port) for part in command], stdout=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 180
-        while True:
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit("a server did not come up")
-            try:
-                if httpx.get(address + path).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.3)
-        yield address, process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
 
 
 def serve_super(port: int, delay: float) -> int:

@@ -11,12 +11,10 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ import pandas as pd
 from elang import JointPredictor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import write_result
+from common import running, write_result
 
 SHARE = "defer 30%"
 # With this many clients a shorter queue would turn some away.
@@ -51,9 +49,10 @@ def main() -> int:
     deferred = statistics.fmean(by == "super" for _, by in expected.values())
     rates = [stream_rate(predictor, texts)]
     figures: dict[str, Any] = {"clients": args.clients, "deadline, s": DEADLINE, "deferred": deferred}
-    options = ["--swift_model", pair[0], "--super_model", pair[1], "--threshold", SHARE, "--deadline", str(DEADLINE)]
+    serve = [sys.executable, "-m", "elang", "serve", "--port", "PORT"]
+    serve += ["--swift_model", pair[0], "--super_model", pair[1], "--threshold", SHARE, "--deadline", str(DEADLINE)]
     for size in (args.texts, 1):
-        with running(options) as (address, _):
+        with running(serve) as (address, _):
             seconds = args.seconds if size == args.texts else args.seconds / 3
             found = asyncio.run(load(address, texts, args.clients, seconds, size))
         figures[f"{size} texts a request"] = judge(found, expected, scores)
@@ -62,7 +61,7 @@ def main() -> int:
         part = figures[f"{size} texts a request"]
         part["of throughput mode"] = part["texts a second"] / statistics.median(rates)
     figures["throughput mode, texts a second"] = rates
-    with running(options) as (address, process):
+    with running(serve) as (address, process):
         seconds = 40.0
         killed: list[float] = []
         found = asyncio.run(
@@ -102,32 +101,6 @@ def stream_rate(predictor: JointPredictor, texts: list[str]) -> float:
         list(predictor.map(texts * 4))
         times.append(time.perf_counter() - start)
     return 4 * len(texts) / statistics.median(times[1:])
-
-
-@contextmanager
-def running(options: list[str]) -> Any:
-    """A server in a process of its own, once all its workers run."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    command = [sys.executable, "-m", "elang", "serve", "--port", str(port), *options]
-    process = subprocess.Popen(command)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        until = time.monotonic() + 180
-        while True:
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit("the server did not come up")
-            try:
-                if httpx.get(f"{address}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
-        yield address, process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
 
 
 def kill_super(process: "subprocess.Popen[bytes]") -> None:
