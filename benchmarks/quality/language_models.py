@@ -1,15 +1,15 @@
 """Language models as pairs on six tasks: one Super a task, its answers kept, and several seeds of each Swift.
 
     python benchmarks/quality/language_models.py --data DATA --super MODEL --swifts small=FOLDER other=FOLDER
-        [--tasks sst2 rte]
-        [--seeds 0 1 2] [--lora sst2 banking77] [--supers-at-once 3] [--swifts-at-once 8]
-        [--minutes 20] [--out runs/causal]
+        [--tasks sst2 rte] [--larger other] [--seeds 0 1 2] [--lora sst2 banking77]
+        [--supers-at-once 3] [--swifts-at-once 8] [--minutes 20] [--out runs/causal]
     python benchmarks/quality/language_models.py --out runs/causal --table
 
 DATA holds glue/SST-2, glue/CoLA, glue/RTE, glue/MRPC and banking77 (the benchmarks' own files), and trec (train.csv and
 validation.csv with the columns text and label). The models are folders of transformers. GLUE is answered in label
 words, banking77 and trec by a head on the last token; the tasks `... written` are answered by generated texts, for the
-score before generating. `--lora` fits further Supers with adapters, to be compared with full training.
+score before generating. `--larger` names the Swifts that learn for fewer epochs at a lower rate, as models of half a
+billion parameters need. `--lora` fits further Supers with adapters, to be compared with full training.
 
 What is done is not repeated, and no step starts after --minutes. Jobs go to the visible GPUs in turn. --table reads all
 summaries, prints them beside the bars and writes benchmarks/results/language_models.json.
@@ -44,6 +44,7 @@ class Setup:
     super: tuple[int, int, float] = (3, 32, 1e-5)
     swift: tuple[int, int, float] = (8, 32, 1e-4)
     routing: float = 0.1
+    larger: tuple[int, int, float] = (4, 32, 2e-5)
 
 
 def glue(name: str, folder: str) -> dict[str, Any]:
@@ -60,9 +61,11 @@ def table(kind: str, folder: str, validation: str, **columns: Any) -> dict[str, 
 WRITTEN = {"prompt": "Question: {text}\nKind:", "qualities": ["exact_text"], "max_target_length": 16}
 # Epochs, batch size and peak learning rate.
 SETUPS = {
-    "sst2": Setup(glue("sst2", "glue/SST-2"), (1, 32, 1e-5), (3, 64, 1e-4), 0.05),
+    "sst2": Setup(glue("sst2", "glue/SST-2"), (1, 32, 1e-5), (3, 64, 1e-4), 0.05, larger=(1, 32, 2e-5)),
     "banking77": Setup(
-        table("TextClassificationData", "banking77", "test", text="text", label="category"), (3, 32, 2e-5)
+        table("TextClassificationData", "banking77", "test", text="text", label="category"),
+        (3, 32, 2e-5),
+        larger=(4, 32, 5e-5),
     ),
     "cola": Setup(glue("cola", "glue/CoLA"), (3, 32, 1e-5), (10, 32, 1e-4)),
     "rte": Setup(glue("rte", "glue/RTE"), (4, 16, 1e-5), (10, 32, 1e-4)),
@@ -90,7 +93,7 @@ class Runs:
     def __init__(self, args: argparse.Namespace) -> None:
         self.out: Path = args.out
         self.data, self.super_model = args.data, args.super
-        self.swifts = dict(part.split("=", 1) for part in args.swifts)
+        self.swifts, self.larger = dict(part.split("=", 1) for part in args.swifts), args.larger
 
     def options(self, task: str, evaluated: int = 128) -> dict[str, Any]:
         """The data of a task."""
@@ -129,7 +132,8 @@ class Runs:
         """Fit a Swift on the Super's answers, and route by each of its scores."""
         home = self.home(task) / f"{swift}-{seed}"
         model = {"model": self.swifts[swift], "super_records": f"{self.home(task)}/super.parquet"}
-        fit = self._fit(task, "SwiftModule", home, SETUPS[task].swift, model)
+        setup = SETUPS[task]
+        fit = self._fit(task, "SwiftModule", home, setup.larger if swift in self.larger else setup.swift, model)
         steps = fit, self._joint(task, home, "float32")
         return [replace(step, config={**step.config, "seed_everything": seed}) for step in steps]
 
@@ -269,7 +273,10 @@ def show_all(out: Path) -> None:
         for swift, figures in found[task].items():
             show(swift, figures)
     made = json.loads((out / "made.json").read_text("utf-8"))
-    setups = {name: {"super": s.super, "swift": s.swift, "routing": s.routing} for name, s in SETUPS.items()}
+    setups = {
+        name: {"super": s.super, "swift": s.swift, "larger": s.larger, "routing": s.routing}
+        for name, s in SETUPS.items()
+    }
     write_result("language_models", {"epochs, batch, rate": setups, "tasks": found}, LIBRARIES, made)
 
 
@@ -280,6 +287,7 @@ def main() -> None:
     parser.add_argument("--super")
     parser.add_argument("--swifts", nargs="+", default=[], help="name=folder")
     parser.add_argument("--tasks", nargs="+", choices=SETUPS, default=list(SETUPS))
+    parser.add_argument("--larger", nargs="*", default=[], help="names of Swifts")
     parser.add_argument("--lora", nargs="*", choices=SETUPS, default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--supers-at-once", type=int, default=3)
