@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
@@ -91,18 +92,19 @@ class EncodedTexts:
         """Model inputs for some rows, padded to the longest of them; empty for no rows."""
         if not rows:
             return {}
-        chosen = torch.tensor(rows)
-        start = self.offsets[chosen]
-        lengths = self.offsets[chosen + 1] - start
-        place = torch.arange(int(lengths.max()))
+        # By NumPy: a batch is small, and threads of PyTorch would wait for each other longer than the work takes.
+        offsets = self.offsets.numpy()
+        start = offsets[rows]
+        lengths = offsets[np.asarray(rows) + 1] - start
+        place = np.arange(lengths.max())
         if self.left:
             place = place + (lengths - len(place))[:, None]
-        mask = (place >= 0) & (place < lengths[:, None]) if self.left else place < lengths[:, None]
+        mask = (place >= 0) & (place < lengths[:, None])
         # Padding may index another text's tokens, or none.
-        index = (start[:, None] + place).clamp(0, max(0, int(self.offsets[-1]) - 1))
-        inputs = {"attention_mask": mask.long()}
+        index = (start[:, None] + place).clip(0, max(0, offsets[-1] - 1))
+        inputs = {"attention_mask": torch.from_numpy(mask.astype(np.int64))}
         for name, column in self.columns.items():
-            inputs[name] = torch.where(mask, column[index].long(), self.pad[name])
+            inputs[name] = torch.from_numpy(np.where(mask, column.numpy()[index], self.pad[name]).astype(np.int64))
         return inputs
 
 
