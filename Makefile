@@ -1,7 +1,7 @@
 # make demo: the real pair of the README, in a virtual environment of its own
 # make quick: lint, types and the nearest tests of what differs from main, in under 90 s on 2 cores
 # make test: lint, types, tests and doctests, on all cores; make lint: the first two
-# make coverage: the tests again, with the lines and branches of elang/ that they reach
+# make coverage: the tests again, with the lines and branches of elang/ that they reach, reported if tests fail, too
 # make oldest: some tests with the oldest versions that are allowed, in VENV; make audit: known vulnerabilities of what CI installs
 # make language-model: answers of a real language model from the package index, if DATA has glue/SST-2 and banking77
 # make dist: the wheel and the source distribution, in dist/
@@ -49,9 +49,10 @@ SPREAD = -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadsco
 
 coverage: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet 'coverage>=7.10'
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest $(SPREAD)
-	$(BIN)/python -m coverage combine --quiet
-	$(BIN)/python -m coverage report --skip-covered --show-missing
+	$(BIN)/python -m coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest $(SPREAD); status=$$?; \
+	  $(BIN)/python -m coverage combine --quiet && \
+	  $(BIN)/python -m coverage report --skip-covered --show-missing && exit $$status
 
 # Types are checked beside the tests, which leave a part of the cores idle.
 test: style

@@ -6,6 +6,9 @@ so are those that a forked command starts in turn, as Lightning does for each fu
 parent is theirs: folder, environment, streams, session, signals and ``preexec_fn``. All other commands, and those with
 ``forked=False``, are started as ever; so are those whose environment differs in a variable that a library reads while
 it is imported, unless ``forked=True`` asks for a server of that environment.
+
+``file_size`` is the number of bytes above which the process can write no file, as on a full disk. What measures
+coverage is not held to it: it writes after the process is done, or does not measure a process that is not forked.
 """
 
 import atexit
@@ -17,6 +20,7 @@ import multiprocessing.process
 import os
 import pickle
 import pkgutil
+import resource
 import runpy
 import select
 import signal
@@ -27,6 +31,7 @@ import sys
 import tempfile
 import threading
 import types
+from functools import partial
 
 EXECUTABLE = sys.executable
 # Windows cannot, and on macOS libraries start threads as they are imported.
@@ -75,8 +80,8 @@ class Popen(subprocess.Popen):
     started: list = []  # noqa: RUF012
     starting = threading.Lock()
 
-    def __init__(self, args, *more, forked=None, **options):
-        self._asked, self._told = forked, None
+    def __init__(self, args, *more, forked=None, file_size=None, **options):
+        self._asked, self._told, self._file_size = forked, None, file_size
         self._session = options.get("start_new_session", False)
         super().__init__(args, *more, **options)
 
@@ -89,6 +94,9 @@ class Popen(subprocess.Popen):
         if server is None:
             if self._asked and CAN_FORK:
                 raise RuntimeError(f"cannot be forked: {args}")
+            if self._file_size is not None:
+                preexec_fn = partial(limit_files, self._file_size, preexec_fn)
+                env = {name: value for name, value in environment.items() if not name.startswith("COVERAGE_PROCESS_")}
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *more)
             return
         pipes = more[3:9]
@@ -97,6 +105,7 @@ class Popen(subprocess.Popen):
             "environment": environment,
             "cwd": os.path.abspath(os.getcwd() if cwd is None else cwd),
             "preexec_fn": preexec_fn,
+            "file_size": self._file_size,
             "session": self._session,
             "ignored": [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN],
             "mask": signal.pthread_sigmask(signal.SIG_BLOCK, []),
@@ -137,6 +146,18 @@ class Popen(subprocess.Popen):
             finally:
                 self._waitpid_lock.release()
         return self.returncode
+
+
+def limit_files(size, also=None):
+    """Write no file larger than ``size``, until :func:`lift_limit`; call ``also``, if given, as well."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    if also is not None:
+        also()
+
+
+def lift_limit():
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
 
 
 def is_open(descriptor):
@@ -266,6 +287,10 @@ def become(request, given, set_by_libraries):
         os.close(number)
     if request["preexec_fn"] is not None:
         request["preexec_fn"]()
+    if request["file_size"] is not None:
+        limit_files(request["file_size"])
+        # After what the command does as it ends, and before coverage, which registered as this process was forked.
+        atexit.register(lift_limit)
     unbuffered, kind, _, rest = request["command"]
     open_streams(unbuffered or bool(os.environ.get("PYTHONUNBUFFERED")))
     # What Python and libraries have read as they began.

@@ -2,11 +2,9 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import warnings
-from functools import partial
 from multiprocessing import resource_sharer
 
 import pytest
@@ -25,7 +23,7 @@ def limited(args, folder, size):
     done = subprocess.run(
         [sys.executable, "-m", "elang", *map(str, args)],
         cwd=folder,
-        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size)),
+        file_size=size,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},

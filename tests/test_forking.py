@@ -1,7 +1,6 @@
 """What is forked behaves as a process that Python starts, and starts others in turn."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -25,9 +24,6 @@ print(len(os.listdir("/proc/self/fd")) > 9, threading.active_count(), os.getpgrp
 """
 
 
-SMALL_FILES = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (99, 99))
-
-
 @pytest.mark.parametrize(
     ("code", "options"),
     [
@@ -41,7 +37,9 @@ SMALL_FILES = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (99, 99))
         ("import atexit; atexit.register(print, 'end'); print('start')", {}),
         ("import threading, time; threading.Thread(target=lambda: (time.sleep(0.1), print('late'))).start()", {}),
         ("import sys; print(sys.stdin)", {"preexec_fn": partial(os.close, 0)}),
-        ("print(open('x', 'wb').write(b'x' * 999))", {"preexec_fn": SMALL_FILES}),
+        ("print(open('x', 'wb').write(b'x' * 999))", {"file_size": 99}),
+        # What it does as it ends is held to the limit, too.
+        ("import atexit; atexit.register(lambda: open('x', 'wb').write(b'x' * 999))", {"file_size": 99}),
     ],
 )
 def test_a_fork_is_as_a_process_of_its_own(code, options, tmp_path):
