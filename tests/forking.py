@@ -36,7 +36,8 @@ from functools import partial
 EXECUTABLE = sys.executable
 # Windows cannot, and on macOS libraries start threads as they are imported.
 CAN_FORK = sys.platform.startswith("linux")
-MODULES = ("elang", "elang.__main__", "torch.distributed.run")
+# Of the command line, of torchrun, and of a notebook.
+MODULES = ("elang", "elang.__main__", "torch.distributed.run", "ipykernel_launcher")
 # Imported beside the modules of elang: what these import late.
 LATE = (
     "lightning.pytorch.cli",
@@ -253,16 +254,19 @@ def serve(requests, kept):
         if not pid:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            request = pickle.loads(data)
+            if request["session"]:
+                os.setsid()
+            # Only now does its parent learn the number, and may signal its group.
+            os.write(given[-1], struct.pack("i", os.getpid()))
             for number in descriptors() - kept - {*given[:-1]}:
                 os.close(number)
             for own in (requests, *running.values()):
                 own.detach()
-            return pickle.loads(data), given[:-1]
-        told = running[pid] = socket.socket(fileno=given.pop())
+            return request, given[:-1]
+        running[pid] = socket.socket(fileno=given.pop())
         for number in given:
             os.close(number)
-        with contextlib.suppress(OSError):
-            told.send(struct.pack("i", pid))
 
 
 def ended():
@@ -376,8 +380,6 @@ def main(number):
     while (found := serve(requests, kept)) is not None:
         request, given = found
         IS_FORKED = True
-        if request["session"]:
-            os.setsid()
         # What the command starts in turn is forked from a process beside it, which is as clean as this one.
         here, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.fork():

@@ -58,6 +58,15 @@ def of_both_kinds(code, **options):
         yield subprocess.Popen(command, forked=forked, stdout=subprocess.PIPE, text=True, **options)
 
 
+def test_its_session_is_its_own_as_soon_as_it_is_known():
+    """Who starts it may signal its group at once, which must not be the group of the tests."""
+    for process in of_both_kinds("import time; time.sleep(60)", start_new_session=True):
+        assert os.getpgid(process.pid) == process.pid
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(10) == -signal.SIGTERM
+        process.stdout.close()
+
+
 def test_it_is_waited_for_and_ended_by_signals():
     for process in of_both_kinds("import time; print('here', flush=True); time.sleep(60)"):
         assert process.stdout.readline() == "here\n"
