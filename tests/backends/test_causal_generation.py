@@ -82,7 +82,7 @@ def test_a_family(tmp_path, name):
 
     The scores are those of one forward pass over prompt and text; it does not matter if there is a padding token.
     """
-    for pad, beams in ((True, 1), (False, 1), (True, 3)):
+    for pad, beams in ((False, 1), (True, 3), *([(True, 1)] if name in ("llama", "bloom") else [])):
         folder = write_causal(tmp_path / f"{pad}{beams}", name, pad)
         model, plain = made_of(folder, beams, heads=True), plain_of(folder)
         given = encoded(model, texts())
@@ -132,8 +132,13 @@ def test_where_there_is_no_cache_of_fixed_size(tmp_path, name, beams, why):
     model.use_static_cache(False)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma", "gemma2", "qwen3_moe", "bloom"])
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "beams"),
+    [
+        *((name, 1) for name in ("llama", "qwen2", "gemma", "gemma2", "qwen3_moe", "bloom")),
+        *((name, 3) for name in ("llama", "gemma2", "qwen3_moe")),
+    ],
+)
 def test_flops_are_those_of_the_forward_passes(tmp_path, name, beams):
     """Counted as it generates, with keys and values kept; the layers of Gemma 2 with a window see eight tokens."""
     from torch.utils.flop_counter import FlopCounterMode
