@@ -28,12 +28,12 @@ _NOISE = {
         r"Seed set to|[GTH]PU available: |.*Tip: |`Trainer\.fit` stopped: `max_(epochs|steps)="
     ),
 }
-# Warnings about how Lightning uses torch and its own loaders, about empty parts, and about epochs without logged steps,
-# which they have by default.
+# Warnings about how Lightning uses torch and its own loaders, about empty parts, about epochs without logged steps,
+# which they have by default, and about what peft asks of transformers.
 _IRRELEVANT = (
     *(".*LeafSpec.*", ".*does not have many workers.*"),
     *("LightningCLI's args parameter", "Total length of `list` across ranks is zero"),
-    ".*is smaller than the logging interval",
+    *(".*is smaller than the logging interval", "`is_gradient_checkpointing` is deprecated"),
 )
 
 # Seconds between two lines about how far a step is.

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
@@ -28,6 +29,12 @@ SAID = [
     ("lightning.pytorch.accelerators.cuda", "LOCAL_RANK: 0 - CUDA_VISIBLE_DEVICES: [0]", False),
     ("torch.utils._pytree", "another warning", True),
 ]
+WARNED = [
+    ("`isinstance(treespec, LeafSpec)` is deprecated", False),
+    ("The 'train_dataloader' does not have many workers which may be a bottleneck.", False),
+    ("`is_gradient_checkpointing` is deprecated and will be removed in v6. Use another instead.", False),
+    ("`torch_dtype` is deprecated", True),
+]
 
 
 @pytest.fixture
@@ -45,7 +52,12 @@ def test_noise_of_libraries_is_left_out(verbose, monkeypatch):
     for logger in loggers:
         logger.filters = []
     try:
-        quiet_libraries()
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("default")
+            quiet_libraries()
+            for text, _ in WARNED:
+                warnings.warn(text, FutureWarning, stacklevel=1)
+        assert [str(one.message) for one in heard] == [text for text, kept in WARNED if kept or verbose]
         for name, text, kept in SAID:
             record = logging.LogRecord(name, logging.WARNING, "", 0, "%s", (text,), None)
             assert bool(logging.getLogger(name).filter(record)) == (kept or bool(verbose)), text
