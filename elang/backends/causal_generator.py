@@ -16,7 +16,7 @@ from transformers import LogitsProcessorList, StaticCache, StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from elang.backends.backend import Generated
-from elang.backends.causal_passes import padded_left, read_flops, takes_any_mask, text_flops, text_law
+from elang.backends.causal_passes import cache_name, padded_left, read_flops, takes_any_mask, text_flops, text_law
 from elang.backends.decoder_only import DecoderOnly, check_fixed_cache
 from elang.backends.fast.causal import CausalSteps, passes_of
 from elang.backends.fast.graphs import Pass, is_greedy
@@ -176,7 +176,8 @@ class CausalGenerator(DecoderOnly, Generation):
             encoded.ids, encoded.mask = self.prefix.whole(rows), rows.mask
         hidden = bool(self.heads)
         output = self.run(rows, use_cache=True, output_hidden_states=hidden)
-        encoded.output = CausalLMOutputWithPast(logits=output.logits, past_key_values=output.past_key_values)
+        cache = {cache_name(): getattr(output, cache_name())}
+        encoded.output = CausalLMOutputWithPast(logits=output.logits, **cache)
         encoded.pooled = read_at_end(output) if hidden else None
         return encoded
 

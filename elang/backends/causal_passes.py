@@ -8,6 +8,7 @@ path of the tree with a copy of the keys and values that this left.
 
 import inspect
 import json
+from dataclasses import fields
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -26,6 +27,14 @@ _ANY_MASK = frozenset(
         "starcoder2",
     }
 )
+
+
+@lru_cache(maxsize=1)
+def cache_name() -> str:
+    """What transformers calls keys and values, given to a model and in its output; 5.24 warns of the old name."""
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    return "cache" if any(field.name == "cache" for field in fields(CausalLMOutputWithPast)) else "past_key_values"
 
 
 def takes_any_mask(config: Any) -> bool:
@@ -79,9 +88,9 @@ def tree_pass(
         attention_mask=_masks(backbone.config, mask, sees, position=position, read=read, dtype=backbone.dtype),
         position_ids=position[:, read:],
         logits_to_keep=place,
-        past_key_values=past,
         use_cache=past is not None,
         output_hidden_states=hidden,
+        **{cache_name(): past},
     )
 
 
@@ -131,9 +140,9 @@ def paths_pass(backbone: Any, ids: Tensor, mask: Tensor, paths: Tensor, hidden: 
         after = chain_pass(backbone, rows, full, keep=paths.shape[1]).logits
     else:
         output = chain_pass(backbone, ids, mask, keep=1, use_cache=True, output_hidden_states=hidden)
-        cache = output.past_key_values
+        cache = getattr(output, cache_name())
         cache.batch_repeat_interleave(count)
-        options = {"past_key_values": cache, "use_cache": True}
+        options = {cache_name(): cache, "use_cache": True}
         after = chain_pass(backbone, paths.repeat(size, 1), full, keep=paths.shape[1], **options).logits
     first = output.logits[:, None].expand(-1, count, -1, -1)
     return output, torch.cat([first, after.unflatten(0, (size, count))], 2)
@@ -265,9 +274,9 @@ def text_law(config_json: str) -> tuple[list[float], tuple[float, float, float, 
     prompt, reason = words_law(config_json, _PROMPT)
 
     def step(model: Any, ids: Tensor) -> None:
-        cache = chain_pass(model, ids, torch.ones_like(ids), keep=1, use_cache=True).past_key_values
+        cache = getattr(chain_pass(model, ids, torch.ones_like(ids), keep=1, use_cache=True), cache_name())
         mask = ids.new_ones(1, ids.shape[1] + 1)
-        chain_pass(model, ids[:, :1], mask, keep=1, past_key_values=cache, use_cache=True)
+        chain_pass(model, ids[:, :1], mask, keep=1, use_cache=True, **{cache_name(): cache})
 
     def law(window: int | None) -> tuple[float, float]:
         # Other windows than the model's show which layers have one.

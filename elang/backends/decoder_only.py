@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Self
 
-from elang.backends.causal_passes import chain_pass, padded_left, takes_any_mask
+from elang.backends.causal_passes import cache_name, chain_pass, padded_left, takes_any_mask
 from elang.backends.loading.padding import CHECKED
 from elang.backends.packing import check_packing
 from elang.backends.shared_prefix import Rows, SharedPrefix
@@ -96,7 +96,7 @@ class DecoderOnly(TextModel):
             keep += chain.shape[1]
             ids, mask = torch.cat([ids, chain], 1), F.pad(mask, (0, chain.shape[1]), value=1)
         if rows.past is not None:
-            more |= {"past_key_values": rows.past, "use_cache": True}
+            more |= {cache_name(): rows.past, "use_cache": True}
         return chain_pass(self.backbone, ids, mask, keep=keep, **more)
 
     @abstractmethod

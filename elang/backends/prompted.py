@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from elang.backends.causal_passes import cache_name
 from elang.method.scores import token_scores
 
 
@@ -27,15 +28,16 @@ class Prompted:
         """Some of the prompts; of the others, keys and values are given up."""
         output, pooled = self.output, self.pooled
         if output is not None:
-            output.past_key_values.batch_select_indices(rows)
-            output = CausalLMOutputWithPast(logits=output.logits[rows], past_key_values=output.past_key_values)
+            cache = getattr(output, cache_name())
+            cache.batch_select_indices(rows)
+            output = CausalLMOutputWithPast(logits=output.logits[rows], **{cache_name(): cache})
         return Prompted(self.ids[rows], self.mask[rows], output, None if pooled is None else pooled[rows])
 
     def repeated(self, times: int) -> "Prompted":
         """Each prompt so many times in a row; its keys and values are given up here."""
         output, self.output = self.output, None
         if times > 1:
-            output.past_key_values.batch_repeat_interleave(times)
+            getattr(output, cache_name()).batch_repeat_interleave(times)
             output.logits = output.logits.repeat_interleave(times, 0)
         return Prompted(self.ids.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), output)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from elang.backends.causal_passes import chain_pass, padded_left, takes_any_mask
+from elang.backends.causal_passes import cache_name, chain_pass, padded_left, takes_any_mask
 
 # On a CPU, 16 tokens before a text of 30 save a quarter of the time, and fewer than 8 little more than copying takes
 # (benchmarks/speed/shared_prefix.py).
@@ -85,7 +85,8 @@ class SharedPrefix:
             # What inference creates could not be used outside of it.
             with torch.inference_mode(False), torch.no_grad():
                 ids = torch.tensor([self.tokens], device=backbone.device)
-                read = chain_pass(backbone, ids, torch.ones_like(ids), keep=1, use_cache=True).past_key_values
+                output = chain_pass(backbone, ids, torch.ones_like(ids), keep=1, use_cache=True)
+            read = getattr(output, cache_name())
             # In this order, for other threads.
             self._layers = [(layer.keys, layer.values) for layer in read.layers]
             self._watch, self._state = watch, watch.state()

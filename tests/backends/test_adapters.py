@@ -168,7 +168,9 @@ def test_an_adapter_whose_base_is_not_there_or_does_not_fit(theirs, tmp_path, mo
     assert "\n" not in str(error.value)
 
 
-def test_a_base_beside_its_adapter_and_an_adapter_as_a_pickle(theirs, base, tmp_path):
+def test_a_base_beside_its_adapter_and_an_adapter_as_a_pickle(theirs, base, tmp_path, monkeypatch):
+    # Beside the folder that the tests run in there may be one of that name.
+    monkeypatch.chdir(tmp_path)
     folder = edited(theirs, tmp_path, base_model_name_or_path="../base")
     shutil.copytree(base, tmp_path / "base")
     assert load_model(folder)

@@ -22,6 +22,7 @@ from backends.test_families import texts
 from backends.test_prompts import write_config
 from elang import InputError, JointPredictor
 from elang.backends.causal_generator import CausalGenerator
+from elang.backends.causal_passes import cache_name
 from elang.backends.generator import TextGenerator
 from elang.backends.loading.load import load_model
 from elang.backends.loading.weights import check_state
@@ -114,7 +115,7 @@ def test_a_cache_of_fixed_size(tmp_path, name):
     model.use_static_cache(True)
     from transformers import StaticCache
 
-    assert isinstance(model.begin(model.encode(inputs)).output.past_key_values, StaticCache)
+    assert isinstance(getattr(model.begin(model.encode(inputs)).output, cache_name()), StaticCache)
     made.append(model.generate(model.encode(inputs)))
     assert torch.equal(made[0].ids, made[1].ids)
     torch.testing.assert_close(made[0].scores, made[1].scores, rtol=0, atol=1e-4)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Cache
 
 from elang.backends.backend import Generated
-from elang.backends.causal_passes import masks
+from elang.backends.causal_passes import cache_name, masks
 from elang.backends.fast.graphs import WANTED, Pass
 from elang.backends.prompted import read_at_end
 from elang.method.scores import BEFORE_DECODER, TOKEN_SCORES, sequence_scores, token_scores
@@ -98,7 +98,7 @@ class CausalSteps:
         self, cache: FixedCache, ids: Tensor, allowed: Tensor, query: Tensor, position: Tensor, **more: Any
     ) -> Any:
         mask = masks(self.backbone.config, allowed, query, position, dtype=self.backbone.dtype)
-        options = {"attention_mask": mask, "position_ids": query, "past_key_values": cache, "use_cache": True} | more
+        options = {"attention_mask": mask, "position_ids": query, cache_name(): cache, "use_cache": True} | more
         return self.backbone(input_ids=ids, logits_to_keep=1, **options)
 
     def begin(self, prompts: Prompts, wanted: Tensor | None = None) -> Texts:
