@@ -1,7 +1,7 @@
 """Are real servers of OpenAI's API a Super and a Swift, and are their answers those of the same model in process?
 
     python benchmarks/reliability/api_servers.py DATA [--work FOLDER] [--servers transformers llama.cpp]
-        [--transformers PYTHON] [--llama PYTHON] [--texts 200] [--tokens 12]
+        [--transformers PYTHON] [--llama PYTHON] [--texts 200] [--stages texts super swift]
 
 DATA has banking77. The model is SmolLM2-135M-Instruct from the package index (quality/smollm2.py): a folder for
 `transformers serve` (`pip install 'transformers[serving]'`), and a GGUF file with the same values in float32 for
@@ -38,7 +38,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "quality"))
-from api_texts import compared, texts_here
+from api_texts import PARTED, compared, texts_here
 from common import figures_of, running, write_result
 from smollm2 import make, make_gguf
 
@@ -50,7 +50,7 @@ from elang.data.examples import Examples
 WORDS = {"age_limit": "age", "exchange_rate": "exchange", "change_pin": "PIN"}
 WORDS |= {"apple_pay_or_google_pay": "phone", "terminate_account": "closing"}
 PROMPT = "Customer: {}\nTopic:"
-REGRET, CLOSE, FLOPS = 0.1, 0.01, 2e10
+REGRET, CLOSE, FLOPS, TOKENS = 0.1, 0.01, 2e10, 8
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 TRAINED = ["--model.freeze_embeddings", "true", "--trainer.max_epochs", "12", "--model.lr", "3e-4"]
 TRAINED += ["--data.batch_size", "8"]
@@ -70,9 +70,9 @@ Ask = Callable[[httpx.Client, str], tuple[Any, str]]
 
 
 def write_data(folder: Path, data: Path, texts: int) -> dict[str, Path]:
-    """The tables: ``texts`` to evaluate on, and half as many to train on, of each intent equally many."""
+    """The tables: ``texts`` to evaluate on, and a quarter as many to train on, of each intent equally many."""
     files = {}
-    for split, source, rows in (("train", "train", texts // 2), ("validation", "test", texts)):
+    for split, source, rows in (("train", "train", texts // 4), ("validation", "test", texts)):
         table = pd.read_csv(data / "banking77" / f"{source}.csv")
         parts = [table[table["category"] == name].head(rows // len(WORDS)) for name in WORDS]
         table = pd.concat(parts).rename(columns={"category": "label"})
@@ -100,12 +100,11 @@ class Trial:
     """One server: what it is asked, and what is found."""
 
     def __init__(self, name: str, folder: Path, model: Path, files: dict[str, Path], address: str, named: str) -> None:
-        self.name, self.folder, self.model, self.address = name, folder / name, model, address
+        self.name, self.folder, self.model, self.address, self.served = name, folder, model, address, named
         # Of an earlier run; its attempts at a certificate would count.
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir()
-        self.files, self.local = files, folder / "local"
-        self.served = named
+        self.folder.mkdir(parents=True)
+        self.files = files
         self.seconds: dict[str, float] = {}
         labels = ["--data.label_names", json.dumps(list(WORDS)), "--data.answers", json.dumps([*WORDS.values()])]
         self.data = ["--data", "TextClassificationData", "--data.train", files["train"]]
@@ -129,14 +128,20 @@ class Trial:
         print(f"{self.name}, {what}: {self.seconds[what]} s", flush=True)
         return result
 
-    def texts(self, tokens: int) -> dict[str, Any]:
+    def gives_probabilities(self) -> bool:
+        """Whether the server gives the log-probability of a token that it is asked for."""
+        body = {"model": self.served, "prompt": "Topic:", "max_tokens": 1, "temperature": 0, "logprobs": 5}
+        reply = httpx.post(f"{self.address}/v1/completions", json=body, timeout=300).raise_for_status().json()
+        return bool(reply["choices"][0].get("logprobs"))
+
+    def texts(self) -> dict[str, Any]:
         """Texts of the server beside those of the folder in process."""
         table = pd.read_csv(self.files["validation"])["text"]
-        source = self.folder / "texts.csv"
+        source, kept = self.folder / "texts.csv", self.files["validation"].parent / f"texts-{len(table)}-{TOKENS}.json"
         pd.DataFrame({"source": table, "target": table}).to_csv(source, index=False)
-        own = self.timed("texts in process", lambda: texts_here(str(self.model), source, tokens))
+        own = self.timed("texts in process", lambda: texts_here(str(self.model), source, TOKENS, kept))
         backend: Any = open_backend(str(self.settings("texts", logprobs=5)), own.task, scored=True)
-        backend.limit_new_tokens(tokens)
+        backend.limit_new_tokens(TOKENS)
         examples = Examples.of(own.texts, torch.full((len(table),), -1))
         return compared(own, self.timed("texts of the server", lambda: backend.replies(examples)))
 
@@ -172,7 +177,7 @@ class Trial:
                     given = list(threads.map(lambda text: ask(client, text), texts))
         pairs = list(zip(given, expected["answers"], expected["by"], strict=True))
         equal = sum(one == (answer, who) for one, answer, who in pairs)
-        return {"texts": len(texts), "answered as in the evaluation": equal}
+        return {"texts": len(texts), "as evaluated": equal}
 
     def as_super(self) -> dict[str, Any]:
         """Scored, evaluated, certified and served with a small Swift that runs here."""
@@ -203,10 +208,10 @@ class Trial:
     def as_swift(self) -> dict[str, Any]:
         """Evaluated, certified and served beside a Super that was trained here."""
         settings = self.settings("swift", api="completions", max_tokens=4, body={"stop": ["\n"]})
-        joint = self.folder / "joint-swift"
+        joint, local = self.folder / "joint", self.folder / "local"
         fit = ["fit", "--model", "FinetuneModule", "--model.model", self.model, "--model.layers", "4", *TRAINED]
-        run(*fit, "--model.output", self.local, *self.data, *QUIET)
-        evaluate = ["validate", "--model.swift_model", settings, "--model.super_model", self.local]
+        run(*fit, "--model.output", local, *self.data, *QUIET)
+        evaluate = ["validate", "--model.swift_model", settings, "--model.super_model", local]
         self.timed("validate, Swift", lambda: run(*evaluate, "--model.output", joint, *self.data, *QUIET))
         run("calibrate", joint, "--max_regret", REGRET, "--split", "validation")
         expected = self.expected(joint)
@@ -215,7 +220,7 @@ class Trial:
             (answer,) = client.post("/predict", json={"texts": [text]}).raise_for_status().json()["answers"]
             return answer["label"], answer["answered_by"]
 
-        pair = ["--swift_model", settings, "--super_model", self.local, "--thresholds", joint]
+        pair = ["--swift_model", settings, "--super_model", local, "--thresholds", joint]
         served = self.timed("serve, Swift", lambda: self.served_as(expected, ask, *pair, "--threshold", "certified"))
         return {**self.told(expected), "served": served}
 
@@ -233,7 +238,7 @@ def main() -> int:
     parser.add_argument("--transformers", default=sys.executable)
     parser.add_argument("--llama", default=sys.executable)
     parser.add_argument("--texts", type=int, default=200)
-    parser.add_argument("--tokens", type=int, default=12)
+    parser.add_argument("--stages", nargs="+", default=["texts", "super", "swift"])
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp(prefix="elang-servers-"))
     work.mkdir(exist_ok=True, parents=True)
@@ -241,7 +246,7 @@ def main() -> int:
     make(model)
     torch.set_num_threads(1)
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    files, figures, missed = write_data(work, args.data, args.texts), figures_of("api_servers"), list[str]()
+    files, figures = write_data(work, args.data, args.texts), dict[str, Any]()
     transformers = [args.transformers, "-m", "transformers.cli.transformers", "serve", str(model), "--device", "cpu"]
     transformers += ["--dtype", "float32", "--host", "127.0.0.1", "--port", "PORT"]
     commands = {"transformers": (transformers, str(model), "transformers")}
@@ -257,20 +262,22 @@ def main() -> int:
             found: dict[str, Any] = {"package": f"{package} {told}", "up, s": round(time.perf_counter() - start, 1)}
             listed = httpx.get(f"{address}/v1/models").json()["data"]
             found["lists the model"] = named in [one["id"] for one in listed]
-            trial = Trial(name, work, model, files, address, named)
-            answers = found["greedy texts"] = trial.texts(args.tokens)
-            found["as a Super"] = trial.as_super()
-            if answers["with log-probabilities"]:
-                found["as a Swift"] = trial.as_swift()
-            found["seconds"] = trial.seconds
-        figures[name] = found
-        parted = answers.get("between the two most probable tokens where texts part, nats", [])
+            for stage in args.stages:
+                trial = Trial(name, work / name / stage, model, files, address, named)
+                one = {"texts": trial.texts, "super": trial.as_super, "swift": trial.as_swift}[stage]
+                found[stage] = one() if stage != "swift" or trial.gives_probabilities() else "no log-probabilities"
+                found.setdefault("seconds", {}).update(trial.seconds)
+                figures = figures_of("api_servers")
+                figures[name] = {**figures.get(name, {}), **found}
+                write_result("api_servers", figures, ("torch", "transformers", "httpx", "fastapi"))
+    missed = []
+    for name, found in figures.items():
+        parted = found.get("texts", {}).get(PARTED, [])
         missed += [f"{name}: a text differs"] if any(margin > CLOSE for margin in parted) else []
-        for role in ("as a Super", "as a Swift"):
-            served = found.get(role, {}).get("served")
-            if served and served["answered as in the evaluation"] < served["texts"]:
-                missed.append(f"{name}, {role}: served otherwise than evaluated")
-        write_result("api_servers", figures | {"missed": missed}, ("torch", "transformers", "httpx", "fastapi"))
+        for stage in ("super", "swift"):
+            served = found.get(stage, {}).get("served") if isinstance(found.get(stage), dict) else None
+            if served and served["as evaluated"] < served["texts"]:
+                missed.append(f"{name}, {stage}: served otherwise than evaluated")
     print(json.dumps(figures, indent=1), *missed, sep="\n")
     return 1 if missed else 0
 

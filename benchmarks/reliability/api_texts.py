@@ -1,5 +1,6 @@
 """Greedy texts of a language model in process, and how those of a server that has the same weights compare."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from elang.data.seq2seq import Seq2SeqData
 from elang.tasks.text_task import TextTask
 
 CHAT = "Name the topic of this question to a bank in a few words.\n\n{text}"
+
+PARTED = "between the two most probable tokens where texts part, nats"
 
 
 @dataclass
@@ -38,14 +41,16 @@ class Own:
         return logits.float().log_softmax(-1)  # type: ignore[no-any-return]
 
 
-def texts_here(path: str, source: Path, tokens: int) -> Own:
-    """Answers of at most so many tokens to the texts of a table, in float32."""
+def texts_here(path: str, source: Path, tokens: int, kept: Path) -> Own:
+    """Answers of at most so many tokens to the texts of a table, in float32; they are kept in a file."""
     data = Seq2SeqData(validation=str(source), prompt=CHAT, chat=True, max_target_length=tokens)
     task, texts = data.text_task, data.examples("validation").texts
     model: Any = load_model(path, task).eval()
     model.configure_generation(tokens)
     given = encode_examples(model.reader, task, texts, None, model.reader.limit(256, tokens))
     prompts, answers = dict[int, list[int]](), dict[int, list[int]]()
+    if kept.is_file():
+        return Own(task, list(texts), model, **json.loads(kept.read_text()))
     for part in given.lengths.argsort().split(16):
         with torch.inference_mode():
             ids = model.padded_ids(model.generate(model.encode(given.batch(part.tolist())), scored=False))
@@ -53,7 +58,9 @@ def texts_here(path: str, source: Path, tokens: int) -> Own:
             prompts[place] = given.batch([place])["input_ids"][0].tolist()
             answers[place] = [token for token in row if token >= 0]
     order = range(len(texts))
-    return Own(task, list(texts), model, [prompts[i] for i in order], [answers[i] for i in order])
+    lists = {"prompts": [prompts[i] for i in order], "answers": [answers[i] for i in order]}
+    kept.write_text(json.dumps(lists))
+    return Own(task, list(texts), model, **lists)
 
 
 def compared(own: Own, replies: list[Reply]) -> dict[str, Any]:
@@ -88,7 +95,7 @@ def compared(own: Own, replies: list[Reply]) -> dict[str, Any]:
         "with log-probabilities": sum(reply.tokens is not None for reply in replies),
     }
     if margins:
-        found["between the two most probable tokens where texts part, nats"] = sorted(margins)
+        found[PARTED] = sorted(margins)
     if differences:
         found["equal token for token"] = same_tokens
         found["largest difference of a token's log-probability"] = round(max(differences), 5)
