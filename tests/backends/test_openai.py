@@ -218,6 +218,7 @@ def test_what_was_tried_again_is_named(api, tmp_path, recwarn):
         ((401, error_of("invalid_api_key", f"wrong key: {KEY}")), ["refuses the key (401)", "set A_KEY"]),
         ((404, error_of("model_not_found", "no model 'big'")), ["no model 'big'", "/v1/chat/completions"]),
         ((400, error_of("bad", f"no field 'seed', {KEY}")), ["refuses a request (400: no field 'seed'"]),
+        ((400, {"detail": "pinned to 'small'"}), ["refuses a request (400: pinned to 'small')"]),
         ((429, error_of("insufficient_quota")), ["no more credit"]),
         ((307, b"", {"location": "http://127.0.0.1:9/"}), ["(307"]),
     ],

@@ -244,7 +244,9 @@ def _error_of(text: str) -> tuple[str, str]:
         body = json.loads(text)
         error = body.get("error", body)
         if isinstance(error, dict):
-            code, text = str(error.get("code") or error.get("type") or ""), str(error.get("message") or text)
+            # Servers made with FastAPI, as `transformers serve`, say "detail".
+            text = str(error.get("message") or error.get("detail") or text)
+            code = str(error.get("code") or error.get("type") or "")
             return code, " ".join(text.split())[:_SHOWN]
     except (ValueError, AttributeError, RecursionError):
         pass
