@@ -29,6 +29,7 @@ class Api:
         # What begins of batches answer although they began.
         self.begins = []
         lock, api = threading.Lock(), self
+        self.lock = lock
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -78,9 +79,9 @@ class Api:
                     status, payload, *more = planned
                     headers = more[0] if more else {}
                 else:
-                    payload = api.payload(body, planned)
+                    payload = api.payload(body, planned) if planned else api.payload_of(self.headers, body)
                     with lock:
-                        api.asked[api.question(body)] += 1
+                        api.asked[api.question(body)] += bool(planned)
                 said = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
                 if planned == "endless":
                     said += b" " * (17 << 20)
@@ -134,6 +135,13 @@ class Api:
     @staticmethod
     def answer(text):
         return "bad" if len(text) % 2 else "good"
+
+    def payload_of(self, headers, body):
+        """The reply to a request, which is counted."""
+        payload = self.payload(body)
+        with self.lock:
+            self.asked[self.question(body)] += 1
+        return payload
 
     def payload(self, body, misdeed=None):
         choice = self.write(body)
