@@ -93,11 +93,14 @@ def killed(server: Api, home: Path, texts: list[str], options: argparse.Namespac
     server.asked.clear()
     kept, under_way, moments = dict[str, str](), 0, []
     for number in range(options.kills):
-        answered = sum(server.asked.values())
+        answered, asked = sum(server.asked.values()), len(server.seen)
         process = started(settings, journal, texts, log)
-        # The last kills come when little is left.
+        # Once it asks; the last kills come when little is left.
+        until = time.monotonic() + 10
+        while len(server.seen) == asked and time.monotonic() < until:
+            time.sleep(0.001)
         left = seconds * (1 - len(kept) / options.texts) / (options.kills - number)
-        time.sleep(0.15 + rng.uniform(0, 1.5) * left)
+        time.sleep(rng.uniform(0, 1.8) * left)
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         time.sleep(0.2)

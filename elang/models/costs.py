@@ -9,8 +9,8 @@ from torch import Tensor
 from elang.backends.seconds import pair_latency
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
-from elang.evaluation.pair import PairAnswers
-from elang.evaluation.units import MONEY, SECONDS, Cost
+from elang.evaluation.pair import PairAnswers, Thresholds
+from elang.evaluation.units import MONEY, SECONDS, Cost, counted_in
 
 
 class PairCosts:
@@ -46,6 +46,11 @@ class PairCosts:
     def convention(self, flops_convention: str) -> str:
         """What a summary calls the way in which costs were counted."""
         return {"money": f"{MONEY}{self.currency}", "seconds": SECONDS}.get(self.cost, flops_convention)
+
+    def named(self, thresholds: Thresholds) -> Thresholds:
+        """Thresholds that keep what their speed-ups count, unless that is FLOPs."""
+        counted = counted_in(self.convention(""))
+        return {s: {name: entry | counted for name, entry in named.items()} for s, named in thresholds.items()}
 
     def counted(
         self, answers: PairAnswers, models: dict[str, TextModel], precision: Any, *, paths: dict[str, str]

@@ -275,7 +275,7 @@ class JointModule(EvaluationModule):
                 num_beams=swift.num_beams if swift else 1,
                 sampling=self.sampling,
                 router=self.manifest.router if swift and self.manifest else {},
-                thresholds=choose_thresholds(held_out, self.qualities[0], ROUTING_SLICE),
+                thresholds=self.costs.named(choose_thresholds(held_out, self.qualities[0], ROUTING_SLICE)),
                 chosen_on=describe_slice(held_out.key.cpu(), self._weights["super"]),
             )
             return self.thresholds_manifest.thresholds, f"the {ROUTING_SLICE}: {len(held_out)} examples"

@@ -417,6 +417,7 @@ def test_money_is_the_cost(labels, files, data_args, tmp_path, pair, capfd, fail
     accuracy = summary["qualities"]["accuracy"]
     assert accuracy["super"]["cost"] == pytest.approx(evaluated["super_price"].mean())
     assert accuracy["swift"]["cost"] == pytest.approx(evaluated["swift_flops"].mean())
+    assert "50% of the cost" in accuracy["scores"]["free_energy"]["on_this_set"]
     cost = 1e3 * evaluated["super_price"].mean()
     assert "FLOPs" not in said.replace("Speed-ups here count FLOPs", "")
     assert re.search(rf"1,000 inputs cost [\d.e-]+ EUR by the Swift alone, .* {cost:.3g} by the Super alone", said)
