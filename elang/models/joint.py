@@ -103,7 +103,7 @@ class JointModule(EvaluationModule):
         if super_flops is not None and not 0 < super_flops < math.inf:
             raise InputError(f"--model.super_flops must be a finite number above 0, but it is {super_flops}.")
         self.super_flops, self.latency, self.texts = super_flops, latency, texts
-        self.costs = PairCosts(cost, hour_price, self.prices)
+        self.costs = PairCosts(cost, hour_price, self.prices, [*self.asked.values()])
         swift = self._swift
         self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None
         if self.manifest is not None and swift is not None and swift.weights_sha256:

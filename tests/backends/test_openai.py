@@ -339,9 +339,18 @@ def test_what_answers_took(api, tmp_path):
     price = [((count - count // 2) * 1.0 + count // 2 * 0.5 + 2 * 4.0) / 1e6 for count in prompts]
     assert records.price.tolist() == pytest.approx(price, rel=1e-12)
     api.plan = ["no usage"]
-    some = open_backend(write_settings(tmp_path, api, prices=PRICES), TASK).answer(examples_of(TEXTS[:3]))
-    assert some.price is some.tokens is some.cached is None
+    one_at_a_time = write_settings(tmp_path, api, prices=PRICES, concurrent=1)
+    some = open_backend(one_at_a_time, TASK).answer(examples_of(TEXTS[:3]))
+    assert some.tokens is some.cached is None
+    assert some.price.isnan().tolist() == [True, False, False]
     assert "1 answer" in kinds()["no-usage"]
+    # What the server refuses to read costs nothing, and the other prices stay.
+    forget_notices()
+    api.plan = [(400, error_of("context_length_exceeded")), (400, error_of("content_filter"))]
+    some = open_backend(one_at_a_time, TASK).answer(examples_of(TEXTS[:3]))
+    assert (some.price[:2].tolist(), some.tokens[:2].tolist()) == ([0, 0], [0, 0])
+    assert some.price[2] > 0
+    assert "no-usage" not in kinds()
 
 
 def test_a_budget_is_not_passed(api, tmp_path):
@@ -516,7 +525,7 @@ def test_addresses():
     ("more", "words"),
     [
         ({"key": KEY}, "no name of an environment variable"),
-        ({"keys": "A"}, "'keys'"),
+        ({"keys": "A"}, "did you mean 'key'"),
         ({"budget": 1.0}, "needs 'prices'"),
         ({"budget": -1}, "'budget' is -1"),
         ({"prices": {"input": 1, "output": 2}}, "'prices.date'"),

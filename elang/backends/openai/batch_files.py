@@ -172,8 +172,7 @@ class BatchFiles:
         except TemporaryError as error:
             self.client.count(error)
             return
-        # Errors about one input cost nothing.
-        lost = reply.usage is None and response.status_code == 200
+        lost = reply.usage is None
         self.client.spending.unreported += lost
         self.client.spending.settle(self._held[digest], reply.usage, len(json.dumps(left[digest])), lost=lost)
         journal.keep(digest, reply)
