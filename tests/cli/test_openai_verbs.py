@@ -230,12 +230,13 @@ def test_ask_takes_it_too(labels, files, tmp_path, fails):
     assert sorted(one.name for one in tmp_path.iterdir()) == ["super.parquet", "super.yaml"]
 
 
-def test_a_pair_at_work(labels, files, tmp_path, pair):
+def test_a_pair_at_work(labels, files, tmp_path, pair, capfd):
     """`predict`, and Python; an input without an answer has none."""
     path = write_settings(tmp_path, labels)
     args = ["--swift_model", str(pair["swift"]), "--super_model", path, "--input", str(files[1]), "--text", "text"]
     output = tmp_path / "answers.jsonl"
     assert main(["predict", *args, "--threshold", "defer 50%", "--output", str(output)]) == 0
+    assert re.search(rf"openai:big@{labels.url}: \d+ tokens", capfd.readouterr().err)
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     texts = pd.read_csv(files[1])["text"].tolist()
     deferred = [place for place, answer in enumerate(answers) if answer["answered_by"] == "super"]

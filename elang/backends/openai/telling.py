@@ -45,8 +45,8 @@ def tell_answers(questions: Questions, replies: Sequence[Reply], labels: Sequenc
         notice(
             "cut-answers",
             f"{cut} of {counted(len(replies), 'answers')} of {address} reached the limit of "
-            f"{questions.max_tokens} tokens and may be cut. Raise 'max_tokens' in the settings{or_length}. A model that "
-            "thinks first needs many more, or must be told not to think.",
+            f"{questions.max_tokens} tokens and may be cut. Raise 'max_tokens' in the settings{or_length}. A model "
+            "that thinks first needs many more, or must be told not to think.",
         )
     _tell_models(questions, replies)
 
