@@ -146,9 +146,23 @@ class Api:
             details = {"cached_tokens": count // 2}
             payload["usage"] = {"prompt_tokens": count, "completion_tokens": 2, "prompt_tokens_details": details}
         if misdeed == "empty":
+            payload = {"choices": []}
+        elif misdeed == "charged":
             payload["choices"] = []
         elif misdeed == "null":
             choice["message"] = {"content": None}
+        elif misdeed == "tool":
+            choice |= {"message": {"content": None, "tool_calls": [{"id": "1"}]}, "finish_reason": "tool_calls"}
+        elif misdeed == "thought":
+            choice |= {"message": {"content": "", "reasoning_content": "is it good"}, "finish_reason": "length"}
+        elif misdeed == "cut":
+            choice |= {"message": {"content": None}, "finish_reason": "length"}
+        elif misdeed == "parts":
+            choice["message"] = {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "good"}]}
+        elif misdeed == "error":
+            return {"error": {"code": 502, "message": "no provider"}}
+        elif misdeed == "broken":
+            choice |= {"error": {"message": "oops"}, "finish_reason": "error"}
         elif misdeed == "refusal":
             choice["message"] = {"content": None, "refusal": "I will not."}
         elif misdeed == "filter":

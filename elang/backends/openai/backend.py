@@ -14,7 +14,7 @@ from elang.backends.openai.client import TOO_LONG, Client, told_failures
 from elang.backends.openai.journal import Journal
 from elang.backends.openai.labels import label_logits, match_label, text_scores
 from elang.backends.openai.questions import Questions
-from elang.backends.openai.replies import Reply, answer_of
+from elang.backends.openai.replies import LACKS, Reply, answer_of
 from elang.backends.openai.settings import Settings
 from elang.backends.openai.spending import Pace, Spending
 from elang.data.examples import Examples
@@ -28,7 +28,12 @@ from elang.tasks.text_task import TextTask
 
 # The scores of an answer without tokens, which is the hardest.
 _HARDEST = {"nll": 100.0, "max_softmax": 0.0, "margin": 0.0}
-_WHAT = {"refused": "refused an answer", "too_long": "too long for the model", "unmatched": "without one of the labels"}
+_WHAT = {
+    "refused": "refused an answer",
+    "too_long": "too long for the model",
+    "unmatched": "without one of the labels",
+    **LACKS,
+}
 
 
 class OpenAIBackend:
@@ -248,6 +253,8 @@ class OpenAIBackend:
         for place, reply in enumerate(replies):
             if reply.refused or reply.finish == TOO_LONG:
                 counts["refused" if reply.refused else "too_long"] += 1
+            elif reply.lack:
+                counts[reply.lack] += 1
             elif labels is not None and labels[place] < 0:
                 counts["unmatched"] += 1
                 strange = strange or reply.text[:60] or "an empty text"
