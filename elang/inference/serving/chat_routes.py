@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from elang.inference.serving.chat_answer import ChatAnswer
 from elang.inference.serving.chat_request import ChatRequest, read_request
 from elang.inference.serving.chats import UnansweredError
-from elang.inference.serving.schema import ApiError, error_body
+from elang.inference.serving.schema import ApiError, error_body, timeout
 from elang.inference.serving.service import Metrics
 from elang.tasks.text_task import TextTask
 
@@ -67,20 +67,27 @@ def add_chat_routes(
             if asked.stream:
                 return _EventStream(view.events(asked), answer)
             try:
-                reply = await asyncio.wait_for(view.whole(), max(0.0, start + deadline - time.monotonic()))
+                async with timeout(max(0.0, start + deadline - time.monotonic())):
+                    reply = await view.whole()
             except asyncio.TimeoutError:
                 raise ApiError(504, "The answer was not finished before the deadline.") from None
             except UnansweredError as error:
                 raise ApiError(503, f"{error} Ask again later.") from None
             return JSONResponse(reply, headers=answer.headers)
 
-    @app.post("/v1/chat/completions", summary="The next message of a chat")
     async def chat(request: Request) -> Response:
         return await respond(request, False)
 
-    @app.post("/v1/completions", summary="What follows a text")
     async def complete(request: Request) -> Response:
         return await respond(request, True)
+
+    for name, endpoint, summary in (
+        ("chat/completions", chat, "The next message of a chat"),
+        ("completions", complete, "What follows a text"),
+    ):
+        # The first of a path answers. FastAPI's own, which takes longer for a request, is there for the schema.
+        app.add_route(f"{_PATHS}{name}", endpoint, ["POST"])
+        app.post(f"{_PATHS}{name}", summary=summary)(endpoint)
 
 
 class _EventStream(StreamingResponse):

@@ -6,6 +6,7 @@ import resource
 import socket
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from functools import cache
 from http import HTTPStatus
 from typing import Any, cast
@@ -180,12 +181,12 @@ class Connection(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Runs a gate and the workers behind it.
+    """Runs a gate and the workers behind it. ``close`` is awaited in the end.
 
     At a signal it answers or refuses the requests that it has, and ends; at a second one it ends at once.
     """
 
-    def __init__(self, gate: Gate, workers: list[Workers]) -> None:
+    def __init__(self, gate: Gate, workers: list[Workers], close: Callable[[], Awaitable[None]] | None = None) -> None:
         config = uvicorn.Config(
             gate,
             http=Connection,
@@ -200,7 +201,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)
-        self.gate, self.workers = gate, workers
+        self.gate, self.workers, self.close = gate, workers, close
         self.signalled_at: float | None = None
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -218,6 +219,8 @@ class Server(uvicorn.Server):
             await super().serve(sockets)
         finally:
             await asyncio.gather(*(model.end() for model in self.workers))
+            if self.close is not None:
+                await self.close()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to end, without uvicorn's handler, which raises the signal again; at the second signal end at once."""

@@ -14,10 +14,10 @@ from starlette.responses import PlainTextResponse
 from elang.backends.openai.settings import Settings
 from elang.inference.predictor import JointPredictor
 from elang.inference.serving.batcher import Batcher, ModelAnswers
-from elang.inference.serving.chat_answer import Prices
+from elang.inference.serving.chat_answer import PairPrices
 from elang.inference.serving.chat_routes import AnswersChats, add_chat_routes
 from elang.inference.serving.chat_service import ChatService
-from elang.inference.serving.chats import LocalChats, Upstream
+from elang.inference.serving.chats import LocalChats
 from elang.inference.serving.elsewhere import THREADS, BackendSuper, Client, ask_backend
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.http import Server
@@ -25,6 +25,7 @@ from elang.inference.serving.model import ChatModel, Model
 from elang.inference.serving.schema import BODY, Labels, Limits, Question, QuestionReader, Reply, Role
 from elang.inference.serving.service import Metrics, OnSuperFailure, PairService, ask_model, score_edges
 from elang.inference.serving.text_chats import TextChats
+from elang.inference.serving.upstream import Upstream
 from elang.inference.serving.workers import Load, Workers
 from elang.method.scores import BEFORE_DECODER
 
@@ -39,7 +40,7 @@ class ChatOptions:
 
     model: str
     upstream: Settings | None = None
-    prices: Prices = field(default_factory=dict)
+    prices: PairPrices = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ def build_server(
         _add_chats(app, service, predictor, chats, metrics=metrics, limits=limits)
         needed: tuple[Role, ...] = ("swift", "super") if on_super_failure == "fail" else ("swift",)
         _add_views(app, metrics, lambda: {"swift": ready("swift"), "super": ready("super")}, needed=needed)
-        return Server(Gate(app, token, limits.bytes, count=metrics.count), list(workers.values()))
+        gate = Gate(app, token, limits.bytes, count=metrics.count)
+        close = service.super_.close if isinstance(service.super_, Upstream) else None
+        return Server(gate, list(workers.values()), close)
     batchers = _batchers(workers, limits, remote=remote, token=token, predictor=predictor)
     if not remote:
         _add_super_route(app, batchers["super"], limits, metrics=metrics)
