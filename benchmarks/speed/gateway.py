@@ -1,13 +1,13 @@
 """What `elang serve --api openai` adds to a Super: asked directly, and through a pair that defers everything.
 
-    python benchmarks/speed/gateway.py [--clients 64] [--seconds 4] [--delay 0.3] [--rounds 5]
+    python benchmarks/speed/gateway.py [--clients 64] [--seconds 4] [--delays 0.1 0.5] [--rounds 5]
 
-The Super is a server of a fixed delay, as long as a real one takes for a short answer, because its own time is the same
-on both ways. The pair is asked twice: at the threshold -inf, where the Swift is not asked, and with a tiny random Swift
-that reads every prompt and defers it by `prompt_router`. Ways take turns of some seconds; each round gives a difference
-to the Super asked directly, and the medians of these count. The CPU time of a request is that of each process apart:
-the server, its Swift, the Super, and the clients, which share the cores. What other programs use of the cores meanwhile
-is told, too: with more than a tenth of one, look at the CPU times.
+The Super is a server that answers after as long as it is asked to, 0.1 to 0.5 s as a real one for a short text. A
+request's time without that is what counts. The pair is asked twice: at the threshold -inf, where the Swift is not
+asked, and with a tiny random Swift that reads every prompt and defers it by `prompt_router`. Ways take turns of some
+seconds; each round gives a difference to the Super asked directly, and the medians of these count. The CPU time of a
+request is that of each process apart: the server, its Swift, the Super, and the clients, which share the cores. What
+other programs use of the cores meanwhile is told, too: with more than a tenth of one, look at the CPU times.
 
 Takes two minutes. Prints a table and writes benchmarks/results/gateway.json; exits with 1 where the pair without its
 Swift adds more than 5 ms to the median, or takes 10% of the throughput.
@@ -17,6 +17,8 @@ import argparse
 import asyncio
 import json
 import os
+import random
+import re
 import statistics
 import subprocess
 import sys
@@ -33,7 +35,8 @@ from common import running, write_result
 
 ADDED_MS, TAKEN = 5.0, 0.10
 # Ways, and seconds before a turn that do not count.
-DIRECT, PAIR, SWIFT, WARM = "direct", "pair, threshold -inf", "pair, Swift reads", 0.5
+DIRECT, PAIR, SWIFT, WARM = "direct", "pair, threshold -inf", "pair, Swift reads", 1.0
+DELAY = re.compile(rb'([0-9.]+)"')
 TICKS = os.sysconf("SC_CLK_TCK")
 QUESTION = "The plot of this film is long, and then comes a longer one, which nobody has understood. What is it about?"
 CHAT = (
@@ -47,17 +50,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=4, help="of each way in each round")
-    parser.add_argument("--delay", type=float, default=0.3, help="seconds of the Super")
+    parser.add_argument("--delays", type=float, nargs=2, default=(0.1, 0.5), help="seconds of the Super, from and to")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--super-port", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.super_port:
-        return serve_super(args.super_port, args.delay)
-    figures: dict[str, Any] = {"delay, s": args.delay, "load of the machine before": os.getloadavg()[0]}
+        return serve_super(args.super_port)
+    figures: dict[str, Any] = {"delays, s": list(args.delays), "load of the machine before": os.getloadavg()[0]}
     with ExitStack() as stack:
         swift = write_swift(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         quiet: Any = {"stdout": subprocess.DEVNULL}
-        own = [sys.executable, __file__, "--delay", str(args.delay), "--super-port", "PORT"]
+        own = [sys.executable, __file__, "--super-port", "PORT"]
         address, behind = stack.enter_context(running(own, **quiet))
         ways: dict[str, Way] = {DIRECT: (address, {"Super": behind.pid})}
         pair = ["--api", "openai", "--swift_model", swift, "--super_model", f"openai:large@{address}/v1"]
@@ -68,7 +71,7 @@ def main() -> int:
             ways[way] = address, {"server": process.pid, "Swift": swift_of(process.pid), "Super": behind.pid}
         # One client waits for nobody but the server; its turns may be few.
         for count, rounds in ((1, min(3, args.rounds)), (args.clients, args.rounds)):
-            figures[f"{count} clients"] = measure(ways, count, rounds, args.seconds)
+            figures[f"{count} clients"] = measure(ways, count, rounds, args.seconds, args.delays)
     figures["missed"] = missed = misses(figures)
     write_result("gateway", figures, ("torch", "fastapi", "uvicorn", "aiohttp"))
     for line in missed:
@@ -76,45 +79,50 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def measure(ways: dict[str, Way], count: int, rounds: int, seconds: float) -> dict[str, Any]:
+def measure(
+    ways: dict[str, Way], count: int, rounds: int, seconds: float, delays: tuple[float, float]
+) -> dict[str, Any]:
     """The medians over the rounds of what so many clients find, by way."""
     turns: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number in range(rounds):
         # Each is the first once.
         names = list(ways)
         for way in names[number % len(names) :] + names[: number % len(names)]:
-            turns[way].append(asyncio.run(turn(*ways[way], count, seconds)))
+            turns[way].append(asyncio.run(turn(*ways[way], count, seconds, delays)))
     figures = {}
     for way, rows in turns.items():
         for row, base in zip(rows, turns[DIRECT], strict=True):
-            row["added to p50, ms"] = row["p50, ms"] - base["p50, ms"]
+            row["added to p50, ms"] = row["p50 beside the delay, ms"] - base["p50 beside the delay, ms"]
             row["throughput taken"] = 1 - row["requests a second"] / base["requests a second"]
         figures[way] = {name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]}
         print(f"{count} clients, {way}:", figures[way], flush=True)
     return figures
 
 
-async def turn(address: str, processes: dict[str, int], clients: int, seconds: float) -> dict[str, float]:
+async def turn(
+    address: str, processes: dict[str, int], clients: int, seconds: float, delays: tuple[float, float]
+) -> dict[str, float]:
     """What clients find that ask one request after the other, and the CPU time of a request in each process."""
     url, times, counts = f"{address}/v1/chat/completions", list[float](), False
-    message = {"role": "user", "content": QUESTION}
-    body = json.dumps({"model": "large", "messages": [message], "max_tokens": 64}).encode()
 
     async def one(http: aiohttp.ClientSession, number: int) -> None:
-        # Spread, so that they do not all ask at once.
-        await asyncio.sleep(WARM * number / clients)
+        # The same delays on each way. With one for all, clients that once wait together would do so for ever.
+        rng = random.Random(number)
         while (before := time.perf_counter()) < end:
+            delay = round(rng.uniform(*delays), 3)
+            message = {"role": "user", "content": f"{QUESTION} {delay}"}
+            body = json.dumps({"model": "large", "messages": [message], "max_tokens": 64}).encode()
             async with http.post(url, data=body) as response:
                 assert response.status == 200
                 await response.read()
             if counts:
-                times.append(1e3 * (time.perf_counter() - before))
+                times.append(1e3 * (time.perf_counter() - before - delay))
 
     headers = {"content-type": "application/json"}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as http:
-        end = time.perf_counter() + 2 * WARM + seconds
+        end = time.perf_counter() + WARM + seconds
         asking = [asyncio.ensure_future(one(http, number)) for number in range(clients)]
-        await asyncio.sleep(2 * WARM)
+        await asyncio.sleep(WARM)
         counts, start, before = True, time.perf_counter(), cpu_times(processes)
         await asyncio.sleep(end - time.perf_counter())
         took, after, count = time.perf_counter() - start, cpu_times(processes), len(times)
@@ -122,7 +130,8 @@ async def turn(address: str, processes: dict[str, int], clients: int, seconds: f
     times = sorted(times[:count])
     spent = {name: after[name] - before[name] for name in after}
     others = spent.pop("all") - sum(spent.values())
-    figures = {"p50, ms": times[count // 2], "p99, ms": times[int(0.99 * count)], "requests a second": count / took}
+    figures = {"p50 beside the delay, ms": times[count // 2], "p99 beside the delay, ms": times[int(0.99 * count)]}
+    figures["requests a second"] = count / took
     figures |= {f"CPU of {name}, ms a request": 1e3 * value / count for name, value in spent.items()}
     return figures | {"cores used by other programs": max(0.0, others / took)}
 
@@ -159,8 +168,8 @@ def misses(figures: dict[str, Any]) -> list[str]:
     return missed
 
 
-def serve_super(port: int, delay: float) -> int:
-    """Answer every chat after the delay."""
+def serve_super(port: int) -> int:
+    """Answer every chat after the delay at the end of its message."""
     import uvicorn
 
     reply = {
@@ -178,9 +187,10 @@ def serve_super(port: int, delay: float) -> int:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["method"] == "POST":
-            while (await receive()).get("more_body"):
-                pass
-            await asyncio.sleep(delay)
+            asked = b""
+            while (message := await receive()).get("more_body"):
+                asked += message["body"]
+            await asyncio.sleep(float(DELAY.search(asked + message["body"])[1]))  # type: ignore[index]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

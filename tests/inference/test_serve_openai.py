@@ -87,8 +87,7 @@ def chat_app(models, score="prompt_router", super_=None, wrong=None, **policy):
     here = LocalChats("Swift", workers["swift"], predictor.task, usual=usual, fixed=not early, early=early)
     behind = super_ or LocalChats("Super", workers["super"], predictor.task, usual=usual)
     service = ChatService(predictor, here, behind, limits=limits, metrics=metrics, **policy)
-    app = FastAPI()
-    add_chat_routes(app, service, "pair", predictor.task, metrics=metrics, deadline=limits.deadline)
+    app = add_chat_routes(FastAPI(), service, "pair", predictor.task, metrics=metrics, deadline=limits.deadline)
     return app, service, workers
 
 
@@ -779,9 +778,8 @@ def labels(pair):
 
 def label_app(predictor, **wrong):
     service = Models(predictor, **wrong).service()
-    app = FastAPI()
-    add_chat_routes(app, TextChats(service), "pair", predictor.task, metrics=service.metrics, deadline=10)
-    return app
+    chats = TextChats(service)
+    return add_chat_routes(FastAPI(), chats, "pair", predictor.task, metrics=service.metrics, deadline=10)
 
 
 def test_a_pair_of_labels_answers_with_their_names(labels):

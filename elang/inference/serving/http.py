@@ -1,6 +1,7 @@
 """What uvicorn leaves open: bounds for heads, answers, connections and their time, and how the server ends."""
 
 import asyncio
+import gc
 import os
 import resource
 import socket
@@ -18,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from elang.errors import InputError
 from elang.inference.serving.gate import HEAD_BYTES, TASK, Gate, response_of
 from elang.inference.serving.schema import RETRY
-from elang.inference.serving.workers import Workers, take_no_more
+from elang.inference.serving.workers import Workers, keep_what_is_loaded, take_no_more
 
 # Seconds for a head to come, for the next request on a connection, and for the client to take an answer.
 _HEAD, _IDLE, _TAKEN = 10.0, 20.0, 20.0
@@ -209,7 +210,11 @@ class Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer requests to listening sockets until a signal; an InputError if a model could not be loaded."""
-        super().run(sockets)
+        keep_what_is_loaded()
+        try:
+            super().run(sockets)
+        finally:
+            gc.unfreeze()
         for model in self.workers:
             if model.failed:
                 raise InputError(f"The server did not start. {model.failed}")
