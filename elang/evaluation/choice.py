@@ -16,7 +16,7 @@ from elang.evaluation.slices import describe_slice, independent_rows, independen
 from elang.evaluation.statements import attempt
 from elang.evaluation.target import KINDS, Evidence, Target, alone, claimed, interval, models_tried, nothing
 from elang.method.certificate import mixed
-from elang.method.pool import Candidate, Envelope, Pool, Test, Tested, along, envelope, unit_means
+from elang.method.pool import Candidate, Envelope, Pool, Test, Tested, along, envelopes, unit_means
 
 # Candidates that are tested at most, and tried to choose between single models, pairs and chains.
 _TESTED, _READ = 100, 60
@@ -89,7 +89,7 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     values = pool.regretting(reference) if target.max_regret is not None else pool
     chose = values.take(tuning)
     size = _size(chose, target, table.key[tuning] if table.unit is None else table.unit[tuning])
-    found = {kind: envelope(chose, kind) for kind in range(1, target.longest + 1)}
+    found = envelopes(chose, target.longest)
     if (place := target.read(found[size])) is None:
         raise InputError(nothing(found[size], target, unit))
     against = reference if target.max_regret is not None else None
@@ -157,8 +157,8 @@ def _size(pool: Pool, target: Target, unit: Tensor) -> int:
     half = mixed(mixed(unit)) % 2 == 0
     one, other = pool.take(half), pool.take(~half)
     size, before = 1, None
-    for longest in range(1, target.longest + 1):
-        path = envelope(one, longest).thinned(_READ)
+    for longest, known in envelopes(one, target.longest).items():
+        path = known.thinned(_READ)
         results = [other.outcomes(candidate)[:2] for candidate in path.candidates]
         worth, cost = (torch.stack([result[part].mean() for result in results]) for part in range(2))
         enough = (worth >= target.needed) & (cost <= (target.budget or math.inf))

@@ -115,34 +115,55 @@ class Envelope:
 
 def envelope(pool: Pool, longest: int) -> Envelope:
     """The envelope of all candidates of at most ``longest`` models."""
-    grids = {
-        size: {name: grid_of(score, _POINTS[size]) for name, score in pool.score.items()}
-        for size in range(2, longest + 1)
-    }
-    found: list[tuple[tuple[str, ...], list[Tensor], Tensor, Tensor]] = []
-    tried = 0
+    return envelopes(pool, longest)[longest]
+
+
+def envelopes(pool: Pool, longest: int) -> dict[int, Envelope]:
+    """The envelopes of all candidates of at most 1, 2, ... and ``longest`` models, by that number."""
+    found: list[_OnGrid] = []
+    known, tried = {}, 0
     for size in range(1, longest + 1):
+        grids = {name: grid_of(score, _POINTS[size]) for name, score in pool.score.items()} if size > 1 else {}
         for models in pool.chains(size):
-            own = [grids[size][name] for name in models[:-1]]
+            own = [grids[name] for name in models[:-1]]
             worth, cost = (values.flatten() for values in on_grid(pool.stages(models), own))
             # Few of them are left for the comparison with those of other chains.
             places = frontier(cost, worth)
             tried += len(worth)
-            found.append((models, own, places, torch.stack([worth[places], cost[places]])))
-    means = torch.cat([each[3] for each in found], 1)
+            found.append(_OnGrid(models, own, places, worth[places], cost[places]))
+        known[size] = _best_of(found, tried)
+    return known
+
+
+@dataclass(frozen=True)
+class _OnGrid:
+    """The frontier of one chain: places on its grids of thresholds, with their means."""
+
+    models: tuple[str, ...]
+    grids: list[Tensor]
+    places: Tensor
+    worth: Tensor
+    cost: Tensor
+
+    def candidate(self, at: int) -> Candidate:
+        index, thresholds = int(self.places[at]), list[float]()
+        for grid in reversed(self.grids):
+            index, place = divmod(index, len(grid))
+            thresholds.insert(0, float(grid[place]))
+        return simplified(self.models, thresholds)
+
+
+def _best_of(found: list[_OnGrid], tried: int) -> Envelope:
+    worth, cost = torch.cat([each.worth for each in found]), torch.cat([each.cost for each in found])
     # Of equal ones the shortest chain comes first.
-    kept = frontier(means[1], means[0])
-    ends = torch.tensor([len(each[2]) for each in found]).cumsum(0)
-    candidates = []
-    for place in kept.tolist():
-        which = int(torch.searchsorted(ends, place, right=True))
-        models, own, places, _ = found[which]
-        index, thresholds = int(places[place - (int(ends[which - 1]) if which else 0)]), list[float]()
-        for grid in reversed(own):
-            index, at = divmod(index, len(grid))
-            thresholds.insert(0, float(grid[at]))
-        candidates.append(simplified(models, thresholds))
-    return Envelope(candidates, means[0][kept], means[1][kept], tried)
+    kept = frontier(cost, worth)
+    ends = torch.tensor([0] + [len(each.places) for each in found]).cumsum(0)
+    chains = torch.searchsorted(ends, kept, right=True) - 1
+    candidates = [
+        found[chain].candidate(at)
+        for chain, at in zip(chains.tolist(), (kept - ends[chains]).tolist(), strict=True)
+    ]
+    return Envelope(candidates, worth[kept], cost[kept], tried)
 
 
 def simplified(models: Sequence[str], thresholds: Sequence[float]) -> Candidate:
