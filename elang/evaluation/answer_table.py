@@ -74,9 +74,9 @@ class AnswerTable:
         """The models, the cheapest first."""
         return sorted(self.worth, key=lambda name: float(self.cost[name].mean()))
 
-    def pair(self, swift: str, super_: str, split: str) -> PairAnswers:
-        """Two models' answers to one split, as `elang validate` has them."""
-        swift, super_ = self.model(swift, scored=True), self.model(super_)
+    def pair(self, swift: str, super_: str, split: str, scored: bool = True) -> PairAnswers:
+        """Two models' answers to one split, as `elang validate` has them; a ``scored`` Swift must have a score."""
+        swift, super_ = self.model(swift, scored), self.model(super_)
         rows = torch.from_numpy(np.flatnonzero(self.split == split))
         if not len(rows):
             raise InputError(f"No row of '{self.source}' is in the split '{split}'.")

@@ -160,8 +160,7 @@ def _best_of(found: list[_OnGrid], tried: int) -> Envelope:
     ends = torch.tensor([0] + [len(each.places) for each in found]).cumsum(0)
     chains = torch.searchsorted(ends, kept, right=True) - 1
     candidates = [
-        found[chain].candidate(at)
-        for chain, at in zip(chains.tolist(), (kept - ends[chains]).tolist(), strict=True)
+        found[chain].candidate(at) for chain, at in zip(chains.tolist(), (kept - ends[chains]).tolist(), strict=True)
     ]
     return Envelope(candidates, worth[kept], cost[kept], tried)
 
