@@ -75,7 +75,7 @@ def main() -> int:
     args = parser.parse_args()
     repeats = args.repeats // (50 if args.quick else 1)
     starts = range(0, repeats, CHUNK)
-    chunks = [(row, start, min(start + CHUNK, repeats)) for row in range(len(ROWS)) for start in starts]
+    chunks = [(row, start, min(start + CHUNK, repeats)) for start in starts for row in range(len(ROWS))]
     done = finished(args.work)
     todo = [chunk for chunk in chunks if chunk not in done]
     with multiprocessing.get_context("spawn").Pool(args.processes) as workers:

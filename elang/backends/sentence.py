@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from elang.backends.encoder import masked_mean
-from elang.backends.flops import flops_by_length
+from elang.backends.flops import FlopsPart, flops_by_length
 from elang.backends.loading.hub import loading, locate, quiet
 from elang.backends.loading.padding import has_decoder
 from elang.backends.loading.tokenizer import load_tokenizer
@@ -45,5 +45,5 @@ def embed(path: str, texts: list[str]) -> tuple[Tensor, Tensor]:
             vectors = pooled.new_empty(len(texts), pooled.shape[1])
         vectors[rows] = pooled
     assert vectors is not None, "there are texts"
-    part = "encoder" if has_decoder(model.config) else "all"
+    part: FlopsPart = "encoder" if has_decoder(model.config) else "all"
     return vectors, flops_by_length(model.config, lengths, part=part)

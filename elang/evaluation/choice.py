@@ -159,7 +159,7 @@ def _size(pool: Pool, target: Target, unit: Tensor) -> int:
     size, before = 1, None
     for longest, known in envelopes(one, target.longest).items():
         path = known.thinned(_READ)
-        results = [other.outcomes(candidate)[:2] for candidate in path.candidates]
+        results = [other.worth_and_cost(candidate) for candidate in path.candidates]
         worth, cost = (torch.stack([result[part].mean() for result in results]) for part in range(2))
         enough = (worth >= target.needed) & (cost <= (target.budget or math.inf))
         if not bool(enough.any()):
@@ -191,7 +191,7 @@ class _Tested:
 
     def outcomes(self, place: int) -> tuple[Tensor, Tensor]:
         """Worth and cost of each row; computed anew each time, as all of them would not fit into memory."""
-        return self.pool.outcomes(self.path.candidates[place])[:2]
+        return self.pool.worth_and_cost(self.path.candidates[place])
 
     def good(self, target: Target, level: float, test: Test) -> Tested:
         """Candidates that are good enough, the best first."""
@@ -241,7 +241,7 @@ def _path_rows(
     for candidate in path.candidates:
         row: dict[str, Any] = {"models": list(candidate.models), "thresholds": list(candidate.thresholds)}
         for prefix, pool, own in (("", chose, None), ("proved_", proof, unit)):
-            worth, cost, _ = pool.outcomes(candidate)
+            worth, cost = pool.worth_and_cost(candidate)
             means = {"worth": worth, "cost": cost}
             if reference is not None:
                 means["regret"] = (pool.worth[reference] - worth).clamp_min(0)
@@ -255,7 +255,7 @@ def _path(found: Envelope, pool: Pool, reference: str | None) -> Envelope:
     path, surest = found.thinned(_TESTED), Candidate((reference,)) if reference else None
     if surest is None or surest in path.candidates:
         return path
-    worth, cost, _ = pool.outcomes(surest)
+    worth, cost = pool.worth_and_cost(surest)
     means = [torch.cat([a, b.mean()[None]]) for a, b in ((path.worth, worth), (path.cost, cost))]
     return Envelope([*path.candidates, surest], means[0], means[1], path.tried)
 

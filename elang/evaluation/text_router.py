@@ -165,7 +165,7 @@ def _direct(text: Tensor, after: Tensor, answers: PairAnswers, cost: Tensor) -> 
     """The prediction from which on the Swift is not asked: the one with the best quality, on average over costs."""
     one = torch.ones_like(answers.gain)
     # Only differences count, so the Swift's answers are worth 0.
-    sums = [torch.stack([worth, one], 1) for worth in (torch.zeros_like(one), answers.gain)]
+    kept, passed = (torch.stack([worth, one], 1) for worth in (torch.zeros_like(one), answers.gain))
     best, chosen = -math.inf, math.inf
     for threshold in [math.inf, *text.quantile(torch.linspace(1, 0, _DIRECT).double())[1:].tolist()]:
         straight = text > threshold
@@ -173,7 +173,7 @@ def _direct(text: Tensor, after: Tensor, answers: PairAnswers, cost: Tensor) -> 
             answers.swift_flops + cost, answers.super_flops, cost + torch.where(straight, 0.0, answers.swift_flops)
         )
         score = torch.where(straight, text + _ABOVE, after)
-        curve = operating_curve(score, *sums, value=mean_of_sums, costs=costs)
+        curve = operating_curve(score, kept, passed, value=mean_of_sums, costs=costs)
         order = curve.cost.argsort(stable=True)
         reached = curve.quality[order].cummax(0).values
         within = torch.linspace(float(answers.swift_flops.mean()), float(answers.super_flops.mean()), _COSTS).double()

@@ -10,14 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from elang.method.bounds import log_evidence, p_value
 from elang.method.certificate import unit_weights
-from elang.method.chain import Stages, frontier, grid_of, on_grid, outcomes
+from elang.method.chain import Stages, frontier, grid_of, on_grid, outcomes, worth_and_cost
 
 Test = Literal["exact", "bet", "bound"]
 # Thresholds of each stage on the grid, by the number of stages; more stages have coarser grids.
@@ -68,9 +68,17 @@ class Pool:
         """Worth, cost and answering stage of each input under a candidate, each ``(N,)``."""
         return outcomes(self.stages(candidate.models), candidate.thresholds)
 
-    def chains(self, size: int) -> list[tuple[str, ...]]:
+    def worth_and_cost(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
+        """Worth and cost of each input under a candidate, each ``(N,)``."""
+        return worth_and_cost(self.stages(candidate.models), candidate.thresholds)
+
+    def by_cost(self) -> list[str]:
+        """The models, the cheapest first."""
+        return sorted(self.worth, key=lambda name: float(self.cost[name].mean()))
+
+    def chains(self, size: int, order: list[str] | None = None) -> list[tuple[str, ...]]:
         """All chains of ``size`` models from cheap to expensive; all but the last one need a score."""
-        order = sorted(self.worth, key=lambda name: float(self.cost[name].mean()))
+        order = self.by_cost() if order is None else order
         return [chain for chain in combinations(order, size) if all(name in self.score for name in chain[:-1])]
 
 
@@ -85,7 +93,7 @@ class Envelope:
         tried: How many vectors of thresholds were compared.
     """
 
-    candidates: list[Candidate]
+    candidates: Sequence[Candidate]
     worth: Tensor
     cost: Tensor
     tried: int
@@ -121,10 +129,10 @@ def envelope(pool: Pool, longest: int) -> Envelope:
 def envelopes(pool: Pool, longest: int) -> dict[int, Envelope]:
     """The envelopes of all candidates of at most 1, 2, ... and ``longest`` models, by that number."""
     found: list[_OnGrid] = []
-    known, tried = {}, 0
+    known, tried, order = {}, 0, pool.by_cost()
     for size in range(1, longest + 1):
         grids = {name: grid_of(score, _POINTS[size]) for name, score in pool.score.items()} if size > 1 else {}
-        for models in pool.chains(size):
+        for models in pool.chains(size, order):
             own = [grids[name] for name in models[:-1]]
             worth, cost = (values.flatten() for values in on_grid(pool.stages(models), own))
             # Few of them are left for the comparison with those of other chains.
@@ -153,16 +161,28 @@ class _OnGrid:
         return simplified(self.models, thresholds)
 
 
+class _Candidates(Sequence[Candidate]):
+    """Candidates by their places among those of several chains; few of them are looked at, so each is made then."""
+
+    def __init__(self, found: list[_OnGrid], places: Tensor) -> None:
+        ends = torch.tensor([0] + [len(each.places) for each in found]).cumsum(0)
+        chains = torch.searchsorted(ends, places, right=True) - 1
+        self._found, self._chains, self._places = found, chains.tolist(), (places - ends[chains]).tolist()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[place] for place in range(*at.indices(len(self)))]
+        return self._found[self._chains[at]].candidate(self._places[at])
+
+
 def _best_of(found: list[_OnGrid], tried: int) -> Envelope:
     worth, cost = torch.cat([each.worth for each in found]), torch.cat([each.cost for each in found])
     # Of equal ones the shortest chain comes first.
     kept = frontier(cost, worth)
-    ends = torch.tensor([0] + [len(each.places) for each in found]).cumsum(0)
-    chains = torch.searchsorted(ends, kept, right=True) - 1
-    candidates = [
-        found[chain].candidate(at) for chain, at in zip(chains.tolist(), (kept - ends[chains]).tolist(), strict=True)
-    ]
-    return Envelope(candidates, worth[kept], cost[kept], tried)
+    return Envelope(_Candidates(list(found), kept), worth[kept], cost[kept], tried)
 
 
 def simplified(models: Sequence[str], thresholds: Sequence[float]) -> Candidate:

@@ -38,8 +38,8 @@ _MEANINGS = {
     "score, or all logits, perhaps with the hidden state",
     "text_router": "predicts from the text alone what the Super gains, before any answer; the Swift does not run where "
     "it defers",
-    "text_score_router": "predicts that from the text and the Swift's score; where the text is enough, the Swift does not "
-    "run",
+    "text_score_router": "predicts that from the text and the Swift's score; where the text is enough, the Swift does "
+    "not run",
     "by length": "rank correlation of the score with the number of generated tokens",
     "encoder_, prompt_router": "such a score decides before the Swift decodes its answer, which a deferred input saves",
     "p_true": "minus the probability that the Swift gives to Yes when it is asked whether its answer is right",
