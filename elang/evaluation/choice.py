@@ -20,6 +20,8 @@ from elang.method.pool import Candidate, Envelope, Pool, Test, Tested, along, en
 
 # Candidates that are tested at most, and tried to choose between single models, pairs and chains.
 _TESTED, _READ = 100, 60
+# Rows without which nothing can be compared.
+_FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     tested = _Tested(values.take(proof), own, path, {name: float(cost.max()) for name, cost in pool.cost.items()})
     before = replace(tested, pool=chose, unit=None if table.unit is None else table.unit[tuning])
     tested = replace(tested, tests=before.best_tests(target, table.binary and own is None))
-    asked = {"kind": "choose", "of": asdict(target) | {"against": reference}, "models": _sha256(plain)}
+    asked = {"kind": "choose", "of": asdict(target) | {"against": reference}, "models": _sha256(plain, chose)}
     about, error = describe_slice(table.key[proof]), 1 - target.confidence
     level, attempts, total = attempt(ledger, about, asked, error=error, check=lambda level, number: None)
     passed, p_value = tested.passed(target, level)
@@ -155,6 +157,8 @@ def _pool(table: AnswerTable, kind: str | None) -> tuple[Pool, dict[str, str]]:
 def _size(pool: Pool, target: Target, unit: Tensor) -> int:
     """How many models a chain may have: more only if that wins on rows that did not choose its thresholds."""
     half = mixed(mixed(unit)) % 2 == 0
+    if min(int(half.sum()), int((~half).sum())) < _FEWEST:
+        return 1
     one, other = pool.take(half), pool.take(~half)
     size, before = 1, None
     for longest, known in envelopes(one, target.longest).items():
@@ -173,7 +177,7 @@ def _size(pool: Pool, target: Target, unit: Tensor) -> int:
         now = -results[place][1] if target.good else results[place][0]
         if before is not None:
             ahead = unit_means(now - before, unit[~half])
-            if float(ahead.mean()) <= float(ahead.std()) / math.sqrt(len(ahead)):
+            if len(ahead) < _FEWEST or float(ahead.mean()) <= float(ahead.std()) / math.sqrt(len(ahead)):
                 continue
         size, before = longest, now
     return size
@@ -268,9 +272,12 @@ def _row(pool: Pool, candidate: Candidate, unit: Tensor | None) -> Row:
     return Row(kind, list(candidate.models), list(candidate.thresholds), means[0], means[1], shares.tolist())
 
 
-def _sha256(pool: Pool) -> str:
-    digest = hashlib.sha256(json.dumps(list(pool.worth)).encode())
-    for part in (pool.worth, pool.cost, pool.score):
-        for values in part.values():
-            digest.update(values.numpy().astype("<f8").tobytes())
+def _sha256(*pools: Pool) -> str:
+    """Hash of answers: other ones, also among those that chose, make another attempt."""
+    digest = hashlib.sha256()
+    for pool in pools:
+        digest.update(json.dumps(list(pool.worth)).encode())
+        for part in (pool.worth, pool.cost, pool.score):
+            for values in part.values():
+                digest.update(values.numpy().astype("<f8").tobytes())
     return digest.hexdigest()

@@ -238,9 +238,10 @@ def mean_p_value(values: Tensor, allowed: float, maximum: float = 1.0, test: Tes
     >>> round(mean_p_value(torch.zeros(299), 0.01, test="exact"), 3)
     0.05
     """
-    values, allowed = values.double() / maximum, allowed / maximum
-    if allowed >= 1:
+    # Then no mean can be above it; a maximum of 0, of models that cost nothing, is among these.
+    if allowed >= maximum:
         return 0.0
+    values, allowed = values.double() / maximum, allowed / maximum
     if test == "bet":
         return math.exp(min(0.0, -log_evidence(values, allowed, 1.0)))
     return p_value(float(values.sum()), len(values), allowed, test == "exact")
