@@ -1,15 +1,23 @@
 """`elang curve`: everything that `elang validate` says of a pair, from a table of answers, without a model."""
 
+import math
+import time
 from pathlib import Path
+from typing import Any
 
-from elang.evaluation.answer_table import read_answers
+import torch
+
+from elang.errors import InputError
+from elang.evaluation.answer_table import AnswerTable, read_answers
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import EVALUATION_FILES
 from elang.evaluation.table_columns import TableColumns
-from elang.evaluation.table_pair import table_pair
+from elang.evaluation.table_pair import RouterOption, TablePair, table_pair
+from elang.evaluation.text_router import BOTH, TEXT
+from elang.evaluation.units import SECONDS, unit_of
 from elang.files import check_folder
 from elang.locks import output_lock
-from elang.terminal import say, waiting
+from elang.terminal import say, say_wrapped, waiting
 
 
 def curve(
@@ -20,6 +28,8 @@ def curve(
     score: str | None = None,
     unit: str = "units of cost",
     output: str = "joint",
+    router: str | None = None,
+    router_cost: float | None = None,
 ) -> None:
     """The exact curve of two models, thresholds and a report, from a table of their answers.
 
@@ -32,9 +42,13 @@ def curve(
         columns: What its columns are.
         swift: The model that is asked first; by default the cheapest one with a score.
         super: The model that is asked where the Swift's score is above a threshold; by default the most expensive one.
-        score: The Swift's score that routes; by default its first.
+        score: The score that routes; by default the Swift's first.
         unit: What costs are counted in: FLOPs, seconds, USD, or any word.
         output: Folder for the records, curves, plot, thresholds and summary, which `elang calibrate` and `report` read.
+        router: Adds a router that decides by the text before any model answers, and one that also reads the Swift's
+            score: ``tfidf``, or an encoder that reads the text, a folder or a pinned hub id. It needs ``--text``.
+        router_cost: Of the router for an input. By default it is counted for FLOPs, measured for seconds, and 0 for
+            any other unit.
     """
     folder = Path(output)
     check_folder(folder, [answers], EVALUATION_FILES)
@@ -42,10 +56,58 @@ def curve(
         table = read_answers(answers, columns)
     ordered = table.by_cost()
     super_ = super or next((name for name in reversed(ordered) if name != swift), ordered[-1])
-    swift = swift or next((name for name in ordered if table.scores[name] and name != super_), ordered[0])
+    swift = swift or next((name for name in ordered if (table.scores[name] or router) and name != super_), ordered[0])
+    option = _option(router, table, unit, router_cost)
     with output_lock(folder):
-        pair = table_pair(table, swift, super_, score, unit)
+        with waiting("fitting the router" if router else "computing the curve"):
+            pair = table_pair(table, swift, super_, score, unit, option)
         pair.write(folder)
     print_summary(pair.summary, folder)
+    if pair.routed is not None and option is not None:
+        say_wrapped(*_told(pair, option))
     say("", "A threshold with a promise, and all of this as a page:")
     say(f"  elang calibrate {output} --max_regret 0.02", f"  elang report {output}")
+
+
+def _option(router: str | None, table: AnswerTable, unit: str, cost: float | None) -> RouterOption | None:
+    """The router that was asked for, with what it costs."""
+    if router is None:
+        if cost is not None:
+            raise InputError("--router_cost is that of a router. Name one with --router.")
+        return None
+    if cost is not None and not 0 <= cost < math.inf:
+        raise InputError(f"--router_cost must be finite and not negative, but it is {cost}.")
+    if table.text is None:
+        raise InputError("--router reads the text. Name its column with --text.")
+    kind = unit.lower()
+    if router == "tfidf":
+        # A product for each word and pair of words, and each of three gains.
+        flops, vectors, reads = torch.tensor([12.0 * len(text.split()) for text in table.text]).double(), None, "TF-IDF"
+        # Seconds are measured where it predicts.
+        seconds = None
+    else:
+        from elang.backends.sentence import embed
+
+        begin = time.perf_counter()
+        with waiting(f"reading {len(table):,} texts with '{router}'"):
+            vectors, flops = embed(router, table.text)
+        seconds, reads = (time.perf_counter() - begin) / len(table), router
+    counted: dict[str, Any] = {"flops": flops, SECONDS: seconds}
+    return RouterOption(vectors, counted.get(kind, 0.0) if cost is None else cost, reads)
+
+
+def _told(pair: TablePair, option: RouterOption) -> list[str]:
+    """What the routers are, and what they cost."""
+    routed, unit = pair.routed, unit_of(pair.summary.flops_convention)
+    assert routed is not None, "it was asked for"
+    each = float(routed.kept[TEXT].mean())
+    cost = f"counted with {each:.4g} {unit} an input" if each else "counted as free; --router_cost says otherwise"
+    what = f"{TEXT} reads the text alone ({option.reads}; {routed.about}; {cost})"
+    said = [f"{what}. Where it defers, the Swift does not run."]
+    if BOTH in routed.score:
+        straight = float((routed.score[BOTH] > 1).double().mean())
+        said.append(
+            f"{BOTH} sends {straight:.1%} of the inputs straight to the Super, those that {TEXT} puts above "
+            f"{routed.direct:.4g}, and decides on the others by the text and the Swift's score together."
+        )
+    return said

@@ -74,9 +74,9 @@ class AnswerTable:
         """The models, the cheapest first."""
         return sorted(self.worth, key=lambda name: float(self.cost[name].mean()))
 
-    def pair(self, swift: str, super_: str, split: str) -> PairAnswers:
-        """Two models' answers to one split, as `elang validate` has them."""
-        swift, super_ = self.model(swift, scored=True), self.model(super_)
+    def pair(self, swift: str, super_: str, split: str, scored: bool = True) -> PairAnswers:
+        """Two models' answers to one split, as `elang validate` has them; a ``scored`` Swift must have a score."""
+        swift, super_ = self.model(swift, scored), self.model(super_)
         rows = torch.from_numpy(np.flatnonzero(self.split == split))
         if not len(rows):
             raise InputError(f"No row of '{self.source}' is in the split '{split}'.")
@@ -150,6 +150,8 @@ def _table(frame: Any, models: dict[str, dict[str, str]], about: TableColumns, p
         }
         if taken := {"random", "oracle"} & scores[model].keys():
             raise InputError(f"A score cannot be called '{min(taken)}', which every report has. Rename the column.")
+    if not any(bool(paid.any()) for paid in cost.values()):
+        raise InputError(f"All costs in '{path}' are 0, so nothing can be saved. Give what answers cost, in any unit.")
     scored = [score for own in scores.values() for score in own.values()]
     key = _keys(frame, about, path, [*worth.values(), *cost.values(), *scored])
     unit = None if about.group is None else hashed(frame, about.group, path)
@@ -198,11 +200,18 @@ def _splits(frame: Any, about: TableColumns, unit: Tensor, path: Path) -> np.nda
         split = np.where(in_slice(unit, about.held_out).numpy(), "routing", "validation")
     else:
         split = np.array(texts(frame, about.split))
-        unknown = ~np.isin(split, SPLITS)
+        unknown, name = ~np.isin(split, SPLITS), about.group or about.text
         if unknown.any():
             raise InputError(
                 f"'{path}' has {split[unknown][0]!r} as its '{about.split}' in {rows_of(unknown, frame)}, where one of "
                 f"{listed(list(SPLITS))} is needed: 'routing' rows choose, the others show what was chosen."
+            )
+        chose = split == "routing"
+        if (both := torch.isin(unit, unit[torch.from_numpy(chose)]).numpy() & ~chose).any():
+            raise InputError(
+                f"'{path}' has the same '{name}' in 'routing' and in '{split[both][0]}', there in "
+                f"{rows_of(both, frame)}. What chose a threshold cannot show what it does: remove one of the two, or "
+                "leave out --split, and elang keeps them together."
             )
     if "routing" not in split or len(np.unique(split)) < 2:
         raise InputError(

@@ -46,6 +46,8 @@ def little_to_gain(gain: Tensor, unit: str, bounded: bool = True) -> str:
 
 def little_to_save(swift_cost: float, super_cost: float, words: CostWords = FLOPS) -> str:
     """What to say of a Swift with too large a part of the Super's cost; otherwise empty."""
+    if super_cost == 0:
+        return f"the Super costs nothing, so {NO_PAIR}: are the two swapped"
     share = swift_cost / super_cost
     if not share > _COSTLY_SWIFT:
         return ""

@@ -16,10 +16,12 @@ from elang.evaluation.slices import describe_slice, independent_rows, independen
 from elang.evaluation.statements import attempt
 from elang.evaluation.target import KINDS, Evidence, Target, alone, claimed, interval, models_tried, nothing
 from elang.method.certificate import mixed
-from elang.method.pool import Candidate, Envelope, Pool, Test, Tested, along, envelope, unit_means
+from elang.method.pool import Candidate, Envelope, Pool, Test, Tested, along, envelopes, unit_means
 
 # Candidates that are tested at most, and tried to choose between single models, pairs and chains.
 _TESTED, _READ = 100, 60
+# Rows without which nothing can be compared.
+_FEWEST = 2
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     values = pool.regretting(reference) if target.max_regret is not None else pool
     chose = values.take(tuning)
     size = _size(chose, target, table.key[tuning] if table.unit is None else table.unit[tuning])
-    found = {kind: envelope(chose, kind) for kind in range(1, target.longest + 1)}
+    found = envelopes(chose, target.longest)
     if (place := target.read(found[size])) is None:
         raise InputError(nothing(found[size], target, unit))
     against = reference if target.max_regret is not None else None
@@ -97,7 +99,7 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     tested = _Tested(values.take(proof), own, path, {name: float(cost.max()) for name, cost in pool.cost.items()})
     before = replace(tested, pool=chose, unit=None if table.unit is None else table.unit[tuning])
     tested = replace(tested, tests=before.best_tests(target, table.binary and own is None))
-    asked = {"kind": "choose", "of": asdict(target) | {"against": reference}, "models": _sha256(plain)}
+    asked = {"kind": "choose", "of": asdict(target) | {"against": reference}, "models": _sha256(plain, chose)}
     about, error = describe_slice(table.key[proof]), 1 - target.confidence
     level, attempts, total = attempt(ledger, about, asked, error=error, check=lambda level, number: None)
     passed, p_value = tested.passed(target, level)
@@ -155,11 +157,13 @@ def _pool(table: AnswerTable, kind: str | None) -> tuple[Pool, dict[str, str]]:
 def _size(pool: Pool, target: Target, unit: Tensor) -> int:
     """How many models a chain may have: more only if that wins on rows that did not choose its thresholds."""
     half = mixed(mixed(unit)) % 2 == 0
+    if min(int(half.sum()), int((~half).sum())) < _FEWEST:
+        return 1
     one, other = pool.take(half), pool.take(~half)
     size, before = 1, None
-    for longest in range(1, target.longest + 1):
-        path = envelope(one, longest).thinned(_READ)
-        results = [other.outcomes(candidate)[:2] for candidate in path.candidates]
+    for longest, known in envelopes(one, target.longest).items():
+        path = known.thinned(_READ)
+        results = [other.worth_and_cost(candidate) for candidate in path.candidates]
         worth, cost = (torch.stack([result[part].mean() for result in results]) for part in range(2))
         enough = (worth >= target.needed) & (cost <= (target.budget or math.inf))
         if not bool(enough.any()):
@@ -173,7 +177,7 @@ def _size(pool: Pool, target: Target, unit: Tensor) -> int:
         now = -results[place][1] if target.good else results[place][0]
         if before is not None:
             ahead = unit_means(now - before, unit[~half])
-            if float(ahead.mean()) <= float(ahead.std()) / math.sqrt(len(ahead)):
+            if len(ahead) < _FEWEST or float(ahead.mean()) <= float(ahead.std()) / math.sqrt(len(ahead)):
                 continue
         size, before = longest, now
     return size
@@ -191,7 +195,7 @@ class _Tested:
 
     def outcomes(self, place: int) -> tuple[Tensor, Tensor]:
         """Worth and cost of each row; computed anew each time, as all of them would not fit into memory."""
-        return self.pool.outcomes(self.path.candidates[place])[:2]
+        return self.pool.worth_and_cost(self.path.candidates[place])
 
     def good(self, target: Target, level: float, test: Test) -> Tested:
         """Candidates that are good enough, the best first."""
@@ -241,7 +245,7 @@ def _path_rows(
     for candidate in path.candidates:
         row: dict[str, Any] = {"models": list(candidate.models), "thresholds": list(candidate.thresholds)}
         for prefix, pool, own in (("", chose, None), ("proved_", proof, unit)):
-            worth, cost, _ = pool.outcomes(candidate)
+            worth, cost = pool.worth_and_cost(candidate)
             means = {"worth": worth, "cost": cost}
             if reference is not None:
                 means["regret"] = (pool.worth[reference] - worth).clamp_min(0)
@@ -255,7 +259,7 @@ def _path(found: Envelope, pool: Pool, reference: str | None) -> Envelope:
     path, surest = found.thinned(_TESTED), Candidate((reference,)) if reference else None
     if surest is None or surest in path.candidates:
         return path
-    worth, cost, _ = pool.outcomes(surest)
+    worth, cost = pool.worth_and_cost(surest)
     means = [torch.cat([a, b.mean()[None]]) for a, b in ((path.worth, worth), (path.cost, cost))]
     return Envelope([*path.candidates, surest], means[0], means[1], path.tried)
 
@@ -268,9 +272,12 @@ def _row(pool: Pool, candidate: Candidate, unit: Tensor | None) -> Row:
     return Row(kind, list(candidate.models), list(candidate.thresholds), means[0], means[1], shares.tolist())
 
 
-def _sha256(pool: Pool) -> str:
-    digest = hashlib.sha256(json.dumps(list(pool.worth)).encode())
-    for part in (pool.worth, pool.cost, pool.score):
-        for values in part.values():
-            digest.update(values.numpy().astype("<f8").tobytes())
+def _sha256(*pools: Pool) -> str:
+    """Hash of answers: other ones, also among those that chose, make another attempt."""
+    digest = hashlib.sha256()
+    for pool in pools:
+        digest.update(json.dumps(list(pool.worth)).encode())
+        for part in (pool.worth, pool.cost, pool.score):
+            for values in part.values():
+                digest.update(values.numpy().astype("<f8").tobytes())
     return digest.hexdigest()

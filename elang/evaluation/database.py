@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError, need
-from elang.evaluation.pair import swift_cost_columns
 from elang.method.quality.metric import Quality
 from elang.method.quality.registry import QUALITIES, QualityName
+from elang.records.columns import swift_cost_columns
 from elang.records.reading import read_metadata
 
 # Folders named key=value would else become columns.

@@ -1,7 +1,7 @@
 """A pair's answers to one split, row by row; the curves that follow from them; and the thresholds chosen on a curve."""
 
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ class PairAnswers:
         score_flops: Extra cost of a score that is computed after free generation, which keeps no logits; float64
             ``(N,)``.
         own_flops: In its place for scores with passes of their own, by score.
+        deferred_flops: What a deferred input costs before the Super, by score, where that is not what a kept one costs.
         unit: The group of each row, int64 ``(N,)``, where rows belong together (questions about one passage).
     """
 
@@ -63,6 +64,7 @@ class PairAnswers:
     problem: Problem = "classification"
     score_flops: Tensor | None = None
     own_flops: dict[str, Tensor] = field(default_factory=dict)
+    deferred_flops: dict[str, Tensor] = field(default_factory=dict)
     unit: Tensor | None = None
 
     def __len__(self) -> int:
@@ -86,7 +88,7 @@ class PairAnswers:
             return Costs(kept, self.super_flops, self.early_flops)
         if score in self.scores and extra is not None:
             kept = kept + extra
-        return Costs(kept, self.super_flops, kept)
+        return Costs(kept, self.super_flops, self.deferred_flops.get(score, kept))
 
     def statistics(self, quality: Quality) -> tuple[Tensor, Tensor, Groups | None]:
         """A metric's statistics of both models' answers, ``(N, S)``, and its groups, if it has any."""
@@ -98,18 +100,6 @@ class PairAnswers:
         """A metric of the pair's answers at one threshold, computed without the curve."""
         pair = torch.where(route(self.scores[score], threshold), self.super_, self.swift)
         return measure(quality, pair, self.label, targets=self.targets)
-
-
-def swift_cost_columns(score: str, columns: Container[str]) -> tuple[list[str], list[str]]:
-    """Columns of joint records whose sums are the Swift's part of :meth:`PairAnswers.costs`: kept, and deferred.
-
-    >>> swift_cost_columns("encoder_energy", ["swift_early_flops"])
-    (['swift_flops'], ['swift_early_flops'])
-    """
-    if score in BEFORE_DECODER:
-        return ["swift_flops"], ["swift_early_flops" if "swift_early_flops" in columns else "swift_flops"]
-    extra = [name for name in (f"swift_{score}_flops", "swift_score_flops") if name in columns][:1]
-    return ["swift_flops", *extra], ["swift_flops", *extra]
 
 
 def pair_answers(

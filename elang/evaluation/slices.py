@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from elang.errors import InputError
-from elang.evaluation.pair import ROUTING_SLICE, swift_cost_columns
+from elang.evaluation.pair import ROUTING_SLICE
 from elang.method.certificate import mixed
 from elang.method.curve.points import Costs
 from elang.notices import notice
-from elang.records.columns import numbers
+from elang.records.columns import numbers, swift_cost_columns
 from elang.records.manifest import Manifest
 from elang.records.reading import read_metadata
 from elang.tables import read_parquet

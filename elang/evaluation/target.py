@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from elang.errors import InputError
+from elang.errors import InputError, counted
 from elang.evaluation.statements import percent
 from elang.method.pool import LONGEST, Candidate, Envelope, Pool, unit_means
 
@@ -66,8 +66,21 @@ class Target:
 
 
 def interval(values: Tensor) -> list[float]:
-    """The mean of independent values ``(N,)``, with the ends of its 95% interval (normal approximation)."""
-    mean, half = float(values.mean()), 1.96 * float(values.std(correction=0)) / math.sqrt(len(values))
+    """The mean of independent values ``(N,)``, with the ends of its 95% interval.
+
+    The interval is Wilson's (1927) for values of 0 and 1, which also holds for few of them and where all are equal, and
+    a normal approximation for others.
+
+    >>> import torch
+    >>> [round(end, 3) for end in interval(torch.ones(20))]
+    [1.0, 0.839, 1.0]
+    """
+    mean, z, n = float(values.double().mean()), 1.96, len(values)
+    if bool(((values == 0) | (values == 1)).all()):
+        centre, scale = mean + z * z / (2 * n), 1 + z * z / n
+        half = z * math.sqrt(mean * (1 - mean) / n + (z / (2 * n)) ** 2)
+        return [mean, min(mean, (centre - half) / scale), max(mean, (centre + half) / scale)]
+    half = z * float(values.double().std(correction=0)) / math.sqrt(n)
     return [mean, mean - half, mean + half]
 
 
@@ -112,16 +125,16 @@ class Evidence:
         sure = f"{percent(self.confidence)} confidence"
         statement = (
             f"Nothing is promised: that {claim} is not shown with {sure} by these {self.units} for any of the "
-            f"{self.tested} candidates in the order in which they would be tested."
+            f"{counted(self.tested, 'candidates')} in the order in which they would be tested."
         )
         if self.p_value is not None:
             statement = (
                 f"On new inputs like these, {claim}, with {sure}. {self.units} that did not choose it show this (p = "
-                f"{self.p_value:.2g}; {self.tested} candidates stood in a fixed order for the test)."
+                f"{self.p_value:.2g}; {counted(self.tested, 'candidates')} stood in a fixed order for the test)."
             )
             if budget:
                 statement += " It takes for granted that no answer of a model costs more than its dearest in the table."
-        statement += f" It was selected on {self.rows:,} other rows among {self.tried}."
+        statement += f" It was selected on {self.rows:,} other row{'s' * (self.rows != 1)} among {self.tried}."
         if self.attempts == 1:
             return f"{statement} This is the only attempt on these rows so far."
         return f"{statement} {self.attempts} attempts were made on these rows; the confidence is for all of them."
@@ -179,7 +192,7 @@ def alone(
         best, sign, scale = (
             f"the cheapest single model that is good enough {where}",
             -1.0,
-            float(proof.cost[name].mean()),
+            float(proof.cost[name].mean()) or 1.0,
         )
     else:
         name = max(enough, key=lambda name: enough[name][0])

@@ -8,7 +8,9 @@ does not run. Two stages are a Swift and a Super, with the curve of :mod:`elang.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from elang.method.curve.exact import operating_curve
 from elang.method.curve.points import Costs, OperatingCurve
 from elang.method.deferral import check_finite
 from elang.method.quality.metric import mean_of_sums
+
+_Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -70,14 +74,19 @@ def answered_by(score: Sequence[Tensor], thresholds: Sequence[float]) -> Tensor:
 def outcomes(stages: Stages, thresholds: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
     """What each input's answer is worth, what the chain pays for it, float64, and the stage that answers: ``(N,)``."""
     stage = answered_by(stages.score, thresholds) if stages.score else torch.zeros(len(stages), dtype=torch.int64)
+    return *worth_and_cost(stages, thresholds), stage
+
+
+def worth_and_cost(stages: Stages, thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The first two of :func:`outcomes`."""
     # From the last stage to the first one: what it keeps is its own, and the rest is what comes after it.
     worth, cost = stages.worth[-1].double(), stages.cost[-1].double()
     for place in reversed(range(len(thresholds))):
         if thresholds[place] != -math.inf:
             kept = stages.score[place].double() <= thresholds[place]
             worth = torch.where(kept, stages.worth[place].double(), worth)
-            cost = stages.cost[place].double() + torch.where(kept, 0.0, cost)
-    return worth, cost, stage
+            cost = torch.where(kept, 0.0, cost).add_(stages.cost[place])
+    return worth, cost
 
 
 def chain_curve(stages: Stages, thresholds: Sequence[float], stage: int) -> OperatingCurve:
@@ -87,7 +96,7 @@ def chain_curve(stages: Stages, thresholds: Sequence[float], stage: int) -> Oper
     """
     kept, passed = list(thresholds), list(thresholds)
     kept[stage], passed[stage] = math.inf, -math.inf
-    (ours, with_it, _), (theirs, without, _) = outcomes(stages, kept), outcomes(stages, passed)
+    (ours, with_it), (theirs, without) = worth_and_cost(stages, kept), worth_and_cost(stages, passed)
     reached = torch.ones(len(stages), dtype=torch.bool)
     for place in range(stage):
         reached &= stages.score[place].double() > thresholds[place]
@@ -115,34 +124,37 @@ def on_grid(stages: Stages, grids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     Each input falls into one cell between thresholds, and sums over cells are cumulated along each axis, so the time is
     that of a pass over the inputs, however many vectors there are. Grids ascend from ``-inf`` to ``inf``.
     """
-    shape = [len(grid) for grid in grids]
+    # By NumPy, whose calls cost less than PyTorch's where tables are small.
+    shape, size = [len(grid) for grid in grids], len(stages)
     # An input is kept at the thresholds from this place on.
-    cells = [torch.searchsorted(g, s.double().contiguous()) for g, s in zip(grids, stages.score, strict=True)]
-    worth, cost = (torch.zeros(shape or [1], dtype=torch.float64) for _ in range(2))
-    place, last = torch.zeros(len(stages), dtype=torch.int64), len(stages.worth) - 1
+    cells = [np.searchsorted(g.numpy(), s.double().numpy()) for g, s in zip(grids, stages.score, strict=True)]
+    worth, cost = (np.zeros(shape or [1]) for _ in range(2))
+    place, last = np.zeros(size, dtype=np.int64), len(stages.worth) - 1
     for stage in range(last + 1):
         reaching = shape[:stage]
         paid = _sums(stages.cost[stage], place, reaching, passed=stage)
         rest = [1] * (len(shape) - stage)
         if stage < last:
             # Where it keeps nothing it does not run.
-            runs = (grids[stage] != -math.inf).double().view([1] * stage + [-1] + [1] * (len(shape) - stage - 1))
-            cost += paid.view(reaching + rest) * runs
+            runs = (grids[stage].numpy() != -np.inf).reshape([1] * stage + [-1] + [1] * (len(shape) - stage - 1))
+            cost += paid.reshape(reaching + rest) * runs
             place = place * shape[stage] + cells[stage]
             gained = _sums(stages.worth[stage], place, shape[: stage + 1], passed=stage)
-            worth += gained.cumsum(stage).view(shape[: stage + 1] + rest[1:])
+            worth += gained.cumsum(stage).reshape(shape[: stage + 1] + rest[1:])
         else:
-            cost += paid.view(reaching or [1])
-            worth += _sums(stages.worth[stage], place, reaching, passed=stage).view(reaching or [1])
-    return worth / len(stages), cost / len(stages)
+            cost += paid.reshape(reaching or [1])
+            worth += _sums(stages.worth[stage], place, reaching, passed=stage).reshape(reaching or [1])
+    return torch.from_numpy(worth / size), torch.from_numpy(cost / size)
 
 
-def _sums(values: Tensor, place: Tensor, shape: list[int], passed: int) -> Tensor:
+def _sums(values: Tensor, place: _Array, shape: list[int], passed: int) -> _Array:
     """Sums of values by cell; along the first ``passed`` axes of all cells beyond, which is what is passed on there."""
-    sums = torch.bincount(place, values.double(), math.prod(shape)).view(shape or [1])
+    sums: _Array = np.bincount(place, values.double().numpy(), math.prod(shape)).reshape(shape or [1])
     for axis in range(passed):
-        beyond = sums.flip(axis).cumsum(axis).flip(axis)
-        sums = torch.cat([beyond.narrow(axis, 1, shape[axis] - 1), torch.zeros_like(beyond.narrow(axis, 0, 1))], axis)
+        inside = (slice(None),) * axis
+        beyond = np.zeros_like(sums)
+        beyond[(*inside, slice(0, -1))] = np.flip(np.flip(sums, axis).cumsum(axis), axis)[(*inside, slice(1, None))]
+        sums = beyond
     return sums
 
 
@@ -152,9 +164,9 @@ def frontier(cost: Tensor, worth: Tensor) -> Tensor:
     >>> frontier(torch.tensor([3.0, 1.0, 2.0, 2.0]), torch.tensor([0.9, 0.5, 0.4, 0.7])).tolist()
     [1, 3, 0]
     """
-    order = worth.argsort(descending=True, stable=True)
-    order = order[cost[order].argsort(stable=True)]
-    best = worth[order].cummax(0).values
-    first = torch.ones(len(order), dtype=torch.bool)
+    # Of equal points the first one.
+    order = np.lexsort((-worth.double().numpy(), cost.double().numpy()))
+    best = np.maximum.accumulate(worth.double().numpy()[order])
+    first = np.ones(len(order), dtype=bool)
     first[1:] = best[1:] > best[:-1]
-    return order[first]
+    return torch.from_numpy(order[first])

@@ -10,14 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from elang.method.bounds import log_evidence, p_value
 from elang.method.certificate import unit_weights
-from elang.method.chain import Stages, frontier, grid_of, on_grid, outcomes
+from elang.method.chain import Stages, frontier, grid_of, on_grid, outcomes, worth_and_cost
 
 Test = Literal["exact", "bet", "bound"]
 # Thresholds of each stage on the grid, by the number of stages; more stages have coarser grids.
@@ -68,9 +68,17 @@ class Pool:
         """Worth, cost and answering stage of each input under a candidate, each ``(N,)``."""
         return outcomes(self.stages(candidate.models), candidate.thresholds)
 
-    def chains(self, size: int) -> list[tuple[str, ...]]:
+    def worth_and_cost(self, candidate: Candidate) -> tuple[Tensor, Tensor]:
+        """Worth and cost of each input under a candidate, each ``(N,)``."""
+        return worth_and_cost(self.stages(candidate.models), candidate.thresholds)
+
+    def by_cost(self) -> list[str]:
+        """The models, the cheapest first."""
+        return sorted(self.worth, key=lambda name: float(self.cost[name].mean()))
+
+    def chains(self, size: int, order: list[str] | None = None) -> list[tuple[str, ...]]:
         """All chains of ``size`` models from cheap to expensive; all but the last one need a score."""
-        order = sorted(self.worth, key=lambda name: float(self.cost[name].mean()))
+        order = self.by_cost() if order is None else order
         return [chain for chain in combinations(order, size) if all(name in self.score for name in chain[:-1])]
 
 
@@ -85,7 +93,7 @@ class Envelope:
         tried: How many vectors of thresholds were compared.
     """
 
-    candidates: list[Candidate]
+    candidates: Sequence[Candidate]
     worth: Tensor
     cost: Tensor
     tried: int
@@ -115,34 +123,66 @@ class Envelope:
 
 def envelope(pool: Pool, longest: int) -> Envelope:
     """The envelope of all candidates of at most ``longest`` models."""
-    grids = {
-        size: {name: grid_of(score, _POINTS[size]) for name, score in pool.score.items()}
-        for size in range(2, longest + 1)
-    }
-    found: list[tuple[tuple[str, ...], list[Tensor], Tensor, Tensor]] = []
-    tried = 0
+    return envelopes(pool, longest)[longest]
+
+
+def envelopes(pool: Pool, longest: int) -> dict[int, Envelope]:
+    """The envelopes of all candidates of at most 1, 2, ... and ``longest`` models, by that number."""
+    found: list[_OnGrid] = []
+    known, tried, order = {}, 0, pool.by_cost()
     for size in range(1, longest + 1):
-        for models in pool.chains(size):
-            own = [grids[size][name] for name in models[:-1]]
+        grids = {name: grid_of(score, _POINTS[size]) for name, score in pool.score.items()} if size > 1 else {}
+        for models in pool.chains(size, order):
+            own = [grids[name] for name in models[:-1]]
             worth, cost = (values.flatten() for values in on_grid(pool.stages(models), own))
             # Few of them are left for the comparison with those of other chains.
             places = frontier(cost, worth)
             tried += len(worth)
-            found.append((models, own, places, torch.stack([worth[places], cost[places]])))
-    means = torch.cat([each[3] for each in found], 1)
+            found.append(_OnGrid(models, own, places, worth[places], cost[places]))
+        known[size] = _best_of(found, tried)
+    return known
+
+
+@dataclass(frozen=True)
+class _OnGrid:
+    """The frontier of one chain: places on its grids of thresholds, with their means."""
+
+    models: tuple[str, ...]
+    grids: list[Tensor]
+    places: Tensor
+    worth: Tensor
+    cost: Tensor
+
+    def candidate(self, at: int) -> Candidate:
+        index, thresholds = int(self.places[at]), list[float]()
+        for grid in reversed(self.grids):
+            index, place = divmod(index, len(grid))
+            thresholds.insert(0, float(grid[place]))
+        return simplified(self.models, thresholds)
+
+
+class _Candidates(Sequence[Candidate]):
+    """Candidates by their places among those of several chains; few of them are looked at, so each is made then."""
+
+    def __init__(self, found: list[_OnGrid], places: Tensor) -> None:
+        ends = torch.tensor([0] + [len(each.places) for each in found]).cumsum(0)
+        chains = torch.searchsorted(ends, places, right=True) - 1
+        self._found, self._chains, self._places = found, chains.tolist(), (places - ends[chains]).tolist()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[place] for place in range(*at.indices(len(self)))]
+        return self._found[self._chains[at]].candidate(self._places[at])
+
+
+def _best_of(found: list[_OnGrid], tried: int) -> Envelope:
+    worth, cost = torch.cat([each.worth for each in found]), torch.cat([each.cost for each in found])
     # Of equal ones the shortest chain comes first.
-    kept = frontier(means[1], means[0])
-    ends = torch.tensor([len(each[2]) for each in found]).cumsum(0)
-    candidates = []
-    for place in kept.tolist():
-        which = int(torch.searchsorted(ends, place, right=True))
-        models, own, places, _ = found[which]
-        index, thresholds = int(places[place - (int(ends[which - 1]) if which else 0)]), list[float]()
-        for grid in reversed(own):
-            index, at = divmod(index, len(grid))
-            thresholds.insert(0, float(grid[at]))
-        candidates.append(simplified(models, thresholds))
-    return Envelope(candidates, means[0][kept], means[1][kept], tried)
+    kept = frontier(cost, worth)
+    return Envelope(_Candidates(list(found), kept), worth[kept], cost[kept], tried)
 
 
 def simplified(models: Sequence[str], thresholds: Sequence[float]) -> Candidate:
@@ -198,9 +238,10 @@ def mean_p_value(values: Tensor, allowed: float, maximum: float = 1.0, test: Tes
     >>> round(mean_p_value(torch.zeros(299), 0.01, test="exact"), 3)
     0.05
     """
-    values, allowed = values.double() / maximum, allowed / maximum
-    if allowed >= 1:
+    # Then no mean can be above it; a maximum of 0, of models that cost nothing, is among these.
+    if allowed >= maximum:
         return 0.0
+    values, allowed = values.double() / maximum, allowed / maximum
     if test == "bet":
         return math.exp(min(0.0, -log_evidence(values, allowed, 1.0)))
     return p_value(float(values.sum()), len(values), allowed, test == "exact")

@@ -85,9 +85,12 @@ class PairCosts:
         swift = self._of("swift", answers, answers.swift_flops, paths)
         super_ = self._of("super", answers, answers.super_flops, paths)
         more = {name: getattr(answers, name) for name in ("early_flops", "score_flops")}
-        scaled = {name: values * self._rates["swift"] for name, values in more.items() if values is not None}
-        own = {name: values * self._rates["swift"] for name, values in answers.own_flops.items()}
-        return replace(answers, swift_flops=swift, super_flops=super_, own_flops=own, **scaled)
+        scaled: dict[str, Any] = {
+            name: values * self._rates["swift"] for name, values in more.items() if values is not None
+        }
+        for kind in ("own_flops", "deferred_flops"):
+            scaled[kind] = {name: values * self._rates["swift"] for name, values in getattr(answers, kind).items()}
+        return replace(answers, swift_flops=swift, super_flops=super_, **scaled)
 
     def _of(self, name: str, answers: PairAnswers, flops: Tensor, paths: dict[str, str]) -> Tensor:
         """What a model's answers cost."""

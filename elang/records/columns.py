@@ -1,7 +1,7 @@
 """Tables of answers in three formats, read alike, with every value checked and bad rows named."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from decimal import Decimal
 from math import inf, isfinite
 from numbers import Integral, Real
@@ -12,6 +12,7 @@ import numpy as np
 
 from elang.errors import InputError, listed
 from elang.json_files import json_rows
+from elang.method.scores import BEFORE_DECODER
 from elang.notices import notice
 from elang.tables import TABLE_SUFFIXES, file_lines, read_parquet, refuse_row
 
@@ -252,3 +253,16 @@ def _text(value: Any) -> str | None:
     if value is None or value != value or type(value).__name__ in ("NAType", "NaTType"):
         return None
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def swift_cost_columns(score: str, columns: Container[str]) -> tuple[list[str], list[str]]:
+    """Columns of joint records whose sums are the Swift's part of a pair's costs: of kept inputs, and of deferred ones.
+
+    >>> swift_cost_columns("encoder_energy", ["swift_early_flops"])
+    (['swift_flops'], ['swift_early_flops'])
+    """
+    if score in BEFORE_DECODER:
+        return ["swift_flops"], ["swift_early_flops" if "swift_early_flops" in columns else "swift_flops"]
+    extra = [name for name in (f"swift_{score}_flops", "swift_score_flops") if name in columns][:1]
+    kept, deferred = ["swift_flops", *extra], f"swift_{score}_deferred_flops"
+    return kept, [deferred] if deferred in columns else kept

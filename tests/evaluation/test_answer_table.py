@@ -146,6 +146,14 @@ def broken(**changes):
     return frame
 
 
+def twice(column):
+    """Two parts that share a value."""
+    frame = answers(20).assign(part=["routing"] * 10 + ["test"] * 10)
+    frame[column] = [f"value {row}" for row in range(20)]
+    frame.loc[11, column] = "value 2"
+    return frame
+
+
 @pytest.mark.parametrize(
     ("frame", "about", "message"),
     [
@@ -168,6 +176,13 @@ def broken(**changes):
         (answers(20)[["id", "small.correct", "small.cost"]], {}, "has 1 models"),
         (answers(20).assign(small_cost=1), {}, "mean the same"),
         (answers(20).iloc[:0], {}, "has no rows"),
+        (answers(20).assign(**dict.fromkeys(["small.cost", "mid.cost", "big.cost"], 0)), {}, "All costs"),
+        (
+            twice("text"),
+            {"text": "text", "split": "part"},
+            "the same 'text' in 'routing' and in 'test', there in row 11",
+        ),
+        (twice("of"), {"group": "of", "split": "part"}, "the same 'of' in 'routing' and in 'test', there in row 11"),
     ],
 )
 def test_bad_tables_are_refused(frame, about, message):

@@ -107,6 +107,25 @@ def test_what_cannot_be_shown_is_not_promised(tmp_path):
     assert choice.statement.startswith("Nothing is promised")
 
 
+@pytest.mark.parametrize("rows", [2, 3, 4, 6])
+@pytest.mark.parametrize("wanted", [{"max_regret": 0.1}, {"budget": 40.0}, {"max_regret": 0.5, "budget": 40.0}])
+def test_a_few_rows_are_enough_to_choose_and_to_say_what_they_show(tmp_path, rows, wanted):
+    frame = answers(rows).assign(part=["routing", "validation"] * (rows // 2) + ["validation"] * (rows % 2))
+    choice = choose(read_answers(frame, TableColumns(split="part")), Target(**wanted), tmp_path / "slices.json")
+    assert choice.num_examples == {"chose": rows // 2, "prove": rows - rows // 2}
+    # No more than the dearest answer of all models together is promised without a test.
+    assert not choice.certified or wanted == {"budget": 40.0}
+    low, high = choice.chosen.worth[1:]
+    assert high - low > 0.3
+
+
+def test_a_model_that_costs_nothing_keeps_any_budget(tmp_path):
+    frame = answers().assign(**{"tiny.cost": 0.0})
+    choice = choose(read_answers(frame), Target(budget=0.5), tmp_path / "slices.json")
+    assert choice.certified
+    assert choice.path[0]["models"] == ["tiny"]
+
+
 def test_a_rule_says_confidence_where_that_is_the_column(tmp_path, capsys):
     frame = answers()
     for name in COSTS:
@@ -132,6 +151,12 @@ def test_attempts_on_the_same_rows_cost_confidence(tmp_path):
     assert first.statement == again.statement
     assert "92.5% confidence" in other.statement
     assert "2 attempts were made" in other.statement
+    # So does the same request, when other rows have chosen what is tested.
+    moved = read_answers(answers())
+    moved.cost = {
+        name: torch.where(torch.from_numpy(moved.split == "routing"), 1.0, cost) for name, cost in moved.cost.items()
+    }
+    assert "3 attempts were made" in choose(moved, Target(quality=0.85), ledger).statement
 
 
 def test_copies_of_a_text_prove_nothing_more(tmp_path):

@@ -68,7 +68,7 @@ def test_a_model_without_a_score_is_asked_last():
 def test_where_one_model_beats_all_it_is_alone():
     pool = made(200, models="abc")
     pool.worth["a"] = torch.ones(200, dtype=torch.float64)
-    assert envelope(pool, 3).candidates == [Candidate(("a",))]
+    assert list(envelope(pool, 3).candidates) == [Candidate(("a",))]
 
 
 def test_a_thinned_envelope_keeps_both_ends():

@@ -38,6 +38,8 @@ COLORS = {
     "encoder_max_softmax": "#9A6A00",
     "encoder_router": "#8F3E00",
     "prompt_router": "#8F3E00",
+    "text_router": "#8F3E00",
+    "text_score_router": "#D55E00",
 }
 
 
@@ -71,7 +73,7 @@ def _style(score: str, routing: str) -> dict[str, Any]:
     """How a score's curve is drawn."""
     kind = score if score in COLORS else score.rpartition("_")[0]
     style: dict[str, Any] = {"color": COLORS.get(kind, "#666666"), "linewidth": 1.1}
-    if score in BEFORE_DECODER:
+    if score in (*BEFORE_DECODER, "text_router"):
         style["linestyle"] = "-."
     if score in ("random", "oracle"):
         style |= {"color": _GRAY, "linestyle": ":" if score == "random" else "--"}

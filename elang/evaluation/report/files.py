@@ -69,6 +69,7 @@ def _write_pair_records(path: Path, pairs: dict[str, PairAnswers], about: dict[s
         columns |= {"swift_flops": pair.swift_flops, "super_flops": pair.super_flops, "gain": pair.gain}
         columns |= {"swift_early_flops": pair.early_flops, "swift_score_flops": pair.score_flops}
         columns |= {f"swift_{name}_flops": flops for name, flops in pair.own_flops.items()}
+        columns |= {f"swift_{name}_deferred_flops": flops for name, flops in pair.deferred_flops.items()}
         columns |= {f"score_{name}": score for name, score in pair.scores.items()} | pair.more
         arrays = {}
         for name, values in columns.items():

@@ -36,6 +36,10 @@ _MEANINGS = {
     "difference, area minus": "the area minus that of {score}; '=' if that may be chance (the 95% interval includes 0)",
     "router": "predicts what deferring an input gains, from what `elang fit` found best on the held-out slice: one "
     "score, or all logits, perhaps with the hidden state",
+    "text_router": "predicts from the text alone what the Super gains, before any answer; the Swift does not run where "
+    "it defers",
+    "text_score_router": "predicts that from the text and the Swift's score; where the text is enough, the Swift does "
+    "not run",
     "by length": "rank correlation of the score with the number of generated tokens",
     "encoder_, prompt_router": "such a score decides before the Swift decodes its answer, which a deferred input saves",
     "p_true": "minus the probability that the Swift gives to Yes when it is asked whether its answer is right",
@@ -57,10 +61,15 @@ def meanings(texts: Iterable[str], told: Iterable[str] = (), **about: str) -> li
     found, before = ("\n".join(some) for some in (texts, told))
     lines = []
     for words, meaning in _MEANINGS.items():
-        named = [word for word in words.split(", ") if word in found]
-        if named and not any(word in before for word in named):
+        named = [word for word in words.split(", ") if _begins(word, found)]
+        if named and not any(_begins(word, before) for word in named):
             lines.append(f"{', '.join(named)}: {meaning}".format(**about))
     return lines
+
+
+def _begins(word: str, text: str) -> bool:
+    """Whether a text has a word, or one that begins with it: ``router`` is no part of ``text_router``."""
+    return re.search(rf"(?<!\w){re.escape(word)}", text) is not None
 
 
 def allowance(summary: JointSummary) -> str:
@@ -82,9 +91,12 @@ def better_scores(summary: JointSummary) -> list[str]:
     if not better:
         return []
     best = max(better, key=lambda name: better[name]["difference"])
+    # A pair from a table has no models that could be run.
+    runs = summary.max_length is not None or any(summary.weights.values())
+    verbs = "`elang predict`, `serve` and `calibrate`" if runs else "this command and `elang calibrate`"
     return [
         f"By area, {best} is better than {summary.score} here by more than chance. To route by it, give "
-        f"`--score {best}` to `elang predict`, `serve` and `calibrate`; confirm it on other examples than these."
+        f"`--score {best}` to {verbs}; confirm it on other examples than these."
     ]
 
 
