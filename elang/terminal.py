@@ -33,7 +33,7 @@ _NOISE = {
 _IRRELEVANT = (
     *(".*LeafSpec.*", ".*does not have many workers.*"),
     *("LightningCLI's args parameter", "Total length of `list` across ranks is zero"),
-    ".*is smaller than the logging interval",
+    *(".*is smaller than the logging interval", "The dirpath has changed from"),
 )
 
 # Seconds between two lines about how far a step is.
