@@ -34,6 +34,7 @@ _IRRELEVANT = (
     *(".*LeafSpec.*", ".*does not have many workers.*"),
     *("LightningCLI's args parameter", "Total length of `list` across ranks is zero"),
     *(".*is smaller than the logging interval", "`is_gradient_checkpointing` is deprecated"),
+    "The dirpath has changed from",
 )
 
 # Seconds between two lines about how far a step is.

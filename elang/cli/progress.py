@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from typing_extensions import override
 
@@ -30,8 +31,24 @@ class LogsEachEpoch(pl.Callback):
             trainer.log_every_n_steps = min(trainer.log_every_n_steps, steps)  # type: ignore[attr-defined]
 
 
+class _Bar(RichProgressBar):
+    """Lightning's bar, which counts epochs from 1 and names what is evaluated."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}{_of_epochs(self.trainer)}"
+
+    @property
+    @override
+    def validation_description(self) -> str:
+        return _splits(self.trainer)[self._current_eval_dataloader_idx or 0]
+
+    @override
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
+
+
 class ProgressLines(pl.Callback):
-    """Tells the batches that are done and the time that is left, in a line a minute instead of a bar."""
+    """Tells the batches that are done and the time that is left, in a line a minute where there is no bar."""
 
     def __init__(self) -> None:
         self._training: Progress | None = None
@@ -45,6 +62,8 @@ class ProgressLines(pl.Callback):
             # Without a terminal it would print only its last state.
             bar.disable()
             self._active = trainer.is_global_zero
+        elif type(bar) is RichProgressBar:
+            bar.__class__ = _Bar
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,8 +99,7 @@ class ProgressLines(pl.Callback):
             metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
             values = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith("validation/")]
             if values:
-                of = f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-                tell(f"epoch {trainer.current_epoch + 1}{of}: {', '.join(values)}")
+                tell(f"epoch {trainer.current_epoch + 1}{_of_epochs(trainer)}: {', '.join(values)}")
             # The next epoch shows soon that it runs.
             self._training.told_next(_FIRST)
 
@@ -103,13 +121,22 @@ class ProgressLines(pl.Callback):
         return Progress(known, unit, done, bar=False, first=_FIRST) if self._active else None
 
 
-def _evaluated(trainer: pl.Trainer) -> str:
-    """The splits that an evaluation answers."""
+def _of_epochs(trainer: pl.Trainer) -> str:
+    return f" of {trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+
+
+def _splits(trainer: pl.Trainer) -> list[str]:
+    """The splits that an evaluation answers, one for each of its loaders."""
     data: Any = getattr(trainer, "datamodule", None)
     if not isinstance(data, TextData):
-        return "test" if trainer.testing else "validation"
-    splits = data.test_splits if trainer.testing else data.eval_splits
-    *others, last = (split.replace("routing", "the routing slice") for split in splits)
+        return ["test" if trainer.testing else "validation"] * max(1, len(trainer.num_val_batches))
+    splits = data.test_splits if trainer.testing else [split for _, split in data.plan]
+    return [split.replace("routing", "the routing slice") for split in splits]
+
+
+def _evaluated(trainer: pl.Trainer) -> str:
+    """The splits that an evaluation answers, in words."""
+    *others, last = dict.fromkeys(_splits(trainer))
     return f"{', '.join(others)} and {last}" if others else last
 
 

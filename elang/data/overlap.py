@@ -1,6 +1,7 @@
 """Texts that are evaluated and are also in the training file, as they are or nearly: counted, or left out of it."""
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ _MAX_OVERLAP = 0.01
 # Rows that a notice names.
 _SHOWN = 3
 _EVALUATED = ("validation", "test")
+_KEPT = (
+    "They are kept, and make results look too good. Give --data.drop_overlap true in every step, from the first "
+    "training on, to leave them out of the training file; or delete them from one of the two files."
+)
 _words = re.compile(r"[^\W_]+").findall
 _three_words = re.compile(r"[\W_]*(?:[^\W_]+[\W_]*){0,3}").match
 
@@ -33,15 +38,13 @@ def warn_of_overlap(splits: dict[Any, Examples]) -> None:
         examples = splits[name]
         found = {part: torch.isin(examples.key, parts[part].key) for part in parts}
         repeated = torch.stack([*found.values()]).any(0)
-        forms = torch.tensor([_alike(texts) for texts in examples.texts], dtype=torch.int64)
-        near = torch.isin(forms, torch.tensor(known, dtype=torch.int64)) & ~repeated
+        near = _isin(map(_alike, examples.texts), known) & ~repeated
         if _many(near):
             notice(
                 "near-overlap",
                 f"Of {counted(len(examples), 'texts')} of '{name}', {int(near.sum()):,} differ from one in the "
-                f"training file only in letter case, white space or punctuation; first {_rows(examples, near)}. They "
-                "are kept, also with --data.drop_overlap true, and make results look too good. Delete them from one "
-                "of the two files.",
+                f"training file only in letter case, white space or punctuation; first {_rows(examples, near)}. "
+                f"{_KEPT}",
             )
         if not _many(repeated):
             continue
@@ -49,9 +52,8 @@ def warn_of_overlap(splits: dict[Any, Examples]) -> None:
         notice(
             "overlap",
             f"Of {counted(len(examples), 'texts')} of '{name}', {int(repeated.sum()):,} also in the training file: "
-            f"{int(found['train'].sum()):,} in what is trained on{held_out}; first {_rows(examples, repeated)}. They "
-            "are kept, and make results look too good. Give --data.drop_overlap true in every step, from the first "
-            "training on, to leave them out of the training file; or delete them from one of the two files.",
+            f"{int(found['train'].sum()):,} in what is trained on{held_out}; first {_rows(examples, repeated)}. "
+            f"{_KEPT}",
         )
 
 
@@ -76,6 +78,12 @@ def _alike(texts: tuple[str, ...]) -> int:
     return hash(tuple(map(normal_form, texts)))
 
 
+def _isin(values: Iterable[int], known: Iterable[int]) -> Tensor:
+    """Which of the numbers are known, bool ``(N,)``."""
+    one, other = (torch.tensor([*numbers], dtype=torch.int64) for numbers in (values, known))
+    return torch.isin(one, other)
+
+
 def normal_form(text: str) -> str:
     """A text in lower case, with one space for all white space and punctuation; as it is if it has nothing else.
 
@@ -86,14 +94,21 @@ def normal_form(text: str) -> str:
 
 
 def without_overlap(examples: Examples, data: Any) -> Examples:
-    """The examples of the training file whose texts are not evaluated; a notice counts the others."""
-    evaluated = [name for name in _EVALUATED if name in data.files]
-    known = torch.isin(examples.key, torch.cat([examples.key[:0], *(data.examples(name).key for name in evaluated)]))
+    """The examples of the training file whose texts are not evaluated, even nearly; a notice counts the others."""
+    evaluated = {name: data.examples(name) for name in _EVALUATED if name in data.files}
+    same = torch.isin(examples.key, torch.cat([examples.key[:0], *(one.key for one in evaluated.values())]))
+    forms = {_begin(texts): set[int]() for one in evaluated.values() for texts in one.texts}
+    for texts in (texts for one in evaluated.values() for texts in one.texts):
+        forms[_begin(texts)].add(_alike(texts))
+    near = [_begin(texts) in forms and _alike(texts) in forms[_begin(texts)] for texts in examples.texts]
+    known = same | torch.tensor(near, dtype=torch.bool)
     if known.any():
+        only_near = int((known & ~same).sum())
         notice(
             "overlap-dropped",
             f"Left out {counted(int(known.sum()), 'rows')} of the {len(examples):,} of {data.where('train')}, because "
-            f"--data.drop_overlap is true and the same texts are in {' or '.join(map(repr, evaluated))}: first row "
+            f"--data.drop_overlap is true and their texts are in {' or '.join(map(repr, evaluated))}"
+            f"{f', {only_near:,} in other letter case, white space or punctuation' if only_near else ''}: first row "
             f"{int(examples.id[known][0])} (counted from 0).",
         )
     return examples.take(~known)

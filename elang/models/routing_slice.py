@@ -9,12 +9,18 @@ from torch import Tensor
 
 from elang.backends.text_model import TextModel
 from elang.data.examples import fold_of
+from elang.errors import counted
 from elang.evaluation.pair import ROUTING_SLICE, Thresholds, choose_thresholds, pair_answers, share_thresholds
 from elang.method.quality.metric import Quality
+from elang.method.quality.texts import full_mark
 from elang.metrics import ExampleTable
+from elang.notices import notice
+from elang.records import DEFAULT_THRESHOLD
 from elang.records.table import Records
 from elang.terminal import Progress, waiting
 
+# A standard error of the difference between pair and Super, as a share of the best quality, that is to be told.
+_BLUNT = 0.02
 # Seconds after which each step behind the training is told.
 _FIRST = 3.0
 
@@ -68,7 +74,7 @@ class RoutingSlice:
                 choice = model.candidates(name)
                 report = reports[name] = head.fit(features, gain, fold, *choice, expected=expected, each=progress.each)
             rank_zero_info(
-                f"the score '{name}' predicts how much asking the Super helps: it is computed from {report['reads']}"
+                f"'{name}', the score that predicts how much asking the Super helps, reads {report['reads']}"
             )
             device = head.bias.device
             scores[name] = head(features.to(device), fold.to(device)).to(features.device)
@@ -93,4 +99,20 @@ class RoutingSlice:
             heads=self._head_scores,
             targets=targets,
         )
-        return choose_thresholds(answers, quality, ROUTING_SLICE)
+        chosen = choose_thresholds(answers, quality, ROUTING_SLICE)
+        _tell_small(chosen, quality.name)
+        return chosen
+
+
+def _tell_small(chosen: Thresholds, metric: str) -> None:
+    """Give a notice if the slice is too small to tell the pair's quality from the Super's within two points."""
+    entry = max((named[DEFAULT_THRESHOLD] for named in chosen.values()), key=lambda entry: entry["allowed_drop"])
+    share = entry["allowed_drop"] / full_mark(metric)
+    if share > _BLUNT:
+        notice(
+            "small-slice",
+            f"Thresholds were chosen on {counted(entry['num_examples'], 'held-out examples')}: too few to see a "
+            f"difference below {100 * share:.1f} points, so '{DEFAULT_THRESHOLD}' may lose as much against the Super. "
+            "Hold out more of the training file (--data.routing_fraction 0.3), or choose on examples of your own "
+            "(elang calibrate).",
+        )

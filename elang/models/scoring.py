@@ -196,10 +196,17 @@ class ScoreModule(EvaluationModule):
             records.setdefault(source_of(split), []).append(answers)
             if self.parts == 1:
                 self.print(printable(self._result(split, table["label"], answers)))
-        held_out = next((split for split in ("routing", "validation") if split in self._qualities), "train")
         if "train" in self._qualities:
-            counts = {split: len(tables[split]["id"]) for split in ("train", held_out)}
-            found = self._qualities["train"], self._qualities[held_out], held_out, min(counts.values())
+            counts = {split: len(tables[split]["id"]) for split in self._qualities}
+            # The surest of those that were not trained on.
+            held_out = max(("routing", "validation"), key=lambda split: counts.get(split, 0))
+            held_out = held_out if held_out in counts else "train"
+            found = (
+                self._qualities["train"],
+                self._qualities[held_out],
+                held_out,
+                min(counts["train"], counts[held_out]),
+            )
             note_by_heart(self.task.qualities[0], *found, remedy=_NEW_TEXTS)
         path = self._path(self._current_part)
         joined = {source: join_records(some) for source, some in records.items()}

@@ -17,9 +17,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import FAST, QUIET, read_curve, write_data, write_model
+from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file, save_file
 
-from elang.cli.progress import LogsEachEpoch
+from elang import TextClassificationData
+from elang.cli.progress import LogsEachEpoch, ProgressLines
 from elang.cli.serve import _load_swift
 from elang.cli.verbs import main
 from elang.evaluation.cautions import cautions, little_to_gain
@@ -243,6 +246,18 @@ def test_a_slice_that_is_too_small_names_the_ways_out(joint_args, tmp_path, fail
     fails(["calibrate", joint, "--max_regret", "1e-4", "--split", "validation"], "more examples of 'validation'")
 
 
+def test_the_bar_of_a_terminal_counts_from_one_and_names_splits(monkeypatch, files):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    trainer = Trainer(accelerator="cpu", logger=CSVLogger("."), max_epochs=3, enable_checkpointing=False)
+    bar, data = trainer.progress_bar_callback, TextClassificationData(str(files[0]), str(files[1]))
+    bar.setup(trainer, None, "fit")
+    ProgressLines().setup(trainer, None, "fit")
+    assert bar._get_train_description(0) == "epoch 1 of 3"
+    assert "v_num" not in bar.get_metrics(trainer, None)
+    trainer.datamodule = data
+    assert bar.validation_description == data.eval_splits[0].replace("routing", "the routing slice")
+
+
 def test_a_stopped_fit_is_no_success(base_model, data_args, tmp_path):
     """It ends with the signal's code, says what to go on from, and has left one folder."""
     args = ["fit", "--model.model", str(base_model), "--model.output", str(tmp_path / "model"), *data_args]
@@ -450,10 +465,7 @@ def test_a_swift_that_is_too_large_is_told_before_it_is_trained(
     # Of the same layers, and with the router beside them.
     assert re.match(r"The Swift takes 10\d% of the Super's FLOPs, so no threshold saves anything", large)
     (router,) = said
-    assert re.match(
-        r"the score 'router' predicts how much asking the Super helps: it is computed from [\w ]+$",
-        router,
-    )
+    assert re.match(r"'router', the score that predicts how much asking the Super helps, reads [\w ]+$", router)
 
 
 def test_the_page_is_named_after_the_task(joint, tmp_path, recwarn):
