@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from elang.backends.remote import TOKEN_VARIABLE
 from elang.cli.addresses import is_api, is_elsewhere, key_in, upstream_of
 from elang.cli.arguments import check_minimum
+from elang.cli.watch_options import WatchOptions
 from elang.errors import InputError, need
 from elang.inference.options import PairOptions
 from elang.notices import notice
@@ -79,7 +80,7 @@ class ServerOptions:
             raise InputError(f"--port must be from 1024 to 65535, but it is {self.port}.")
         if not 0 < self.seconds < float("inf"):
             raise InputError(f"--deadline must be above 0 seconds and finite, but it is {self.deadline}.")
-        for name in ("model_name", "super_price", "swift_price"):
+        for name in ("model_name", "swift_price"):
             if getattr(self, name) is not None and self.api != "openai":
                 raise InputError(f"--{name} is for --api openai. Leave it out, or add that.")
         for name in ("super_price", "swift_price"):
@@ -105,7 +106,11 @@ class _StopError(BaseException):
 
 
 def serve(
-    pair: PairOptions, server: ServerOptions, swift_model: str | None = None, super_model: str | None = None
+    pair: PairOptions,
+    server: ServerOptions,
+    watch: WatchOptions,
+    swift_model: str | None = None,
+    super_model: str | None = None,
 ) -> None:
     """Answer texts over HTTP with a pair, until it is stopped.
 
@@ -117,6 +122,7 @@ def serve(
     Args:
         pair: How the pair routes and runs.
         server: What the server takes.
+        watch: What also goes to the Super, to see whether a promise still holds.
         swift_model: The Swift's folder; without it the Super alone is served, for a pair elsewhere.
         super_model: The Super's folder or hub id, the address of a server of the Super alone (http://HOST:PORT), or of
             a model behind OpenAI's API (openai:MODEL@URL, or a YAML file).
@@ -126,6 +132,10 @@ def serve(
         need("super_int8", "int8", "torchao")
     if super_model is None:
         raise InputError("--super_model is needed: the Super's folder or, beside a --swift_model, its address.")
+    if watch.shadow is not None and swift_model is None:
+        raise InputError("--shadow watches a pair: give its --swift_model.")
+    if server.super_price is not None and server.api != "openai" and watch.shadow is None:
+        raise InputError("--super_price is for --api openai, or for the budget of --shadow. Leave it out, or add one.")
     if server.api == "openai" and swift_model is None:
         raise InputError("--api openai serves a pair: give its --swift_model.")
     if server.api == "openai" and is_api(str(swift_model)):
@@ -151,7 +161,7 @@ def serve(
                 f"port is answered. Set {server.key_variable}, or listen on 127.0.0.1.",
             )
         more: Any = {"remote": remote, "token": token, "upstream": upstream}
-        _serve(sockets, swift_model, super_model, pair=pair, server=server, **more)
+        _serve(sockets, swift_model, super_model, pair=pair, server=server, watch=watch, **more)
     except _StopError:
         pass
     finally:
@@ -169,6 +179,7 @@ def _serve(
     *,
     pair: PairOptions,
     server: ServerOptions,
+    watch: WatchOptions,
     remote: bool,
     token: str | None,
     upstream: "Settings | None",
@@ -177,7 +188,7 @@ def _serve(
     import torch
 
     from elang.inference.serving.schema import Limits
-    from elang.inference.serving.server import ChatOptions, Processes, build_server
+    from elang.inference.serving.server import ChatOptions, Policy, Processes, build_server
 
     devices = _devices(server)
     tell("loading the models")
@@ -185,15 +196,14 @@ def _serve(
     options = {**vars(pair), "swift_model": swift_model, "super_model": super_model}
     if predictor is not None:
         options |= {"threshold": predictor.threshold, "score": predictor.score, "sampling": predictor.sampling}
-    chats = None
+    chats, prices = None, server.prices
+    if upstream is not None and upstream.prices is not None and "super" not in prices:
+        prices["super"] = (upstream.prices.input, upstream.prices.output)
     if server.api == "openai":
         assert predictor is not None
         name = server.model_name or Path(str(swift_model)).resolve().name
         if predictor.swift.streams and super_model.startswith("http"):
             raise InputError(f"'{super_model}' answers no chats. Give openai:MODEL@URL, or the Super's folder.")
-        prices = server.prices
-        if upstream is not None and upstream.prices is not None and "super" not in prices:
-            prices["super"] = (upstream.prices.input, upstream.prices.output)
         chats = ChatOptions(name, upstream, prices)
     n_models = (swift_model is not None) + (not remote)
     waiting = {"pending": server.max_pending, "deferred": server.max_deferred}
@@ -201,8 +211,11 @@ def _serve(
         options,
         predictor,
         remote=super_model if remote else None,
-        limits=Limits(server.seconds, server.max_texts, batch=server.batch_size, bytes=server.max_bytes, **waiting),
-        on_super_failure=server.on_super_failure,
+        policy=Policy(
+            Limits(server.seconds, server.max_texts, batch=server.batch_size, bytes=server.max_bytes, **waiting),
+            server.on_super_failure,
+            watch.made(super_model, remote, prices.get("super")),
+        ),
         token=token,
         processes=Processes(devices, server.threads or max(1, torch.get_num_threads() // (n_models * server.workers))),
         chats=chats,
