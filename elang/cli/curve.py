@@ -14,7 +14,7 @@ from elang.evaluation.report.files import EVALUATION_FILES
 from elang.evaluation.table_columns import TableColumns
 from elang.evaluation.table_pair import RouterOption, TablePair, table_pair
 from elang.evaluation.text_router import BOTH, TEXT
-from elang.evaluation.units import SECONDS, unit_of
+from elang.evaluation.units import SECONDS, words_of
 from elang.files import check_folder
 from elang.locks import output_lock
 from elang.terminal import say, say_wrapped, waiting
@@ -98,7 +98,7 @@ def _option(router: str | None, table: AnswerTable, unit: str, cost: float | Non
 
 def _told(pair: TablePair, option: RouterOption) -> list[str]:
     """What the routers are, and what they cost."""
-    routed, unit = pair.routed, unit_of(pair.summary.flops_convention)
+    routed, unit = pair.routed, words_of(pair.summary.flops_convention).name
     assert routed is not None, "it was asked for"
     each = float(routed.kept[TEXT].mean())
     cost = f"counted with {each:.4g} {unit} an input" if each else "counted as free; --router_cost says otherwise"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from elang.backends.remote import TOKEN_VARIABLE
 from elang.cli.addresses import is_api, is_elsewhere, key_in, upstream_of
 from elang.cli.arguments import check_minimum
+from elang.cli.watch_options import WatchOptions
 from elang.errors import InputError, need
 from elang.inference.options import PairOptions
 from elang.notices import notice
@@ -18,6 +19,7 @@ from elang.terminal import tell
 if TYPE_CHECKING:
     from elang.backends.openai.settings import Settings
     from elang.inference.predictor import JointPredictor
+    from elang.inference.serving.chat_answer import PairPrices
     from elang.inference.serving.server import ChatOptions
 
 
@@ -82,7 +84,7 @@ class ServerOptions:
             raise InputError(f"--port must be from 1024 to 65535, but it is {self.port}.")
         if not 0 < self.seconds < float("inf"):
             raise InputError(f"--deadline must be above 0 seconds and finite, but it is {self.deadline}.")
-        for name in ("model_name", "super_price", "swift_price"):
+        for name in ("model_name", "swift_price"):
             if getattr(self, name) is not None and self.api != "openai":
                 raise InputError(f"--{name} is for --api openai. Leave it out, or add that.")
         for name in ("super_price", "swift_price"):
@@ -101,12 +103,11 @@ class ServerOptions:
         """Settings of a Super of chats that its file does not have: unlike a run, clients wait, and ask again."""
         return {"concurrent": self.max_deferred, "tries": _CHAT_TRIES, "timeout": self.seconds}
 
-    def chat_options(self, name: str, upstream: "Settings | None") -> "ChatOptions":
-        """The pair's name, how its Super is asked, and what tokens cost as far as that is known."""
+    def prices(self, upstream: "Settings | None") -> "PairPrices":
+        """What tokens cost, as far as that is known."""
         from elang.backends.openai.settings import Prices
-        from elang.inference.serving.server import ChatOptions
 
-        prices: dict[Role, Prices] = {}
+        prices: PairPrices = {}
         of_file = None if upstream is None else upstream.prices
         if of_file is not None:
             prices["super"] = of_file
@@ -114,6 +115,13 @@ class ServerOptions:
         for role, price in given.items():
             if price is not None:
                 prices[role] = Prices(*price, date="", currency=of_file.currency if of_file else "")
+        return prices
+
+    def chat_options(self, name: str, upstream: "Settings | None") -> "ChatOptions":
+        """The pair's name, how its Super is asked, and what tokens cost as far as that is known."""
+        from elang.inference.serving.server import ChatOptions
+
+        prices = self.prices(upstream)
         if upstream is not None:
             upstream = replace(upstream, prices=prices.get("super"))
         return ChatOptions(name, upstream, prices)
@@ -124,7 +132,11 @@ class _StopError(BaseException):
 
 
 def serve(
-    pair: PairOptions, server: ServerOptions, swift_model: str | None = None, super_model: str | None = None
+    pair: PairOptions,
+    server: ServerOptions,
+    watch: WatchOptions,
+    swift_model: str | None = None,
+    super_model: str | None = None,
 ) -> None:
     """Answer texts over HTTP with a pair, until it is stopped.
 
@@ -136,6 +148,7 @@ def serve(
     Args:
         pair: How the pair routes and runs.
         server: What the server takes.
+        watch: What also goes to the Super, to see whether a promise still holds.
         swift_model: The Swift's folder; without it the Super alone is served, for a pair elsewhere.
         super_model: The Super's folder or hub id, the address of a server of the Super alone (http://HOST:PORT), or of
             a model behind OpenAI's API (openai:MODEL@URL, or a YAML file).
@@ -145,6 +158,10 @@ def serve(
         need("super_int8", "int8", "torchao")
     if super_model is None:
         raise InputError("--super_model is needed: the Super's folder or, beside a --swift_model, its address.")
+    if watch.shadow is not None and swift_model is None:
+        raise InputError("--shadow watches a pair: give its --swift_model.")
+    if server.super_price is not None and server.api != "openai" and watch.shadow is None:
+        raise InputError("--super_price is for --api openai, or for the budget of --shadow. Leave it out, or add one.")
     if server.api == "openai" and swift_model is None:
         raise InputError("--api openai serves a pair: give its --swift_model.")
     if server.api == "openai" and is_api(str(swift_model)):
@@ -171,7 +188,7 @@ def serve(
                 f"port is answered. Set {server.key_variable}, or listen on 127.0.0.1.",
             )
         more: Any = {"remote": remote, "token": token, "upstream": upstream}
-        _serve(sockets, swift_model, super_model, pair=pair, server=server, **more)
+        _serve(sockets, swift_model, super_model, pair=pair, server=server, watch=watch, **more)
     except _StopError:
         pass
     finally:
@@ -189,6 +206,7 @@ def _serve(
     *,
     pair: PairOptions,
     server: ServerOptions,
+    watch: WatchOptions,
     remote: bool,
     token: str | None,
     upstream: "Settings | None",
@@ -197,7 +215,7 @@ def _serve(
     import torch
 
     from elang.inference.serving.schema import Limits
-    from elang.inference.serving.server import Processes, build_server
+    from elang.inference.serving.server import Policy, Processes, build_server
 
     devices = _devices(server)
     tell("loading the models")
@@ -205,10 +223,10 @@ def _serve(
     options = {**vars(pair), "swift_model": swift_model, "super_model": super_model}
     if predictor is not None:
         options |= {"threshold": predictor.threshold, "score": predictor.score, "sampling": predictor.sampling}
-    chats = None
+    chats, prices = None, server.prices(upstream)
     if server.api == "openai":
         assert predictor is not None
-        _check_chats(predictor.swift.streams, super_model, server, upstream)
+        _check_chats(predictor.swift.streams, super_model, server, upstream, watched=watch.shadow is not None)
         chats = server.chat_options(server.model_name or Path(str(swift_model)).resolve().name, upstream)
     n_models = (swift_model is not None) + (not remote)
     waiting = {"pending": server.max_pending, "deferred": server.max_deferred}
@@ -216,8 +234,11 @@ def _serve(
         options,
         predictor,
         remote=super_model if remote else None,
-        limits=Limits(server.seconds, server.max_texts, batch=server.batch_size, bytes=server.max_bytes, **waiting),
-        on_super_failure=server.on_super_failure,
+        policy=Policy(
+            Limits(server.seconds, server.max_texts, batch=server.batch_size, bytes=server.max_bytes, **waiting),
+            server.on_super_failure,
+            watch.made(super_model, remote, prices.get("super")),
+        ),
         token=token,
         processes=Processes(devices, server.threads or max(1, torch.get_num_threads() // (n_models * server.workers))),
         chats=chats,
@@ -231,7 +252,9 @@ def _serve(
     built.run(sockets)
 
 
-def _check_chats(writes: bool, super_model: str, server: ServerOptions, upstream: "Settings | None") -> None:
+def _check_chats(
+    writes: bool, super_model: str, server: ServerOptions, upstream: "Settings | None", *, watched: bool
+) -> None:
     """Refuse what a pair that writes texts, or one that does not, cannot have behind OpenAI's API."""
     if writes:
         if super_model.startswith("http"):
@@ -242,7 +265,8 @@ def _check_chats(writes: bool, super_model: str, server: ServerOptions, upstream
     if server.super_key_variable is not None:
         raise InputError("--super_key_variable is for a Swift that writes texts: name it in a YAML file (key).")
     for name in ("super_price", "swift_price"):
-        if getattr(server, name) is not None:
+        # A shadow's budget may be in money.
+        if getattr(server, name) is not None and not (watched and name == "super_price"):
             raise InputError(f"--{name} is for a Swift that writes texts. Leave it out.")
 
 

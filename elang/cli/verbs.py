@@ -36,6 +36,8 @@ verbs:
   predict   answer texts with a pair, from a file or standard input
   serve     answer texts with a pair over HTTP
   choose    the best single model, pair or chain for a budget or a quality, from a table of answers
+  monitor   whether a promise still holds, from the log of serve --shadow
+  plan      how many examples a promise takes, and what so many can promise
   curve     what validate says of a pair, from a table of answers, without a model
   calibrate choose a threshold that keeps a promise on new inputs, with a certificate
   bench     what a pair saves in time, beside what it saves in FLOPs
@@ -52,10 +54,10 @@ options:
 _SIGNAL, _INTERRUPTED, _READER_LEFT = 128, 130, 141
 # Verbs that are a function of the same name in a module of the same name; Lightning runs the others.
 _FUNCTIONS = (
-    *("ask", "augment", "bench", "calibrate", "choose", "curve", "demo", "merge", "predict", "report", "serve"),
-    *("suite", "sweep"),
+    *("ask", "augment", "bench", "calibrate", "choose", "curve", "demo", "merge", "monitor", "plan", "predict"),
+    *("report", "serve", "suite", "sweep"),
 )
-_POSITIONAL = ("suite", "calibrate", "choose", "curve", "report", "merge", "sweep")
+_POSITIONAL = ("suite", "calibrate", "choose", "curve", "monitor", "report", "merge", "sweep")
 # Positional arguments that take several values.
 _LISTS = {
     "report": {"joint": "folders that `elang validate` wrote"},
@@ -73,7 +75,8 @@ _LEFT_OUT = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line on ``argv``, by default the arguments of the process, and return the exit code.
 
-    It is 0; 2 after bad input, which is explained on standard error; 130 after Ctrl-C; 141 if a reader has gone away.
+    It is 0, or what `elang monitor` says; 2 after bad input, which is explained on standard error; 130 after Ctrl-C;
+    141 if a reader has gone away.
     """
     if argv is not None:
         return _exit_code(argv)
@@ -102,7 +105,7 @@ def _exit_code(args: list[str]) -> int:
     try:
         try:
             with told_to_users():
-                _run(args)
+                code = _run(args) or 0
         finally:
             # Only here can a reader that has left, or a full disk, be told from a fault.
             sys.stdout.flush()
@@ -119,7 +122,7 @@ def _exit_code(args: list[str]) -> int:
         if reader_left(error):
             return _READER_LEFT
         raise
-    return 0
+    return code
 
 
 def _print_error(message: str) -> int:
@@ -132,7 +135,8 @@ def _print_error(message: str) -> int:
     return 2
 
 
-def _run(args: list[str]) -> None:
+def _run(args: list[str]) -> int | None:
+    """Run a verb; the exit code, if it is another than 0."""
     verb, options = (args[0], args[1:]) if args else ("--help", [])
     if verb in ("-h", "--help"):
         print(_HELP, end="")
@@ -146,12 +150,13 @@ def _run(args: list[str]) -> None:
     elif verb == "crossfit":
         _run_crossfit(checked_arguments(options))
     elif verb in _FUNCTIONS:
-        _run_function(verb, checked_arguments(renamed(verb, options)))
+        return _run_function(verb, checked_arguments(renamed(verb, options)))
     else:
         from elang.cli.messages import did_you_mean
 
         nearest = did_you_mean(verb, re.findall(r"^  (\w+) ", _HELP, re.MULTILINE))
         raise InputError(f"There is no verb '{verb}'.{nearest} Run `elang --help` for the list.")
+    return None
 
 
 def _loading(options: list[str]) -> Any:
@@ -223,14 +228,14 @@ def _run_crossfit(args: list[str]) -> None:
     crossfit(fit, **vars(options))
 
 
-def _run_function(verb: str, args: list[str]) -> None:
+def _run_function(verb: str, args: list[str]) -> int | None:
     """Parse the arguments of a verb that is a function, and call it."""
     with _loading(args):
         from elang.cli.messages import class_at
         from elang.cli.options import MODE, Parser, given_options, refuse_nulls, with_lists
         from elang.cli.verb_help import chosen_class
 
-        function: Callable[..., None] = getattr(import_module(f"elang.cli.{verb}"), verb)
+        function: Callable[..., int | None] = getattr(import_module(f"elang.cli.{verb}"), verb)
     summary = (function.__doc__ or "").split("\n", 1)[0]
     parser = Parser(prog=f"elang {verb}", description=summary, allow_abbrev=False, parser_mode=MODE)
     positional, lists = verb in _POSITIONAL, _LISTS.get(verb, {})
@@ -258,11 +263,11 @@ def _run_function(verb: str, args: list[str]) -> None:
     for name, group in groups.items():
         names = [field.name for field in fields(group) if field.name not in _left_out(verb, name)]
         options[name] = group(**{name: options.pop(name) for name in names})
-    function(**options)
+    return function(**options)
 
 
 def add_options(
-    parser: Any, function: Callable[..., None], positional: bool = False, skip: Set[str] = frozenset()
+    parser: Any, function: Callable[..., Any], positional: bool = False, skip: Set[str] = frozenset()
 ) -> dict[str, Any]:
     """Add a verb's arguments to a parser, a dataclass by its fields; return the dataclasses by argument name."""
     annotations = {name: parameter.annotation for name, parameter in signature(function).parameters.items()}

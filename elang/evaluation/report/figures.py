@@ -49,14 +49,14 @@ def _cost_label(about: Any) -> str:
     return f"{'compute' if words is FLOPS else words.of}, as a share of the Super's {words.of}"
 
 
-def new_axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def new_axes(width: float, height: float, columns: int = 1, sharey: bool = True) -> tuple[Any, Any]:
     """A figure, its size in inches, that needs no screen, and its axes with a grid, an array of ``columns``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    axes = figure.subplots(1, columns, sharey=sharey, squeeze=False)[0]
     for axis in axes:
         axis.grid(alpha=0.25)
     return figure, axes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,7 @@ class ChatAnswer:
     more: dict[str, Any] = field(default_factory=dict)
     tokens: dict[Role, Usage | None] = field(default_factory=dict)
     prices: PairPrices = field(default_factory=dict)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def about(self, ended: bool) -> dict[str, Any]:
         """The field ``elang`` of a reply, at the end with the tokens, and the cost if prices are known."""

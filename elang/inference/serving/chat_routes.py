@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Protocol
 
@@ -139,7 +138,7 @@ class _View:
     def __init__(self, model: str, answer: ChatAnswer, completion: bool) -> None:
         self.answer, self.completion = answer, completion
         kind = "text_completion" if completion else "chat.completion"
-        self.head: dict[str, Any] = {"id": f"{'cmpl' if completion else 'chatcmpl'}-{uuid.uuid4().hex}", "object": kind}
+        self.head: dict[str, Any] = {"id": f"{'cmpl' if completion else 'chatcmpl'}-{answer.id}", "object": kind}
         self.head |= {"created": int(time.time()), "model": model}
         # Characters of each choice so far, for the places of log-probabilities.
         self._written: dict[int, int] = {}

@@ -22,6 +22,7 @@ from elang.inference.serving.chats import LocalChats, Parts, UnansweredError
 from elang.inference.serving.conversation import framed, is_text
 from elang.inference.serving.schema import RETRY, ApiError, Limits, Role, timeout
 from elang.inference.serving.service import Metrics, OnSuperFailure
+from elang.inference.serving.shadow_pair import ChatShadow
 from elang.inference.serving.upstream import Upstream
 
 # The part of a deadline that is kept for the Swift, should the Super not answer.
@@ -72,9 +73,17 @@ class ChatService:
         swift.gauge, super_.gauge = (metrics.waiting.labels(role) for role in ("swift", "super"))
         if isinstance(super_, Upstream):
             super_.count_in(metrics.registry)
+        self.shadow: ChatShadow | None = None
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Begin an answer, or raise an :class:`ApiError`. Whoever takes its parts must close them."""
+        # What asks for another threshold, or for more than a model here gives, is not what the threshold promises of.
+        usual = request.choice.always is None and request.choice.max_cost is None and request.chat.count == 1
+        if self.shadow is None or not usual or request.choice.threshold is not None or self.swift.refuses(request)[0]:
+            return await self._answer(request)
+        return await self.shadow.answer(request, self._answer)
+
+    async def _answer(self, request: ChatRequest) -> ChatAnswer:
         until = time.monotonic() + self.limits.deadline
         always, threshold = request.choice.always, threshold_of(request, self.predictor)
         self._check(request)

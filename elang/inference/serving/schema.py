@@ -23,6 +23,7 @@ RETRY = {"Retry-After": "1"}
 _SHORT, _QUEUED = 16_384, 32
 # The most digits of a number, and characters of a refusal.
 _DIGITS, _DETAIL = 20, 400
+ID_LENGTH = 200
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 # Stop at the first wrong element, because each further one would cost time.
 _Strings = Annotated[list[str], Field(fail_fast=True)]
@@ -50,6 +51,10 @@ class TimedQuestion(Question):
     """Texts to be answered by the pair."""
 
     threshold: Annotated[SkipJsonSchema[None], Field(exclude=True)] = None
+    ids: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        default=None,
+        description="For each input a name, by which its label may be sent later; by default the server's own.",
+    )
     # Servers of earlier versions send it.
     keep: Literal[False] = False
     deadline: float | None = Field(
@@ -81,6 +86,9 @@ class Answer(BaseModel):
     )
     fallback: Reason | None = Field(None, description="Why the Swift answers what the Super should have.")
     cut: list[Role] = Field([], description="Which models read only the beginning: the input is too long for them.")
+    id: str | None = Field(
+        default=None, description="The name of an input that is watched (--shadow); null for others."
+    )
 
 
 class Reply(BaseModel):
@@ -179,7 +187,7 @@ def parse_question(body: bytes, limits: Limits) -> TimedQuestion:
         raise refused(f"The body is not JSON: {error.msg} (character {error.pos}, counted from 0).") from None
     if not isinstance(content, dict):
         raise refused('The body must be an object such as {"texts": ["a text"]}.')
-    for name, what in (("texts", "texts"), ("choices", "lists of choices")):
+    for name, what in (("texts", "texts"), ("choices", "lists of choices"), ("ids", "ids")):
         # Before their elements are looked at.
         if isinstance(values := content.get(name), list) and len(values) > limits.texts:
             raise refused(f"A request has at most {limits.texts} {what}, but this one has {len(values)}.")
@@ -191,12 +199,19 @@ def parse_question(body: bytes, limits: Limits) -> TimedQuestion:
     # What would spoil the answers to other questions of a batch.
     if choices is not None and (len(choices) != len(texts) or not all(choices)):
         raise refused("Each input needs at least one candidate, in 'choices'.")
+    if (ids := question.ids) is not None and (len(ids) != len(texts) or not all(map(is_id, ids))):
+        raise refused(f"'ids' needs one for each input, of 1 to {ID_LENGTH} characters that can be printed.")
     for place, part in enumerate([*texts, *(choices or [])]):
         try:
             "".join(part).encode("utf-8")
         except UnicodeEncodeError:
             raise refused(f"Input {place % len(texts)} (counted from 0) is no valid Unicode.") from None
     return question
+
+
+def is_id(name: Any) -> bool:
+    """Whether this may be the name of an input."""
+    return isinstance(name, str) and 0 < len(name) <= ID_LENGTH and name.isprintable()
 
 
 def refused(detail: str) -> HTTPException:

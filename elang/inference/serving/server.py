@@ -25,8 +25,10 @@ from elang.inference.serving.http import Server
 from elang.inference.serving.model import ChatModel, Model
 from elang.inference.serving.schema import BODY, Labels, Limits, Question, QuestionReader, Reply, Role
 from elang.inference.serving.service import Metrics, OnSuperFailure, PairService, ask_model, score_edges
+from elang.inference.serving.shadow import ShadowOptions
 from elang.inference.serving.text_chats import TextChats
 from elang.inference.serving.upstream import Upstream
+from elang.inference.serving.watched import watch_chats, watch_texts
 from elang.inference.serving.workers import Load, Workers
 from elang.method.scores import BEFORE_DECODER
 
@@ -45,6 +47,15 @@ class ChatOptions:
 
 
 @dataclass(frozen=True)
+class Policy:
+    """What is accepted, what happens if the Super fails (as :class:`PairService` takes it), and what is watched."""
+
+    limits: Limits
+    on_super_failure: OnSuperFailure = "swift"
+    shadow: ShadowOptions | None = None
+
+
+@dataclass(frozen=True)
 class Processes:
     """The processes of each model: their devices, and the CPU threads of each."""
 
@@ -56,8 +67,7 @@ def build_server(
     pair: dict[str, Any],
     predictor: JointPredictor | None,
     remote: str | None,
-    limits: Limits,
-    on_super_failure: OnSuperFailure,
+    policy: Policy,
     token: str | None,
     processes: Processes,
     chats: ChatOptions | None = None,
@@ -68,12 +78,12 @@ def build_server(
         pair: Arguments of :class:`elang.JointPredictor`.
         predictor: The Swift, for the process that serves; ``None`` serves the Super alone.
         remote: The Super's address, if it is elsewhere.
-        limits: What is accepted.
-        on_super_failure: As :class:`PairService` takes it.
+        policy: What is accepted and done.
         token: The token that requests must bring.
         processes: Of the models that are here.
         chats: Also has OpenAI's API.
     """
+    limits, shadow = policy.limits, policy.shadow
     roles: dict[Role, bool] = {"swift": predictor is not None, "super": not remote}
     writes = chats is not None and predictor is not None and predictor.swift.streams
     workers: dict[Role, Workers] = {}
@@ -89,13 +99,16 @@ def build_server(
 
     app = FastAPI(title="elang serve", redirect_slashes=False)
     _add_health(app, workers)
-    policy: Any = {"limits": limits, "on_super_failure": on_super_failure, "metrics": metrics}
+    super_ready = partial(ready, "super")
+    options: Any = {"limits": limits, "on_super_failure": policy.on_super_failure, "metrics": metrics}
     front: FastAPI | ChatFront = app
     if writes:
         assert chats is not None and predictor is not None  # noqa: PT018
-        service = _chat_service(predictor, workers, chats, super_ready=partial(ready, "super"), **policy)
+        service = _chat_service(predictor, workers, chats, super_ready=super_ready, **options)
+        if shadow is not None:
+            service.shadow = watch_chats(app, service, shadow)
         front = _add_chats(app, service, predictor, chats, metrics=metrics, limits=limits)
-        needed: tuple[Role, ...] = ("swift", "super") if on_super_failure == "fail" else ("swift",)
+        needed: tuple[Role, ...] = ("swift", "super") if policy.on_super_failure == "fail" else ("swift",)
         _add_views(app, metrics, lambda: {"swift": ready("swift"), "super": ready("super")}, needed=needed)
         gate = Gate(front, token, limits.bytes, count=metrics.count)
         close = service.super_.close if isinstance(service.super_, Upstream) else None
@@ -106,7 +119,9 @@ def build_server(
     if predictor is None:
         _add_views(app, metrics, lambda: {"super": ready("super")}, needed=("super",))
     else:
-        pair_service = PairService(predictor, batchers, partial(ready, "super"), **policy)
+        pair_service = PairService(predictor, batchers, super_ready, **options)
+        if shadow is not None:
+            pair_service.shadow = watch_texts(app, pair_service, shadow)
         add_routes(app, pair_service, partial(ready, "swift"))
         if chats is not None:
             front = _add_chats(app, TextChats(pair_service), predictor, chats, metrics=metrics, limits=limits)

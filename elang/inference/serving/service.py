@@ -15,6 +15,7 @@ from elang.errors import InputError
 from elang.inference.predictor import JointPredictor
 from elang.inference.serving.batcher import Batcher, ModelAnswers
 from elang.inference.serving.schema import Answer, Limits, Question, Reason, Reply, Role, TimedQuestion, busy, refused
+from elang.inference.serving.shadow_pair import TextShadow
 from elang.tasks.extraction import answer_in
 
 _log = logging.getLogger(__name__)
@@ -105,14 +106,29 @@ class PairService:
         self.metrics = metrics or Metrics(score_edges(predictor))
         for role, model in models.items():
             model.gauge = self.metrics.waiting.labels(role)
+        self.shadow: TextShadow | None = None
 
     async def answer(self, question: TimedQuestion, threshold: float | None = None) -> Reply:
         """Answer a request; an HTTPException with 422 for bad input, 503 or 504 as of :func:`ask_model`.
 
         ``threshold`` takes the place of the predictor's.
         """
+        own = self.predictor.threshold
         with self.metrics.seconds.labels("request").time():
-            return await self._answer(question, self.predictor.threshold if threshold is None else threshold)
+            if self.shadow is None or threshold not in (None, own):
+                return await self._answer(question, own if threshold is None else threshold)
+            with self.shadow.watched(question, self._shadowed) as saw:
+                reply = await self._answer(question, own)
+                saw(reply)
+                return reply
+
+    async def _shadowed(self, question: Question) -> Any:
+        """The Super's answer to one text that the Swift has answered."""
+        answers = (await self.models["super"].ask(question, time.monotonic() + self.limits.deadline)).answers
+        names = self.predictor.label_names if self.predictor.task.kind.has_classes else None
+        if not _is_label(answers[0], names):
+            raise InputError(f"the Super answers {answers[0]!r:.80}, which is no label of the Swift's")
+        return answers[0]
 
     async def _answer(self, question: TimedQuestion, threshold: float) -> Reply:
         seconds = min(question.deadline or self.limits.deadline, self.limits.deadline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any
 
 from fastapi import HTTPException
@@ -62,6 +63,7 @@ class TextChats:
             fallback=answer.fallback,
             more={"probability": answer.probability, "cut": answer.cut, "unread_turns": request.turns},
             tokens={role: Usage(read, 0, written if role == answer.answered_by else 0) for role in asked},
+            id=answer.id or uuid.uuid4().hex,
         )
 
     def _check(self, request: ChatRequest) -> None:
