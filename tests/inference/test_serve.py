@@ -643,7 +643,7 @@ def running(*options, wait="/ready", env=None):
     process = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while time.monotonic() < until:
             assert process.poll() is None, process.stdout.read()
             try:
