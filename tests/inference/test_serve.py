@@ -146,13 +146,13 @@ def test_a_request_is_answered_as_the_predictor_answers(predictor):
 def test_a_super_that_does_not_answer(predictor, wrong, ready, reason):
     texts = some_texts(40)
     whole, alone = predictor(texts), predictor.ask_swift(predictor.rows(texts))
-    limits = Limits(deadline=0.8, deferred=1 if reason == "full" else 4096)
+    limits = Limits(deadline=0.8 if reason == "timeout" else 20, deferred=1 if reason == "full" else 4096)
     if "super_says" in wrong and wrong["super_says"]["answers"]:
         wrong = {"super_says": {"answers": ["neither"] * sum(hard for _, _, hard in alone)}}
     service = Models(predictor, **wrong).service(limits, ready)
     start = time.monotonic()
     (response,) = posted(service, {"texts": texts})
-    assert time.monotonic() - start < 1.5
+    assert time.monotonic() - start < 4, "it has waited for the Super, which takes 5 s"
     for answer, one, (label, _, hard) in zip(response.json()["answers"], whole, alone, strict=True):
         assert answer["answered_by"] == "swift"
         assert answer["label"] == label
@@ -647,7 +647,7 @@ def running(*options, wait="/ready", env=None):
     process = subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while time.monotonic() < until:
             assert process.poll() is None, process.stdout.read()
             try:
