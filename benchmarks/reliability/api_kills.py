@@ -95,12 +95,12 @@ def killed(server: Api, home: Path, texts: list[str], options: argparse.Namespac
     for number in range(options.kills):
         answered, asked = sum(server.asked.values()), len(server.seen)
         process = started(settings, journal, texts, log)
-        # Once it asks; the last kills come when little is left.
-        until = time.monotonic() + 10
-        while len(server.seen) == asked and time.monotonic() < until:
+        # At a random request of those that are left, so that the last kill comes when little is.
+        left = options.texts - len(kept)
+        moment = asked + max(1, min(left, int(rng.uniform(0, 1.9) * left / (options.kills - number))))
+        until = time.monotonic() + 60
+        while len(server.seen) < moment and time.monotonic() < until:
             time.sleep(0.001)
-        left = seconds * (1 - len(kept) / options.texts) / (options.kills - number)
-        time.sleep(rng.uniform(0, 1.8) * left)
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         time.sleep(0.2)

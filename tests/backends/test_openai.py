@@ -642,13 +642,16 @@ def test_batch_files(api, tmp_path, monkeypatch):
     assert api.files == sent
 
 
-def test_a_batch_that_began_unseen_is_not_sent_twice(api, tmp_path, monkeypatch):
+def test_a_batch_that_began_unseen_is_not_sent_twice(api, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("elang.terminal._telling", True)
     monkeypatch.setattr("elang.backends.openai.batch_files._FIRST_LOOK", 0.01)
     api.begins = [(500, b"oops")]
     records = open_backend(write_settings(tmp_path, api, batch=True), TASK).answer(examples_of(TEXTS))
     assert labels_of(records) == answers_to(TEXTS)
     assert len(api.batches) == 1
     assert set(api.asked.values()) == {1}
+    said = capfd.readouterr().err
+    assert said.index("the batch batch-0: 0 of 12 requests; ") < said.index("the batch batch-0: 12 of 12 requests; ")
 
 
 def test_a_budget_of_batches(api, tmp_path, monkeypatch):
