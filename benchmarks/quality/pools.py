@@ -11,8 +11,8 @@ check: what a certified regret costs, and how often the check third has more.
 
 routellm-mmlu.csv.gz and routellm-gsm8k.csv.gz have texts, but no scores and no prices: for them the router before any
 answer (`elang curve --router tfidf`) is fitted on some rows, and the others show its accuracy by the share of inputs
-that the strong model answers, beside deferring at random, an oracle, and for GSM8K the length of the weak model's answer.
-Writes benchmarks/results/pools.json.
+that the strong model answers, beside deferring at random, an oracle, and for GSM8K the length of the weak model's
+answer. Writes benchmarks/results/pools.json.
 """
 
 import argparse
