@@ -7,8 +7,12 @@ right, the log-probability of the answer, and its price. In each of many random 
 several budgets, the best single model, pair and chain of up to three models; the other half shows what they do. Beside
 them stand deferring at random (the best mixture of two single models) and an oracle that knows the cheapest model that
 is right. Differences come with the 2.5% and 97.5% quantiles over the splits. Then thirds of the rows choose, prove and
-check: what a certified regret costs, and how often the check third has more. Writes
-benchmarks/results/pools.json.
+check: what a certified regret costs, and how often the check third has more.
+
+routellm-mmlu.csv.gz and routellm-gsm8k.csv.gz have texts, but no scores and no prices: for them the router before any
+answer (`elang curve --router tfidf`) is fitted on some rows, and the others show its accuracy by the share of inputs
+that the strong model answers, beside deferring at random, an oracle, and for GSM8K the length of the weak model's
+answer. Writes benchmarks/results/pools.json.
 """
 
 import argparse
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -28,12 +33,21 @@ from elang.errors import InputError
 from elang.evaluation.answer_table import AnswerTable, read_answers
 from elang.evaluation.choice import choose
 from elang.evaluation.target import Target
+from elang.evaluation.text_router import GainModel
 from elang.method.pool import Candidate, Envelope, Pool, envelope
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_result
 
 FILES = {"MMLU, Llama": "mmlu-llama-test.csv.gz", "MMLU, Qwen and OpenAI": "mmlu-qwen_oai-test.csv.gz"}
+# Published: Ong et al., RouteLLM, 2024 (lmsys.org/blog/2024-07-01-routellm), the best of their routers.
+TEXTS = {
+    "MMLU, RouteLLM": ("routellm-mmlu.csv.gz", "95% of the strong model's quality with 54% of the calls"),
+    "GSM8K, RouteLLM": ("routellm-gsm8k.csv.gz", "95% of the strong model's quality at 35% less cost"),
+}
+# Rows that fit a router at most, and that show what it does.
+FITTED, SHOWN = 1000, 4000
+SHARES = (0.25, 0.5, 0.75)
 KINDS = {"single": 1, "pair": 2, "chain": 3}
 BUDGETS, REGRETS = (0.1, 0.2, 0.3, 0.5, 0.75), (0.03, 0.05)
 
@@ -53,7 +67,10 @@ def main() -> None:
         figures[name]["budgets"] = budgets(table, args.splits)
         figures[name]["regrets"] = regrets(table, args.splits)
         print(name, figures[name], flush=True)
-    write_result("pools", figures, ("torch",))
+    for name, (file, published) in TEXTS.items():
+        figures[name] = routers(args.records / file, args.splits) | {"published": published}
+        print(name, figures[name], flush=True)
+    write_result("pools", figures, ("torch", "scikit-learn"))
 
 
 def read(path: Path) -> AnswerTable:
@@ -168,6 +185,55 @@ def regrets(table: AnswerTable, splits: int) -> dict[str, Any]:
             "singles, pairs, chains": [size / splits for size in sizes],
         }
     return rows
+
+
+def routers(path: Path, splits: int) -> dict[str, Any]:
+    """Held-out accuracy of a pair by the share of inputs that the strong model answers, by what decides."""
+    frame = pd.read_csv(path)
+    weak, strong = (torch.tensor(frame[f"{name}_correct"].to_numpy(float)) for name in ("mixtral_8x7b", "gpt4_1106"))
+    gain, texts = strong - weak, list(frame["prompt"])
+    length = torch.tensor(frame["mixtral_8x7b_chars"].to_numpy(float)) if "mixtral_8x7b_chars" in frame else None
+    found: dict[str, list[list[float]]] = {}
+    fitted = min(FITTED, len(frame) // 2)
+    for seed in range(splits):
+        order = torch.randperm(len(frame), generator=torch.Generator().manual_seed(seed))
+        fit, other = order[:fitted], order[fitted : fitted + SHOWN]
+        model = GainModel(texts=True).fit([texts[row] for row in fit.tolist()], gain[fit])
+        scores = {"router before": model([texts[row] for row in other.tolist()]), "oracle": gain[other]}
+        if length is not None:
+            scores["length of the answer"] = length[other]
+        for name, score in scores.items():
+            found.setdefault(name, []).append(by_share(score, weak[other], gain[other]))
+        found.setdefault("random", []).append(by_share(None, weak[other], gain[other]))
+    names = [f"accuracy at {share:.0%} of the calls" for share in SHARES]
+    names += ["calls for 95% of the strong model's accuracy", "gap recovered on average"]
+    rows: dict[str, Any] = {"rows": len(frame), "fitted on": fitted}
+    rows["accuracy"] = {"mixtral-8x7b": round(float(weak.mean()), 4), "gpt-4-1106": round(float(strong.mean()), 4)}
+    values = {name: torch.tensor(each, dtype=torch.float64) for name, each in found.items()}
+    for name, each in values.items():
+        rows[name] = {what: round(float(column.mean()), 4) for what, column in zip(names, each.T, strict=True)}
+    for name in values.keys() - {"random", "oracle"}:
+        ahead = values[name] - values["random"]
+        rows[f"{name} minus random"] = {what: spread(column) for what, column in zip(names, ahead.T, strict=True)}
+    return rows
+
+
+def by_share(score: Tensor | None, weak: Tensor, gain: Tensor) -> list[float]:
+    """Accuracy at some shares of calls, the share for 95% of the strong model's accuracy, and the mean recovered gap.
+
+    Without a score, calls are made at random: the expected values. Equal scores are in a random order.
+    """
+    n = len(weak)
+    if score is None:
+        gained = gain.mean() * torch.arange(n + 1, dtype=torch.float64)
+    else:
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        order = order[score[order].argsort(descending=True, stable=True)]
+        gained = torch.cat([torch.zeros(1, dtype=torch.float64), gain[order].double().cumsum(0)])
+    accuracy = weak.double().mean() + gained / n
+    enough = int((accuracy >= 0.95 * accuracy[-1]).nonzero()[0, 0]) / n
+    recovered = float(((accuracy - accuracy[0]) / (accuracy[-1] - accuracy[0])).mean())
+    return [float(accuracy[round(share * n)]) for share in SHARES] + [enough, recovered]
 
 
 if __name__ == "__main__":

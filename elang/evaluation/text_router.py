@@ -23,7 +23,9 @@ from elang.method.router import FOLDS
 
 TEXT, BOTH = "text_router", "text_score_router"
 """Names of the scores: from the text alone, and from the text and the Swift's score."""
-_PENALTIES = (0.1, 1.0, 10.0)
+_PENALTIES = (0.3, 3.0)
+# The most frequent words and pairs of words: more cost time, and are rare.
+_WORDS = 20_000
 # Candidates for the score of the text above which the Swift is not asked, and costs at which they are compared.
 _DIRECT, _COSTS = 20, 50
 # Gains are from -1 to 1, so what goes straight to the Super ranks above all else.
@@ -48,8 +50,8 @@ class GainModel:
         from sklearn.preprocessing import StandardScaler
 
         words = {"sublinear_tf": True, "ngram_range": (1, 2), "token_pattern": r"\w+|[^\w\s]", "dtype": np.float32}
-        self.describe = TfidfVectorizer(**words) if texts else StandardScaler()
-        self.regression = LogisticRegression(C=penalty, max_iter=300)
+        self.describe = TfidfVectorizer(**words, max_features=_WORDS) if texts else StandardScaler()
+        self.regression = LogisticRegression(C=penalty, max_iter=300, tol=1e-3)
         self.constant: float | None = None
 
     def fit(self, features: Any, gain: Tensor) -> "GainModel":
