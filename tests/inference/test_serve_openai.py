@@ -963,6 +963,8 @@ def test_options_that_cannot_be(pair, folders, fails, monkeypatch):
     fails([*chat, *super_, "--super_price", "[1, -2]"], "--super_price")
     fails([*chat, *super_, "--model_name", " "], "--model_name")
     fails([*chat, "--super_model", "http://localhost:1"], "openai:MODEL@URL")
+    # They would have no effect.
+    fails(["serve", *swift, *super_, "--api", "openai", "--super_price", "[1, 2]"], "writes texts")
     for address in ("openai:x@http://u:pw@h", "openai:x@http://h?k=pw"):
         assert "pw" not in fails([*chat, "--super_model", address], "password or a query")
     fails(["serve", "--swift_model", "openai:x@http://h", *super_, "--api", "openai", "--threshold", "1"], "runs here")
