@@ -18,6 +18,7 @@ from elang.backends.loading.source import Source
 from elang.backends.loading.weights import check_parts, check_weights, is_head
 from elang.backends.openai.backend import OpenAIBackend
 from elang.backends.openai.settings import Settings
+from elang.backends.person import PERSON, Person
 from elang.backends.recorded import RecordedBackend
 from elang.backends.remote import RemoteBackend
 from elang.backends.text_model import TextModel
@@ -30,6 +31,7 @@ SCHEMES: dict[str, Callable[[str, TextTask], Backend]] = {
     "http://*": RemoteBackend,
     "https://*": RemoteBackend,
     **dict.fromkeys(("openai:*", "*.yaml", "*.yml"), OpenAIBackend),
+    PERSON: Person,
     **dict.fromkeys((f"*{suffix}" for suffix in TABLE_SUFFIXES), RecordedBackend),
 }
 """The backends by patterns of their addresses in lower case; any other address is that of a model."""
