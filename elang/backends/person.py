@@ -6,9 +6,6 @@ from elang.data.examples import Examples
 from elang.errors import InputError
 from elang.tasks.text_task import TextTask
 
-PERSON = "person"
-"""The address of a person, and the name of one in a table of answers."""
-
 
 class Person:
     """Gives no answer here: what reaches a person is put into a queue (`elang predict --queue`, `elang serve --queue`).

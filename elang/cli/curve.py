@@ -1,14 +1,19 @@
 """`elang curve`: everything that `elang validate` says of a pair, from a table of answers, without a model."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from elang.evaluation.answer_table import read_answers
+from elang.evaluation.answer_table import AnswerTable, read_answers
 from elang.evaluation.report.console import print_summary
 from elang.evaluation.report.files import EVALUATION_FILES
 from elang.evaluation.table_columns import TableColumns
-from elang.evaluation.table_pair import table_pair
+from elang.evaluation.table_pair import TablePair, table_pair
 from elang.files import check_folder
 from elang.locks import output_lock
+from elang.records import DEFAULT_THRESHOLD
+from elang.records.chain_file import FILENAME, chain_of
+from elang.records.manifest import known_name
 from elang.terminal import say, waiting
 
 
@@ -20,6 +25,7 @@ def curve(
     score: str | None = None,
     unit: str = "units of cost",
     output: str = "joint",
+    models: dict[str, Any] | None = None,
 ) -> None:
     """The exact curve of two models, thresholds and a report, from a table of their answers.
 
@@ -35,6 +41,7 @@ def curve(
         score: The Swift's score that routes; by default its first.
         unit: What costs are counted in: FLOPs, seconds, USD, or any word.
         output: Folder for the records, curves, plot, thresholds and summary, which `elang calibrate` and `report` read.
+        models: Where the models are, by name, for `elang predict --chain` and `serve --chain`, as in `elang choose`.
     """
     folder = Path(output)
     check_folder(folder, [answers], EVALUATION_FILES)
@@ -46,6 +53,18 @@ def curve(
     with output_lock(folder):
         pair = table_pair(table, swift, super_, score, unit)
         pair.write(folder)
+        _write_chain(pair, table, (swift, super_), models or {}, folder, unit)
     print_summary(pair.summary, folder)
     say("", "A threshold with a promise, and all of this as a page:")
     say(f"  elang calibrate {output} --max_regret 0.02", f"  elang report {output}")
+
+
+def _write_chain(
+    pair: TablePair, table: AnswerTable, names: tuple[str, str], models: dict[str, Any], folder: Path, unit: str
+) -> None:
+    """Write the pair as a chain with the default threshold."""
+    score = pair.manifest.score
+    threshold = pair.manifest.threshold(known_name(pair.manifest.thresholds[score], DEFAULT_THRESHOLD))
+    costs = {name: float(cost.mean()) for name, cost in table.cost.items()}
+    chain = chain_of(names, [threshold], {names[0]: score}, costs, models)
+    replace(chain, unit=unit).write(folder / FILENAME)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from elang.backends.openai.backend import OpenAIBackend
-from elang.backends.person import PERSON
 from elang.cli.answered import tell_answered
 from elang.cli.arguments import check_minimum, note_replaced
 from elang.cli.chains import ChainOptions, ways_of
@@ -30,6 +29,7 @@ from elang.inference.queue import person_of, queued
 from elang.inference.resume import EMPTY, ESCAPED, files_of_task, partial_file, resumed, run_fingerprint, write_answers
 from elang.inference.stream import Prediction
 from elang.locks import output_lock
+from elang.method.pool import PERSON
 from elang.notices import notice
 from elang.records import DEFAULT_THRESHOLD
 from elang.records.chain_file import Chain
@@ -59,8 +59,7 @@ def predict(
     model's stage; if the Swift was trained with --data.extract also ``answer``, which is found in the text ``label``.
 
     Memory does not grow with the number of inputs, except that tables are read whole. An interrupted run into a file
-    resumes when it is started again. With --task it answers a split of GLUE or SuperGLUE, in the format of its
-    submissions.
+    resumes when it is started again. With --task it answers a split of GLUE or SuperGLUE for its submission.
 
     Args:
         pair: How the pair routes and runs.
@@ -77,32 +76,38 @@ def predict(
         task: A task of GLUE or SuperGLUE (glue/rte).
         folder: The benchmark's own files; by default the hub's.
         split: Which split of the task.
-        queue: A JSONL file of the inputs that wait for a person, the last stage of a chain; by default beside the
-            output, as answers.person.jsonl.
+        queue: A JSONL file of the inputs that wait for a person; by default OUTPUT.person.jsonl.
     """
     of_a_file = input != "-" or text is not None or id is not None or texts
     _check_task(task, folder, others=of_a_file or output == "-")
     check_minimum(1, chunk=chunk)
-    read = [input] if task is None else files_of_task(task, folder) if folder is not None else []
     chain = chains.resolved(pair, swift_model, super_model)
-    models = [swift_model, super_model] if chain is None else [stage.model for stage in chain.stages]
-    protected = [*models, pair.thresholds, *chains.files, *read]
+    models = [swift_model, super_model] if chain is None else [one.model for one in chain.stages]
+    protected = [*models, pair.thresholds, *chains.files, *_read(input, task, folder)]
     _check_output(output, input, protected, suffix=".jsonl" if task is None else None)
-    columns = input_columns(input, text)
-    if id is not None and not columns:
-        raise InputError(f"--id names a column of a table, and '{input}' is read line by line. Leave it out.")
+    columns = _columns(input, text, id)
     predictor = _load(pair, chain, swift_model, super_model)
     waiting = _queue_file(predictor, queue, output, [*protected, input], task)
     if task is not None:
-        answers = _submit(predictor, task, folder, split=split, output=output, chunk=chunk)
-        given = Counter(answer.answered_by for answer in answers)
+        given = _submit(predictor, task, folder, split=split, output=output, chunk=chunk)
     else:
         options = [*_ways(predictor, pair), id, texts, waiting]
         fingerprint = partial(run_fingerprint, predictor, list(filter(None, models)), input, text=columns, ways=options)
         with _replies_kept(predictor, output), _opened(output, fingerprint) as opened:
-            ways: dict[str, Any] = {"id_column": id, "texts": texts, "queue": waiting, "chunk": chunk}
-            given = _answer(predictor, input, columns, opened, **ways)
+            given = _answer(predictor, input, columns, opened, id_column=id, texts=texts, queue=waiting, chunk=chunk)
     tell_answered(predictor, given, output, numbered=task is None, alone=super_model is None, queue=waiting)
+
+
+def _read(source: str, task: str | None, folder: str | None) -> list[str]:
+    """The files that are read."""
+    return [source] if task is None else files_of_task(task, folder) if folder is not None else []
+
+
+def _columns(source: str, text: list[str] | str | None, id_column: str | None) -> list[str] | None:
+    columns = input_columns(source, text)
+    if id_column is not None and not columns:
+        raise InputError(f"--id names a column of a table, and '{source}' is read line by line. Leave it out.")
+    return columns
 
 
 def _load(pair: PairOptions, chain: Chain | None, swift_model: str | None, super_model: str | None) -> LoadedCascade:
@@ -257,8 +262,8 @@ def _replies_kept(predictor: LoadedCascade, output: str) -> Iterator[None]:
 
 def _submit(
     predictor: LoadedCascade, task: str, folder: str | None, *, split: str, output: str, chunk: int
-) -> list[Prediction]:
-    """Answer a benchmark's split, and write the answers in the benchmark's format."""
+) -> Counter[str]:
+    """Answer a benchmark's split, write the answers in the benchmark's format, and count them by stage."""
     from elang.data.benchmarks import TaskData
     from elang.data.glue.files import write_submission
 
@@ -284,4 +289,4 @@ def _submit(
         )
     labels = [answer.label for answer in answers if answer.label is not None]
     write_submission(data.task, data.rows(split), labels, path=output)
-    return answers
+    return Counter(answer.answered_by for answer in answers)

@@ -75,8 +75,9 @@ def load_models(
         raise InputError("Give a swift_model, a super_model, or both.")
     first, manifest = _first(head, first_model, head.name == last, options, about, device=device)
     manifests, orders = {head.name: manifest}, {head.name: list(range(len(first.task.label_names)))}
-    models: dict[str, TextModel] = {head.name: first} if isinstance(first, torch.nn.Module) else {}
-    remote: dict[str, Backend] = {} if models else {head.name: first}
+    local = isinstance(first, torch.nn.Module)
+    models: dict[str, TextModel] = {head.name: first} if local else {}
+    remote: dict[str, Backend] = {} if local else {head.name: first}
     # Asked as the first one was trained to be.
     for stage in stages[1:]:
         address = given[stage.name]

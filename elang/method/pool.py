@@ -19,6 +19,8 @@ from elang.method.bounds import log_evidence, p_value
 from elang.method.certificate import unit_weights
 from elang.method.chain import Stages, frontier, grid_of, on_grid, outcomes
 
+PERSON = "person"
+"""The name of a person in a pool, who is asked last, if at all."""
 Test = Literal["exact", "bet", "bound"]
 # Thresholds of each stage on the grid, by the number of stages; more stages have coarser grids.
 _POINTS = {1: 0, 2: 200, 3: 48, 4: 20}
@@ -70,7 +72,7 @@ class Pool:
 
     def chains(self, size: int) -> list[tuple[str, ...]]:
         """All chains of ``size`` models from cheap to expensive; all but the last one need a score."""
-        order = sorted(self.worth, key=lambda name: float(self.cost[name].mean()))
+        order = sorted(self.worth, key=lambda name: (name == PERSON, float(self.cost[name].mean())))
         return [chain for chain in combinations(order, size) if all(name in self.score for name in chain[:-1])]
 
 

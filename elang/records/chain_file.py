@@ -1,7 +1,7 @@
 """A chain of models as a file: who is asked in which order, and from which score on the next one is asked."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 from elang.errors import InputError, listed
 from elang.files import plain, write_atomically
 from elang.json_files import MEASURED, OBJECT, TEXT, TEXTS, Check, check_fields, is_number, shown, whole
+from elang.method.pool import PERSON
 
 FILENAME = "chain.yaml"
 _FORMAT = 1
@@ -126,14 +127,7 @@ class Chain:
         if unknown := [name for name in models if name not in names]:
             raise InputError(f"--models names '{unknown[0]}', but the stages of the chain are {listed(names)}.")
         for stage in self.stages:
-            given = models.get(stage.name)
-            if isinstance(given, dict):
-                try:
-                    check_fields(given, _STAGE)
-                    _check_names(given, ChainStage, "")
-                except ValueError as error:
-                    raise InputError(f"--models says of '{stage.name}' what is not possible: {error}.") from error
-            stage = replace(stage, **(given if isinstance(given, dict) else {} if given is None else {"model": given}))
+            stage = _named(stage, models.get(stage.name))
             if stage.model is None:
                 raise InputError(
                     f"The chain does not say which model '{stage.name}' is. Give its folder, hub id or address: "
@@ -141,6 +135,44 @@ class Chain:
                 )
             stages.append(stage)
         return replace(self, stages=tuple(stages))
+
+
+def chain_of(
+    names: Sequence[str],
+    thresholds: Sequence[float],
+    scores: Mapping[str, str],
+    costs: Mapping[str, float],
+    models: Mapping[str, Any],
+) -> Chain:
+    """A chain that was chosen from a table of answers.
+
+    ``scores`` are the kinds of a table's scores. A plain ``score`` or ``confidence`` is no name of a model's score: the
+    model's own is used there, whose numbers the column must have (a confidence with the sign turned).
+    """
+    stages = []
+    for place, name in enumerate(names):
+        kind = scores.get(name) if place < len(thresholds) else None
+        stage = ChainStage(
+            name,
+            model=PERSON if name == PERSON else None,
+            score=None if kind in ("score", "confidence") else kind,
+            threshold=thresholds[place] if place < len(thresholds) else None,
+            cost=costs.get(name),
+        )
+        stages.append(_named(stage, models.get(name)))
+    return Chain(tuple(stages))
+
+
+def _named(stage: ChainStage, given: Any) -> ChainStage:
+    """A stage with the model that was given for it."""
+    if not isinstance(given, dict):
+        return stage if given is None else replace(stage, model=given)
+    try:
+        check_fields(given, _STAGE)
+        _check_names(given, ChainStage, "")
+    except ValueError as error:
+        raise InputError(f"--models says of '{stage.name}' what is not possible: {error}.") from error
+    return replace(stage, **given)
 
 
 def _check_names(values: dict[str, Any], made: type, where: str) -> None:
