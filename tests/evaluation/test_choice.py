@@ -16,6 +16,7 @@ from elang.evaluation.choice import choose
 from elang.evaluation.table_columns import TableColumns
 from elang.evaluation.target import Target
 from elang.method.pool import Candidate, Pool
+from elang.records.chain_file import Chain
 
 COSTS = {"tiny": 1.0, "small": 3.0, "large": 30.0}
 
