@@ -4,8 +4,9 @@ import base64
 import csv
 import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from elang.evaluation.answer_table import read_answers
 from elang.evaluation.choice import Choice, Row
@@ -17,9 +18,10 @@ from elang.evaluation.target import Target
 from elang.files import check_folder, plain, write_atomically
 from elang.locks import output_lock
 from elang.notices import write_made
+from elang.records.chain_file import FILENAME, chain_of
 from elang.terminal import say, say_table, say_wrapped, waiting
 
-_FILES = ("choice.json", "choice.html", "choice.png", "path.csv", "made.json")
+_FILES = (FILENAME, "choice.json", "choice.html", "choice.png", "path.csv", "made.json")
 _NOTE = "Other pairs and chains are the best of their kind by the rows that choose, without a margin for chance."
 
 
@@ -30,6 +32,7 @@ def choose(
     unit: str = "units of cost",
     output: str = "choice",
     ledger: str | None = None,
+    models: dict[str, Any] | None = None,
 ) -> None:
     """The best single model, pair or chain of several models for a budget or a quality, from a table of their answers.
 
@@ -43,15 +46,22 @@ def choose(
         unit: What costs are counted in: FLOPs, seconds, USD, or any word.
         output: Folder for the choice, a page that shows it, and all candidates that were tested.
         ledger: The file that counts attempts on the rows that prove; by default ``slices.json`` beside the output.
+        models: Where the models are, by name, for `elang predict --chain` and `serve --chain`: a folder, a hub id or an
+            address, or an object with `model` and `score`. They can also be named there.
     """
     folder = Path(output)
     check_folder(folder, [answers], _FILES)
     with waiting("reading the answers"):
         table = read_answers(answers, columns)
+    for name in models or {}:
+        table.model(name)
     with output_lock(folder), waiting("comparing models, pairs and chains"):
         folder.mkdir(parents=True, exist_ok=True)
         choice = chosen_from(table, target, Path(ledger) if ledger else folder.resolve().parent / LEDGER, unit)
         _write(choice, folder, Path(answers).stem)
+        costs = {name: float(cost.mean()) for name, cost in table.cost.items()}
+        chain = chain_of(choice.chosen.models, choice.chosen.thresholds, choice.scores, costs, models or {})
+        replace(chain, unit=unit, statement=choice.statement).write(folder / FILENAME)
     _print(choice, answers, folder)
 
 
@@ -80,6 +90,7 @@ def _print(choice: Choice, answers: str, folder: Path) -> None:
     say_wrapped(_answer(choice), choice.alone, choice.statement)
     say_table(f"On the {choice.num_examples['prove']:,} examples that prove", *_table(choice), [_NOTE])
     say_wrapped(*_rules(choice), f"All of this is a page, {folder}/choice.html; the numbers are beside it.")
+    say("Use it:", f"  elang predict --chain {folder} --input INPUTS --output answers.jsonl")
     if len(choice.chosen.models) == 2:
         first, second = choice.chosen.models
         say("Its curve, and thresholds by name:")

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from elang.evaluation.text_router import BOTH, TEXT
 from elang.evaluation.units import SECONDS, words_of
 from elang.files import check_folder
 from elang.locks import output_lock
+from elang.records import DEFAULT_THRESHOLD
+from elang.records.chain_file import FILENAME, chain_of
+from elang.records.manifest import known_name
 from elang.terminal import say, say_wrapped, waiting
 
 
@@ -30,6 +34,7 @@ def curve(
     output: str = "joint",
     router: str | None = None,
     router_cost: float | None = None,
+    models: dict[str, Any] | None = None,
 ) -> None:
     """The exact curve of two models, thresholds and a report, from a table of their answers.
 
@@ -49,6 +54,7 @@ def curve(
             score: ``tfidf``, or an encoder that reads the text, a folder or a pinned hub id. It needs ``--text``.
         router_cost: Of the router for an input. By default it is counted for FLOPs, measured for seconds, and 0 for
             any other unit.
+        models: Where the models are, by name, for `elang predict --chain` and `serve --chain`, as in `elang choose`.
     """
     folder = Path(output)
     check_folder(folder, [answers], EVALUATION_FILES)
@@ -62,6 +68,7 @@ def curve(
         with waiting("fitting the router" if router else "computing the curve"):
             pair = table_pair(table, swift, super_, score, unit, option)
         pair.write(folder)
+        _write_chain(pair, table, (swift, super_), models or {}, folder, unit)
     print_summary(pair.summary, folder)
     if pair.routed is not None and option is not None:
         say_wrapped(*_told(pair, option))
@@ -111,3 +118,14 @@ def _told(pair: TablePair, option: RouterOption) -> list[str]:
             f"{routed.direct:.4g}, and decides on the others by the text and the Swift's score together."
         )
     return said
+
+
+def _write_chain(
+    pair: TablePair, table: AnswerTable, names: tuple[str, str], models: dict[str, Any], folder: Path, unit: str
+) -> None:
+    """Write the pair as a chain with the default threshold."""
+    score = pair.manifest.score
+    threshold = pair.manifest.threshold(known_name(pair.manifest.thresholds[score], DEFAULT_THRESHOLD))
+    costs = {name: float(cost.mean()) for name, cost in table.cost.items()}
+    chain = chain_of(names, [threshold], {names[0]: score}, costs, models)
+    replace(chain, unit=unit).write(folder / FILENAME)

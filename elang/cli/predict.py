@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -14,24 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from elang.backends.openai.backend import OpenAIBackend
+from elang.cli.answered import tell_answered
 from elang.cli.arguments import check_minimum, note_replaced
-from elang.errors import InputError, counted, printable
+from elang.cli.chains import ChainOptions, ways_of
+from elang.errors import InputError, counted
 from elang.evaluation.labels import mostly_one
 from elang.files import check_output_file, is_stream, written_through
 from elang.inference.inputs import input_columns, read_inputs
+from elang.inference.loaded import ChainPredictor, LoadedCascade
 from elang.inference.options import PairOptions, as_number
 from elang.inference.predictor import JointPredictor
+from elang.inference.queue import person_of, queued
 from elang.inference.resume import EMPTY, ESCAPED, files_of_task, partial_file, resumed, run_fingerprint, write_answers
 from elang.inference.stream import Prediction
 from elang.locks import output_lock
+from elang.method.pool import PERSON
 from elang.notices import notice
 from elang.records import DEFAULT_THRESHOLD
+from elang.records.chain_file import Chain
 from elang.terminal import Progress, ended_at_sigterm, tell
 
 
 def predict(
-    swift_model: str,
     pair: PairOptions,
+    chains: ChainOptions,
+    swift_model: str | None = None,
     super_model: str | None = None,
     input: str = "-",  # noqa: A002 - the option's name
     output: str = "-",
@@ -42,20 +50,21 @@ def predict(
     task: str | None = None,
     folder: str | None = None,
     split: str = "test",
+    queue: str | None = None,
 ) -> None:
-    """Answer the texts of a file or of standard input with a pair, one JSON object a line.
+    """Answer the texts of a file or of standard input with a pair or a chain, one JSON object a line.
 
     Each has ``id``, ``label``, ``probability`` (of the label, by the model that answered; null for generated texts and
-    in a regression), ``score`` (larger is harder; null if the threshold is -inf) and ``answered_by``; if the Swift was
-    trained with --data.extract also ``answer``, which is found in the text ``label``.
+    in a regression), ``score`` (larger is harder; null if the threshold is -inf) and ``answered_by``, the name of the
+    model's stage; if the Swift was trained with --data.extract also ``answer``, which is found in the text ``label``.
 
     Memory does not grow with the number of inputs, except that tables are read whole. An interrupted run into a file
-    resumes when it is started again. With --task it answers a split of GLUE or SuperGLUE, in the format of its
-    submissions.
+    resumes when it is started again. With --task it answers a split of GLUE or SuperGLUE for its submission.
 
     Args:
-        swift_model: The Swift's folder, or the address of a model behind an API (with --thresholds).
         pair: How the pair routes and runs.
+        chains: A chain in place of the pair.
+        swift_model: The Swift's folder, or the address of a model behind an API (with --thresholds).
         super_model: The Super's folder or hub id, or the address of a server or of a model behind an API; without it
             the Swift answers everything.
         input: A text file with one input a line, a table (.csv, .tsv, .jsonl, .parquet) with --text, or ``-``.
@@ -67,27 +76,71 @@ def predict(
         task: A task of GLUE or SuperGLUE (glue/rte).
         folder: The benchmark's own files; by default the hub's.
         split: Which split of the task.
+        queue: A JSONL file of the inputs that wait for a person; by default OUTPUT.person.jsonl.
     """
     of_a_file = input != "-" or text is not None or id is not None or texts
     _check_task(task, folder, others=of_a_file or output == "-")
     check_minimum(1, chunk=chunk)
-    read = [input] if task is None else files_of_task(task, folder) if folder is not None else []
-    protected = [swift_model, super_model, pair.thresholds, *read]
+    chain = chains.resolved(pair, swift_model, super_model)
+    models = [swift_model, super_model] if chain is None else [one.model for one in chain.stages]
+    protected = [*models, pair.thresholds, *chains.files, *_read(input, task, folder)]
     _check_output(output, input, protected, suffix=".jsonl" if task is None else None)
-    columns = input_columns(input, text)
-    if id is not None and not columns:
-        raise InputError(f"--id names a column of a table, and '{input}' is read line by line. Leave it out.")
-    predictor = JointPredictor(swift_model, super_model, **vars(pair if super_model else _swift_alone(pair)))
+    columns = _columns(input, text, id)
+    predictor = _load(pair, chain, swift_model, super_model)
+    waiting = _queue_file(predictor, queue, output, [*protected, input], task)
     if task is not None:
-        answers = _submit(predictor, task, folder, split=split, output=output, chunk=chunk)
-        total, deferred = len(answers), sum(answer.answered_by == "super" for answer in answers)
+        given = _submit(predictor, task, folder, split=split, output=output, chunk=chunk)
     else:
-        options = [pair.dtype, pair.compile, pair.super_int8, pair.onnx, id, texts, str(predictor.sampling)]
-        models = [model for model in (swift_model, super_model) if model is not None]
-        fingerprint = partial(run_fingerprint, predictor, models, input, text=columns, ways=options)
+        options = [*_ways(predictor, pair), id, texts, waiting]
+        fingerprint = partial(run_fingerprint, predictor, list(filter(None, models)), input, text=columns, ways=options)
         with _replies_kept(predictor, output), _opened(output, fingerprint) as opened:
-            total, deferred = _answer(predictor, input, columns, opened, id_column=id, texts=texts, chunk=chunk)
-    _report(predictor, total, deferred, numbered=task is None, output=output, alone=super_model is None)
+            given = _answer(predictor, input, columns, opened, id_column=id, texts=texts, queue=waiting, chunk=chunk)
+    tell_answered(predictor, given, output, numbered=task is None, alone=super_model is None, queue=waiting)
+
+
+def _read(source: str, task: str | None, folder: str | None) -> list[str]:
+    """The files that are read."""
+    return [source] if task is None else files_of_task(task, folder) if folder is not None else []
+
+
+def _columns(source: str, text: list[str] | str | None, id_column: str | None) -> list[str] | None:
+    columns = input_columns(source, text)
+    if id_column is not None and not columns:
+        raise InputError(f"--id names a column of a table, and '{source}' is read line by line. Leave it out.")
+    return columns
+
+
+def _load(pair: PairOptions, chain: Chain | None, swift_model: str | None, super_model: str | None) -> LoadedCascade:
+    if chain is not None:
+        return ChainPredictor(chain, **ways_of(pair))
+    if swift_model is None:
+        raise InputError("Give the Swift, too: --swift_model.")
+    if super_model == PERSON:
+        raise InputError("A person is a stage of a chain: give a --chain of the Swift and a person (docs/chains.md).")
+    return JointPredictor(swift_model, super_model, **vars(pair if super_model else _swift_alone(pair)))
+
+
+def _ways(predictor: LoadedCascade, pair: PairOptions) -> list[Any]:
+    """How the models run, as far as answers depend on it."""
+    return [pair.dtype, pair.compile, pair.super_int8, pair.onnx, str(predictor.sampling)]
+
+
+def _queue_file(
+    predictor: LoadedCascade, queue: str | None, output: str, files: list[str | None], task: str | None
+) -> str | None:
+    """The file of what waits for a person; refuses one where nobody is asked, and a person where all answers count."""
+    if person_of(predictor) is None:
+        if queue is not None:
+            raise InputError("--queue is for a chain whose last stage is a person. Leave it out, or add that stage.")
+        return None
+    if task is not None:
+        raise InputError("A submission needs all answers, and a person gives none here. Give a chain without one.")
+    if queue is None and output != "-" and not is_stream(output):
+        queue = str(Path(output).with_suffix(f".{PERSON}.jsonl"))
+    if queue is not None:
+        check_output_file(queue, [*files, output], "--queue")
+        note_replaced(queue)
+    return queue
 
 
 def _swift_alone(pair: PairOptions) -> PairOptions:
@@ -112,46 +165,52 @@ def _check_task(task: str | None, folder: str | None, others: bool) -> None:
 
 
 def _answer(
-    predictor: JointPredictor,
+    predictor: LoadedCascade,
     source: str,
     columns: list[str] | None,
-    opened: tuple[Any, int, int],
+    opened: tuple[Any, Counter[str]],
     *,
     id_column: str | None,
     texts: bool,
+    queue: str | None,
     chunk: int,
-) -> tuple[int, int]:
-    """Answer the inputs without an answer so far; return how many have one now, and how many of them the Super gave."""
-    (file, done, deferred), task = opened, predictor.task
-    if done:
+) -> Counter[str]:
+    """Answer the inputs without an answer so far; return how many have one now, by the stage that gave it."""
+    (file, before), task, person = opened, predictor.task, person_of(predictor)
+    if done := before.total():
         sys.stderr.write(f"resuming after {counted(done, 'inputs')} answered before\n")
     ids: list[Any] | None = None if id_column is None else []
     inputs = read_inputs(source, columns, predictor.task.kind.generates, ids, id_column or "")
     # Inputs that have been read and not been answered yet.
     waiting: deque[Any] = deque()
+    keeping = texts or queue is not None
 
     def kept() -> Iterator[Any]:
         for one in islice(inputs, done, None):
             waiting.append(one[0] if isinstance(one, tuple) and len(one) == 1 else one)
             yield one
 
-    given: dict[str, Counter[Any]] = {"swift": Counter(), "super": Counter()}
+    labels = {stage.name: Counter[Any]() for stage in predictor.stages}
 
     def fields(answer: Prediction) -> dict[str, Any]:
         values = {name: value for name, value in vars(answer).items() if name != "answer" or task.extract}
-        if task.kind.has_classes:
-            given[answer.answered_by][answer.label] += 1
+        if task.kind.has_classes and answer.answered_by != person:
+            labels[answer.answered_by][answer.label] += 1
         if ids is not None:
             values["id"] = ids[answer.id]
-        return {**values, "text": waiting.popleft()} if texts else values
+        text = {"text": waiting.popleft()} if keeping else {}
+        if put is not None and answer.answered_by == person:
+            put({"id": values["id"], **text, "score": answer.score})
+        return values | text if texts else values
 
-    answers = predictor.map(kept() if texts else islice(inputs, done, None), chunk, done)
-    new, new_deferred = write_answers(answers, file, fields)
-    if done + new == 0:
+    with queued(queue, before.get(person or "", 0)) as put:
+        answers = predictor.map(kept() if keeping else islice(inputs, done, None), chunk, done)
+        given = before + write_answers(answers, file, fields)
+    if not given:
         raise InputError(EMPTY.format(source))
-    if said := mostly_one(given["swift"], given["swift"] + given["super"], "all answers"):
+    if said := mostly_one(labels[predictor.stages[0].name], sum(labels.values(), Counter()), "all answers"):
         notice("one-label", f"{said}. `elang validate` shows how well each label is found.")
-    return done + new, deferred + new_deferred
+    return given
 
 
 def _check_output(output: str, source: str, files: list[str | None], suffix: str | None) -> None:
@@ -170,28 +229,33 @@ def _check_output(output: str, source: str, files: list[str | None], suffix: str
 
 
 @contextmanager
-def _opened(output: str, fingerprint: Callable[[], dict[str, Any]]) -> Iterator[tuple[Any, int, int]]:
-    """Open the output, and yield it with the number of answers it has already, and how many of them the Super gave."""
+def _opened(output: str, fingerprint: Callable[[], dict[str, Any]]) -> Iterator[tuple[Any, Counter[str]]]:
+    """Open the output, and yield it with the number of answers that it has already, by the stage that gave them."""
     if output == "-":
         with ended_at_sigterm():
             if isinstance(sys.stdout, TextIOWrapper):
                 # JSON is UTF-8 in any locale.
                 sys.stdout.reconfigure(encoding="utf-8")
-            yield sys.stdout, 0, 0
+            yield sys.stdout, Counter()
     elif is_stream(output):
         with ended_at_sigterm(), written_through(output) as raw, TextIOWrapper(raw, "utf-8", ESCAPED) as file:
-            yield file, 0, 0
+            yield file, Counter()
     else:
         with resumed(output, fingerprint()) as opened:
             yield opened
 
 
 @contextmanager
-def _replies_kept(predictor: JointPredictor, output: str) -> Iterator[None]:
+def _replies_kept(predictor: LoadedCascade, output: str) -> Iterator[None]:
     """Keep the replies of an API beside the output: a killed run has not written the answers of its last windows."""
-    asked = {stage.name: stage.backend for stage in predictor.stages if isinstance(stage.backend, OpenAIBackend)}
-    for name, backend in asked.items() if output != "-" and not is_stream(output) else ():
-        backend.keep_answers(f"{output}.{name}.asked.jsonl")
+    asked: dict[str, OpenAIBackend] = {}
+    for place, stage in enumerate(predictor.stages):
+        if isinstance(stage.backend, OpenAIBackend):
+            # A name may have a slash.
+            name = stage.name if re.fullmatch(r"[\w.-]+", stage.name) else f"stage-{place}"
+            asked[name] = stage.backend
+            if output != "-" and not is_stream(output):
+                stage.backend.keep_answers(f"{output}.{name}.asked.jsonl")
     yield
     for backend in asked.values():
         tell(f"{backend.address}: {backend.spending.line()}")
@@ -199,9 +263,9 @@ def _replies_kept(predictor: JointPredictor, output: str) -> Iterator[None]:
 
 
 def _submit(
-    predictor: JointPredictor, task: str, folder: str | None, *, split: str, output: str, chunk: int
-) -> list[Prediction]:
-    """Answer a benchmark's split, and write the answers in the benchmark's format."""
+    predictor: LoadedCascade, task: str, folder: str | None, *, split: str, output: str, chunk: int
+) -> Counter[str]:
+    """Answer a benchmark's split, write the answers in the benchmark's format, and count them by stage."""
     from elang.data.benchmarks import TaskData
     from elang.data.glue.files import write_submission
 
@@ -227,30 +291,4 @@ def _submit(
         )
     labels = [answer.label for answer in answers if answer.label is not None]
     write_submission(data.task, data.rows(split), labels, path=output)
-    return answers
-
-
-def _report(predictor: JointPredictor, total: int, deferred: int, *, numbered: bool, output: str, alone: bool) -> None:
-    """Say what was cut, with the first inputs if they are ``numbered`` through, and who answered."""
-    for runner in predictor.runners.values():
-        if runner.truncated:
-            cut = ", ".join(map(str, runner.first_cut if numbered else ()))
-            first = f"First numbers, from 0: {cut}. " if cut else ""
-            limit = f"the {runner.limit} tokens that the {runner.who} reads at most"
-            if runner.limit >= runner.max_length:
-                limit = f"{runner.limit} tokens, the --data.max_length that the Swift was trained with"
-            notice(
-                "cut-inputs",
-                f"Of {counted(total, 'inputs')}, {runner.truncated:,} longer than {limit}: the {runner.who} did not "
-                f"read the rest. {first}".rstrip(),
-            )
-    means = {math.inf: ": nothing is passed on to the Super", -math.inf: ": everything is passed on to the Super"}
-    answered = (
-        f"{total - deferred:,} answered by the Swift and {deferred:,} ({deferred / total:.1%}) by the Super, at the "
-        f"threshold {predictor.threshold:.4g} of {predictor.score}{means.get(predictor.threshold, '')}"
-    )
-    if alone:
-        answered = "all answered by the Swift, as no --super_model was given"
-    sys.stderr.write(
-        f"{counted(total, 'inputs')}, {answered}{'' if output == '-' else printable(f'; answers in {output}')}\n"
-    )
+    return Counter(answer.answered_by for answer in answers)

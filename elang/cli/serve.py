@@ -276,8 +276,8 @@ def _load_swift(
     """Load the Swift, if there is one, to read labels and texts, and refuse models that do not fit together."""
     from elang.backends.loading.load import check_model
     from elang.backends.loading.source import weights_sha256
-    from elang.inference.loading import warn_if_costly
     from elang.inference.predictor import JointPredictor
+    from elang.inference.routing import warn_if_costly
     from elang.records.manifest import FILENAME, Manifest, known_name
     from elang.tasks.text_task import align_labels
 

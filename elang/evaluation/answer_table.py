@@ -14,6 +14,7 @@ from elang.errors import InputError, listed
 from elang.evaluation.pair import PairAnswers
 from elang.evaluation.table_columns import WORTH, TableColumns, columns_of_models, hashed, table_frame, texts
 from elang.method.certificate import mixed
+from elang.method.pool import PERSON
 from elang.records.columns import numbers, rows_of
 
 SPLITS = ("routing", "validation", "test")
@@ -71,8 +72,8 @@ class AnswerTable:
         return name
 
     def by_cost(self) -> list[str]:
-        """The models, the cheapest first."""
-        return sorted(self.worth, key=lambda name: float(self.cost[name].mean()))
+        """The models, the cheapest first, and a person last."""
+        return sorted(self.worth, key=lambda name: (name == PERSON, float(self.cost[name].mean())))
 
     def pair(self, swift: str, super_: str, split: str, scored: bool = True) -> PairAnswers:
         """Two models' answers to one split, as `elang validate` has them; a ``scored`` Swift must have a score."""
@@ -154,6 +155,9 @@ def _table(frame: Any, models: dict[str, dict[str, str]], about: TableColumns, p
         raise InputError(f"All costs in '{path}' are 0, so nothing can be saved. Give what answers cost, in any unit.")
     scored = [score for own in scores.values() for score in own.values()]
     key = _keys(frame, about, path, [*worth.values(), *cost.values(), *scored])
+    if about.person:
+        worth[PERSON] = torch.full((len(frame),), about.person.get("right", 1.0), dtype=torch.float64)
+        cost[PERSON], scores[PERSON] = torch.full_like(worth[PERSON], about.person["cost"]), {}
     unit = None if about.group is None else hashed(frame, about.group, path)
     return AnswerTable(
         str(path),

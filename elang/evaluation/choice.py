@@ -14,9 +14,9 @@ from elang.errors import InputError, listed
 from elang.evaluation.answer_table import AnswerTable
 from elang.evaluation.slices import describe_slice, independent_rows, independent_units
 from elang.evaluation.statements import attempt
-from elang.evaluation.target import KINDS, Evidence, Target, alone, claimed, interval, models_tried, nothing
+from elang.evaluation.target import KINDS, Evidence, Target, alone, assumed, claimed, interval, models_tried, nothing
 from elang.method.certificate import mixed
-from elang.method.pool import Candidate, Envelope, Pool, Test, Tested, along, envelopes, unit_means
+from elang.method.pool import PERSON, Candidate, Envelope, Pool, Test, Tested, along, envelopes, unit_means
 
 # Candidates that are tested at most, and tried to choose between single models, pairs and chains.
 _TESTED, _READ = 100, 60
@@ -71,8 +71,7 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     """Choose the best single model, pair or chain, and prove what it promises.
 
     The ``routing`` rows choose between single models, pairs and chains, each kind by what the candidates of one half do
-    on the other half: a longer chain must win there by more than one standard error. They also give the path of
-    candidates. The other rows test this path.
+    on the other half: a longer chain must win there by more than one standard error. The other rows test their path.
 
     Args:
         table: The answers.
@@ -87,7 +86,7 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     tuning = torch.from_numpy((table.split == "routing").nonzero()[0])
     own = None if table.unit is None else table.unit[proof]
     plain, means = pool.take(proof), {name: float(worth[tuning].mean()) for name, worth in pool.worth.items()}
-    reference = table.model(target.against or max(means, key=lambda name: means[name]))
+    reference = table.model(target.against or max(means, key=lambda name: (name != PERSON, means[name])))
     values = pool.regretting(reference) if target.max_regret is not None else pool
     chose = values.take(tuning)
     size = _size(chose, target, table.key[tuning] if table.unit is None else table.unit[tuning])
@@ -105,6 +104,7 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     passed, p_value = tested.passed(target, level)
     chosen = found[size].candidates[place] if passed is None else path.candidates[passed]
     (units, noun), metric = independent_units(table.key[proof], own), "accuracy" if table.binary else "worth"
+    claim = claimed(target, reference, unit, metric, own)
     evidence = Evidence(
         rows=len(tuning),
         tried=f"{found[target.longest].tried:,} settings of {models_tried(chose, target.longest)}",
@@ -117,7 +117,7 @@ def choose(table: AnswerTable, target: Target, ledger: Path, unit: str = "units 
     return Choice(
         chosen=_row(plain, chosen, own),
         certified=passed is not None,
-        statement=evidence.stated(claimed(target, reference, unit, metric, own), target.budget is not None),
+        statement=evidence.stated(claim, target.budget is not None) + assumed(plain, chosen),
         alone=alone(plain, chose, chosen, target, own, None if passed is None else tested.single(target, level)),
         rows=[_row(plain, one, own) for one in _beside(table, target, found)],
         path=_path_rows(path, pool.take(tuning), plain, own, against),

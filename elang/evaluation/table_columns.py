@@ -1,5 +1,6 @@
 """The columns of a table of answers: which file, which columns, and what each of them is."""
 
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from elang.data.examples import content_key
 from elang.errors import InputError, listed
+from elang.method.pool import PERSON
 from elang.records.columns import read_columns
 
 _COLUMN = re.compile(r"(.+?)[./_](correct|worth|answer|cost|confidence|score(?:_\w+)?)")
@@ -31,6 +33,8 @@ class TableColumns:
         group: Examples that belong together, such as questions about one passage: each group counts once.
         split: Which rows choose (``routing``), and which show what was chosen (``validation``, or ``test``).
         held_out: Without a split column, the share of rows that choose; a hash picks them.
+        person: What asking a person costs, and the probability that one is right: ``{cost: 2, right: 0.98}``; without
+            ``right`` always. A person is the last model of pairs and chains, called ``person``.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
@@ -41,6 +45,14 @@ class TableColumns:
     group: str | None = None
     split: str | None = None
     held_out: float = 0.5
+    person: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = {"cost", "right"}
+        if self.person and not ({"cost"} <= self.person.keys() <= known):
+            raise InputError(f"--person needs a 'cost' and may have 'right', but it has {listed(list(self.person))}.")
+        if not 0 <= self.person.get("cost", 0) < math.inf or not 0 <= self.person.get("right", 1) <= 1:
+            raise InputError(f"--person needs a cost from 0 and 'right' from 0 to 1, but it is {self.person}.")
 
 
 def table_frame(source: Any, path: Path, about: TableColumns) -> tuple[Any, list[str]]:
@@ -115,7 +127,9 @@ def columns_of_models(names: list[str], about: TableColumns, path: Path) -> dict
             )
     if unknown := [name for name in about.costs if name not in found]:
         raise InputError(f"--costs names '{unknown[0]}', but the models of '{path}' are {listed(list(found))}.")
-    if len(found) < 2:
+    if PERSON in found and about.person:
+        raise InputError(f"'{path}' has columns of '{PERSON}' already. Leave --person out, or rename them.")
+    if len(found) + bool(about.person) < 2:
         raise InputError(
             f"'{path}' has {len(found)} models, and it takes two or more. A model is what has a column 'NAME.correct', "
             f"'NAME.worth' or 'NAME.answer'; the columns are {listed(names)}. --columns gives other names."

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from elang.errors import InputError, counted
 from elang.evaluation.statements import percent
-from elang.method.pool import LONGEST, Candidate, Envelope, Pool, unit_means
+from elang.method.pool import LONGEST, PERSON, Candidate, Envelope, Pool, unit_means
 
 KINDS = {1: "single model", 2: "pair", 3: "chain of three", 4: "chain of four"}
 """Candidates by their number of models."""
@@ -138,6 +138,14 @@ class Evidence:
         if self.attempts == 1:
             return f"{statement} This is the only attempt on these rows so far."
         return f"{statement} {self.attempts} attempts were made on these rows; the confidence is for all of them."
+
+
+def assumed(pool: Pool, chosen: Candidate) -> str:
+    """What a statement takes for granted of a person, where one is asked."""
+    if PERSON not in chosen.models:
+        return ""
+    right = float(pool.worth[PERSON][0])
+    return f" A person is taken to be right with probability {right:g}, as was given: that is not shown by these rows."
 
 
 def models_tried(pool: Pool, longest: int) -> str:

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from elang.backends.backend import Backend, Scored
-from elang.data.examples import Examples, content_key
 from elang.errors import InputError
+from elang.inference.backend_runner import runner_of
 from elang.inference.inputs import as_rows, checked_texts, each_text, window_of
 from elang.inference.options import as_number
 from elang.inference.runner import ModelRunner
 from elang.inference.stream import Deferred, Prediction, Window, gathered, stream, windows
 from elang.method.deferral import check_finite
-from elang.records.table import Records
 from elang.tasks.extraction import answer_in
 from elang.tasks.text_task import TextTask
 
@@ -37,6 +36,7 @@ class Stage:
         score: The score that routes; ``None`` at the last stage.
         threshold: Inputs that score above it go to the next stage.
         collect: In a stream, the number of deferred inputs to collect before the backend is asked.
+        cost: What an answer of it costs, for :meth:`Cascade.usage`; ``None`` if that is unknown.
     """
 
     name: str
@@ -44,33 +44,7 @@ class Stage:
     score: str | None = None
     threshold: float = math.inf
     collect: int = 1
-
-
-class BackendRunner:
-    """Asks any backend for a window of a cascade, as :class:`~elang.inference.runner.ModelRunner` asks a model."""
-
-    truncated = 0
-
-    def __init__(self, backend: Any) -> None:
-        self.backend, self.task = backend, backend.task
-
-    def _examples(self, window: Window) -> Examples:
-        count, kind = len(window), self.task.kind
-        key = torch.tensor([content_key(texts) for texts in window.texts])
-        label = torch.full((count,), kind.unknown, dtype=kind.answer_type)
-        return Examples(window.texts, torch.arange(count), key, label=label, choices=window.choices)
-
-    def answer(self, window: Window) -> Scored:
-        """The answers to a window; their scores mean nothing."""
-        records: Records = self.backend.answer(self._examples(window))
-        return Scored.of(records, self.task.kind, [0.0] * len(window), [False] * len(window))
-
-    def score(self, window: Window, score: str | None, threshold: float) -> Scored:
-        """Answer and score a window; inputs that score above the threshold are deferred."""
-        scored: Scored = self.backend.score(self._examples(window), score, threshold)
-        # The answer to a deferred input may be a placeholder.
-        answers = zip(scored.answers, scored.deferred, strict=True)
-        return replace(scored, answers=[None if hard else answer for answer, hard in answers])
+    cost: float | None = None
 
 
 class Cascade:
@@ -93,7 +67,7 @@ class Cascade:
         self.stages = tuple(stages)
         self.task: TextTask = task or stages[0].backend.task
         self.runners: dict[str, Any] = {
-            stage.name: stage.backend if isinstance(stage.backend, ModelRunner) else BackendRunner(stage.backend)
+            stage.name: stage.backend if isinstance(stage.backend, ModelRunner) else runner_of(stage.backend)
             for stage in stages
         }
         # By the numbers of two stages whether they turn a text into the same tokens.
@@ -261,6 +235,21 @@ class Cascade:
             None if answer is None else task.kind.answer(answer, task, candidates)
             for answer, candidates in zip(answers, choices, strict=True)
         ]
+
+    def score_stage(
+        self, number: int, rows: list[tuple[str, ...]], choices: Choices = None, threshold: float | None = None
+    ) -> Scored:
+        """What one stage answers to texts, as :meth:`rows` gives them; the last one's scores mean nothing.
+
+        ``threshold`` takes the place of the stage's.
+        """
+        stage = self.stages[number]
+        if stage.score is not None:
+            window = self._prepare(rows, choices, number)
+            return self._scored(stage, window, stage.threshold if threshold is None else threshold)
+        window = self._window(rows, choices)
+        scored: Scored = self.runners[stage.name].answer(window)
+        return replace(scored, answers=self._labels(stage, window, scored.answers))
 
     def _shares(self, reader: int, number: int) -> bool:
         """Whether a stage turns texts into the same tokens as the ``reader``, the stage that has made them."""

@@ -2,30 +2,24 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from torch import Tensor
 
 from elang.backends import DType
 from elang.backends.backend import Scored
 from elang.backends.text_model import TextModel
-from elang.errors import InputError
-from elang.inference.cascade import Cascade, Choices, Stage, Texts
-from elang.inference.loading import AnyModel, load_pair, make_runners, routing_of, set_sampling
+from elang.inference.cascade import Cascade, Choices, Texts
+from elang.inference.loaded import LoadedCascade, no_model
+from elang.inference.loading import AnyModel, StageModel
 from elang.inference.options import PairOptions
 from elang.inference.runner import ModelRunner
 from elang.inference.stream import Prediction
 from elang.records import DEFAULT_THRESHOLD
 from elang.tasks.sampling import Sampling
-from elang.tasks.text_task import TextTask
-
-# In a stream the Super runs once this many of its batches are full, so that the last, partly filled one matters little.
-_FULL_BATCHES, _USUAL_LENGTH = 8, 32
-_NO_SUPER = "This predictor was made without a Super; give super_model."
 
 
-class JointPredictor(Cascade):
+class JointPredictor(LoadedCascade):
     """Answers texts with a Swift and a Super: a cascade of two stages.
 
     Inputs over the length that the Swift was trained on are truncated.
@@ -71,25 +65,12 @@ class JointPredictor(Cascade):
     ) -> None:
         values = locals()
         options = PairOptions(**{name: values[name] for name in PairOptions.__dataclass_fields__})
-        self.device = options.place()
-        pair = load_pair(swift_model, super_model, options, device=self.device)
-        self.swift, self.manifest = cast(TextModel, pair.first), pair.manifest
-        self.score, limit = options.score or pair.manifest.score, math.inf
+        stages = [StageModel("super", super_model)]
         if swift_model is not None:
-            self.score, limit = routing_of(pair, options, super_model)
-        self.sampling = set_sampling(pair, options, self.score)
-        runners = make_runners(pair, options, self.score, device=self.device)
-        collect = _FULL_BATCHES * max(1, options.budgets(self.device)[1] // _USUAL_LENGTH)
-        here: dict[str, Any] = {"super": _MissingSuper(self.swift.task), **pair.remote, **runners}
-        stages = [Stage("super", here["super"], collect=collect)]
-        if swift_model is not None:
-            stages.insert(0, Stage("swift", here["swift"], self.score, threshold=limit))
-        super().__init__(stages, self.swift.task)
-
-    @property
-    def label_names(self) -> list[str]:
-        """Class names in the order of the Swift's logits."""
-        return self.swift.label_names
+            stages.insert(0, StageModel("swift", swift_model, options.threshold, score, thresholds))
+        super().__init__(stages, options)
+        self.swift = cast(TextModel, self.first)
+        self.score = self.stages[0].score or score or self.manifest.score
 
     @property
     def threshold(self) -> float:
@@ -105,7 +86,7 @@ class JointPredictor(Cascade):
         """The Super, which must be here."""
         runner = self.runners["super"]
         if not isinstance(runner, ModelRunner):
-            raise InputError(_NO_SUPER)
+            raise no_model("super")
         return runner.model
 
     @property
@@ -144,8 +125,7 @@ class JointPredictor(Cascade):
         self, rows: list[tuple[str, ...]], choices: Choices = None, threshold: float | None = None
     ) -> Scored:
         """What :meth:`ask_swift` returns, with the probabilities; ``threshold`` takes the place of the stage's."""
-        limit = self.threshold if threshold is None else threshold
-        return self._scored(self.stages[0], self._prepare(rows, choices), limit)
+        return self.score_stage(0, rows, choices, threshold)
 
     def ask_super(self, rows: list[tuple[str, ...]], choices: Choices = None) -> list[str | float]:
         """The Super's answers to texts, as :meth:`rows` gives them."""
@@ -154,17 +134,4 @@ class JointPredictor(Cascade):
 
     def score_super(self, rows: list[tuple[str, ...]], choices: Choices = None) -> Scored:
         """What :meth:`ask_super` returns, with the probabilities; scores mean nothing."""
-        window = self._window(rows, choices)
-        scored: Scored = self.runners["super"].answer(window)
-        return replace(scored, answers=self._labels(self.stages[-1], window, scored.answers))
-
-
-class _MissingSuper:
-    """In the place of a Super that is elsewhere."""
-
-    def __init__(self, task: TextTask) -> None:
-        self.task = task
-
-    def answer(self, examples: Any) -> NoReturn:
-        """Refuse to answer."""
-        raise InputError(_NO_SUPER)
+        return self.score_stage(len(self.stages) - 1, rows, choices)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,7 +13,7 @@ from typing import Any
 
 from elang.errors import InputError, counted, printable
 from elang.files import plain, replace_file
-from elang.inference.predictor import JointPredictor
+from elang.inference.loaded import LoadedCascade
 from elang.inference.stream import Prediction
 from elang.json_files import read_object
 from elang.locks import output_lock, unlock_output
@@ -23,27 +25,29 @@ _FORMAT = 2
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 # How files encode a lone surrogate: as its JSON escape.
 ESCAPED = "backslashreplace"
+# Unambiguous, because quotes within a text are escaped.
+_ANSWERED_BY = re.compile(rb'"answered_by": ("(?:[^"\\]|\\.)*")')
 EMPTY = "The input '{}' is empty: there is nothing to predict. Give one input a line."
 
 
 def write_answers(
     answers: Iterator[Prediction], file: Any, fields: Callable[[Prediction], dict[str, Any]]
-) -> tuple[int, int]:
-    """Write the fields of answers as they come; return how many there were, and how many were the Super's."""
-    total = deferred = 0
+) -> Counter[str]:
+    """Write the fields of answers as they come; return how many there were of each stage."""
+    given = Counter[str]()
     # Answers on a terminal show by themselves how far it is.
     shown = file is sys.stdout and sys.stdout.isatty()
     with Progress(None, "inputs", bar=file is not sys.stdout) as progress:
         for answer in answers:
             file.write(_ENCODE(fields(answer)) + "\n")
-            total, deferred = total + 1, deferred + (answer.answered_by == "super")
+            given[answer.answered_by] += 1
             if not shown:
                 progress.add()
-    return total, deferred
+    return given
 
 
 def run_fingerprint(
-    predictor: JointPredictor, models: list[str], source: str, *, text: list[str] | None, ways: list[Any]
+    predictor: LoadedCascade, models: list[str], source: str, *, text: list[str] | None, ways: list[Any]
 ) -> dict[str, Any]:
     """What an output depends on: the models, the ``ways`` in which they run and are written, the routing, the input."""
     if source == "-":
@@ -56,7 +60,11 @@ def run_fingerprint(
     return {
         "format": _FORMAT,
         "models": [_files(model) for model in models],
-        "routing": [predictor.score, *ways, str(predictor.threshold), plain(asdict(predictor.manifest))],
+        "routing": [
+            *ways,
+            *([stage.name, stage.score, str(stage.threshold)] for stage in predictor.stages),
+            *(plain(asdict(manifest)) for manifest in predictor.manifests.values()),
+        ],
         "input": [os.path.abspath(source), status.st_size, status.st_mtime_ns, text],
     }
 
@@ -69,8 +77,8 @@ def _files(model: str) -> list[Any]:
 
 
 @contextmanager
-def resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int]]:
-    """Yield a file beside ``output`` that takes its name at the end, the number of its answers, and of the Super's.
+def resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, Counter[str]]]:
+    """Yield a file beside ``output`` that takes its name at the end, and the number of its answers by stage.
 
     A run that was killed, or stopped at a bad input, leaves the file behind. The next run continues it if the answers
     depend on the same things (``about``), and otherwise starts again.
@@ -80,27 +88,27 @@ def resumed(output: str, about: dict[str, Any]) -> Iterator[tuple[Any, int, int]
     with output_lock(output):
         try:
             with aside.open("a", encoding="utf-8", errors=ESCAPED) as file:
-                done, deferred = _whole_lines(aside)
+                given = _whole_lines(aside)
                 try:
                     same = bool(about) and read_object(note) == about
                 except (OSError, ValueError):
                     same = False
                 if not same:
-                    if done:
-                        deleted = f"'{aside}', with {counted(done, 'answers')} of another run, is deleted"
+                    if given:
+                        deleted = f"'{aside}', with {counted(given.total(), 'answers')} of another run, is deleted"
                         notice("answers-begun-anew", f"Beginning anew: {deleted}.")
-                    done = deferred = 0
+                    given = Counter()
                     file.truncate(0)
                     note.write_text(json.dumps(about), "utf-8")
                 resume = f"the same command goes on behind what is in '{aside}'" if about else f"see '{aside}'"
                 with _announced(printable(f"stopped before the end; {resume}\n"), output):
-                    yield file, done, deferred
+                    yield file, given
                 file.flush()
                 os.fsync(file.fileno())
             replace_file(aside, Path(os.path.realpath(output)))
             note.unlink(missing_ok=True)
         except InputError as error:
-            if done := _whole_lines(aside)[0]:
+            if done := _whole_lines(aside).total():
                 raise InputError(f"{error} The {done:,} answers before it are in '{aside}'.") from error
             aside.unlink(missing_ok=True)
             note.unlink(missing_ok=True)
@@ -139,14 +147,15 @@ def _announced(message: str, output: str) -> Iterator[None]:
         raise
 
 
-def _whole_lines(path: Path) -> tuple[int, int]:
-    """Cut off a half-written line; return the number of lines, and how many of them are the Super's answers."""
-    lines = deferred = end = 0
+def _whole_lines(path: Path) -> Counter[str]:
+    """Cut off a half-written line; return the number of lines by the stage that answered."""
+    given = Counter[bytes]()
+    end = 0
     with path.open("r+b") as file:
         for line in file:
             if line.endswith(b"\n"):
-                lines, end = lines + 1, end + len(line)
-                # Unambiguous, because quotes within a text are escaped.
-                deferred += b'"answered_by": "super"' in line
+                match = _ANSWERED_BY.search(line)
+                given[match[1] if match else b'""'] += 1
+                end += len(line)
         file.truncate(end)
-    return lines, deferred
+    return Counter({json.loads(name): count for name, count in given.items()})

@@ -19,6 +19,8 @@ from elang.method.bounds import log_evidence, p_value
 from elang.method.certificate import unit_weights
 from elang.method.chain import Stages, frontier, grid_of, on_grid, outcomes, worth_and_cost
 
+PERSON = "person"
+"""The name of a person in a pool, who is asked last, if at all."""
 Test = Literal["exact", "bet", "bound"]
 # Thresholds of each stage on the grid, by the number of stages; more stages have coarser grids.
 _POINTS = {1: 0, 2: 200, 3: 48, 4: 20}
@@ -73,8 +75,8 @@ class Pool:
         return worth_and_cost(self.stages(candidate.models), candidate.thresholds)
 
     def by_cost(self) -> list[str]:
-        """The models, the cheapest first."""
-        return sorted(self.worth, key=lambda name: float(self.cost[name].mean()))
+        """The models, the cheapest first; a person comes last."""
+        return sorted(self.worth, key=lambda name: (name == PERSON, float(self.cost[name].mean())))
 
     def chains(self, size: int, order: list[str] | None = None) -> list[tuple[str, ...]]:
         """All chains of ``size`` models from cheap to expensive; all but the last one need a score."""

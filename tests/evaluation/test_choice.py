@@ -16,6 +16,7 @@ from elang.evaluation.choice import choose
 from elang.evaluation.table_columns import TableColumns
 from elang.evaluation.target import Target
 from elang.method.pool import Candidate, Pool
+from elang.records.chain_file import Chain
 
 COSTS = {"tiny": 1.0, "small": 3.0, "large": 30.0}
 
@@ -228,3 +229,43 @@ def test_the_command_writes_the_choice_and_says_it(tmp_path, capsys):
     assert "base64," in page
     assert "http" not in page
     assert main(["choose", str(tmp_path / "answers.csv")]) == 2
+
+
+def test_a_person_is_the_last_model_of_a_chain(tmp_path, capsys):
+    """The choice is a chain that `predict` reads, and its promise says what was assumed."""
+    answers().to_csv(tmp_path / "answers.csv", index=False)
+    out = tmp_path / "choice"
+    command = ["choose", str(tmp_path / "answers.csv"), "--person", "{cost: 10, right: 1}", "--quality", "0.985"]
+    command += ["--models", "{small: {model: runs/small, score: energy}, large: openai:m@http://127.0.0.1:1}"]
+    assert main([*command, "--unit", "EUR", "--output", str(out)]) == 0
+    choice = json.loads((out / "choice.json").read_text())
+    chosen = choice["chosen"]
+    # Dearer than a person, and asked before one all the same.
+    assert chosen["models"][-1] == "person"
+    assert choice["certified"]
+    assert "taken to be right with probability 1" in choice["statement"]
+    chain = Chain.read(out)
+    assert [one.name for one in chain.stages] == chosen["models"]
+    assert [one.threshold for one in chain.stages[:-1]] == chosen["thresholds"]
+    assert (chain.stages[-1].model, chain.stages[-1].cost, chain.unit) == ("person", 10.0, "EUR")
+    assert f"--chain {out}" in capsys.readouterr().out
+    table = read_answers(tmp_path / "answers.csv", TableColumns(person={"cost": 10, "right": 0.9}))
+    assert table.by_cost() == ["tiny", "small", "large", "person"]
+    assert not table.binary
+    pool = Pool(table.worth, table.cost, {name: own["score"] for name, own in table.scores.items() if own})
+    assert pool.outcomes(Candidate(("tiny", "person"), (-9.0,)))[:2] == (
+        pytest.approx(torch.full((3000,), 0.9)),
+        pytest.approx(torch.full((3000,), 11.0)),
+    )
+    # Without a model named for it, a regret is against the best model.
+    regret = choose(table, Target(max_regret=0.05), tmp_path / "slices.json")
+    assert regret.target["against"] == "large"
+    pair = ["curve", str(tmp_path / "answers.csv"), "--person", "{cost: 100}", "--swift", "large"]
+    assert main([*pair, "--output", str(tmp_path / "joint")]) == 0
+    assert [one.name for one in Chain.read(tmp_path / "joint").stages] == ["large", "person"]
+
+
+@pytest.mark.parametrize("person", [{"right": 1}, {"cost": -1}, {"cost": 1, "right": 2}, {"cost": 1, "wrong": 1}])
+def test_a_person_has_a_cost_and_a_probability(person):
+    with pytest.raises(InputError, match="--person needs"):
+        TableColumns(person=person)

@@ -18,10 +18,12 @@ from elang.backends.loading.source import Source
 from elang.backends.loading.weights import check_parts, check_weights, is_head
 from elang.backends.openai.backend import OpenAIBackend
 from elang.backends.openai.settings import Settings
+from elang.backends.person import Person
 from elang.backends.recorded import RecordedBackend
 from elang.backends.remote import RemoteBackend
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
+from elang.method.pool import PERSON
 from elang.records.manifest import FILENAME, Manifest
 from elang.tables import TABLE_SUFFIXES
 from elang.tasks.text_task import TextTask
@@ -30,6 +32,7 @@ SCHEMES: dict[str, Callable[[str, TextTask], Backend]] = {
     "http://*": RemoteBackend,
     "https://*": RemoteBackend,
     **dict.fromkeys(("openai:*", "*.yaml", "*.yml"), OpenAIBackend),
+    PERSON: Person,
     **dict.fromkeys((f"*{suffix}" for suffix in TABLE_SUFFIXES), RecordedBackend),
 }
 """The backends by patterns of their addresses in lower case; any other address is that of a model."""

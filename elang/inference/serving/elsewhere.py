@@ -9,7 +9,7 @@ import httpx
 
 from elang.backends.loading.load import open_backend
 from elang.errors import InputError
-from elang.inference.cascade import BackendRunner
+from elang.inference.backend_runner import BackendRunner
 from elang.inference.inputs import as_rows, window_of
 from elang.inference.serving.schema import Question
 from elang.tasks.text_task import TextTask

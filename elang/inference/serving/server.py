@@ -12,8 +12,8 @@ from fastapi import FastAPI, Request, Response
 from starlette.responses import PlainTextResponse
 
 from elang.backends.openai.settings import Settings
-from elang.inference.loading import settle_backend
 from elang.inference.predictor import JointPredictor
+from elang.inference.routing import settle_backend
 from elang.inference.serving.batcher import Batcher, ModelAnswers
 from elang.inference.serving.chat_answer import PairPrices
 from elang.inference.serving.chat_routes import AnswersChats, ChatFront, add_chat_routes
