@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import Iterator
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ def ask(
     for name, value in (("concurrent", concurrent), ("batch_size", batch_size), ("tries", tries), ("timeout", timeout)):
         if not value > 0:
             raise InputError(f"--{name} must be above 0, but it is {value}.")
+        if of_api and value != signature(ask).parameters[name].default:
+            raise InputError(
+                f"--{name} is for a server at http://. Set it in a YAML file for a model behind an API (docs/super.md)."
+            )
     if not isinstance(data, TextData):
         raise InputError(f"--data {type(data).__name__} is none of elang's data modules.")
     check_output(output, "--output", map(str, data.files.values()))

@@ -69,9 +69,6 @@ def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions
     # Asked as the Swift was trained to be.
     if not alone and isinstance(super_model, str) and (opened := open_backend(super_model, first.task)) is not None:
         remote["super"] = opened
-    for backend in remote.values():
-        if isinstance(backend, OpenAIBackend):
-            backend.limit_new_tokens(manifest.max_target_length)
     if not alone and super_model is not None and "super" not in remote:
         super_ = models["super"] = _load(super_model, first.task, options, device=device, int8=options.super_int8)
         if (swift := models.get("swift")) is not None:
@@ -182,9 +179,18 @@ def set_sampling(pair: Pair, options: PairOptions, score: str) -> Sampling | Non
         model.sampling = None
         if sampling is not None:
             model.sample(sampling)
+    for backend in pair.remote.values():
+        settle_backend(backend, pair.manifest, sampling)
     if sampling is not None:
         tell_sampled(sampling.plain())
     return sampling
+
+
+def settle_backend(backend: Any, manifest: Manifest, sampling: Sampling | None) -> None:
+    """Let a model behind an API write texts as long as those of the Swift, and draw them as its are."""
+    if isinstance(backend, OpenAIBackend):
+        backend.limit_new_tokens(manifest.max_target_length)
+        backend.choose(sampling)
 
 
 def make_runners(pair: Pair, options: PairOptions, score: str, *, device: torch.device) -> dict[str, ModelRunner]:

@@ -29,6 +29,7 @@ class Api:
         # What begins of batches answer although they began.
         self.begins = []
         lock, api = threading.Lock(), self
+        self.lock = lock
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -78,9 +79,9 @@ class Api:
                     status, payload, *more = planned
                     headers = more[0] if more else {}
                 else:
-                    payload = api.payload(body, planned)
+                    payload = api.payload(body, planned) if planned else api.payload_of(self.headers, body)
                     with lock:
-                        api.asked[api.question(body)] += 1
+                        api.asked[api.question(body)] += bool(planned)
                 said = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
                 if planned == "endless":
                     said += b" " * (17 << 20)
@@ -135,6 +136,13 @@ class Api:
     def answer(text):
         return "bad" if len(text) % 2 else "good"
 
+    def payload_of(self, headers, body):
+        """The reply to a request, which is counted."""
+        payload = self.payload(body)
+        with self.lock:
+            self.asked[self.question(body)] += 1
+        return payload
+
     def payload(self, body, misdeed=None):
         choice = self.write(body)
         if isinstance(choice, str):
@@ -146,9 +154,23 @@ class Api:
             details = {"cached_tokens": count // 2}
             payload["usage"] = {"prompt_tokens": count, "completion_tokens": 2, "prompt_tokens_details": details}
         if misdeed == "empty":
+            payload = {"choices": []}
+        elif misdeed == "charged":
             payload["choices"] = []
         elif misdeed == "null":
             choice["message"] = {"content": None}
+        elif misdeed == "tool":
+            choice |= {"message": {"content": None, "tool_calls": [{"id": "1"}]}, "finish_reason": "tool_calls"}
+        elif misdeed == "thought":
+            choice |= {"message": {"content": "", "reasoning_content": "is it good"}, "finish_reason": "length"}
+        elif misdeed == "cut":
+            choice |= {"message": {"content": None}, "finish_reason": "length"}
+        elif misdeed == "parts":
+            choice["message"] = {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "good"}]}
+        elif misdeed == "error":
+            return {"error": {"code": 502, "message": "no provider"}}
+        elif misdeed == "broken":
+            choice |= {"error": {"message": "oops"}, "finish_reason": "error"}
         elif misdeed == "refusal":
             choice["message"] = {"content": None, "refusal": "I will not."}
         elif misdeed == "filter":

@@ -6,6 +6,7 @@ import re
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -24,6 +25,7 @@ from elang.backends.openai.settings import Settings, Usage
 from elang.data.examples import Examples
 from elang.method.scores import SEQUENCE_SCORES
 from elang.notices import forget_notices, notices
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask
 
 TASK = TextTask(["bad", "good"], prompt="review: {text}", answers=["bad", "good"])
@@ -177,23 +179,25 @@ def test_no_answer_is_lost_or_doubled_by_a_hostile_server(api, tmp_path, monkeyp
         (429, error_of("rate_limit_exceeded")),
         (500, b"oops"),
         (503, error_of("overloaded", f"the key was {KEY}")),
-        *("hang", "half", "endless", "no json", "not utf-8", "deep", "list", "empty", "null", "other model"),
-        *("refusal", "filter", "length", "chatter", "surrogate"),
+        *("hang", "half", "endless", "no json", "not utf-8", "deep", "list", "empty", "error", "broken"),
+        *("other model", "refusal", "filter", "length", "chatter", "surrogate", "null", "tool"),
         (400, error_of("context_length_exceeded", "This model's maximum context length is 8 tokens")),
     ]
-    path = write_settings(tmp_path, api, concurrent=3, timeout=0.5, tries=17)
+    path = write_settings(tmp_path, api, concurrent=3, timeout=0.5, tries=18)
     monkeypatch.setattr("elang.backends.openai.client._LONGEST", 1 << 16)
     backend = open_backend(path, TASK)
     backend.keep_answers(tmp_path / "journal.jsonl")
     records = backend.answer(examples_of(TEXTS))
     right = answers_to(TEXTS)
     wrong = [label for label, expected in zip(labels_of(records), right, strict=True) if label != expected]
-    assert wrong == [None] * 6
+    assert wrong == [None] * 8
     assert len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1 + len(TEXTS)
     said = kinds()
     assert "2 refused an answer" in said["no-answer"]
     assert "1 too long for the model" in said["no-answer"]
     assert "3 without one of the labels" in said["no-answer"]
+    assert "1 called a tool" in said["no-answer"]
+    assert "1 without any text" in said["no-answer"]
     assert "1 of 12 answers" in said["cut-answers"]
     assert "'cheap-model' (1 answer)" in said["another-model"]
     before = len(api.seen)
@@ -201,13 +205,56 @@ def test_no_answer_is_lost_or_doubled_by_a_hostile_server(api, tmp_path, monkeyp
     assert len(api.seen) == before
 
 
+@pytest.mark.parametrize(
+    ("misdeed", "words"),
+    [
+        ("null", "1 without any text"),
+        ("charged", "1 without any text"),
+        ("tool", "1 called a tool"),
+        ("thought", "1 thought and gave no answer"),
+        ("cut", "1 reached the limit before an answer"),
+        ("refusal", "1 refused an answer"),
+    ],
+)
+def test_a_reply_without_a_text_is_counted_once(api, tmp_path, misdeed, words):
+    """It was charged, and so would be another one; a run that continues has it, too, and texts are empty."""
+    path, journal = write_settings(tmp_path, api, prices=PRICES, concurrent=1), tmp_path / "j.jsonl"
+    texts = TextTask([], "sequence", segments=[], qualities=["exact_text"], prompt="review: {text}")
+    for task in (TASK, texts):
+        forget_notices()
+        api.seen.clear()
+        api.plan = [misdeed]
+        backend = open_backend(path, task)
+        backend.keep_answers(journal)
+        records = backend.answer(examples_of(TEXTS[:3]))
+        assert len(api.seen) == 3
+        assert records.price.gt(0).all()
+        assert [text == "" for text in records.texts or ["", "x", "x"]] == [True, False, False]
+        assert task is texts or labels_of(records) == [None, *answers_to(TEXTS[1:3])]
+        assert words in kinds()["no-answer"]
+        assert ("cut-answers" in kinds()) == (misdeed in ("thought", "cut"))
+        again = open_backend(path, task)
+        again.keep_answers(journal)
+        forget_notices()
+        again.answer(examples_of(TEXTS[:3]))
+        assert len(api.seen) == 3
+        assert words in kinds()["no-answer"]
+
+
+def test_a_text_in_parts_is_one(api, tmp_path):
+    api.plan = ["parts"]
+    assert labels_of(open_backend(write_settings(tmp_path, api), TASK).answer(examples_of(["x"]))) == ["good"]
+
+
 def test_what_was_tried_again_is_named(api, tmp_path, recwarn):
     api.plan = [(500, b"oops"), (429, error_of("x"), {"retry-after": "0"}), "no json", "empty", "half", "endless"]
-    open_backend(write_settings(tmp_path, api, concurrent=1), TASK).answer(examples_of(TEXTS))
+    api.plan += ["error", "broken"]
+    open_backend(write_settings(tmp_path, api, concurrent=1, tries=9), TASK).answer(examples_of(TEXTS))
     said = next(str(one.message) for one in recwarn if "asked again" in str(one.message))
-    for reason in ("500", "429", "the reply is no JSON", "the reply has no choices", "RemoteProtocolError"):
+    for reason in ("500", "429", "the reply is no JSON", "the reply has no choices", "RemoteProtocolError", "502"):
         assert f"{reason} (1 time)" in said
     assert "the reply has more than 16 MB (1 time)" in said
+    assert "the answer broke off (1 time)" in said
     # They say nothing about the result.
     assert "asked-again" not in kinds()
 
@@ -328,6 +375,44 @@ def test_a_budget_is_not_passed(api, tmp_path):
     assert with_losses.spending.spent < 4 * (12 * 4e-6 + 400e-6)
 
 
+WRITTEN = TextTask([], "sequence", segments=[], qualities=["exact_text"], prompt="{text}")
+
+
+def test_sampled_texts_are_asked_for_and_told(api, tmp_path):
+    """By the option, or by the settings; the records say how they were drawn."""
+    how = Sampling(0.7, 0.9, seed=3)
+    backend = open_backend(write_settings(tmp_path, api), WRITTEN)
+    backend.choose(how)
+    backend.answer(examples_of(["x"]))
+    body = api.seen[-1][3]
+    assert (body["temperature"], body["top_p"], body["seed"]) == (0.7, 0.9, 3)
+    assert backend.describe()["sampling"] == how.plain()
+    same = open_backend(write_settings(tmp_path, api, body={"top_k": 5, "seed": 3}), WRITTEN)
+    same.choose(replace(how, top_k=5))
+    assert same.describe()["sampling"] == replace(how, top_k=5).plain()
+    own = open_backend(write_settings(tmp_path, api, body={"temperature": 0.5}), WRITTEN)
+    assert own.describe()["sampling"] == Sampling(0.5).plain()
+    assert "sampling" not in open_backend(write_settings(tmp_path, api, body={"temperature": None}), WRITTEN).describe()
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "options", "words"),
+    [
+        (WRITTEN, {}, {"sampling": Sampling(top_k=5)}, "has no top_k"),
+        (WRITTEN, {"temperature": 0.2}, {"sampling": Sampling(0.7)}, "'body' in the settings"),
+        (TASK, {}, {"sampling": Sampling()}, "Leave sampling out"),
+        (WRITTEN, {}, {"sampling": None, "num_beams": 4}, "has no beams"),
+        (WRITTEN, {}, {"sampling": None, "asked_scores": ["p_true"]}, "has no score 'p_true'"),
+    ],
+)
+def test_what_the_api_cannot_choose_texts_by_is_refused(api, tmp_path, task, body, options, words):
+    backend = open_backend(write_settings(tmp_path, api, body=body), task)
+    with pytest.raises(InputError, match=re.escape(words)):
+        backend.choose(**options)
+    backend.choose(None, 1, [])
+    backend.answer(examples_of(["x"]))
+
+
 def test_progress_has_the_money(api, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("elang.terminal._EVERY", 0.0)
     monkeypatch.setattr("elang.terminal._telling", True)
@@ -351,6 +436,19 @@ def test_label_probabilities():
     values = label_logits([("a", math.log(0.5), [("a", math.log(0.5)), ("b", math.log(0.1))])], ["a", "b", "c"], 0)
     assert math.exp(values[2]) == pytest.approx(0.1)
     assert math.exp(label_logits([("no", -0.1, [])], ["no", "not"], 0)[0]) == pytest.approx(math.exp(-0.1))
+
+
+def test_thoughts_are_no_part_of_an_answers_tokens():
+    """Some servers cut them off the text, and give their log-probabilities all the same."""
+    for tokens, kept in (
+        (["<think>", "good?", "</think>", "\n\n", "go", "od", "<end>"], ["go", "od", "<end>"]),
+        ([" ", "go", "od"], [" ", "go", "od"]),
+        (["a go", "od"], None),
+    ):
+        content = [{"token": token, "logprob": -0.5, "top_logprobs": []} for token in tokens]
+        choice = {"message": {"content": "good"}, "logprobs": {"content": content}}
+        found = Reply.parse({"choices": [choice]}).tokens
+        assert kept == (found and [token for token, *_ in found])
 
 
 def test_scores_of_texts():
@@ -519,12 +617,16 @@ def test_batch_files(api, tmp_path, monkeypatch):
     assert api.files == sent
     # A run that was killed while it waited: its batch is in the file, and its replies are not.
     rows = [line for line in journal.read_text().splitlines() if '"reply"' not in line]
-    journal.write_text("\n".join(rows[:2]) + "\n")
-    again = open_backend(path, TASK)
-    again.keep_answers(journal)
-    first = again.answer(examples_of(TEXTS[:8]))
-    assert labels_of(first) == right[:8]
-    assert api.files == sent
+    assert [json.loads(row).get("batch") for row in rows[:4]] == [None, "file:file-0", "batch-0", "file:file-0"]
+    for kept in (4, 3, 2):
+        # Killed after the id of the batch was kept, before that, or before the file knew that one began.
+        begun = len(api.batches)
+        journal.write_text("\n".join(rows[:kept]) + "\n")
+        again = open_backend(path, TASK)
+        again.keep_answers(journal)
+        assert labels_of(again.answer(examples_of(TEXTS[:8]))) == right[:8]
+        assert api.files == sent
+        assert len(api.batches) == begun
     few = open_backend(write_settings(tmp_path, api, batch=True, prices=PRICES, budget=1e-6), TASK)
     with pytest.raises(InputError, match="The budget of"):
         few.answer(examples_of(TEXTS))
@@ -553,7 +655,7 @@ def test_a_budget_of_batches(api, tmp_path, monkeypatch):
     # 12 tokens of an answer are held at 4 each.
     assert 12 * 12 * 4e-6 < backend.spending.spent < 0.01
     assert "12 answers" in kinds()["no-usage"]
-    journal.write_text("\n".join(line for line in journal.read_text().splitlines()[:2]) + "\n")
+    journal.write_text("\n".join(line for line in journal.read_text().splitlines()[:3]) + "\n")
     assert '"batch"' in journal.read_text()
     again = open_backend(write_settings(tmp_path, api, batch=True, prices=PRICES, budget=backend.spending.spent), TASK)
     again.keep_answers(journal)
@@ -574,6 +676,42 @@ def test_a_key_that_a_server_repeats_in_another_spelling(api, tmp_path, monkeypa
         api.plan = [(200, reply.encode())]
         backend = open_backend(path, TASK)
         assert backend.replies(examples_of(TEXTS[:1]))[0].text == "good …"
+    # Spelled by the tokens of log-probabilities.
+    tokens = [{"token": token, "logprob": -0.1, "top_logprobs": []} for token in ("sk/a", "+b<c")]
+    api.write = lambda body: {"message": {"content": "good"}, "logprobs": {"content": tokens}}
+    (reply,) = open_backend(path, TASK).replies(examples_of(TEXTS[:1]))
+    assert (reply.text, reply.tokens) == ("good", None)
+
+
+def test_a_request_has_a_key_by_which_a_server_does_it_once(api, tmp_path):
+    """The same in all tries without a response, and after a kill; another one after a response, and in another run."""
+    path, journal = write_settings(tmp_path, api, concurrent=1, timeout=0.3), tmp_path / "j.jsonl"
+
+    def keys():
+        found = [headers["idempotency-key"] for _, _, headers, _ in api.seen]
+        api.seen.clear()
+        return found
+
+    def ask():
+        backend = open_backend(path, TASK)
+        backend.keep_answers(journal)
+        backend.answer(examples_of(TEXTS[:1]))
+        return keys()
+
+    api.plan = ["hang", "half", (500, b"oops"), "no json"]
+    first = ask()
+    assert len(first) == 5
+    assert first[0] == first[1] == first[2]
+    assert len(set(first[2:])) == 3
+    header, _ = journal.read_text().splitlines()
+    journal.write_text(header + "\n")
+    assert ask() == first[:1]
+    journal.unlink()
+    assert ask() != first[:1]
+    # As those of runs before there was such a key.
+    journal.write_text('{"format": 1}\n')
+    open_backend(path, TASK).answer(examples_of(TEXTS[:2]))
+    assert len(set(keys())) == 2
 
 
 def test_a_server_of_a_pair_does_not_wait_longer_than_its_requests(api, tmp_path):

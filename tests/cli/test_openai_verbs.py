@@ -1,6 +1,7 @@
 """`openai:MODEL@URL` wherever a model is named: scored, evaluated, asked, and in a pair at work."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from backends.openai_server import KEY, Api
 from backends.test_causal import write_causal
 from backends.test_openai import PRICES, api, examples_of, kinds, write_settings  # noqa: F401 - a fixture
 from conftest import QUIET
+from inference.chat_pairs import TOKENS, write_chat_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from elang import JointPredictor
@@ -27,6 +29,7 @@ from elang.backends.openai.spending import Spending
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples
 from elang.inference.serving.server import Model
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask
 
 NAMES = ["--data.label_names", "[bad, good]"]
@@ -157,6 +160,42 @@ def test_a_swift_at_work(labels, files, data_args, tmp_path, pair, fails):
         fails([*bench, "--text", "text"], "times models that run here")
 
 
+def test_how_texts_are_chosen(labels, tmp_path, fails):
+    """Sampling reaches the API, in `score` and in a pair at work; what it does not have is refused by its option."""
+    texts, output = tmp_path / "texts.csv", tmp_path / "super.parquet"
+    texts.write_text("text,summary\nfirst film,a\nsecond,b\nthird one,c\n")
+    labels.write = lambda body: "fine"
+    data = ["--data", "Seq2SeqData", "--data.validation", str(texts), "--data.source", "text"]
+    args = ["score", "--model.model", f"openai:big@{labels.url}", "--model.output", str(output), *data, *QUIET]
+    args += ["--data.target", "summary", "--data.max_target_length", "9"]
+    how = ["--model.sampling.temperature", "0.7", "--model.sampling.seed", "3"]
+    assert main([*args, *how]) == 0
+    assert {(body["temperature"], body["seed"], body["max_tokens"]) for *_, body in labels.seen} == {(0.7, 3, 9)}
+    import pyarrow.parquet as pq
+
+    assert json.loads(pq.read_schema(output).metadata[b"elang"])["sampling"]["seed"] == 3
+    asked = len(labels.seen)
+    for option, words in (
+        (["--model.num_beams", "4"], "no beams"),
+        (["--model.sampling.top_k", "4"], "no top_k"),
+        (["--model.asked_scores", "[p_true]"], "no score 'p_true'"),
+        (["--model.static_cache", "true"], "--model.static_cache is for models that run here"),
+        (["--model.dtype", "bfloat16"], "--model.dtype is for models that run here"),
+        (["--model.top_k", "3"], "--model.top_k 3 is for a model that runs here"),
+    ):
+        fails([*args, *option], words)
+        http = [part.replace(f"openai:big@{labels.url}", "http://127.0.0.1:9") for part in args]
+        if "--model.num_beams" in option or "--model.asked_scores" in option:
+            fails([*http, *option], f"{option[0]} is for models that run here, and 'http")
+    folders = write_chat_pair(tmp_path)
+    drawing = {"sampling": Sampling(0.5, seed=4), "threshold": -math.inf, "device": "cpu"}
+    pair = JointPredictor(str(folders["swift"]), f"openai:big@{labels.url}", **drawing)
+    assert len(labels.seen) == asked
+    assert [one.label for one in pair(["a text"])] == ["fine"]
+    body = labels.seen[-1][3]
+    assert (body["temperature"], body["seed"], body["max_tokens"]) == (0.5, 4, TOKENS)
+
+
 def test_a_suite_with_it(labels, files, tmp_path, base_model):
     """It answers the training file, a Swift learns from that, and it is the Super of the evaluation."""
     data = {"train": str(files[0]), "validation": str(files[1]), "text": ["text"], "label_names": ["bad", "good"]}
@@ -176,10 +215,11 @@ def test_a_suite_with_it(labels, files, tmp_path, base_model):
     assert [["bad", "good"][place] for place in joint["super_prediction"]] == expected
 
 
-def test_ask_takes_it_too(labels, files, tmp_path):
+def test_ask_takes_it_too(labels, files, tmp_path, fails):
     output = tmp_path / "super.parquet"
     data = ["--data.train", str(files[0]), "--data.validation", str(files[1]), *NAMES]
     args = ["ask", "--url", write_settings(tmp_path, labels), *data, "--output", str(output)]
+    fails([*args, "--concurrent", "2"], "--concurrent is for a server at http://")
     assert main(args) == 0
     frame = pd.read_parquet(output)
     for split, file in zip(("train", "validation"), files, strict=True):

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # What OpenAI takes in a file: 50,000 requests and 200 MB.
 _MOST, _BYTES = 20_000, 100_000_000
 _FIRST_LOOK, _LONGEST_LOOK = 5.0, 60.0
+# Before the id of a file whose batch is about to begin.
+_FILE = "file:"
 _UNDER_WAY = ("validating", "in_progress", "finalizing", "cancelling")
 
 
@@ -89,11 +91,11 @@ class BatchFiles:
         ]
         file = {"file": ("requests.jsonl", "\n".join(lines).encode(), "application/jsonl")}
         sent = await self._call(http, "POST", "/files", files=file, data={"purpose": "batch"})
-        about = {"input_file_id": sent.get("id"), "endpoint": f"/v1{where}", "completion_window": "24h"}
-        batch = await self._persistently(self._begin(http, about))
-        journal.keep_batch(str(batch.get("id")), list(part))
+        # A run that is killed between here and the reply would not know that its batch has begun.
+        journal.keep_batch(f"{_FILE}{sent.get('id')}", list(part))
         await journal.synced()
-        tell(f"{counted(len(part), 'requests')} are sent as the batch {batch.get('id')}")
+        batch = await self._begin(http, f"{_FILE}{sent.get('id')}", journal)
+        tell(f"{counted(len(part), 'requests')} are sent as the batch {batch}")
 
     def _hold(self, digest: str, body: dict[str, Any], checked: bool = True) -> None:
         """Hold the most that a request may cost."""
@@ -101,9 +103,14 @@ class BatchFiles:
         estimate = spending.estimate(size, output_of(body, self.client.questions.max_tokens))
         self._held[digest] = spending.hold(estimate, checked)
 
-    def _begin(self, http: "httpx.AsyncClient", about: dict[str, Any]) -> Callable[[], Awaitable[Any]]:
-        """What begins a batch; after an attempt that broke off it looks first whether the server has begun it."""
-        attempts = itertools.count()
+    async def _begin(self, http: "httpx.AsyncClient", file: str, journal: Journal, resumed: bool = False) -> str:
+        """Begin the batch of a file, and return its id.
+
+        If the run is ``resumed``, and after an attempt that broke off, it looks first whether the server has begun it.
+        """
+        where = self.client.questions.url.removeprefix(self.settings.url)
+        about = {"input_file_id": file.removeprefix(_FILE), "endpoint": f"/v1{where}", "completion_window": "24h"}
+        attempts = itertools.count(int(resumed))
 
         async def attempt() -> Any:
             if next(attempts):
@@ -116,12 +123,18 @@ class BatchFiles:
                         return batch
             return await self._once(http, "POST", "/batches", json=about)
 
-        return attempt
+        batch = str((await self._persistently(attempt)).get("id"))
+        journal.keep_batch(batch, journal.batches[file])
+        journal.keep_batch(file, [])
+        await journal.synced()
+        return batch
 
     async def _collect(
         self, http: "httpx.AsyncClient", batch: str, left: dict[str, dict[str, Any]], journal: Journal
     ) -> None:
         """Wait for a batch, and keep its replies."""
+        if batch.startswith(_FILE):
+            batch = await self._begin(http, batch, journal, resumed=True)
         seconds, status = _FIRST_LOOK, dict[str, Any]()
         while not status or status.get("status") in _UNDER_WAY:
             if status:
@@ -146,9 +159,9 @@ class BatchFiles:
         try:
             row = json.loads(line)
             digest, answer = row["custom_id"], row.get("response") or {}
-            response = httpx.Response(
-                int(answer.get("status_code", 500)), content=json.dumps(answer.get("body")).encode()
-            )
+            # A request that the server did not get to has an error in place of a response.
+            body = answer["body"] if "body" in answer else {"error": row.get("error")}
+            response = httpx.Response(int(answer.get("status_code", 500)), content=json.dumps(body).encode())
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             self.client.count(TemporaryError("a line of a batch is no reply"))
             return

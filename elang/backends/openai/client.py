@@ -4,11 +4,13 @@ import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from elang.backends.openai.batch_files import BatchFiles
 from elang.backends.openai.journal import Journal
 from elang.backends.openai.questions import Questions
+from elang.backends.openai.redaction import spelled
 from elang.backends.openai.replies import Reply
 from elang.backends.openai.spending import Pace, Spending, SpendingProgress, output_of
 from elang.backends.retrying import RETRIED, GivenUpError, TemporaryError, pause_of, persistently, run_async
@@ -31,6 +33,25 @@ TOO_LONG, FILTERED = "too_long", "content_filter"
 
 class _StoppedError(Exception):
     """Another request has failed for good."""
+
+
+@dataclass
+class _Request:
+    """A request of a run; ``answered`` counts the responses to it that were no replies."""
+
+    body: dict[str, Any]
+    content: bytes
+    name: str
+    answered: int = 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """A server that knows the key has done this already, and sends what it sent then.
+
+        An attempt that broke off, or that a killed run made, has the same key. After a response that was no reply, the
+        same one would be of no use.
+        """
+        return {"content-type": "application/json", "idempotency-key": f"elang-{self.name}-{self.answered}"}
 
 
 class Client:
@@ -107,7 +128,8 @@ class Client:
         """Send one request after the other until none is pending, or one has failed."""
         for digest, body in pending:
             try:
-                reply = await self._reply(http, body)
+                request = _Request(body, json.dumps(body).encode(), f"{journal.run}-{digest}")
+                reply = await self._reply(http, request)
                 journal.keep(digest, reply)
                 await journal.synced()
             except _StoppedError:
@@ -120,11 +142,10 @@ class Client:
             if stopped.is_set():
                 return
 
-    async def _reply(self, http: "httpx.AsyncClient", body: dict[str, Any]) -> Reply:
-        content = json.dumps(body).encode()
+    async def _reply(self, http: "httpx.AsyncClient", request: _Request) -> Reply:
         try:
             return await persistently(
-                lambda: self._attempt(http, content, body),
+                lambda: self._attempt(http, request),
                 self.settings.tries,
                 self.settings.deadline,
                 failed=self.count,
@@ -141,21 +162,22 @@ class Client:
         if error.pause:
             self.pace.pause(error.pause)
 
-    async def _attempt(self, http: "httpx.AsyncClient", content: bytes, body: dict[str, Any]) -> Reply:
+    async def _attempt(self, http: "httpx.AsyncClient", request: _Request) -> Reply:
         """Send a request once."""
         import httpx
 
-        spending = self.spending
+        spending, content = self.spending, request.content
         # What is sent beside the texts is small, and the first reply corrects the ratio.
-        estimate = spending.estimate(len(content), output_of(body, self.questions.max_tokens))
+        estimate = spending.estimate(len(content), output_of(request.body, self.questions.max_tokens))
         await self.pace.turn(estimate.input + estimate.output, self._wait)
         while not spending.fits(estimate) and spending.under_way:
             # What is held for others is more than they take.
             await self._wait(_POLL)
         held, lost, usage = spending.hold(estimate), True, None
         try:
-            response = await asyncio.wait_for(self._post(http, content), self.settings.timeout)
+            response = await asyncio.wait_for(self._post(http, request), self.settings.timeout)
             lost = response.status_code == 200
+            request.answered += 1
             reply = self.read(response)
             usage = reply.usage
             if usage is None:
@@ -173,12 +195,12 @@ class Client:
         finally:
             spending.settle(held, usage, len(content), lost=lost)
 
-    async def _post(self, http: "httpx.AsyncClient", content: bytes) -> "httpx.Response":
+    async def _post(self, http: "httpx.AsyncClient", request: _Request) -> "httpx.Response":
         """The response to a request."""
         import httpx
 
-        headers = {"content-type": "application/json"}
-        async with http.stream("POST", self.questions.url, content=content, headers=headers) as response:
+        sent: Any = {"content": request.content, "headers": request.headers}
+        async with http.stream("POST", self.questions.url, **sent) as response:
             body = await whole_body(response)
             # What is read is decompressed already.
             kept = {name: value for name, value in response.headers.items() if name != "content-encoding"}
@@ -186,11 +208,17 @@ class Client:
 
     def read(self, response: "httpx.Response") -> Reply:
         """The reply in a response; a TemporaryError if another attempt may help."""
-        status = response.status_code
-        if status != 200:
+        import httpx
+
+        if response.status_code != 200:
             return self._error(response)
         try:
-            return Reply.parse(json.loads(self.without_key(response)))
+            payload = json.loads(self.without_key(response))
+            if (code := _error_in(payload)) is not None:
+                return self._error(httpx.Response(code, content=response.content))
+            reply = Reply.parse(payload)
+            tokens = [token for token, *_ in reply.tokens or []]
+            return replace(reply, tokens=None) if spelled({"tokens": tokens}, self.settings.secret) else reply
         except (ValueError, RecursionError) as error:
             what = "the reply is no JSON" if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) else error
             raise TemporaryError(str(what)) from None
@@ -233,9 +261,23 @@ async def whole_body(response: "httpx.Response") -> bytes:
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
-        if len(body) > _LONGEST:
-            raise TemporaryError(f"the reply has more than {_LONGEST >> 20} MB")
+        check_size(len(body))
     return bytes(body)
+
+
+def check_size(size: int) -> None:
+    """Raise a TemporaryError for a reply of so many bytes, if that is too much."""
+    if size > _LONGEST:
+        raise TemporaryError(f"the reply has more than {_LONGEST >> 20} MB")
+
+
+def _error_in(payload: Any) -> int | None:
+    """The status of an error that some gateways send in place of a reply with the status 200; ``None`` for a reply."""
+    if not isinstance(payload, dict) or not payload.get("error") or payload.get("choices"):
+        return None
+    code = payload["error"].get("code") if isinstance(payload["error"], dict) else None
+    code = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else 500
+    return code if 400 <= code < 600 else 500
 
 
 def _error_of(text: str) -> tuple[str, str]:

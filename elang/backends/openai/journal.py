@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ _FORMAT = 1
 class Journal:
     """Replies by the hashes of their requests; with a ``path`` in a file, which is on the disk after :meth:`synced`.
 
-    The requests themselves, with texts and headers, are not kept.
+    The requests themselves, with texts and headers, are not kept. ``run`` is random, and that of the file where there
+    is one: a run that continues another has the same.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
         self.path = None if path is None else Path(path)
+        self.run = secrets.token_hex(8)
         # In a file: where each reply's line begins. Otherwise the replies.
         self._places: dict[str, int] = {}
         self._replies: dict[str, Reply] = {}
@@ -91,6 +94,9 @@ class Journal:
                 row = parse_object(line)
                 if first and row.get("format") != _FORMAT:
                     raise ValueError(f"its first line is {row}")
+                if first:
+                    # Those of earlier versions have none.
+                    self.run = str(row.get("run", ""))
                 if "batch" in row:
                     self._note(str(row["batch"]), row["requests"])
                 elif not first:
@@ -103,7 +109,7 @@ class Journal:
         self.kept = Usage(*totals)
         self._known = about.st_ino, start
         if first:
-            self._write({"format": _FORMAT})
+            self._write({"format": _FORMAT, "run": self.run})
 
     def _write(self, row: dict[str, Any]) -> int:
         """Append a row, and return where it begins."""

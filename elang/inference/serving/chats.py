@@ -16,8 +16,8 @@ from prometheus_client import Gauge
 
 from elang.backends.chat_decoding import Chat
 from elang.backends.openai.client import Client, whole_body
-from elang.backends.openai.replies import usage_of
 from elang.backends.openai.settings import Settings
+from elang.backends.openai.streams import SlowError, part_of, stream_parts
 from elang.backends.retrying import TemporaryError
 from elang.errors import InputError
 from elang.inference.serving.chat_request import ChatRequest
@@ -203,24 +203,17 @@ class Upstream:
                 if response.status_code != 200:
                     raise self._refusal(response, await whole_body(response))
                 if not request.stream:
-                    text = (await whole_body(response)).decode()
-                    yield _part(json.loads(self.settings.without_key(text)), "message")
+                    reply = json.loads((await whole_body(response)).decode())
+                    yield part_of(reply, "message", self.settings.secret)
                     return
-                ended = False
-                async for line in response.aiter_lines():
-                    if not line.startswith("data:") or not (data := line[5:].strip()):
-                        continue
-                    ended |= data == "[DONE]"
-                    if data != "[DONE]":
-                        part = self._chunk(data)
-                        ended |= any(choice.get("finish_reason") for choice in part["choices"])
-                        yield part
-                if not ended:
-                    raise UnansweredError("failed", "The Super broke off its answer.")
-        except httpx.TimeoutException:
+                async for part in stream_parts(response, self.timeout, self.settings.secret):
+                    yield part
+        except (httpx.TimeoutException, SlowError):
             raise UnansweredError("timeout", "The Super did not answer in time.") from None
+        except TemporaryError as error:
+            _log.warning("The Super failed: %s", error.reason)
+            raise UnansweredError("failed", "The Super broke off its answer.") from None
         except (
-            TemporaryError,
             httpx.HTTPError,
             ValueError,
             KeyError,
@@ -233,13 +226,6 @@ class Upstream:
         finally:
             self.waiting -= 1
             self._free.append(client)
-
-    def _chunk(self, line: str) -> dict[str, Any]:
-        chunk = json.loads(self.settings.without_key(line))
-        if error := chunk.get("error"):
-            _log.warning("The Super broke off its answer: %s", self.settings.without_key(str(error))[:200])
-            raise UnansweredError("failed", "The Super broke off its answer.")
-        return _part(chunk, "delta")
 
     def _refusal(self, response: httpx.Response, body: bytes) -> UnansweredError | ApiError:
         status = response.status_code
@@ -258,22 +244,3 @@ class Upstream:
             refusal = ApiError(429, "The Super takes no more requests now.", code="rate_limit_exceeded", headers=retry)
             return UnansweredError("full", "The Super takes no more requests now.", refusal)
         return UnansweredError("failed", f"The Super answered with {status}.")
-
-
-def _part(reply: dict[str, Any], name: str) -> dict[str, Any]:
-    """A reply, or a piece of a stream, as a part of an answer; an error if a choice of it is none.
-
-    Some servers send pieces that only end a choice, or only say something about it.
-    """
-    choices = []
-    for choice in reply["choices"] if name == "message" else reply.get("choices") or []:
-        delta, index = choice[name] if name == "message" else choice.get(name) or {}, choice.get("index", 0)
-        if not isinstance(delta, dict) or not isinstance(index, int):
-            raise TypeError("a choice is none")
-        rest = {key: value for key, value in choice.items() if key != name}
-        choices.append({**rest, "index": index, "delta": delta})
-    if name == "message" and not choices:
-        raise ValueError("no choices")
-    usage = usage_of(reply.get("usage"))
-    told = {} if usage is None else {"usage": {"prompt_tokens": usage.input, "completion_tokens": usage.output}}
-    return {"choices": choices, **told}
