@@ -57,7 +57,9 @@ def wait_for_gpu() -> None:
 
 
 @contextmanager
-def running(command: list[str], **options: Any) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+def running(
+    command: list[str], seconds: float = 180, **options: Any
+) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """A server's address and process, once its ``/health`` answers; ``PORT`` in the command stands for a free port."""
     import httpx
 
@@ -67,7 +69,7 @@ def running(command: list[str], **options: Any) -> Iterator[tuple[str, "subproce
     process = subprocess.Popen([str(port) if part == "PORT" else part for part in command], **options)
     address = f"http://127.0.0.1:{port}"
     try:
-        until = time.monotonic() + 180
+        until = time.monotonic() + seconds
         while True:
             if process.poll() is not None or time.monotonic() > until:
                 raise SystemExit("the server did not come up")

@@ -82,10 +82,12 @@ def write_data(folder: Path, data: Path, texts: int) -> dict[str, Path]:
 
 
 def prompt_of(table: pd.DataFrame) -> str:
-    """The words, the shortest text of each intent as an example, and the text."""
+    """The words, the two shortest texts of different intents as examples, and the text."""
     shortest = table.sort_values("text", key=lambda texts: texts.str.len(), kind="stable").groupby("label").first()
-    shown = [f"{PROMPT.format(shortest['text'][name])} {word}\n\n" for name, word in WORDS.items()]
-    before = f"Topics: {', '.join(WORDS.values())}\n\n{''.join(shown)}"
+    shown = [(shortest["text"][name], word) for name, word in WORDS.items()]
+    shown = sorted(shown, key=lambda one: len(one[0]))[:2]
+    examples = "".join(f"{PROMPT.format(text)} {word}\n\n" for text, word in shown)
+    before = f"Topics: {', '.join(WORDS.values())}\n\n{examples}"
     return before.replace("{", "{{").replace("}", "}}") + PROMPT.format("{text}")
 
 
@@ -100,6 +102,7 @@ class Trial:
     """One server: what it is asked, and what is found."""
 
     def __init__(self, name: str, folder: Path, model: Path, files: dict[str, Path], address: str, named: str) -> None:
+        self.asked: int | None = None
         self.name, self.folder, self.model, self.address, self.served = name, folder, model, address, named
         # Of an earlier run; its attempts at a certificate would count.
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -167,17 +170,18 @@ class Trial:
     def served_as(self, expected: dict[str, Any], ask: Ask, *options: Any) -> dict[str, int]:
         """How many answers of `elang serve` are those of the evaluation."""
         texts = pd.read_csv(self.files["validation"])["text"].tolist()
+        chosen = range(0, len(texts), max(1, len(texts) // (self.asked or len(texts))))
         command = [sys.executable, "-m", "elang", "serve", "--device", "cpu", "--port", "PORT", "--deadline", "300"]
         with (self.folder / "serve.log").open("a") as log:
-            started = running([*command, *map(str, options)], stdout=log, stderr=log)
+            started = running([*command, *map(str, options)], 600, stdout=log, stderr=log)
             with started as (address, _), httpx.Client(base_url=address, timeout=300) as client:
                 while client.get("/ready").status_code != 200:
                     time.sleep(0.3)
                 with ThreadPoolExecutor(4) as threads:
-                    given = list(threads.map(lambda text: ask(client, text), texts))
-        pairs = list(zip(given, expected["answers"], expected["by"], strict=True))
-        equal = sum(one == (answer, who) for one, answer, who in pairs)
-        return {"texts": len(texts), "as evaluated": equal}
+                    given = list(threads.map(lambda place: ask(client, texts[place]), chosen))
+        wanted = [(expected["answers"][place], expected["by"][place]) for place in chosen]
+        equal = sum(one == other for one, other in zip(given, wanted, strict=True))
+        return {"texts": len(chosen), "as evaluated": equal, "deferred": sum(who == "super" for _, who in wanted)}
 
     def as_super(self) -> dict[str, Any]:
         """Scored, evaluated, certified and served with a small Swift that runs here."""
@@ -238,6 +242,7 @@ def main() -> int:
     parser.add_argument("--transformers", default=sys.executable)
     parser.add_argument("--llama", default=sys.executable)
     parser.add_argument("--texts", type=int, default=200)
+    parser.add_argument("--served", type=int, help="texts that a served pair is asked; by default all")
     parser.add_argument("--stages", nargs="+", default=["texts", "super", "swift"])
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp(prefix="elang-servers-"))
@@ -258,12 +263,13 @@ def main() -> int:
         code = f"from importlib.metadata import version; print(version({package!r}))"
         told = subprocess.run([command[0], "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         start = time.perf_counter()
-        with (work / f"{name}.log").open("w") as log, running(command, stdout=log, stderr=log) as (address, _):
+        with (work / f"{name}.log").open("w") as log, running(command, 600, stdout=log, stderr=log) as (address, _):
             found: dict[str, Any] = {"package": f"{package} {told}", "up, s": round(time.perf_counter() - start, 1)}
             listed = httpx.get(f"{address}/v1/models").json()["data"]
             found["lists the model"] = named in [one["id"] for one in listed]
             for stage in args.stages:
                 trial = Trial(name, work / name / stage, model, files, address, named)
+                trial.asked = args.served
                 one = {"texts": trial.texts, "super": trial.as_super, "swift": trial.as_swift}[stage]
                 found[stage] = one() if stage != "swift" or trial.gives_probabilities() else "no log-probabilities"
                 found.setdefault("seconds", {}).update(trial.seconds)

@@ -15,6 +15,7 @@ from elang.tasks.text_task import TextTask
 
 CHAT = "Name the topic of this question to a bank in a few words.\n\n{text}"
 
+LOOKED_AT = 20
 PARTED = "between the two most probable tokens where texts part, nats"
 
 
@@ -66,7 +67,7 @@ def texts_here(path: str, source: Path, tokens: int, kept: Path) -> Own:
 def compared(own: Own, replies: list[Reply]) -> dict[str, Any]:
     """How many texts are equal, and what else the server says of them; of others, how near the two tokens were."""
     tokenizer = own.model.tokenizer
-    equal, counted, prompts, same_tokens = 0, 0, 0, 0
+    equal, counted, prompts, with_tokens, same_tokens = 0, 0, 0, 0, 0
     margins, differences = list[float](), list[float]()
     for place, reply in enumerate(replies):
         ids, text = own.written(place), tokenizer.decode(own.answers[place], skip_special_tokens=True)
@@ -83,10 +84,12 @@ def compared(own: Own, replies: list[Reply]) -> dict[str, Any]:
         if reply.usage is not None:
             counted += reply.usage.output in (len(ids), len(own.answers[place]))
         if reply.tokens is not None:
+            with_tokens += 1
             said = reply.tokens[: len(ids)]
             same_tokens += [token for token, _, _ in said] == [tokenizer.decode([token]) for token in ids]
-            values = own.log_probabilities(place)[range(len(ids)), ids].tolist()
-            differences += [abs(value - other) for value, (_, other, _) in zip(values, said, strict=False)]
+            if with_tokens <= LOOKED_AT:
+                values = own.log_probabilities(place)[range(len(ids)), ids].tolist()
+                differences += [abs(value - other) for value, (_, other, _) in zip(values, said, strict=False)]
     found: dict[str, Any] = {
         "texts": len(replies),
         "equal to the text in process": equal,
@@ -98,5 +101,5 @@ def compared(own: Own, replies: list[Reply]) -> dict[str, Any]:
         found[PARTED] = sorted(margins)
     if differences:
         found["equal token for token"] = same_tokens
-        found["largest difference of a token's log-probability"] = round(max(differences), 5)
+        found[f"largest difference of a token's log-probability, {LOOKED_AT} texts"] = round(max(differences), 5)
     return found
