@@ -22,7 +22,6 @@ most probable tokens are within 0.01 nats, or a served pair answers otherwise th
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,7 +49,7 @@ from elang.data.examples import Examples
 WORDS = {"age_limit": "age", "exchange_rate": "exchange", "change_pin": "PIN"}
 WORDS |= {"apple_pay_or_google_pay": "phone", "terminate_account": "closing"}
 PROMPT = "Customer: {}\nTopic:"
-REGRET, CLOSE, FLOPS, TOKENS = 0.1, 0.01, 2e10, 8
+REGRET, SHARE, CLOSE, FLOPS, TOKENS = 0.1, "defer 30%", 0.01, 2e10, 8
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
 TRAINED = ["--model.freeze_embeddings", "true", "--trainer.max_epochs", "12", "--model.lr", "3e-4"]
 TRAINED += ["--data.batch_size", "8"]
@@ -104,9 +103,9 @@ class Trial:
     def __init__(self, name: str, folder: Path, model: Path, files: dict[str, Path], address: str, named: str) -> None:
         self.asked: int | None = None
         self.name, self.folder, self.model, self.address, self.served = name, folder, model, address, named
-        # Of an earlier run; its attempts at a certificate would count.
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Of an earlier run, whose attempts at a certificate would count.
+        (self.folder / "slices.json").unlink(missing_ok=True)
         self.files = files
         self.seconds: dict[str, float] = {}
         labels = ["--data.label_names", json.dumps(list(WORDS)), "--data.answers", json.dumps([*WORDS.values()])]
@@ -131,6 +130,11 @@ class Trial:
         print(f"{self.name}, {what}: {self.seconds[what]} s", flush=True)
         return result
 
+    def step(self, output: Path, verb: str, *arguments: Any) -> None:
+        """A verb of elang, unless an earlier run has left its output."""
+        if not output.exists():
+            self.timed(verb, lambda: run(verb, *arguments, *self.data, *QUIET))
+
     def gives_probabilities(self) -> bool:
         """Whether the server gives the log-probability of a token that it is asked for."""
         body = {"model": self.served, "prompt": "Topic:", "max_tokens": 1, "temperature": 0, "logprobs": 5}
@@ -149,22 +153,22 @@ class Trial:
         return compared(own, self.timed("texts of the server", lambda: backend.replies(examples)))
 
     def expected(self, joint: Path) -> dict[str, Any]:
-        """What the pair of an evaluation answers at its certified threshold, and what the evaluation says of it."""
+        """What the pair of an evaluation answers at the threshold SHARE, and what the evaluation says of it."""
         summary = json.loads((joint / "summary.json").read_text())
         score = summary["score"]
-        certified = json.loads((joint / "elang.json").read_text())["thresholds"][score]["certified"]
+        thresholds = json.loads((joint / "elang.json").read_text())["thresholds"][score]
         rows = pd.read_parquet(joint / "records.parquet").query("split == 'validation'")
-        deferred = ~(rows[f"score_{score}"] <= float(certified["threshold"]))
+        deferred = ~(rows[f"score_{score}"] <= float(thresholds[SHARE]["threshold"]))
+        # Where the Super names no label, the Swift's answer is given.
+        deferred &= rows["super_prediction"] >= 0
         answers = rows["super_prediction"].where(deferred, rows["swift_prediction"])
-        right = {who: float((rows[f"{who}_prediction"] == rows["label"]).mean()) for who in ("swift", "super")}
         names = list(WORDS)
         return {
             "answers": [names[one] if one >= 0 else None for one in answers],
             "by": ["super" if one else "swift" for one in deferred],
-            "right": right,
+            "right": {who: float((rows[f"{who}_prediction"] == rows["label"]).mean()) for who in ("swift", "super")},
             "score": score,
-            "deferred": int(deferred.sum()),
-            "promise": certified["certified"]["statement"],
+            "promise": thresholds["certified"]["statement"],
         }
 
     def served_as(self, expected: dict[str, Any], ask: Ask, *options: Any) -> dict[str, int]:
@@ -187,14 +191,12 @@ class Trial:
         """Scored, evaluated, certified and served with a small Swift that runs here."""
         settings = self.settings("super", api="completions", max_tokens=4, body={"stop": ["\n"]})
         records, swift, joint = self.folder / "super.parquet", self.folder / "swift", self.folder / "joint"
-        self.timed(
-            "score", lambda: run("score", "--model.model", settings, "--model.output", records, *self.data, *QUIET)
-        )
-        fit = ["fit", "--model", "SwiftModule", "--model.model", self.model, "--model.layers", "2", *TRAINED]
+        self.step(records, "score", "--model.model", settings, "--model.output", records)
+        fit = ["--model", "SwiftModule", "--model.model", self.model, "--model.layers", "2", *TRAINED]
         fit += ["--model.super_records", records, "--model.distill_weight", "0", "--model.output", swift]
-        self.timed("fit", lambda: run(*fit, *self.data, *QUIET))
-        evaluate = ["validate", "--model.swift_model", swift, "--model.super_model", records, "--model.output", joint]
-        self.timed("validate", lambda: run(*evaluate, "--model.super_flops", FLOPS, *self.data, *QUIET))
+        self.step(swift, "fit", *fit)
+        evaluate = ["--model.swift_model", swift, "--model.super_model", records, "--model.super_flops", FLOPS]
+        self.step(joint, "validate", *evaluate, "--model.output", joint)
         run("calibrate", joint, "--max_regret", REGRET, "--split", "validation", "--output", swift)
         expected, frame = self.expected(joint), pd.read_parquet(records)
 
@@ -204,7 +206,7 @@ class Trial:
             return reply["choices"][0]["message"]["content"], reply["elang"]["answered_by"]
 
         pair = ["--api", "openai", "--model_name", "pair", "--swift_model", swift, "--super_model", settings]
-        served = self.timed("serve", lambda: self.served_as(expected, ask, *pair, "--threshold", "certified"))
+        served = self.timed("serve", lambda: self.served_as(expected, ask, *pair, "--threshold", SHARE))
         more = {"answers that name no label": int((frame["prediction"] == -1).sum())}
         more |= {name: float(frame[name].mean()) for name in ("tokens", "cached", "steps") if name in frame}
         return {"scored": len(frame), **more, **self.told(expected), "served": served}
@@ -213,10 +215,10 @@ class Trial:
         """Evaluated, certified and served beside a Super that was trained here."""
         settings = self.settings("swift", api="completions", max_tokens=4, body={"stop": ["\n"]})
         joint, local = self.folder / "joint", self.folder / "local"
-        fit = ["fit", "--model", "FinetuneModule", "--model.model", self.model, "--model.layers", "4", *TRAINED]
-        run(*fit, "--model.output", local, *self.data, *QUIET)
-        evaluate = ["validate", "--model.swift_model", settings, "--model.super_model", local]
-        self.timed("validate, Swift", lambda: run(*evaluate, "--model.output", joint, *self.data, *QUIET))
+        fit = ["--model", "FinetuneModule", "--model.model", self.model, "--model.layers", "4", *TRAINED]
+        self.step(local, "fit", *fit, "--model.output", local)
+        evaluate = ["--model.swift_model", settings, "--model.super_model", local, "--model.output", joint]
+        self.step(joint, "validate", *evaluate)
         run("calibrate", joint, "--max_regret", REGRET, "--split", "validation")
         expected = self.expected(joint)
 
@@ -225,7 +227,7 @@ class Trial:
             return answer["label"], answer["answered_by"]
 
         pair = ["--swift_model", settings, "--super_model", local, "--thresholds", joint]
-        served = self.timed("serve, Swift", lambda: self.served_as(expected, ask, *pair, "--threshold", "certified"))
+        served = self.timed("serve", lambda: self.served_as(expected, ask, *pair, "--threshold", SHARE))
         return {**self.told(expected), "served": served}
 
     @staticmethod
@@ -272,9 +274,11 @@ def main() -> int:
                 trial.asked = args.served
                 one = {"texts": trial.texts, "super": trial.as_super, "swift": trial.as_swift}[stage]
                 found[stage] = one() if stage != "swift" or trial.gives_probabilities() else "no log-probabilities"
-                found.setdefault("seconds", {}).update(trial.seconds)
+                found["seconds"] = found.get("seconds", {}) | {stage: trial.seconds}
                 figures = figures_of("api_servers")
-                figures[name] = {**figures.get(name, {}), **found}
+                before = figures.get(name, {})
+                times = {**before.get("seconds", {}), **found["seconds"]}
+                figures[name] = {**before, **found, "seconds": times}
                 write_result("api_servers", figures, ("torch", "transformers", "httpx", "fastapi"))
     missed = []
     for name, found in figures.items():
