@@ -1,18 +1,24 @@
 """What `elang serve --api openai` adds to a Super: asked directly, and through a pair that defers everything.
 
-    python benchmarks/speed/gateway.py [--clients 64] [--seconds 20] [--delay 0.3] [--rounds 3]
+    python benchmarks/speed/gateway.py [--clients 64] [--seconds 4] [--delays 0.1 0.5] [--rounds 5]
 
-The Super is a server of a fixed delay, because its own time is the same on both ways. The pair is asked twice: at the
-threshold -inf, where the Swift is not asked, and with a tiny random Swift that reads every prompt and defers it by
-`prompt_router`. Ways take turns; the medians of the rounds count. Prints a table and writes
-benchmarks/results/gateway.json; exits with 1 where the pair without its Swift adds more than 5 ms to the median, or
-takes 10% of the throughput. It needs idle cores: with other work beside it, look at the CPU time of the server.
+The Super is a server that answers after as long as it is asked to, 0.1 to 0.5 s as a real one for a short text. A
+request's time without that is what counts. The pair is asked twice: at the threshold -inf, where the Swift is not
+asked, and with a tiny random Swift that reads every prompt and defers it by `prompt_router`. Ways take turns of some
+seconds; each round gives a difference to the Super asked directly, and the medians of these count. The CPU time of a
+request is that of each process apart: the server, its Swift, the Super, and the clients, which share the cores. What
+other programs use of the cores meanwhile is told, too: with more than a tenth of one, look at the CPU times.
+
+Takes two minutes. Prints a table and writes benchmarks/results/gateway.json; exits with 1 where the pair without its
+Swift adds more than 5 ms to the median, or takes 10% of the throughput.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import random
+import re
 import statistics
 import subprocess
 import sys
@@ -22,121 +28,148 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import running, write_result
 
 ADDED_MS, TAKEN = 5.0, 0.10
+# Ways, and seconds before a turn that do not count.
+DIRECT, PAIR, SWIFT, WARM = "direct", "pair, threshold -inf", "pair, Swift reads", 1.0
+DELAY = re.compile(rb'([0-9.]+)"')
+TICKS = os.sysconf("SC_CLK_TCK")
 QUESTION = "The plot of this film is long, and then comes a longer one, which nobody has understood. What is it about?"
 CHAT = (
     "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '</s>' }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+Way = tuple[str, dict[str, int]]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=20, help="of each way in each round")
-    parser.add_argument("--delay", type=float, default=0.3, help="seconds of the Super")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4, help="of each way in each round")
+    parser.add_argument("--delays", type=float, nargs=2, default=(0.1, 0.5), help="seconds of the Super, from and to")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--super-port", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.super_port:
-        return serve_super(args.super_port, args.delay)
-    load_before = os.getloadavg()[0]
+        return serve_super(args.super_port)
+    figures: dict[str, Any] = {"delays, s": list(args.delays), "load of the machine before": os.getloadavg()[0]}
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        swift = write_swift(Path(folder))
-        own = [__file__, "--delay", str(args.delay), "--super-port"]
-        ways: dict[str, tuple[str, subprocess.Popen[bytes]]] = {}
-        ways["direct"] = stack.enter_context(running([sys.executable, *own, "PORT"], stdout=subprocess.DEVNULL))
-        pair = ["--api", "openai", "--swift_model", swift, "--super_model", f"openai:large@{ways['direct'][0]}/v1"]
+        swift = write_swift(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        quiet: Any = {"stdout": subprocess.DEVNULL}
+        own = [sys.executable, __file__, "--super-port", "PORT"]
+        address, behind = stack.enter_context(running(own, **quiet))
+        ways: dict[str, Way] = {DIRECT: (address, {"Super": behind.pid})}
+        pair = ["--api", "openai", "--swift_model", swift, "--super_model", f"openai:large@{address}/v1"]
         pair += ["--score", "prompt_router", "--model_name", "large", "--device", "cpu", "--port", "PORT"]
-        serve = [sys.executable, "-m", "elang", "serve", *pair, "--threshold"]
-        ways["pair, threshold -inf"] = stack.enter_context(running([*serve, "-inf"], stdout=subprocess.DEVNULL))
-        ways["pair, Swift reads"] = stack.enter_context(running([*serve, "-1e9"], stdout=subprocess.DEVNULL))
-        figures = measure(ways, args)
-    missed = []
-    for count in (1, args.clients):
-        part = figures[f"{count} clients"]
-        for way, found in part.items():
-            print(f"{count} clients, {way}:", {name: round(value, 4) for name, value in found.items()})
-        added = part["pair, threshold -inf"]["added to p50, ms"]
-        if added > ADDED_MS:
-            missed.append(f"{count} clients: {added:.1f} ms added to the median")
-    taken = figures[f"{args.clients} clients"]["pair, threshold -inf"]["throughput taken"]
-    if taken > TAKEN:
-        missed.append(f"{args.clients} clients: {taken:.0%} of the throughput taken")
-    figures |= {"delay, s": args.delay, "load of the machine before": load_before, "missed": missed}
-    write_result("gateway", figures, ("torch", "fastapi", "uvicorn", "httpx"))
+        for way, threshold in ((PAIR, "-inf"), (SWIFT, "-1e9")):
+            command = [sys.executable, "-m", "elang", "serve", *pair, "--threshold", threshold]
+            address, process = stack.enter_context(running(command, **quiet))
+            ways[way] = address, {"server": process.pid, "Swift": swift_of(process.pid), "Super": behind.pid}
+        # One client waits for nobody but the server; its turns may be few.
+        for count, rounds in ((1, min(3, args.rounds)), (args.clients, args.rounds)):
+            figures[f"{count} clients"] = measure(ways, count, rounds, args.seconds, args.delays)
+    figures["missed"] = missed = misses(figures)
+    write_result("gateway", figures, ("torch", "fastapi", "uvicorn", "aiohttp"))
     for line in missed:
         print(f"MISSED: {line}", file=sys.stderr)
     return 1 if missed else 0
 
 
-def measure(ways: dict[str, tuple[str, "subprocess.Popen[bytes]"]], args: argparse.Namespace) -> dict[str, Any]:
-    """The medians over the rounds, for one client and for many."""
-    figures: dict[str, Any] = {}
-    for count in (1, args.clients):
-        found: dict[str, list[tuple[float, ...]]] = {way: [] for way in ways}
-        for number in range(args.rounds):
-            # In turns, each way first once.
-            names = list(ways)
-            for way in names[number % len(names) :] + names[: number % len(names)]:
-                address, process = ways[way]
-                asyncio.run(load(address, count, 1.0))
-                cpu, start = cpu_seconds(process.pid), time.perf_counter()
-                p50, p99, rate = asyncio.run(load(address, count, args.seconds))
-                asked = rate * (time.perf_counter() - start)
-                found[way].append((p50, p99, rate, 1e3 * (cpu_seconds(process.pid) - cpu) / asked))
-        medians = {
-            way: [statistics.median(column) for column in zip(*rows, strict=True)] for way, rows in found.items()
-        }
-        base = medians["direct"]
-        figures[f"{count} clients"] = {
-            way: {"p50, ms": p50, "p99, ms": p99, "requests a second": rate, "CPU of the server, ms a request": cpu}
-            | {"added to p50, ms": p50 - base[0], "throughput taken": 1 - rate / base[2]}
-            for way, (p50, p99, rate, cpu) in medians.items()
-        }
+def measure(
+    ways: dict[str, Way], count: int, rounds: int, seconds: float, delays: tuple[float, float]
+) -> dict[str, Any]:
+    """The medians over the rounds of what so many clients find, by way."""
+    turns: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for number in range(rounds):
+        # Each is the first once.
+        names = list(ways)
+        for way in names[number % len(names) :] + names[: number % len(names)]:
+            turns[way].append(asyncio.run(turn(*ways[way], count, seconds, delays)))
+    figures = {}
+    for way, rows in turns.items():
+        for row, base in zip(rows, turns[DIRECT], strict=True):
+            row["added to p50, ms"] = row["p50 beside the delay, ms"] - base["p50 beside the delay, ms"]
+            row["throughput taken"] = 1 - row["requests a second"] / base["requests a second"]
+        figures[way] = {name: round(statistics.median(row[name] for row in rows), 4) for name in rows[0]}
+        print(f"{count} clients, {way}:", figures[way], flush=True)
     return figures
 
 
-def cpu_seconds(pid: int) -> float:
+async def turn(
+    address: str, processes: dict[str, int], clients: int, seconds: float, delays: tuple[float, float]
+) -> dict[str, float]:
+    """What clients find that ask one request after the other, and the CPU time of a request in each process."""
+    url, times, counts = f"{address}/v1/chat/completions", list[float](), False
+
+    async def one(http: aiohttp.ClientSession, number: int) -> None:
+        # The same delays on each way. With one for all, clients that once wait together would do so for ever.
+        rng = random.Random(number)
+        while (before := time.perf_counter()) < end:
+            delay = round(rng.uniform(*delays), 3)
+            message = {"role": "user", "content": f"{QUESTION} {delay}"}
+            body = json.dumps({"model": "large", "messages": [message], "max_tokens": 64}).encode()
+            async with http.post(url, data=body) as response:
+                assert response.status == 200
+                await response.read()
+            if counts:
+                times.append(1e3 * (time.perf_counter() - before - delay))
+
+    headers = {"content-type": "application/json"}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as http:
+        end = time.perf_counter() + WARM + seconds
+        asking = [asyncio.ensure_future(one(http, number)) for number in range(clients)]
+        await asyncio.sleep(WARM)
+        counts, start, before = True, time.perf_counter(), cpu_times(processes)
+        await asyncio.sleep(end - time.perf_counter())
+        took, after, count = time.perf_counter() - start, cpu_times(processes), len(times)
+        await asyncio.gather(*asking)
+    times = sorted(times[:count])
+    spent = {name: after[name] - before[name] for name in after}
+    others = spent.pop("all") - sum(spent.values())
+    figures = {"p50 beside the delay, ms": times[count // 2], "p99 beside the delay, ms": times[int(0.99 * count)]}
+    figures["requests a second"] = count / took
+    figures |= {f"CPU of {name}, ms a request": 1e3 * value / count for name, value in spent.items()}
+    return figures | {"cores used by other programs": max(0.0, others / took)}
+
+
+def cpu_times(processes: dict[str, int]) -> dict[str, float]:
+    """Seconds of CPU time of processes so far, of this one, which has the clients, and of all."""
+    found = {name: of_process(pid) for name, pid in processes.items()} | {"clients": time.process_time()}
+    # Without idle time and waiting for disks; the last two are in the first ones already.
+    user, nice, system, _, _, *others = Path("/proc/stat").read_text().splitlines()[0].split()[1:9]
+    return found | {"all": sum(map(int, (user, nice, system, *others))) / TICKS}
+
+
+def of_process(pid: int) -> float:
     """CPU time of a process so far, without its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-async def load(address: str, clients: int, seconds: float) -> tuple[float, float, float]:
-    """p50 and p99 in ms, and requests a second, of clients that ask one request after the other."""
-    times: list[float] = []
-    body = json.dumps(
-        {"model": "large", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 64}
-    ).encode()
-    headers = {"content-type": "application/json"}
-    tls = httpx.create_ssl_context()
-    start = time.perf_counter()
-
-    async def one(number: int) -> None:
-        # Spread over the first delay, so that they do not all ask at once.
-        await asyncio.sleep(0.3 * number / clients)
-        # Of its own: the time that one takes for a request grows with its connections.
-        async with httpx.AsyncClient(base_url=address, timeout=60, verify=tls, headers=headers) as client:
-            while (before := time.perf_counter()) - start < seconds:
-                response = await client.post("/v1/chat/completions", content=body)
-                response.raise_for_status()
-                times.append(1e3 * (time.perf_counter() - before))
-
-    await asyncio.gather(*map(one, range(clients)))
-    took = time.perf_counter() - start
-    times.sort()
-    return times[len(times) // 2], times[int(0.99 * len(times))], len(times) / took
+def swift_of(pid: int) -> int:
+    """The process of the Swift: of those that a server has started, the one that has taken most time."""
+    return max(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()), key=of_process)
 
 
-def serve_super(port: int, delay: float) -> int:
-    """Answer every chat after the delay."""
+def misses(figures: dict[str, Any]) -> list[str]:
+    """Which of the bars are missed."""
+    missed = []
+    for name, part in figures.items():
+        if not name.endswith("clients"):
+            continue
+        if (added := part[PAIR]["added to p50, ms"]) > ADDED_MS:
+            missed.append(f"{name}: {added:.1f} ms added to the median")
+        if (taken := part[PAIR]["throughput taken"]) > TAKEN:
+            missed.append(f"{name}: {taken:.0%} of the throughput taken")
+    return missed
+
+
+def serve_super(port: int) -> int:
+    """Answer every chat after the delay at the end of its message."""
     import uvicorn
 
     reply = {
@@ -154,9 +187,10 @@ def serve_super(port: int, delay: float) -> int:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["method"] == "POST":
-            while (await receive()).get("more_body"):
-                pass
-            await asyncio.sleep(delay)
+            asked = b""
+            while (message := await receive()).get("more_body"):
+                asked += message["body"]
+            await asyncio.sleep(float(DELAY.search(asked + message["body"])[1]))  # type: ignore[index]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

@@ -3,6 +3,7 @@
 import os
 import re
 from dataclasses import replace
+from typing import Any
 
 from elang.backends.openai.settings import SCHEME, Settings
 from elang.backends.remote import TOKEN_VARIABLE, check_address, token_of_environment
@@ -25,20 +26,18 @@ def is_elsewhere(address: str, swift_model: str | None) -> bool:
     return True
 
 
-def upstream_of(address: str, variable: str | None, chats: bool) -> Settings | None:
-    """How a Super behind an API is asked; ``None`` if it is none."""
+def upstream_of(address: str, variable: str | None, chats: dict[str, Any] | None) -> Settings | None:
+    """How a Super behind an API is asked; ``None`` if it is none. ``chats`` are defaults of a server of chats."""
     if not is_api(address):
         if variable is not None:
             raise InputError("--super_key_variable is for a Super at openai:MODEL@URL. Leave it out.")
         return None
-    settings = Settings.of(address)
+    settings = Settings.of(address, **(chats or {}))
     if variable is not None:
-        if not chats:
+        if chats is None:
             raise InputError("--super_key_variable is for --api openai: name the variable in a YAML file (key).")
         key_in(variable)
         settings = replace(settings, key=variable)
-    if settings.api != "chat" and chats:
-        raise InputError(f"'{address}' sends no chats (api: {settings.api}). Set api: chat.")
     return settings
 
 

@@ -2,7 +2,7 @@
 
 import signal
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,9 +18,12 @@ from elang.terminal import tell
 if TYPE_CHECKING:
     from elang.backends.openai.settings import Settings
     from elang.inference.predictor import JointPredictor
+    from elang.inference.serving.server import ChatOptions
 
 
 _DEADLINE, _CHAT_DEADLINE = 10.0, 120.0
+# As many as OpenAI's own client makes.
+_CHAT_TRIES = 3
 Role = Literal["swift", "super"]
 
 
@@ -94,10 +97,26 @@ class ServerOptions:
         return {"elang": _DEADLINE, "openai": _CHAT_DEADLINE}[self.api] if self.deadline is None else self.deadline
 
     @property
-    def prices(self) -> dict[Role, tuple[float, float]]:
-        """What a million tokens of a model cost, as far as that is known."""
+    def chat_defaults(self) -> dict[str, Any]:
+        """Settings of a Super of chats that its file does not have: unlike a run, clients wait, and ask again."""
+        return {"concurrent": self.max_deferred, "tries": _CHAT_TRIES, "timeout": self.seconds}
+
+    def chat_options(self, name: str, upstream: "Settings | None") -> "ChatOptions":
+        """The pair's name, how its Super is asked, and what tokens cost as far as that is known."""
+        from elang.backends.openai.settings import Prices
+        from elang.inference.serving.server import ChatOptions
+
+        prices: dict[Role, Prices] = {}
+        of_file = None if upstream is None else upstream.prices
+        if of_file is not None:
+            prices["super"] = of_file
         given: dict[Role, tuple[float, float] | None] = {"swift": self.swift_price, "super": self.super_price}
-        return {role: price for role, price in given.items() if price is not None}
+        for role, price in given.items():
+            if price is not None:
+                prices[role] = Prices(*price, date="", currency=of_file.currency if of_file else "")
+        if upstream is not None:
+            upstream = replace(upstream, prices=prices.get("super"))
+        return ChatOptions(name, upstream, prices)
 
 
 class _StopError(BaseException):
@@ -131,7 +150,8 @@ def serve(
     if server.api == "openai" and is_api(str(swift_model)):
         raise InputError("--api openai needs a Swift that runs here, and this --swift_model is elsewhere.")
     # First, because an address that is refused may contain a password.
-    upstream = upstream_of(super_model, server.super_key_variable, server.api == "openai")
+    defaults = server.chat_defaults if server.api == "openai" else None
+    upstream = upstream_of(super_model, server.super_key_variable, defaults)
     remote, token = is_elsewhere(super_model, swift_model), key_in(server.key_variable)
     from elang.inference.serving.workers import listen
 
@@ -177,7 +197,7 @@ def _serve(
     import torch
 
     from elang.inference.serving.schema import Limits
-    from elang.inference.serving.server import ChatOptions, Processes, build_server
+    from elang.inference.serving.server import Processes, build_server
 
     devices = _devices(server)
     tell("loading the models")
@@ -188,13 +208,8 @@ def _serve(
     chats = None
     if server.api == "openai":
         assert predictor is not None
-        name = server.model_name or Path(str(swift_model)).resolve().name
-        if predictor.swift.streams and super_model.startswith("http"):
-            raise InputError(f"'{super_model}' answers no chats. Give openai:MODEL@URL, or the Super's folder.")
-        prices = server.prices
-        if upstream is not None and upstream.prices is not None and "super" not in prices:
-            prices["super"] = (upstream.prices.input, upstream.prices.output)
-        chats = ChatOptions(name, upstream, prices)
+        _check_chats(predictor.swift.streams, super_model, server, upstream)
+        chats = server.chat_options(server.model_name or Path(str(swift_model)).resolve().name, upstream)
     n_models = (swift_model is not None) + (not remote)
     waiting = {"pending": server.max_pending, "deferred": server.max_deferred}
     built = build_server(
@@ -214,6 +229,21 @@ def _serve(
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(f"serving {path} of {address} as soon as /ready says so; its schema is at /docs", flush=True)  # noqa: T201
     built.run(sockets)
+
+
+def _check_chats(writes: bool, super_model: str, server: ServerOptions, upstream: "Settings | None") -> None:
+    """Refuse what a pair that writes texts, or one that does not, cannot have behind OpenAI's API."""
+    if writes:
+        if super_model.startswith("http"):
+            raise InputError(f"'{super_model}' answers no chats. Give openai:MODEL@URL, or the Super's folder.")
+        if upstream is not None and upstream.api != "chat":
+            raise InputError(f"'{super_model}' sends no chats (api: {upstream.api}). Set api: chat.")
+        return
+    if server.super_key_variable is not None:
+        raise InputError("--super_key_variable is for a Swift that writes texts: name it in a YAML file (key).")
+    for name in ("super_price", "swift_price"):
+        if getattr(server, name) is not None:
+            raise InputError(f"--{name} is for a Swift that writes texts. Leave it out.")
 
 
 def _load_swift(

@@ -23,6 +23,7 @@ class Api:
         self.write = write or (lambda body: self.answer(self.question(body)))
         self.plan, self.seen, self.asked, self.sent = [], [], Counter(), 0
         self.most = self.now = 0
+        self.connections = set()
         self.usage = True
         # Of batches: what is sent, each one's file and how often it was looked at, and lines put into the next output.
         self.files, self.batches, self.lines = {}, {}, []
@@ -55,6 +56,7 @@ class Api:
                 with lock:
                     api.now += 1
                     api.most = max(api.most, api.now)
+                    api.connections.add(self.client_address)
                     api.seen.append((time.monotonic(), self.path, dict(self.headers), body))
                     planned = api.plan.pop(0) if api.plan and self.path != "/v1/batches" else None
                     if self.path == "/v1/batches":

@@ -5,10 +5,14 @@ import json
 import math
 import threading
 import time
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
+import aiohttp
 import httpx
 import pytest
+from backends.openai_server import Api
 from fastapi import FastAPI
 
 from elang import InputError, JointPredictor
@@ -18,13 +22,15 @@ from elang.backends.loading.load import SCHEMES
 from elang.backends.openai.settings import Prices, Settings
 from elang.inference.serving.chat_routes import add_chat_routes
 from elang.inference.serving.chat_service import ChatService
-from elang.inference.serving.chats import LocalChats, Upstream
+from elang.inference.serving.chats import LocalChats
 from elang.inference.serving.elsewhere import BackendSuper, ask_backend
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.model import ChatModel
 from elang.inference.serving.schema import Limits, Question
+from elang.inference.serving.sender import proxy_of
 from elang.inference.serving.service import Metrics, score_edges
 from elang.inference.serving.text_chats import TextChats
+from elang.inference.serving.upstream import Upstream
 from elang.records.table import Records
 from elang.tasks.sampling import Sampling
 from inference.chat_pairs import EASY, HARD, TASK, TOKENS, write_chat_pair
@@ -81,8 +87,7 @@ def chat_app(models, score="prompt_router", super_=None, wrong=None, **policy):
     here = LocalChats("Swift", workers["swift"], predictor.task, usual=usual, fixed=not early, early=early)
     behind = super_ or LocalChats("Super", workers["super"], predictor.task, usual=usual)
     service = ChatService(predictor, here, behind, limits=limits, metrics=metrics, **policy)
-    app = FastAPI()
-    add_chat_routes(app, service, "pair", predictor.task, metrics=metrics, deadline=limits.deadline)
+    app = add_chat_routes(FastAPI(), service, "pair", predictor.task, metrics=metrics, deadline=limits.deadline)
     return app, service, workers
 
 
@@ -421,12 +426,31 @@ def test_what_is_told_of_a_text_is_never_taken_back(models, stops):
     assert (told, row.finish) == (expected, "stop")
 
 
-def upstream(handler, key=None):
+class Handled:
+    """In place of aiohttp's client: what a handler of httpx's requests answers."""
+
+    closed = False
+
+    def __init__(self, handler, headers):
+        self.handler, self.headers = handler, headers
+
+    @asynccontextmanager
+    async def post(self, url, data, headers, **options):
+        response = self.handler(httpx.Request("POST", url, content=data, headers={**self.headers, **headers}))
+        response = await response if asyncio.iscoroutine(response) else response
+
+        async def iter_any():
+            for place in range(0, len(response.content), 100):
+                yield response.content[place : place + 100]
+
+        content = SimpleNamespace(iter_any=iter_any)
+        yield SimpleNamespace(status=response.status_code, headers=response.headers, content=content)
+
+
+def upstream(handler, key=None, **settings):
     keyed = type("Keyed", (Settings,), {"secret": key or ""})
-    super_ = Upstream(keyed("large", "http://elsewhere/v1"), 5.0)
-    super_._free.clear()
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    super_.new_client = lambda: httpx.AsyncClient(transport=httpx.MockTransport(handler), headers=headers)
+    super_ = Upstream(keyed("large", "http://elsewhere/v1", **{"tries": 1, **settings}), 5.0)
+    super_._sender._http = Handled(handler, {"authorization": f"Bearer {key}"} if key else {})
     return super_
 
 
@@ -452,7 +476,7 @@ def test_a_super_elsewhere_gets_what_was_asked(models):
             200, text="".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
         )
 
-    app, _, _ = chat_app(models, super_=upstream(handler, key="k3y"), prices={"super": (1e3, 1e4)})
+    app, _, _ = chat_app(models, super_=upstream(handler, key="k3y"), prices={"super": Prices(1e3, 1e4, "")})
     (response,) = posted(app, asked(HARD, max_tokens=9, presence_penalty=0.5))
     about = response.json()["elang"]
     assert (text_of(response), about["usage"]["super"]["prompt_tokens"]) == ("hello", 7)
@@ -490,8 +514,11 @@ def test_a_super_elsewhere_gets_what_was_asked(models):
         (httpx.Response(200, json=[1]), "failed", 503),
         (httpx.Response(200, json={"choices": [{"index": 0, "message": "x"}]}), "failed", 503),
         (httpx.Response(400, text='{"error": ' + "[" * 100_000), "failed", 503),
-        (httpx.ConnectError("refused"), "failed", 503),
-        (httpx.ReadTimeout("late"), "timeout", 504),
+        (httpx.Response(404, json={"error": {"message": "no such model"}}), "failed", 503),
+        (httpx.Response(200, json={"error": {"message": "slow", "code": 429}}), "full", 429),
+        (aiohttp.ClientConnectorError(SimpleNamespace(ssl=True), OSError("refused")), "failed", 503),
+        (aiohttp.ServerDisconnectedError(), "failed", 503),
+        (aiohttp.SocketTimeoutError("late"), "timeout", 504),
     ],
 )
 def test_a_super_elsewhere_that_fails(models, caplog, reply, reason, status):
@@ -506,28 +533,126 @@ def test_a_super_elsewhere_that_fails(models, caplog, reply, reason, status):
     app, _, _ = chat_app(models, super_=upstream(handler, key="k3y"), on_super_failure="fail")
     (response,) = posted(app, asked(HARD))
     assert response.status_code == status
-    assert (response.headers.get("retry-after") == "7") == (status == 429)
+    assert ("retry-after" in response.headers) == (status != 504)
+    assert (response.headers.get("retry-after") == "7") == (status == 429 and reply.status_code == 429)
     assert "k3y" not in response.text + caplog.text
 
 
-def test_a_super_elsewhere_is_asked_over_connections_that_are_kept(models):
-    """Each request has a client of its own: the time of one grows with the connections that it has."""
-    made = []
+ALWAYS = {"elang": {"always": "super"}}
+
+
+@pytest.fixture
+def api():
+    api = Api(lambda body: "x")
+    yield api
+    api.close()
+
+
+def test_a_super_elsewhere_is_asked_over_connections_that_are_kept(models, api):
+    super_ = Upstream(Settings("large", api.url, key=None), 5.0)
+    app, _, _ = chat_app(models, super_=super_)
+
+    async def all_of_them():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for count in (1, 1, 5, 5):
+                posts = [client.post("/v1/chat/completions", json=asked(**ALWAYS)) for _ in range(count)]
+                texts = [text_of(response) for response in await asyncio.gather(*posts)]
+                assert texts == ["x"] * count
+        await super_.close()
+
+    asyncio.run(all_of_them())
+    assert len(api.seen) == 12
+    assert len({headers["idempotency-key"] for _, _, headers, _ in api.seen}) == 12
+    assert len(api.connections) <= 5
+
+
+def test_limits_of_a_super_elsewhere_hold_for_all_requests(models):
+    """Requests at a time and a minute, pauses that it asks for, tries, and the times of requests."""
+    plan, times, now, most = [], [], 0, 0
 
     async def handler(request):
-        await asyncio.sleep(0.05)
-        choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
-        return httpx.Response(200, json={"choices": [choice]})
+        nonlocal now, most
+        now += 1
+        times.append(time.monotonic())
+        most = max(most, now)
+        await asyncio.sleep(0.02)
+        now -= 1
+        return plan.pop(0) if plan else httpx.Response(200, json={"choices": [{"message": {"content": "x"}}]})
 
-    super_ = upstream(handler)
-    new_client = super_.new_client
-    super_.new_client = lambda: made.append(1) or new_client()
-    app, _, _ = chat_app(models, super_=super_)
-    for count in (1, 1, 5, 5):
-        responses = posted(app, *[asked(elang={"always": "super"})] * count)
-        assert {response.json()["choices"][0]["message"]["content"] for response in responses} == {"x"}
-    assert len(made) == 5
-    assert responses[0].json()["elang"]["usage"] == {"super": None}
+    def ask(count=1, deadline=20, **settings):
+        times.clear()
+        app, service, _ = chat_app(models, super_=upstream(handler, **settings), limits=Limits(deadline=deadline))
+        responses = posted(app, *[asked(**ALWAYS)] * count)
+        return responses, [round(each - times[0], 2) for each in times], service.metrics.page().body.decode()
+
+    assert {one.status_code for one in ask(8, concurrent=2)[0]} == {200}
+    assert most == 2
+    _, gaps, _ = ask(4, requests_per_minute=600)
+    assert gaps[-1] > 0.2
+    # As many tokens as there are bytes, before the first answer.
+    _, gaps, _ = ask(3, tokens_per_minute=30_000)
+    assert gaps[-1] > 0.2
+    # What cannot be in time is refused at once, and told when to come again.
+    responses, _, _ = ask(4, deadline=1.6, requests_per_minute=60)
+    refused = [one for one in responses if one.status_code == 429]
+    assert [one.headers["retry-after"] for one in refused] == ["2", "2"]
+    assert {one.json()["error"]["code"] for one in refused} == {"rate_limit_exceeded"}
+    # A failure that may pass is tried again; all wait for a pause.
+    slow = httpx.Response(429, headers={"retry-after": "1"}, json={"error": {"message": "slow"}})
+    plan[:] = [slow]
+    (response,), gaps, page = ask(tries=3)
+    assert (response.status_code, 1 <= gaps[1] < 2) == (200, True)
+    assert 'elang_failed_attempts_total{reason="429"} 1.0' in page
+    for bad in (httpx.Response(503), httpx.Response(200, text="<html>"), httpx.Response(200, json={"choices": []})):
+        plan[:] = [bad]
+        (response,), gaps, _ = ask(tries=2)
+        assert (response.status_code, len(gaps)) == (200, 2)
+    # But not if it asks for more time than there is, nor what another attempt does not mend.
+    for reply, status in (
+        (httpx.Response(429, headers={"retry-after": "30"}), 429),
+        (httpx.Response(401), 503),
+        (httpx.Response(429, json={"error": {"code": "insufficient_quota", "message": "pay"}}), 503),
+        (httpx.Response(400, json={"error": {"message": "no"}}), 400),
+    ):
+        plan[:] = [reply]
+        (response,), gaps, _ = ask(tries=3)
+        assert (response.status_code, len(gaps)) == (status, 1), reply
+
+
+def test_the_budget_of_a_super_elsewhere(models):
+    """It holds from the start of the server; what broke off counts with the most that it may have cost."""
+    prices = Prices(1.0, 100.0, "2026-11-30", cached=0.5)
+    reply = {"choices": [{"message": {"content": "x"}}]}
+    reply["usage"] = {"prompt_tokens": 40, "completion_tokens": 10, "prompt_tokens_details": {"cached_tokens": 20}}
+    replies = [httpx.Response(200, json=reply)]
+    super_ = upstream(lambda request: replies[-1], prices=prices, budget=0.0052, max_tokens=20)
+    app, service, _ = chat_app(models, super_=super_, prices={"super": prices}, on_super_failure="fail")
+    (response,) = posted(app, asked(**ALWAYS))
+    about = response.json()["elang"]
+    assert (about["cost"], about["currency"]) == (pytest.approx(0.00103), "USD")
+    assert response.json()["usage"]["prompt_tokens_details"] == {"cached_tokens": 20}
+    assert super_.spending.spent == about["cost"]
+    replies.append(httpx.Response(200, text="<html>"))
+    assert posted(app, asked(**ALWAYS))[0].status_code == 503
+    assert super_.spending.spent > 0.003
+    replies.append(httpx.Response(500))
+    before = super_.spending.spent
+    assert posted(app, asked(**ALWAYS))[0].status_code == 503
+    assert super_.spending.spent == before
+    replies.append(replies[0])
+    statuses = [posted(app, asked(HARD, **more))[0] for more in (ALWAYS, {})]
+    assert [one.status_code for one in statuses] == [200, 429]
+    error = statuses[1].json()["error"]
+    assert (error["code"], statuses[1].headers["x-should-retry"]) == ("insufficient_quota", "false")
+    assert super_.spending.spent < 0.0052
+    assert "elang_budget_left 0.00" in service.metrics.page().body.decode()
+    # By policy the Swift answers in its place.
+    app, _, _ = chat_app(models, super_=super_, prices={"super": prices})
+    about = posted(app, asked(HARD))[0].json()["elang"]
+    assert (about["answered_by"], about["fallback"]) == ("swift", "budget")
+    with pytest.raises(InputError, match=r"'budget' of openai:large@.* needs 'max_tokens'"):
+        Upstream(Settings("large", "http://elsewhere/v1", budget=5.0, prices=prices), 5.0)
 
 
 def test_a_super_elsewhere_that_refuses_or_breaks_off(models):
@@ -631,9 +756,6 @@ def test_settings_of_a_super_elsewhere_limit_its_answers(models):
     posted(app, asked(HARD, max_tokens=5))
     posted(app, asked(HARD, max_tokens=50))
     assert limits == [9, 5, 9]
-    prices = Prices(1.0, 1.0, "2026-11-01")
-    with pytest.raises(InputError, match=r"'budget' of openai:large@.* Leave it out"):
-        Upstream(Settings("large", "http://elsewhere/v1", budget=5.0, prices=prices), 5.0)
 
 
 def test_a_super_elsewhere_sends_without_end(models, monkeypatch):
@@ -663,9 +785,14 @@ def test_what_a_super_elsewhere_leaves_out_or_repeats(models, monkeypatch):
     reply = {"choices": [{"message": {"content": "my k3y"}}]}
     app, _, _ = chat_app(models, super_=upstream(lambda request: httpx.Response(200, json=reply), "k3y"))
     assert text_of(posted(app, asked(HARD))[0]) == "my …"
-    monkeypatch.setenv("HTTPS_PROXY", "ftp://proxy")
+    monkeypatch.setenv("HTTP_PROXY", "ftp://proxy")
     with pytest.raises(InputError, match="proxy that the environment names"):
         Upstream(Settings("large", "http://elsewhere/v1"), 5.0)
+    monkeypatch.setenv("HTTP_PROXY", "proxy:3128")
+    assert proxy_of("http://elsewhere/v1") == "http://proxy:3128"
+    assert proxy_of("https://elsewhere/v1") is None
+    monkeypatch.setenv("NO_PROXY", "elsewhere")
+    assert proxy_of("http://elsewhere/v1") is None
 
 
 def test_a_ceiling_on_cost(models):
@@ -679,7 +806,9 @@ def test_a_ceiling_on_cost(models):
         choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "length"}
         return httpx.Response(200, json={"choices": [choice], "usage": usage})
 
-    app, service, _ = chat_app(models, super_=upstream(handler), prices={"swift": (1.0, 1.0), "super": (10.0, 100.0)})
+    app, service, _ = chat_app(
+        models, super_=upstream(handler), prices={"swift": Prices(1.0, 1.0, ""), "super": Prices(10.0, 100.0, "")}
+    )
     for ceiling, who, fallback in ((1.0, "super", None), (0.01, "super", None), (0.001, "swift", "cost")):
         (response,) = posted(app, asked(HARD, elang={"max_cost": ceiling}))
         about = response.json()["elang"]
@@ -716,9 +845,8 @@ def labels(pair):
 
 def label_app(predictor, **wrong):
     service = Models(predictor, **wrong).service()
-    app = FastAPI()
-    add_chat_routes(app, TextChats(service), "pair", predictor.task, metrics=service.metrics, deadline=10)
-    return app
+    chats = TextChats(service)
+    return add_chat_routes(FastAPI(), chats, "pair", predictor.task, metrics=service.metrics, deadline=10)
 
 
 def test_a_pair_of_labels_answers_with_their_names(labels):

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _SHOWN = 300
 _POLL = 0.02
 _LONGEST = 16 << 20
-# Codes of 429 and of 400 that a further try does not help.
-_NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+"""Codes of errors, also of 429 and of 400, after which the key's owner must pay first."""
 _TOO_LONG = ("context_length_exceeded", "string_above_max_length")
 _TOO_LONG_WORDS = ("context length", "too many tokens", "context size", "context window")
 TOO_LONG, FILTERED = "too_long", "content_filter"
@@ -201,7 +201,7 @@ class Client:
 
         sent: Any = {"content": request.content, "headers": request.headers}
         async with http.stream("POST", self.questions.url, **sent) as response:
-            body = await whole_body(response)
+            body = await whole_body(response.aiter_bytes())
             # What is read is decompressed already.
             kept = {name: value for name, value in response.headers.items() if name != "content-encoding"}
             return httpx.Response(response.status_code, headers=kept, content=body)
@@ -214,7 +214,7 @@ class Client:
             return self._error(response)
         try:
             payload = json.loads(self.without_key(response))
-            if (code := _error_in(payload)) is not None:
+            if (code := error_in(payload)) is not None:
                 return self._error(httpx.Response(code, content=response.content))
             reply = Reply.parse(payload)
             tokens = [token for token, *_ in reply.tokens or []]
@@ -240,7 +240,7 @@ class Client:
         if status in (401, 403):
             named = f"set {self.settings.key}" if self.settings.key else "name the variable with its key as 'key'"
             raise InputError(f"{who} refuses the key ({status}): {named} (docs/super.md).")
-        if code in _NO_MONEY:
+        if code in NO_MONEY:
             raise InputError(f"{who} has no more credit ({code}). Add some, then run the same command again.")
         if status in RETRIED:
             raise TemporaryError(f"{status}: {message}" if message else str(status), pause_of(response.headers))
@@ -256,10 +256,10 @@ class Client:
         raise InputError(f"{who} refuses a request ({status}: {message}). Change the settings that it names.")
 
 
-async def whole_body(response: "httpx.Response") -> bytes:
-    """What a streamed response has in it; a TemporaryError if it is too much: a server may send without end."""
+async def whole_body(chunks: AsyncIterable[bytes]) -> bytes:
+    """The chunks of a response's body together; a TemporaryError if it is too much: a server may send without end."""
     body = bytearray()
-    async for chunk in response.aiter_bytes():
+    async for chunk in chunks:
         body += chunk
         check_size(len(body))
     return bytes(body)
@@ -271,7 +271,7 @@ def check_size(size: int) -> None:
         raise TemporaryError(f"the reply has more than {_LONGEST >> 20} MB")
 
 
-def _error_in(payload: Any) -> int | None:
+def error_in(payload: Any) -> int | None:
     """The status of an error that some gateways send in place of a reply with the status 200; ``None`` for a reply."""
     if not isinstance(payload, dict) or not payload.get("error") or payload.get("choices"):
         return None

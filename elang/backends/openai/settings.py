@@ -129,24 +129,25 @@ class Settings:
         return f"{SCHEME}{self.model}@{self.url}"
 
     @classmethod
-    def of(cls, address: str) -> "Settings":
+    def of(cls, address: str, **defaults: Any) -> "Settings":
         """The settings of ``openai:MODEL@URL``, or of a YAML file whose ``model`` is such an address.
 
         Without ``@URL`` it is OpenAI's own, with the key in OPENAI_API_KEY. To another URL no key is sent that a file
-        does not name.
+        does not name. ``defaults`` take the place of those of fields that the file does not have.
 
         Raises:
             InputError: If the address is none, the file cannot be read, or it has a value that cannot be.
         """
         if address.lower().startswith(SCHEME):
-            return cls(**_parts(address))
+            return cls(**defaults, **_parts(address))
         try:
             values = yaml.safe_load(Path(address).read_text("utf-8"))
             if not isinstance(values, dict) or not isinstance(values.get("model"), str):
                 raise ValueError("it has no 'model', such as model: openai:MODEL@URL")
             _check_names(values, cls, "", without="url")
             check_fields(values, _CHECKS)
-            made = {**_parts(values.pop("model")), **{name: v for name, v in values.items() if v is not None}}
+            given = {name: value for name, value in values.items() if value is not None}
+            made = {**defaults, **_parts(given.pop("model")), **given}
             if "prices" in made:
                 made["prices"] = Prices.read(made["prices"])
             settings = cls(**made)

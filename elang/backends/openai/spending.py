@@ -1,11 +1,13 @@
 """What requests take: tokens and money so far, what those under way may take, and the pace that a server allows."""
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from threading import Lock, RLock
 from typing import Any
 
 from elang.backends.openai.settings import Settings, Usage
+from elang.backends.retrying import TemporaryError
 from elang.errors import InputError
 from elang.terminal import Progress
 
@@ -20,12 +22,17 @@ class Pace:
         self._rates = settings.requests_per_minute, settings.tokens_per_minute
         self._free, self._lock = 0.0, Lock()
 
-    async def turn(self, tokens: int, sleep: Callable[[float], Awaitable[None]]) -> None:
-        """Wait until a request of about so many tokens may be sent."""
+    async def turn(self, tokens: int, sleep: Callable[[float], Awaitable[None]], within: float = math.inf) -> None:
+        """Wait until a request of about so many tokens may be sent.
+
+        Raises a TemporaryError at once if that is not ``within`` so many seconds; other requests keep their turns.
+        """
         taken = [60 * amount / rate for amount, rate in zip((1, tokens), self._rates, strict=True) if rate]
         with self._lock:
             now = time.monotonic()
             start = max(now, self._free)
+            if start - now > within:
+                raise TemporaryError("too many requests a minute", start - now)
             self._free = start + max(taken, default=0.0)
         if start > now:
             await sleep(start - now)

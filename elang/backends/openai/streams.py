@@ -2,16 +2,13 @@
 
 import json
 import time
-from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, AsyncIterable
+from typing import Any
 
 from elang.backends.openai.client import check_size
 from elang.backends.openai.redaction import PieceRedactor, spelled, without
 from elang.backends.openai.replies import usage_of
 from elang.backends.retrying import TemporaryError
-
-if TYPE_CHECKING:
-    import httpx
 
 WHOLE = 10
 """A stream ends within so many times the seconds that one of its pieces may take."""
@@ -21,10 +18,10 @@ class SlowError(Exception):
     """A stream takes longer than it may, though the server may send bytes."""
 
 
-async def pieces(response: "httpx.Response", seconds: float) -> AsyncGenerator[str, None]:
-    """The data of a stream's events. Each comes within so many ``seconds`` of the one before; comments do not count.
+async def pieces(chunks: AsyncIterable[bytes], seconds: float) -> AsyncGenerator[str, None]:
+    """The data of the events in a stream's chunks. Each comes within so many ``seconds`` of the one before.
 
-    The client must limit reading to as many seconds: a server that sends nothing is not noticed here.
+    Comments do not count. The client must limit reading to as many seconds: silence is not noticed here.
 
     Raises:
         SlowError: If a piece takes longer, or the stream longer than :data:`WHOLE` times that.
@@ -32,7 +29,7 @@ async def pieces(response: "httpx.Response", seconds: float) -> AsyncGenerator[s
     """
     now = time.monotonic()
     late, end, size, rest = now + seconds, now + WHOLE * seconds, 0, b""
-    async for chunk in response.aiter_bytes():
+    async for chunk in chunks:
         now = time.monotonic()
         if now > min(late, end):
             raise SlowError
@@ -48,7 +45,9 @@ async def pieces(response: "httpx.Response", seconds: float) -> AsyncGenerator[s
         yield data.decode()
 
 
-async def stream_parts(response: "httpx.Response", seconds: float, secret: str) -> AsyncGenerator[dict[str, Any], None]:
+async def stream_parts(
+    chunks: AsyncIterable[bytes], seconds: float, secret: str
+) -> AsyncGenerator[dict[str, Any], None]:
     """The parts of a streamed answer, without the secret; those before its first text, which may not come, with that.
 
     Raises:
@@ -57,7 +56,7 @@ async def stream_parts(response: "httpx.Response", seconds: float, secret: str) 
         ValueError, TypeError, KeyError or AttributeError: If a piece is none.
     """
     ended, begun, waiting, redactor = False, False, list[dict[str, Any]](), PieceRedactor(secret)
-    async for data in pieces(response, seconds):
+    async for data in pieces(chunks, seconds):
         if data == "[DONE]":
             ended = True
             break
@@ -83,7 +82,7 @@ async def stream_parts(response: "httpx.Response", seconds: float, secret: str) 
 def part_of(reply: dict[str, Any], name: str, secret: str) -> dict[str, Any]:
     """A reply, or a piece of a stream, as a part of an answer without the secret; an error if a choice of it is none.
 
-    Some servers send pieces that only end a choice, or only say something about it.
+    Some servers send pieces that only end a choice, or only say something about it. ``usage`` is there if it is told.
     """
     choices, reply = [], without(reply, secret)
     for choice in reply["choices"] if name == "message" else reply.get("choices") or []:
@@ -97,5 +96,4 @@ def part_of(reply: dict[str, Any], name: str, secret: str) -> dict[str, Any]:
     if name == "message" and not choices:
         raise ValueError("no choices")
     usage = usage_of(reply.get("usage"))
-    told = {} if usage is None else {"usage": {"prompt_tokens": usage.input, "completion_tokens": usage.output}}
-    return {"choices": choices, **told}
+    return {"choices": choices} if usage is None else {"choices": choices, "usage": usage}

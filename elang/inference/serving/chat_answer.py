@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from elang.backends.openai.settings import Prices, Usage
 from elang.inference.serving.chats import Parts
 from elang.inference.serving.schema import Role
 
-Prices = dict[Role, tuple[float, float]]
-"""What a million tokens cost that a model reads, and that it writes."""
+PairPrices = dict[Role, Prices]
+"""What the tokens of each model cost, as far as that is known."""
 
 
 @dataclass
@@ -27,17 +28,18 @@ class ChatAnswer:
     deferred: str | None = None
     fallback: str | None = None
     more: dict[str, Any] = field(default_factory=dict)
-    tokens: dict[Role, list[int] | None] = field(default_factory=dict)
-    prices: Prices = field(default_factory=dict)
+    tokens: dict[Role, Usage | None] = field(default_factory=dict)
+    prices: PairPrices = field(default_factory=dict)
 
     def about(self, ended: bool) -> dict[str, Any]:
         """The field ``elang`` of a reply, at the end with the tokens, and the cost if prices are known."""
         names = ("answered_by", "score", "threshold", "deferred", "fallback")
         about = {name: _finite(getattr(self, name)) for name in names} | self.more
         if ended:
-            about["usage"] = {role: counts and _usage(*counts) for role, counts in self.tokens.items()}
+            about["usage"] = {role: used and _told(used) for role, used in self.tokens.items()}
             if self.prices:
-                about["cost"] = self.cost
+                currency = next(iter(self.prices.values())).currency
+                about |= {"cost": self.cost} | ({"currency": currency} if currency else {})
         return about
 
     @property
@@ -48,21 +50,32 @@ class ChatAnswer:
         return {f"x-elang-{n.replace('_', '-')}": str(about[n]) for n in names if about[n] is not None}
 
     @property
-    def usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, Any]:
         """The tokens of both models together."""
-        known = [counts for counts in self.tokens.values() if counts]
-        return _usage(sum(read for read, _ in known), sum(written for _, written in known))
+        return _told(total(*filter(None, self.tokens.values())))
 
     @property
     def cost(self) -> float | None:
         """What the tokens cost; ``None`` if those of a model are unknown."""
         if None in self.tokens.values():
             return None
-        return sum(cost_of(self.prices, role, *counts) for role, counts in self.tokens.items() if counts)
+        return sum(cost_of(self.prices, role, used) for role, used in self.tokens.items() if used)
 
 
-def _usage(read: int, written: int) -> dict[str, int]:
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+def total(*usages: Usage) -> Usage:
+    """Several usages together.
+
+    >>> total(Usage(5, 1, 2), Usage(3, 0, 1))
+    Usage(input=8, cached=1, output=3)
+    """
+    return Usage(*(sum(getattr(one, name) for one in usages) for name in ("input", "cached", "output")))
+
+
+def _told(usage: Usage) -> dict[str, Any]:
+    """A usage as the API has it."""
+    told: dict[str, Any] = {"prompt_tokens": usage.input, "completion_tokens": usage.output}
+    told["total_tokens"] = usage.input + usage.output
+    return told | ({"prompt_tokens_details": {"cached_tokens": usage.cached}} if usage.cached else {})
 
 
 def _finite(value: Any) -> Any:
@@ -70,10 +83,9 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
-def cost_of(prices: Prices, role: Role, read: int, written: int) -> float:
-    """What so many tokens of a model cost."""
-    price = prices.get(role, (0.0, 0.0))
-    return (read * price[0] + written * price[1]) / 1e6
+def cost_of(prices: PairPrices, role: Role, usage: Usage) -> float:
+    """What the tokens of a model cost; those of one without a price cost nothing."""
+    return prices[role].of(usage) if role in prices else 0.0
 
 
 async def no_parts() -> Parts:

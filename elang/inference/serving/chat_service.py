@@ -12,15 +12,17 @@ from typing import Any
 
 from prometheus_client import Counter
 
+from elang.backends.openai.settings import Usage
 from elang.errors import InputError
 from elang.inference.options import as_number
 from elang.inference.predictor import JointPredictor
-from elang.inference.serving.chat_answer import ChatAnswer, Prices, cost_of, no_parts
+from elang.inference.serving.chat_answer import ChatAnswer, PairPrices, cost_of, no_parts, total
 from elang.inference.serving.chat_request import READ, ChatRequest
-from elang.inference.serving.chats import LocalChats, Parts, UnansweredError, Upstream
+from elang.inference.serving.chats import LocalChats, Parts, UnansweredError
 from elang.inference.serving.conversation import framed, is_text
-from elang.inference.serving.schema import RETRY, ApiError, Limits, Role
+from elang.inference.serving.schema import RETRY, ApiError, Limits, Role, timeout
 from elang.inference.serving.service import Metrics, OnSuperFailure
+from elang.inference.serving.upstream import Upstream
 
 # The part of a deadline that is kept for the Swift, should the Super not answer.
 _SWIFT_SHARE = 0.25
@@ -59,17 +61,17 @@ class ChatService:
         metrics: Metrics,
         on_super_failure: OnSuperFailure = "swift",
         super_ready: Callable[[], bool] = lambda: True,
-        prices: Prices | None = None,
+        prices: PairPrices | None = None,
     ) -> None:
         self.predictor, self.swift, self.super_, self.super_ready = predictor, swift, super_, super_ready
         self.limits, self.metrics, self.on_super_failure = limits, metrics, on_super_failure
-        self.prices: Prices = prices or {}
+        self.prices: PairPrices = prices or {}
         to: Any = {"registry": metrics.registry}
         self.counted = Counter("elang_tokens", "Tokens of chats", ["model", "kind"], **to)
         self.spent = Counter("elang_cost", "Cost of chats by the prices of the server", ["model"], **to)
-        for role, model in (("swift", swift), ("super", super_)):
-            if isinstance(model, LocalChats):
-                model.gauge = metrics.waiting.labels(role)
+        swift.gauge, super_.gauge = (metrics.waiting.labels(role) for role in ("swift", "super"))
+        if isinstance(super_, Upstream):
+            super_.count_in(metrics.registry)
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Begin an answer, or raise an :class:`ApiError`. Whoever takes its parts must close them."""
@@ -121,8 +123,8 @@ class ChatService:
             raise ApiError(504, "The Swift did not answer before the deadline.") from None
         self.metrics.seconds.labels("swift").observe(time.monotonic() - start)
         # A Swift that has deferred may be asked again.
-        read, written = answer.tokens.get("swift") or (0, 0)
-        answer.score, answer.tokens["swift"] = first["score"], [first["prompt_tokens"] + read, written]
+        before = answer.tokens.get("swift") or Usage(0, 0, 0)
+        answer.score, answer.tokens["swift"] = first["score"], total(before, Usage(first["prompt_tokens"], 0, 0))
         if first["score"] is not None:
             self.metrics.scores.observe(first["score"])
         answer.parts, answer.answered_by = parts, "swift"
@@ -138,7 +140,7 @@ class ChatService:
         # Keep time for the Swift's answer.
         kept = 0.0 if alone or self.on_super_failure == "fail" else _SWIFT_SHARE * self.limits.deadline
         try:
-            parts = self._super_parts(request, answer)
+            parts = self._super_parts(request, answer, until - kept)
             try:
                 first = await _within(anext(parts), until - kept)
             except asyncio.TimeoutError:
@@ -166,7 +168,7 @@ class ChatService:
                     raise error.refusal or _unanswered(error) from None
                 answer.deferred = deferred
 
-    def _super_parts(self, request: ChatRequest, answer: ChatAnswer) -> Any:
+    def _super_parts(self, request: ChatRequest, answer: ChatAnswer, until: float) -> Any:
         if not self.super_ready():
             raise UnansweredError("unavailable", "The Super is not there.")
         if self.super_.waiting >= self.limits.deferred:
@@ -178,7 +180,7 @@ class ChatService:
         tokens = self._affordable(request, answer, messages)
         answer.tokens["super"] = None
         if isinstance(self.super_, Upstream):
-            return self.super_.ask(request, messages, tokens)
+            return self.super_.ask(request, messages, tokens, until)
         return self.super_.ask(replace(request.chat, tokens=tokens or request.chat.tokens))
 
     def _affordable(self, request: ChatRequest, answer: ChatAnswer, messages: list[dict[str, Any]]) -> int | None:
@@ -195,8 +197,9 @@ class ChatService:
         # Tools, schemas, and what else a server may put into the prompt.
         known = {name: value for name, value in request.body.items() if name not in READ}
         read = len(json.dumps([messages, known], ensure_ascii=False).encode()) + _AROUND_MESSAGE * len(messages)
-        spent = sum(cost_of(self.prices, role, *counts) for role, counts in answer.tokens.items() if counts)
-        room, price = ceiling - spent - cost_of(self.prices, "super", read, 0), self.prices.get("super", (0.0, 0.0))[1]
+        spent = sum(cost_of(self.prices, role, used) for role, used in answer.tokens.items() if used)
+        room = ceiling - spent - cost_of(self.prices, "super", Usage(read, 0, 0))
+        price = self.prices["super"].output if "super" in self.prices else 0.0
         if price and not math.isinf(tokens := room / (price / 1e6 * request.chat.count)):
             given = request.chat.tokens
             tokens = min(math.floor(tokens), tokens if given is None else given)
@@ -224,19 +227,22 @@ class ChatService:
                     yield part
         finally:
             await parts.aclose()
-            for model, counts in answer.tokens.items():
-                for kind, count in zip(("read", "written"), counts or (0, 0), strict=True):
-                    self.counted.labels(model, kind).inc(count)
-                if counts and self.prices:
-                    self.spent.labels(model).inc(cost_of(self.prices, model, *counts))
+            for model, used in answer.tokens.items():
+                if used is None:
+                    continue
+                self.counted.labels(model, "read").inc(used.input)
+                self.counted.labels(model, "written").inc(used.output)
+                if model in self.prices:
+                    self.spent.labels(model).inc(cost_of(self.prices, model, used))
 
     def _add(self, answer: ChatAnswer, role: Role, part: dict[str, Any]) -> None:
-        if "prompt_tokens" in part and answer.tokens.get(role) is None:
-            answer.tokens[role] = [part["prompt_tokens"], 0]
+        used = answer.tokens.get(role)
+        if "prompt_tokens" in part and used is None:
+            answer.tokens[role] = Usage(part["prompt_tokens"], 0, 0)
         elif usage := part.get("usage"):
-            answer.tokens[role] = [int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion")]
-        elif (counts := answer.tokens.get(role)) is not None:
-            counts[1] += part.get("tokens", 0)
+            answer.tokens[role] = usage
+        elif used is not None and part.get("tokens"):
+            answer.tokens[role] = total(used, Usage(0, 0, part["tokens"]))
 
 
 def _unsupported(who: str, what: str, param: str | None) -> ApiError:
@@ -250,7 +256,8 @@ def _unanswered(error: UnansweredError) -> ApiError:
 
 
 async def _within(first: Any, until: float) -> Any:
-    return await asyncio.wait_for(first, max(0.0, until - time.monotonic()))
+    async with timeout(max(0.0, until - time.monotonic())):
+        return await first
 
 
 async def _chained(first: dict[str, Any], parts: Any) -> Parts:

@@ -1,25 +1,17 @@
-"""Who answers chats: a language model in processes here, or a server elsewhere that has the API of OpenAI."""
+"""A language model in processes here that answers chats, those that wait together in a batch."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
 from prometheus_client import Gauge
 
 from elang.backends.chat_decoding import Chat
-from elang.backends.openai.client import Client, whole_body
-from elang.backends.openai.settings import Settings
-from elang.backends.openai.streams import SlowError, part_of, stream_parts
-from elang.backends.retrying import TemporaryError
-from elang.errors import InputError
 from elang.inference.serving.chat_request import ChatRequest
 from elang.inference.serving.schema import ApiError, Reason
 from elang.inference.serving.streams import Stream
@@ -30,8 +22,6 @@ Parts = AsyncGenerator[dict[str, Any], None]
 _log = logging.getLogger(__name__)
 # Conversations that a process goes on with together.
 _TOGETHER = 32
-# Statuses of a server elsewhere that are about the request.
-_OF_REQUEST = (400, 404, 413, 422)
 
 
 class UnansweredError(Exception):
@@ -156,91 +146,3 @@ def _choice(part: dict[str, Any]) -> dict[str, Any]:
     delta = {"content": part["text"]}
     choice = {"index": part["choice"], "delta": delta, "logprobs": logprobs, "finish_reason": part.get("finish")}
     return {"choices": [choice], "tokens": part.get("tokens", 0)}
-
-
-class Upstream:
-    """A server elsewhere that has the API of OpenAI, which is sent what a request contains."""
-
-    def __init__(self, settings: Settings, timeout: float) -> None:
-        if settings.budget is not None:
-            raise InputError(
-                f"The 'budget' of {settings.address} is that of a run, and a server of chats has no end. Leave it out; "
-                "requests may have elang.max_cost."
-            )
-        self.settings = settings
-        self.timeout, self.waiting = timeout, 0
-        self._tls = httpx.create_ssl_context()
-        # One for each request at a time: the time of a client grows with the connections that it has. The first one
-        # shows before anything is asked whether the key and the proxy can be used.
-        self._free = [self.new_client()]
-
-    def new_client(self) -> httpx.AsyncClient:
-        """A client with a connection of its own, which is kept."""
-        return Client.opened(headers=self.settings.headers_now(), timeout=self.timeout, verify=self._tls)
-
-    def refuses(self, request: ChatRequest) -> tuple[str, str | None]:
-        """Nothing: the server itself says what it does not take."""
-        return "", None
-
-    async def ask(self, request: ChatRequest, messages: list[dict[str, Any]], tokens: int | None) -> Parts:
-        """The parts of an answer: ``choices`` and ``usage`` as the server gives them.
-
-        ``tokens`` limits them, beside the request's limit and that of the settings. Raises an :class:`UnansweredError`.
-        """
-        body = {**request.body, "model": self.settings.model, "messages": messages}
-        body |= {name: value for name, value in self.settings.body.items() if value is not None}
-        most = [limit for limit in (tokens, self.settings.max_tokens) if limit is not None]
-        if most:
-            tokens = min(most if request.chat.tokens is None else [*most, request.chat.tokens])
-            names = [name for name in ("max_completion_tokens", "max_tokens") if name in body]
-            body |= dict.fromkeys(names or ["max_tokens"], tokens)
-        if request.stream:
-            body["stream_options"] = {"include_usage": True}
-        client = self._free.pop() if self._free else self.new_client()
-        self.waiting += 1
-        try:
-            async with client.stream("POST", f"{self.settings.url}/chat/completions", json=body) as response:
-                if response.status_code != 200:
-                    raise self._refusal(response, await whole_body(response))
-                if not request.stream:
-                    reply = json.loads((await whole_body(response)).decode())
-                    yield part_of(reply, "message", self.settings.secret)
-                    return
-                async for part in stream_parts(response, self.timeout, self.settings.secret):
-                    yield part
-        except (httpx.TimeoutException, SlowError):
-            raise UnansweredError("timeout", "The Super did not answer in time.") from None
-        except TemporaryError as error:
-            _log.warning("The Super failed: %s", error.reason)
-            raise UnansweredError("failed", "The Super broke off its answer.") from None
-        except (
-            httpx.HTTPError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
-            _log.warning("The Super failed: %s", type(error).__name__)
-            raise UnansweredError("failed", "The Super gave no answer that can be read.") from None
-        finally:
-            self.waiting -= 1
-            self._free.append(client)
-
-    def _refusal(self, response: httpx.Response, body: bytes) -> UnansweredError | ApiError:
-        status = response.status_code
-        error: Any = None
-        with suppress(ValueError, AttributeError, RecursionError):
-            error = json.loads(body).get("error")
-        if status in _OF_REQUEST and isinstance(error, dict):
-            clean = self.settings.without_key
-            message = clean(str(error.get("message")))[:1000]
-            code, param = (clean(str(error[name]))[:80] if error.get(name) else None for name in ("code", "param"))
-            return ApiError(400 if status == 404 else status, f"The Super refuses this: {message}", param, code)
-        # What it says of a wrong key may contain it.
-        _log.warning("The Super answered with %s", status)
-        if status == 429:
-            retry = {name: response.headers[name] for name in ("retry-after",) if name in response.headers}
-            refusal = ApiError(429, "The Super takes no more requests now.", code="rate_limit_exceeded", headers=retry)
-            return UnansweredError("full", "The Super takes no more requests now.", refusal)
-        return UnansweredError("failed", f"The Super answered with {status}.")

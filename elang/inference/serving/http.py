@@ -1,11 +1,13 @@
 """What uvicorn leaves open: bounds for heads, answers, connections and their time, and how the server ends."""
 
 import asyncio
+import gc
 import os
 import resource
 import socket
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from functools import cache
 from http import HTTPStatus
 from typing import Any, cast
@@ -17,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from elang.errors import InputError
 from elang.inference.serving.gate import HEAD_BYTES, TASK, Gate, response_of
 from elang.inference.serving.schema import RETRY
-from elang.inference.serving.workers import Workers, take_no_more
+from elang.inference.serving.workers import Workers, keep_what_is_loaded, take_no_more
 
 # Seconds for a head to come, for the next request on a connection, and for the client to take an answer.
 _HEAD, _IDLE, _TAKEN = 10.0, 20.0, 20.0
@@ -53,6 +55,9 @@ class Connection(HttpToolsProtocol):
         self.since = time.monotonic()
         self.unparsed, self.data, self.refused = 0, b"", False
         super().connection_made(transport)
+        # asyncio does so only where the listening socket names its protocol, which Python's own do not. Without it the
+        # body of an answer waits until the client has acknowledged the head, which takes 40 ms.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connections: set[Any] = self.connections
         if len(connections) > most_connections():
             others = [other for other in connections if other.awaited() and other is not self]
@@ -180,12 +185,12 @@ class Connection(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Runs a gate and the workers behind it.
+    """Runs a gate and the workers behind it. ``close`` is awaited in the end.
 
     At a signal it answers or refuses the requests that it has, and ends; at a second one it ends at once.
     """
 
-    def __init__(self, gate: Gate, workers: list[Workers]) -> None:
+    def __init__(self, gate: Gate, workers: list[Workers], close: Callable[[], Awaitable[None]] | None = None) -> None:
         config = uvicorn.Config(
             gate,
             http=Connection,
@@ -200,12 +205,16 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)
-        self.gate, self.workers = gate, workers
+        self.gate, self.workers, self.close = gate, workers, close
         self.signalled_at: float | None = None
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Answer requests to listening sockets until a signal; an InputError if a model could not be loaded."""
-        super().run(sockets)
+        keep_what_is_loaded()
+        try:
+            super().run(sockets)
+        finally:
+            gc.unfreeze()
         for model in self.workers:
             if model.failed:
                 raise InputError(f"The server did not start. {model.failed}")
@@ -218,6 +227,8 @@ class Server(uvicorn.Server):
             await super().serve(sockets)
         finally:
             await asyncio.gather(*(model.end() for model in self.workers))
+            if self.close is not None:
+                await self.close()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to end, without uvicorn's handler, which raises the signal again; at the second signal end at once."""

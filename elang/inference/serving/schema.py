@@ -5,12 +5,18 @@ Errors name the place, never the input, so what is sent back is short.
 
 import asyncio
 import json
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import SkipJsonSchema
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout as timeout
+else:
+    from async_timeout import timeout as timeout
 
 RETRY = {"Retry-After": "1"}
 # Longer bodies are parsed in a thread, one at a time, so that short ones need not wait; this many of them may wait.
@@ -21,7 +27,7 @@ _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate
 # Stop at the first wrong element, because each further one would cost time.
 _Strings = Annotated[list[str], Field(fail_fast=True)]
 Role = Literal["swift", "super"]
-Reason = Literal["timeout", "full", "failed", "unavailable", "cost"]
+Reason = Literal["timeout", "full", "failed", "unavailable", "cost", "budget"]
 
 
 class Question(BaseModel):

@@ -15,10 +15,10 @@ from elang.backends.openai.settings import Settings
 from elang.inference.loading import settle_backend
 from elang.inference.predictor import JointPredictor
 from elang.inference.serving.batcher import Batcher, ModelAnswers
-from elang.inference.serving.chat_answer import Prices
-from elang.inference.serving.chat_routes import AnswersChats, add_chat_routes
+from elang.inference.serving.chat_answer import PairPrices
+from elang.inference.serving.chat_routes import AnswersChats, ChatFront, add_chat_routes
 from elang.inference.serving.chat_service import ChatService
-from elang.inference.serving.chats import LocalChats, Upstream
+from elang.inference.serving.chats import LocalChats
 from elang.inference.serving.elsewhere import THREADS, BackendSuper, Client, ask_backend
 from elang.inference.serving.gate import Gate
 from elang.inference.serving.http import Server
@@ -26,6 +26,7 @@ from elang.inference.serving.model import ChatModel, Model
 from elang.inference.serving.schema import BODY, Labels, Limits, Question, QuestionReader, Reply, Role
 from elang.inference.serving.service import Metrics, OnSuperFailure, PairService, ask_model, score_edges
 from elang.inference.serving.text_chats import TextChats
+from elang.inference.serving.upstream import Upstream
 from elang.inference.serving.workers import Load, Workers
 from elang.method.scores import BEFORE_DECODER
 
@@ -40,7 +41,7 @@ class ChatOptions:
 
     model: str
     upstream: Settings | None = None
-    prices: Prices = field(default_factory=dict)
+    prices: PairPrices = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,16 @@ def build_server(
     app = FastAPI(title="elang serve", redirect_slashes=False)
     _add_health(app, workers)
     policy: Any = {"limits": limits, "on_super_failure": on_super_failure, "metrics": metrics}
+    front: FastAPI | ChatFront = app
     if writes:
         assert chats is not None and predictor is not None  # noqa: PT018
         service = _chat_service(predictor, workers, chats, super_ready=partial(ready, "super"), **policy)
-        _add_chats(app, service, predictor, chats, metrics=metrics, limits=limits)
+        front = _add_chats(app, service, predictor, chats, metrics=metrics, limits=limits)
         needed: tuple[Role, ...] = ("swift", "super") if on_super_failure == "fail" else ("swift",)
         _add_views(app, metrics, lambda: {"swift": ready("swift"), "super": ready("super")}, needed=needed)
-        return Server(Gate(app, token, limits.bytes, count=metrics.count), list(workers.values()))
+        gate = Gate(front, token, limits.bytes, count=metrics.count)
+        close = service.super_.close if isinstance(service.super_, Upstream) else None
+        return Server(gate, list(workers.values()), close)
     batchers = _batchers(workers, limits, remote=remote, token=token, predictor=predictor)
     if not remote:
         _add_super_route(app, batchers["super"], limits, metrics=metrics)
@@ -105,8 +109,8 @@ def build_server(
         pair_service = PairService(predictor, batchers, partial(ready, "super"), **policy)
         add_routes(app, pair_service, partial(ready, "swift"))
         if chats is not None:
-            _add_chats(app, TextChats(pair_service), predictor, chats, metrics=metrics, limits=limits)
-    return Server(Gate(app, token, limits.bytes, count=metrics.count), list(workers.values()))
+            front = _add_chats(app, TextChats(pair_service), predictor, chats, metrics=metrics, limits=limits)
+    return Server(Gate(front, token, limits.bytes, count=metrics.count), list(workers.values()))
 
 
 def _chat_service(
@@ -131,8 +135,8 @@ def _add_chats(
     *,
     metrics: Metrics,
     limits: Limits,
-) -> None:
-    add_chat_routes(app, service, chats.model, predictor.task, metrics=metrics, deadline=limits.deadline)
+) -> ChatFront:
+    return add_chat_routes(app, service, chats.model, predictor.task, metrics=metrics, deadline=limits.deadline)
 
 
 def _batchers(

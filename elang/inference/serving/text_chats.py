@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import HTTPException
 
+from elang.backends.openai.settings import Usage
 from elang.inference.serving.chat_answer import ChatAnswer
 from elang.inference.serving.chat_request import ChatRequest
 from elang.inference.serving.chat_service import threshold_of
@@ -60,7 +61,7 @@ class TextChats:
             deferred=reason if "super" in asked or answer.fallback else None,
             fallback=answer.fallback,
             more={"probability": answer.probability, "cut": answer.cut, "unread_turns": request.turns},
-            tokens={role: [read, written if role == answer.answered_by else 0] for role in asked},
+            tokens={role: Usage(read, 0, written if role == answer.answered_by else 0) for role in asked},
         )
 
     def _check(self, request: ChatRequest) -> None:
