@@ -137,6 +137,14 @@ def test_structured_answers(api, tmp_path, how, field, reply):
     backend = open_backend(write_settings(tmp_path, api, structured=how), TASK)
     assert backend.answer(examples_of(["x"])).prediction.tolist() == [1]
     assert json.dumps(["bad", "good"]) in json.dumps(api.seen[0][3][field])
+    # A server that does not know the field ignores it.
+    assert "free-answers" not in kinds()
+    api.write = lambda body: "good, I think" if "y" in api.question(body) else "good" if reply != "good" else "Good"
+    assert backend.answer(examples_of(["y", "z"])).prediction.tolist() == [1, 1]
+    told = kinds()["free-answers"]
+    assert told.startswith("2 of 2 answers of")
+    assert f"structured: {how}' asks for (first: 'good, I think')" in told
+    assert ("set 'choice'" in told) == (how == "guided_choice")
 
 
 @pytest.mark.parametrize(

@@ -664,6 +664,10 @@ def test_a_super_elsewhere_that_refuses_or_breaks_off(models):
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
     assert (error["message"], error["param"]) == ("The Super refuses this: too long for …", "messages, …")
+    # As servers made with FastAPI say it.
+    pinned = upstream(lambda request: httpx.Response(400, json={"detail": "pinned to k3y"}), "k3y")
+    (response,) = posted(chat_app(models, super_=pinned)[0], asked(HARD))
+    assert (response.status_code, response.json()["error"]["message"]) == (400, "The Super refuses this: pinned to …")
 
     def breaks(request):
         chunk = {"choices": [{"index": 0, "delta": {"content": "he"}, "finish_reason": None}]}

@@ -280,12 +280,11 @@ def error_in(payload: Any) -> int | None:
 
 
 def _error_of(text: str) -> tuple[str, str]:
-    """The code and the message of an error, as OpenAI, vLLM and others write it."""
+    """The code and the message of an error, as OpenAI, vLLM and servers made with FastAPI (``detail``) write it."""
     try:
         body = json.loads(text)
         error = body.get("error", body)
         if isinstance(error, dict):
-            # Servers made with FastAPI, as `transformers serve`, say "detail".
             text = str(error.get("message") or error.get("detail") or text)
             code = str(error.get("code") or error.get("type") or "")
             return code, " ".join(text.split())[:_SHOWN]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from elang.backends.openai.client import TOO_LONG, told_failures
 from elang.backends.openai.questions import Questions
-from elang.backends.openai.replies import LACKS, Reply
+from elang.backends.openai.replies import LACKS, Reply, answer_of
 from elang.backends.openai.spending import Spending
 from elang.errors import counted
 from elang.notices import notice
@@ -49,6 +49,28 @@ def tell_answers(questions: Questions, replies: Sequence[Reply], labels: Sequenc
             "that thinks first needs many more, or must be told not to think.",
         )
     _tell_models(questions, replies)
+    _tell_structure(questions, replies)
+
+
+def _tell_structure(questions: Questions, replies: Sequence[Reply]) -> None:
+    """Give a notice if the server leaves other answers than it was told to: some ignore a field they do not know."""
+    how, answers = questions.settings.structured, questions.task.answers
+    if how == "no" or questions.task.kind.generates:
+        return
+    whole = [one.text for one in replies if one.text and one.finish not in ("length", TOO_LONG)]
+    free = [text for text in whole if not _is_of_form(text, how == "json_schema", answers)]
+    if free:
+        older = " vLLM does so with guided_choice from version 0.12 on: set 'choice'." if how == "guided_choice" else ""
+        notice(
+            "free-answers",
+            f"{len(free)} of {counted(len(replies), 'answers')} of {questions.settings.address} are not of the form "
+            f"that 'structured: {how}' asks for (first: {free[0][:60]!r}): the server seems to ignore it.{older}",
+        )
+
+
+def _is_of_form(text: str, as_json: bool, answers: Sequence[str]) -> bool:
+    """Whether a text is one of the answers, in JSON or as it is; one that is no JSON would be read as it is."""
+    return answer_of(text, as_json).strip() in answers and (not as_json or text.strip() not in answers)
 
 
 def _tell_models(questions: Questions, replies: Sequence[Reply]) -> None:

@@ -136,14 +136,16 @@ class Sender:
 
     def _refuse(self, status: int, headers: Any, reply: Any) -> None:
         """Raise what an error of the server means."""
-        error = reply.get("error") if isinstance(reply, dict) else None
+        # Servers made with FastAPI say "detail", without "error".
+        error = reply.get("error", reply) if isinstance(reply, dict) else None
         error = without(error, self.settings.secret) if isinstance(error, dict) else None
         code = str(error["code"])[:80] if error and error.get("code") else None
         if code in NO_MONEY:
             raise UnansweredError("failed", f"The Super has no more credit ({code}).")
-        if status in _OF_REQUEST and error is not None:
+        message = str(error.get("message") or error.get("detail") or "")[:1000] if error else ""
+        if status in _OF_REQUEST and error and message:
             param = str(error["param"])[:80] if error.get("param") else None
-            raise ApiError(status, f"The Super refuses this: {str(error.get('message'))[:1000]}", param, code)
+            raise ApiError(status, f"The Super refuses this: {message}", param, code)
         if status == 429:
             pause = pause_of(headers)
             raise FailedError("429", UnansweredError("full", BUSY, busy(pause)), pause, charged=False)
