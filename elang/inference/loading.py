@@ -15,6 +15,7 @@ from elang.backends.loading.source import tell_if_larger
 from elang.backends.openai.backend import OpenAIBackend
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
+from elang.evaluation.units import words_of
 from elang.inference.inputs import type_name
 from elang.inference.options import PairOptions, as_number
 from elang.inference.runner import BatchLimits, ModelRunner
@@ -69,9 +70,6 @@ def load_pair(swift_model: AnyModel, super_model: AnyModel, options: PairOptions
     # Asked as the Swift was trained to be.
     if not alone and isinstance(super_model, str) and (opened := open_backend(super_model, first.task)) is not None:
         remote["super"] = opened
-    for backend in remote.values():
-        if isinstance(backend, OpenAIBackend):
-            backend.limit_new_tokens(manifest.max_target_length)
     if not alone and super_model is not None and "super" not in remote:
         super_ = models["super"] = _load(super_model, first.task, options, device=device, int8=options.super_int8)
         if (swift := models.get("swift")) is not None:
@@ -182,9 +180,18 @@ def set_sampling(pair: Pair, options: PairOptions, score: str) -> Sampling | Non
         model.sampling = None
         if sampling is not None:
             model.sample(sampling)
+    for backend in pair.remote.values():
+        settle_backend(backend, pair.manifest, sampling)
     if sampling is not None:
         tell_sampled(sampling.plain())
     return sampling
+
+
+def settle_backend(backend: Any, manifest: Manifest, sampling: Sampling | None) -> None:
+    """Let a model behind an API write texts as long as those of the Swift, and draw them as its are."""
+    if isinstance(backend, OpenAIBackend):
+        backend.limit_new_tokens(manifest.max_target_length)
+        backend.choose(sampling)
 
 
 def make_runners(pair: Pair, options: PairOptions, score: str, *, device: torch.device) -> dict[str, ModelRunner]:
@@ -229,9 +236,10 @@ def warn_if_costly(manifest: Manifest, score: str, name: str) -> None:
     if not (speedup < _COSTLY or everything):
         return
     better = ", ".join(repr(key) for key, speedup in speedups.items() if speedup > WORTH_NAMING)
-    cost = f"a FLOPs speed-up of {speedup:.2f}x on the slice that it was chosen on"
+    saving = words_of(str(manifest.thresholds[score][name].get("cost", ""))).saving
+    cost = f"a {saving} of {speedup:.2f}x on the slice that it was chosen on"
     text = f"At the threshold '{name}' the pair costs more than the Super alone: {cost}."
     if everything:
         text = f"This pair saves nothing at the quality of '{name}': every input goes to the Super, without the Swift."
-    remedy = f"The FLOPs speed-up there is above {WORTH_NAMING}x at {better}." if better else "Ask the Super alone."
+    remedy = f"The {saving} there is above {WORTH_NAMING}x at {better}." if better else "Ask the Super alone."
     notice("costly-threshold", f"{text} {remedy}", stacklevel=3)

@@ -1,9 +1,7 @@
 """The answers of one or several finished models, or of what stands in for them, to whole splits."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
 from pathlib import Path
-from threading import Thread
 from typing import Any, cast
 
 import torch
@@ -16,22 +14,20 @@ from elang.backends.loading.source import tell_if_larger
 from elang.backends.openai.backend import OpenAIBackend
 from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
-from elang.data.examples import Examples, fold_of
+from elang.data.examples import fold_of
 from elang.data.prompts import tell_examples
-from elang.errors import InputError
+from elang.errors import InputError, printable
 from elang.evaluation.report.console import print_commands, thresholds_option
 from elang.evaluation.slices import check_apart
 from elang.evaluation.summary import JointSummary
 from elang.method.deferral import check_finite, check_logits
 from elang.models.base import TaskModule
+from elang.models.elsewhere import ask_once, refuse_local, settle
 from elang.notices import notice
 from elang.records.manifest import FILENAME, Manifest
 from elang.records.table import EXAMPLES, Records
 from elang.tasks.sampling import Sampling, tell_drawn
 from elang.tasks.text_task import TaskFields, TextTask
-
-# Seconds between two messages to the other processes.
-_MINUTE = 60.0
 
 
 class EvaluationModule(TaskModule):
@@ -71,6 +67,7 @@ class EvaluationModule(TaskModule):
             backend = open_backend(path, self.task, scored=name == "swift")
             if backend is not None:
                 self.backends[name] = backend
+                settle(backend, sampling, loading.get("num_beams"), asked_scores if name != "super" else None)
                 continue
             # Without a task of the data's own (Python), a model answers what it was trained for.
             own_task, precision = self.task if task else None, getattr(torch, loading.get("dtype", "float32"))
@@ -96,9 +93,12 @@ class EvaluationModule(TaskModule):
             raise InputError("--model.sampling draws one text: leave it out, or --model.num_beams.")
         drawn = {name: backend.about.get("sampling") or {} for name, backend in self.recorded.items()}
         drawn |= {name: {} if sampling is None else sampling.plain() for name in self.models}
+        drawn |= {name: backend.drawn for name, backend in self.asked.items()}
         first = next(iter(models))
         if first in self.recorded:
             self.recorded[first].check(sampling, asked_scores)
+        if self.asked and not self.models:
+            refuse_local(static_cache=static_cache, dtype=loading.get("dtype"))
         tell_drawn({models[name]: drawn[name] for name in models if name in drawn})
         self.sampling: dict[str, Any] = drawn.get(first, {})
 
@@ -150,6 +150,7 @@ class EvaluationModule(TaskModule):
     def forget_asked(self) -> None:
         """Delete the replies of APIs that were kept for a run that continues this one: all are written now."""
         for backend in self.asked.values():
+            self.print(printable(f"{backend.address}: {backend.spending.line()}"))
             backend.forget_answers()
 
     def table_columns(self) -> Columns:
@@ -242,35 +243,7 @@ class EvaluationModule(TaskModule):
             examples = examples.take(torch.isin(examples.id, table["id"]))
         if name in self.recorded:
             return self.recorded[name].answer(examples)
-        return self._asked_once(self.backends[name], examples)
-
-    def _asked_once(self, backend: Backend, examples: Examples) -> Records:
-        """A backend's answers. Of several processes only the first one asks, and sends the others what it hears.
-
-        Every minute it tells them that it still waits, because torch ends a process that hears nothing for long.
-        """
-        if self.trainer.world_size == 1:
-            return backend.answer(examples)
-        answered: Future[Records] = Future()
-
-        def ask() -> None:
-            try:
-                answered.set_result(backend.answer(examples))
-            except Exception as error:
-                answered.set_exception(error)
-
-        if self.trainer.is_global_zero:
-            Thread(target=ask, daemon=True).start()
-        reply: tuple[Records | None, str] | None = None
-        while reply is None:
-            if self.trainer.is_global_zero and wait([answered], _MINUTE).done:
-                error = answered.exception()
-                reply = (None, str(error)) if error else (answered.result(), "")
-            reply = self.trainer.strategy.broadcast(reply)
-        records, message = reply
-        if records is None:
-            raise (answered.exception() if answered.done() else None) or InputError(message)
-        return records
+        return ask_once(self.backends[name], examples, self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse the checkpoint: this module has no weights of its own."""

@@ -82,6 +82,8 @@ class ScoreModule(EvaluationModule):
         self.save_hyperparameters()
         if top_k < 0 or (top_k and not self.task.kind.generates):
             raise InputError(f"--model.top_k {top_k} must be 0, or positive for models that generate texts.")
+        if top_k and not self.models:
+            raise InputError(f"--model.top_k {top_k} is for a model that runs here. Leave it out.")
         self.output, self.generate, self.top_k = output, generate, top_k
         self.parts, self.part, self.dtype_name = parts, part, dtype
         self._current_part = 0

@@ -30,6 +30,7 @@ class Api:
         # What begins of batches answer although they began.
         self.begins = []
         lock, api = threading.Lock(), self
+        self.lock = lock
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -80,9 +81,9 @@ class Api:
                     status, payload, *more = planned
                     headers = more[0] if more else {}
                 else:
-                    payload = api.payload(body, planned)
+                    payload = api.payload(body, planned) if planned else api.payload_of(self.headers, body)
                     with lock:
-                        api.asked[api.question(body)] += 1
+                        api.asked[api.question(body)] += bool(planned)
                 said = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
                 if planned == "endless":
                     said += b" " * (17 << 20)
@@ -113,7 +114,9 @@ class Api:
         if "/batches/" in path:
             self.batches[name][1] += 1
             done = self.batches[name][1] > 1
-            more = {"output_file_id": f"out-{name}"} if done else {}
+            total = len(self.files[self.batches[name][0]])
+            more = {"request_counts": {"completed": total * done, "total": total, "failed": 0}}
+            more |= {"output_file_id": f"out-{name}"} if done else {}
             return json.dumps({"id": name, "status": "completed" if done else "in_progress", **more}).encode()
         rows, lines = self.files[self.batches[name.removeprefix("out-")][0]], []
         for row in rows:
@@ -136,6 +139,13 @@ class Api:
     @staticmethod
     def answer(text):
         return "bad" if len(text) % 2 else "good"
+
+    def payload_of(self, headers, body):
+        """The reply to a request, which is counted."""
+        payload = self.payload(body)
+        with self.lock:
+            self.asked[self.question(body)] += 1
+        return payload
 
     def payload(self, body, misdeed=None):
         choice = self.write(body)

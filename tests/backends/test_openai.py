@@ -6,6 +6,7 @@ import re
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -24,6 +25,7 @@ from elang.backends.openai.settings import Settings, Usage
 from elang.data.examples import Examples
 from elang.method.scores import SEQUENCE_SCORES
 from elang.notices import forget_notices, notices
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask
 
 TASK = TextTask(["bad", "good"], prompt="review: {text}", answers=["bad", "good"])
@@ -337,9 +339,18 @@ def test_what_answers_took(api, tmp_path):
     price = [((count - count // 2) * 1.0 + count // 2 * 0.5 + 2 * 4.0) / 1e6 for count in prompts]
     assert records.price.tolist() == pytest.approx(price, rel=1e-12)
     api.plan = ["no usage"]
-    some = open_backend(write_settings(tmp_path, api, prices=PRICES), TASK).answer(examples_of(TEXTS[:3]))
-    assert some.price is some.tokens is some.cached is None
+    one_at_a_time = write_settings(tmp_path, api, prices=PRICES, concurrent=1)
+    some = open_backend(one_at_a_time, TASK).answer(examples_of(TEXTS[:3]))
+    assert some.tokens is some.cached is None
+    assert some.price.isnan().tolist() == [True, False, False]
     assert "1 answer" in kinds()["no-usage"]
+    # What the server refuses to read costs nothing, and the other prices stay.
+    forget_notices()
+    api.plan = [(400, error_of("context_length_exceeded")), (400, error_of("content_filter"))]
+    some = open_backend(one_at_a_time, TASK).answer(examples_of(TEXTS[:3]))
+    assert (some.price[:2].tolist(), some.tokens[:2].tolist()) == ([0, 0], [0, 0])
+    assert some.price[2] > 0
+    assert "no-usage" not in kinds()
 
 
 def test_a_budget_is_not_passed(api, tmp_path):
@@ -370,6 +381,44 @@ def test_a_budget_is_not_passed(api, tmp_path):
     # An answer of 12 tokens is held at 4 each, and a prompt's bytes.
     assert with_losses.spending.spent > 2 * 12 * 4e-6 + one
     assert with_losses.spending.spent < 4 * (12 * 4e-6 + 400e-6)
+
+
+WRITTEN = TextTask([], "sequence", segments=[], qualities=["exact_text"], prompt="{text}")
+
+
+def test_sampled_texts_are_asked_for_and_told(api, tmp_path):
+    """By the option, or by the settings; the records say how they were drawn."""
+    how = Sampling(0.7, 0.9, seed=3)
+    backend = open_backend(write_settings(tmp_path, api), WRITTEN)
+    backend.choose(how)
+    backend.answer(examples_of(["x"]))
+    body = api.seen[-1][3]
+    assert (body["temperature"], body["top_p"], body["seed"]) == (0.7, 0.9, 3)
+    assert backend.describe()["sampling"] == how.plain()
+    same = open_backend(write_settings(tmp_path, api, body={"top_k": 5, "seed": 3}), WRITTEN)
+    same.choose(replace(how, top_k=5))
+    assert same.describe()["sampling"] == replace(how, top_k=5).plain()
+    own = open_backend(write_settings(tmp_path, api, body={"temperature": 0.5}), WRITTEN)
+    assert own.describe()["sampling"] == Sampling(0.5).plain()
+    assert "sampling" not in open_backend(write_settings(tmp_path, api, body={"temperature": None}), WRITTEN).describe()
+
+
+@pytest.mark.parametrize(
+    ("task", "body", "options", "words"),
+    [
+        (WRITTEN, {}, {"sampling": Sampling(top_k=5)}, "has no top_k"),
+        (WRITTEN, {"temperature": 0.2}, {"sampling": Sampling(0.7)}, "'body' in the settings"),
+        (TASK, {}, {"sampling": Sampling()}, "Leave sampling out"),
+        (WRITTEN, {}, {"sampling": None, "num_beams": 4}, "has no beams"),
+        (WRITTEN, {}, {"sampling": None, "asked_scores": ["p_true"]}, "has no score 'p_true'"),
+    ],
+)
+def test_what_the_api_cannot_choose_texts_by_is_refused(api, tmp_path, task, body, options, words):
+    backend = open_backend(write_settings(tmp_path, api, body=body), task)
+    with pytest.raises(InputError, match=re.escape(words)):
+        backend.choose(**options)
+    backend.choose(None, 1, [])
+    backend.answer(examples_of(["x"]))
 
 
 def test_progress_has_the_money(api, tmp_path, monkeypatch, capfd):
@@ -476,7 +525,7 @@ def test_addresses():
     ("more", "words"),
     [
         ({"key": KEY}, "no name of an environment variable"),
-        ({"keys": "A"}, "'keys'"),
+        ({"keys": "A"}, "did you mean 'key'"),
         ({"budget": 1.0}, "needs 'prices'"),
         ({"budget": -1}, "'budget' is -1"),
         ({"prices": {"input": 1, "output": 2}}, "'prices.date'"),
@@ -592,13 +641,16 @@ def test_batch_files(api, tmp_path, monkeypatch):
     assert api.files == sent
 
 
-def test_a_batch_that_began_unseen_is_not_sent_twice(api, tmp_path, monkeypatch):
+def test_a_batch_that_began_unseen_is_not_sent_twice(api, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("elang.terminal._telling", True)
     monkeypatch.setattr("elang.backends.openai.batch_files._FIRST_LOOK", 0.01)
     api.begins = [(500, b"oops")]
     records = open_backend(write_settings(tmp_path, api, batch=True), TASK).answer(examples_of(TEXTS))
     assert labels_of(records) == answers_to(TEXTS)
     assert len(api.batches) == 1
     assert set(api.asked.values()) == {1}
+    said = capfd.readouterr().err
+    assert said.index("the batch batch-0: 0 of 12 requests; ") < said.index("the batch batch-0: 12 of 12 requests; ")
 
 
 def test_a_budget_of_batches(api, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """`openai:MODEL@URL` wherever a model is named: scored, evaluated, asked, and in a pair at work."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from backends.openai_server import KEY, Api
 from backends.test_causal import write_causal
 from backends.test_openai import PRICES, api, examples_of, kinds, write_settings  # noqa: F401 - a fixture
 from conftest import QUIET
+from inference.chat_pairs import TOKENS, write_chat_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from elang import JointPredictor
@@ -27,6 +29,7 @@ from elang.backends.openai.spending import Spending
 from elang.cli.verbs import main
 from elang.data.encoding import encode_examples
 from elang.inference.serving.server import Model
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask
 
 NAMES = ["--data.label_names", "[bad, good]"]
@@ -85,7 +88,9 @@ def test_scored_answers_are_records_of_a_super(labels, files, tmp_path, pair, da
     assert main(["validate", *args, *data_args, *QUIET, "--model.output", str(tmp_path / "joint")]) == 0
     joint = pd.read_parquet(tmp_path / "joint" / "records.parquet")
     assert joint["super_price"].gt(0).all()
-    assert KEY not in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert re.search(rf"openai:big@{labels.url}: 0\.\d+ USD spent", said)
+    assert KEY not in said
 
 
 def test_a_super_of_an_evaluation(labels, files, data_args, tmp_path, pair):
@@ -157,6 +162,42 @@ def test_a_swift_at_work(labels, files, data_args, tmp_path, pair, fails):
         fails([*bench, "--text", "text"], "times models that run here")
 
 
+def test_how_texts_are_chosen(labels, tmp_path, fails):
+    """Sampling reaches the API, in `score` and in a pair at work; what it does not have is refused by its option."""
+    texts, output = tmp_path / "texts.csv", tmp_path / "super.parquet"
+    texts.write_text("text,summary\nfirst film,a\nsecond,b\nthird one,c\n")
+    labels.write = lambda body: "fine"
+    data = ["--data", "Seq2SeqData", "--data.validation", str(texts), "--data.source", "text"]
+    args = ["score", "--model.model", f"openai:big@{labels.url}", "--model.output", str(output), *data, *QUIET]
+    args += ["--data.target", "summary", "--data.max_target_length", "9"]
+    how = ["--model.sampling.temperature", "0.7", "--model.sampling.seed", "3"]
+    assert main([*args, *how]) == 0
+    assert {(body["temperature"], body["seed"], body["max_tokens"]) for *_, body in labels.seen} == {(0.7, 3, 9)}
+    import pyarrow.parquet as pq
+
+    assert json.loads(pq.read_schema(output).metadata[b"elang"])["sampling"]["seed"] == 3
+    asked = len(labels.seen)
+    for option, words in (
+        (["--model.num_beams", "4"], "no beams"),
+        (["--model.sampling.top_k", "4"], "no top_k"),
+        (["--model.asked_scores", "[p_true]"], "no score 'p_true'"),
+        (["--model.static_cache", "true"], "--model.static_cache is for models that run here"),
+        (["--model.dtype", "bfloat16"], "--model.dtype is for models that run here"),
+        (["--model.top_k", "3"], "--model.top_k 3 is for a model that runs here"),
+    ):
+        fails([*args, *option], words)
+        http = [part.replace(f"openai:big@{labels.url}", "http://127.0.0.1:9") for part in args]
+        if "--model.num_beams" in option or "--model.asked_scores" in option:
+            fails([*http, *option], f"{option[0]} is for models that run here, and 'http")
+    folders = write_chat_pair(tmp_path)
+    drawing = {"sampling": Sampling(0.5, seed=4), "threshold": -math.inf, "device": "cpu"}
+    pair = JointPredictor(str(folders["swift"]), f"openai:big@{labels.url}", **drawing)
+    assert len(labels.seen) == asked
+    assert [one.label for one in pair(["a text"])] == ["fine"]
+    body = labels.seen[-1][3]
+    assert (body["temperature"], body["seed"], body["max_tokens"]) == (0.5, 4, TOKENS)
+
+
 def test_a_suite_with_it(labels, files, tmp_path, base_model):
     """It answers the training file, a Swift learns from that, and it is the Super of the evaluation."""
     data = {"train": str(files[0]), "validation": str(files[1]), "text": ["text"], "label_names": ["bad", "good"]}
@@ -176,10 +217,11 @@ def test_a_suite_with_it(labels, files, tmp_path, base_model):
     assert [["bad", "good"][place] for place in joint["super_prediction"]] == expected
 
 
-def test_ask_takes_it_too(labels, files, tmp_path):
+def test_ask_takes_it_too(labels, files, tmp_path, fails):
     output = tmp_path / "super.parquet"
     data = ["--data.train", str(files[0]), "--data.validation", str(files[1]), *NAMES]
     args = ["ask", "--url", write_settings(tmp_path, labels), *data, "--output", str(output)]
+    fails([*args, "--concurrent", "2"], "--concurrent is for a server at http://")
     assert main(args) == 0
     frame = pd.read_parquet(output)
     for split, file in zip(("train", "validation"), files, strict=True):
@@ -188,12 +230,13 @@ def test_ask_takes_it_too(labels, files, tmp_path):
     assert sorted(one.name for one in tmp_path.iterdir()) == ["super.parquet", "super.yaml"]
 
 
-def test_a_pair_at_work(labels, files, tmp_path, pair):
+def test_a_pair_at_work(labels, files, tmp_path, pair, capfd):
     """`predict`, and Python; an input without an answer has none."""
     path = write_settings(tmp_path, labels)
     args = ["--swift_model", str(pair["swift"]), "--super_model", path, "--input", str(files[1]), "--text", "text"]
     output = tmp_path / "answers.jsonl"
     assert main(["predict", *args, "--threshold", "defer 50%", "--output", str(output)]) == 0
+    assert re.search(rf"openai:big@{labels.url}: \d+ tokens", capfd.readouterr().err)
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     texts = pd.read_csv(files[1])["text"].tolist()
     deferred = [place for place, answer in enumerate(answers) if answer["answered_by"] == "super"]
@@ -364,6 +407,9 @@ def test_money_is_the_cost(labels, files, data_args, tmp_path, pair, capfd, fail
     path = write_settings(tmp_path, labels, prices={**PRICES, "currency": "EUR"})
     args = ["validate", "--model.swift_model", str(pair["swift"]), "--model.super_model", path, *data_args, *QUIET]
     args += ["--model.output", str(joint), "--model.cost", "money"]
+    for cost, words in (("money", "Set 'prices'"), ("seconds", "Leave --model.cost out")):
+        fails([*args[:3], "--model.super_model", f"openai:big@{labels.url}", *args[5:-1], cost], words)
+    assert not labels.seen
     fails(args, "What", "costs in money is not known", "--model.hour_price")
     assert main([*args, "--model.hour_price", "0.001"]) == 0
     said = " ".join(capfd.readouterr().out.split())
@@ -377,13 +423,21 @@ def test_money_is_the_cost(labels, files, data_args, tmp_path, pair, capfd, fail
     accuracy = summary["qualities"]["accuracy"]
     assert accuracy["super"]["cost"] == pytest.approx(evaluated["super_price"].mean())
     assert accuracy["swift"]["cost"] == pytest.approx(evaluated["swift_flops"].mean())
+    assert "50% of the cost" in accuracy["scores"]["free_energy"]["on_this_set"]
     cost = 1e3 * evaluated["super_price"].mean()
     assert "FLOPs" not in said.replace("Speed-ups here count FLOPs", "")
     assert re.search(rf"1,000 inputs cost [\d.e-]+ EUR by the Swift alone, .* {cost:.3g} by the Super alone", said)
-    budget = ["calibrate", str(joint), "--flops", "0.5", "--split", "validation", "--output", str(tmp_path / "c")]
-    assert main(budget) == 0
+    named = json.loads((joint / "elang.json").read_text())["thresholds"]["max_softmax"]
+    assert {entry["cost"] for entry in named.values()} == {"money, in EUR"}
+    assert main(["sweep", str(joint), "--output", str(tmp_path / "swept")]) == 0
+    budget = ["calibrate", str(joint), "--flops", "0.5", "--split", "validation"]
+    assert main([*budget, "--output", str(tmp_path / "c")]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "FLOPs" not in said
+    assert "EUR of the Super alone divided by EUR of the pair" in said
     entries = json.loads((tmp_path / "c" / "elang.json").read_text())["thresholds"]
     (entry,) = [one for named in entries.values() for one in named.values() if "flops" in one]
+    assert entry["cost"] == "money, in EUR"
     assert "at most 0.5 of the Super's cost" in entry["statement"]
     assert main(["report", str(joint), "--output", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()

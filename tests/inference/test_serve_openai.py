@@ -439,11 +439,8 @@ class Handled:
         response = self.handler(httpx.Request("POST", url, content=data, headers={**self.headers, **headers}))
         response = await response if asyncio.iscoroutine(response) else response
 
-        async def iter_any():
-            for place in range(0, len(response.content), 100):
-                yield response.content[place : place + 100]
-
-        content = SimpleNamespace(iter_any=iter_any)
+        # Streams as they come, what is there in pieces.
+        content = SimpleNamespace(iter_any=lambda: response.aiter_bytes(100 if response.is_stream_consumed else None))
         yield SimpleNamespace(status=response.status_code, headers=response.headers, content=content)
 
 
@@ -673,6 +670,73 @@ def test_a_super_elsewhere_that_refuses_or_breaks_off(models):
     first, last = events_of(response)
     assert first["choices"][0]["delta"]["content"] == "he"
     assert last["error"]["type"] == "server_error"
+
+
+def chunk(text, **more):
+    return (
+        f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'content': text}, **more}]}, ensure_ascii=False)}\n\n"
+    )
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("misdeed", ["hangs", "says nothing", "drips", "is endless", "breaks off", "sends no JSON"])
+def test_limits_of_a_stream_hold_before_and_after_its_first_text(models, monkeypatch, misdeed, begun):
+    """Until then the Swift answers for the Super, also where the Super has said who speaks; then the stream ends."""
+    monkeypatch.setattr("elang.backends.openai.client._LONGEST", 2000)
+
+    async def sent():
+        role = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+        yield f"data: {json.dumps(role)}\n\n".encode()
+        if begun:
+            yield chunk("he").encode()
+        if misdeed == "hangs":
+            raise aiohttp.SocketTimeoutError("late")
+        while misdeed in ("says nothing", "drips", "is endless"):
+            await asyncio.sleep(0 if misdeed == "is endless" else 0.02)
+            yield {"drips": chunk("y" if begun else ""), "is endless": chunk("y" * begun) * 9}.get(
+                misdeed, ": still here\n\n"
+            ).encode()
+        yield b"" if misdeed == "breaks off" else b"data: no JSON\n\n"
+
+    super_ = upstream(lambda request: httpx.Response(200, content=sent()))
+    super_._sender.timeout = 0.06
+    start = time.monotonic()
+    (response,) = posted(chat_app(models, super_=super_)[0], asked(HARD, stream=True))
+    assert time.monotonic() - start < 5
+    first, *_, last = events_of(response)
+    reason = "timeout" if misdeed in ("hangs", "says nothing", "drips") else "failed"
+    if begun:
+        assert first["elang"]["answered_by"] == "super"
+        assert ("time" in last["error"]["message"]) == (reason == "timeout")
+    else:
+        assert (first["elang"]["answered_by"], first["elang"]["fallback"], last) == ("swift", reason, "[DONE]")
+    assert super_.waiting == 0
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_key_in_pieces_of_a_stream(models, ended):
+    """It is found over the pieces of a text or of a tool's arguments, and what only begins like it is sent."""
+    key = "k3y-s3cret"
+    call = {"tool_calls": [{"index": 0, "function": {"arguments": "k3y-s"}}]}
+    rest = {"tool_calls": [{"index": 0, "function": {"arguments": "3cret!"}}]}
+    tokens = [{"content": [{"token": token, "logprob": -0.1, "top_logprobs": []}]} for token in ("a k3", "y-s3cret")]
+    sent = [
+        chunk("a k3", logprobs=tokens[0]),
+        chunk("y-s3cret b\u2028 k3y", logprobs=tokens[1]),
+        *[f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta}]})}\n\n" for delta in (call, rest)],
+        chunk("-s"),
+        chunk("3", finish_reason="stop") if ended else chunk("3"),
+        "data: [DONE]\n\n",
+    ]
+    super_ = upstream(lambda request: httpx.Response(200, text="".join(sent)), key)
+    (response,) = posted(chat_app(models, super_=super_)[0], asked(HARD, stream=True, logprobs=True))
+    *events, end = events_of(response)
+    choices = [choice for event in events for choice in event["choices"]]
+    assert end == "[DONE]"
+    assert "".join(one["delta"].get("content") or "" for one in choices) == "a … b\u2028 k3y-s3"
+    calls = [call for one in choices for call in one["delta"].get("tool_calls", [])]
+    assert "".join(call["function"]["arguments"] for call in calls) == "…!"
+    assert "s3cret" not in "".join(str(one["logprobs"]) for one in choices)
 
 
 def test_settings_of_a_super_elsewhere_limit_its_answers(models):

@@ -1,6 +1,5 @@
 """A model behind an API of OpenAI's form as a backend: the Super of a pair, or its Swift by log-probabilities."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,14 @@ import torch
 from torch import Tensor
 
 from elang.backends.backend import Scored
-from elang.backends.openai.client import TOO_LONG, Client, told_failures
+from elang.backends.openai.client import Client
 from elang.backends.openai.journal import Journal
 from elang.backends.openai.labels import label_logits, match_label, text_scores
 from elang.backends.openai.questions import Questions
-from elang.backends.openai.replies import LACKS, Reply, answer_of
+from elang.backends.openai.replies import Reply, answer_of
 from elang.backends.openai.settings import Settings
 from elang.backends.openai.spending import Pace, Spending
+from elang.backends.openai.telling import tell_answers, tell_failures
 from elang.data.examples import Examples
 from elang.errors import InputError, counted, listed, need
 from elang.method.deferral import route
@@ -24,16 +24,11 @@ from elang.method.scores import QUANTILES, SEQUENCE_SCORES, TOKEN_SCORES
 from elang.notices import notice
 from elang.records.table import EXAMPLES, Records
 from elang.tasks.kinds import answer_values, parse_value
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask
 
 # The scores of an answer without tokens, which is the hardest.
 _HARDEST = {"nll": 100.0, "max_softmax": 0.0, "margin": 0.0}
-_WHAT = {
-    "refused": "refused an answer",
-    "too_long": "too long for the model",
-    "unmatched": "without one of the labels",
-    **LACKS,
-}
 
 
 class OpenAIBackend:
@@ -79,6 +74,32 @@ class OpenAIBackend:
         """Limit the length of texts, unless the settings do."""
         self.questions = replace(self.questions, text_tokens=tokens)
 
+    def choose(
+        self, sampling: Sampling | None, num_beams: int | None = None, asked_scores: Sequence[str] | None = None
+    ) -> None:
+        """Set how texts are chosen, as far as the API has it.
+
+        Raises:
+            InputError: For beams, a ``top_k`` that the settings do not have, sampling that they contradict, and scores
+                with passes of their own.
+        """
+        if (num_beams or 1) > 1:
+            raise InputError(
+                f"OpenAI's API has no beams, so '{self.address}' cannot take num_beams {num_beams}. Leave it out: "
+                "models here then have their own setting, and what the server has goes into 'body' (docs/super.md)."
+            )
+        if asked_scores:
+            raise InputError(
+                f"'{self.address}' is behind an API, which has no score '{asked_scores[0]}': only language models that "
+                "run here have. Leave it out of --model.asked_scores."
+            )
+        self.questions = replace(self.questions, sampling=sampling)
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """How its texts are drawn (:meth:`elang.tasks.sampling.Sampling.plain`); empty if they are not."""
+        return self.questions.drawn
+
     def limit_seconds(self, seconds: float) -> None:
         """Try no request again after so many seconds, nor wait longer for one, unless the settings say less."""
         settings = self.settings
@@ -99,7 +120,8 @@ class OpenAIBackend:
         # Answers there need not be those of the largest logit, nor any of the task's.
         about: dict[str, Any] = {"model": self.address, "generated": True, EXAMPLES: self.task.examples}
         prices = self.settings.prices
-        return about | {"api": self.settings.api} | ({"prices": vars(prices)} if prices else {})
+        about |= {"api": self.settings.api} | ({"prices": vars(prices)} if prices else {})
+        return about | ({"sampling": self.drawn} if self.drawn else {})
 
     def replies(self, examples: Examples) -> list[Reply]:
         """The replies to examples; equal requests are sent once."""
@@ -129,7 +151,7 @@ class OpenAIBackend:
                 kept = f"The answers so far are kept in '{journal.path}': run the same command again to continue."
                 raise InputError(f"{error} {kept}") from None
             replies = [journal[digest] for digest in digests]
-        self._tell_failures(client.failures)
+        tell_failures(self.address, client.failures, self.spending)
         return replies
 
     def answer(self, examples: Examples) -> Records:
@@ -141,7 +163,7 @@ class OpenAIBackend:
             # As texts of a model that runs here.
             stop = self.task.next_example
             texts = [(reply.text.partition(stop)[0] if stop else reply.text).strip() for reply in replies]
-            self._tell_answers(replies, None)
+            tell_answers(self.questions, replies, None)
             zeros = torch.zeros(len(replies), dtype=torch.int64)
             return Records(
                 examples.id, zeros, key=examples.key, texts=texts, scores=self._text_scores(replies), **costs
@@ -150,11 +172,11 @@ class OpenAIBackend:
         if not kind.chooses:
             values = answer_values(self.task.answers)
             read = [parse_value(answer.strip(), torch.nan) for answer in answers]
-            self._tell_answers(replies, [-1 if value != value else 0 for value in read])
+            tell_answers(self.questions, replies, [-1 if value != value else 0 for value in read])
             predicted = [min(values) if value != value else value for value in read]
             return Records(examples.id, torch.tensor(predicted, dtype=torch.float64), key=examples.key, **costs)
         labels = [match_label(answer, self.task.answers) for answer in answers]
-        self._tell_answers(replies, labels)
+        tell_answers(self.questions, replies, labels)
         logits = self._logits(replies, labels)
         return Records(examples.id, torch.tensor(labels, dtype=torch.int64), logits, key=examples.key, **costs)
 
@@ -181,19 +203,17 @@ class OpenAIBackend:
         return Scored.of(records, self.task.kind, known[score].tolist(), route(known[score], threshold).tolist())
 
     def _costs(self, replies: Sequence[Reply]) -> dict[str, Any]:
-        """The tokens of prompts and answers, and the price, where all are known."""
-        usages = [reply.usage for reply in replies if reply.usage is not None]
-        if len(usages) < len(replies) or not usages:
-            return {}
-        columns = {
-            "tokens": torch.tensor([usage.input for usage in usages]),
-            "cached": torch.tensor([usage.cached for usage in usages]),
-            "steps": torch.tensor([usage.output for usage in usages]),
-        }
-        prices = self.settings.prices
-        if prices is None:
-            return columns
-        return columns | {"price": torch.tensor([prices.of(usage) for usage in usages], dtype=torch.float64)}
+        """The tokens of prompts and answers, where all are known, and the prices, NaN where they are not."""
+        usages = [reply.usage for reply in replies]
+        known = [usage for usage in usages if usage is not None]
+        columns, prices = dict[str, Any](), self.settings.prices
+        if known and len(known) == len(usages):
+            for column, field in (("tokens", "input"), ("cached", "cached"), ("steps", "output")):
+                columns[column] = torch.tensor([getattr(usage, field) for usage in known])
+        if known and prices is not None:
+            price = [torch.nan if usage is None else prices.of(usage) for usage in usages]
+            columns["price"] = torch.tensor(price, dtype=torch.float64)
+        return columns
 
     def _logits(self, replies: Sequence[Reply], labels: Sequence[int]) -> Tensor | None:
         """The log-probabilities of the labels, if the server gives them; of an answer without them all are equal."""
@@ -245,52 +265,3 @@ class OpenAIBackend:
                 "hardest.",
             )
         return True
-
-    def _tell_answers(self, replies: Sequence[Reply], labels: Sequence[int] | None) -> None:
-        """Give notices about replies that are no answers, or cut, or of another model."""
-        counts = Counter[str]()
-        strange = ""
-        for place, reply in enumerate(replies):
-            if reply.refused or reply.finish == TOO_LONG:
-                counts["refused" if reply.refused else "too_long"] += 1
-            elif reply.lack:
-                counts[reply.lack] += 1
-            elif labels is not None and labels[place] < 0:
-                counts["unmatched"] += 1
-                strange = strange or reply.text[:60] or "an empty text"
-        if counts:
-            told = ", ".join(f"{count} {_WHAT[name]}" for name, count in counts.items())
-            shown = f" (first: {strange!r})" if strange else ""
-            meant = "are empty" if labels is None else "name no label, and count as wrong"
-            lowest = "" if self.task.kind.chooses or labels is None else ": the lowest value takes their place"
-            notice(
-                "no-answer",
-                f"Of {counted(len(replies), 'answers')} of {self.address}, {told}{shown}: these {meant}{lowest}.",
-            )
-        if cut := sum(reply.finish == "length" for reply in replies):
-            notice(
-                "cut-answers",
-                f"{cut} of {counted(len(replies), 'answers')} of {self.address} reached the limit of "
-                f"{self.questions.max_tokens} tokens and may be cut. Raise --data.max_target_length, or 'max_tokens' "
-                "in the settings.",
-            )
-        self._tell_models(replies)
-
-    def _tell_models(self, replies: Sequence[Reply]) -> None:
-        """Give a notice if the server names another model than the one that was asked, unless it is a version of it."""
-        asked = self.settings.model
-        others = Counter(reply.model for reply in replies if reply.model and not reply.model.startswith(asked))
-        if others:
-            named = ", ".join(f"'{name}' ({counted(count, 'answers')})" for name, count in others.most_common(3))
-            notice("another-model", f"{self.address} says that another model has answered: {named}.")
-
-    def _tell_failures(self, failures: dict[str, int]) -> None:
-        if failures:
-            notice("asked-again", f"{self.address} was asked again after {told_failures(failures)}.", recorded=False)
-        if count := self.spending.unreported:
-            self.spending.unreported = 0
-            notice(
-                "no-usage",
-                f"{self.address} does not say what {counted(count, 'answers')} took: their tokens and prices are not "
-                "recorded, and a budget counts them by an estimate.",
-            )

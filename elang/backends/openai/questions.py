@@ -11,10 +11,12 @@ from elang.backends.openai.settings import Settings
 from elang.data.prompts import Prompt
 from elang.errors import InputError
 from elang.notices import notice
+from elang.tasks.sampling import Sampling
 from elang.tasks.text_task import TextTask
 
 # Of top log-probabilities; the most that OpenAI gives.
 _MOST = {"chat": 20, "completions": 5}
+_SAMPLING = ("temperature", "top_p", "top_k", "seed")
 # Tokens of an answer beside those of its label, of which each is at least a byte.
 _MORE_TOKENS = 8
 _JSON_TOKENS = 24
@@ -22,12 +24,16 @@ _JSON_TOKENS = 24
 
 @dataclass(frozen=True)
 class Questions:
-    """Makes the requests of a task. ``scored`` asks for log-probabilities, ``text_tokens`` is a text's length."""
+    """Makes the requests of a task.
+
+    ``scored`` asks for log-probabilities, ``text_tokens`` is a text's length, ``sampling`` draws texts.
+    """
 
     settings: Settings
     task: TextTask
     scored: bool = False
     text_tokens: int = 128
+    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         task, kind = self.task, self.task.kind
@@ -48,6 +54,46 @@ class Questions:
                 f"The scores of '{who}' would be those of JSON: for a Swift set 'structured' to choice, guided_choice "
                 "or no."
             )
+
+        self._check_sampling()
+
+    def _check_sampling(self) -> None:
+        """Refuse what the API or the settings do not draw texts by."""
+        how, body, who = self.sampling, self.settings.body, self.settings.address
+        if how is None:
+            return
+        if not self.task.kind.generates:
+            raise InputError(f"Sampled answers are texts, and '{who}' answers with labels here. Leave sampling out.")
+        if how.top_k and body.get("top_k") != how.top_k:
+            raise InputError(
+                f"OpenAI's API has no top_k. If the server of '{who}' has one, set it in the settings, too, as body: "
+                f"{{top_k: {how.top_k}}}; otherwise leave it out of the sampling."
+            )
+        for name in ("temperature", "top_p", "seed"):
+            if name in body and body[name] != getattr(how, name):
+                raise InputError(
+                    f"The sampling has the {name} {getattr(how, name)}, and 'body' in the settings of '{who}' has "
+                    f"{body[name]}. Leave one of them out."
+                )
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """How texts are drawn, by the sampling or the settings, as :meth:`Sampling.plain`; empty if they are not."""
+        asked = {"temperature": 0} | self._sampled() | self.settings.body
+        if (
+            not self.task.kind.generates
+            or not isinstance(asked["temperature"], int | float)
+            or not asked["temperature"]
+        ):
+            return {}
+        return Sampling(**{name: asked[name] for name in _SAMPLING if asked.get(name) is not None}).plain()
+
+    def _sampled(self) -> dict[str, Any]:
+        """The fields that the sampling gives a request."""
+        if self.sampling is None:
+            return {}
+        fields = {"temperature": self.sampling.temperature, "seed": self.sampling.seed}
+        return fields | ({"top_p": self.sampling.top_p} if self.sampling.top_p < 1 else {})
 
     @property
     def url(self) -> str:
@@ -95,6 +141,7 @@ class Questions:
     def body(self, texts: Sequence[str]) -> dict[str, Any]:
         """The body of the request for an example."""
         body: dict[str, Any] = {"model": self.settings.model, "temperature": 0, "max_tokens": self.max_tokens}
+        body |= self._sampled()
         if self.settings.api == "chat":
             body["messages"] = self._messages(self.task.prompt_text(tuple(texts)))
             body |= {"logprobs": True, "top_logprobs": self.top} if self.top or self.scored else {}

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.responses import PlainTextResponse
 
 from elang.backends.openai.settings import Settings
+from elang.inference.loading import settle_backend
 from elang.inference.predictor import JointPredictor
 from elang.inference.serving.batcher import Batcher, ModelAnswers
 from elang.inference.serving.chat_answer import PairPrices
@@ -156,8 +157,9 @@ def _batchers(
     batchers = {role: Batcher(partial(ask, model), len(model.loads), **options) for role, model in workers.items()}
     if remote and not remote.startswith(("http://", "https://")):
         assert predictor is not None
-        ask_elsewhere = partial(ask_backend, BackendSuper(remote, predictor.task, limits.deadline))
-        batchers["super"] = Batcher(ask_elsewhere, THREADS, **options)
+        super_ = BackendSuper(remote, predictor.task, limits.deadline)
+        settle_backend(super_.backend, predictor.manifest, predictor.sampling)
+        batchers["super"] = Batcher(partial(ask_backend, super_), THREADS, **options)
     elif remote:
         connections = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         headers = {"authorization": f"Bearer {token}"} if token else {}
