@@ -127,8 +127,8 @@ def _say_least(examples: int, expected: float, worths: bool, *, confidence: floa
         return
     say_wrapped(
         f"If the true regret is {expected:g}, {examples:,} independent examples promise a regret of at most "
-        f"{least:.4g} with {percent(confidence)} confidence, in {power:.0%} of cases. A quality of {1 - expected:g} is in the same "
-        f"way promised to be at least {1 - least:.4g}."
+        f"{least:.4g} with {percent(confidence)} confidence, in {power:.0%} of cases. A quality of {1 - expected:g} is "
+        f"in the same way promised to be at least {1 - least:.4g}."
     )
 
 

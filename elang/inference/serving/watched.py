@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException, Request
 from prometheus_client.core import GaugeMetricFamily
 
 from elang.evaluation.report.watch_words import GAUGES, gauges
+from elang.evaluation.watch_log import check_label
 from elang.evaluation.watching import Watched, promised_entry, promises_of, watched
 from elang.inference.predictor import JointPredictor
 from elang.inference.serving.chat_answer import Prices
@@ -77,12 +78,13 @@ def _add_labels(app: FastAPI, shadow: Shadow, names: list[str] | None) -> None:
                 raise refused(f"Label {place} needs the 'id' of a watched input.")
             if "label" in line and not (isinstance(line["label"], str) and (not names or line["label"] in names)):
                 raise refused(f"Label {place} is {str(line['label'])[:40]!a}, which is no answer of this pair.")
+            try:
+                check_label(line)
+            except ValueError as error:
+                raise refused(f"Label {place} cannot be used: {error}.") from None
             # Chats have their id in the form of OpenAI's.
             line["id"] = line["id"].removeprefix("chatcmpl-").removeprefix("cmpl-")
-        try:
-            return {"labels": len(lines), "of_watched_inputs": shadow.label(lines)}
-        except ValueError as error:
-            raise refused(f"A label cannot be used: {error}.") from None
+        return {"labels": len(lines), "of_watched_inputs": shadow.label(lines)}
 
 
 class Gauges:
