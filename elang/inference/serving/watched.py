@@ -96,12 +96,14 @@ class Gauges:
         self.judged: Watched | None = None
         self._at = 0.0
         self._running = False
+        self._task: asyncio.Task[None] | None = None
 
     def collect(self) -> Iterator[Any]:
         """The gauges as they were judged last."""
         if self.shadow.changed and not self._running and time.monotonic() - self._at > _EVERY:
             try:
-                asyncio.get_running_loop().create_task(self._judge())
+                # Kept, so that it is not collected while it runs.
+                self._task = asyncio.get_running_loop().create_task(self._judge())
             except RuntimeError:
                 # Not in a server, so that nobody waits.
                 self.judged = self._watched()
