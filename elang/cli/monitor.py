@@ -9,7 +9,7 @@ from elang.errors import InputError, listed
 from elang.evaluation.promises import manifest_file
 from elang.evaluation.report.watch_page import FILES, write_watch
 from elang.evaluation.report.watch_words import HEAD, answer, exposition, notes, table
-from elang.evaluation.watch_log import Run, add_labels, read_log
+from elang.evaluation.watch_log import Run, WatchLog, add_labels, read_log
 from elang.evaluation.watch_stream import stream_of
 from elang.evaluation.watching import Kind, Promise, Watched, promised_entry, watched
 from elang.files import check_folder, check_output_file, write_atomically
@@ -62,12 +62,7 @@ def monitor(
         to_label: A CSV file for the inputs whose labels would tell something.
     """
     path, folder = Path(log), Path(output)
-    check_folder(folder, [log, labels], FILES)
-    for name, file, ending in (("--prometheus", prometheus, ".prom"), ("--to_label", to_label, ".csv")):
-        if file is not None:
-            if not file.endswith(ending):
-                raise InputError(f"{name} must end in {ending}, but it is '{file}'.")
-            check_output_file(file, [log, labels], option=name)
+    _check_outputs(folder, [log, labels], prometheus, to_label)
     content = read_log(path)
     if labels is not None:
         add_labels(content, Path(labels))
@@ -79,9 +74,7 @@ def monitor(
     numbers |= {"deferred": max_deferred}
     for kind in ("regret", "drop"):
         numbers[kind] = entry.get(f"max_{kind}") if numbers[kind] is None else numbers[kind]
-    runs = content.at(score, number, _time(since))
-    if left := sum(len(run.sampled) for run in content.runs) - sum(len(run.sampled) for run in runs):
-        notice("other-inputs", f"{left:,} sampled inputs are of another threshold, or from before --since: left out.")
+    runs = _runs(content, score, number, _time(since))
     promises = [Promise(kind, value) for kind, value in numbers.items() if value is not None]
     result = watched(runs, promises, confidence, entry, metric)
     with output_lock(folder):
@@ -94,6 +87,15 @@ def monitor(
         _write_waiting(runs, Path(to_label), metric)
     _print(result, folder)
     return EXIT_CODES[result.verdict]
+
+
+def _check_outputs(folder: Path, inputs: list[str | None], prometheus: str | None, to_label: str | None) -> None:
+    check_folder(folder, inputs, FILES)
+    for name, file, ending in (("--prometheus", prometheus, ".prom"), ("--to_label", to_label, ".csv")):
+        if file is not None:
+            if not file.endswith(ending):
+                raise InputError(f"{name} must end in {ending}, but it is '{file}'.")
+            check_output_file(file, inputs, option=name)
 
 
 def _entry(promise: str, name: str | None, *, score: str, number: float) -> dict[str, Any]:
@@ -111,6 +113,14 @@ def _entry(promise: str, name: str | None, *, score: str, number: float) -> dict
             "calibrate`, or give --max_regret or another bound."
         )
     return entry
+
+
+def _runs(content: WatchLog, score: str, threshold: float, since: float) -> list[Run]:
+    """The runs that are judged, with a notice of what is left out."""
+    runs = content.at(score, threshold, since)
+    if left := sum(len(run.sampled) for run in content.runs) - sum(len(run.sampled) for run in runs):
+        notice("other-inputs", f"{left:,} sampled inputs are of another threshold, or from before --since: left out.")
+    return runs
 
 
 def _time(since: str | None) -> float:

@@ -69,25 +69,11 @@ def plan(
     say_wrapped(
         f"To promise {bound} with {sure} takes at least {needed:,} independent examples, even without any loss."
     )
-    parts = [part * allowed for part in _PARTS]
-    if expected is not None:
-        parts = [1 - expected if kind == "quality" else expected]
-    rows = []
-    for mean in parts:
-        losses = Losses(mean, better if kind == "max_drop" else None, exact=not worths)
-        count = examples_needed(allowed, losses, confidence, power)
-        shown = f"{1 - mean if kind == 'quality' else mean:.4g}"
-        cells = [shown, "never" if count is None else f"{count:,}"]
-        if examples is not None:
-            cells.append(f"{chance(examples, allowed, losses, confidence):.1%}")
-        rows.append(cells)
-    head = [f"if the true {'share of worse answers' if kind == 'max_drop' else what} is", f"examples for {power:.0%}"]
-    if examples is not None:
-        head.append(f"chance with {examples:,}")
-    counted = "Groups that belong together count as one example, and equal texts once."
-    if kind == "quality":
-        counted += " These are the examples that prove: `elang choose` needs others to choose, by default as many."
-    say_table(f"How often the promise is made ({power:.0%} wanted)", head, rows, [counted])
+    parts = [part * allowed for part in _PARTS] if expected is None else [expected]
+    if expected is not None and kind == "quality":
+        parts = [1 - expected]
+    truths = [Losses(mean, better if kind == "max_drop" else None, exact=not worths) for mean in parts]
+    _say_needed(kind, allowed, truths, examples, confidence=confidence, power=power)
     if pilot is not None:
         if kind == "quality":
             raise InputError("--pilot is for --max_regret and --max_drop.")
@@ -120,6 +106,28 @@ def _check(
         raise InputError(f"--examples must be from 1 to 100 million, but it is {examples}.")
 
 
+def _say_needed(
+    kind: str, allowed: float, truths: list[Losses], examples: int | None, *, confidence: float, power: float
+) -> None:
+    """A table of how many examples the promise takes, by what is true."""
+    rows = []
+    for losses in truths:
+        count = examples_needed(allowed, losses, confidence, power)
+        shown = f"{1 - losses.mean if kind == 'quality' else losses.mean:.4g}"
+        cells = [shown, "never" if count is None else f"{count:,}"]
+        if examples is not None:
+            cells.append(f"{chance(examples, allowed, losses, confidence):.1%}")
+        rows.append(cells)
+    what = "share of worse answers" if kind == "max_drop" else kind.removeprefix("max_")
+    head = [f"if the true {what} is", f"examples for {power:.0%}"]
+    if examples is not None:
+        head.append(f"chance with {examples:,}")
+    counted = "Groups that belong together count as one example, and equal texts once."
+    if kind == "quality":
+        counted += " These are the examples that prove: `elang choose` needs others to choose, by default as many."
+    say_table(f"How often the promise is made ({power:.0%} wanted)", head, rows, [counted])
+
+
 def _say_least(examples: int, expected: float, worths: bool, *, confidence: float, power: float) -> None:
     least = least_promise(examples, Losses(expected, exact=not worths), confidence, power)
     if least is None:
@@ -127,8 +135,8 @@ def _say_least(examples: int, expected: float, worths: bool, *, confidence: floa
         return
     say_wrapped(
         f"If the true regret is {expected:g}, {examples:,} independent examples promise a regret of at most "
-        f"{least:.4g} with {percent(confidence)} confidence, in {power:.0%} of cases. A quality of {1 - expected:g} is in the same "
-        f"way promised to be at least {1 - least:.4g}."
+        f"{least:.4g} with {percent(confidence)} confidence, in {power:.0%} of cases. A quality of {1 - expected:g} is "
+        f"in the same way promised to be at least {1 - least:.4g}."
     )
 
 

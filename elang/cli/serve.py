@@ -50,18 +50,12 @@ def serve(
         need("super_int8", "int8", "torchao")
     if super_model is None:
         raise InputError("--super_model is needed: the Super's folder or, beside a --swift_model, its address.")
-    if watch.shadow is not None and swift_model is None:
-        raise InputError("--shadow watches a pair: give its --swift_model.")
-    if server.super_price is not None and server.api != "openai" and watch.shadow is None:
-        raise InputError("--super_price is for --api openai, or for the budget of --shadow. Leave it out, or add one.")
-    if server.api == "openai" and swift_model is None:
-        raise InputError("--api openai serves a pair: give its --swift_model.")
-    if server.api == "openai" and is_api(str(swift_model)):
-        raise InputError("--api openai needs a Swift that runs here, and this --swift_model is elsewhere.")
+    _check_together(server, watch, swift_model)
     # First, because an address that is refused may contain a password.
     defaults = server.chat_defaults if server.api == "openai" else None
     upstream = upstream_of(super_model, server.super_key_variable, defaults)
-    remote, token = is_elsewhere(super_model, swift_model), key_in(server.key_variable)
+    is_elsewhere(super_model, swift_model)
+    token = key_in(server.key_variable)
     from elang.inference.serving.workers import listen
 
     def stop(number: int, frame: Any) -> None:
@@ -79,7 +73,7 @@ def serve(
                 f"--host {server.host} is reached from other machines, and no token is needed: whoever reaches the "
                 f"port is answered. Set {server.key_variable}, or listen on 127.0.0.1.",
             )
-        more: Any = {"remote": remote, "token": token, "upstream": upstream}
+        more: Any = {"token": token, "upstream": upstream}
         _serve(sockets, swift_model, super_model, pair=pair, server=server, watch=watch, **more)
     except _StopError:
         pass
@@ -91,6 +85,18 @@ def serve(
     print("the server has ended", flush=True)  # noqa: T201
 
 
+def _check_together(server: ServerOptions, watch: WatchOptions, swift_model: str | None) -> None:
+    """Refuse options that do not fit together."""
+    if watch.shadow is not None and swift_model is None:
+        raise InputError("--shadow watches a pair: give its --swift_model.")
+    if server.super_price is not None and server.api != "openai" and watch.shadow is None:
+        raise InputError("--super_price is for --api openai, or for the budget of --shadow. Leave it out, or add one.")
+    if server.api == "openai" and swift_model is None:
+        raise InputError("--api openai serves a pair: give its --swift_model.")
+    if server.api == "openai" and is_api(str(swift_model)):
+        raise InputError("--api openai needs a Swift that runs here, and this --swift_model is elsewhere.")
+
+
 def _serve(
     sockets: list[socket.socket],
     swift_model: str | None,
@@ -99,7 +105,6 @@ def _serve(
     pair: PairOptions,
     server: ServerOptions,
     watch: WatchOptions,
-    remote: bool,
     token: str | None,
     upstream: "Settings | None",
 ) -> None:
@@ -109,7 +114,7 @@ def _serve(
     from elang.inference.serving.schema import Limits
     from elang.inference.serving.server import Policy, Processes, build_server
 
-    devices = _devices(server)
+    devices, remote = _devices(server), is_elsewhere(super_model, swift_model)
     tell("loading the models")
     predictor = _load_swift(swift_model, super_model, pair=pair, remote=remote)
     options = {**vars(pair), "swift_model": swift_model, "super_model": super_model}

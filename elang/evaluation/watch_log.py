@@ -85,13 +85,14 @@ class WatchLog:
     Attributes:
         runs: Of the server.
         orphans: How many labels and answers are of ids that it does not have.
+        by_id: The sampled inputs of all runs.
         spent: What each answer of the Super cost: its time, the unit and the amount.
     """
 
     runs: list[Run] = field(default_factory=list)
     orphans: int = 0
+    by_id: dict[str, Sampled] = field(default_factory=dict)
     spent: list[tuple[float, str, float]] = field(default_factory=list)
-    _where: dict[str, Sampled] = field(default_factory=dict)
 
     def add(self, line: dict[str, Any]) -> None:
         """Take a line; a ValueError if it is none."""
@@ -116,8 +117,8 @@ class WatchLog:
                 one = Sampled(line["time"], line["seen"], math.nan if score is None else score, kept, line["p"])
                 one.swift, one.super_ = line.get("swift"), line.get("super")
                 one.differs, one.text = None if kept else False, line.get("input")
-                self._where[line["id"]] = run.sampled[line["id"]] = one
-        elif (known := self._where.get(line["id"])) is None:
+                self.by_id[line["id"]] = run.sampled[line["id"]] = one
+        elif (known := self.by_id.get(line["id"])) is None:
             self.orphans += 1
         elif kind == "super":
             known.failed, known.super_ = line.get("failed"), line.get("answer")
@@ -148,16 +149,21 @@ def same_threshold(first: float, second: float) -> bool:
     return first == second or math.isclose(first, second, rel_tol=1e-6)
 
 
-def _take_label(one: Sampled, line: dict[str, Any]) -> None:
+def check_label(line: dict[str, Any]) -> None:
+    """Raise a ValueError if a label says nothing, or what no label says."""
     label, worths = line.get("label"), (line.get("swift"), line.get("super"))
     if (label is None) == (worths == (None, None)):
         raise ValueError("it needs either a 'label', or a worth from 0 to 1 as 'swift', 'super' or both")
-    if label is not None:
-        one.label = str(label)
-        return
     if not all(worth is None or is_number(worth, 0, 1) for worth in worths):
         raise ValueError(f"its worths are {shown(worths)}, where numbers from 0 to 1 are needed")
-    one.worth = worths
+
+
+def _take_label(one: Sampled, line: dict[str, Any]) -> None:
+    check_label(line)
+    if (label := line.get("label")) is not None:
+        one.label = str(label)
+    else:
+        one.worth = (line.get("swift"), line.get("super"))
 
 
 def read_log(path: Path) -> WatchLog:

@@ -21,7 +21,10 @@ def answer(watched: Watched) -> str:
     broken = [reading for reading in watched.readings if reading.verdict == "broken"]
     if broken:
         first = min(broken, key=lambda reading: reading.shown or 0.0)
-        return f"Broken since about {at(first.since)}: {_claim(first)} no longer. It was shown at {at(first.shown)}."
+        return (
+            f"Broken: since about {at(first.since)} it is no longer true that {_claim(first)}. This was shown at "
+            f"{at(first.shown)}."
+        )
     promised = [reading for reading in watched.readings if reading.verdict]
     if not promised:
         return "Nothing was promised: give --promise, --max_regret, --max_drop, --max_disagreement or --max_deferred."

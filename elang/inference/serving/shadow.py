@@ -129,6 +129,7 @@ class Shadow:
         self.pending, self._random = 0, random.Random()
         self._queue: deque[tuple[str, Seen]] = deque()
         self._spent: deque[tuple[float, float]] = deque()
+        self._total = 0.0
         self._task: asyncio.Task[None] | None = None
         self._counted = 0.0
         self.log = self._open()
@@ -151,12 +152,9 @@ class Shadow:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("ab", buffering=0)
-            if file.tell():
-                with path.open("rb") as old:
-                    old.seek(-1, 2)
-                    if old.read(1) != b"\n":
-                        # What a server that was killed has left of a line.
-                        file.write(b"\n")
+            # What a server that was killed has left of a line.
+            if rest := file.tell() and len(path.read_bytes().rpartition(b"\n")[2]):
+                file.truncate(file.tell() - rest)
         except OSError as error:
             raise InputError(f"--shadow_log '{path}' cannot be written ({error.strerror}). Give another.") from error
         return file
@@ -166,10 +164,9 @@ class Shadow:
         if not self.options.log.stat().st_size:
             return WatchLog()
         watch = read_log(self.options.log)
-        now = time.time()
-        self._spent.extend(
-            (at, cost) for at, unit, cost in watch.spent if (unit == self.options.unit and now - at < _DAY)
-        )
+        for at, unit, cost in watch.spent:
+            if unit == self.options.unit and time.time() - at < _DAY:
+                self._spend(at, cost)
         return watch
 
     def _write(self, kind: str, **values: Any) -> None:
@@ -186,9 +183,12 @@ class Shadow:
         """What was spent in the last 24 hours, with what is on its way in requests."""
         now = time.time()
         while self._spent and now - self._spent[0][0] >= _DAY:
-            self._spent.popleft()
-        waiting = self.pending if self.options.unit == "requests" else 0
-        return sum(cost for _, cost in self._spent) + waiting
+            self._total -= self._spent.popleft()[1]
+        return self._total + (self.pending if self.options.unit == "requests" else 0)
+
+    def _spend(self, at: float, cost: float) -> None:
+        self._spent.append((at, cost))
+        self._total += cost
 
     def draw(self, ids: Sequence[str | None]) -> Draw:
         """Draw a sample of inputs that are about to be answered, with the ids given for them; it is to be released."""
@@ -198,7 +198,9 @@ class Shadow:
                 self.counts["unwatched"] += 1
                 self.unwatched.inc()
             elif self._random.random() < draw.p:
-                draw.ids[place] = uuid.uuid4().hex if name is None else name
+                # A name that was given before would stand for two inputs.
+                used = name is None or name in self.watch.by_id or name in draw.ids.values()
+                draw.ids[place] = uuid.uuid4().hex if name is None or used else name
                 self.pending += 1
         return draw
 
@@ -236,13 +238,11 @@ class Shadow:
         return sampled
 
     def label(self, lines: Sequence[dict[str, Any]]) -> int:
-        """Log labels, which came by id; how many of these are sampled inputs. A ValueError says what is wrong."""
-        before, known = self.watch.orphans, 0
-        for values in lines:
-            self._write("label", time=round(time.time(), 3), **values)
-            known += self.watch.orphans == before
-            before = self.watch.orphans
-        return known
+        """Log the labels of watched inputs, and return how many they are; others are not kept."""
+        known = [line for line in lines if line["id"] in self.watch.by_id]
+        for line in known:
+            self._write("label", time=round(time.time(), 3), **line)
+        return len(known)
 
     async def _work(self) -> None:
         """Ask the Super about what waits, while nobody else does, until nothing waits any more."""
@@ -270,7 +270,7 @@ class Shadow:
                         break
                     await asyncio.sleep(wait)
                     continue
-                self._spent.append((time.time(), reply.cost))
+                self._spend(time.time(), reply.cost)
                 shown = self.options.texts or self.watch.runs[-1].about["answers"] == "classes"
                 about: dict[str, Any] = {"answer": reply.answer} if shown else {}
                 about |= {"differs": not self.same(seen.answer, reply.answer), "cost": reply.cost}

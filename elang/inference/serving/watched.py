@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException, Request
 from prometheus_client.core import GaugeMetricFamily
 
 from elang.evaluation.report.watch_words import GAUGES, gauges
+from elang.evaluation.watch_log import check_label
 from elang.evaluation.watching import Watched, promised_entry, promises_of, watched
 from elang.inference.predictor import JointPredictor
 from elang.inference.serving.chat_answer import PairPrices
@@ -77,12 +78,13 @@ def _add_labels(app: FastAPI, shadow: Shadow, names: list[str] | None) -> None:
                 raise refused(f"Label {place} needs the 'id' of a watched input.")
             if "label" in line and not (isinstance(line["label"], str) and (not names or line["label"] in names)):
                 raise refused(f"Label {place} is {str(line['label'])[:40]!a}, which is no answer of this pair.")
+            try:
+                check_label(line)
+            except ValueError as error:
+                raise refused(f"Label {place} cannot be used: {error}.") from None
             # Chats have their id in the form of OpenAI's.
             line["id"] = line["id"].removeprefix("chatcmpl-").removeprefix("cmpl-")
-        try:
-            return {"labels": len(lines), "of_watched_inputs": shadow.label(lines)}
-        except ValueError as error:
-            raise refused(f"A label cannot be used: {error}.") from None
+        return {"labels": len(lines), "of_watched_inputs": shadow.label(lines)}
 
 
 class Gauges:
@@ -94,12 +96,14 @@ class Gauges:
         self.judged: Watched | None = None
         self._at = 0.0
         self._running = False
+        self._task: asyncio.Task[None] | None = None
 
     def collect(self) -> Iterator[Any]:
         """The gauges as they were judged last."""
         if self.shadow.changed and not self._running and time.monotonic() - self._at > _EVERY:
             try:
-                asyncio.get_running_loop().create_task(self._judge())
+                # Kept, so that it is not collected while it runs.
+                self._task = asyncio.get_running_loop().create_task(self._judge())
             except RuntimeError:
                 # Not in a server, so that nobody waits.
                 self.judged = self._watched()
