@@ -93,11 +93,14 @@ def killed(server: Api, home: Path, texts: list[str], options: argparse.Namespac
     server.asked.clear()
     kept, under_way, moments = dict[str, str](), 0, []
     for number in range(options.kills):
-        answered = sum(server.asked.values())
+        answered, asked = sum(server.asked.values()), len(server.seen)
         process = started(settings, journal, texts, log)
-        # The last kills come when little is left.
-        left = seconds * (1 - len(kept) / options.texts) / (options.kills - number)
-        time.sleep(0.15 + rng.uniform(0, 1.5) * left)
+        # At a random request of those that are left, so that the last kill comes when little is.
+        left = options.texts - len(kept)
+        moment = asked + max(1, min(left, int(rng.uniform(0, 1.9) * left / (options.kills - number))))
+        until = time.monotonic() + 60
+        while len(server.seen) < moment and time.monotonic() < until:
+            time.sleep(0.001)
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
         time.sleep(0.2)

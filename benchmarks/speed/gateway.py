@@ -1,6 +1,6 @@
 """What `elang serve --api openai` adds to a Super: asked directly, and through a pair that defers everything.
 
-    python benchmarks/speed/gateway.py [--clients 64] [--seconds 4] [--delays 0.1 0.5] [--rounds 5]
+    python benchmarks/speed/gateway.py [--clients 64] [--seconds 3] [--delays 0.1 0.5] [--rounds 4]
 
 The Super is a server that answers after as long as it is asked to, 0.1 to 0.5 s as a real one for a short text. A
 request's time without that is what counts. The pair is asked twice: at the threshold -inf, where the Swift is not
@@ -49,9 +49,9 @@ Way = tuple[str, dict[str, int]]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=4, help="of each way in each round")
+    parser.add_argument("--seconds", type=float, default=3, help="of each way in each round")
     parser.add_argument("--delays", type=float, nargs=2, default=(0.1, 0.5), help="seconds of the Super, from and to")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--super-port", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.super_port:

@@ -52,13 +52,7 @@ def ask(
     if not (of_api := backend_of(url) is OpenAIBackend):
         need("elang ask", "serve", "httpx")
         check_address(url, "--url")
-    for name, value in (("concurrent", concurrent), ("batch_size", batch_size), ("tries", tries), ("timeout", timeout)):
-        if not value > 0:
-            raise InputError(f"--{name} must be above 0, but it is {value}.")
-        if of_api and value != signature(ask).parameters[name].default:
-            raise InputError(
-                f"--{name} is for a server at http://. Set it in a YAML file for a model behind an API (docs/super.md)."
-            )
+    _check_options(of_api, concurrent=concurrent, batch_size=batch_size, tries=tries, timeout=timeout)
     if not isinstance(data, TextData):
         raise InputError(f"--data {type(data).__name__} is none of elang's data modules.")
     check_output(output, "--output", map(str, data.files.values()))
@@ -85,6 +79,17 @@ def ask(
         count = journal.finish(output)
     server.report_cut(len(journal.cut), count)
     say(f"{output} has {counted(count, 'answers')} of {url}, {count - asked} of them asked for now")
+
+
+def _check_options(of_api: bool, **options: float) -> None:
+    """Refuse options that are no positive numbers, and those that a model behind an API has in its settings."""
+    for name, value in options.items():
+        if not value > 0:
+            raise InputError(f"--{name} must be above 0, but it is {value}.")
+        if of_api and value != signature(ask).parameters[name].default:
+            raise InputError(
+                f"--{name} is for a server at http://. Set it in a YAML file for a model behind an API (docs/super.md)."
+            )
 
 
 def _ask_api(address: str, data: TextData, output: str) -> None:

@@ -14,6 +14,7 @@ from elang.evaluation.slices import read_slice
 from elang.evaluation.statements import LEDGER, PROMISES, add_entries, keep_made, read_made
 from elang.evaluation.summary import JointSummary
 from elang.evaluation.summary_file import read_summary
+from elang.evaluation.units import words_of
 from elang.files import check_output_file
 from elang.locks import locked
 from elang.notices import notice
@@ -129,7 +130,8 @@ def _add_thresholds(
             ]
         )
         head = ["threshold", "deferred", "speed-up"]
-        say_table("What they do on these examples", head, rows, [*notes, *meanings(head)])
+        notes += meanings(head, cost=words_of(first.convention).name)
+        say_table("What they do on these examples", head, rows, notes)
     say_wrapped(f"Chosen on {first.units:,} {first.noun} of the split '{request.part}' of {folder}/.")
     for path, known in manifests.items():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from elang.inference.stream import Prediction
 from elang.locks import output_lock
 from elang.notices import notice
 from elang.records import DEFAULT_THRESHOLD
-from elang.terminal import Progress, ended_at_sigterm
+from elang.terminal import Progress, ended_at_sigterm, tell
 
 
 def predict(
@@ -190,11 +190,11 @@ def _opened(output: str, fingerprint: Callable[[], dict[str, Any]]) -> Iterator[
 def _replies_kept(predictor: JointPredictor, output: str) -> Iterator[None]:
     """Keep the replies of an API beside the output: a killed run has not written the answers of its last windows."""
     asked = {stage.name: stage.backend for stage in predictor.stages if isinstance(stage.backend, OpenAIBackend)}
-    asked = asked if output != "-" and not is_stream(output) else {}
-    for name, backend in asked.items():
+    for name, backend in asked.items() if output != "-" and not is_stream(output) else ():
         backend.keep_answers(f"{output}.{name}.asked.jsonl")
     yield
     for backend in asked.values():
+        tell(f"{backend.address}: {backend.spending.line()}")
         backend.forget_answers()
 
 

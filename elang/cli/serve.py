@@ -140,7 +140,7 @@ def serve(
         super_model: The Super's folder or hub id, the address of a server of the Super alone (http://HOST:PORT), or of
             a model behind OpenAI's API (openai:MODEL@URL, or a YAML file).
     """
-    need("`elang serve`", "serve", "fastapi", "uvicorn", "httptools", "httpx", "prometheus_client")
+    need("`elang serve`", "serve", "fastapi", "uvicorn", "httptools", "httpx", "aiohttp", "prometheus_client")
     if pair.super_int8:
         need("super_int8", "int8", "torchao")
     if super_model is None:

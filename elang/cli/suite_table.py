@@ -11,6 +11,7 @@ from elang.errors import InputError
 from elang.evaluation.report.words import meanings
 from elang.evaluation.summary import JointSummary
 from elang.evaluation.summary_file import parse_summary
+from elang.evaluation.units import FLOPS, counted_in, words_of
 from elang.files import plain, write_atomically
 from elang.json_files import read_object
 from elang.method.quality.texts import full_mark
@@ -24,10 +25,10 @@ _NOTES = (
     "Swift, Super, pair: the mean of a task's metrics, x 100. '=': the pair's answers are not shown to differ in worth "
     "from the Super's (95% interval, paired bootstrap).",
     "kept: share of the inputs that the Swift answers by itself.",
-    "FLOPs speed-up, time: FLOPs, or the measured time, of the Super alone divided by those of the pair; below 1x the "
-    "pair costs more.",
+    "{saving}, time: {of}, or the measured time, of the Super alone divided by that of the pair; below 1x the pair "
+    "costs more.",
 )
-_COSTS = ("GFLOPs and milliseconds are for one input on average, milliseconds on random tokens of the median length.",)
+_COSTS = "{unit} and milliseconds are for {each} on average, milliseconds on random tokens of the median length."
 
 
 def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def read_row(task: str, path: Path, score: str | None = None) -> dict[str, Any]:
 def _row(task: str, summary: JointSummary, score: str | None) -> dict[str, Any]:
     if score is None or score not in summary.operating_points:
         score = summary.score
-    qualities = summary.qualities
+    qualities, words = summary.qualities, words_of(summary.flops_convention)
     if summary.signatures is not None:
         # The mean of BLEU and chrF would mean nothing.
         qualities = dict([next(iter(qualities.items()))])
@@ -65,7 +66,7 @@ def _row(task: str, summary: JointSummary, score: str | None) -> dict[str, Any]:
             "qualities": point.qualities,
             "to_super": point.to_super,
             "kept": 1 - point.deferred_share,
-            "gflops": point.cost / 1e9,
+            "gflops": point.cost * words.scale,
             "speedup": point.speedup,
             "ms": {
                 batch: _pair_ms(milliseconds, score, point.deferred_share, batch, alone=point.threshold == -math.inf)
@@ -80,8 +81,9 @@ def _row(task: str, summary: JointSummary, score: str | None) -> dict[str, Any]:
         "area": first.scores[score].area,
         "swift": scale * _mean(q.swift.quality for q in qualities.values()),
         "super": scale * _mean(q.super.quality for q in qualities.values()),
-        "swift_gflops": first.swift.cost / 1e9,
-        "super_gflops": first.super.cost / 1e9,
+        "swift_gflops": first.swift.cost * words.scale,
+        "super_gflops": first.super.cost * words.scale,
+        **counted_in(summary.flops_convention),
         "ms": milliseconds,
         "cautions": summary.cautions,
         "points": points,
@@ -157,21 +159,25 @@ def print_tables(rows: list[dict[str, Any]], points: list[str]) -> None:
             say_wrapped(f"No task has the point '{point}'; there are {', '.join(rows[0]['points'])}.")
             continue
         figures, mean = {row["task"]: _figures(row, point) for row in known}, average(known, point)
+        words = words_of(known[0].get("cost", ""))
+        unit, each = ("GFLOPs", "one input") if words is FLOPS else (words.name, "1,000 inputs")
         times = list(_BATCHES) if any(row["ms"] for row in known) else []
         results, costs = [], []
         for row in known:
             task, here = row["task"], figures[row["task"]]
             results.append([task, *_results(here, times, to_super=row["points"][point].get("to_super"))])
-            costs.append([task, row["score"], str(row["examples"]), "GFLOPs", *_costs(here, "gflops")])
+            costs.append([task, row["score"], str(row["examples"]), unit, *_costs(here, "gflops")])
             costs += [["", "", "", f"ms, {batch}", *_costs(here, batch)] for batch in times]
         for method in ("mean of ratios", "ratio of means"):
             results.append([method, *_results(mean, times, method=f", {method}")])
-        costs.append(["average", "", "", "GFLOPs", *_costs(mean, "gflops")])
-        head = ["task", "Swift", "Super", "pair", "kept", "FLOPs\nspeed-up", *(f"time,\n{batch}" for batch in times)]
+        costs.append(["average", "", "", unit, *_costs(mean, "gflops")])
+        head = ["task", "Swift", "Super", "pair", "kept", words.saving.replace(" ", "\n")]
+        head += [f"time,\n{batch}" for batch in times]
         notes = ["mean of ratios, ratio of means: averages over the tasks.", *_NOTES]
+        notes[-1] = notes[-1].format(saving=words.saving, of=words.of)
         say_table(f"threshold: {point}", head, results, [*notes, *meanings([point])])
         head = ["task", "score", "n", "cost", "Swift", "Super", "pair"]
-        say_table(f"costs at the threshold: {point}", head, costs, list(_COSTS), texts=4)
+        say_table(f"costs at the threshold: {point}", head, costs, [_COSTS.format(unit=unit, each=each)], texts=4)
 
 
 def _results(
@@ -186,7 +192,7 @@ def _results(
 
 
 def _costs(figures: dict[str, float], cost: str) -> list[str]:
-    """What an input costs Swift, Super and pair, in GFLOPs or in milliseconds at a batch size."""
+    """What inputs cost Swift, Super and pair, by the summaries' convention or in milliseconds at a batch size."""
     names = ["swift_gflops", "super_gflops", "gflops"] if cost == "gflops" else [f"{m}, {cost}" for m in _MODELS]
     return [_short(figures[name]) for name in names]
 

@@ -10,6 +10,7 @@ from elang.evaluation.database import Joint
 from elang.evaluation.pair import BY_QUALITY, SHARES
 from elang.evaluation.report.words import meanings, point_cells
 from elang.evaluation.sweep import swept
+from elang.evaluation.units import counted_in, words_of
 from elang.files import check_folder, files_of, plain, write_atomically
 from elang.method.curve.points import Point
 from elang.method.quality.registry import QualityName
@@ -59,6 +60,7 @@ def sweep(
         "num_examples": records.count,
         "split": records.split,
         "quality_name": quality,
+        **counted_in(records.convention),
         "swift": vars(next(iter(curves.values())).grid[0]),
         "super": {"quality": records.qualities(metric)[1], "cost": records.super_cost},
         "scores": {
@@ -97,6 +99,6 @@ def _print(summary: dict[str, Any], folder: Path) -> None:
     )
     if not several:
         title += f", by thresholds of {scores[0][0]}"
-    notes += meanings([*head, *names], metric=metric)
+    notes += meanings([*head, *names], metric=metric, cost=words_of(summary.get("cost", "")).name)
     say_table(title, head, rows, [*notes, "All points are read on these examples, which is optimistic."], 1 + several)
     say_wrapped(f"Curve and summary are in {folder}/")

@@ -9,6 +9,7 @@ from elang.evaluation.labels import AGAIN, never_right, no_better_than_one
 from elang.evaluation.pair import HALF_POINT, PairAnswers
 from elang.evaluation.slices import FEW, independent_units
 from elang.evaluation.summary import NO_PAIR, SWIFT_ALONE, EvaluatedPair, QualitySummary, Worth
+from elang.evaluation.units import FLOPS, CostWords
 from elang.method.bootstrap import mean_intervals
 from elang.method.quality.labels import spearman
 from elang.method.quality.texts import full_mark
@@ -43,16 +44,16 @@ def little_to_gain(gain: Tensor, unit: str, bounded: bool = True) -> str:
     )
 
 
-def little_to_save(swift_cost: float, super_cost: float) -> str:
+def little_to_save(swift_cost: float, super_cost: float, words: CostWords = FLOPS) -> str:
     """What to say of a Swift with too large a part of the Super's cost; otherwise empty."""
     share = swift_cost / super_cost
     if not share > _COSTLY_SWIFT:
         return ""
     if share >= 1:
-        return f"the Swift takes {share:.0%} of the Super's FLOPs, so {NO_PAIR}: are the two swapped"
+        return f"the Swift takes {share:.0%} of the Super's {words.of}, so {NO_PAIR}: are the two swapped"
     return (
-        f"the Swift takes {share:.0%} of the Super's FLOPs, so no threshold can save more than {1 / share:.2f}x. A "
-        "Swift of a third or less, better a tenth, can save more"
+        f"the Swift takes {share:.0%} of the Super's {words.of}, so no threshold can save more than {1 / share:.2f}x. "
+        "A Swift of a third or less, better a tenth, can save more"
     )
 
 
@@ -142,14 +143,16 @@ def wrong_super(manifest: Manifest | None, about: EvaluatedPair) -> list[str]:
     ]
 
 
-def cautions(answers: PairAnswers, label_names: list[str], worth: Worth) -> tuple[list[str], list[str]]:
+def cautions(
+    answers: PairAnswers, label_names: list[str], worth: Worth, words: CostWords = FLOPS
+) -> tuple[list[str], list[str]]:
     """Reasons in a pair's answers that deny its success, and others to trust its figures less.
 
     What to do instead comes first, where the Swift alone is clearly the choice.
     """
     denied, limited = list[str](), list[str]()
     swift_cost, super_cost = float(answers.swift_flops.mean()), float(answers.super_flops.mean())
-    if said := little_to_save(swift_cost, super_cost):
+    if said := little_to_save(swift_cost, super_cost, words):
         (denied if swift_cost >= super_cost else limited).append(said)
     if answers.kind.has_classes:
         for who, prediction in (("Swift", answers.swift), ("Super", answers.super_)):
@@ -172,8 +175,8 @@ def cautions(answers: PairAnswers, label_names: list[str], worth: Worth) -> tupl
         lead, shown_worse = 100 * float(gain.mean()), caution.startswith("the Super is worse")
         if not denied and worth.largest and lead < _NO_LEAD and swift_cost < super_cost and not shown_worse:
             denied.append(
-                f"{SWIFT_ALONE}, unless another threshold is worth more to you: {super_cost / swift_cost:.2f}x fewer "
-                f"FLOPs, {abs(lead):.2f} points {'below' if lead >= 0 else 'above'} the Super"
+                f"{SWIFT_ALONE}, unless another threshold is worth more to you: {super_cost / swift_cost:.2f}x "
+                f"{words.less}, {abs(lead):.2f} points {'below' if lead >= 0 else 'above'} the Super"
             )
         denied.append(caution)
     return denied, limited

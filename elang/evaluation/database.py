@@ -35,7 +35,7 @@ def _check_one_pair(abouts: dict[Path, dict[str, Any]]) -> None:
             "Swift's weights": weights.get("swift"),
             "Super's weights": weights.get("super"),
             "temperature": about.get("temperature"),
-            "FLOPs convention": about.get("flops_convention"),
+            "convention of costs": about.get("flops_convention"),
         }
         for what, value in facts.items():
             # Missing in files of earlier versions, and for a black box.
@@ -82,6 +82,7 @@ class Joint:
             raise _unreadable(error) from error
         self.label_names: list[str] = abouts[files[0]].get("label_names", [])
         _check_one_pair(abouts)
+        self.convention = next((str(a["flops_convention"]) for a in abouts.values() if a.get("flops_convention")), "")
         self._spill = tempfile.TemporaryDirectory(prefix="elang-sweep-")
         self._error: Any = duckdb.Error
         try:

@@ -14,7 +14,7 @@ from elang.errors import InputError
 from elang.evaluation.slices import Slice, describe_slice
 from elang.evaluation.statements import PROMISES, attempt, percent, restate
 from elang.evaluation.summary import JointSummary
-from elang.evaluation.units import told_in
+from elang.evaluation.units import counted_in, words_of
 from elang.method.bounds import effective_number, least_examples, quantiles_of
 from elang.method.certificate import certify_drop, certify_regret
 from elang.method.curve.exact import operating_curve
@@ -160,16 +160,18 @@ def _entry(examples: Slice, threshold: float, *, rule: str, statement: str, **mo
     paid = examples.costs.of(hard, threshold)
     speedup = float(examples.costs.super_.double().mean() / paid.mean())
     statement += f" In calibration, {share:.1%} of the inputs were deferred"
-    statement += "." if math.isnan(speedup) else f", which makes a FLOPs speed-up of {speedup:.2f}x."
+    saving = words_of(examples.convention).saving
+    statement += "." if math.isnan(speedup) else f", which makes a {saving} of {speedup:.2f}x."
     if speedup < 1:
         statement += " The pair costs more than the Super alone."
     return {
         "threshold": threshold,
-        "rule": told_in(rule, examples.convention),
-        "statement": told_in(statement, examples.convention),
+        "rule": rule,
+        "statement": statement,
         "num_examples": examples.units,
         "deferred_share": share,
         "speedup": speedup,
+        **counted_in(examples.convention),
         **more,
     }
 
@@ -283,8 +285,8 @@ def by_budget(examples: Slice, kind: str, target: float, *, latency: dict[str, A
                 "The records do not say what the Super costs: give --model.super_flops to `elang validate`."
             )
         index = at_budget(curve, target * curve.super_cost)
-        rule = f"best quality within {target:g} of the Super's FLOPs"
-        statement = f"The pair takes at most {target:.3g} of the Super's FLOPs."
+        whole = f"of the Super's {words_of(examples.convention).of}"
+        rule, statement = f"best quality within {target:g} {whole}", f"The pair takes at most {target:.3g} {whole}."
     else:
         index, rule = at_share(curve, target), f"most deferral up to {target:g} of the inputs"
         statement = f"The Super answers at most {target:.3g} of the inputs."

@@ -34,7 +34,7 @@ from elang.evaluation.summary import (
     ScoreSummary,
     Worth,
 )
-from elang.evaluation.units import told_in
+from elang.evaluation.units import FLOPS, CostWords, words_of
 from elang.method.bootstrap import Each, compare_areas, lost_to_super
 from elang.method.curve.points import OperatingCurve, Point
 from elang.method.curve.reading import at_best, at_budget, point_at, relative_area
@@ -46,8 +46,8 @@ from elang.terminal import Progress, waiting
 
 Curves = dict[Quality, dict[str, OperatingCurve]]
 """By metric the curve of every score, then ``random`` and ``oracle``."""
-BUDGETS = {"25% of the FLOPs": 0.25, "50% of the FLOPs": 0.5, "75% of the FLOPs": 0.75}
-"""Points by the share of the Super's cost that they stay within."""
+BUDGETS = (0.25, 0.5, 0.75)
+"""Shares of the Super's cost that points stay within."""
 
 
 def summarize_pair(
@@ -72,14 +72,14 @@ def summarize_pair(
         manifest: Its statements are checked.
         rounding: How far a score may be off in the precision of the evaluation.
     """
-    qualities = list(curves)
+    qualities, words = list(curves), words_of(about.flops_convention)
     worth = Worth(**answers.kind.worth(qualities[0].name, answers.targets))
     named = thresholds.get(about.score, {})
-    denied, limited = cautions(answers, label_names, worth)
+    denied, limited = cautions(answers, label_names, worth, words)
     denied, circumstances = saves_nothing(thresholds, about.score) + denied, wrong_super(manifest, about)
     if len(answers) < expected:
         circumstances.insert(0, f"only {len(answers)} of {expected} examples of '{about.evaluated_on}' were answered")
-    generates, (summaries, areas) = answers.kind.generates, _resampled(answers, curves, thresholds, about.score)
+    generates, (summaries, areas) = answers.kind.generates, _resampled(answers, curves, thresholds, about.score, words)
     points = operating_points(answers, qualities, summaries[qualities[0].name])
     below = below_allowance(points.get(about.score, {}), named, worth.largest)
     every = below + circumstances + denied
@@ -91,10 +91,10 @@ def summarize_pair(
         **vars(about),
         worth=worth,
         qualities=summaries,
-        operating_points={name: _in_unit(those, about) for name, those in points.items()},
-        cautions=[told_in(caution, about.flops_convention) for caution in every + limited],
+        operating_points=points,
+        cautions=every + limited,
         denied=len(every),
-        denial=next((told_in(caution, about.flops_convention) for caution in below + denied), None),
+        denial=next(iter(below + denied), None),
         most_frequent=always_one(answers, label_names, curves),
         recalls=recalls(answers, label_names, deferred),
         areas=areas,
@@ -124,11 +124,6 @@ def _checked(
     )
 
 
-def _in_unit(points: dict[str, Any], about: EvaluatedPair) -> dict[str, Any]:
-    """Points by names that say what their costs are."""
-    return {told_in(name, about.flops_convention): point for name, point in points.items()}
-
-
 def all_curves(answers: PairAnswers, qualities: list[Quality]) -> Curves:
     """The curves of all scores by all metrics, checked."""
     curves = {quality: pair_curves(answers, quality) for quality in qualities}
@@ -138,13 +133,15 @@ def all_curves(answers: PairAnswers, qualities: list[Quality]) -> Curves:
 
 
 def _resampled(
-    answers: PairAnswers, curves: Curves, thresholds: Thresholds, chosen: str
+    answers: PairAnswers, curves: Curves, thresholds: Thresholds, chosen: str, words: CostWords
 ) -> tuple[dict[str, QualitySummary], dict[str, dict[str, float]]]:
     """The summary of each metric, and each score's area compared with the ``chosen`` one's; both take long."""
     # The curves of random and oracle are resampled, too.
     number = sum(len(found) for quality, found in curves.items() if quality.whole is None) + len(answers.scores)
     with waiting("computing the intervals of the curves"), Progress(number, "curves", late=True) as progress:
-        summaries = {q.name: summarize(answers, q, thresholds, found, progress.each) for q, found in curves.items()}
+        summaries = {
+            q.name: summarize(answers, q, thresholds, found, progress.each, words) for q, found in curves.items()
+        }
         return summaries, compare_areas(answers.scores, answers.gain, chosen, each=progress.each)
 
 
@@ -154,6 +151,7 @@ def summarize(
     thresholds: Thresholds,
     curves: dict[str, OperatingCurve] | None = None,
     each: Each = iter,
+    words: CostWords = FLOPS,
 ) -> QualitySummary:
     """Read the points and areas of one metric's curves, with thresholds chosen elsewhere beside the set's own."""
     curves = curves or all_curves(answers, [quality])[quality]
@@ -162,9 +160,9 @@ def summarize(
     for name, curve in curves.items():
         here = {key: curve[index] for key, (index, _) in named_points(curve, quality.name, allowed[name]).items()}
         here["best"] = curve[at_best(curve)]
-        for key, share in BUDGETS.items():
+        for share in BUDGETS:
             if float(curve.cost[0]) <= share * curve.super_cost:
-                here[key] = curve[at_budget(curve, share * curve.super_cost)]
+                here[f"{share:.0%} of the {words.of}"] = curve[at_budget(curve, share * curve.super_cost)]
         held_out = {}
         for key, entry in thresholds.get(name, {}).items():
             held_out[key] = point_at(curve, float(entry["threshold"]))

@@ -1,44 +1,56 @@
-"""What the costs of a pair are counted in: FLOPs, or measured seconds, or money; and how texts say it."""
+"""What the costs of a pair are counted in: FLOPs, or measured seconds, or money; and the words for it."""
 
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 Cost = Literal["flops", "seconds", "money"]
 MONEY, SECONDS = "money, in ", "seconds"
-# What is said of FLOPs, the longest first, and of other costs.
-_SAID = {
-    "a FLOPs speed-up of": "a cost reduction of",
-    "FLOPs speed-up": "cost reduction",
-    "fewer FLOPs": "lower cost",
-    "Super's FLOPs": "Super's cost",
-    "Swift's FLOPs": "Swift's cost",
-    "of the FLOPs": "of the cost",
-}
 
 
-def unit_of(convention: str) -> str:
-    """The unit of costs that were counted in a way: ``FLOPs``, ``seconds`` or a currency."""
-    return convention.removeprefix(MONEY) if is_other(convention) else "FLOPs"
+@dataclass(frozen=True)
+class CostWords:
+    """How a text speaks of costs.
 
-
-def is_other(convention: str) -> bool:
-    """Whether costs are no FLOPs."""
-    return convention == SECONDS or convention.startswith(MONEY)
-
-
-def told_in(text: str, convention: str) -> str:
-    """A text about FLOPs, said of what the costs are.
-
-    >>> told_in("2.00x fewer FLOPs than all of the Super's FLOPs", "money, in EUR")
-    "2.00x lower cost than all of the Super's cost"
+    Attributes:
+        name: What is counted: ``FLOPs``, ``seconds`` or a currency.
+        of: What one has or takes: *the Super's FLOPs*, *half of the time*.
+        less: What a pair answers at: *2.00x fewer FLOPs*.
+        saving: What the Super's cost divided by the pair's is.
+        title: ``of`` at the beginning of a sentence.
+        unit: Of figures for readers.
+        scale: What a cost is multiplied by for that unit.
     """
-    for flops, other in _SAID.items() if is_other(convention) else ():
-        text = text.replace(flops, other)
-    return text
+
+    name: str
+    of: str
+    less: str
+    saving: str
+    title: str
+    unit: str
+    scale: float
 
 
-def shown_as(convention: str) -> dict[str, Any]:
-    """How the page shows costs: what they are ``of``, a ``unit``, what a cost is multiplied by, and savings' name."""
-    if not is_other(convention):
-        return {"of": "FLOPs", "title": "FLOPs", "unit": "GFLOPs an input", "scale": 1e-9, "saving": "FLOPs speed-up"}
-    unit = f"{unit_of(convention)} for 1,000 inputs"
-    return {"of": "cost", "title": "Cost", "unit": unit, "scale": 1e3, "saving": "cost reduction"}
+FLOPS = CostWords("FLOPs", "FLOPs", "fewer FLOPs", "FLOPs speed-up", "FLOPs", "GFLOPs an input", 1e-9)
+_SECONDS = CostWords("seconds", "time", "less time", "speed-up", "Time", "seconds for 1,000 inputs", 1e3)
+_MONEY = CostWords("money", "cost", "lower cost", "cost reduction", "Cost", "", 1e3)
+
+
+def words_of(convention: str) -> CostWords:
+    """The words for costs that were counted by a convention: that of a summary, which by default is one of FLOPs.
+
+    >>> [words_of(each).less for each in ("exact", "paper", "seconds", "money, in EUR")]
+    ['fewer FLOPs', 'fewer FLOPs', 'less time', 'lower cost']
+    >>> words_of("money, in EUR").unit
+    'EUR for 1,000 inputs'
+    """
+    if convention == SECONDS:
+        return _SECONDS
+    if convention.startswith(MONEY):
+        currency = convention.removeprefix(MONEY)
+        return replace(_MONEY, name=currency, unit=f"{currency} for 1,000 inputs")
+    return FLOPS
+
+
+def counted_in(convention: str) -> dict[str, str]:
+    """What the entry of a threshold keeps of how its ``speedup`` was counted: nothing where that is FLOPs."""
+    return {"cost": convention} if words_of(convention) is not FLOPS else {}

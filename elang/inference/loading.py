@@ -15,6 +15,7 @@ from elang.backends.loading.source import tell_if_larger
 from elang.backends.openai.backend import OpenAIBackend
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
+from elang.evaluation.units import words_of
 from elang.inference.inputs import type_name
 from elang.inference.options import PairOptions, as_number
 from elang.inference.runner import BatchLimits, ModelRunner
@@ -235,9 +236,10 @@ def warn_if_costly(manifest: Manifest, score: str, name: str) -> None:
     if not (speedup < _COSTLY or everything):
         return
     better = ", ".join(repr(key) for key, speedup in speedups.items() if speedup > WORTH_NAMING)
-    cost = f"a FLOPs speed-up of {speedup:.2f}x on the slice that it was chosen on"
+    saving = words_of(str(manifest.thresholds[score][name].get("cost", ""))).saving
+    cost = f"a {saving} of {speedup:.2f}x on the slice that it was chosen on"
     text = f"At the threshold '{name}' the pair costs more than the Super alone: {cost}."
     if everything:
         text = f"This pair saves nothing at the quality of '{name}': every input goes to the Super, without the Swift."
-    remedy = f"The FLOPs speed-up there is above {WORTH_NAMING}x at {better}." if better else "Ask the Super alone."
+    remedy = f"The {saving} there is above {WORTH_NAMING}x at {better}." if better else "Ask the Super alone."
     notice("costly-threshold", f"{text} {remedy}", stacklevel=3)

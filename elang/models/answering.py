@@ -16,7 +16,7 @@ from elang.backends.recorded import RecordedBackend
 from elang.backends.text_model import TextModel
 from elang.data.examples import fold_of
 from elang.data.prompts import tell_examples
-from elang.errors import InputError
+from elang.errors import InputError, printable
 from elang.evaluation.report.console import print_commands, thresholds_option
 from elang.evaluation.slices import check_apart
 from elang.evaluation.summary import JointSummary
@@ -150,6 +150,7 @@ class EvaluationModule(TaskModule):
     def forget_asked(self) -> None:
         """Delete the replies of APIs that were kept for a run that continues this one: all are written now."""
         for backend in self.asked.values():
+            self.print(printable(f"{backend.address}: {backend.spending.line()}"))
             backend.forget_answers()
 
     def table_columns(self) -> Columns:

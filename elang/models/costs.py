@@ -6,11 +6,12 @@ from typing import Any, get_args
 
 from torch import Tensor
 
+from elang.backends.openai.backend import OpenAIBackend
 from elang.backends.seconds import pair_latency
 from elang.backends.text_model import TextModel
 from elang.errors import InputError
-from elang.evaluation.pair import PairAnswers
-from elang.evaluation.units import MONEY, SECONDS, Cost
+from elang.evaluation.pair import PairAnswers, Thresholds
+from elang.evaluation.units import MONEY, SECONDS, Cost, counted_in
 
 
 class PairCosts:
@@ -23,9 +24,12 @@ class PairCosts:
         cost: ``flops``, ``seconds`` or ``money``.
         hour_price: The price of an hour of the machine.
         prices: What tokens cost, for each model behind an API: :class:`elang.backends.openai.settings.Prices`.
+        asked: The models behind an API that will be asked.
     """
 
-    def __init__(self, cost: Cost, hour_price: float | None, prices: list[dict[str, Any]]) -> None:
+    def __init__(
+        self, cost: Cost, hour_price: float | None, prices: list[dict[str, Any]], asked: list[OpenAIBackend]
+    ) -> None:
         if cost not in get_args(Cost):
             raise InputError(f"--model.cost must be one of {', '.join(get_args(Cost))}, but it is '{cost}'.")
         if hour_price is not None and (cost != "money" or not 0 <= hour_price < math.inf):
@@ -39,6 +43,7 @@ class PairCosts:
                 f"The prices of the two models are in {' and '.join(currencies)}. Give both in one currency."
             )
         self.cost, self.hour_price = cost, hour_price
+        self._check_asked(asked)
         self.currency = next(iter(currencies), "USD")
         # Of a FLOP of each model that runs here.
         self._rates: dict[str, float] = {}
@@ -46,6 +51,20 @@ class PairCosts:
     def convention(self, flops_convention: str) -> str:
         """What a summary calls the way in which costs were counted."""
         return {"money": f"{MONEY}{self.currency}", "seconds": SECONDS}.get(self.cost, flops_convention)
+
+    def _check_asked(self, asked: list[OpenAIBackend]) -> None:
+        """Refuse models behind an API whose answers would not have such a cost, before they are asked."""
+        for backend in asked:
+            if self.cost == "seconds" or (self.cost == "money" and backend.settings.prices is None):
+                remedy = "Set 'prices' in its settings" if self.cost == "money" else "Leave --model.cost out"
+                raise InputError(
+                    f"What '{backend.address}' costs in {self.cost} is not known. {remedy} (docs/super.md)."
+                )
+
+    def named(self, thresholds: Thresholds) -> Thresholds:
+        """Thresholds that keep what their speed-ups count, unless that is FLOPs."""
+        counted = counted_in(self.convention(""))
+        return {s: {name: entry | counted for name, entry in named.items()} for s, named in thresholds.items()}
 
     def counted(
         self, answers: PairAnswers, models: dict[str, TextModel], precision: Any, *, paths: dict[str, str]
@@ -78,6 +97,11 @@ class PairCosts:
         if name in self._rates and not flops.isnan().any():
             return flops * self._rates[name]
         here = "it must run here, on one device"
+        if self.cost == "money" and isinstance(price, Tensor) and not price.isnan().all():
+            raise InputError(
+                f"What {int(price.isnan().sum()):,} of the {len(price):,} answers of '{paths[name]}' cost is not "
+                "known, as its server did not say what they took. Count FLOPs (--model.super_flops), or take another."
+            )
         if self.cost == "money":
             here = f"the settings of its API must have prices, or {here}, with --model.hour_price"
         raise InputError(f"What '{paths[name]}' costs in {self.cost} is not known: {here}.")

@@ -103,7 +103,7 @@ class JointModule(EvaluationModule):
         if super_flops is not None and not 0 < super_flops < math.inf:
             raise InputError(f"--model.super_flops must be a finite number above 0, but it is {super_flops}.")
         self.super_flops, self.latency, self.texts = super_flops, latency, texts
-        self.costs = PairCosts(cost, hour_price, self.prices)
+        self.costs = PairCosts(cost, hour_price, self.prices, [*self.asked.values()])
         swift = self._swift
         self.manifest = Manifest.read(thresholds) if thresholds else swift.manifest if swift else None
         if self.manifest is not None and swift is not None and swift.weights_sha256:
@@ -275,7 +275,7 @@ class JointModule(EvaluationModule):
                 num_beams=swift.num_beams if swift else 1,
                 sampling=self.sampling,
                 router=self.manifest.router if swift and self.manifest else {},
-                thresholds=choose_thresholds(held_out, self.qualities[0], ROUTING_SLICE),
+                thresholds=self.costs.named(choose_thresholds(held_out, self.qualities[0], ROUTING_SLICE)),
                 chosen_on=describe_slice(held_out.key.cpu(), self._weights["super"]),
             )
             return self.thresholds_manifest.thresholds, f"the {ROUTING_SLICE}: {len(held_out)} examples"

@@ -64,7 +64,7 @@ _TASK: dict[str, Check] = {
 _ENTRY: dict[str, Check] = {
     "threshold": THRESHOLD,
     **dict.fromkeys(("rule", "chosen_on", "statement", "slice_sha256", "swift_sha256", "super_sha256"), TEXT),
-    **dict.fromkeys(("slice_sketch", "denial"), TEXT),
+    **dict.fromkeys(("slice_sketch", "denial", "cost"), TEXT),
     "sampling": SAMPLING,
     "temperature": POSITIVE,
     **dict.fromkeys(("num_examples", "attempts", "max_length"), whole(1)),
@@ -279,7 +279,7 @@ def known_name(named: Container[str], name: str = DEFAULT_THRESHOLD) -> str:
 
 
 def entry_speedup(entry: dict[str, Any]) -> float:
-    """The Super's FLOPs over the pair's at the threshold of an entry, on the slice that chose it; NaN if unknown."""
+    """The Super's cost over the pair's at the threshold of an entry, on the slice that chose it; NaN if unknown."""
     speedup = float(entry.get("speedup") or math.nan)
     # Earlier versions ran the Swift also where everything is deferred, and counted it.
     return 1.0 if not math.isnan(speedup) and float(entry["threshold"]) == -math.inf else speedup

@@ -114,7 +114,9 @@ class Api:
         if "/batches/" in path:
             self.batches[name][1] += 1
             done = self.batches[name][1] > 1
-            more = {"output_file_id": f"out-{name}"} if done else {}
+            total = len(self.files[self.batches[name][0]])
+            more = {"request_counts": {"completed": total * done, "total": total, "failed": 0}}
+            more |= {"output_file_id": f"out-{name}"} if done else {}
             return json.dumps({"id": name, "status": "completed" if done else "in_progress", **more}).encode()
         rows, lines = self.files[self.batches[name.removeprefix("out-")][0]], []
         for row in rows:

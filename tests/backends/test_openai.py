@@ -348,9 +348,18 @@ def test_what_answers_took(api, tmp_path):
     price = [((count - count // 2) * 1.0 + count // 2 * 0.5 + 2 * 4.0) / 1e6 for count in prompts]
     assert records.price.tolist() == pytest.approx(price, rel=1e-12)
     api.plan = ["no usage"]
-    some = open_backend(write_settings(tmp_path, api, prices=PRICES), TASK).answer(examples_of(TEXTS[:3]))
-    assert some.price is some.tokens is some.cached is None
+    one_at_a_time = write_settings(tmp_path, api, prices=PRICES, concurrent=1)
+    some = open_backend(one_at_a_time, TASK).answer(examples_of(TEXTS[:3]))
+    assert some.tokens is some.cached is None
+    assert some.price.isnan().tolist() == [True, False, False]
     assert "1 answer" in kinds()["no-usage"]
+    # What the server refuses to read costs nothing, and the other prices stay.
+    forget_notices()
+    api.plan = [(400, error_of("context_length_exceeded")), (400, error_of("content_filter"))]
+    some = open_backend(one_at_a_time, TASK).answer(examples_of(TEXTS[:3]))
+    assert (some.price[:2].tolist(), some.tokens[:2].tolist()) == ([0, 0], [0, 0])
+    assert some.price[2] > 0
+    assert "no-usage" not in kinds()
 
 
 def test_a_budget_is_not_passed(api, tmp_path):
@@ -525,7 +534,7 @@ def test_addresses():
     ("more", "words"),
     [
         ({"key": KEY}, "no name of an environment variable"),
-        ({"keys": "A"}, "'keys'"),
+        ({"keys": "A"}, "did you mean 'key'"),
         ({"budget": 1.0}, "needs 'prices'"),
         ({"budget": -1}, "'budget' is -1"),
         ({"prices": {"input": 1, "output": 2}}, "'prices.date'"),
@@ -641,13 +650,16 @@ def test_batch_files(api, tmp_path, monkeypatch):
     assert api.files == sent
 
 
-def test_a_batch_that_began_unseen_is_not_sent_twice(api, tmp_path, monkeypatch):
+def test_a_batch_that_began_unseen_is_not_sent_twice(api, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("elang.terminal._telling", True)
     monkeypatch.setattr("elang.backends.openai.batch_files._FIRST_LOOK", 0.01)
     api.begins = [(500, b"oops")]
     records = open_backend(write_settings(tmp_path, api, batch=True), TASK).answer(examples_of(TEXTS))
     assert labels_of(records) == answers_to(TEXTS)
     assert len(api.batches) == 1
     assert set(api.asked.values()) == {1}
+    said = capfd.readouterr().err
+    assert said.index("the batch batch-0: 0 of 12 requests; ") < said.index("the batch batch-0: 12 of 12 requests; ")
 
 
 def test_a_budget_of_batches(api, tmp_path, monkeypatch):

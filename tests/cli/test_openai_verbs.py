@@ -88,7 +88,9 @@ def test_scored_answers_are_records_of_a_super(labels, files, tmp_path, pair, da
     assert main(["validate", *args, *data_args, *QUIET, "--model.output", str(tmp_path / "joint")]) == 0
     joint = pd.read_parquet(tmp_path / "joint" / "records.parquet")
     assert joint["super_price"].gt(0).all()
-    assert KEY not in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert re.search(rf"openai:big@{labels.url}: 0\.\d+ USD spent", said)
+    assert KEY not in said
 
 
 def test_a_super_of_an_evaluation(labels, files, data_args, tmp_path, pair):
@@ -228,12 +230,13 @@ def test_ask_takes_it_too(labels, files, tmp_path, fails):
     assert sorted(one.name for one in tmp_path.iterdir()) == ["super.parquet", "super.yaml"]
 
 
-def test_a_pair_at_work(labels, files, tmp_path, pair):
+def test_a_pair_at_work(labels, files, tmp_path, pair, capfd):
     """`predict`, and Python; an input without an answer has none."""
     path = write_settings(tmp_path, labels)
     args = ["--swift_model", str(pair["swift"]), "--super_model", path, "--input", str(files[1]), "--text", "text"]
     output = tmp_path / "answers.jsonl"
     assert main(["predict", *args, "--threshold", "defer 50%", "--output", str(output)]) == 0
+    assert re.search(rf"openai:big@{labels.url}: \d+ tokens", capfd.readouterr().err)
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     texts = pd.read_csv(files[1])["text"].tolist()
     deferred = [place for place, answer in enumerate(answers) if answer["answered_by"] == "super"]
@@ -404,6 +407,9 @@ def test_money_is_the_cost(labels, files, data_args, tmp_path, pair, capfd, fail
     path = write_settings(tmp_path, labels, prices={**PRICES, "currency": "EUR"})
     args = ["validate", "--model.swift_model", str(pair["swift"]), "--model.super_model", path, *data_args, *QUIET]
     args += ["--model.output", str(joint), "--model.cost", "money"]
+    for cost, words in (("money", "Set 'prices'"), ("seconds", "Leave --model.cost out")):
+        fails([*args[:3], "--model.super_model", f"openai:big@{labels.url}", *args[5:-1], cost], words)
+    assert not labels.seen
     fails(args, "What", "costs in money is not known", "--model.hour_price")
     assert main([*args, "--model.hour_price", "0.001"]) == 0
     said = " ".join(capfd.readouterr().out.split())
@@ -417,13 +423,21 @@ def test_money_is_the_cost(labels, files, data_args, tmp_path, pair, capfd, fail
     accuracy = summary["qualities"]["accuracy"]
     assert accuracy["super"]["cost"] == pytest.approx(evaluated["super_price"].mean())
     assert accuracy["swift"]["cost"] == pytest.approx(evaluated["swift_flops"].mean())
+    assert "50% of the cost" in accuracy["scores"]["free_energy"]["on_this_set"]
     cost = 1e3 * evaluated["super_price"].mean()
     assert "FLOPs" not in said.replace("Speed-ups here count FLOPs", "")
     assert re.search(rf"1,000 inputs cost [\d.e-]+ EUR by the Swift alone, .* {cost:.3g} by the Super alone", said)
-    budget = ["calibrate", str(joint), "--flops", "0.5", "--split", "validation", "--output", str(tmp_path / "c")]
-    assert main(budget) == 0
+    named = json.loads((joint / "elang.json").read_text())["thresholds"]["max_softmax"]
+    assert {entry["cost"] for entry in named.values()} == {"money, in EUR"}
+    assert main(["sweep", str(joint), "--output", str(tmp_path / "swept")]) == 0
+    budget = ["calibrate", str(joint), "--flops", "0.5", "--split", "validation"]
+    assert main([*budget, "--output", str(tmp_path / "c")]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "FLOPs" not in said
+    assert "EUR of the Super alone divided by EUR of the pair" in said
     entries = json.loads((tmp_path / "c" / "elang.json").read_text())["thresholds"]
     (entry,) = [one for named in entries.values() for one in named.values() if "flops" in one]
+    assert entry["cost"] == "money, in EUR"
     assert "at most 0.5 of the Super's cost" in entry["statement"]
     assert main(["report", str(joint), "--output", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()

@@ -21,7 +21,10 @@ from elang.evaluation.report.console import print_commands, print_summary, thres
 from elang.evaluation.report.words import meanings, outcome, statement_lines
 from elang.evaluation.summarize import all_curves, summarize_pair
 from elang.evaluation.summary import NO_PAIR, SWIFT_ALONE, EvaluatedPair
+from elang.evaluation.units import counted_in, words_of
+from elang.inference.loading import warn_if_costly
 from elang.method.quality.registry import QUALITIES
+from elang.notices import Notice
 from elang.records.manifest import Manifest
 
 ABOUT = {
@@ -37,7 +40,7 @@ ABOUT = {
 LONG = "a_score_of_ones_own_with_a_name_that_is_long"
 
 
-def curves_of(n=400, names=("accuracy", "f1_macro"), super_cost=8e9, swift_right=0.8):
+def curves_of(n=400, names=("accuracy", "f1_macro"), super_cost=8e9, swift_right=0.8, convention="exact"):
     """The curves of the first metric, and the summary."""
     draw = torch.Generator().manual_seed(0)
     label = torch.randint(3, (n,), generator=draw)
@@ -49,7 +52,7 @@ def curves_of(n=400, names=("accuracy", "f1_macro"), super_cost=8e9, swift_right
     answers = PairAnswers(torch.arange(n), torch.arange(n), label, swift, super_, scores, *costs, {})
     qualities = [QUALITIES[name](3) for name in names]
     thresholds = choose_thresholds(answers, qualities[0], "here")
-    about = EvaluatedPair(**ABOUT, num_examples=n)
+    about = EvaluatedPair(**ABOUT, num_examples=n, flops_convention=convention)
     curves = all_curves(answers, qualities)
     summary = summarize_pair(about, answers, curves, thresholds, ["a", "b", "c"], n, None, 4e-7)
     return next(iter(curves.values())), summary
@@ -242,6 +245,32 @@ def test_a_swift_that_is_too_large_is_told():
     assert little_to_save(1, 10) == little_to_save(34, 100) == little_to_save(1, math.nan) == ""
     assert "takes 50% of the Super's FLOPs, so no threshold can save more than 2.00x" in little_to_save(1, 2)
     assert little_to_save(1, 2) in summary_of(super_cost=2e9).cautions
+
+
+@pytest.mark.parametrize(
+    ("convention", "words"),
+    [
+        ("exact", ["Super's FLOPs", "x fewer FLOPs", "GFLOPs by the Swift alone", "count FLOPs", "FLOPs of the Super"]),
+        ("seconds", ["Super's time", "x less time", "seconds by the Swift alone", "count seconds", "the time"]),
+        ("money, in EUR", ["Super's cost", "x lower cost", "EUR by the Swift alone", "count EUR", "EUR of the Super"]),
+    ],
+)
+def test_costs_are_called_what_they_are(capsys, convention, words):
+    """In what is printed, cautions, names of points, figures' axes, and the notice of a threshold that costs more."""
+    summary = summary_of(super_cost=2e9, convention=convention)
+    print_summary(summary, Path("joint"))
+    print_commands(summary, "dev.csv", ["text"], [])
+    entry = {"threshold": 0.5, "speedup": 0.5, **counted_in(convention)}
+    with pytest.warns(Notice) as given:
+        warn_if_costly(Manifest(["a"], thresholds={"s": {"1-SE": entry}}), "s", "1-SE")
+    printed = " ".join(capsys.readouterr().out.split())
+    texts = [printed, *summary.cautions, *summary.first.scores["entropy"].on_this_set]
+    texts += [drawing._cost_label(summary), str(given[0].message)]
+    said = " | ".join(texts)
+    for word in words:
+        assert word in said
+    assert ("FLOP" in said.replace("--model.super_flops", "")) == (convention == "exact")
+    assert words_of(convention).saving in str(given[0].message)
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ def test_what_cannot_be_swept(tmp_path, fails):
     for name, said in (
         ("Super's weights", [{"weights": {"swift": "ab", "super": hash_}} for hash_ in ("cd", "ef")]),
         ("temperature", [{"temperature": 1.0}, {"temperature": 2.0}]),
-        ("FLOPs convention", [{"flops_convention": "exact"}, {"flops_convention": "paper"}]),
+        ("convention of costs", [{"flops_convention": "exact"}, {"flops_convention": "paper"}]),
     ):
         parts = [
             written(part, tmp_path / f"part{i}.parquet", **one)

@@ -439,11 +439,8 @@ class Handled:
         response = self.handler(httpx.Request("POST", url, content=data, headers={**self.headers, **headers}))
         response = await response if asyncio.iscoroutine(response) else response
 
-        async def iter_any():
-            for place in range(0, len(response.content), 100):
-                yield response.content[place : place + 100]
-
-        content = SimpleNamespace(iter_any=iter_any)
+        # Streams as they come, what is there in pieces.
+        content = SimpleNamespace(iter_any=lambda: response.aiter_bytes(100 if response.is_stream_consumed else None))
         yield SimpleNamespace(status=response.status_code, headers=response.headers, content=content)
 
 
@@ -697,7 +694,7 @@ def test_limits_of_a_stream_hold_before_and_after_its_first_text(models, monkeyp
         if begun:
             yield chunk("he").encode()
         if misdeed == "hangs":
-            raise httpx.ReadTimeout("late")
+            raise aiohttp.SocketTimeoutError("late")
         while misdeed in ("says nothing", "drips", "is endless"):
             await asyncio.sleep(0 if misdeed == "is endless" else 0.02)
             yield {"drips": chunk("y" if begun else ""), "is endless": chunk("y" * begun) * 9}.get(
@@ -706,7 +703,7 @@ def test_limits_of_a_stream_hold_before_and_after_its_first_text(models, monkeyp
         yield b"" if misdeed == "breaks off" else b"data: no JSON\n\n"
 
     super_ = upstream(lambda request: httpx.Response(200, content=sent()))
-    super_.timeout = 0.06
+    super_._sender.timeout = 0.06
     start = time.monotonic()
     (response,) = posted(chat_app(models, super_=super_)[0], asked(HARD, stream=True))
     assert time.monotonic() - start < 5
@@ -967,6 +964,8 @@ def test_options_that_cannot_be(pair, folders, fails, monkeypatch):
     fails([*chat, *super_, "--super_price", "[1, -2]"], "--super_price")
     fails([*chat, *super_, "--model_name", " "], "--model_name")
     fails([*chat, "--super_model", "http://localhost:1"], "openai:MODEL@URL")
+    # They would have no effect.
+    fails(["serve", *swift, *super_, "--api", "openai", "--super_price", "[1, 2]"], "writes texts")
     for address in ("openai:x@http://u:pw@h", "openai:x@http://h?k=pw"):
         assert "pw" not in fails([*chat, "--super_model", address], "password or a query")
     fails(["serve", "--swift_model", "openai:x@http://h", *super_, "--api", "openai", "--threshold", "1"], "runs here")

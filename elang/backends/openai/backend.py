@@ -203,19 +203,17 @@ class OpenAIBackend:
         return Scored.of(records, self.task.kind, known[score].tolist(), route(known[score], threshold).tolist())
 
     def _costs(self, replies: Sequence[Reply]) -> dict[str, Any]:
-        """The tokens of prompts and answers, and the price, where all are known."""
-        usages = [reply.usage for reply in replies if reply.usage is not None]
-        if len(usages) < len(replies) or not usages:
-            return {}
-        columns = {
-            "tokens": torch.tensor([usage.input for usage in usages]),
-            "cached": torch.tensor([usage.cached for usage in usages]),
-            "steps": torch.tensor([usage.output for usage in usages]),
-        }
-        prices = self.settings.prices
-        if prices is None:
-            return columns
-        return columns | {"price": torch.tensor([prices.of(usage) for usage in usages], dtype=torch.float64)}
+        """The tokens of prompts and answers, where all are known, and the prices, NaN where they are not."""
+        usages = [reply.usage for reply in replies]
+        known = [usage for usage in usages if usage is not None]
+        columns, prices = dict[str, Any](), self.settings.prices
+        if known and len(known) == len(usages):
+            for column, field in (("tokens", "input"), ("cached", "cached"), ("steps", "output")):
+                columns[column] = torch.tensor([getattr(usage, field) for usage in known])
+        if known and prices is not None:
+            price = [torch.nan if usage is None else prices.of(usage) for usage in usages]
+            columns["price"] = torch.tensor(price, dtype=torch.float64)
+        return columns
 
     def _logits(self, replies: Sequence[Reply], labels: Sequence[int]) -> Tensor | None:
         """The log-probabilities of the labels, if the server gives them; of an answer without them all are equal."""

@@ -135,12 +135,15 @@ class BatchFiles:
         """Wait for a batch, and keep its replies."""
         if batch.startswith(_FILE):
             batch = await self._begin(http, batch, journal, resumed=True)
-        seconds, status = _FIRST_LOOK, dict[str, Any]()
+        seconds, status, told = _FIRST_LOOK, dict[str, Any](), ""
         while not status or status.get("status") in _UNDER_WAY:
             if status:
                 await asyncio.sleep(seconds)
                 seconds = min(2 * seconds, _LONGEST_LOOK)
             status = await self._call(http, "GET", f"/batches/{batch}")
+            if (done := _done_of(status)) and done != told:
+                told = done
+                tell(f"the batch {batch}: {done}; {self.client.spending.line()}")
         for file in (status.get("output_file_id"), status.get("error_file_id")):
             text = (await self._call(http, "GET", f"/files/{file}/content", raw=True)) if file else ""
             for line in text.splitlines():
@@ -172,8 +175,7 @@ class BatchFiles:
         except TemporaryError as error:
             self.client.count(error)
             return
-        # Errors about one input cost nothing.
-        lost = reply.usage is None and response.status_code == 200
+        lost = reply.usage is None
         self.client.spending.unreported += lost
         self.client.spending.settle(self._held[digest], reply.usage, len(json.dumps(left[digest])), lost=lost)
         journal.keep(digest, reply)
@@ -212,3 +214,10 @@ class BatchFiles:
         if not isinstance(value, dict):
             raise TemporaryError(f"{path} is no JSON object")
         return value
+
+
+def _done_of(status: dict[str, Any]) -> str:
+    """How far a batch is, if its server says so."""
+    counts = status.get("request_counts")
+    done, total = (counts.get("completed"), counts.get("total")) if isinstance(counts, dict) else (None, None)
+    return f"{done:,} of {counted(total, 'requests')}" if isinstance(done, int) and isinstance(total, int) else ""

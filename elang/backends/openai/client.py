@@ -12,6 +12,7 @@ from elang.backends.openai.journal import Journal
 from elang.backends.openai.questions import Questions
 from elang.backends.openai.redaction import spelled
 from elang.backends.openai.replies import Reply
+from elang.backends.openai.settings import Usage
 from elang.backends.openai.spending import Pace, Spending, SpendingProgress, output_of
 from elang.backends.retrying import RETRIED, GivenUpError, TemporaryError, pause_of, persistently, run_async
 from elang.errors import InputError, counted, first_line
@@ -28,7 +29,8 @@ NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_act
 _TOO_LONG = ("context_length_exceeded", "string_above_max_length")
 _TOO_LONG_WORDS = ("context length", "too many tokens", "context size", "context window")
 TOO_LONG, FILTERED = "too_long", "content_filter"
-"""Reasons of replies in place of which the server sent an error about this input alone."""
+"""Reasons of replies in place of which the server sent an error about this input alone, which costs nothing."""
+_NOTHING = Usage(0, 0, 0)
 
 
 class _StoppedError(Exception):
@@ -180,10 +182,7 @@ class Client:
             request.answered += 1
             reply = self.read(response)
             usage = reply.usage
-            if usage is None:
-                # Errors about one input cost nothing.
-                lost = reply.finish not in (TOO_LONG, FILTERED) or response.status_code == 200
-                spending.unreported += lost
+            spending.unreported += usage is None
             return reply
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             lost = False
@@ -246,9 +245,9 @@ class Client:
             raise TemporaryError(f"{status}: {message}" if message else str(status), pause_of(response.headers))
         if status in (400, 413, 422):
             if status == 413 or code in _TOO_LONG or any(words in message.lower() for words in _TOO_LONG_WORDS):
-                return Reply("", TOO_LONG)
+                return Reply("", TOO_LONG, usage=_NOTHING)
             if code in (FILTERED, "content_policy_violation"):
-                return Reply("", FILTERED, refused=True)
+                return Reply("", FILTERED, refused=True, usage=_NOTHING)
         if status in (404, 405) or response.is_redirect:
             raise InputError(
                 f"{self.questions.url} is not there, or has no such model ({status}: {message}). Correct it."

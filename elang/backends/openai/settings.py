@@ -5,6 +5,7 @@ import os
 import re
 from dataclasses import dataclass, field, fields
 from datetime import date
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -228,7 +229,8 @@ _CHECKS: dict[str, Check] = {
 def _check_names(values: dict[Any, Any], cls: type[Any], where: str, without: str = "") -> None:
     known = [one.name for one in fields(cls) if one.name != without]
     if unknown := [str(name) for name in values if name not in known]:
-        raise ValueError(f"it has '{where}{unknown[0]}', which is none of [{listed(known)}]")
+        meant = "".join(f"; did you mean '{name}'" for name in get_close_matches(unknown[0], known, 1))
+        raise ValueError(f"it has '{where}{unknown[0]}', which is none of [{listed(known)}]{meant}")
 
 
 def _parts(address: str) -> dict[str, Any]:

@@ -40,12 +40,13 @@ def tell_answers(questions: Questions, replies: Sequence[Reply], labels: Sequenc
             "no-answer",
             f"Of {counted(len(replies), 'answers')} of {address}, {told}{shown}: these {meant}{lowest}.",
         )
+    or_length = ", or --data.max_target_length" if questions.task.kind.generates else ""
     if cut := sum(reply.finish == "length" for reply in replies):
         notice(
             "cut-answers",
             f"{cut} of {counted(len(replies), 'answers')} of {address} reached the limit of "
-            f"{questions.max_tokens} tokens and may be cut. Raise --data.max_target_length, or 'max_tokens' "
-            "in the settings.",
+            f"{questions.max_tokens} tokens and may be cut. Raise 'max_tokens' in the settings{or_length}. A model "
+            "that thinks first needs many more, or must be told not to think.",
         )
     _tell_models(questions, replies)
     _tell_structure(questions, replies)
@@ -89,6 +90,6 @@ def tell_failures(address: str, failures: dict[str, int], spending: Spending) ->
         spending.unreported = 0
         notice(
             "no-usage",
-            f"{address} does not say what {counted(count, 'answers')} took: their tokens and prices are not "
-            "recorded, and a budget counts them by an estimate.",
+            f"{address} does not say what {counted(count, 'answers')} took: their prices are not "
+            "recorded, nor any tokens of this set, and a budget counts them by an estimate.",
         )

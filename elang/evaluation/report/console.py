@@ -17,7 +17,7 @@ from elang.evaluation.report.words import (
     statement_lines,
 )
 from elang.evaluation.summary import NO_PAIR, SWIFT_ALONE, JointSummary
-from elang.evaluation.units import told_in, unit_of
+from elang.evaluation.units import words_of
 from elang.records.manifest import Manifest
 from elang.terminal import say, say_table, say_wrapped, without_repeats
 
@@ -69,7 +69,7 @@ def print_commands(summary: JointSummary, file: str, columns: list[str], thresho
     pair = ["--swift_model", summary.swift_model, "--super_model", summary.super_model]
     read = ["--input", file, "--text", *columns]
     if file:
-        counted = unit_of(summary.flops_convention)
+        counted = words_of(summary.flops_convention).name
         say_wrapped(f"Speed-ups here count {counted}. What the pair saves in seconds on this machine:")
         say(f"  {shlex.join(['elang', 'bench', *pair, *thresholds, *read])}")
     where, _, name = default_point(summary).partition(", ")
@@ -148,7 +148,7 @@ def _print_thresholds(summary: JointSummary) -> list[str]:
     rows.append(rows.pop(0))
     rows.insert(0, row("Swift alone", alone[0], 0.0, first.swift.speedup))
     about = {"metric": metrics[0], "chosen_on": summary.thresholds_from, "allowed": allowance(summary)}
-    about["cost"] = unit_of(summary.flops_convention)
+    about["cost"] = words_of(summary.flops_convention).name
     if (one := summary.most_frequent) is not None:
         reached = [quality_text(metric, one["qualities"].get(metric, math.nan)) for metric in metrics]
         rows.insert(0, ["most frequent label", *reached, "-", "-"])
@@ -200,7 +200,7 @@ def _more(summary: JointSummary) -> Iterator[str]:
         if signature != name:
             yield f"{name}: {signature}"
     if summary.lengths and "decoder_share" in summary.lengths:
-        saved = f"{summary.lengths['decoder_share']:.1%} of the Swift's FLOPs."
-        yield f"An input that is deferred before the Swift decodes saves {told_in(saved, summary.flops_convention)}"
+        saved = f"{summary.lengths['decoder_share']:.1%} of the Swift's {words_of(summary.flops_convention).of}"
+        yield f"An input that is deferred before the Swift decodes saves {saved}."
     for statement in summary.statements or []:
         yield " ".join([f"{statement['name']} ({statement['score']}):", *statement_lines(statement)])

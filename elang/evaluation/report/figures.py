@@ -13,7 +13,7 @@ from elang.evaluation.pair import PairAnswers
 from elang.evaluation.report.folder import Evaluation
 from elang.evaluation.report.words import default_point, score_rows
 from elang.evaluation.summary import JointSummary
-from elang.evaluation.units import told_in
+from elang.evaluation.units import FLOPS, words_of
 from elang.files import write_atomically
 from elang.method.bootstrap import curve_interval
 from elang.method.curve.points import OperatingCurve
@@ -22,7 +22,7 @@ from elang.method.scores import BEFORE_DECODER, TOKEN_SCORES
 # Scores of generated text are too many to draw, or to print again for a second metric.
 MAX_DRAWN = 16
 _BAND_POINTS, _RESAMPLES = 101, 1000
-_COST, _SHARE = "compute, as a share of the Super's FLOPs", "share deferred to the Super"
+_SHARE = "share deferred to the Super"
 _GRAY = "#767676"
 _LABELS = {"random": "deferring at random", "oracle": "oracle (knows both answers)"}
 COLORS = {
@@ -39,6 +39,12 @@ COLORS = {
     "encoder_router": "#8F3E00",
     "prompt_router": "#8F3E00",
 }
+
+
+def _cost_label(about: Any) -> str:
+    """The label of the axis of costs, by the convention of a summary or of a pair that is evaluated."""
+    words = words_of(about.flops_convention)
+    return f"{'compute' if words is FLOPS else words.of}, as a share of the Super's {words.of}"
 
 
 def new_axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
@@ -95,7 +101,7 @@ def plot_curves(path: Path, curves: dict[str, OperatingCurve], about: JointSumma
         if point := summary.scores[routing].point(usual := summary.scores[routing].usual("held out")):
             place = (point.cost / super_.cost if by_cost else point.deferred_share, point.quality)
             axis.plot(*place, "o", color="black", zorder=6, label=f"{routing}: {usual}")
-        axis.set_xlabel(told_in(_COST, about.flops_convention) if by_cost else _SHARE)
+        axis.set_xlabel(_cost_label(about) if by_cost else _SHARE)
     axes[0].set_ylabel(summary.quality_name)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     title = f"{about.task}: " if about.task else ""
@@ -190,7 +196,7 @@ def curve_figure(evaluation: Evaluation, name: str, threshold: float) -> dict[st
         axis.fill_between(x, low, high, color=COLORS.get(routing, "#666666"), alpha=0.15, linewidth=0)
         alt += "; the band is its 95% bootstrap interval"
     _mark_models(axis, (first.swift.cost / cost if by_cost else 0, first.swift.quality), first.super.quality)
-    axis.set_xlabel(told_in(_COST, evaluation.summary.flops_convention) if by_cost else _SHARE)
+    axis.set_xlabel(_cost_label(evaluation.summary) if by_cost else _SHARE)
     axis.set_ylabel(metric)
     figure.legend(loc="outside lower center", ncols=4, fontsize=9)
     # Where data lies in the picture, so that the slider's mark can be put there.

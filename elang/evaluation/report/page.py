@@ -20,7 +20,7 @@ from elang.evaluation.report.words import (
     point_cells,
     statement_lines,
 )
-from elang.evaluation.units import shown_as, unit_of
+from elang.evaluation.units import words_of
 from elang.method.bootstrap import lost_to_super
 from elang.method.curve.points import Point
 from elang.method.deferral import route
@@ -51,12 +51,12 @@ def section(
     answer, *details = outcome(summary, point, to_super)
     heads, rows, notes = _scores(evaluation)
     about = {"metric": evaluation.metric, "chosen_on": summary.thresholds_from, "score": score}
-    about |= {"allowed": allowance(summary), "cost": unit_of(summary.flops_convention)}
+    about |= {"allowed": allowance(summary), "cost": words_of(summary.flops_convention).name}
     return {
         "label": label,
         "id": "".join(c if c.isalnum() else "-" for c in label),
         "summary": summary,
-        "cost": shown_as(summary.flops_convention),
+        "cost": words_of(summary.flops_convention),
         "found": first,
         "quality": evaluation.metric,
         "score": score,
@@ -118,7 +118,7 @@ def _slider(evaluation: Evaluation, start: int) -> dict[str, Any]:
         for what in ("batch 1", "at best batch")
         if {"swift", "super"} <= latency.keys()
     }
-    slider["scale"] = shown_as(evaluation.summary.flops_convention)["scale"]
+    slider["scale"] = words_of(evaluation.summary.flops_convention).scale
     return slider | {"start": int(np.searchsorted(rows, start))}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from elang.evaluation.summary import JointSummary, Worth
-from elang.evaluation.units import is_other, told_in, unit_of
+from elang.evaluation.units import FLOPS, CostWords, words_of
 from elang.method.curve.points import Point
 from elang.method.quality.texts import full_mark
 
@@ -99,13 +99,14 @@ def outcome(summary: JointSummary, point: Point, to_super: dict[str, Any] | None
     swift, pair, super_ = (quality_text(metric, q) for q in (first.swift.quality, point.quality, first.super.quality))
     said = _compared(to_super, f"{metric} {pair}, the Super's {super_}", first.num_examples)
     who = "the pair" if share else "the Swift alone"
-    lines = [f"{who} {said} at {point.speedup:.2f}x fewer FLOPs."]
+    words = words_of(summary.flops_convention)
+    lines = [f"{who} {said} at {point.speedup:.2f}x {words.less}."]
     if share == 1:
         lines = ["the pair saves nothing: every input goes to the Super."]
     elif math.isnan(point.speedup):
         lines = [f"{who} {said}; what it saves is unknown."]
     elif point.speedup <= 1:
-        lines = [f"{who} saves nothing: it {said} and takes {1 / point.speedup:.2f}x the Super's FLOPs."]
+        lines = [f"{who} saves nothing: it {said} and takes {1 / point.speedup:.2f}x the Super's {words.of}."]
     if summary.denied:
         task = f"With this in mind: {task[:1].lower()}{task[1:]}"
     lines[0] = task + (lines[0] if task else "T" + lines[0][1:])
@@ -118,15 +119,13 @@ def outcome(summary: JointSummary, point: Point, to_super: dict[str, Any] | None
     lines += [f"The Swift alone has {metric} {swift}."] if share else []
     costs = {"the Swift alone": first.swift.cost, "the pair": point.cost if share else math.nan}
     costs["the Super alone"] = first.super.cost
-    return [told_in(line, summary.flops_convention) for line in lines] + _costs(costs, summary.flops_convention)
+    return lines + _costs(costs, words)
 
 
-def _costs(costs: dict[str, float], convention: str) -> list[str]:
+def _costs(costs: dict[str, float], words: CostWords) -> list[str]:
     """What an input costs by each, as far as it is known; in seconds or money, what 1,000 do."""
-    what, unit, scale = "An input costs ", "GFLOPs", 1e-9
-    if is_other(convention):
-        what, unit, scale = "1,000 inputs cost ", unit_of(convention), 1e3
-    known = [f"{cost * scale:.3g}{{}} by {who}" for who, cost in costs.items() if not math.isnan(cost)]
+    what, unit = ("An input costs ", "GFLOPs") if words is FLOPS else ("1,000 inputs cost ", words.name)
+    known = [f"{cost * words.scale:.3g}{{}} by {who}" for who, cost in costs.items() if not math.isnan(cost)]
     lines = [what + ", ".join(known).replace("{}", f" {unit}", 1).replace("{}", "") + "."] if known else []
     if math.isnan(costs["the Super alone"]):
         lines.append("What the Super costs is unknown: give it with --model.super_flops.")

@@ -16,7 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import httpx
 
-from elang import __version__
+from elang._version import __version__
 from elang.backends.openai.client import NO_MONEY, error_in, whole_body
 from elang.backends.openai.redaction import without
 from elang.backends.openai.settings import Settings, Usage
