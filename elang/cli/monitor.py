@@ -80,11 +80,7 @@ def monitor(
     with output_lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_watch(folder, result, f"The watch of {path.name}")
-    if prometheus is not None:
-        with write_atomically(prometheus) as aside:
-            aside.write_text(exposition(result), "utf-8")
-    if to_label is not None:
-        _write_waiting(runs, Path(to_label), metric)
+    _write_others(result, runs, prometheus, to_label, metric)
     _print(result, folder)
     return EXIT_CODES[result.verdict]
 
@@ -131,6 +127,16 @@ def _time(since: str | None) -> float:
     except ValueError as error:
         raise InputError(f"--since must be a date or time such as 2026-12-01T08:00, but it is '{since}'.") from error
     return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def _write_others(
+    result: Watched, runs: list[Run], prometheus: str | None, to_label: str | None, metric: str | None
+) -> None:
+    if prometheus is not None:
+        with write_atomically(prometheus) as aside:
+            aside.write_text(exposition(result), "utf-8")
+    if to_label is not None:
+        _write_waiting(runs, Path(to_label), metric)
 
 
 def _write_waiting(runs: list[Run], path: Path, metric: str | None) -> None:
