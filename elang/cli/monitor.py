@@ -63,18 +63,17 @@ def monitor(
     """
     path, folder = Path(log), Path(output)
     _check_outputs(folder, [log, labels], prometheus, to_label)
-    content = read_log(path)
+    content, at = read_log(path), _time(since)
     if labels is not None:
         add_labels(content, Path(labels))
     if content.orphans:
         notice("unknown-ids", f"{content.orphans:,} labels or answers are of ids that the log does not have.")
     score, number = content.threshold()
-    entry = _entry(promise, threshold, score=score, number=number) if promise is not None else {}
-    numbers: dict[Kind, float | None] = {"regret": max_regret, "drop": max_drop, "disagreement": max_disagreement}
-    numbers |= {"deferred": max_deferred}
-    for kind in ("regret", "drop"):
-        numbers[kind] = entry.get(f"max_{kind}") if numbers[kind] is None else numbers[kind]
-    runs = _runs(content, score, number, _time(since))
+    entry = {} if promise is None else _entry(promise, threshold, score=score, number=number)
+    numbers: dict[Kind, float | None] = {"disagreement": max_disagreement, "deferred": max_deferred}
+    for kind, value in (("regret", max_regret), ("drop", max_drop)):
+        numbers[kind] = entry.get(f"max_{kind}") if value is None else value  # type: ignore[index]
+    runs = _runs(content, score, number, at)
     promises = [Promise(kind, value) for kind, value in numbers.items() if value is not None]
     result = watched(runs, promises, confidence, entry, metric)
     with output_lock(folder):
