@@ -63,28 +63,23 @@ def monitor(
     """
     path, folder = Path(log), Path(output)
     _check_outputs(folder, [log, labels], prometheus, to_label)
-    content = read_log(path)
+    content, at = read_log(path), _time(since)
     if labels is not None:
         add_labels(content, Path(labels))
     if content.orphans:
         notice("unknown-ids", f"{content.orphans:,} labels or answers are of ids that the log does not have.")
     score, number = content.threshold()
-    entry = _entry(promise, threshold, score=score, number=number) if promise is not None else {}
-    numbers: dict[Kind, float | None] = {"regret": max_regret, "drop": max_drop, "disagreement": max_disagreement}
-    numbers |= {"deferred": max_deferred}
-    for kind in ("regret", "drop"):
-        numbers[kind] = entry.get(f"max_{kind}") if numbers[kind] is None else numbers[kind]
-    runs = _runs(content, score, number, _time(since))
+    entry = {} if promise is None else _entry(promise, threshold, score=score, number=number)
+    numbers: dict[Kind, float | None] = {"disagreement": max_disagreement, "deferred": max_deferred}
+    for kind, value in (("regret", max_regret), ("drop", max_drop)):
+        numbers[kind] = entry.get(f"max_{kind}") if value is None else value  # type: ignore[index]
+    runs = _runs(content, score, number, at)
     promises = [Promise(kind, value) for kind, value in numbers.items() if value is not None]
     result = watched(runs, promises, confidence, entry, metric)
     with output_lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_watch(folder, result, f"The watch of {path.name}")
-    if prometheus is not None:
-        with write_atomically(prometheus) as aside:
-            aside.write_text(exposition(result), "utf-8")
-    if to_label is not None:
-        _write_waiting(runs, Path(to_label), metric)
+    _write_others(result, runs, prometheus, to_label, metric)
     _print(result, folder)
     return EXIT_CODES[result.verdict]
 
@@ -131,6 +126,16 @@ def _time(since: str | None) -> float:
     except ValueError as error:
         raise InputError(f"--since must be a date or time such as 2026-12-01T08:00, but it is '{since}'.") from error
     return (time if time.tzinfo else time.replace(tzinfo=timezone.utc)).timestamp()
+
+
+def _write_others(
+    result: Watched, runs: list[Run], prometheus: str | None, to_label: str | None, metric: str | None
+) -> None:
+    if prometheus is not None:
+        with write_atomically(prometheus) as aside:
+            aside.write_text(exposition(result), "utf-8")
+    if to_label is not None:
+        _write_waiting(runs, Path(to_label), metric)
 
 
 def _write_waiting(runs: list[Run], path: Path, metric: str | None) -> None:

@@ -64,14 +64,12 @@ def plan(
     allowed = 1 - amount if kind == "quality" else amount
     # A drop has two tests, which share the error.
     needed = least_examples(allowed, (1 + confidence) / 2 if kind == "max_drop" else confidence)
-    what = kind.removeprefix("max_")
-    bound = f"a {what} of at {'least' if kind == 'quality' else 'most'} {amount:g}"
+    bound = f"a {kind.removeprefix('max_')} of at {'least' if kind == 'quality' else 'most'} {amount:g}"
     say_wrapped(
         f"To promise {bound} with {sure} takes at least {needed:,} independent examples, even without any loss."
     )
-    parts = [part * allowed for part in _PARTS] if expected is None else [expected]
-    if expected is not None and kind == "quality":
-        parts = [1 - expected]
+    true = None if expected is None else 1 - expected if kind == "quality" else expected
+    parts = [part * allowed for part in _PARTS] if true is None else [true]
     truths = [Losses(mean, better if kind == "max_drop" else None, exact=not worths) for mean in parts]
     _say_needed(kind, allowed, truths, examples, confidence=confidence, power=power)
     if pilot is not None:
