@@ -8,7 +8,7 @@ from elang.tasks.text_task import TextTask
 
 
 class Person:
-    """Gives no answer here: what reaches a person is put into a queue (`elang predict --queue`, `elang serve --queue`).
+    """Gives no answer here: what reaches a person is put into a queue (`elang predict --queue`).
 
     What a person's answers cost and are worth is said where a chain is chosen: `elang choose --person`.
     """

@@ -1,4 +1,4 @@
-"""A chain of models in place of a pair, as an option of `predict` and `serve`."""
+"""A chain of models in place of a pair, as an option of `predict`."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path

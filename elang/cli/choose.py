@@ -46,7 +46,7 @@ def choose(
         unit: What costs are counted in: FLOPs, seconds, USD, or any word.
         output: Folder for the choice, a page that shows it, and all candidates that were tested.
         ledger: The file that counts attempts on the rows that prove; by default ``slices.json`` beside the output.
-        models: Where the models are, by name, for `elang predict --chain` and `serve --chain`: a folder, a hub id or an
+        models: Where the models are, by name, for `elang predict --chain`: a folder, a hub id or an
             address, or an object with `model` and `score`. They can also be named there.
     """
     folder = Path(output)

@@ -54,7 +54,7 @@ def curve(
             score: ``tfidf``, or an encoder that reads the text, a folder or a pinned hub id. It needs ``--text``.
         router_cost: Of the router for an input. By default it is counted for FLOPs, measured for seconds, and 0 for
             any other unit.
-        models: Where the models are, by name, for `elang predict --chain` and `serve --chain`, as in `elang choose`.
+        models: Where the models are, by name, for `elang predict --chain`, as in `elang choose`.
     """
     folder = Path(output)
     check_folder(folder, [answers], EVALUATION_FILES)
