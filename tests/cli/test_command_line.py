@@ -672,9 +672,9 @@ def test_options_of_one_meaning_have_one_name():
     assert not other_names.keys() & by_name.keys()
     assert by_name["batch_size"] == {"ask", "augment", "bench", "predict", "serve"}
     assert by_name["device"] == {"augment", "bench", "predict", "serve"}
-    assert by_name["threshold"] == {"bench", "predict", "report", "serve"}
+    assert by_name["threshold"] == {"bench", "monitor", "predict", "report", "serve"}
     assert by_name["thresholds"] == by_name["super_int8"] == {"bench", "predict", "serve"}
-    assert by_name["output"] == {*verbs._FUNCTIONS} - {"serve"}
+    assert by_name["output"] == {*verbs._FUNCTIONS} - {"plan", "serve"}
 
 
 @pytest.mark.parametrize("joined", [True, False])

@@ -22,7 +22,7 @@ from elang.evaluation.report.words import meanings, outcome, statement_lines
 from elang.evaluation.summarize import all_curves, summarize_pair
 from elang.evaluation.summary import NO_PAIR, SWIFT_ALONE, EvaluatedPair
 from elang.evaluation.units import counted_in, words_of
-from elang.inference.loading import warn_if_costly
+from elang.inference.routing import warn_if_costly
 from elang.method.quality.registry import QUALITIES
 from elang.notices import Notice
 from elang.records.manifest import Manifest

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from elang import InputError, JointPredictor
+from elang.backends.openai.settings import Prices
 from elang.cli.watch_options import WatchOptions
 from elang.evaluation.watch_log import read_log
 from elang.inference.serving import shadow as shadows
@@ -213,7 +214,7 @@ def test_a_pair_of_labels_is_watched(pair, tmp_path):
 @pytest.mark.parametrize("score", ["prompt_router", "nll_mean"])
 def test_chats_are_watched(models, tmp_path, score):  # noqa: F811 - the fixture
     app, service, _ = chat_app(models, score, limits=Limits(deadline=20))
-    service.shadow = watch_chats(app, service, ShadowOptions(1.0, tmp_path / "log.jsonl", texts=True))
+    service.shadow = watch_chats(app.app, service, ShadowOptions(1.0, tmp_path / "log.jsonl", texts=True))
     bodies = [asked(EASY), asked(HARD), asked(EASY, stream=True), asked(EASY, elang={"always": "swift"})]
 
     async def talk():
@@ -251,7 +252,7 @@ def test_what_cannot_be_watched(fails):
         Costs("money", {})
     with pytest.raises(InputError, match="runs here"):
         Costs("flops", {})
-    assert Costs("money", {"super": (1.0, 2.0)}).of(lambda: 10**6, lambda: 10**6) == 3
+    assert Costs("money", {"super": Prices(1.0, 2.0, "")}).of(lambda: 10**6, lambda: 10**6) == 3
     fails(["serve", "--shadow", "0.1", "--super_model", "x"], "--swift_model")
 
 

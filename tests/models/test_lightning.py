@@ -37,8 +37,7 @@ from elang.backends.loading.checkpoints import read_checkpoint
 from elang.cli.verbs import main
 from elang.data.batches import Reader
 from elang.data.prompts import Prompt
-from elang.models import answering
-from elang.models.answering import EvaluationModule
+from elang.models import elsewhere
 from elang.models.loaders import LoaderBatches
 from elang.notices import forget_notices, notices
 from elang.records.manifest import Manifest
@@ -297,7 +296,7 @@ def test_labels_on_a_gpu_are_looked_at_in_the_first_batch():
 @pytest.mark.parametrize("error", [None, InputError("No answer."), ValueError("Broken.")])
 def test_the_other_processes_hear_that_a_server_is_still_asked(monkeypatch, error):
     """Without a word for some ten minutes torch gives them up."""
-    monkeypatch.setattr(answering, "_MINUTE", 0.05)
+    monkeypatch.setattr(elsewhere, "_MINUTE", 0.05)
     words = []
 
     class Slow:
@@ -312,7 +311,7 @@ def test_the_other_processes_hear_that_a_server_is_still_asked(monkeypatch, erro
         return SimpleNamespace(trainer=SimpleNamespace(world_size=2, is_global_zero=first, strategy=strategy))
 
     def ask(first, broadcast):
-        return EvaluationModule._asked_once(module(first, broadcast), Slow(), "answers")
+        return elsewhere.ask_once(Slow(), "answers", module(first, broadcast).trainer)
 
     def told(word):
         words.append(word)

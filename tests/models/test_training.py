@@ -170,8 +170,7 @@ def test_the_best_may_be_the_last_or_of_an_earlier_run(fit_args, tmp_path):
     state["best_model_score"] = torch.tensor(100.0)
     torch.save(last, tmp_path / "a" / "epoch=1.ckpt")
     callbacks = checkpoints(tmp_path / "b", **monitor)
-    with pytest.warns(UserWarning, match="dirpath has changed"):
-        run_cli("fit", *fit_args, "--trainer.callbacks", callbacks, "--ckpt_path", tmp_path / "a" / "epoch=1.ckpt")
+    run_cli("fit", *fit_args, "--trainer.callbacks", callbacks, "--ckpt_path", tmp_path / "a" / "epoch=1.ckpt")
     assert "epoch 2 (step 22)" in told("best-weights")
     assert same(weights(tmp_path / "model"), weights(tmp_path / "a" / "epoch=1.ckpt"))
 

@@ -54,6 +54,11 @@ class Policy:
     on_super_failure: OnSuperFailure = "swift"
     shadow: ShadowOptions | None = None
 
+    @property
+    def needed(self) -> tuple[Role, ...]:
+        """The models without which chats cannot be answered."""
+        return ("swift", "super") if self.on_super_failure == "fail" else ("swift",)
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -99,27 +104,24 @@ def build_server(
 
     app = FastAPI(title="elang serve", redirect_slashes=False)
     _add_health(app, workers)
-    super_ready = partial(ready, "super")
     options: Any = {"limits": limits, "on_super_failure": policy.on_super_failure, "metrics": metrics}
     front: FastAPI | ChatFront = app
     if writes:
         assert chats is not None and predictor is not None  # noqa: PT018
-        service = _chat_service(predictor, workers, chats, super_ready=super_ready, **options)
+        service = _chat_service(predictor, workers, chats, super_ready=partial(ready, "super"), **options)
         if shadow is not None:
             service.shadow = watch_chats(app, service, shadow)
         front = _add_chats(app, service, predictor, chats, metrics=metrics, limits=limits)
-        needed: tuple[Role, ...] = ("swift", "super") if policy.on_super_failure == "fail" else ("swift",)
-        _add_views(app, metrics, lambda: {"swift": ready("swift"), "super": ready("super")}, needed=needed)
-        gate = Gate(front, token, limits.bytes, count=metrics.count)
+        _add_views(app, metrics, lambda: {"swift": ready("swift"), "super": ready("super")}, needed=policy.needed)
         close = service.super_.close if isinstance(service.super_, Upstream) else None
-        return Server(gate, list(workers.values()), close)
+        return Server(Gate(front, token, limits.bytes, count=metrics.count), list(workers.values()), close)
     batchers = _batchers(workers, limits, remote=remote, token=token, predictor=predictor)
     if not remote:
         _add_super_route(app, batchers["super"], limits, metrics=metrics)
     if predictor is None:
         _add_views(app, metrics, lambda: {"super": ready("super")}, needed=("super",))
     else:
-        pair_service = PairService(predictor, batchers, super_ready, **options)
+        pair_service = PairService(predictor, batchers, partial(ready, "super"), **options)
         if shadow is not None:
             pair_service.shadow = watch_texts(app, pair_service, shadow)
         add_routes(app, pair_service, partial(ready, "swift"))
