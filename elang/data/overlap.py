@@ -1,7 +1,6 @@
 """Texts that are evaluated and are also in the training file, as they are or nearly: counted, or left out of it."""
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,12 +32,12 @@ def warn_of_overlap(splits: dict[Any, Examples]) -> None:
     evaluated = [name for name in _EVALUATED if name in splits and "train" in parts]
     # Few training texts begin as an evaluated one, and only these are looked at as a whole.
     begins = {_begin(texts) for name in evaluated for texts in splits[name].texts}
-    known = [_alike(texts) for examples in parts.values() for texts in examples.texts if _begin(texts) in begins]
+    known = {_alike(texts) for examples in parts.values() for texts in examples.texts if _begin(texts) in begins}
     for name in evaluated:
         examples = splits[name]
         found = {part: torch.isin(examples.key, parts[part].key) for part in parts}
         repeated = torch.stack([*found.values()]).any(0)
-        near = _isin(map(_alike, examples.texts), known) & ~repeated
+        near = torch.tensor([_alike(texts) in known for texts in examples.texts], dtype=torch.bool) & ~repeated
         if _many(near):
             notice(
                 "near-overlap",
@@ -78,12 +77,6 @@ def _alike(texts: tuple[str, ...]) -> int:
     return hash(tuple(map(normal_form, texts)))
 
 
-def _isin(values: Iterable[int], known: Iterable[int]) -> Tensor:
-    """Which of the numbers are known, bool ``(N,)``."""
-    one, other = (torch.tensor([*numbers], dtype=torch.int64) for numbers in (values, known))
-    return torch.isin(one, other)
-
-
 def normal_form(text: str) -> str:
     """A text in lower case, with one space for all white space and punctuation; as it is if it has nothing else.
 
@@ -97,10 +90,9 @@ def without_overlap(examples: Examples, data: Any) -> Examples:
     """The examples of the training file whose texts are not evaluated, even nearly; a notice counts the others."""
     evaluated = {name: data.examples(name) for name in _EVALUATED if name in data.files}
     same = torch.isin(examples.key, torch.cat([examples.key[:0], *(one.key for one in evaluated.values())]))
-    forms = {_begin(texts): set[int]() for one in evaluated.values() for texts in one.texts}
-    for texts in (texts for one in evaluated.values() for texts in one.texts):
-        forms[_begin(texts)].add(_alike(texts))
-    near = [_begin(texts) in forms and _alike(texts) in forms[_begin(texts)] for texts in examples.texts]
+    texts_there = [texts for one in evaluated.values() for texts in one.texts]
+    begins, forms = {*map(_begin, texts_there)}, {*map(_alike, texts_there)}
+    near = [_begin(texts) in begins and _alike(texts) in forms for texts in examples.texts]
     known = same | torch.tensor(near, dtype=torch.bool)
     if known.any():
         only_near = int((known & ~same).sum())

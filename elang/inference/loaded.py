@@ -67,7 +67,7 @@ class LoadedCascade(Cascade):
 
     @property
     def threshold(self) -> float:
-        """Inputs that score above it leave the first stage; infinite where there is only one."""
+        """Inputs that score above it leave the first stage, in a pair for the Super; infinite with one stage alone."""
         return self.stages[0].threshold
 
     @threshold.setter

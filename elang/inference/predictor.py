@@ -73,15 +73,6 @@ class JointPredictor(LoadedCascade):
         self.score = self.stages[0].score or score or self.manifest.score
 
     @property
-    def threshold(self) -> float:
-        """Inputs that score above it go to the Super; infinite without a Swift."""
-        return self.stages[0].threshold
-
-    @threshold.setter
-    def threshold(self, threshold: float) -> None:
-        self.set_threshold(threshold)
-
-    @property
     def super_(self) -> TextModel:
         """The Super, which must be here."""
         runner = self.runners["super"]
